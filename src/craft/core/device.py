@@ -1,0 +1,66 @@
+"""Where to compute and in which floating-point type."""
+
+import contextlib
+
+import torch
+
+from craft.core.errors import ConfigError
+
+_DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+
+
+def resolve_device(name: str | torch.device | None = None) -> torch.device:
+    """The device called `name`; "auto" or None picks CUDA, then MPS, then the CPU.
+
+    Raises:
+        ConfigError: the name is not a device, or the machine does not have it.
+    """
+    if name is None or str(name) == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {str(name)!r}; use auto, cpu, cuda, cuda:0 or mps") from error
+    if device.type == "cuda" and not (
+        torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    ):
+        raise ConfigError(f"device {str(name)!r} is not available on this machine; use --device auto or cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"device {str(name)!r} is not available on this machine; use --device auto or cpu")
+    return device
+
+
+def resolve_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The floating-point type called `name`; "auto" or None: bfloat16 where the device has it, else float32.
+
+    On the CPU "auto" is float32: bfloat16 is slow on most, and a run there is bit-reproducible.
+
+    Raises:
+        ConfigError: the name is not one of float32, bfloat16, float16.
+    """
+    if isinstance(name, torch.dtype):
+        return name
+    if name is None or name == "auto":
+        if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        return torch.float32
+    try:
+        return _DTYPES[name.lower().removeprefix("torch.")]
+    except KeyError:
+        raise ConfigError(f"unknown dtype {name!r}; use auto, float32, bfloat16 or float16") from None
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
+    """Mixed precision for forward passes on `device`; float32 means none (a context that does nothing)."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device_type=device.type, dtype=dtype)

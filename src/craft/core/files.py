@@ -1,0 +1,203 @@
+"""Files that are either whole or absent, and safetensors whose bytes depend on their content alone."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from craft.core.errors import CheckpointError, ConfigError
+
+PathLike = str | os.PathLike[str]
+
+
+def _new_file_mode() -> int:
+    """Permissions that a file made by plain `open` would get (temporary files are private otherwise)."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def atomic_write_bytes(path: PathLike, data: bytes) -> None:
+    """Write `data` to `path` so that a reader sees the old file or the new one, never a part of it.
+
+    Missing parent folders are made.
+
+    Raises:
+        ConfigError: the place cannot be written to.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, _new_file_mode())
+        os.replace(temporary, path)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def atomic_write_text(path: PathLike, text: str) -> None:
+    """Write `text` as UTF-8 with the guarantee of `atomic_write_bytes`."""
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Write `value` as indented JSON in its own key order, atomically. NaN and infinity are refused.
+
+    Raises:
+        ValueError: `value` holds a number that JSON cannot express.
+        ConfigError: the place cannot be written to.
+    """
+    text = json.dumps(value, indent=2, sort_keys=False, ensure_ascii=False, allow_nan=False)
+    atomic_write_text(path, text + "\n")
+
+
+def read_json(path: PathLike) -> Any:
+    """Read one JSON file.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable or not JSON (the message names file and line).
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist; check the path, or copy the folder again") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except json.JSONDecodeError as error:
+        raise CheckpointError(
+            f"{path}, line {error.lineno}: not valid JSON ({error.msg}); restore the file or write it again"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8 text, so not JSON; restore the file") from error
+
+
+@contextmanager
+def atomic_directory(path: PathLike) -> Iterator[Path]:
+    """Build a folder in a sibling temporary one; it takes the name `path` when the block ends without error.
+
+    A folder that was there before is replaced as a whole; after an error it is untouched.
+
+    Raises:
+        ConfigError: the place cannot be written to, or `path` is a file.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path} is a file, and a folder is to be written there; choose another name")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+    old: Path | None = None
+    try:
+        yield temporary
+        os.chmod(temporary, _new_file_mode() | 0o111)
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+            os.replace(path, old / "previous")
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            if old is not None:
+                os.replace(old / "previous", path)
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def save_tensors(
+    path: PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors as safetensors, atomically; equal content gives equal bytes.
+
+    Tensors are taken to the CPU, made contiguous, and sorted by name; `metadata` is sorted too.
+    """
+    from safetensors.torch import save
+
+    owned = {name: _plain(tensors[name]).clone() for name in sorted(tensors)}
+    # The writer orders by dtype and name but keeps metadata in hash order: with one entry or none its bytes are fixed.
+    data = save(owned, metadata=None)
+    if metadata:
+        data = _with_metadata(data, metadata)
+    atomic_write_bytes(path, data)
+
+
+def _with_metadata(data: bytes, metadata: Mapping[str, str]) -> bytes:
+    """Rewrite a safetensors header with sorted `__metadata__` (format: 8-byte length, JSON, padded to 8)."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    ordered = {"__metadata__": {key: str(metadata[key]) for key in sorted(metadata)}, **header}
+    text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+def load_tensors(path: PathLike, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Read every tensor of one safetensors file.
+
+    Raises:
+        CheckpointError: the file is missing, cut short, or not safetensors.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; check the path, or copy the folder again")
+    try:
+        return load_file(path, device=str(device))
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or not a safetensors file ({error}); copy or download it again"
+        ) from error
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu").contiguous()
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over names in order, dtypes, shapes and little-endian bytes; independent of device."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = _plain(tensors[name])
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        digest.update(f"{name}\0{dtype}\0{list(tensor.shape)}\0".encode())
+        if tensor.numel():
+            digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def sha256_file(path: PathLike) -> str:
+    """SHA-256 (hex) of a file's bytes.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}; check the path") from error
