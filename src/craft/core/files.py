@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +18,9 @@ from craft.core.errors import CheckpointError, ConfigError
 PathLike = str | os.PathLike[str]
 
 
-def _new_file_mode() -> int:
-    """Permissions that a file made by plain `open` would get (temporary files are private otherwise)."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
+def _sibling(path: Path, suffix: str) -> Path:
+    """An unused name beside `path` (ordinary permissions follow, which `tempfile` would not give)."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.{suffix}")
 
 
 def atomic_write_bytes(path: PathLike, data: bytes) -> None:
@@ -34,24 +32,18 @@ def atomic_write_bytes(path: PathLike, data: bytes) -> None:
         ConfigError: the place cannot be written to.
     """
     path = Path(path)
+    temporary = _sibling(path, "tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, _new_file_mode())
         os.replace(temporary, path)
     except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
         raise ConfigError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def atomic_write_text(path: PathLike, text: str) -> None:
@@ -103,28 +95,25 @@ def atomic_directory(path: PathLike) -> Iterator[Path]:
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise ConfigError(f"{path} is a file, and a folder is to be written there; choose another name")
+    temporary, old = _sibling(path, "tmp"), _sibling(path, "old")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        temporary.mkdir()
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
-    old: Path | None = None
     try:
         yield temporary
-        os.chmod(temporary, _new_file_mode() | 0o111)
         if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-            os.replace(path, old / "previous")
+            os.replace(path, old)
         try:
             os.replace(temporary, path)
         except BaseException:
-            if old is not None:
-                os.replace(old / "previous", path)
+            if old.exists():
+                os.replace(old, path)
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def save_tensors(
@@ -136,10 +125,9 @@ def save_tensors(
     """
     from safetensors.torch import save
 
-    owned = {name: _plain(tensors[name]).clone() for name in sorted(tensors)}
-    # The writer orders by dtype and name but keeps metadata in hash order: with one entry or none its bytes are fixed.
-    data = save(owned, metadata=None)
-    if metadata:
+    owned = {name: _plain(tensors[name]).clone() for name in sorted(tensors)}  # clones: no shared storage
+    data = save(owned)
+    if metadata:  # written by ourselves: the library puts metadata in hash order, which differs between runs
         data = _with_metadata(data, metadata)
     atomic_write_bytes(path, data)
 
