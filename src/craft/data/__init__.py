@@ -1,0 +1,1 @@
+"""Data: samples, embedded domains, your own files, four-option multiple choice, hold-out, captions."""

@@ -1,0 +1,167 @@
+"""The one place that opens pictures: whatever the user hands in becomes an RGB PIL image or a `DataError`."""
+
+import hashlib
+import io
+import os
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from craft.core.errors import DataError
+
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+"""A path, the bytes of an image file, a PIL image, or an array [H, W] or [H, W, 1|3|4] (uint8, uint16, or
+floats in 0..1)."""
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+"""File name endings (lower case) that count as pictures in a folder of class folders."""
+
+
+def open_image(source: ImageSource, where: str = "") -> Image.Image:
+    """Open and fully decode one picture as 8-bit RGB.
+
+    EXIF rotation is applied; grey, palette, alpha and CMYK pictures go through `convert("RGB")` (alpha is
+    dropped, as VILA-U's data path does); 16-bit grey is scaled to 8 bits; of an animation, the first frame.
+
+    Args:
+        source: path, bytes of an image file, PIL image, or array (see `ImageSource`).
+        where: the place that named this picture ("train.jsonl:12"), for the message.
+
+    Raises:
+        DataError: missing file, not an image, truncated or corrupt data, a decompression bomb, or an array
+            whose shape or type is not an image's. The message names `where` and the file.
+
+    Source: ours; the RGB conversion follows VILA-U's `image.convert("RGB")`.
+    """
+    place = f"{where}: " if where else ""
+    if isinstance(source, np.ndarray):
+        return _from_array(source, place)
+    if isinstance(source, Image.Image):
+        return _decode(source, f"{place}the given picture")
+    if isinstance(source, bytes | bytearray):
+        name, stream = f"{place}the given image bytes", io.BytesIO(source)
+    elif isinstance(source, str | os.PathLike):
+        path = Path(source)
+        name = f"{place}the image {path}"
+        if path.is_dir():
+            raise DataError(f"{name} is a folder. Give the path of a picture file.")
+        if not path.is_file():
+            raise DataError(f"{name} does not exist. Correct the path, or put the file there.")
+        try:
+            stream = io.BytesIO(path.read_bytes())
+        except OSError as error:
+            reason = error.strerror or error
+            raise DataError(f"{name} cannot be read: {reason}. Check its permissions.") from error
+    else:
+        raise DataError(
+            f"{place}cannot make a picture from a {type(source).__name__}. "
+            "Give a path, the bytes of an image file, a PIL image or a numpy array."
+        )
+    try:
+        opened = Image.open(stream)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{name} is too large to open safely: {error}") from error
+    except Exception as error:  # a decoder may raise anything on a broken file
+        raise DataError(
+            f"{name} is not a picture that can be opened ({_reason(error)}). "
+            "Replace the file, or remove it from the data."
+        ) from error
+    return _decode(opened, name)
+
+
+def image_bytes_hash(source: ImageSource) -> str:
+    """SHA-256 (hex) of one picture as given: file bytes, or mode, size and pixels of a decoded one.
+
+    Raises:
+        DataError: the file is missing or unreadable.
+    """
+    digest = hashlib.sha256()
+    if isinstance(source, np.ndarray):
+        digest.update(f"array {source.dtype.str} {source.shape}".encode())
+        digest.update(np.ascontiguousarray(source).tobytes())
+    elif isinstance(source, Image.Image):
+        digest.update(f"image {source.mode} {source.size}".encode())
+        digest.update(source.tobytes())
+    elif isinstance(source, bytes | bytearray):
+        digest.update(source)
+    else:
+        try:
+            digest.update(Path(source).read_bytes())
+        except OSError as error:
+            raise DataError(f"the image {source} cannot be read: {error.strerror or error}.") from error
+    return digest.hexdigest()
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise DataError(
+            f"{name} has {image.width} x {image.height} pixels, more than the {limit} that are safe to "
+            "decode. Make it smaller first."
+        )
+    if image.width == 0 or image.height == 0:
+        raise DataError(f"{name} has no pixels ({image.width} x {image.height}). Replace the file.")
+    try:
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except DataError:
+        raise
+    except Exception as error:  # a decoder may raise anything on a broken file
+        raise DataError(
+            f"{name} is truncated or corrupt ({_reason(error)}). "
+            "Replace the file, or remove it from the data."
+        ) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    mode = image.mode
+    if mode == "RGB":
+        return image
+    if mode.startswith("I"):  # 16-bit grey; PIL would clip it at 255
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError("integer pixels outside 0..65535")
+        return Image.fromarray((grey // 257).astype(np.uint8)).convert("RGB")
+    if mode == "F":
+        return Image.fromarray(_float_to_bytes(np.asarray(image))).convert("RGB")
+    if mode in ("P", "PA", "LA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _float_to_bytes(values: np.ndarray) -> np.ndarray:
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
+        raise ValueError("floating-point pixels must lie in 0..1")
+    return np.rint(values.astype(np.float64) * 255).astype(np.uint8)
+
+
+def _from_array(array: np.ndarray, place: str) -> Image.Image:
+    channels_ok = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
+    if not channels_ok or array.size == 0:
+        raise DataError(
+            f"{place}an array of shape {array.shape} is not a picture. "
+            "Give [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]."
+        )
+    try:
+        if array.dtype == np.uint16:
+            array = (array // 257).astype(np.uint8)
+        elif array.dtype == np.bool_:
+            array = array.astype(np.uint8) * 255
+        elif np.issubdtype(array.dtype, np.floating):
+            array = _float_to_bytes(array)
+        elif array.dtype != np.uint8:
+            raise ValueError(f"dtype {array.dtype}")
+    except ValueError as error:
+        raise DataError(
+            f"{place}the array is not a picture ({error}). Give uint8, uint16, or floats in 0..1."
+        ) from error
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).split(" <_io", 1)[0].strip()
+    return text or type(error).__name__
