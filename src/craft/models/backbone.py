@@ -1,0 +1,252 @@
+"""The backbone: projector + LLM + text tokenizer + prompt format, all for one codebook (§3.1, §8)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from craft.core.errors import CraftError
+from craft.core.tokens import VisionTokens
+from craft.models.projector import Projector
+from craft.models.prompts import Prompt, build_prompt, decode
+
+IGNORED = -100  # the label of a position that is not learned
+Segment = Tensor  # int64 [n]: token ids; or float [n, h]: embeddings
+
+
+class Backbone(nn.Module):
+    """Reads visual tokens and text, writes text. One class for every LLM architecture.
+
+    Attributes:
+        projector: g_φ, d -> h.
+        llm: a transformers causal LM of width h.
+        tokenizer: its text tokenizer.
+        prompt: the name of its prompt format (a key of `craft.models.prompts.FORMATS`).
+        codebook_fingerprint: which codebook it was trained for.
+    """
+
+    def __init__(
+        self, projector: Projector, llm: nn.Module, tokenizer: Any, prompt: str, codebook_fingerprint: str
+    ) -> None:
+        super().__init__()
+        self.projector = projector
+        self.llm = llm
+        self.tokenizer = tokenizer
+        self.prompt = prompt
+        self.codebook_fingerprint = codebook_fingerprint
+
+    @property
+    def device(self) -> torch.device:
+        """Where the LLM's weights are."""
+        return self.llm.get_input_embeddings().weight.device  # type: ignore[operator, union-attr]
+
+    @property
+    def lm_head(self) -> nn.Module:
+        """The LLM's output embedding: hidden states -> logits over the vocabulary."""
+        return self.llm.get_output_embeddings()  # type: ignore[operator]
+
+    def project(self, quantized: Tensor) -> Tensor:
+        """z̃ `[..., d]` -> `[..., h]` in the projector's dtype, with gradient to z̃."""
+        return self.projector(quantized.to(next(self.projector.parameters()).dtype))
+
+    def inputs(
+        self,
+        tokens: VisionTokens | None,
+        questions: Sequence[str],
+        answers: Sequence[str] | None = None,
+        keep_positions: bool = False,
+        padding: str | None = None,
+    ) -> dict[str, Tensor]:
+        """Prompts with the projected image tokens spliced in.
+
+        Args:
+            tokens: the images' tokens, one image per question; None for text only.
+            questions: B texts.
+            answers: B texts to be learned, or None at inference.
+            keep_positions: give a pruned image's tokens the positions they had in the full grid, and the text
+                behind it the positions it would have had. By default positions are consecutive.
+            padding: "right" or "left"; by default right with answers (training) and left without (generation).
+
+        Returns:
+            `inputs_embeds` `[B, T, h]`, `attention_mask` bool `[B, T]`, `position_ids` int64 `[B, T]` (0 on
+            padding) and, with answers, `labels` int64 `[B, T]`, -100 everywhere but on the answer's tokens.
+
+        Raises:
+            CraftError: numbers of images, questions and answers differ.
+        """
+        count = len(questions)
+        if (tokens is not None and len(tokens) != count) or (answers is not None and len(answers) != count):
+            given = f"{count} questions, {'no' if tokens is None else len(tokens)} images"
+            raise CraftError(f"One image and one answer per question, please: got {given}, "
+                             f"{'no' if answers is None else len(answers)} answers.")
+        wanted: Sequence[str | None] = answers if answers is not None else [None] * count
+        prompts = [
+            build_prompt(self.prompt, self.tokenizer, question, answer, tokens is not None)
+            for question, answer in zip(questions, wanted, strict=True)
+        ]
+        rows, jumps = self._rows(prompts, tokens, keep_positions)
+        side = padding or ("left" if answers is None else "right")
+        spliced = self.splice(rows, padding=side, positions=jumps)
+        if answers is not None:
+            spliced["labels"] = self._labels(prompts, spliced["attention_mask"], side)
+        return spliced
+
+    def _rows(
+        self, prompts: Sequence[Prompt], tokens: VisionTokens | None, keep_positions: bool
+    ) -> tuple[list[list[Segment]], list[Tensor] | None]:
+        """Per sample its segments and, with `keep_positions`, its position ids."""
+        ids = [[torch.tensor(part, dtype=torch.long) for part in (p.before, p.after + p.answer)] for p in prompts]
+        if tokens is None:
+            return [[before, rest] for before, rest in ids], None
+        images = self.project(tokens.quantized.to(self.device))
+        rows: list[list[Segment]] = []
+        jumps: list[Tensor] = []
+        for index, (before, rest) in enumerate(ids):
+            image, raster = images[index], tokens.positions[index].cpu()
+            if tokens.attention_mask is not None:
+                kept = tokens.attention_mask[index]
+                image, raster = image[kept.to(image.device)], raster[kept.cpu()]
+            rows.append([before, image, rest])
+            behind = len(before) + tokens.grid[0] * tokens.grid[1]
+            jumps.append(
+                torch.cat([torch.arange(len(before)), len(before) + raster, behind + torch.arange(len(rest))])
+            )
+        return rows, jumps if keep_positions else None
+
+    def splice(
+        self, rows: Sequence[Sequence[Segment]], padding: str = "right", positions: Sequence[Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Join segments into one padded batch of embeddings.
+
+        Args:
+            rows: per sample a list of segments, each token ids int64 `[n]` or embeddings float `[n, h]`; any
+                number of images per sample.
+            padding: "right" or "left"; padding rows are zeros.
+            positions: per sample its position ids int64 `[T_i]`; consecutive from 0 when None.
+
+        Returns:
+            `inputs_embeds`, `attention_mask`, `position_ids` as in `inputs`.
+        """
+        table = self.llm.get_input_embeddings()  # type: ignore[operator]
+        text = [segment for row in rows for segment in row if not segment.is_floating_point()]
+        flat = torch.cat(text) if text else torch.zeros(0, dtype=torch.long)
+        embedded = iter(table(flat.to(self.device)).split([len(segment) for segment in text]))
+        joined = [
+            torch.cat([s.to(table.weight.dtype) if s.is_floating_point() else next(embedded) for s in row])
+            for row in rows
+        ]
+        lengths = [row.shape[0] for row in joined]
+        width = max(lengths)
+        embeds, mask = [], torch.zeros(len(rows), width, dtype=torch.bool)
+        position_ids = torch.zeros(len(rows), width, dtype=torch.long)
+        for index, (row, length) in enumerate(zip(joined, lengths, strict=True)):
+            gap = row.new_zeros(width - length, row.shape[1])
+            embeds.append(torch.cat([gap, row] if padding == "left" else [row, gap]))
+            span = slice(width - length, width) if padding == "left" else slice(0, length)
+            mask[index, span] = True
+            position_ids[index, span] = torch.arange(length) if positions is None else positions[index]
+        return {
+            "inputs_embeds": torch.stack(embeds),
+            "attention_mask": mask.to(self.device),
+            "position_ids": position_ids.to(self.device),
+        }
+
+    def _labels(self, prompts: Sequence[Prompt], mask: Tensor, padding: str) -> Tensor:
+        """int64 `[B, T]`: the answer's ids at the end of every row, -100 elsewhere."""
+        labels = torch.full(mask.shape, IGNORED, dtype=torch.long)
+        ends = [mask.shape[1]] * len(prompts) if padding == "left" else mask.sum(dim=1).tolist()
+        for index, (prompt, end) in enumerate(zip(prompts, ends, strict=True)):
+            labels[index, end - len(prompt.answer) : end] = torch.tensor(prompt.answer, dtype=torch.long)
+        return labels.to(mask.device)
+
+    def hidden_states(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Last hidden states `[B, T, h]` of the LLM, before its output embedding (which is the costly part).
+
+        Args:
+            inputs: what `inputs` or `splice` returned; labels are not used.
+        """
+        base = getattr(self.llm, self.llm.base_model_prefix)  # type: ignore[arg-type]
+        output = base(
+            inputs_embeds=inputs["inputs_embeds"],
+            attention_mask=inputs["attention_mask"],
+            position_ids=inputs["position_ids"],
+            use_cache=False,
+        )
+        return output.last_hidden_state
+
+    def logits(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Logits `[B, T, V]` at every position (for tests and inspection; training needs a few only)."""
+        return self.lm_head(self.hidden_states(inputs))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        tokens: VisionTokens | None,
+        questions: Sequence[str],
+        max_new_tokens: int = 5,
+        keep_positions: bool = False,
+    ) -> list[str]:
+        """Greedy answers.
+
+        Args:
+            tokens: one image per question, or None for text only.
+            questions: B texts.
+            max_new_tokens: generation stops here, or at the LLM's end token.
+            keep_positions: as in `inputs`.
+
+        Returns:
+            B texts without special tokens, stripped.
+
+        Raises:
+            CraftError: numbers of images and questions differ.
+        """
+        if len(questions) == 0:
+            return []
+        ids = self.generate_ids(self.inputs(tokens, questions, keep_positions=keep_positions), max_new_tokens)
+        return [decode(self.tokenizer, row) for row in ids]
+
+    @torch.no_grad()
+    def generate_ids(self, inputs: dict[str, Tensor], max_new_tokens: int) -> list[list[int]]:
+        """Greedy token ids per row, up to and without the end token.
+
+        Args:
+            inputs: left-padded, as `inputs` gives them without answers.
+            max_new_tokens: the most tokens per row.
+        """
+        from transformers import DynamicCache
+
+        ends = self._end_ids()
+        mask, cache = inputs["attention_mask"], DynamicCache()
+        positions = inputs["position_ids"]
+        embeds, last = inputs["inputs_embeds"], inputs["position_ids"][:, -1:]
+        rows: list[list[int]] = [[] for _ in range(mask.shape[0])]
+        done = [False] * len(rows)
+        for _ in range(max_new_tokens):
+            output = self.llm(
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            chosen = output.logits[:, -1].float().argmax(dim=-1)
+            for index, token in enumerate(chosen.tolist()):
+                done[index] = done[index] or token in ends
+                if not done[index]:
+                    rows[index].append(token)
+            if all(done):
+                break
+            embeds = self.llm.get_input_embeddings()(chosen[:, None])  # type: ignore[operator]
+            last = last + 1
+            positions = last
+            mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
+        return rows
+
+    def _end_ids(self) -> set[int]:
+        """Ids at which generation stops: the generation config's and the tokenizer's."""
+        config = getattr(self.llm, "generation_config", None)
+        listed = getattr(config, "eos_token_id", None)
+        ends = set(listed if isinstance(listed, (list, tuple)) else [listed]) | {self.tokenizer.eos_token_id}
+        return {int(end) for end in ends if end is not None}

@@ -1,0 +1,107 @@
+"""Freezing, declared and provable: who trains, and hashes that show who did not change (§3.2)."""
+
+from collections.abc import Collection, Iterable
+
+from torch import nn
+
+from craft.core.errors import ConfigError
+from craft.core.files import hash_tensors
+from craft.models.lvlm import LVLM
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """No gradient for any parameter, and evaluation mode; returns the module.
+
+    Gradient still flows *through* the module to its inputs.
+    """
+    module.requires_grad_(False)
+    return module.eval()
+
+
+def parts(lvlm: LVLM) -> dict[str, nn.Module]:
+    """The LVLM's parts by the names that tables, configs and hashes use."""
+    named: dict[str, nn.Module] = {
+        "vision_tower": lvlm.visual.vision_tower,
+        "codebook": lvlm.visual.codebook,
+        "projector": lvlm.backbone.projector,
+        "llm": lvlm.backbone.llm,
+    }
+    if lvlm.visual.text_encoder is not None:
+        named["text_encoder"] = lvlm.visual.text_encoder
+    return named
+
+
+def freeze_all_but(lvlm: LVLM, names: Collection[str]) -> list[nn.Parameter]:
+    """Freeze everything, then let the named parts train.
+
+    Args:
+        lvlm: the model.
+        names: of `vision_tower`, `projector`, `llm`, `text_encoder`, `log_temperature`, or dotted names
+            below them, such as `vision_tower.layers`.
+
+    Returns:
+        The parameters that train, in a fixed order.
+
+    Raises:
+        ConfigError: a name is unknown, or is the codebook, which never trains.
+    """
+    freeze(lvlm)
+    known = parts(lvlm)
+    for name in names:
+        head, _, below = name.partition(".")
+        if head == "log_temperature" and not below:
+            lvlm.visual.log_temperature.requires_grad_(True)
+            continue
+        if head not in known or head == "codebook":
+            listed = ", ".join([part for part in known if part != "codebook"] + ["log_temperature"])
+            raise ConfigError(f"{name!r} cannot be trained; use {listed}, or a dotted name below one of them.")
+        chosen = [
+            parameter
+            for key, parameter in known[head].named_parameters()
+            if not below or key == below or key.startswith(below + ".")
+        ]
+        if not chosen:
+            raise ConfigError(f"{name!r} names no parameter; {head} has {_children(known[head])}.")
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+    return [parameter for parameter in lvlm.parameters() if parameter.requires_grad]
+
+
+def _children(module: nn.Module) -> str:
+    return ", ".join(dict.fromkeys(key.partition(".")[0] for key, _ in module.named_parameters()))
+
+
+def parameter_table(
+    lvlm: LVLM, trainable: Iterable[nn.Parameter] | None = None
+) -> list[tuple[str, int, int]]:
+    """Rows (part, number of parameters, how many of them train).
+
+    Args:
+        lvlm: the model.
+        trainable: which parameters train; those that require gradient when None.
+
+    The codebook's codewords are a buffer and are counted as parameters that never train.
+    """
+    if trainable is None:
+        training = {id(parameter) for parameter in lvlm.parameters() if parameter.requires_grad}
+    else:
+        training = {id(parameter) for parameter in trainable}
+
+    def row(name: str, tensors: Iterable[nn.Parameter]) -> tuple[str, int, int]:
+        unique = {id(tensor): tensor for tensor in tensors}
+        trained = sum(tensor.numel() for key, tensor in unique.items() if key in training)
+        return name, sum(tensor.numel() for tensor in unique.values()), trained
+
+    rows = []
+    for name, module in parts(lvlm).items():
+        if name == "codebook":
+            rows.append((name, lvlm.visual.codebook.codewords.numel(), 0))
+        else:
+            rows.append(row(name, module.parameters()))
+    rows.append(row("log_temperature", [lvlm.visual.log_temperature]))
+    return rows
+
+
+def part_hashes(lvlm: LVLM) -> dict[str, str]:
+    """SHA-256 (hex) of each part's weights: vision_tower, codebook, projector, llm (and text_encoder)."""
+    return {name: hash_tensors(module.state_dict()) for name, module in parts(lvlm).items()}

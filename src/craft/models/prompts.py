@@ -1,0 +1,177 @@
+"""Prompt formats: a question (and answer) -> the token ids around one image.
+
+Each backbone was trained with one format and is used with that one. A format is a plain function in
+`FORMATS`; `build_prompt` picks it by name.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from craft.core.errors import ConfigError
+
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+_SLOT = "\ue000"  # a private-use character stands for the image while a chat template is filled in
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids around one image.
+
+    Attributes:
+        before: ids in front of the image (for a text-only prompt: the whole prompt).
+        after: ids behind it, up to where the answer begins.
+        answer: ids of the answer and its end token; empty when no answer was given.
+    """
+
+    before: list[int]
+    after: list[int]
+    answer: list[int]
+
+
+def _ids(tokenizer: Any, text: str, bos: bool) -> list[int]:
+    """Ids of a piece of text; with the tokenizer's own BOS in front only if `bos`.
+
+    SentencePiece puts a space in front of every text; transformers' fast Llama tokenizer leaves it out where
+    the text starts with one. One more space in front makes the ids those of SentencePiece.
+    """
+    if text.startswith(" ") and getattr(tokenizer, "add_prefix_space", False) and _is_sentencepiece(tokenizer):
+        text = " " + text
+    ids = list(tokenizer(text, add_special_tokens=True)["input_ids"])
+    start = tokenizer.bos_token_id
+    if not bos and start is not None and ids[:1] == [start]:
+        ids = ids[1:]
+    return ids
+
+
+def _is_sentencepiece(tokenizer: Any) -> bool:
+    return tokenizer.convert_tokens_to_ids("<0x0A>") != tokenizer.unk_token_id
+
+
+def _split_answer(full: list[int], asked: list[int]) -> tuple[list[int], list[int]]:
+    """Split `full` where the question `asked` ends (earlier, if the last question token merged with the answer)."""
+    end = 0
+    while end < min(len(full), len(asked)) and full[end] == asked[end]:
+        end += 1
+    return full[:end], full[end:]
+
+
+def vila_u(tokenizer: Any, question: str, answer: str | None = None, image: bool = True) -> Prompt:
+    """VILA-U's conversation (vicuna v1): `SYSTEM USER: <image>\\nQUESTION ASSISTANT: ANSWER</s>`.
+
+    As in the reference, the image is wrapped in `<im_start>`/`<im_end>` when an answer follows (training)
+    and is not wrapped at inference; each piece of text around it is tokenised by itself.
+    """
+    opening, asked = f"{VICUNA_SYSTEM} USER: ", f"{question} ASSISTANT:"
+    ending = "" if answer is None else f" {answer}{tokenizer.eos_token or ''}"
+    if not image:
+        text = opening + asked
+        prompt, tail = _split_answer(_ids(tokenizer, text + ending, True), _ids(tokenizer, text, True))
+        return Prompt(prompt, [], tail)
+    asked = "\n" + asked
+    known = tokenizer.get_added_vocab()
+    if answer is not None and "<im_start>" in known and "<im_end>" in known:
+        opening, asked = opening + "<im_start>", "<im_end>" + asked
+    after, tail = _split_answer(_ids(tokenizer, asked + ending, False), _ids(tokenizer, asked, False))
+    return Prompt(_ids(tokenizer, opening, True), after, tail)
+
+
+def chat_template(tokenizer: Any, question: str, answer: str | None = None, image: bool = True) -> Prompt:
+    """The text tokenizer's own chat template, with the image at the start of the user's turn.
+
+    Raises:
+        ConfigError: the tokenizer has no chat template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise ConfigError(
+            "The prompt format 'chat-template' needs a text tokenizer that has a chat template, and this one has "
+            "none; use an instruction-tuned LLM, or the prompt format 'plain'."
+        )
+    question = question.replace(_SLOT, "")
+    turns = [{"role": "user", "content": f"{_SLOT}\n{question}" if image else question}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    before, _, after = text.partition(_SLOT) if image else (text, "", "")
+
+    def ids(piece: str) -> list[int]:
+        return list(tokenizer(piece, add_special_tokens=False)["input_ids"]) if piece else []
+
+    tail: list[int] = []
+    if answer is not None:
+        whole = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": answer}], tokenize=False)
+        ending = whole[len(text) :] if whole.startswith(text) else answer
+        tail = ids(ending.rstrip("\n"))
+        if tokenizer.eos_token_id is not None and tail[-1:] != [tokenizer.eos_token_id]:
+            tail.append(tokenizer.eos_token_id)
+    return Prompt(ids(before), ids(after), tail)
+
+
+def plain(tokenizer: Any, question: str, answer: str | None = None, image: bool = True) -> Prompt:
+    """craft-tiny's format: BOS, image, `User: QUESTION\\nAssistant:`, ` ANSWER`, EOS. Source: ours."""
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    before = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    after = ids(f"User: {question}\nAssistant:")
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    tail = [] if answer is None else ids(f" {answer}") + end
+    return Prompt(before, after, tail) if image else Prompt(before + after, [], tail)
+
+
+FORMATS: dict[str, Callable[..., Prompt]] = {"vila-u": vila_u, "chat-template": chat_template, "plain": plain}
+
+
+def build_prompt(name: str, tokenizer: Any, question: str, answer: str | None = None, image: bool = True) -> Prompt:
+    """Fill in the prompt format `name`.
+
+    Args:
+        name: a key of `FORMATS`.
+        tokenizer: the LLM's text tokenizer (transformers).
+        question: the user's text, without any image mark.
+        answer: the text to be learned, or None at inference.
+        image: False for a text-only prompt (then everything is in `before`).
+
+    Raises:
+        ConfigError: the format is unknown, or does not fit the tokenizer.
+    """
+    if name not in FORMATS:
+        raise ConfigError(f"Prompt format {name!r} is not known; use one of {', '.join(FORMATS)}.")
+    return FORMATS[name](tokenizer, question, answer, image)
+
+
+def decode(tokenizer: Any, ids: list[int]) -> str:
+    """Token ids -> text without special tokens, stripped.
+
+    Runs of byte tokens (`<0x25>`) that are not valid UTF-8 are decoded as SentencePiece does: only the bytes
+    at fault become U+FFFD. The fast tokenizers would replace the whole run.
+    """
+    tokens = tokenizer.convert_ids_to_tokens(ids, skip_special_tokens=True)
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    if decoder is None or not any(_byte(token) is not None for token in tokens):
+        return tokenizer.decode(ids, skip_special_tokens=True).strip()
+    pieces: list[str] = []
+    run = bytearray()
+    for token in [*tokens, None]:
+        value = None if token is None else _byte(token)
+        if value is not None:
+            run.append(value)
+            continue
+        if run:
+            pieces.append(run.decode("utf-8", errors="replace"))
+            run.clear()
+        if token is not None:
+            pieces.append(token)
+    return decoder.decode(pieces).strip()
+
+
+def _byte(token: str) -> int | None:
+    """The value of a byte token `<0xNN>`, else None."""
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        try:
+            return int(token[3:5], 16)
+        except ValueError:
+            return None
+    return None

@@ -1,0 +1,138 @@
+"""The visual tokenizer: vision tower and frozen codebook, image -> `VisionTokens` (§3.1)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from craft.core.tokens import VisionTokens
+from craft.models.images import pixels
+from craft.quantize import ResidualCodebook, straight_through
+
+
+class VisualTokenizer(nn.Module):
+    """Vision tower E_θ + codebook C, with what the contrastive loss and pruning need beside them.
+
+    Attributes:
+        vision_tower: pixels `[B, 3, S, S]` -> (features `[B, N, d]`, [CLS] `[B, d]`); the trainable part.
+        codebook: `ResidualCodebook`, frozen.
+        text_encoder: the frozen text encoder of the contrastive loss, or None.
+        log_temperature: log τ of Eq. 4, a scalar parameter (`s_ij = τ cos`).
+        prior: level-1 code counts int64 `[K]` (§3.3), or None where no prior came with the tokenizer.
+        aspect: "resize" or "pad", see `craft.models.images.pixels`.
+
+    Source: §3.1.
+    """
+
+    log_temperature: nn.Parameter
+
+    def __init__(
+        self,
+        vision_tower: nn.Module,
+        codebook: ResidualCodebook,
+        text_encoder: nn.Module | None = None,
+        log_temperature: float | Tensor = 2.302585,
+        prior: Tensor | None = None,
+        aspect: str = "resize",
+    ) -> None:
+        super().__init__()
+        self.vision_tower = vision_tower
+        self.codebook = codebook
+        self.text_encoder = text_encoder
+        self.log_temperature = nn.Parameter(torch.as_tensor(log_temperature, dtype=torch.float32).reshape(()).clone())
+        self.prior = prior
+        self.aspect = aspect
+
+    @property
+    def device(self) -> torch.device:
+        """Where the vision tower's weights are."""
+        return next(self.vision_tower.parameters()).device
+
+    @property
+    def image_size(self) -> int:
+        """Side S of the square input, in pixels."""
+        return int(self.vision_tower.image_size)  # type: ignore[arg-type]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of the patch grid; N is their product."""
+        return self.vision_tower.grid  # type: ignore[return-value]
+
+    def preprocess(self, images: Sequence[Any]) -> Tensor:
+        """Images (paths, bytes, PIL, arrays) -> pixels float32 `[B, 3, S, S]` on the CPU.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        return pixels(images, self.image_size, self.aspect)
+
+    def forward(self, pixel_values: Tensor, partial_sums: bool = False) -> VisionTokens:
+        """Encode and quantise, with gradient to the tower by straight-through.
+
+        Args:
+            pixel_values: float `[B, 3, S, S]`.
+            partial_sums: also return the sum after each level (for the cumulative commitment).
+
+        Returns:
+            `VisionTokens`; features and quantized are float32 whatever dtype the tower runs in.
+
+        Source: Eq. 1; §9 for the levels.
+        """
+        features, cls = self.vision_tower(pixel_values)
+        features = features.float()
+        found = self.codebook.quantize(features, partial_sums=partial_sums)
+        batch, count = features.shape[:2]
+        return VisionTokens(
+            features=features,
+            codes=found.codes,
+            quantized=straight_through(features, found.quantized),
+            residual=found.residual,
+            positions=torch.arange(count, device=features.device).expand(batch, count),
+            grid=self.grid,
+            cls=None if cls is None else cls.float(),
+            partial_sums=found.partial_sums,
+        )
+
+    @torch.no_grad()
+    def encode(self, images: Sequence[Any] | Tensor, batch_size: int = 64) -> VisionTokens:
+        """Images or pixels -> `VisionTokens`, without gradient, `batch_size` images at a time.
+
+        Args:
+            images: a sequence as `preprocess` takes it, or pixels float `[B, 3, S, S]`.
+            batch_size: images per forward pass; an image's tokens do not depend on it.
+
+        Raises:
+            DataError: an image cannot be read, or there is none.
+        """
+        count = len(images)
+        parts = []
+        for start in range(0, max(count, 1), batch_size):
+            chunk = images[start : start + batch_size]
+            values = chunk if isinstance(chunk, Tensor) else self.preprocess(chunk)
+            parts.append(self(values.to(self.device)))
+        return parts[0] if len(parts) == 1 else concatenate(parts)
+
+
+def concatenate(parts: Sequence[VisionTokens]) -> VisionTokens:
+    """Join tokens along the batch. All parts come from one tokenizer and have the same N.
+
+    Optional fields are kept when every part has them.
+    """
+
+    def join(name: str) -> Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        return None if any(value is None for value in values) else torch.cat(values)
+
+    first = parts[0]
+    return VisionTokens(
+        features=torch.cat([part.features for part in parts]),
+        codes=torch.cat([part.codes for part in parts]),
+        quantized=torch.cat([part.quantized for part in parts]),
+        residual=torch.cat([part.residual for part in parts]),
+        positions=torch.cat([part.positions for part in parts]),
+        grid=first.grid,
+        cls=join("cls"),
+        partial_sums=join("partial_sums"),
+        attention_mask=join("attention_mask"),
+    )
