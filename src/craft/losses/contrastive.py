@@ -1,0 +1,45 @@
+"""Class-masked sigmoid contrastive loss between images and texts (Eq. 4)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def contrastive(
+    image: Tensor,
+    text: Tensor,
+    classes: Tensor,
+    log_temperature: Tensor,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Mean over images of Eq. 4; float32 scalar, computed in float32 under autocast too.
+
+    Every image is drawn to its own text and pushed from the texts of *other* classes; texts of other images of
+    its own class count neither way. Where samples have no class (VQA), give every distinct text its number.
+
+    Args:
+        image: v `[B, d]`, the [CLS] features, of any length (the cosine is taken here).
+        text: t `[B, d]`, embeddings from the frozen text encoder.
+        classes: y, int64 `[B]`.
+        log_temperature: log τ, a scalar; the exponential keeps τ positive.
+        bias: added to every s_ij, as SigLIP has it; the paper has none.
+
+    Raises:
+        ValueError: shapes do not fit.
+
+    Source: paper Eq. 4.
+    """
+    if image.ndim != 2 or image.shape != text.shape or classes.shape != image.shape[:1]:
+        raise ValueError(
+            f"image {list(image.shape)}, text {list(text.shape)} and classes {list(classes.shape)} "
+            "are not [B, d], [B, d] and [B]"
+        )
+    with torch.autocast(image.device.type, enabled=False):
+        cosine = F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
+        score = log_temperature.float().exp() * cosine  # s_ij = τ cos(v_i, t_j)
+        if bias is not None:
+            score = score + bias.float()
+        other_class = classes[:, None] != classes[None, :]  # j : y_j ≠ y_i
+        positive = F.softplus(-score.diagonal())  # -log σ(s_ii)
+        negative = (F.softplus(score) * other_class).sum(1)  # -Σ_j log(1 - σ(s_ij))
+        return (positive + negative).mean()  # Eq. 4

@@ -1,0 +1,23 @@
+"""Runtime type checks for the whole package, no network, and a quiet, repeatable torch."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+# Every annotated function and dataclass of craft is checked on each call; CRAFT_TYPECHECK=0 switches it off.
+if os.environ.get("CRAFT_TYPECHECK", "1") != "0":
+    from jaxtyping import install_import_hook
+
+    install_import_hook("craft", "beartype.beartype")
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test starts from the same global random state."""
+    torch.manual_seed(0)
