@@ -1,4 +1,4 @@
-"""CRAFT: adapt the vision tower of a discrete LVLM to a new visual domain, once for every LLM of its codebook.
+"""CRAFT: adapt the vision tower of a discrete LVLM to a new domain, once for every LLM of its codebook.
 
 `import craft` is light: every name below is imported on first use.
 """

@@ -11,7 +11,10 @@ def full_sequence(hidden, head, labels, reduction):
     """The slow reference: logits everywhere, shift, cross-entropy with ignored positions."""
     logits = head(hidden).float()
     loss = nn.functional.cross_entropy(
-        logits[:, :-1].reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1), ignore_index=-100, reduction="sum"
+        logits[:, :-1].reshape(-1, logits.shape[-1]),
+        labels[:, 1:].reshape(-1),
+        ignore_index=-100,
+        reduction="sum",
     )
     return loss / ((labels[:, 1:] != -100).sum() if reduction == "mean" else len(labels))
 

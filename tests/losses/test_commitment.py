@@ -15,7 +15,9 @@ def quantised(width=8):
 
 def test_sum_is_the_squared_norm_and_mean_is_that_over_the_width():
     features, q = quantised()
-    by_hand = torch.stack([(z - c).norm() ** 2 for z, c in zip(features[0], q.quantized[0], strict=True)]).mean()
+    by_hand = torch.stack(
+        [(z - c).norm() ** 2 for z, c in zip(features[0], q.quantized[0], strict=True)]
+    ).mean()
     torch.testing.assert_close(commitment(features[:1], q.quantized[:1], "sum"), by_hand)
     total = commitment(features, q.quantized, "sum")
     torch.testing.assert_close(commitment(features, q.quantized, "mean") * 8, total)

@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ def atomic_write_bytes(path: PathLike, data: bytes) -> None:
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # gone already where all went well
+            temporary.unlink()
 
 
 def atomic_write_text(path: PathLike, text: str) -> None:

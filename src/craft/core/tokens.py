@@ -1,4 +1,4 @@
-"""`VisionTokens`: what a visual tokenizer makes of a batch of images, and all that travels upstairs from it."""
+"""`VisionTokens`: what a visual tokenizer makes of a batch of images, all that travels upstairs from it."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Any

@@ -1,0 +1,159 @@
+"""Files are whole or absent, and equal content gives equal bytes."""
+
+import hashlib
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from craft.core.errors import CheckpointError, ConfigError
+from craft.core.files import (
+    atomic_directory,
+    atomic_write_bytes,
+    atomic_write_text,
+    hash_tensors,
+    load_tensors,
+    read_json,
+    save_tensors,
+    sha256_file,
+    write_json,
+)
+
+
+def test_write_makes_folders_replaces_and_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "a" / "b.txt"
+    atomic_write_text(path, "ä one")
+    atomic_write_text(path, "two")
+    assert path.read_text() == "two"
+    assert [p.name for p in path.parent.iterdir()] == ["b.txt"]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
+
+
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.bin"
+    atomic_write_bytes(path, b"old")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(ConfigError, match="No space left"):
+        atomic_write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_write_under_a_file_is_the_users_error(tmp_path):
+    (tmp_path / "f").write_text("")
+    with pytest.raises(ConfigError, match="cannot write"):
+        atomic_write_text(tmp_path / "f" / "g", "x")
+    with pytest.raises(ConfigError, match="is a file"), atomic_directory(tmp_path / "f"):
+        pass
+
+
+def test_json_round_trip_keeps_key_order(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"b": 1, "a": [1.5, None, "τ"]})
+    assert path.read_text().endswith("}\n")
+    assert list(read_json(path)) == ["b", "a"]
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"loss": float("nan")})
+
+
+def test_bad_json_is_named_with_its_line(tmp_path):
+    path = tmp_path / "x.json"
+    with pytest.raises(CheckpointError, match="does not exist"):
+        read_json(path)
+    path.write_text('{\n"a": 1,,\n}')
+    with pytest.raises(CheckpointError, match=r"x\.json, line 2"):
+        read_json(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CheckpointError, match="UTF-8"):
+        read_json(path)
+
+
+def test_directory_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "run"
+    with atomic_directory(target) as folder:
+        (folder / "one").write_text("1")
+        assert not target.exists()
+    with pytest.raises(RuntimeError, match="stop"), atomic_directory(target) as folder:
+        (folder / "two").write_text("2")
+        raise RuntimeError("stop")
+    assert [p.name for p in target.iterdir()] == ["one"]
+    with atomic_directory(target) as folder:
+        (folder / "three").write_text("3")
+    assert [p.name for p in target.iterdir()] == ["three"]
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_tensors_round_trip_and_bytes_depend_on_content_alone(tmp_path):
+    whole = torch.arange(12.0).reshape(3, 4)
+    tensors = {"w": whole.T, "row": whole[1], "n": torch.tensor(3), "h": torch.ones(2, dtype=torch.bfloat16)}
+    metadata = {"format": "pt", "b": "2", "a": "1"}
+    save_tensors(tmp_path / "x", tensors, metadata)
+    save_tensors(tmp_path / "y", dict(reversed(tensors.items())), dict(reversed(metadata.items())))
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
+    loaded = load_tensors(tmp_path / "x")
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(loaded[name], tensor, rtol=0, atol=0)
+    save_tensors(tmp_path / "z", loaded, metadata)  # saved, loaded, saved: the same bytes
+    assert (tmp_path / "z").read_bytes() == (tmp_path / "x").read_bytes()
+
+
+def test_metadata_is_readable_by_the_library_and_stable_between_processes(tmp_path):
+    from safetensors import safe_open
+
+    code = (
+        "import sys, torch; from craft.core.files import save_tensors; "
+        "save_tensors(sys.argv[1], {'a': torch.ones(3)}, {str(i): 'ü' for i in range(9)})"
+    )
+    names = [str(tmp_path / name) for name in ("1", "2")]
+    for name, seed in zip(names, ("1", "2"), strict=True):
+        subprocess.run(
+            [sys.executable, "-c", code, name], check=True, env={**os.environ, "PYTHONHASHSEED": seed}
+        )
+    assert sha256_file(names[0]) == sha256_file(names[1])
+    with safe_open(names[0], "pt") as file:
+        assert file.metadata() == {str(i): "ü" for i in range(9)}
+        assert torch.equal(file.get_tensor("a"), torch.ones(3))
+
+
+def test_missing_and_damaged_tensor_files_are_named(tmp_path):
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(CheckpointError, match=r"model\.safetensors does not exist"):
+        load_tensors(path)
+    save_tensors(path, {"a": torch.ones(100)})
+    for damaged in (path.read_bytes()[:-40], path.read_bytes()[:5], b"", b"\x80\x02 pickle?" * 9):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+            load_tensors(path)
+
+
+def test_hash_changes_with_name_value_shape_and_dtype_only():
+    base = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(1)}
+    reference = hash_tensors(base)
+    assert hash_tensors(dict(reversed(base.items()))) == reference
+    assert hash_tensors({**base, "a": base["a"].T.contiguous().T}) == reference  # strides do not count
+    changed = [
+        {**base, "a": base["a"] + 1},
+        {**base, "a": base["a"].reshape(3, 2)},
+        {**base, "a": base["a"].double()},
+        {"c": base["a"], "b": base["b"]},
+        {"a": base["a"]},
+    ]
+    assert len({reference, *map(hash_tensors, changed)}) == 6
+    assert hash_tensors({"e": torch.empty(0, 3), "h": torch.ones(2, dtype=torch.bfloat16)})
+
+
+def test_file_hash(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+    with pytest.raises(CheckpointError, match="cannot read"):
+        sha256_file(tmp_path / "b")
