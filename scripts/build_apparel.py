@@ -48,7 +48,12 @@ def build(source: Path, split: str) -> None:
         y, x = n // COLUMNS * SIZE, n % COLUMNS * SIZE
         sheet[y : y + SIZE, x : x + SIZE] = images[i]
     Image.fromarray(sheet).save(OUT / f"{split}.png", optimize=True)
-    meta = {"columns": COLUMNS, "size": SIZE, "labels": "".join(str(labels[i]) for i in indices), "indices": indices}
+    meta = {
+        "columns": COLUMNS,
+        "size": SIZE,
+        "labels": "".join(str(labels[i]) for i in indices),
+        "indices": indices,
+    }
     (OUT / f"{split}.json").write_text(json.dumps(meta, separators=(",", ":")) + "\n", encoding="utf-8")
     print(f"{split}: {len(indices)} images, {(OUT / f'{split}.png').stat().st_size / 1e6:.2f} MB")
 

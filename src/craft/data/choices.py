@@ -1,0 +1,108 @@
+"""Classification as four-option multiple choice, after FOCI (§4.1, §11)."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from craft.core.errors import DataError
+from craft.core.seeding import rng
+from craft.data.holdout import OPTIONS
+from craft.data.sample import LETTERS, Sample
+
+AnswerWith = Literal["letter", "option"]
+Distractors = Literal["random", "hard"]
+
+QUESTION = "Which of these choices is shown in the image?"
+"""The question of a classification sample. Source: FOCI's evaluation prompt."""
+
+DIRECTIVES: dict[str, str] = {
+    "letter": "Answer in one letter only.",
+    "option": "Answer with the option only.",
+    "open": "Answer as succinctly as possible.",
+}
+"""The closing line by kind of answer. Source: §4.3 quotes "letter" and "open"; "option" is ours."""
+
+
+def multiple_choice(
+    item: Sample,
+    class_names: Sequence[str],
+    distractors: Distractors = "random",
+    *,
+    seed: int = 0,
+    answer_with: AnswerWith = "option",
+    similarity: np.ndarray | None = None,
+    exclude: Collection[str] = (),
+) -> Sample:
+    """The labelled `item` as a question with four lettered options, exactly one of them right.
+
+    Distractors and order are drawn from (seed, sample id) alone: the same whatever the order of samples or
+    of `class_names`. With fewer than four classes at hand there are as many options as classes.
+
+    Args:
+        item: a sample with a label; its question is kept if it has one.
+        class_names: every class an option may name, the label included.
+        distractors: "random", or "hard": the classes whose names are most similar to the label's.
+        similarity: [C, C] similarities in the order of `class_names`; needed for "hard".
+        exclude: classes that must not be distractors (for training: the held-out ones).
+
+    Raises:
+        DataError: no label, a label outside `class_names`, an unknown kind of distractor or answer, "hard"
+            without a fitting `similarity`, or no class left for a distractor.
+
+    Source: FOCI (four options per image, hard = most similar texts); seeding per sample id is ours.
+    """
+    label = item.label
+    if label is None or label not in class_names:
+        raise DataError(
+            f"{item.origin or item.id}: the label {label!r} is not one of the {len(class_names)} classes."
+        )
+    others = sorted({name for name in class_names if name != label and name not in exclude})
+    if not others:
+        raise DataError(
+            f"{item.origin or item.id}: no other class than '{label}' to choose from; give at least two."
+        )
+    count = min(OPTIONS - 1, len(others))
+    if distractors == "random":
+        wrong = rng(seed, "distractors", item.id).sample(others, count)
+    elif distractors == "hard":
+        wrong = _most_similar(label, others, list(class_names), similarity)[:count]
+    else:
+        raise DataError(f"distractors must be 'random' or 'hard', not {distractors!r}.")
+    options = sorted([label, *wrong])
+    rng(seed, "order of options", item.id).shuffle(options)
+    return replace(
+        item,
+        question=item.question or QUESTION,
+        choices=tuple(options),
+        answer=answer_for(options, label, answer_with),
+        correct=options.index(label),
+        directive=item.directive or DIRECTIVES[answer_with],
+    )
+
+
+def answer_for(options: Sequence[str], right: str, answer_with: AnswerWith) -> str:
+    """The letter or the text of the option `right`.
+
+    Raises:
+        DataError: `answer_with` is neither "letter" nor "option".
+    """
+    if answer_with == "letter":
+        return LETTERS[list(options).index(right)]
+    if answer_with == "option":
+        return right
+    raise DataError(f"answer_with must be 'letter' or 'option', not {answer_with!r}.")
+
+
+def _most_similar(
+    label: str, others: list[str], names: list[str], similarity: np.ndarray | None
+) -> list[str]:
+    if similarity is None or np.shape(similarity) != (len(names), len(names)):
+        given = "none was given" if similarity is None else f"one of shape {np.shape(similarity)} was given"
+        raise DataError(
+            f"hard distractors need a [{len(names)}, {len(names)}] similarity of the class names and "
+            f"{given}. Pass `similarity`, or use random distractors."
+        )
+    row = np.asarray(similarity, dtype=np.float64)[names.index(label)]
+    return sorted(others, key=lambda name: (-row[names.index(name)], name))

@@ -1,0 +1,94 @@
+"""Your own pictures: a folder of class folders, directly or under train/ and test/."""
+
+import re
+from pathlib import Path
+
+from craft.core.errors import DataError
+from craft.data.captions import class_text
+from craft.data.images import SUFFIXES
+from craft.data.raw import Raw
+from craft.data.sample import Sample
+
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+}
+"""Accepted names of splits (lower case), and what they mean."""
+
+_LAYOUT = "Expected FOLDER/<class>/*.jpg, or FOLDER/train/<class>/*.jpg and FOLDER/test/<class>/*.jpg."
+
+
+def read_folder(root: Path, domain: str | None = None) -> Raw:
+    """Read a folder of class folders as labelled samples; the class word is the folder's name, "_" as space.
+
+    Pictures are found at any depth below a class folder; hidden files and other file types are passed over.
+
+    Raises:
+        DataError: no pictures, no class folders, class folders beside train/ and test/, or two folders
+            with the same class word.
+    """
+    children = _folders(root)
+    splits = [child for child in children if child.name.lower() in SPLIT_NAMES and _folders(child)]
+    domain = domain or words(root.resolve().name)
+    samples: list[Sample] = []
+    if splits:
+        if extra := [child.name for child in children if child not in splits]:
+            raise DataError(
+                f"{root} has {', '.join(s.name for s in splits)} and beside them other folders: "
+                f"{', '.join(extra[:5])}. {_LAYOUT}"
+            )
+        for child in splits:
+            samples += _class_folders(root, child, SPLIT_NAMES[child.name.lower()], domain)
+    else:
+        samples = _class_folders(root, root, "", domain)
+    if not samples:
+        loose = any(path.suffix.lower() in SUFFIXES for path in root.iterdir())
+        found = "has pictures but no class folders" if loose else "holds no pictures in class folders"
+        raise DataError(f"the data folder {root} {found}. {_LAYOUT}")
+    return Raw(root.resolve().name, "classification", domain, samples, source=str(root))
+
+
+def words(name: str) -> str:
+    """A folder name as words: "ankle_boot" -> "ankle boot"; hyphens and letter case stay."""
+    return re.sub(r"[_\s]+", " ", name).strip()
+
+
+def _class_folders(root: Path, parent: Path, split: str, domain: str) -> list[Sample]:
+    samples: list[Sample] = []
+    names: dict[str, str] = {}
+    for folder in _folders(parent):
+        label = words(folder.name)
+        if label in names:
+            raise DataError(
+                f"the folders {names[label]} and {folder.name} in {parent} are both the class '{label}'. "
+                "Merge them, or rename one."
+            )
+        names[label] = folder.name
+        for path in sorted(folder.rglob("*")):
+            inside = path.relative_to(root)
+            hidden = any(part.startswith(".") for part in inside.parts)
+            if path.suffix.lower() not in SUFFIXES or hidden or not path.is_file():
+                continue
+            samples.append(
+                Sample(
+                    id=inside.as_posix(),
+                    image=str(path),
+                    question="",
+                    answer="",
+                    label=label,
+                    split=split,
+                    origin=str(path),
+                    text=class_text(domain, label),
+                )
+            )
+    return samples
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))

@@ -1,0 +1,134 @@
+"""The two types that data travels in: one `Sample`, and a `Data` set of three splits."""
+
+import functools
+import hashlib
+from dataclasses import dataclass, field
+from typing import Literal
+
+from craft.core.errors import DataError
+from craft.data.captions import declarative
+from craft.data.images import ImageSource, image_bytes_hash
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""The letters that name the options, in order."""
+
+Task = Literal["classification", "vqa"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with one question and its short answer.
+
+    Attributes:
+        id: unique within its data set; every random choice about this sample is seeded by it.
+        image: a path, the bytes of an image file, a PIL image or an array (see `open_image`).
+        question: the question alone, without options and directive.
+        answer: what a correct reply says, word for word (an option's letter or text, or a free answer).
+        choices: the options, in the order in which they are lettered; empty for an open question.
+        label: the class of the image, where it has one.
+        captions: further texts about the image for the contrastive loss.
+        split: "train", "validation" or "test".
+        seen: False where the label was held out of training.
+        directive: the closing line that asks for a short answer; kept apart so that it can be replaced.
+        origin: where the sample was declared ("questions.jsonl:12"), for messages.
+        correct: which of the choices is right (an index); None for an open question.
+        text: the ground-truth text of the contrastive loss; empty means the question and answer rewritten.
+    """
+
+    id: str
+    image: ImageSource = field(compare=False, repr=False)
+    question: str
+    answer: str
+    choices: tuple[str, ...] = ()
+    label: str | None = None
+    captions: tuple[str, ...] = ()
+    split: str = "train"
+    seen: bool = True
+    directive: str = ""
+    origin: str = ""
+    correct: int | None = None
+    text: str = ""
+
+    def prompt(self, directive: str | None = None) -> str:
+        """The full question: question line, lettered options, directive (or the one given instead)."""
+        options = (f"{letter}. {choice}" for letter, choice in zip(LETTERS, self.choices, strict=False))
+        closing = self.directive if directive is None else directive
+        return "\n".join(part for part in (self.question, *options, closing) if part)
+
+    @property
+    def answer_text(self) -> str:
+        """The answer in words: the option's text where the answer is its letter."""
+        return self.answer if self.correct is None else self.choices[self.correct]
+
+    @property
+    def concept(self) -> str:
+        """What the class mask of the contrastive loss compares: the label, or else the answer in words."""
+        return self.label if self.label is not None else self.answer_text
+
+    def texts(self) -> tuple[str, ...]:
+        """The texts of the contrastive loss, ground truth first (T_i of §3.2)."""
+        return (self.text or declarative(self.question, self.answer_text), *self.captions)
+
+
+@dataclass
+class Data:
+    """A data set of three splits, ready for training and evaluation.
+
+    Attributes:
+        name: the embedded domain's name, or the folder's or file's.
+        task: "classification" (four options, class hold-out) or "vqa".
+        domain: what the images are of, in words ("fashion item").
+        train, validation, test: the samples; training and validation hold seen classes only.
+        classes: every label, seen and held out, sorted; empty where samples carry no labels.
+        held_out: the labels kept out of training images and training options.
+        licence, source: as recorded for embedded domains; empty for your own files.
+        seed: the seed of the split, the hold-out and the options.
+    """
+
+    name: str
+    task: Task
+    domain: str
+    train: list[Sample]
+    validation: list[Sample]
+    test: list[Sample]
+    classes: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
+    licence: str = ""
+    source: str = ""
+    seed: int = 0
+
+    def samples(self, split: str) -> list[Sample]:
+        """The samples of "train", "validation" or "test".
+
+        Raises:
+            DataError: there is no such split, or it is empty.
+        """
+        if split not in ("train", "validation", "test"):
+            raise DataError(f"{self.name} has no split '{split}'; there are train, validation and test.")
+        samples: list[Sample] = getattr(self, split)
+        if not samples:
+            raise DataError(f"{self.name} has no {split} samples. Add some, or use another split.")
+        return samples
+
+    def all_samples(self) -> list[Sample]:
+        """Training, validation and test samples in one list."""
+        return [*self.train, *self.validation, *self.test]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over every sample's split, id, prompt, answer, label, texts and image bytes.
+
+        Computed on first use (it reads every image file once) and kept.
+
+        Raises:
+            DataError: an image file cannot be read.
+        """
+        digest, images = hashlib.sha256(), {}
+        for sample in self.all_samples():
+            key = sample.image if isinstance(sample.image, str) else id(sample.image)
+            if key not in images:
+                images[key] = image_bytes_hash(sample.image)
+            words = (sample.prompt(), sample.answer, sample.label, sample.texts())
+            row = (sample.split, sample.id, *words, images[key])
+            digest.update(repr(row).encode("utf-8"))
+        return digest.hexdigest()
