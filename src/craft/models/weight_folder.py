@@ -1,0 +1,177 @@
+"""A transformers-style folder of safetensors weights: one file, or shards with an index.
+
+Reading is checked against headers before anything large is loaded; writing back copies files byte for byte and
+changes only the bytes of tensors that changed.
+"""
+
+import json
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from craft.core.errors import CheckpointError
+from craft.core.files import read_json
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+_CONVERT = (
+    "import glob, sys, torch; from safetensors.torch import save_file; d = sys.argv[1]; w = {}; "
+    "[w.update(torch.load(f, map_location='cpu', weights_only=True)) "
+    "for f in sorted(glob.glob(d + '/pytorch_model*.bin'))]; "
+    "save_file({k: v.clone().contiguous() for k, v in w.items()}, d + '/model.safetensors', {'format': 'pt'})"
+)
+
+
+def conversion_command(folder: Path) -> str:
+    """A shell command that turns a folder's `pytorch_model*.bin` into `model.safetensors`.
+
+    It loads with `weights_only=True`, so that nothing in the file can run.
+    """
+    return f'python -c "{_CONVERT}" "{folder}"'
+
+
+class WeightFolder:
+    """The tensors of a folder, by name.
+
+    Args:
+        folder: holds `model.safetensors`, or `model.safetensors.index.json` and its shards.
+
+    Attributes:
+        folder: the path.
+        where: tensor name -> file that holds it.
+        shapes: tensor name -> shape.
+
+    Raises:
+        CheckpointError: the folder, its weights or a shard is missing; a file is cut short or not safetensors;
+            a shard lacks a tensor that the index promises; only `pytorch_model.bin` is there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.where: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for file, promised in self._files().items():
+            for name, shape in _header(file).items():
+                self.where[name] = file
+                self.shapes[name] = shape
+            lacking = sorted(promised - self.where.keys())
+            if lacking:
+                raise CheckpointError(
+                    f"{file} lacks tensor {lacking[0]} ({len(lacking)} in all), which {INDEX} promises; "
+                    "copy or download the shard again."
+                )
+
+    def _files(self) -> dict[Path, set[str]]:
+        """Weight files, and the tensors that the index expects in each."""
+        if not self.folder.is_dir():
+            raise CheckpointError(f"Folder {self.folder} does not exist; the checkpoint is incomplete.")
+        if (self.folder / SINGLE).is_file():
+            return {self.folder / SINGLE: set()}
+        index = self.folder / INDEX
+        if index.is_file():
+            content = read_json(index)
+            mapping = content.get("weight_map") if isinstance(content, dict) else None
+            if not isinstance(mapping, dict) or not mapping:
+                raise CheckpointError(f"{index} has no weight_map; copy or download it again.")
+            files: dict[Path, set[str]] = {}
+            for name, shard in mapping.items():
+                files.setdefault(self.folder / str(shard), set()).add(name)
+            for shard in sorted(files):
+                if not shard.is_file():
+                    raise CheckpointError(f"Shard {shard} is missing, and {index} names it; copy or download it again.")
+            return files
+        if any(self.folder.glob("pytorch_model*.bin")):
+            raise CheckpointError(
+                f"{self.folder} holds pytorch_model.bin, a pickle file, which CRAFT does not open because it can run "
+                f"code. Convert it once, with weights only, by: {conversion_command(self.folder)}"
+            )
+        raise CheckpointError(f"{self.folder} holds no weights: neither {SINGLE} nor {INDEX} is there.")
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, in the file's dtype, on the CPU.
+
+        Raises:
+            CheckpointError: no file holds it, or the file is damaged.
+        """
+        if name not in self.where:
+            raise CheckpointError(f"{self.folder} lacks tensor {name}; the checkpoint is incomplete.")
+        file = self.where[name]
+        try:
+            with safe_open(file, framework="pt") as opened:
+                return opened.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} is damaged ({error}); copy or download it again.") from error
+
+    def changed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of `tensors` that differ from the files, once the files' values are cast to the tensors' dtype.
+
+        Raises:
+            CheckpointError: a tensor is not in the files, or has another shape there.
+        """
+        different = {}
+        for name, tensor in tensors.items():
+            stored = self.tensor(name)
+            if stored.shape != tensor.shape:
+                raise CheckpointError(
+                    f"Tensor {name} has shape {list(tensor.shape)}, and {list(stored.shape)} in {self.where[name]}; "
+                    "the two do not belong to one model."
+                )
+            if not torch.equal(stored.to(tensor.dtype), tensor.detach().cpu()):
+                different[name] = tensor.detach().cpu().to(stored.dtype)
+        return different
+
+    def write(self, target: Path, tensors: Mapping[str, Tensor], skip: Collection[str] = ()) -> list[str]:
+        """Copy the folder to `target`; then overwrite the bytes of tensors that differ.
+
+        Args:
+            target: a folder, made when missing.
+            tensors: new values by the files' names; file dtypes stay.
+            skip: names of files that are not copied.
+
+        Returns:
+            Names of the tensors that changed. When none did, every file is the original byte for byte.
+
+        Raises:
+            CheckpointError: as `changed`.
+        """
+        different = self.changed(tensors)
+        target.mkdir(parents=True, exist_ok=True)
+        for source in sorted(self.folder.rglob("*")):
+            name = source.relative_to(self.folder)
+            if source.is_file() and source.name not in skip and ".git" not in name.parts:
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target / name)
+        for file in sorted({self.where[name] for name in different}):
+            _patch(
+                target / file.relative_to(self.folder), {n: t for n, t in different.items() if self.where[n] == file}
+            )
+        return sorted(different)
+
+
+def _header(file: Path) -> dict[str, tuple[int, ...]]:
+    """Tensor names and shapes of one safetensors file."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file} is damaged or not a safetensors file ({error}); copy or download it again."
+        ) from error
+
+
+def _patch(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Overwrite tensors in place; header, order and everything else stay as they were."""
+    with open(file, "r+b") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+        for name, tensor in tensors.items():
+            start, end = header[name]["data_offsets"]
+            data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            if len(data) != end - start:
+                raise CheckpointError(f"Tensor {name} takes {len(data)} bytes, and {end - start} in {file}.")
+            opened.seek(8 + length + start)
+            opened.write(data)
