@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from craft.core.errors import CraftError
 from craft.core.tokens import VisionTokens
+from craft.losses.alignment import IGNORED
 from craft.models.projector import Projector
 from craft.models.prompts import Prompt, build_prompt, decode
 
-IGNORED = -100  # the label of a position that is not learned
 Segment = Tensor  # int64 [n]: token ids; or float [n, h]: embeddings
 
 
@@ -66,7 +66,8 @@ class Backbone(nn.Module):
             answers: B texts to be learned, or None at inference.
             keep_positions: give a pruned image's tokens the positions they had in the full grid, and the text
                 behind it the positions it would have had. By default positions are consecutive.
-            padding: "right" or "left"; by default right with answers (training) and left without (generation).
+            padding: "right" or "left"; by default right with answers (training) and left without
+            (generation).
 
         Returns:
             `inputs_embeds` `[B, T, h]`, `attention_mask` bool `[B, T]`, `position_ids` int64 `[B, T]` (0 on
@@ -78,8 +79,10 @@ class Backbone(nn.Module):
         count = len(questions)
         if (tokens is not None and len(tokens) != count) or (answers is not None and len(answers) != count):
             given = f"{count} questions, {'no' if tokens is None else len(tokens)} images"
-            raise CraftError(f"One image and one answer per question, please: got {given}, "
-                             f"{'no' if answers is None else len(answers)} answers.")
+            raise CraftError(
+                f"One image and one answer per question, please: got {given}, "
+                f"{'no' if answers is None else len(answers)} answers."
+            )
         wanted: Sequence[str | None] = answers if answers is not None else [None] * count
         prompts = [
             build_prompt(self.prompt, self.tokenizer, question, answer, tokens is not None)
@@ -96,7 +99,9 @@ class Backbone(nn.Module):
         self, prompts: Sequence[Prompt], tokens: VisionTokens | None, keep_positions: bool
     ) -> tuple[list[list[Segment]], list[Tensor] | None]:
         """Per sample its segments and, with `keep_positions`, its position ids."""
-        ids = [[torch.tensor(part, dtype=torch.long) for part in (p.before, p.after + p.answer)] for p in prompts]
+        ids = [
+            [torch.tensor(part, dtype=torch.long) for part in (p.before, p.after + p.answer)] for p in prompts
+        ]
         if tokens is None:
             return [[before, rest] for before, rest in ids], None
         images = self.project(tokens.quantized.to(self.device))
@@ -115,7 +120,10 @@ class Backbone(nn.Module):
         return rows, jumps if keep_positions else None
 
     def splice(
-        self, rows: Sequence[Sequence[Segment]], padding: str = "right", positions: Sequence[Tensor] | None = None
+        self,
+        rows: Sequence[Sequence[Segment]],
+        padding: str = "right",
+        positions: Sequence[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Join segments into one padded batch of embeddings.
 

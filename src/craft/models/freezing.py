@@ -54,7 +54,9 @@ def freeze_all_but(lvlm: LVLM, names: Collection[str]) -> list[nn.Parameter]:
             continue
         if head not in known or head == "codebook":
             listed = ", ".join([part for part in known if part != "codebook"] + ["log_temperature"])
-            raise ConfigError(f"{name!r} cannot be trained; use {listed}, or a dotted name below one of them.")
+            raise ConfigError(
+                f"{name!r} cannot be trained; use {listed}, or a dotted name below one of them."
+            )
         chosen = [
             parameter
             for key, parameter in known[head].named_parameters()

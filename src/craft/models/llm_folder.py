@@ -44,13 +44,15 @@ def load_llm(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     missing = sorted(report["missing_keys"])
     if missing:
         raise CheckpointError(
-            f"{folder} lacks {len(missing)} of the LLM's tensors, the first of them {missing[0]}; the checkpoint is "
-            "incomplete."
+            f"{folder} lacks {len(missing)} of the LLM's tensors, the first of them {missing[0]}; the "
+            "checkpoint is incomplete."
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise CheckpointError(f"The text tokenizer in {folder} cannot be loaded: {_first_line(error)}") from error
+        raise CheckpointError(
+            f"The text tokenizer in {folder} cannot be loaded: {_first_line(error)}"
+        ) from error
     return llm.eval(), tokenizer
 
 

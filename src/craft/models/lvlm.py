@@ -27,12 +27,15 @@ class LVLM(nn.Module):
         CodebookMismatchError: the backbone was made for another codebook.
     """
 
-    def __init__(self, visual: VisualTokenizer, backbone: Backbone, name: str, origin: Path | None = None) -> None:
+    def __init__(
+        self, visual: VisualTokenizer, backbone: Backbone, name: str, origin: Path | None = None
+    ) -> None:
         super().__init__()
-        if backbone.codebook_fingerprint != visual.codebook.fingerprint:
+        abstract = visual.codebook.codewords.is_meta  # sizes without values: nothing to compare
+        if not abstract and backbone.codebook_fingerprint != visual.codebook.fingerprint:
             raise CodebookMismatchError(
-                f"Backbone {name} was made for codebook {backbone.codebook_fingerprint}, and the visual tokenizer has "
-                f"codebook {visual.codebook.fingerprint}; combine parts of one model family."
+                f"Backbone {name} was made for codebook {backbone.codebook_fingerprint}, and the visual "
+                f"tokenizer has codebook {visual.codebook.fingerprint}; combine parts of one model family."
             )
         self.visual = visual
         self.backbone = backbone
@@ -80,7 +83,9 @@ class LVLM(nn.Module):
         if not 0 < keep_ratio <= 1:
             raise CraftError(f"keep_ratio is {keep_ratio}; it must be above 0 and at most 1.")
         if images is not None and len(images) != len(questions):
-            raise CraftError(f"One question per image, please: got {len(images)} images, {len(questions)} questions.")
+            raise CraftError(
+                f"One question per image, please: got {len(images)} images, {len(questions)} questions."
+            )
         answers: list[str] = []
         for start in range(0, len(questions), batch_size):
             rows = slice(start, start + batch_size)
@@ -104,8 +109,8 @@ class LVLM(nn.Module):
             ) from error
         if self.visual.prior is None:
             raise CraftError(
-                f"keep_ratio={keep_ratio} needs a code prior, and {self.name} came without one; load an adapted "
-                "encoder (it carries the prior of its training images), or use keep_ratio=1."
+                f"keep_ratio={keep_ratio} needs a code prior, and {self.name} came without one; load an "
+                "adapted encoder (it carries the prior of its training images), or use keep_ratio=1."
             )
         return prune_tokens(tokens, self.visual.prior, keep_ratio=keep_ratio)
 

@@ -25,7 +25,9 @@ class Projector(nn.Module):
         try:
             kind, width_in, width_out = str(config["type"]), int(config["in"]), int(config["out"])
         except KeyError as missing:
-            raise CheckpointError(f"The projector's config lacks {missing}; it needs type, in and out.") from missing
+            raise CheckpointError(
+                f"The projector's config lacks {missing}; it needs type, in and out."
+            ) from missing
         self.config: dict[str, Any] = {"type": kind, "in": width_in, "out": width_out}
         depth = re.fullmatch(r"mlp(\d+)x_gelu", kind)
         if kind == "linear":
@@ -36,7 +38,9 @@ class Projector(nn.Module):
                 stack += [nn.GELU(), nn.Linear(width_out, width_out)]
             self.layers = nn.Sequential(*stack)
         else:
-            raise CheckpointError(f"Projector type {kind!r} is not known; this version has 'linear' and 'mlp2x_gelu'.")
+            raise CheckpointError(
+                f"Projector type {kind!r} is not known; this version has 'linear' and 'mlp2x_gelu'."
+            )
 
     def forward(self, quantized: Tensor) -> Tensor:
         """z̃ `[..., d]` -> `[..., d_LM]`, in the projector's dtype."""

@@ -38,7 +38,11 @@ def _ids(tokenizer: Any, text: str, bos: bool) -> list[int]:
     SentencePiece puts a space in front of every text; transformers' fast Llama tokenizer leaves it out where
     the text starts with one. One more space in front makes the ids those of SentencePiece.
     """
-    if text.startswith(" ") and getattr(tokenizer, "add_prefix_space", False) and _is_sentencepiece(tokenizer):
+    if (
+        text.startswith(" ")
+        and getattr(tokenizer, "add_prefix_space", False)
+        and _is_sentencepiece(tokenizer)
+    ):
         text = " " + text
     ids = list(tokenizer(text, add_special_tokens=True)["input_ids"])
     start = tokenizer.bos_token_id
@@ -52,7 +56,7 @@ def _is_sentencepiece(tokenizer: Any) -> bool:
 
 
 def _split_answer(full: list[int], asked: list[int]) -> tuple[list[int], list[int]]:
-    """Split `full` where the question `asked` ends (earlier, if the last question token merged with the answer)."""
+    """Split `full` where the question `asked` ends; earlier, if its last token merged with the answer."""
     end = 0
     while end < min(len(full), len(asked)) and full[end] == asked[end]:
         end += 1
@@ -87,8 +91,8 @@ def chat_template(tokenizer: Any, question: str, answer: str | None = None, imag
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ConfigError(
-            "The prompt format 'chat-template' needs a text tokenizer that has a chat template, and this one has "
-            "none; use an instruction-tuned LLM, or the prompt format 'plain'."
+            "The prompt format 'chat-template' needs a text tokenizer that has a chat template, and this "
+            "one has none; use an instruction-tuned LLM, or the prompt format 'plain'."
         )
     question = question.replace(_SLOT, "")
     turns = [{"role": "user", "content": f"{_SLOT}\n{question}" if image else question}]
@@ -100,7 +104,9 @@ def chat_template(tokenizer: Any, question: str, answer: str | None = None, imag
 
     tail: list[int] = []
     if answer is not None:
-        whole = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": answer}], tokenize=False)
+        whole = tokenizer.apply_chat_template(
+            [*turns, {"role": "assistant", "content": answer}], tokenize=False
+        )
         ending = whole[len(text) :] if whole.startswith(text) else answer
         tail = ids(ending.rstrip("\n"))
         if tokenizer.eos_token_id is not None and tail[-1:] != [tokenizer.eos_token_id]:
@@ -124,7 +130,9 @@ def plain(tokenizer: Any, question: str, answer: str | None = None, image: bool 
 FORMATS: dict[str, Callable[..., Prompt]] = {"vila-u": vila_u, "chat-template": chat_template, "plain": plain}
 
 
-def build_prompt(name: str, tokenizer: Any, question: str, answer: str | None = None, image: bool = True) -> Prompt:
+def build_prompt(
+    name: str, tokenizer: Any, question: str, answer: str | None = None, image: bool = True
+) -> Prompt:
     """Fill in the prompt format `name`.
 
     Args:

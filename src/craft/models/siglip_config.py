@@ -1,4 +1,4 @@
-"""The SigLIP architecture of a VILA-U tower, which its checkpoint only names (`rqvaesiglip.pretrained_model`)."""
+"""The SigLIP architecture of a VILA-U tower; its checkpoint only names it (`pretrained_model`)."""
 
 import math
 from pathlib import Path
@@ -35,8 +35,9 @@ def siglip_vision_config(
         pretrained_model: as the checkpoint's config has it.
 
     Returns:
-        The config beside, when there is one; else sizes from tensor shapes, and what shapes do not tell (heads,
-        activation, epsilon) as in the published SigLIP models. Sizes that shapes tell are checked either way.
+        The config beside, when there is one; else sizes from tensor shapes, and what shapes do not tell
+        (heads, activation, epsilon) as in the published SigLIP models. Sizes that shapes tell are checked
+        either way.
 
     Raises:
         CheckpointError: tensors are missing, or contradict the config beside.
@@ -48,7 +49,8 @@ def siglip_vision_config(
         heads = HEADS.get(hidden, hidden // 64)
         if heads == 0 or hidden % heads:
             raise CheckpointError(
-                f"{weights.folder}: width {hidden} is no published SigLIP's, so the number of attention heads is not "
+                f"{weights.folder}: width {hidden} is no published SigLIP's, so the number of attention "
+                "heads is not "
                 "known; put the SigLIP config.json in a folder and name it in rqvaesiglip.pretrained_model."
             )
         return {**DEFAULTS, **sizes, "num_attention_heads": heads, "type": "siglip"}
@@ -56,7 +58,9 @@ def siglip_vision_config(
     merged = {key: config.get(key, default) for key, default in DEFAULTS.items()}
     for key, size in sizes.items():
         if merged[key] != size:
-            raise CheckpointError(f"{file} says {key} {merged[key]}, and the weights in {weights.folder} say {size}.")
+            raise CheckpointError(
+                f"{file} says {key} {merged[key]}, and the weights in {weights.folder} say {size}."
+            )
     return {**merged, "type": "siglip"}
 
 
@@ -74,13 +78,17 @@ def _from_shapes(weights: WeightFolder, prefix: str) -> dict[str, int]:
 
     def shape(name: str) -> tuple[int, ...]:
         if prefix + name not in weights.shapes:
-            raise CheckpointError(f"{weights.folder} lacks tensor {prefix}{name}; the checkpoint is incomplete.")
+            raise CheckpointError(
+                f"{weights.folder} lacks tensor {prefix}{name}; the checkpoint is incomplete."
+            )
         return weights.shapes[prefix + name]
 
     hidden, _, patch, _ = shape("embeddings.patch_embedding.weight")
     side = math.isqrt(shape("embeddings.position_embedding.weight")[0])
     start = prefix + "encoder.layers."
-    numbers = {int(name.removeprefix(start).split(".")[0]) for name in weights.shapes if name.startswith(start)}
+    numbers = {
+        int(name.removeprefix(start).split(".")[0]) for name in weights.shapes if name.startswith(start)
+    }
     if not numbers:
         raise CheckpointError(f"{weights.folder} lacks tensors {start}*; the checkpoint is incomplete.")
     return {

@@ -1,7 +1,8 @@
 """VILA-U's on-disk layout: root config + `llm/` + `vision_tower/` + `mm_projector/`, read and written.
 
-Reading takes what understanding needs. Writing copies the checkpoint it came from and changes the bytes of the
-tensors that changed, so that the decoder, the text encoder, the generation head and all else stay as they were.
+Reading takes what understanding needs. Writing copies the checkpoint it came from and changes the bytes of
+the tensors that changed, so that the decoder, the text encoder, the generation head and all else stay as
+they were.
 """
 
 import re
@@ -27,7 +28,10 @@ from craft.quantize import ResidualCodebook
 
 VISION = "rqvaesiglip.siglip_model.vision_model."
 CODEBOOK = "rqvaesiglip.quantizer.codebooks.{}.weight"
-SCALE = ("rqvaesiglip.logit_scale", "rqvaesiglip.siglip_model.logit_scale")  # writers drop one alias or the other
+SCALE = (
+    "rqvaesiglip.logit_scale",
+    "rqvaesiglip.siglip_model.logit_scale",
+)  # writers drop one alias or the other
 
 
 def is_vila_u(folder: Path) -> bool:
@@ -50,8 +54,8 @@ def load_vila_u(
         An `LVLM` in evaluation mode; `origin` is the folder.
 
     Raises:
-        CheckpointError: a file, shard or tensor is missing, damaged, of another shape than the config says, or
-            comes as `pytorch_model.bin` (the message has the conversion command).
+        CheckpointError: a file, shard or tensor is missing, damaged, of another shape than the config says,
+            or comes as `pytorch_model.bin` (the message has the conversion command).
 
     Source: the VILA-U layout (mit-han-lab/vila-u).
     """
@@ -62,7 +66,8 @@ def load_vila_u(
     aspect = config.get("image_aspect_ratio") or "resize"
     if aspect not in ("resize", "pad"):
         raise CheckpointError(
-            f"{root / 'config.json'}: image_aspect_ratio is {aspect!r}; this version reads 'resize' and 'pad'."
+            f"{root / 'config.json'}: image_aspect_ratio is {aspect!r}; this version reads 'resize' and "
+            "'pad'."
         )
     for part in ("vision_tower", "mm_projector", "llm"):
         WeightFolder(root / part)  # all headers first: a missing shard is told before gigabytes are read
@@ -74,7 +79,8 @@ def load_vila_u(
     width = llm.get_input_embeddings().weight.shape[1]
     if (projector.config["in"], projector.config["out"]) != (visual.codebook.dim, width):
         raise CheckpointError(
-            f"{root}: the projector maps {projector.config['in']} to {projector.config['out']}, and codebook and LLM "
+            f"{root}: the projector maps {projector.config['in']} to {projector.config['out']}, and "
+            "codebook and LLM "
             f"have widths {visual.codebook.dim} and {width}; the folders belong to different checkpoints."
         )
     visual.vision_tower.to(precision)
@@ -94,8 +100,10 @@ def _load_visual(root: Path, aspect: str) -> VisualTokenizer:
     for name, value in tower.state_dict().items():
         if state[name].shape != value.shape:
             raise CheckpointError(
-                f"{weights.folder}: {_file_name(name)} has shape {list(state[name].shape)}, and the SigLIP config says "
-                f"{list(value.shape)}; give the right config in a folder beside (rqvaesiglip.pretrained_model)."
+                f"{weights.folder}: {_file_name(name)} has shape {list(state[name].shape)}, and the SigLIP "
+                "config says "
+                f"{list(value.shape)}; give the right config in a folder beside "
+                "(rqvaesiglip.pretrained_model)."
             )
     tower.load_state_dict(state)
     scale = next((weights.tensor(name) for name in SCALE if name in weights.where), None)
@@ -109,8 +117,8 @@ def _tower_config(root: Path) -> dict[str, Any]:
     inner = config.get("rqvaesiglip") if isinstance(config, dict) else None
     if not isinstance(inner, dict) or "code_shape" not in inner or "n_embed" not in inner:
         raise CheckpointError(
-            f"{file} does not describe a VILA-U vision tower: rqvaesiglip.code_shape and rqvaesiglip.n_embed are "
-            "missing; copy the original config."
+            f"{file} does not describe a VILA-U vision tower: rqvaesiglip.code_shape and "
+            "rqvaesiglip.n_embed are missing; copy the original config."
         )
     return inner
 
@@ -128,12 +136,16 @@ def read_codebook(vision_tower: Path) -> ResidualCodebook:
     A codebook shared between levels may be stored once (as level 0) or once per level.
 
     Raises:
-        CheckpointError: a level is missing and the config does not say that levels are shared, or its shape is
-            not what the config says.
+        CheckpointError: a level is missing and the config does not say that levels are shared, or its shape
+            is not what the config says.
     """
     weights = WeightFolder(vision_tower)
     config = _tower_config(vision_tower.parent)
-    depth, size, shared = int(config["code_shape"][-1]), config["n_embed"], bool(config.get("shared_codebook"))
+    depth, size, shared = (
+        int(config["code_shape"][-1]),
+        config["n_embed"],
+        bool(config.get("shared_codebook")),
+    )
     sizes = [int(size)] * depth if isinstance(size, int) else [int(number) for number in size]
     levels: list[Tensor] = []
     for level in range(depth):
@@ -141,16 +153,16 @@ def read_codebook(vision_tower: Path) -> ResidualCodebook:
         if shared and level:
             if name in weights.where and not torch.equal(weights.tensor(name)[: sizes[level]], levels[0]):
                 raise CheckpointError(
-                    f"{weights.where[name]}: {name} differs from level 0, and the config says shared_codebook; one of "
-                    "the two is wrong."
+                    f"{weights.where[name]}: {name} differs from level 0, and the config says "
+                    "shared_codebook; one of the two is wrong."
                 )
             levels.append(levels[0])
             continue
         table = weights.tensor(name)
         if table.ndim != 2 or table.shape[0] not in (sizes[level], sizes[level] + 1):
             raise CheckpointError(
-                f"{weights.where[name]}: {name} has shape {list(table.shape)}, and the config says {sizes[level]} "
-                "codewords (and a padding row)."
+                f"{weights.where[name]}: {name} has shape {list(table.shape)}, and the config says "
+                f"{sizes[level]} codewords (and a padding row)."
             )
         levels.append(table[: sizes[level]])
     return ResidualCodebook(levels)
@@ -160,25 +172,32 @@ def _load_projector(folder: Path) -> Projector:
     weights, config = WeightFolder(folder), read_json(folder / "config.json")
     kind = config.get("mm_projector_type")
     names = sorted(weights.where)
-    matrices = [weights.shapes[name] for name in names if name.endswith("weight") and len(weights.shapes[name]) == 2]
+    matrices = [
+        weights.shapes[name] for name in names if name.endswith("weight") and len(weights.shapes[name]) == 2
+    ]
     if not matrices:
         raise CheckpointError(f"{folder} holds no weight matrix; it is not a projector.")
     projector = Projector({"type": kind, "in": matrices[0][1], "out": matrices[-1][0]})
     expected = {name: tuple(value.shape) for name, value in projector.state_dict().items()}
     if expected != weights.shapes:
         raise CheckpointError(
-            f"{folder}: a projector of type {kind!r} has tensors {expected}, and the files hold {weights.shapes}."
+            f"{folder}: a projector of type {kind!r} has tensors {expected}, and the files hold "
+            f"{weights.shapes}."
         )
     projector.load_state_dict({name: weights.tensor(name) for name in names})
     return projector
 
 
-def tower_tensors(state: dict[str, Tensor], log_temperature: Tensor | None, weights: WeightFolder) -> dict[str, Tensor]:
-    """A SigLIP tower's state (and log τ) under the names of a checkpoint's `vision_tower/`; [CLS] is left out."""
+def tower_tensors(
+    state: dict[str, Tensor], log_temperature: Tensor | None, weights: WeightFolder
+) -> dict[str, Tensor]:
+    """A SigLIP tower's state and log τ under the names of a `vision_tower/`; [CLS] is left out."""
     named = {key: value for name, value in state.items() if (key := _file_name(name)) is not None}
     if log_temperature is not None:
         named |= {
-            name: log_temperature.detach().reshape(weights.shapes[name]) for name in SCALE if name in weights.where
+            name: log_temperature.detach().reshape(weights.shapes[name])
+            for name in SCALE
+            if name in weights.where
         }
     return named
 
@@ -195,8 +214,8 @@ def save_vila_u(lvlm: LVLM, folder: str | Path) -> None:
         folder: written as a whole or not at all.
 
     Raises:
-        CheckpointError: the model did not come from a VILA-U checkpoint, the checkpoint has gone, or the vision
-            tower has a symmetric [CLS] (its patches need it).
+        CheckpointError: the model did not come from a VILA-U checkpoint, the checkpoint has gone, or the
+            vision tower has a symmetric [CLS] (its patches need it).
     """
     root, target = lvlm.origin, Path(folder)
     if root is None or not is_vila_u(root):
@@ -205,10 +224,14 @@ def save_vila_u(lvlm: LVLM, folder: str | Path) -> None:
             f"({root or 'none'}) is not a VILA-U folder. Use the native layout."
         )
     if target.resolve() == root or root in target.resolve().parents:
-        raise CheckpointError(f"{target} is the checkpoint that {lvlm.name} came from; choose another folder.")
+        raise CheckpointError(
+            f"{target} is the checkpoint that {lvlm.name} came from; choose another folder."
+        )
     parts = {part: WeightFolder(root / part) for part in ("vision_tower", "mm_projector", "llm")}
     tower = _vila_u_tower(lvlm.visual.vision_tower)
-    llm = {name: value for name, value in lvlm.backbone.llm.state_dict().items() if name in parts["llm"].where}
+    llm = {
+        name: value for name, value in lvlm.backbone.llm.state_dict().items() if name in parts["llm"].where
+    }
     tensors = {
         "vision_tower": tower_tensors(tower.state_dict(), lvlm.visual.log_temperature, parts["vision_tower"]),
         "mm_projector": dict(lvlm.backbone.projector.state_dict()),
@@ -227,13 +250,13 @@ def save_vila_u(lvlm: LVLM, folder: str | Path) -> None:
 def _vila_u_tower(tower: Any) -> SiglipTower:
     if not isinstance(tower, SiglipTower):
         raise CheckpointError(
-            f"A {type(tower).__name__} cannot be written in VILA-U's layout, which holds a SigLIP tower; use the "
-            "native layout."
+            f"A {type(tower).__name__} cannot be written in VILA-U's layout, which holds a SigLIP tower; "
+            "use the native layout."
         )
     if tower.cls_attention != "read-only":
         raise CheckpointError(
-            "This vision tower was trained with cls_attention='symmetric': its patches read the [CLS] token, which "
-            "VILA-U's layout cannot hold. Train with cls_attention='read-only' to export."
+            "This vision tower was trained with cls_attention='symmetric': its patches read the [CLS] "
+            "token, which VILA-U's layout cannot hold. Train with cls_attention='read-only' to export."
         )
     return tower
 
@@ -243,7 +266,8 @@ def export_vision_tower(source: Any, base_folder: str | Path, out: str | Path) -
 
     Args:
         source: an `LVLM`, or a loaded `craft.models.artefact.Artefact`.
-        base_folder: the VILA-U checkpoint that it was adapted from; what CRAFT does not use is copied from it.
+        base_folder: the VILA-U checkpoint that it was adapted from; what CRAFT does not use is copied from
+        it.
         out: a folder; `out/vision_tower/` is written.
 
     Returns:
@@ -266,8 +290,8 @@ def export_vision_tower(source: Any, base_folder: str | Path, out: str | Path) -
     own = read_codebook(base / "vision_tower").fingerprint
     if theirs != own:
         raise CodebookMismatchError(
-            f"The encoder was adapted for codebook {theirs}, and {base} holds codebook {own}; give the checkpoint "
-            "that the encoder was adapted from."
+            f"The encoder was adapted for codebook {theirs}, and {base} holds codebook {own}; give the "
+            "checkpoint that the encoder was adapted from."
         )
     tensors = tower_tensors(_vila_u_tower(tower).state_dict(), log_temperature, weights)
     target = Path(out) / "vision_tower"

@@ -40,7 +40,9 @@ class VisualTokenizer(nn.Module):
         self.vision_tower = vision_tower
         self.codebook = codebook
         self.text_encoder = text_encoder
-        self.log_temperature = nn.Parameter(torch.as_tensor(log_temperature, dtype=torch.float32).reshape(()).clone())
+        self.log_temperature = nn.Parameter(
+            torch.as_tensor(log_temperature, dtype=torch.float32).reshape(()).clone()
+        )
         self.prior = prior
         self.aspect = aspect
 

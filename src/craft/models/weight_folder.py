@@ -1,7 +1,7 @@
 """A transformers-style folder of safetensors weights: one file, or shards with an index.
 
-Reading is checked against headers before anything large is loaded; writing back copies files byte for byte and
-changes only the bytes of tensors that changed.
+Reading is checked against headers before anything large is loaded; writing back copies files byte for byte
+and changes only the bytes of tensors that changed.
 """
 
 import json
@@ -46,8 +46,8 @@ class WeightFolder:
         shapes: tensor name -> shape.
 
     Raises:
-        CheckpointError: the folder, its weights or a shard is missing; a file is cut short or not safetensors;
-            a shard lacks a tensor that the index promises; only `pytorch_model.bin` is there.
+        CheckpointError: the folder, its weights or a shard is missing; a file is cut short or not
+            safetensors; a shard lacks a tensor that the index promises; only `pytorch_model.bin` is there.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -82,11 +82,14 @@ class WeightFolder:
                 files.setdefault(self.folder / str(shard), set()).add(name)
             for shard in sorted(files):
                 if not shard.is_file():
-                    raise CheckpointError(f"Shard {shard} is missing, and {index} names it; copy or download it again.")
+                    raise CheckpointError(
+                        f"Shard {shard} is missing, and {index} names it; copy or download it again."
+                    )
             return files
         if any(self.folder.glob("pytorch_model*.bin")):
             raise CheckpointError(
-                f"{self.folder} holds pytorch_model.bin, a pickle file, which CRAFT does not open because it can run "
+                f"{self.folder} holds pytorch_model.bin, a pickle file, which CRAFT does not open because "
+                "it can run "
                 f"code. Convert it once, with weights only, by: {conversion_command(self.folder)}"
             )
         raise CheckpointError(f"{self.folder} holds no weights: neither {SINGLE} nor {INDEX} is there.")
@@ -107,7 +110,8 @@ class WeightFolder:
             raise CheckpointError(f"{file} is damaged ({error}); copy or download it again.") from error
 
     def changed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Those of `tensors` that differ from the files, once the files' values are cast to the tensors' dtype.
+        """Those of `tensors` that differ from the files, once the files' values are cast to the tensors'
+        dtype.
 
         Raises:
             CheckpointError: a tensor is not in the files, or has another shape there.
@@ -117,8 +121,8 @@ class WeightFolder:
             stored = self.tensor(name)
             if stored.shape != tensor.shape:
                 raise CheckpointError(
-                    f"Tensor {name} has shape {list(tensor.shape)}, and {list(stored.shape)} in {self.where[name]}; "
-                    "the two do not belong to one model."
+                    f"Tensor {name} has shape {list(tensor.shape)}, and {list(stored.shape)} in "
+                    f"{self.where[name]}; the two do not belong to one model."
                 )
             if not torch.equal(stored.to(tensor.dtype), tensor.detach().cpu()):
                 different[name] = tensor.detach().cpu().to(stored.dtype)
@@ -147,7 +151,8 @@ class WeightFolder:
                 shutil.copyfile(source, target / name)
         for file in sorted({self.where[name] for name in different}):
             _patch(
-                target / file.relative_to(self.folder), {n: t for n, t in different.items() if self.where[n] == file}
+                target / file.relative_to(self.folder),
+                {n: t for n, t in different.items() if self.where[n] == file},
             )
         return sorted(different)
 

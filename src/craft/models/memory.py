@@ -1,0 +1,82 @@
+"""How much memory a training step will take, before it takes it (`--dry-run`)."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from craft.models.lvlm import LVLM
+from craft.quantize.search import CODE_BLOCK, ROW_BLOCK
+
+# Stored per layer and token for the backward pass, in multiples of width and of MLP width: norms, q, k, v
+# and the attention output, residuals | the MLP's inner activations. Fused attention keeps no [T, T] matrix.
+_WIDE, _INNER = 8, 3
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Bytes of a module's parameters and buffers, shared ones counted once."""
+    unique = {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]}
+    return sum(tensor.numel() * tensor.element_size() for tensor in unique.values())
+
+
+def estimate_memory(
+    lvlm: LVLM,
+    batch_size: int,
+    seq_len: int,
+    dtype: torch.dtype = torch.float32,
+    answer_len: int = 8,
+    gradient_checkpointing: bool = False,
+) -> dict[str, int]:
+    """Estimate the bytes of one adaptation step; works on the meta device.
+
+    Weights, gradients and optimiser state are exact. Activations are a rough count of what autograd keeps
+    (±30 %, without a convolutional stem's): both the vision tower and the frozen LLM keep theirs, because
+    the gradient passes through the LLM.
+
+    Args:
+        lvlm: the model, with `requires_grad` set as it will train.
+        batch_size: images per forward pass on the device (before gradient accumulation).
+        seq_len: tokens per sample, text and image together.
+        dtype: in which activations are kept (that of autocast).
+        answer_len: answer tokens per sample; logits are computed there only.
+        gradient_checkpointing: the LLM's layers keep their inputs only.
+
+    Returns:
+        Bytes: `weights`, `gradients`, `optimiser` (AdamW: two float32 moments), `activations`, `logits`,
+        `search` (temporary, nearest code), `total`.
+    """
+    weights = weight_bytes(lvlm)
+    training = [parameter for parameter in lvlm.parameters() if parameter.requires_grad]
+    gradients = sum(parameter.numel() * parameter.element_size() for parameter in training)
+    optimiser = sum(parameter.numel() * 2 * 4 for parameter in training)
+    width = dtype.itemsize
+
+    patches = lvlm.visual.grid[0] * lvlm.visual.grid[1]
+    vision = lvlm.visual.vision_tower.siglip_config  # type: ignore[union-attr]
+    layers = len(lvlm.visual.vision_tower.layers)  # type: ignore[arg-type]
+    activations = batch_size * patches * layers * _per_token(vision) * width
+    text: Any = lvlm.backbone.llm.config
+    llm_layers = text.num_hidden_layers
+    if gradient_checkpointing:
+        activations += batch_size * seq_len * width * (llm_layers * text.hidden_size + _per_token(text))
+    else:
+        activations += batch_size * seq_len * width * llm_layers * _per_token(text)
+
+    logits = batch_size * answer_len * text.vocab_size * 4 * 2  # float32, and their gradient
+    codebook = lvlm.visual.codebook
+    search = 3 * min(batch_size * patches, ROW_BLOCK) * min(codebook.size, CODE_BLOCK) * 4
+    total = weights + gradients + optimiser + activations + logits + search
+    return {
+        "weights": weights,
+        "gradients": gradients,
+        "optimiser": optimiser,
+        "activations": activations,
+        "logits": logits,
+        "search": search,
+        "total": total,
+    }
+
+
+def _per_token(config: Any) -> int:
+    """Values that one transformer layer keeps per token."""
+    return _WIDE * int(config.hidden_size) + _INNER * int(config.intermediate_size)
