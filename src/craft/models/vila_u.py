@@ -28,10 +28,7 @@ from craft.quantize import ResidualCodebook
 
 VISION = "rqvaesiglip.siglip_model.vision_model."
 CODEBOOK = "rqvaesiglip.quantizer.codebooks.{}.weight"
-SCALE = (
-    "rqvaesiglip.logit_scale",
-    "rqvaesiglip.siglip_model.logit_scale",
-)  # writers drop one alias or the other
+SCALE = ("rqvaesiglip.logit_scale", "rqvaesiglip.siglip_model.logit_scale")  # aliases: one may be absent
 
 
 def is_vila_u(folder: Path) -> bool:
@@ -80,8 +77,7 @@ def load_vila_u(
     if (projector.config["in"], projector.config["out"]) != (visual.codebook.dim, width):
         raise CheckpointError(
             f"{root}: the projector maps {projector.config['in']} to {projector.config['out']}, and "
-            "codebook and LLM "
-            f"have widths {visual.codebook.dim} and {width}; the folders belong to different checkpoints."
+            f"codebook and LLM have widths {visual.codebook.dim} and {width}; the folders belong to different checkpoints."
         )
     visual.vision_tower.to(precision)
     backbone = Backbone(projector.to(precision), llm, tokenizer, "vila-u", visual.codebook.fingerprint)
@@ -101,9 +97,7 @@ def _load_visual(root: Path, aspect: str) -> VisualTokenizer:
         if state[name].shape != value.shape:
             raise CheckpointError(
                 f"{weights.folder}: {_file_name(name)} has shape {list(state[name].shape)}, and the SigLIP "
-                "config says "
-                f"{list(value.shape)}; give the right config in a folder beside "
-                "(rqvaesiglip.pretrained_model)."
+                f"config says {list(value.shape)}; name the right one in rqvaesiglip.pretrained_model."
             )
     tower.load_state_dict(state)
     scale = next((weights.tensor(name) for name in SCALE if name in weights.where), None)
@@ -141,11 +135,7 @@ def read_codebook(vision_tower: Path) -> ResidualCodebook:
     """
     weights = WeightFolder(vision_tower)
     config = _tower_config(vision_tower.parent)
-    depth, size, shared = (
-        int(config["code_shape"][-1]),
-        config["n_embed"],
-        bool(config.get("shared_codebook")),
-    )
+    depth, size, shared = int(config["code_shape"][-1]), config["n_embed"], config.get("shared_codebook")
     sizes = [int(size)] * depth if isinstance(size, int) else [int(number) for number in size]
     levels: list[Tensor] = []
     for level in range(depth):
