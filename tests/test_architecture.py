@@ -159,5 +159,5 @@ def test_runtime_type_checks_are_on():
 
     if os.environ.get("CRAFT_TYPECHECK") == "0":
         pytest.skip("switched off by CRAFT_TYPECHECK=0")
-    with pytest.raises(Exception, match="type hint|Type-check"):
+    with pytest.raises(Exception, match=r"type hint|Type-check"):
         seed_everything("zero")  # type: ignore[arg-type]

@@ -47,8 +47,7 @@ def _lines(iterable: Iterable[T], description: str, total: int | None) -> Iterat
         if total and done < total and done * 10 // total > tenth:
             tenth = done * 10 // total
             elapsed = time.monotonic() - start
-            say(
-                f"{description}: {done}/{total}, {elapsed:.0f} s, about {elapsed / done * (total - done):.0f} s left"
-            )
+            left = elapsed / done * (total - done)
+            say(f"{description}: {done}/{total}, {elapsed:.0f} s, about {left:.0f} s left")
     if done:
         say(f"{description}: {done} done in {time.monotonic() - start:.0f} s")

@@ -33,8 +33,8 @@ def surrogate_alignment(
         lm_head: hidden states `[n, h]` -> logits `[n, V]`.
         labels: int64 `[B, T]`, aligned with the tokens (shifted in here); -100 where no loss is taken, that
             is for image, prompt and padding.
-        reduction: "mean" over all answer tokens of the batch (as `labels=` of transformers), or "sum" over the
-            tokens of an answer, as Eq. 2 is printed, averaged over the B samples.
+        reduction: "mean" over all answer tokens of the batch (as `labels=` of transformers), or "sum" over
+            the tokens of an answer, as Eq. 2 is printed, averaged over the B samples.
 
     Raises:
         ValueError: shapes do not fit, or no position predicts an answer token.

@@ -14,8 +14,8 @@ def contrastive(
 ) -> Tensor:
     """Mean over images of Eq. 4; float32 scalar, computed in float32 under autocast too.
 
-    Every image is drawn to its own text and pushed from the texts of *other* classes; texts of other images of
-    its own class count neither way. Where samples have no class (VQA), give every distinct text its number.
+    Every image is drawn to its own text and pushed from the texts of *other* classes; texts of other images
+    of its own class count neither way. Where samples have no class (VQA), give every distinct text a number.
 
     Args:
         image: v `[B, d]`, the [CLS] features, of any length (the cosine is taken here).
