@@ -1,0 +1,262 @@
+"""The frozen text encoder of the contrastive loss: SigLIP's text tower and its tokenizer (§3.2, Eq. 4)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import SiglipTextConfig, SiglipTextModel
+
+from craft.core.errors import CheckpointError
+from craft.core.files import PathLike, load_tensors, read_json, save_tensors, write_json
+from craft.models.weights import cast, dtype_named, load_strict, stored_dtype
+
+_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "projection_size",
+    "hidden_act",
+    "layer_norm_eps",
+    "pad_token_id",
+)
+_PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>")
+
+
+class TextEncoder(nn.Module):
+    """Texts -> embeddings `[n, d]`; frozen, always in evaluation mode, always float32.
+
+    SigLIP pools the hidden state at the *last position*, attends to padding (no mask), and was trained with
+    every text padded on the right to `max_position_embeddings`. So texts are padded to exactly that length
+    here, and a longer text keeps its first tokens, with the end token (where the tokenizer adds one) in the
+    last place.
+
+    Args:
+        config: fields of transformers' `SiglipTextConfig`; `projection_size` is d (default: `hidden_size`).
+            `pad_token_id` defaults to the tokenizer's padding or `<pad>`, and to SigLIP's 1 without either.
+        tokenizer: a `tokenizers.Tokenizer`; or None for a text tower that came without one, which can be
+            kept and written back but not used.
+
+    Attributes:
+        dim: d.
+        config: the complete config as a JSON-able dict.
+
+    Raises:
+        CheckpointError: the config lacks a field, or the tokenizer knows more tokens than the model.
+
+    Source: §3.2 ("frozen text encoder"); SigLIP (arXiv 2303.15343).
+    """
+
+    stored_dtype: str  # set where it was read from disk
+
+    def __init__(self, config: dict[str, Any], tokenizer: Tokenizer | None) -> None:
+        super().__init__()
+        missing = [field for field in _FIELDS[:6] if field not in config]
+        if missing:
+            raise CheckpointError(f"The text encoder's config lacks {', '.join(missing)}.")
+        known = {field: config[field] for field in _FIELDS if config.get(field) is not None}
+        known.setdefault("pad_token_id", _pad_id(tokenizer))
+        siglip = SiglipTextConfig(**known, bos_token_id=None, eos_token_id=None, attention_dropout=0.0)
+        siglip._attn_implementation = "sdpa"
+        self.config: dict[str, Any] = {field: getattr(siglip, field) for field in _FIELDS}
+        self.dim = int(siglip.projection_size or siglip.hidden_size)
+        self.length = int(siglip.max_position_embeddings)
+        self.model = SiglipTextModel(siglip)
+        self.tokenizer = None if tokenizer is None else self._prepare(tokenizer)
+        self.requires_grad_(False)
+        self.train(False)
+
+    def _prepare(self, tokenizer: Tokenizer) -> Tokenizer:
+        """Our own copy, which pads and truncates to the one length that the model was trained with."""
+        own = Tokenizer.from_str(tokenizer.to_str())
+        pad, vocabulary = self.config["pad_token_id"], self.config["vocab_size"]
+        if own.get_vocab_size() > vocabulary or own.id_to_token(pad) is None:
+            raise CheckpointError(
+                f"The text encoder has {vocabulary} tokens and pads with id {pad}; its tokenizer has "
+                f"{own.get_vocab_size()} tokens. They belong to different models."
+            )
+        own.enable_truncation(self.length)
+        own.enable_padding(length=self.length, pad_id=pad, pad_token=own.id_to_token(pad))
+        return own
+
+    def train(self, mode: bool = True) -> "TextEncoder":
+        """Stay in evaluation mode, whatever is asked."""
+        return super().train(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.head.weight.device
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids int64 `[n, max_position_embeddings]`, padded on the right, on the CPU.
+
+        Raises:
+            CheckpointError: this text encoder came without a tokenizer.
+        """
+        if self.tokenizer is None:
+            raise CheckpointError(
+                "The contrastive loss needs the text encoder's tokenizer, and this checkpoint carries none; name "
+                "a folder with its tokenizer.json (SigLIP's own), or train with contrastive.weight=0."
+            )
+        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
+        return torch.tensor(rows, dtype=torch.long).reshape(len(rows), self.length)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Ids int64 `[n, max_position_embeddings]` -> pooled output `[n, d]`, not normalised."""
+        return self.model(input_ids=input_ids.to(self.device)).pooler_output
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Embed texts.
+
+        Args:
+            texts: n texts.
+            batch_size: texts per forward pass.
+
+        Returns:
+            float32 `[n, d]` on the encoder's device, not normalised (Eq. 4 takes cosines).
+
+        Raises:
+            CheckpointError: this text encoder came without a tokenizer.
+        """
+        if len(texts) == 0:
+            return torch.zeros(0, self.dim, device=self.device)
+        ids = self.tokenize(texts)
+        with torch.autocast(self.device.type, enabled=False):
+            return torch.cat([self(rows).float() for rows in ids.split(batch_size)])
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights by SigLIP's names (`embeddings.*`, `encoder.*`, `final_layer_norm.*`, `head.*`)."""
+        return {name.removeprefix("text_model."): t for name, t in self.model.state_dict().items()}
+
+    def load_weights(self, state: Mapping[str, Tensor], where: Path) -> None:
+        """Load weights by SigLIP's names.
+
+        Raises:
+            CheckpointError: they do not fit the config.
+        """
+        nested = any(name.startswith("text_model.") for name in self.model.state_dict())  # transformers < 5.6
+        plain = {name: tensor for name, tensor in state.items() if not name.endswith("position_ids")}
+        load_strict(self.model, {f"text_model.{k}": v for k, v in plain.items()} if nested else plain, where)
+
+    @classmethod
+    def from_siglip_state(
+        cls,
+        state: Mapping[str, Tensor],
+        config: dict[str, Any],
+        tokenizer: PathLike | Tokenizer | None = None,
+        where: PathLike = "the checkpoint",
+    ) -> "TextEncoder":
+        """The text tower inside a larger checkpoint (VILA-U: `rqvaesiglip.siglip_model.text_model.*`).
+
+        Args:
+            state: tensors; those below the first `text_model.` of their names are used, all others ignored.
+            config: the `text_config` of the SigLIP config.
+            tokenizer: a tokenizer, a folder or file with `tokenizer.json`, or a hub id; None builds an
+                encoder that refuses to encode.
+            where: what messages call the checkpoint.
+
+        Raises:
+            CheckpointError: weights or tokenizer are missing or do not fit.
+        """
+        mark = "text_model."
+        own = {name.split(mark, 1)[1]: tensor for name, tensor in state.items() if mark in name}
+        if not own:
+            raise CheckpointError(
+                f"{where} holds no text tower (no tensor is named *.text_model.*); "
+                "contrastive.weight=0 trains without one."
+            )
+        words = tokenizer
+        if words is not None and not isinstance(words, Tokenizer):
+            words = find_tokenizer(words)
+        head = own.get("head.weight")
+        width = {} if head is None or config.get("projection_size") else {"projection_size": head.shape[0]}
+        encoder = cls({**config, **width}, words)
+        encoder.load_weights(cast(own, torch.float32), Path(where))
+        return encoder
+
+
+def _pad_id(tokenizer: Tokenizer | None) -> int:
+    """The padding id that a tokenizer implies; SigLIP's own (1) when it implies none."""
+    if tokenizer is None:
+        return 1
+    if tokenizer.padding is not None:
+        return int(tokenizer.padding["pad_id"])
+    found = [tokenizer.token_to_id(name) for name in _PAD_NAMES]
+    return next((index for index in found if index is not None), 1)
+
+
+def read_tokenizer(path: PathLike) -> Tokenizer:
+    """Read one `tokenizer.json`.
+
+    Raises:
+        CheckpointError: the file is missing or not a tokenizer.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path} does not exist; the text encoder needs it, so copy the folder again.")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(
+            f"{path} is damaged or not a tokenizer.json ({error}); copy it again."
+        ) from error
+
+
+def find_tokenizer(source: PathLike) -> Tokenizer:
+    """The tokenizer of a folder, a `tokenizer.json`, or a hub id such as `google/siglip-large-patch16-256`.
+
+    Raises:
+        CheckpointError: there is none, or the hub cannot be reached.
+    """
+    path = Path(source)
+    if path.is_file():
+        return read_tokenizer(path)
+    if path.is_dir():
+        return read_tokenizer(path / "tokenizer.json")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return read_tokenizer(hf_hub_download(str(source), "tokenizer.json"))
+    except CheckpointError:
+        raise
+    except Exception as error:  # network, authentication, unknown name: one remedy for all
+        raise CheckpointError(
+            f"No tokenizer at {source}: it is not a folder here, and the hub did not give a tokenizer.json "
+            f"({type(error).__name__}). Name a local folder that has one, or train with contrastive.weight=0."
+        ) from error
+
+
+def save_text_encoder(folder: PathLike, encoder: TextEncoder) -> None:
+    """Write `config.json`, `model.safetensors` and `tokenizer.json` into `folder`.
+
+    Weights are written in the dtype they were read in, bfloat16 for a new encoder.
+    """
+    folder, dtype = Path(folder), stored_dtype(encoder)
+    config = {"format": "craft-text-encoder", "version": 1, **encoder.config, "dtype": dtype}
+    write_json(folder / "config.json", config)
+    save_tensors(folder / "model.safetensors", cast(encoder.weights(), dtype_named(dtype, folder)))
+    if encoder.tokenizer is not None:
+        encoder.tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def load_text_encoder(folder: PathLike) -> TextEncoder:
+    """Read what `save_text_encoder` wrote, into float32.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or does not fit the others.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    encoder = TextEncoder(config, read_tokenizer(folder / "tokenizer.json"))
+    dtype = config.get("dtype", "float32")
+    dtype_named(dtype, folder / "config.json")
+    path = folder / "model.safetensors"
+    encoder.load_weights(cast(load_tensors(path), torch.float32), path)
+    encoder.stored_dtype = dtype
+    return encoder
