@@ -26,8 +26,9 @@ def verify_images(data: Data, progress: bool = True) -> int:
     samples = list(distinct.values())
     bad: list[str] = []
     for sample in track(samples, f"checking the images of {data.name}") if progress else samples:
+        itself = isinstance(sample.image, str) and sample.origin == sample.image
         try:
-            open_image(sample.image, sample.origin if sample.origin != str(sample.image) else "")
+            open_image(sample.image, "" if itself else sample.origin)
         except DataError as error:
             bad.append(str(error))
     if len(bad) == 1:

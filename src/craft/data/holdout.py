@@ -14,7 +14,7 @@ OPTIONS = 4
 """How many options a multiple-choice question has where there are that many classes (after FOCI, §11)."""
 
 
-def held_out_classes(names: Sequence[str], fraction: float = 0.2, seed: int = 0) -> tuple[str, ...]:
+def held_out_classes(names: Sequence[str], fraction: float | int = 0.2, seed: int = 0) -> tuple[str, ...]:
     """The classes to keep out of training, drawn from the *set* of names (their order does not matter).
 
     `fraction` of the classes, rounded half up, but never so many that fewer than four stay for training:

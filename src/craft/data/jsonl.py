@@ -115,10 +115,7 @@ def _sample(
     if label is not None and label.casefold() == said.casefold():
         label = said
     kind = answer_with if choices else "open"
-    if domain is not None and label == said:
-        text = class_text(domain, said)
-    else:
-        text = declarative(question, said)
+    text = class_text(domain, said) if domain and label == said else declarative(question, said)
     return Sample(
         id=_text(row, "id", origin) if row.get("id") is not None else default_id,
         image=str(base / _text(row, "image", origin)),

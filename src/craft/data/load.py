@@ -30,7 +30,7 @@ def load_data(
     seed: int = 0,
     answer_with: AnswerWith = "option",
     distractors: Distractors = "random",
-    unseen_fraction: float = 0.2,
+    unseen_fraction: float | int = 0.2,
     limit: int | None = None,
     similarity: Similarity = None,
     *,
@@ -45,7 +45,8 @@ def load_data(
     validation slice, the distractors and the order of the options.
 
     Args:
-        data: the name of an embedded domain, a folder of class folders, or a JSONL file.
+        data: the name of an embedded domain, a folder of class folders, or a JSONL file ("./apparel" is a
+            folder of that name, "apparel" the embedded domain).
         root: folder that relative paths (of `data`, and of the images in a JSONL) start from.
         answer_with: "option" (its text) or "letter".
         distractors: "random", or "hard" by `similarity`.
@@ -74,16 +75,16 @@ def load_data(
                 "a question needs a wrong option too."
             )
         unseen = _unseen(raw, train, classes, unseen_fraction, seed, held_out)
+        if train and len({s.label for s in train} - set(unseen)) < 2:
+            raise DataError(f"{data} has fewer than two classes left for training; hold fewer classes out.")
         matrix = similarity(classes) if callable(similarity) else similarity
         settings = (classes, distractors, seed, answer_with, matrix)
         train = _ask([s for s in train if s.label not in unseen], unseen, True, *settings)
         validation = _ask([s for s in validation if s.label not in unseen], unseen, True, *settings)
         test = _ask(test, unseen, False, *settings)
-        if train and len({s.label for s in train}) < 2:
-            raise DataError(f"{data} has fewer than two classes left for training; hold fewer classes out.")
-    elif train and len({s.concept for s in train}) < 2:
+    elif train and len({s.concept for s in raw.samples}) < 2:
         raise DataError(
-            f"{data}: every training row has the same answer, '{train[0].concept}'. "
+            f"{data}: every row has the same answer, '{train[0].concept}'. "
             "Give rows with at least two different answers."
         )
     if not validation and len(train) >= 5:
@@ -145,7 +146,7 @@ def _unseen(
     raw: Raw,
     train: list[Sample],
     classes: tuple[str, ...],
-    fraction: float,
+    fraction: float | int,
     seed: int,
     held_out: Sequence[str] | None,
 ) -> tuple[str, ...]:

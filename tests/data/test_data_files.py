@@ -1,0 +1,260 @@
+"""Your own data: folders of class folders and JSONL files, and every mistake one can make with them."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from craft.core.errors import DataError
+from craft.data import load_data, verify_images
+
+TREES = ("ash", "elm", "fir", "oak", "silver_birch", "yew")
+
+
+def picture(path: Path, shade: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((4, 6, 3), shade, np.uint8)).save(path)
+
+
+def folder(root: Path, classes: tuple[str, ...] = TREES, each: int = 10, suffix: str = ".png") -> Path:
+    for c, name in enumerate(classes):
+        for n in range(each):
+            picture(root / name / f"{n}{suffix}", 10 * c + n)
+    return root
+
+
+def jsonl(path: Path, rows: list, images: bool = True) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        "\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows) + "\n", encoding="utf-8"
+    )
+    for row in rows:
+        if images and isinstance(row, dict) and isinstance(row.get("image"), str):
+            picture(path.parent / row["image"])
+    return path
+
+
+def row(n: int, **fields: object) -> dict:
+    return {"image": f"img/{n}.png", "question": "What is it?", "answer": f"thing {n % 3}"} | fields
+
+
+# --- folders
+
+
+def test_class_folders_are_split_by_class_once_for_every_seed(tmp_path: Path) -> None:
+    data = load_data(str(folder(tmp_path / "garden_trees")))
+    assert data.name == "garden_trees" and data.domain == "garden trees" and data.task == "classification"
+    assert data.classes == ("ash", "elm", "fir", "oak", "silver birch", "yew")
+    assert len(data.held_out) == 1
+    assert Counter(s.label for s in data.test) == dict.fromkeys(data.classes, 2)
+    assert len(data.train) + len(data.validation) == 5 * 8 and len(data.validation) == 4
+    other = load_data(tmp_path / "garden_trees", seed=7)
+    assert {s.id for s in other.test} == {s.id for s in data.test}
+    assert {s.id for s in load_data(tmp_path / "garden_trees", split_seed=7).test} != {
+        s.id for s in data.test
+    }
+    assert data.test[0].texts()[0].startswith("An image of a garden trees, specifically a ")
+    assert load_data(tmp_path / "garden_trees", domain="tree").domain == "tree"
+    assert verify_images(data, progress=False) == 52  # the training images of the unseen class are not used
+
+
+def test_every_class_is_tested_however_small(tmp_path: Path) -> None:
+    data = load_data(folder(tmp_path, ("a", "b", "c", "d"), each=2), unseen_fraction=0)
+    assert Counter(s.label for s in data.test) == dict.fromkeys("abcd", 1)
+    assert Counter(s.label for s in data.train) == dict.fromkeys("abcd", 1)
+
+
+def test_train_and_test_folders(tmp_path: Path) -> None:
+    folder(tmp_path / "train", TREES[:5], each=4, suffix=".JPG")
+    folder(tmp_path / "test", TREES, each=1)
+    folder(tmp_path / "val", TREES, each=1)
+    (tmp_path / "train" / "ash" / "notes.txt").write_text("not a picture")
+    picture(tmp_path / "train" / "ash" / ".thumbnails" / "t.png")
+    picture(tmp_path / "train" / "ash" / "deeper" / "more.png")
+    data = load_data(tmp_path)
+    assert "yew" in data.held_out and len(data.held_out) == 2  # no training picture: unseen by nature
+    assert len(data.test) == 6 and sum(not s.seen for s in data.test) == 2
+    assert len(data.train) in (16, 17) and len(data.validation) == 4
+    assert all(s.choices and not set(s.choices) & set(data.held_out) for s in [*data.train, *data.validation])
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    data = load_data(folder(tmp_path, ("bus", "car", "train"), each=5))
+    assert data.classes == ("bus", "car", "train") and data.held_out == ()
+    assert all(len(s.choices) == 3 for s in data.all_samples())
+
+
+def test_the_fingerprint_sees_pixels_and_words(tmp_path: Path) -> None:
+    folder(tmp_path / "a")
+    first = load_data(tmp_path / "a").fingerprint
+    assert load_data(tmp_path / "a").fingerprint == first
+    picture(tmp_path / "a" / "oak" / "0.png", 99)
+    assert load_data(tmp_path / "a").fingerprint != first
+
+
+def test_folder_mistakes(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    (empty / "ash").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"empty holds no pictures in class folders.*Expected"):
+        load_data(empty)
+    picture(tmp_path / "loose" / "a.png")
+    with pytest.raises(DataError, match="has pictures but no class folders"):
+        load_data(tmp_path / "loose")
+    with pytest.raises(DataError, match="single class, 'oak'"):
+        load_data(folder(tmp_path / "one", ("oak",)))
+    folder(tmp_path / "mixed" / "train")
+    folder(tmp_path / "mixed", ("pine",))
+    with pytest.raises(DataError, match=r"beside them other folders: pine"):
+        load_data(tmp_path / "mixed")
+    with pytest.raises(DataError, match=r"both the class 'red oak'"):
+        load_data(folder(tmp_path / "twice", ("red oak", "red_oak"), each=1))
+
+
+def test_a_wrong_path_gets_a_suggestion(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no data at 'aparel'.*Did you mean 'apparel'\?"):
+        load_data("aparel")
+    folder(tmp_path / "flowers")
+    with pytest.raises(DataError, match=r"Did you mean '.*flowers'\?"):
+        load_data(str(tmp_path / "flower"))
+    with pytest.raises(DataError, match=r"no data at '/no/such/place'.*Embedded: apparel, digits"):
+        load_data("/no/such/place")
+    (tmp_path / "table.csv").write_text("image,answer\n")
+    with pytest.raises(DataError, match="neither a folder"):
+        load_data(tmp_path / "table.csv")
+    assert load_data("flowers", root=tmp_path).name == "flowers"
+
+
+def test_corrupt_images_are_named_before_training(tmp_path: Path) -> None:
+    data = load_data(folder(tmp_path, each=5))
+    bad = Path(str(data.train[0].image))
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[: whole.index(b"IDAT") + 6])
+    with pytest.raises(DataError, match=rf"{bad.name} is (truncated|not a picture)") as caught:
+        verify_images(data, progress=False)
+    assert "\n" not in str(caught.value)
+    for sample in data.train[1:7]:
+        Path(str(sample.image)).write_text("text")
+    with pytest.raises(DataError, match=r"^7 of \d+ images cannot be used\..*And 2 more\.$"):
+        verify_images(data, progress=False)
+
+
+# --- JSONL
+
+
+def test_open_questions(tmp_path: Path) -> None:
+    rows = [row(n, captions=["a thing"]) for n in range(20)]
+    rows[0] |= {"question": "What color is the car?", "answer": "Red", "directive": "Reply in a word."}
+    data = load_data(jsonl(tmp_path / "my_questions.jsonl", rows))
+    assert data.task == "vqa" and data.held_out == data.classes == ()
+    assert (len(data.train), len(data.validation), len(data.test)) == (14, 2, 4)
+    sample = next(s for s in data.all_samples() if s.id == "my_questions.jsonl:1")
+    assert sample.prompt() == "What color is the car?\nReply in a word."
+    assert sample.texts() == ("The car is red.", "a thing") and sample.concept == "Red"
+    assert data.test[0].prompt().endswith("\nAnswer as succinctly as possible.")
+    assert verify_images(data, progress=False) == 20
+
+
+def test_given_splits_are_kept(tmp_path: Path) -> None:
+    splits = ["train"] * 8 + ["val"] * 2 + ["test"] * 3
+    data = load_data(jsonl(tmp_path / "q.jsonl", [row(n, split=s, id=n) for n, s in enumerate(splits)]))
+    assert [s.id for s in data.train] == [str(n) for n in range(8)]
+    assert (len(data.validation), len(data.test)) == (2, 3)
+    only_test = load_data(jsonl(tmp_path / "t.jsonl", [row(0, split="test")]))
+    assert len(only_test.test) == 1
+    with pytest.raises(DataError, match="no train samples"):
+        only_test.samples("train")
+
+
+@pytest.mark.parametrize("way", ["letter", "option"])
+def test_choices_are_listed_in_the_order_given(tmp_path: Path, way: str) -> None:
+    options = ["Oak", "Ash", "Elm"]
+    rows = [row(0, answer="elm"), row(1, answer="B"), row(2, answer="Oak"), row(3, answer="Oak")]
+    path = jsonl(tmp_path / "q.jsonl", [r | {"choices": options, "split": "test"} for r in rows])
+    data = load_data(path, answer_with=way)  # pyright: ignore[reportArgumentType]
+    assert data.task == "vqa"
+    assert [s.answer for s in data.test] == (
+        ["C", "B", "A", "A"] if way == "letter" else ["Elm", "Ash", "Oak", "Oak"]
+    )
+    assert [s.answer_text for s in data.test] == ["Elm", "Ash", "Oak", "Oak"]
+    assert data.test[0].prompt().split("\n")[:4] == ["What is it?", "A. Oak", "B. Ash", "C. Elm"]
+
+
+def test_labels_make_a_classification_with_hold_out(tmp_path: Path) -> None:
+    names = list("abcdef")
+    rows = [row(n, answer=names[n % 6], label=names[n % 6], choices=names) for n in range(60)]
+    data = load_data(jsonl(tmp_path / "q.jsonl", rows), domain="letter", answer_with="letter")
+    (held,) = data.held_out
+    assert data.task == "classification" and data.classes == tuple(names)
+    for sample in [*data.train, *data.validation]:
+        assert sample.label != held and held not in sample.choices and len(sample.choices) == 5
+        assert sample.answer_text == sample.label and sample.prompt().count("\n") == 6
+    assert {s.label for s in data.test} == set(names) and all(s.choices == tuple(names) for s in data.test)
+    assert data.test[0].texts() == (f"An image of a letter, specifically a {data.test[0].label}.",)
+    mask = load_data(jsonl(tmp_path / "open.jsonl", [row(n, label=f"topic {n % 2}") for n in range(9)]))
+    assert mask.task == "vqa" and {s.concept for s in mask.train} == {"topic 0", "topic 1"}
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ("{not json", r"q\.jsonl:2: not valid JSON"),
+        ('["a"]', r"q\.jsonl:2: a list, not an object"),
+        ({"image": "x.png", "question": "?"}, r"q\.jsonl:2: the field 'answer' is missing"),
+        (
+            {"images": "x.png", "question": "?", "answer": "a"},
+            r"'image' is missing \(did you mean it by 'images'",
+        ),
+        (row(1, answer="  "), "'answer' must be a text that is not empty"),
+        (row(1, question=None), "'question' must be a text"),
+        (
+            row(1, choices=["a", "b"]),
+            r"q\.jsonl:2: the answer 'thing 1' is not one of the choices \['a', 'b'\]",
+        ),
+        (row(1, choices=["thing 1"]), "2 to 26 options, not 1"),
+        (row(1, choices=["thing 1", "Thing 1"]), "names an option twice"),
+        (row(1, choices="thing 1, b"), "must be a list of texts"),
+        (row(1, split="dev-set"), "unknown split 'dev-set'"),
+        (row(1, id="same"), r"q\.jsonl:2: the id 'same' was already used in .*q\.jsonl:1"),
+        (row(1, caption="a car"), "unknown field 'caption'; did you mean 'captions'"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_line(tmp_path: Path, bad: object, words: str) -> None:
+    path = jsonl(tmp_path / "q.jsonl", [row(0, id="same"), bad, row(2)])
+    with pytest.raises(DataError, match=words) as caught:
+        load_data(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_images_are_named_with_their_lines(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "q.jsonl", [row(n) for n in range(9)])
+    for n in range(1, 8):
+        (tmp_path / "img" / f"{n}.png").unlink()
+    with pytest.raises(DataError, match=r"7 of the 9 rows.*1\.png \(.*q\.jsonl:2\);.*and 2 more") as caught:
+        load_data(path)
+    assert "\n" not in str(caught.value)
+    elsewhere = jsonl(tmp_path / "lists" / "r.jsonl", [row(0), row(8), row(0), row(8)], images=False)
+    assert load_data(elsewhere, root=tmp_path).task == "vqa"
+
+
+def test_empty_constant_and_unreadable_files(tmp_path: Path) -> None:
+    (tmp_path / "e.jsonl").write_text("\n \n")
+    with pytest.raises(DataError, match="holds no rows"):
+        load_data(tmp_path / "e.jsonl")
+    with pytest.raises(DataError, match="every row has the same answer, 'yes'"):
+        load_data(jsonl(tmp_path / "c.jsonl", [row(n, answer="yes") for n in range(8)]))
+    (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="UTF-8"):
+        load_data(tmp_path / "b.jsonl")
+    one = [row(n, answer="a", label="a", choices=["a", "b"]) for n in range(6)]
+    with pytest.raises(DataError, match="single class"):
+        load_data(jsonl(tmp_path / "s.jsonl", one))
+
+
+def test_a_corrupt_image_of_a_row_is_named_with_its_line(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "q.jsonl", [row(n) for n in range(6)])
+    (tmp_path / "img" / "3.png").write_text("nothing")
+    with pytest.raises(DataError, match=r"q\.jsonl:4: the image .*3\.png is not a picture"):
+        verify_images(load_data(path), progress=False)

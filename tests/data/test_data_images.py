@@ -1,0 +1,107 @@
+"""Opening pictures: every mode becomes RGB, every broken source is named."""
+
+import inspect
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from craft.core.errors import DataError
+from craft.data import open_image
+
+RNG = np.random.default_rng(0)
+RGB = Image.fromarray(RNG.integers(0, 256, (12, 10, 3), dtype=np.uint8))
+
+
+def png(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
+def test_every_mode_becomes_what_pillow_converts_it_to(mode: str) -> None:
+    image = RGB.convert(mode)
+    opened = open_image(image)
+    assert opened.mode == "RGB" and opened.size == (10, 12)
+    assert opened.tobytes() == image.convert("RGB").tobytes()
+
+
+def test_alpha_is_dropped_not_composited() -> None:
+    image = Image.new("RGBA", (2, 2), (200, 100, 50, 0))
+    assert open_image(png(image)).getpixel((0, 0)) == (200, 100, 50)
+
+
+def test_palette_with_transparency_bytes() -> None:
+    image = RGB.convert("P")
+    data = png(image, transparency=bytes(range(256)))
+    assert open_image(data).tobytes() == image.convert("RGB").tobytes()
+
+
+def test_sixteen_bit_grey_is_scaled() -> None:
+    grey = np.array([[0, 257 * 77], [65535, 20000]], np.uint16)
+    opened = open_image(png(Image.fromarray(grey)))
+    assert np.array_equal(np.asarray(opened)[:, :, 0], grey // 257)
+    assert open_image(grey).tobytes() == opened.tobytes()
+
+
+def test_exif_rotation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a camera held upright: rotate by 270 degrees to show
+    rotated = open_image(png(RGB, exif=exif))
+    assert rotated.size == (12, 10)
+    assert rotated.tobytes() == RGB.transpose(Image.Transpose.ROTATE_270).tobytes()
+
+
+def test_path_bytes_image_and_array_agree(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    RGB.save(path)
+    wanted = RGB.tobytes()
+    for source in (path, str(path), path.read_bytes(), RGB, np.asarray(RGB), np.asarray(RGB) / 255):
+        assert open_image(source).tobytes() == wanted
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
+def test_truncated_files_are_named_with_their_line(tmp_path: Path, format: str) -> None:
+    noisy = Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    data = png(noisy, format)
+    path = tmp_path / f"cut.{format.lower()}"
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(DataError, match=rf"^rows.jsonl:7: the image .*cut\.{format.lower()} is "):
+        open_image(path, "rows.jsonl:7")
+
+
+def test_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "big.png"
+    RGB.resize((40, 40)).save(path)
+    for limit in (100, 1000):  # over twice the limit Pillow refuses, above the limit it only warns
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(DataError, match=r"big\.png"):
+            open_image(path)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("nowhere.png", "does not exist"),
+        (".", "is a folder"),
+        (b"words, not pixels", "not a picture"),
+        (b"", "not a picture"),
+        (np.zeros((2, 2, 2), np.uint8), r"shape \(2, 2, 2\)"),
+        (np.zeros((0, 4), np.uint8), r"shape \(0, 4\)"),
+        (np.full((2, 2), 7.0), r"0\.\.1"),
+        (np.zeros((2, 2), np.int64), "dtype int64"),
+        (np.array([[np.nan]]), r"0\.\.1"),
+    ],
+)
+def test_what_is_not_a_picture_is_refused(source: object, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        open_image(source)  # pyright: ignore[reportArgumentType]
+
+
+def test_an_object_of_another_kind_is_refused() -> None:
+    unchecked = inspect.unwrap(open_image)  # the tests' runtime type check would speak first
+    with pytest.raises(DataError, match=r"^a\.jsonl:1: cannot make a picture from a float"):
+        unchecked(3.5, "a.jsonl:1")  # pyright: ignore[reportArgumentType]
