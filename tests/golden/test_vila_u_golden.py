@@ -1,6 +1,6 @@
 """Everything in `golden/vila_u_small`, as VILA-U's own code computes it, against ours.
 
-Codes and ids are equal; floats agree to 1e-5 (relative to magnitude where values exceed 1), gradients to 1e-4.
+Codes and ids are equal; floats agree to 1e-5 (relative where values exceed 1), gradients to 1e-4.
 Deviations and their causes: README.md beside this file.
 """
 
@@ -260,7 +260,7 @@ def test_bfloat16_codes_come_from_a_float32_search() -> None:
 
 
 def test_reference_bfloat16_codes_are_farther_than_ours() -> None:
-    """Where level-1 codes differ, ours are the nearer ones: the reference's distances are rounded to bfloat16."""
+    """Where level-1 codes differ, ours are the nearer: the reference rounds distances to bfloat16."""
     lvlm = load_vila_u(GOLDEN, device="cpu", dtype="float32")
     features, theirs = expected()["bf16.features"].float(), expected()["bf16.codes"][..., 0]
     ours = lvlm.visual.codebook.quantize(features).codes[..., 0]

@@ -8,17 +8,17 @@ from craft.core.errors import CheckpointError
 from craft.core.files import read_json
 from craft.models.weight_folder import WeightFolder
 
-# transformers' own defaults of SiglipVisionConfig, for keys that a config leaves out
-DEFAULTS: dict[str, Any] = {
+# transformers' own defaults of SiglipVisionConfig and SiglipTextConfig, for keys that a config leaves out
+_LAYERS: dict[str, Any] = {
     "hidden_size": 768,
     "intermediate_size": 3072,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 16,
     "layer_norm_eps": 1e-6,
     "hidden_act": "gelu_pytorch_tanh",
 }
+VISION = {**_LAYERS, "image_size": 224, "patch_size": 16}
+TEXT = {**_LAYERS, "vocab_size": 32000, "max_position_embeddings": 64}
 # so400m is the one published SigLIP whose heads are not 64 wide
 HEADS = {1152: 16}
 
@@ -42,59 +42,76 @@ def siglip_vision_config(
     Raises:
         CheckpointError: tensors are missing, or contradict the config beside.
     """
-    sizes = _from_shapes(weights, prefix)
-    found = _beside(root, pretrained_model)
-    if found is None:
+    hidden, _, patch, _ = _shape(weights, prefix + "embeddings.patch_embedding.weight")
+    side = math.isqrt(_shape(weights, prefix + "embeddings.position_embedding.weight")[0])
+    sizes = {"hidden_size": hidden, "patch_size": patch, "image_size": side * patch}
+    sizes |= _layer_sizes(weights, prefix)
+    return {
+        **_complete(weights, sizes, VISION, _beside(root, pretrained_model, "vision_config")),
+        "type": "siglip",
+    }
+
+
+def siglip_text_config(
+    weights: WeightFolder, prefix: str, root: Path, pretrained_model: str | None
+) -> dict[str, Any]:
+    """Config for `TextEncoder`, found as that of the vision model.
+
+    Raises:
+        CheckpointError: as `siglip_vision_config`.
+    """
+    vocabulary, hidden = _shape(weights, prefix + "embeddings.token_embedding.weight")
+    length = _shape(weights, prefix + "embeddings.position_embedding.weight")[0]
+    sizes = {"hidden_size": hidden, "vocab_size": vocabulary, "max_position_embeddings": length}
+    sizes |= _layer_sizes(weights, prefix)
+    return _complete(weights, sizes, TEXT, _beside(root, pretrained_model, "text_config"))
+
+
+def _complete(
+    weights: WeightFolder,
+    sizes: dict[str, int],
+    defaults: dict[str, Any],
+    beside: tuple[Path, dict[str, Any]] | None,
+) -> dict[str, Any]:
+    """Sizes from shapes, the rest from the config beside or from the published models."""
+    if beside is None:
         hidden = sizes["hidden_size"]
         heads = HEADS.get(hidden, hidden // 64)
         if heads == 0 or hidden % heads:
             raise CheckpointError(
                 f"{weights.folder}: width {hidden} is no published SigLIP's, so the number of attention "
-                "heads is not "
-                "known; put the SigLIP config.json in a folder and name it in rqvaesiglip.pretrained_model."
+                "heads is not known; put the SigLIP config.json in a folder and name it in "
+                "rqvaesiglip.pretrained_model."
             )
-        return {**DEFAULTS, **sizes, "num_attention_heads": heads, "type": "siglip"}
-    file, config = found
-    merged = {key: config.get(key, default) for key, default in DEFAULTS.items()}
+        return {**defaults, **sizes, "num_attention_heads": heads}
+    file, config = beside
+    merged = {key: config.get(key, default) for key, default in defaults.items()}
     for key, size in sizes.items():
         if merged[key] != size:
             raise CheckpointError(
                 f"{file} says {key} {merged[key]}, and the weights in {weights.folder} say {size}."
             )
-    return {**merged, "type": "siglip"}
+    return merged
 
 
-def _beside(root: Path, name: str | None) -> tuple[Path, dict[str, Any]] | None:
+def _beside(root: Path, name: str | None, part: str) -> tuple[Path, dict[str, Any]] | None:
     """The SigLIP config in a folder of the checkpoint, when `pretrained_model` names one."""
     file = root / name / "config.json" if name else None
     if file is None or not file.is_file():
         return None
-    config = read_json(file)
-    return file, config.get("vision_config", config)
+    return file, read_json(file).get(part, {})
 
 
-def _from_shapes(weights: WeightFolder, prefix: str) -> dict[str, int]:
-    """What tensor shapes tell: width, MLP width, depth, patch and image size."""
+def _shape(weights: WeightFolder, name: str) -> tuple[int, ...]:
+    if name not in weights.shapes:
+        raise CheckpointError(f"{weights.folder} lacks tensor {name}; the checkpoint is incomplete.")
+    return weights.shapes[name]
 
-    def shape(name: str) -> tuple[int, ...]:
-        if prefix + name not in weights.shapes:
-            raise CheckpointError(
-                f"{weights.folder} lacks tensor {prefix}{name}; the checkpoint is incomplete."
-            )
-        return weights.shapes[prefix + name]
 
-    hidden, _, patch, _ = shape("embeddings.patch_embedding.weight")
-    side = math.isqrt(shape("embeddings.position_embedding.weight")[0])
+def _layer_sizes(weights: WeightFolder, prefix: str) -> dict[str, int]:
+    """MLP width and depth."""
     start = prefix + "encoder.layers."
-    numbers = {
-        int(name.removeprefix(start).split(".")[0]) for name in weights.shapes if name.startswith(start)
-    }
-    if not numbers:
-        raise CheckpointError(f"{weights.folder} lacks tensors {start}*; the checkpoint is incomplete.")
-    return {
-        "hidden_size": hidden,
-        "intermediate_size": shape("encoder.layers.0.mlp.fc1.weight")[0],
-        "num_hidden_layers": max(numbers) + 1,
-        "patch_size": patch,
-        "image_size": side * patch,
-    }
+    inner = _shape(weights, start + "0.mlp.fc1.weight")[0]
+    names = [name.removeprefix(start) for name in weights.shapes if name.startswith(start)]
+    depth = max(int(name.split(".")[0]) for name in names) + 1
+    return {"intermediate_size": inner, "num_hidden_layers": depth}

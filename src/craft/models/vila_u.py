@@ -20,13 +20,15 @@ from craft.models.backbone import Backbone
 from craft.models.llm_folder import load_llm
 from craft.models.lvlm import LVLM
 from craft.models.projector import Projector
-from craft.models.siglip_config import siglip_vision_config
+from craft.models.siglip_config import siglip_text_config, siglip_vision_config
+from craft.models.text_encoder import TextEncoder
 from craft.models.vision_tower import SiglipTower
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.models.weight_folder import WeightFolder
 from craft.quantize import ResidualCodebook
 
 VISION = "rqvaesiglip.siglip_model.vision_model."
+TEXT = "rqvaesiglip.siglip_model.text_model."
 CODEBOOK = "rqvaesiglip.quantizer.codebooks.{}.weight"
 SCALE = ("rqvaesiglip.logit_scale", "rqvaesiglip.siglip_model.logit_scale")  # aliases: one may be absent
 
@@ -63,8 +65,7 @@ def load_vila_u(
     aspect = config.get("image_aspect_ratio") or "resize"
     if aspect not in ("resize", "pad"):
         raise CheckpointError(
-            f"{root / 'config.json'}: image_aspect_ratio is {aspect!r}; this version reads 'resize' and "
-            "'pad'."
+            f"{root / 'config.json'}: image_aspect_ratio {aspect!r} is not 'resize' or 'pad'."
         )
     for part in ("vision_tower", "mm_projector", "llm"):
         WeightFolder(root / part)  # all headers first: a missing shard is told before gigabytes are read
@@ -77,7 +78,8 @@ def load_vila_u(
     if (projector.config["in"], projector.config["out"]) != (visual.codebook.dim, width):
         raise CheckpointError(
             f"{root}: the projector maps {projector.config['in']} to {projector.config['out']}, and "
-            f"codebook and LLM have widths {visual.codebook.dim} and {width}; the folders belong to different checkpoints."
+            f"codebook and LLM have widths {visual.codebook.dim} and {width}; the folders belong to "
+            "different checkpoints."
         )
     visual.vision_tower.to(precision)
     backbone = Backbone(projector.to(precision), llm, tokenizer, "vila-u", visual.codebook.fingerprint)
@@ -102,7 +104,20 @@ def _load_visual(root: Path, aspect: str) -> VisualTokenizer:
     tower.load_state_dict(state)
     scale = next((weights.tensor(name) for name in SCALE if name in weights.where), None)
     kwargs: dict[str, Any] = {} if scale is None else {"log_temperature": scale}
-    return VisualTokenizer(tower, read_codebook(root / "vision_tower"), aspect=aspect, **kwargs)
+    text_encoder = _load_text_encoder(weights, root, config.get("pretrained_model"))
+    return VisualTokenizer(tower, read_codebook(root / "vision_tower"), text_encoder, aspect=aspect, **kwargs)
+
+
+def _load_text_encoder(weights: WeightFolder, root: Path, pretrained_model: str | None) -> TextEncoder | None:
+    """SigLIP's text tower, which the checkpoint carries; its tokenizer is in a folder beside, or nowhere."""
+    state = {name: weights.tensor(name) for name in weights.where if name.startswith(TEXT)}
+    if not state:
+        return None
+    config = siglip_text_config(weights, TEXT, root, pretrained_model)
+    tokenizer = root / (pretrained_model or "") / "tokenizer.json"
+    return TextEncoder.from_siglip_state(
+        state, config, tokenizer if tokenizer.is_file() else None, where=weights.folder
+    )
 
 
 def _tower_config(root: Path) -> dict[str, Any]:
@@ -162,17 +177,16 @@ def _load_projector(folder: Path) -> Projector:
     weights, config = WeightFolder(folder), read_json(folder / "config.json")
     kind = config.get("mm_projector_type")
     names = sorted(weights.where)
-    matrices = [
-        weights.shapes[name] for name in names if name.endswith("weight") and len(weights.shapes[name]) == 2
-    ]
-    if not matrices:
-        raise CheckpointError(f"{folder} holds no weight matrix; it is not a projector.")
+    matrices = [weights.shapes[name] for name in names if name.endswith("weight")]
+    if not matrices or any(len(shape) != 2 for shape in matrices):
+        raise CheckpointError(
+            f"{folder} holds other than linear layers; it is not a projector of a known type."
+        )
     projector = Projector({"type": kind, "in": matrices[0][1], "out": matrices[-1][0]})
     expected = {name: tuple(value.shape) for name, value in projector.state_dict().items()}
     if expected != weights.shapes:
         raise CheckpointError(
-            f"{folder}: a projector of type {kind!r} has tensors {expected}, and the files hold "
-            f"{weights.shapes}."
+            f"{folder}: type {kind!r} has tensors {expected}, and the files {weights.shapes}."
         )
     projector.load_state_dict({name: weights.tensor(name) for name in names})
     return projector
