@@ -81,7 +81,10 @@ class VisualTokenizer(nn.Module):
 
         Source: Eq. 1; §9 for the levels.
         """
-        features, cls = self.vision_tower(pixel_values)
+        return self.quantize(*self.vision_tower(pixel_values), partial_sums=partial_sums)
+
+    def quantize(self, features: Tensor, cls: Tensor | None, partial_sums: bool = False) -> VisionTokens:
+        """The second half of `forward`: what the tower returned -> `VisionTokens`."""
         features = features.float()
         found = self.codebook.quantize(features, partial_sums=partial_sums)
         batch, count = features.shape[:2]
