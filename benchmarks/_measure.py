@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler is chatty; read when torch is loaded
+
 import torch
 
 from craft.core.files import write_json
@@ -18,7 +20,9 @@ def arguments(description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each variant; the fastest counts")
-    parser.add_argument("--threads", type=int, default=None, help="torch threads (default: torch's own choice)")
+    parser.add_argument(
+        "--threads", type=int, default=None, help="torch threads (default: torch's own choice)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:0")
     parser.add_argument("--out", type=Path, default=None, help="write the numbers as JSON here")
     options = parser.parse_args()
@@ -33,7 +37,7 @@ def _wait(device: torch.device) -> None:
 
 
 def fastest(variants: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, float]:
-    """Seconds of the fastest run of each variant; variants take turns, so that noise hits all of them alike."""
+    """Seconds of the fastest run of each variant; they take turns, so that noise hits all of them alike."""
     best = dict.fromkeys(variants, float("inf"))
     for function in variants.values():
         function()  # warm caches and lazy initialisation
@@ -79,10 +83,14 @@ def table(rows: list[dict[str, Any]]) -> str:
     head = list(rows[0])
     cells = [head, ["---"] * len(head), *[[str(row[key]) for key in head] for row in rows]]
     widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
-    return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in cells)
+    return "\n".join(
+        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in cells
+    )
 
 
-def report(title: str, rows: list[dict[str, Any]], facts: dict[str, Any], options: argparse.Namespace) -> None:
+def report(
+    title: str, rows: list[dict[str, Any]], facts: dict[str, Any], options: argparse.Namespace
+) -> None:
     """Print the table and the facts, and write both as JSON where asked."""
     machine = {
         "torch": torch.__version__,

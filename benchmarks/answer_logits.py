@@ -24,7 +24,9 @@ def main() -> None:
     """Time both, compare loss and gradient, print the table."""
     options = arguments(__doc__ or "")
     device = torch.device(options.device)
-    vocabulary, width, batch, length, answer = (2000, 64, 2, 64, 8) if options.quick else (151936, 896, 2, 316, 8)
+    vocabulary, width, batch, length, answer = (
+        (2000, 64, 2, 64, 8) if options.quick else (151936, 896, 2, 316, 8)
+    )
     g = torch.Generator().manual_seed(0)
     head = nn.Linear(width, vocabulary, bias=False)
     with torch.no_grad():
