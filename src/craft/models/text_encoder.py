@@ -101,7 +101,7 @@ class TextEncoder(nn.Module):
         """
         if self.tokenizer is None:
             raise CheckpointError(
-                "The contrastive loss needs the text encoder's tokenizer, and this checkpoint carries none; name "
+                "The contrastive loss needs the text encoder's tokenizer, and this checkpoint has none; name "
                 "a folder with its tokenizer.json (SigLIP's own), or train with contrastive.weight=0."
             )
         rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
@@ -238,7 +238,8 @@ def save_text_encoder(folder: PathLike, encoder: TextEncoder) -> None:
     Weights are written in the dtype they were read in, bfloat16 for a new encoder.
     """
     folder, dtype = Path(folder), stored_dtype(encoder)
-    config = {"format": "craft-text-encoder", "version": 1, **encoder.config, "dtype": dtype}
+    config: dict[str, Any] = {"format": "craft-text-encoder", "version": 1, **encoder.config, "dtype": dtype}
+    config["tokenizer"] = encoder.tokenizer is not None
     write_json(folder / "config.json", config)
     save_tensors(folder / "model.safetensors", cast(encoder.weights(), dtype_named(dtype, folder)))
     if encoder.tokenizer is not None:
@@ -253,7 +254,8 @@ def load_text_encoder(folder: PathLike) -> TextEncoder:
     """
     folder = Path(folder)
     config = read_json(folder / "config.json")
-    encoder = TextEncoder(config, read_tokenizer(folder / "tokenizer.json"))
+    words = read_tokenizer(folder / "tokenizer.json") if config.get("tokenizer", True) else None
+    encoder = TextEncoder(config, words)
     dtype = config.get("dtype", "float32")
     dtype_named(dtype, folder / "config.json")
     path = folder / "model.safetensors"

@@ -2,13 +2,20 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from craft.core.errors import CheckpointError
+from craft.core.files import read_json
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_ENTRIES = {
+    "craft-visual": ("vision_tower", "levels", "aspect", "dtype", "fingerprint"),
+    "craft-native": ("visual", "codebook", "prompt", "dtype"),
+    "craft-encoder": ("codebook", "vision_tower", "tower"),
+}
 
 
 def stored_dtype(module: nn.Module, default: str = "bfloat16") -> str:
@@ -54,7 +61,35 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], where: Path) -> 
     if wrong:
         shown = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         raise CheckpointError(
-            f"{where} does not fit its config ({shown}); they come from different models, or the file is damaged: "
+            f"{where} does not fit its config ({shown}); it is damaged or from another model: "
             "copy the whole folder again."
         )
     module.load_state_dict(dict(state))
+
+
+def read_manifest(path: Path, kind: str, version: int, what: str) -> dict[str, Any]:
+    """Read a `craft.json` or `config.json` of ours and check what it is.
+
+    Args:
+        path: the file.
+        kind: its `format`.
+        version: the newest version that this code reads.
+        what: "a backbone", for messages.
+
+    Raises:
+        CheckpointError: missing, not JSON, of another format, of a newer version, or without an entry that
+            every file of this format has.
+    """
+    manifest = read_json(path)
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != kind:
+        raise CheckpointError(f"{path} is not {what}: its format is {found!r} in place of {kind!r}.")
+    if not isinstance(manifest.get("version"), int) or manifest["version"] > version:
+        raise CheckpointError(
+            f"{path} has format version {manifest.get('version')!r}, and this CRAFT reads up to "
+            f"{version}; update CRAFT."
+        )
+    missing = [key for key in _ENTRIES[kind] if key not in manifest]
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}; copy the folder again.")
+    return manifest

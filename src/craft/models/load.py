@@ -1,0 +1,132 @@
+"""`craft.load`: a model by name, from a folder or from the hub."""
+
+import difflib
+import re
+from pathlib import Path
+
+import torch
+
+from craft.core.errors import CheckpointError, CraftError
+from craft.core.files import read_json
+from craft.models.lvlm import LVLM
+
+_SHIPPED = Path(__file__).parents[1] / "shipped"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_FILES: tuple[str, ...] = ("*.json", "*.safetensors", "*.model", "*.txt", "*.md", "*.jinja")
+
+
+def shipped() -> list[str]:
+    """Names of the models that come with CRAFT, such as `craft-tiny/llama`."""
+    return sorted(path.parent.relative_to(_SHIPPED).as_posix() for path in _SHIPPED.glob("*/*/craft.json"))
+
+
+def shipped_folder(name: str) -> Path:
+    """The folder of a shipped model."""
+    return _SHIPPED / name
+
+
+def load(
+    name_or_path: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+) -> LVLM:
+    """Load an LVLM.
+
+    Args:
+        name_or_path: a shipped model (`craft.models.load.shipped()` lists them), a folder in the native or
+            VILA-U layout, or a hub id `org/name` (`org/name/backbone` where a family has several).
+        device: "auto" (None), "cpu", "cuda", "mps", ...
+        dtype: of the weights in memory: "float32", "bfloat16" or "auto" (None): bfloat16 where the device
+            has it. The codebook is float32 always.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        CraftError: nothing of that name is known, the hub cannot be reached, or files are missing or
+            damaged; the message says what to do.
+    """
+    name = str(name_or_path)
+    if name in shipped():
+        return _load_folder(shipped_folder(name), device, dtype)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _load_folder(path, device, dtype)
+    if path.exists():
+        raise CheckpointError(f"{path} is a file; give the folder that holds the model.")
+    if _is_hub_id(name):
+        return _load_folder(_download(name), device, dtype)
+    raise CheckpointError(_unknown(name))
+
+
+def _is_hub_id(name: str) -> bool:
+    """Looks like `org/name`, and is neither a mistyped shipped name nor a mistyped path."""
+    first = name.split("/")[0]
+    families = {known.split("/")[0] for known in shipped()}
+    return bool(_HUB_ID.fullmatch(name)) and first not in families and not Path(first).exists()
+
+
+def _unknown(name: str) -> str:
+    names = shipped()
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    meant = f" Did you mean {close[0]}?" if close else ""
+    listed = f" Shipped models: {', '.join(names)}." if names else ""
+    return f"There is no model {name!r}: no folder has that path, and no model that name.{meant}{listed}"
+
+
+def _download(name: str) -> Path:
+    """The local copy of a hub id; of one backbone and the visual tokenizer for `org/name/backbone`."""
+    from huggingface_hub import snapshot_download
+
+    org, repository, *inner = name.split("/")
+    wanted: list[str] = (
+        [f"{part}/{kind}" for part in (*inner, "visual") for kind in _FILES] if inner else [*_FILES]
+    )
+    try:
+        root = Path(snapshot_download(f"{org}/{repository}", allow_patterns=wanted))
+    except Exception as error:  # network, authentication, unknown name: one remedy for all
+        reason = " ".join(str(error).split())[:200]
+        raise CraftError(
+            f"{name!r} is neither a shipped model nor a folder, and the hub did not give it "
+            f"({type(error).__name__}: "
+            f"{reason}). Check the name and the connection, or download the model elsewhere and give its "
+            "folder. "
+            f"Shipped models: {', '.join(shipped()) or 'none'}."
+        ) from error
+    return root.joinpath(*inner)
+
+
+def _load_folder(folder: Path, device: str | torch.device | None, dtype: str | torch.dtype | None) -> LVLM:
+    """Load a folder by the layout it has."""
+    from craft.models.native import NATIVE_FORMAT, load_native
+    from craft.models.vila_u import is_vila_u, load_vila_u
+
+    if (folder / "craft.json").is_file():
+        kind = read_json(folder / "craft.json").get("format")
+        if kind == NATIVE_FORMAT:
+            return load_native(folder, device, dtype)
+        raise CheckpointError(
+            f"{folder} is an adapted encoder, which needs a backbone: "
+            f"craft.load(BACKBONE).with_encoder({str(folder)!r}), "
+            "or --encoder on the command line."
+        )
+    if (folder / "encoder" / "craft.json").is_file():
+        raise CheckpointError(
+            f"{folder} is a run, whose adapted encoder needs a backbone: craft.load(BACKBONE).with_encoder"
+            f"({str(folder)!r}), or --encoder on the command line."
+        )
+    if _says_vila_u(folder) or is_vila_u(folder):
+        return load_vila_u(folder, device, dtype)
+    members = sorted(path.parent.name for path in folder.glob("*/craft.json"))
+    if len(members) == 1:
+        return load_native(folder / members[0], device, dtype)
+    if members:
+        raise CheckpointError(f"{folder} is a family of models; add one of {', '.join(members)} to the path.")
+    raise CheckpointError(
+        f"{folder} holds no model: neither craft.json (native layout) nor VILA-U's llm/, vision_tower/ and "
+        f"mm_projector/ is there. Shipped models: {', '.join(shipped()) or 'none'}."
+    )
+
+
+def _says_vila_u(folder: Path) -> bool:
+    path = folder / "config.json"
+    config = read_json(path) if path.is_file() else None
+    return isinstance(config, dict) and "vision_tower_cfg" in config
