@@ -1,0 +1,173 @@
+"""Backbone and LVLM: inputs, generation, gradient, and who may be combined with whom."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from craft.core.errors import CodebookMismatchError, CraftError
+from craft.losses import surrogate_alignment
+from craft.models.backbone import Backbone
+from craft.models.lvlm import LVLM
+from models import tiny
+
+QUESTIONS = ["what?", "what is shown in this picture?", "a red cat or not, and why?"]
+
+
+@pytest.fixture(params=["llama", "qwen2"])
+def lvlm(request: pytest.FixtureRequest) -> LVLM:
+    return tiny.lvlm(request.param)
+
+
+@pytest.fixture
+def pixels() -> torch.Tensor:
+    return torch.randn(3, 3, 32, 32)
+
+
+def test_generation_does_not_depend_on_batch_mates(lvlm: LVLM, pixels: torch.Tensor) -> None:
+    together = lvlm.answer(pixels, QUESTIONS, max_new_tokens=8)
+    alone = [lvlm.answer(pixels[i : i + 1], [QUESTIONS[i]], max_new_tokens=8)[0] for i in range(3)]
+    assert together == alone
+    assert lvlm.answer(pixels, QUESTIONS, max_new_tokens=8, batch_size=2) == together
+    assert lvlm.answer(lvlm.encode(pixels), QUESTIONS, max_new_tokens=8) == together
+
+
+def test_generation_equals_greedy_without_cache(lvlm: LVLM, pixels: torch.Tensor) -> None:
+    backbone, tokens = lvlm.backbone, lvlm.encode(pixels)
+    fast = backbone.generate_ids(backbone.inputs(tokens, QUESTIONS), 6)
+    for row in range(3):
+        inputs = backbone.inputs(tokens[row : row + 1], QUESTIONS[row : row + 1])
+        ids: list[int] = []
+        while len(ids) < 6:
+            table = backbone.llm.get_input_embeddings()
+            embeds = torch.cat([inputs["inputs_embeds"], table(torch.tensor([ids], dtype=torch.long))], dim=1)
+            with torch.no_grad():
+                best = int(backbone.llm(inputs_embeds=embeds).logits[0, -1].argmax())
+            if best == backbone.tokenizer.eos_token_id:
+                break
+            ids.append(best)
+        assert fast[row] == ids
+
+
+def test_generation_stops_at_the_end_token(lvlm: LVLM, pixels: torch.Tensor) -> None:
+    ids = lvlm.backbone.generate_ids(lvlm.backbone.inputs(lvlm.encode(pixels), QUESTIONS), 8)
+    lvlm.backbone.llm.generation_config.eos_token_id = [2, ids[0][2]]
+    again = lvlm.backbone.generate_ids(lvlm.backbone.inputs(lvlm.encode(pixels), QUESTIONS), 8)
+    assert again[0] == ids[0][: ids[0].index(ids[0][2])]
+
+
+def test_text_only_answers(lvlm: LVLM) -> None:
+    answers = lvlm.answer(None, QUESTIONS, max_new_tokens=4)
+    assert len(answers) == 3
+    assert answers == [lvlm.answer(None, [question], max_new_tokens=4)[0] for question in QUESTIONS]
+    assert lvlm.answer(None, []) == []
+
+
+def test_training_inputs(lvlm: LVLM, pixels: torch.Tensor) -> None:
+    tokens = lvlm.encode(pixels)
+    inputs = lvlm.backbone.inputs(tokens, QUESTIONS, ["a", "a red cat", ""])
+    count, width, _ = inputs["inputs_embeds"].shape
+    for name in ("attention_mask", "position_ids", "labels"):
+        assert inputs[name].shape == (count, width)
+    end = lvlm.backbone.tokenizer.eos_token_id
+    for row, answer in enumerate(["a", "a red cat", ""]):
+        length = int(inputs["attention_mask"][row].sum())
+        assert inputs["attention_mask"][row, :length].all()  # padded on the right
+        learned = inputs["labels"][row][inputs["labels"][row] != -100].tolist()
+        assert learned[-1] == end
+        assert lvlm.backbone.tokenizer.decode(learned[:-1]) == f" {answer}"
+        assert inputs["labels"][row, length - 1] == end
+        assert torch.equal(inputs["position_ids"][row, :length], torch.arange(length))
+        assert (inputs["inputs_embeds"][row, length:] == 0).all()
+
+
+def test_padding_side_does_not_change_the_loss(lvlm: LVLM, pixels: torch.Tensor) -> None:
+    tokens, answers = lvlm.encode(pixels), ["a", "a red cat", "no"]
+    losses = []
+    for side in ("left", "right"):
+        inputs = lvlm.backbone.inputs(tokens, QUESTIONS, answers, padding=side)
+        hidden = lvlm.backbone.hidden_states(inputs)
+        losses.append(surrogate_alignment(hidden, lvlm.backbone.lm_head, inputs["labels"]))
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-6)
+
+
+def test_gradient_reaches_the_vision_tower_through_a_frozen_llm(lvlm: LVLM, pixels: torch.Tensor) -> None:
+    lvlm.backbone.requires_grad_(False)
+    inputs = lvlm.backbone.inputs(lvlm.visual(pixels), QUESTIONS, ["a", "b", "c"])
+    hidden = lvlm.backbone.hidden_states(inputs)
+    surrogate_alignment(hidden, lvlm.backbone.lm_head, inputs["labels"]).backward()
+    gradient = lvlm.visual.vision_tower.embeddings.patch_embedding.weight.grad
+    assert gradient is not None and gradient.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in lvlm.backbone.parameters())
+
+
+def test_pruned_tokens_with_and_without_their_old_positions(lvlm: LVLM, pixels: torch.Tensor) -> None:
+    full = lvlm.encode(pixels)
+    kept = torch.tensor([0, 3, 9, 15])
+    few = replace(
+        full,
+        features=full.features[:, kept],
+        codes=full.codes[:, kept],
+        quantized=full.quantized[:, kept],
+        residual=full.residual[:, kept],
+        positions=full.positions[:, kept],
+    )
+    packed = lvlm.backbone.inputs(few, QUESTIONS[:3])
+    spread = lvlm.backbone.inputs(few, QUESTIONS[:3], keep_positions=True)
+    whole = lvlm.backbone.inputs(full, QUESTIONS[:3])
+    assert torch.equal(packed["inputs_embeds"], spread["inputs_embeds"])
+    assert spread["position_ids"][0, -1] == whole["position_ids"][0, -1]
+    assert packed["position_ids"][0, -1] == whole["position_ids"][0, -1] - 12
+    real = spread["position_ids"][0][spread["attention_mask"][0]]
+    assert real[:6].tolist() == [0, 1, 4, 10, 16, 17]
+    assert len(lvlm.backbone.generate(few, QUESTIONS, 3, keep_positions=True)) == 3
+
+
+def test_padding_tokens_of_ragged_rows_are_left_out(lvlm: LVLM, pixels: torch.Tensor) -> None:
+    full = lvlm.encode(pixels)
+    mask = torch.ones(3, 16, dtype=torch.bool)
+    mask[1, 10:] = False
+    inputs = lvlm.backbone.inputs(replace(full, attention_mask=mask), ["what?"] * 3)
+    lengths = inputs["attention_mask"].sum(1).tolist()
+    assert lengths[1] == lengths[0] - 6 == lengths[2] - 6
+
+
+def test_counts_must_agree(lvlm: LVLM, pixels: torch.Tensor) -> None:
+    for images, questions in ((pixels, QUESTIONS[:2]), (pixels[:1], QUESTIONS)):
+        with pytest.raises(CraftError, match="One question per image"):
+            lvlm.answer(images, questions)
+    with pytest.raises(CraftError, match="3 questions"):
+        lvlm.backbone.inputs(lvlm.encode(pixels[:2]), QUESTIONS)
+    for ratio in (0.0, 1.5, -1.0):
+        with pytest.raises(CraftError, match="keep_ratio"):
+            lvlm.answer(pixels, QUESTIONS, keep_ratio=ratio)
+
+
+def test_pruning_without_a_prior_says_so(lvlm: LVLM, pixels: torch.Tensor) -> None:
+    with pytest.raises(CraftError, match="keep_ratio=1"):
+        lvlm.answer(pixels, QUESTIONS, keep_ratio=0.5)
+
+
+def test_backbone_of_another_codebook_is_refused() -> None:
+    one, other = tiny.lvlm(codebook_seed=0), tiny.lvlm(codebook_seed=1)
+    with pytest.raises(CodebookMismatchError) as caught:
+        LVLM(one.visual, other.backbone, "mixed")
+    for model in (one, other):
+        assert model.visual.codebook.fingerprint in str(caught.value)
+
+
+def test_chat_template_backbone_answers(pixels: torch.Tensor) -> None:
+    lvlm = tiny.lvlm("qwen2", prompt="chat-template")
+    assert lvlm.answer(pixels, QUESTIONS, max_new_tokens=3) == [
+        lvlm.answer(pixels[i : i + 1], [QUESTIONS[i]], max_new_tokens=3)[0] for i in range(3)
+    ]
+
+
+def test_splice_takes_any_number_of_images(lvlm: LVLM, pixels: torch.Tensor) -> None:
+    backbone = lvlm.backbone
+    assert isinstance(backbone, Backbone)
+    images = backbone.project(lvlm.encode(pixels).quantized)
+    text = torch.tensor([1, 5, 6])
+    spliced = backbone.splice([[text, images[0], text, images[1]], [text], [images[2]]])
+    assert spliced["attention_mask"].sum(1).tolist() == [38, 3, 16]
+    assert torch.equal(spliced["inputs_embeds"][0, 22:38], images[1])

@@ -1,0 +1,59 @@
+"""Prompt formats: exact text and ids around the image."""
+
+import pytest
+
+from craft.core.errors import ConfigError
+from craft.models.prompts import FORMATS, build_prompt, decode
+from models import tiny
+
+
+def text(tokenizer, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def test_plain() -> None:
+    words = tiny.tokenizer()
+    prompt = build_prompt("plain", words, "what?", "a cat")
+    assert prompt.before == [words.bos_token_id]
+    assert text(words, prompt.after) == "User: what?\nAssistant:"
+    assert text(words, prompt.answer) == " a cat</s>"
+    assert build_prompt("plain", words, "what?").answer == []
+    alone = build_prompt("plain", words, "what?", "a cat", image=False)
+    assert (alone.before, alone.after) == (prompt.before + prompt.after, [])
+    assert alone.answer == prompt.answer
+
+
+def test_chat_template() -> None:
+    words = tiny.tokenizer(tiny.TEMPLATE)
+    prompt = build_prompt("chat-template", words, "what?", "a cat")
+    assert text(words, prompt.before) == "<|user|>"
+    assert text(words, prompt.after) == "\nwhat?</s>\n<|assistant|>"
+    assert text(words, prompt.answer) == "a cat</s>"
+    assert prompt.answer[-1] == words.eos_token_id
+    alone = build_prompt("chat-template", words, "what?", image=False)
+    assert text(words, alone.before) == "<|user|>what?</s>\n<|assistant|>"
+    assert alone.after == []
+
+
+def test_chat_template_of_a_question_that_holds_the_slot_mark() -> None:
+    words = tiny.tokenizer(tiny.TEMPLATE)
+    marked = build_prompt("chat-template", words, "wh\ue000at?")
+    assert marked == build_prompt("chat-template", words, "what?")
+
+
+def test_chat_template_without_one_is_refused() -> None:
+    with pytest.raises(ConfigError, match="chat template"):
+        build_prompt("chat-template", tiny.tokenizer(), "what?")
+
+
+def test_unknown_format_lists_the_known() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_prompt("vicuna", tiny.tokenizer(), "what?")
+    assert all(name in str(caught.value) for name in FORMATS)
+
+
+def test_decode_strips_and_drops_special_tokens() -> None:
+    words = tiny.tokenizer()
+    ids = [words.bos_token_id, *words(" a cat ", add_special_tokens=False)["input_ids"], words.eos_token_id]
+    assert decode(words, ids) == "a cat"
+    assert decode(words, []) == ""
