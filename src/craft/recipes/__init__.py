@@ -1,0 +1,7 @@
+"""Floor 5: the verbs as functions; each file reads from top to bottom. A newcomer opens `adapt` first."""
+
+from craft.recipes.adapt import AdaptResult, adapt, rehearse
+from craft.recipes.evaluate import evaluate
+from craft.recipes.transfer import TransferMatrix, transfer
+
+__all__ = ["AdaptResult", "TransferMatrix", "adapt", "evaluate", "rehearse", "transfer"]

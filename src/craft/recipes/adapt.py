@@ -1,0 +1,260 @@
+"""`craft.adapt`: tune the vision tower of a surrogate LVLM to a domain, and write the adapted encoder.
+
+Read `adapt` from top to bottom: it is the paper's method in one page.
+"""
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from craft.core.errors import ConfigError
+from craft.core.files import read_json
+from craft.core.progress import say
+from craft.data import Data, Sample, verify_images
+from craft.evaluation import evaluate_lvlm
+from craft.models.artefact import load_artefact, save_artefact
+from craft.models.load import load
+from craft.models.lvlm import LVLM
+from craft.models.visual_tokenizer import VisualTokenizer
+from craft.quantize.usage import code_counts
+from craft.recipes.questions import describe, open_data, take
+from craft.training.config import AdaptConfig
+from craft.training.fit import fit
+from craft.training.image_cache import ImageCache, image_key
+from craft.training.rehearsal import Rehearsal, rehearse_step
+from craft.training.run_folder import RunFolder
+
+Config = AdaptConfig | Mapping[str, Any] | str | Path | None
+
+
+@dataclass(frozen=True)
+class AdaptResult:
+    """A finished adaptation.
+
+    Attributes:
+        out: the run folder.
+        encoder: the artefact in it; `with_encoder`, `evaluate` and `craft export` take either.
+        metrics: steps, losses at the end, the kept step and its validation score where validation chose, minutes.
+        prior: level-1 code counts int64 `[K]` of the training images under the adapted tower (§3.3).
+        held_out: the classes that training never saw.
+        config: every setting.
+        lvlm: the surrogate with the adapted tower, ready to answer.
+    """
+
+    out: Path
+    encoder: Path
+    metrics: dict[str, Any]
+    prior: Tensor = field(repr=False)
+    held_out: tuple[str, ...]
+    config: AdaptConfig = field(repr=False)
+    lvlm: LVLM = field(repr=False)
+
+
+def adapt(
+    surrogate: str | Path | LVLM | None = None,
+    data: str | Path | Data | None = None,
+    out: str | Path | None = None,
+    seed: int | None = None,
+    max_steps: int | None = None,
+    config: Config = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    **overrides: Any,
+) -> AdaptResult:
+    """Adapt the vision tower of a discrete LVLM to a domain. Projector, LLM and codebook stay bit for bit.
+
+    Args:
+        surrogate: a shipped model, a folder, a hub id, or a loaded LVLM (which is not changed).
+        data: an embedded domain, a folder of class folders, a JSONL file, or a `Data`.
+        out: the run folder (default: `runs/` and the data's name).
+        seed: of held-out classes, options, order, sampled texts.
+        max_steps: optimiser steps; None leaves it to the config.
+        config: a YAML file, dict or `AdaptConfig`; what is given besides goes before it.
+        resume: continue the interrupted run in `out`; the result is that of an unbroken run.
+        overwrite: replace the run in `out`.
+        **overrides: any other setting by its last name (`learning_rate=1e-4`) or in full with `__` for the dot
+            (`losses__commitment__weight=0.1`); also `**{"losses.commitment.weight": 0.1}`.
+
+    Raises:
+        ConfigError: a setting is unknown or impossible, or `out` is taken.
+        DataError: the data is missing, empty, has a single class, or an image cannot be read.
+        CheckpointError: the surrogate is missing or damaged.
+        TrainingError: training went wrong (see `craft.training.fit`), or was interrupted (`Interrupted`).
+
+    Source: §3.2, Eq. 2 to 5; §4.1.
+    """
+    settings = _settings(surrogate, data, out, seed, max_steps, config, overrides)
+    assert settings.out is not None
+    run = RunFolder(settings.out)
+    if run.check(settings, resume, overwrite) and run.finished:
+        say(f"the run in {run.path} is finished already")
+        return _finished(run, settings, surrogate)
+
+    # 1. The data: every image is opened once before anything is trained.
+    model = _Surrogate(surrogate, settings)
+    given = _data(data, settings, model)
+    train = given.samples("train")
+    verify_images(given)
+    if settings.eval_every and not given.validation:
+        raise ConfigError(f"eval_every is set and {given.name} has no validation samples; unset it, or add some.")
+
+    # 2. The surrogate, with a tower of its own to train.
+    lvlm = model()
+    base_prior = lvlm.visual.prior
+    run.open(settings, resume, overwrite)
+    if run.record.get("data_fingerprint", given.fingerprint) != given.fingerprint:
+        raise ConfigError(f"{given.name} is not the data that the run in {run.path} began with; restore it.")
+    run.update(data=describe(given, settings.data, settings.seed), data_fingerprint=given.fingerprint)
+    run.update(held_out=list(given.held_out), seed=settings.seed, surrogate=lvlm.name)
+    say(_announcement(lvlm, given, settings))
+
+    # 3. Training (Eq. 5).
+    held = take(given.validation, settings.eval_limit, settings.seed)
+    began = time.monotonic()
+    result = fit(
+        lvlm,
+        train,
+        settings,
+        run,
+        task=given.task,
+        resume=resume,
+        validate=(lambda now: evaluate_lvlm(now, held, progress=False).accuracy) if held else None,
+    )
+
+    # 4. The artefact: tower, code prior under the adapted tower, manifest.
+    prior = code_prior(lvlm.visual, train, result.images)
+    metrics = {
+        "steps": result.steps,
+        "train": {key: value for key, value in result.metrics.items() if isinstance(value, int | float)},
+        "best_step": result.best_step,
+        "best_validation": result.best_validation,
+        "minutes": round((time.monotonic() - began) / 60, 3),
+        "codes_used": int((prior > 0).sum()),
+        "codes_used_before": None if base_prior is None else int((base_prior > 0).sum()),
+    }
+    manifest = {
+        "surrogate": lvlm.name,
+        "base_tower": run.record["hashes_before"]["vision_tower"],
+        "data": run.record["data"],
+        "held_out": list(given.held_out),
+        "config": settings.model_dump(mode="json"),
+        "metrics": metrics,
+        "seed": settings.seed,
+        "made_with": run.record["machine"],
+    }
+    encoder = save_artefact(run.encoder, lvlm.visual, prior=prior, manifest=manifest)
+    run.update(status="finished", metrics=metrics)
+    lvlm.visual.prior = prior
+    return AdaptResult(run.path, encoder, metrics, prior, given.held_out, settings, lvlm)
+
+
+def rehearse(
+    surrogate: str | Path | LVLM | None = None,
+    data: str | Path | Data | None = None,
+    seed: int | None = None,
+    max_steps: int | None = None,
+    config: Config = None,
+    **overrides: Any,
+) -> Rehearsal:
+    """The dry run of `adapt`: build, check the data, one batch forward and backward, memory; nothing is written.
+
+    Raises:
+        CraftError: whatever `adapt` with the same arguments would stumble over at its start.
+    """
+    settings = _settings(surrogate, data, None, seed, max_steps, config, overrides)
+    model = _Surrogate(surrogate, settings)
+    given = _data(data, settings, model)
+    verify_images(given)
+    return rehearse_step(model(), given.samples("train"), settings, given.task)
+
+
+@torch.no_grad()
+def code_prior(visual: VisualTokenizer, samples: list[Sample], images: ImageCache, batch_size: int = 64) -> Tensor:
+    """How often each level-1 code occurs in the distinct images of `samples`: int64 `[K]`. Source: §3.3."""
+    distinct = list({image_key(sample.image): sample for sample in samples}.values())
+    counts = torch.zeros(visual.codebook.size, dtype=torch.long)
+    tower: Any = visual.vision_tower
+    for start in range(0, len(distinct), batch_size):
+        values = images.get(distinct[start : start + batch_size]).to(visual.device)
+        features, _ = tower.after_stem(values) if images.through_stem else tower(values)
+        codes = visual.codebook.quantize(features.float()).codes
+        counts += code_counts(codes, visual.codebook.size).cpu()
+    return counts
+
+
+class _Surrogate:
+    """Loads the surrogate when it is first needed, and keeps it; its tower is a copy, its backbone is shared."""
+
+    def __init__(self, surrogate: str | Path | LVLM | None, settings: AdaptConfig) -> None:
+        self.given = surrogate
+        self.settings = settings
+        self.lvlm: LVLM | None = None
+
+    def __call__(self) -> LVLM:
+        if self.lvlm is None:
+            given = self.given
+            if isinstance(given, LVLM):
+                visual = VisualTokenizer(
+                    copy.deepcopy(given.visual.vision_tower),
+                    given.visual.codebook,
+                    given.visual.text_encoder,
+                    given.visual.log_temperature.detach(),
+                    given.visual.prior,
+                    given.visual.aspect,
+                )
+                self.lvlm = LVLM(visual.to(given.device), given.backbone, given.name, given.origin)
+            else:
+                self.lvlm = load(self.settings.surrogate, self.settings.device, self.settings.dtype)
+        return self.lvlm
+
+
+def _settings(
+    surrogate: str | Path | LVLM | None,
+    data: str | Path | Data | None,
+    out: str | Path | None,
+    seed: int | None,
+    max_steps: int | None,
+    config: Config,
+    overrides: Mapping[str, Any],
+) -> AdaptConfig:
+    """The config, with the arguments of `adapt` on top of it."""
+    named = {
+        "surrogate": surrogate.name if isinstance(surrogate, LVLM) else surrogate and str(surrogate),
+        "data.name": data.name if isinstance(data, Data) else data and str(data),
+        "out": out and str(out),
+        "seed": seed if seed is not None or not isinstance(data, Data) else data.seed,
+        "max_steps": max_steps,
+    }
+    given = {key: value for key, value in named.items() if value is not None}
+    settings = AdaptConfig.build(config, {**given, **overrides})
+    if settings.out is None:
+        settings = settings.model_copy(update={"out": str(Path("runs") / Path(settings.data.name).stem)})
+    return settings
+
+
+def _data(data: str | Path | Data | None, settings: AdaptConfig, model: _Surrogate) -> Data:
+    return data if isinstance(data, Data) else open_data(settings.data, settings.seed, model)
+
+
+def _announcement(lvlm: LVLM, data: Data, settings: AdaptConfig) -> str:
+    unseen = f", held out: {', '.join(data.held_out)}" if data.held_out else ""
+    return (
+        f"adapting the vision tower of {lvlm.name} to {data.name}: {len(data.train)} training samples{unseen}; "
+        f"{settings.steps(len(data.train))} steps of {settings.batch_size}"
+    )
+
+
+def _finished(run: RunFolder, settings: AdaptConfig, surrogate: str | Path | LVLM | None) -> AdaptResult:
+    """The result of a run that had come to its end before."""
+    artefact = load_artefact(run.path)
+    lvlm = _Surrogate(surrogate, settings)().with_encoder(artefact)
+    held_out = tuple(read_json(run.path / "run.json").get("held_out") or ())
+    return AdaptResult(
+        run.path, artefact.folder, run.record["metrics"], artefact.prior, held_out, settings, lvlm
+    )

@@ -1,0 +1,121 @@
+"""Data for a recipe: loaded with the settings of a config, or with those an encoder was trained under."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from craft.core.errors import ConfigError, DataError
+from craft.data import Data, Sample, load_data, stratified
+from craft.models.lvlm import LVLM
+from craft.training.config import DataConfig
+
+
+def open_data(
+    settings: DataConfig, seed: int, lvlm: Callable[[], LVLM], held_out: Sequence[str] | None = None
+) -> Data:
+    """`load_data` with a config's settings; `lvlm` is called only where hard distractors need its text encoder.
+
+    Raises:
+        DataError: as `load_data`.
+        ConfigError: hard distractors are wanted and there is no text encoder.
+    """
+    return load_data(
+        settings.name,
+        root=settings.root,
+        seed=seed,
+        answer_with=settings.answer_with,
+        distractors=settings.distractors,
+        unseen_fraction=settings.unseen_fraction,
+        limit=settings.limit,
+        held_out=held_out,
+        similarity=(lambda names: text_similarity(lvlm(), names)) if settings.distractors == "hard" else None,
+    )
+
+
+def text_similarity(lvlm: LVLM, names: Sequence[str]) -> np.ndarray:
+    """Cosines `[C, C]` of the names under the frozen text encoder: which classes are hard to tell apart.
+
+    Raises:
+        ConfigError: the visual tokenizer came without a text encoder.
+    """
+    encoder: Any = lvlm.visual.text_encoder
+    if encoder is None:
+        raise ConfigError(f"Hard distractors need a text encoder, and {lvlm.name} has none; use random ones.")
+    vectors = encoder.encode(list(names)).float().cpu().numpy()
+    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors @ vectors.T
+
+
+def describe(data: Data, settings: DataConfig, seed: int) -> dict[str, Any]:
+    """What an artefact's manifest says about its training data: enough to ask the same questions again."""
+    place = Path(settings.name).expanduser()
+    return {
+        "name": data.name,
+        "task": data.task,
+        "domain": data.domain,
+        "licence": data.licence,
+        "source": data.source,
+        "fingerprint": data.fingerprint,
+        "train": len(data.train),
+        "test": len(data.test),
+        "path": str(place.resolve()) if place.exists() else None,
+        "settings": settings.model_dump(mode="json"),
+        "seed": seed,
+    }
+
+
+def training_data_of(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The `describe` part of a manifest, or None where it was not made by `adapt`."""
+    told = manifest.get("data")
+    return dict(told) if isinstance(told, Mapping) and "settings" in told else None
+
+
+def same_data(name: str, told: Mapping[str, Any]) -> bool:
+    """Whether `name` (a domain or a path) means the data that a manifest tells of."""
+    settings = told["settings"]
+    if name in (told["name"], settings["name"]) and not Path(name).expanduser().exists():
+        return True
+    return told["path"] is not None and str(Path(name).expanduser().resolve()) == told["path"]
+
+
+def refuse_leaks(manifest: Mapping[str, Any], data: Data, lvlm: Callable[[], LVLM]) -> None:
+    """The training data is still what the encoder was trained on, so that its test images are unknown to it.
+
+    Raises:
+        DataError: files were added, removed or changed since.
+    """
+    told = training_data_of(manifest)
+    if told is None or told["path"] is None:
+        return  # an embedded domain cannot change
+    settings = DataConfig.model_validate(told["settings"]).model_copy(update={"name": told["path"]})
+    again = open_data(settings, told["seed"], lvlm, manifest.get("held_out"))
+    if again.fingerprint != told["fingerprint"]:
+        raise DataError(
+            f"{data.name} has changed since this encoder was adapted to it, so its test images may be among those "
+            "the encoder was trained on. Restore the data, adapt again, or give the test images as data of their "
+            "own."
+        )
+
+
+def take(samples: Sequence[Sample], limit: int | None, seed: int) -> list[Sample]:
+    """At most `limit` samples, evenly from the classes, in the given order."""
+    if limit is None or limit >= len(samples):
+        return list(samples)
+    return stratified(
+        samples, limit, identity=lambda s: s.id, group=lambda s: s.concept, seed=seed, purpose="limit"
+    )[1]
+
+
+def with_seen(data: Data, held_out: Sequence[str]) -> Data:
+    """The same data with `held_out` as the unseen classes (a division of the test set; questions stay).
+
+    Raises:
+        ConfigError: one of them is not a class of the data.
+    """
+    if strangers := sorted(set(held_out) - set(data.classes)):
+        raise ConfigError(f"{data.name} has no class {', '.join(strangers)}, which was held out of training.")
+    test = [replace(sample, seen=sample.label not in held_out) for sample in data.test]
+    return replace(data, test=test, held_out=tuple(sorted(held_out)))

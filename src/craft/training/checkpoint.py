@@ -1,0 +1,115 @@
+"""Resumable training state as safetensors + JSON: weights that train, optimiser, schedule, random state."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from craft.core.errors import CheckpointError, TrainingError
+from craft.core.files import atomic_directory, load_tensors, read_json, save_tensors, write_json
+
+KEPT = 2
+"""So many of the newest checkpoints stay; the older ones are deleted."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `load_latest` found.
+
+    Attributes:
+        step: optimiser steps done.
+        weights: the parameters that train, by name.
+        optimizer: a state dict for `Optimizer.load_state_dict`.
+        scheduler: a state dict for the learning-rate schedule.
+        extra: further tensors that were saved.
+        notes: further plain values that were saved.
+    """
+
+    step: int
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
+    extra: dict[str, Tensor]
+    notes: dict[str, Any]
+
+
+def save(
+    folder: Path,
+    step: int,
+    weights: Mapping[str, Tensor],
+    optimizer: Mapping[str, Any],
+    scheduler: Mapping[str, Any],
+    extra: Mapping[str, Tensor],
+    notes: Mapping[str, Any],
+) -> Path:
+    """Write one checkpoint below `folder`, whole or not at all, and delete all but the newest `KEPT`."""
+    moments = {
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, state in optimizer["state"].items()
+        for name, value in state.items()
+    }
+    groups = [{key: value for key, value in group.items()} for group in optimizer["param_groups"]]
+    state = {
+        "format": "craft-checkpoint",
+        "version": 1,
+        "step": step,
+        "param_groups": groups,
+        "scheduler": dict(scheduler),
+        "notes": dict(notes),
+    }
+    place = folder / f"step-{step:08d}"
+    with atomic_directory(place) as building:
+        save_tensors(building / "model.safetensors", weights)
+        save_tensors(building / "optimizer.safetensors", moments)
+        save_tensors(building / "extra.safetensors", {**extra, "torch_rng": torch.get_rng_state()})
+        write_json(building / "state.json", state)
+    for old in sorted(folder.glob("step-*"))[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return place
+
+
+def load_latest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint below `folder`, or None; torch's random state is set to the one saved in it.
+
+    Raises:
+        CheckpointError: it is damaged, or of another format.
+    """
+    found = sorted(folder.glob("step-*"))
+    if not found:
+        return None
+    place = found[-1]
+    state = read_json(place / "state.json")
+    if state.get("format") != "craft-checkpoint" or state.get("version") != 1:
+        raise CheckpointError(f"{place} is not a checkpoint of this version; delete it to resume from an older one.")
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in load_tensors(place / "optimizer.safetensors").items():
+        index, _, key = name.partition(".")
+        moments.setdefault(int(index), {})[key] = value
+    groups = [{**group, "betas": tuple(group["betas"])} for group in state["param_groups"]]
+    extra = load_tensors(place / "extra.safetensors")
+    torch.set_rng_state(extra.pop("torch_rng"))
+    return Checkpoint(
+        step=state["step"],
+        weights=load_tensors(place / "model.safetensors"),
+        optimizer={"state": moments, "param_groups": groups},
+        scheduler=state["scheduler"],
+        extra=extra,
+        notes=state["notes"],
+    )
+
+
+@torch.no_grad()
+def put_weights(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor], where: str) -> None:
+    """Copy saved weights into parameters, in place.
+
+    Raises:
+        TrainingError: names or shapes differ: the run had another model, or trained other parts.
+    """
+    if {n: t.shape for n, t in parameters.items()} != {n: t.shape for n, t in weights.items()}:
+        raise TrainingError(f"{where} does not fit this model; resume with the surrogate that the run began with.")
+    for name, parameter in parameters.items():
+        parameter.copy_(weights[name])

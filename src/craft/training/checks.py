@@ -1,0 +1,72 @@
+"""Who trains, who must not, and the proof: tables, gradients after step 1, hashes before and after (§3.2)."""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from craft.core.errors import TrainingError
+from craft.models.freezing import freeze_all_but, parameter_table
+from craft.models.lvlm import LVLM
+from craft.training.config import AdaptConfig
+
+# What pixels enter first: it stays as it was when only the layers train.
+_ENTRANCE = ("stem", "embeddings")
+
+
+def choose_trainable(lvlm: LVLM, config: AdaptConfig, contrastive_weight: float) -> dict[str, nn.Parameter]:
+    """Freeze all but the vision tower (or its layers), [CLS] and τ; return what trains, by name.
+
+    Without a contrastive loss [CLS] and τ get no gradient, so they do not train.
+    """
+    children = dict.fromkeys(name.partition(".")[0] for name, _ in lvlm.visual.vision_tower.named_parameters())
+    names = [f"vision_tower.{name}" for name in children]
+    if config.trainable == "layers":
+        names = [name for name in names if name.rpartition(".")[2] not in _ENTRANCE]
+    if contrastive_weight:
+        names.append("log_temperature")
+    elif "cls_token" in children:
+        names.remove("vision_tower.cls_token")
+    freeze_all_but(lvlm, names)
+    return {name: parameter for name, parameter in lvlm.named_parameters() if parameter.requires_grad}
+
+
+def freeze_report(lvlm: LVLM) -> str:
+    """The table of trainable and frozen parameters, as text."""
+    lines = [f"{'part':<16}{'parameters':>14}{'trainable':>14}"]
+    for part, count, trained in parameter_table(lvlm):
+        lines.append(f"{part:<16}{count:>14,}{trained if trained else 'frozen':>14{',' if trained else ''}}")
+    return "\n".join(lines)
+
+
+def check_gradients(lvlm: LVLM) -> None:
+    """After the first backward pass: gradient reached all of what trains, and nothing else.
+
+    Raises:
+        TrainingError: a parameter that should have gradient has none, or the other way round; named.
+    """
+    reached, alive = False, False
+    for name, parameter in lvlm.named_parameters():
+        if not parameter.requires_grad:
+            if parameter.grad is not None:
+                raise TrainingError(f"Gradient reached {name}, which is frozen; only the vision tower may train.")
+            continue
+        if parameter.grad is None:
+            raise TrainingError(f"No gradient reached {name}, which is to be trained; is every loss weight 0?")
+        if ".vision_tower." in f".{name}" and not name.endswith("cls_token"):
+            reached = True
+            alive = alive or bool(parameter.grad.abs().max() > 0)
+    if reached and not alive:
+        raise TrainingError("The gradient of the whole vision tower is zero after step 1; nothing would be learned.")
+
+
+def check_frozen(before: Mapping[str, str], after: Mapping[str, str]) -> None:
+    """Every part but the vision tower has the bytes it had before training.
+
+    Raises:
+        TrainingError: one has not; named.
+    """
+    changed = [part for part, old in before.items() if part != "vision_tower" and after.get(part) != old]
+    if changed:
+        raise TrainingError(
+            f"Frozen weights changed during training: {', '.join(changed)}. The run is invalid; please report this."
+        )

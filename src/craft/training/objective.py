@@ -1,0 +1,138 @@
+"""The training objective: Eq. 2 to 5 of the paper, for one batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from craft.core.errors import ConfigError
+from craft.core.seeding import rng
+from craft.data import Sample
+from craft.losses import commitment, commitment_cumulative, contrastive, surrogate_alignment
+from craft.models.lvlm import LVLM
+from craft.models.visual_tokenizer import VisualTokenizer
+from craft.training.config import LossesConfig
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One (micro-)batch.
+
+    Attributes:
+        ids: the samples', for messages.
+        images: pixels `[B, 3, S, S]`, or the frozen stem's maps `[B, C, h, w]`.
+        questions, answers: t and y of Eq. 2.
+        texts: embeddings `[B, d]` of the sampled texts, or None without a contrastive loss.
+        classes: int64 `[B]`, y of Eq. 4.
+    """
+
+    ids: tuple[str, ...]
+    images: Tensor
+    questions: tuple[str, ...]
+    answers: tuple[str, ...]
+    texts: Tensor | None
+    classes: Tensor
+
+
+class TextTable:
+    """Embeddings of every text of a training set under the frozen text encoder, computed once.
+
+    Args:
+        visual: its text encoder is used.
+        samples: the training set.
+        seed: of the choice among a sample's texts.
+
+    Raises:
+        ConfigError: there is no text encoder, or its width is not d.
+
+    Source: §3.2, T_i = {ground-truth text} ∪ {captions}, one of them per step.
+    """
+
+    @torch.no_grad()
+    def __init__(self, visual: VisualTokenizer, samples: Sequence[Sample], seed: int) -> None:
+        if visual.text_encoder is None:
+            raise ConfigError(
+                "The contrastive loss needs the frozen text encoder of the visual tokenizer, and this one came "
+                "without; use a surrogate that has it, or set losses.contrastive.weight to 0."
+            )
+        self.seed = seed
+        texts = sorted({text for sample in samples for text in sample.texts()})
+        self.rows = {text: row for row, text in enumerate(texts)}
+        encode: Any = visual.text_encoder.encode
+        parts = [encode(texts[start : start + 256]).float() for start in range(0, len(texts), 256)]
+        self.embeddings = torch.cat(parts)
+        width = int(visual.vision_tower.dim)  # type: ignore[arg-type]
+        if self.embeddings.shape[1] != width:
+            raise ConfigError(
+                f"The text encoder's embeddings have width {self.embeddings.shape[1]} and [CLS] has {width}; "
+                "set losses.contrastive.weight to 0, or use a tokenizer whose text encoder fits."
+            )
+
+    def sample(self, samples: Sequence[Sample], step: int) -> Tensor:
+        """One text per image, `[B, d]`: a pure function of seed, step and sample id (t̃_i of §3.2)."""
+        rows = [self.rows[rng(self.seed, "text", step, s.id).choice(s.texts())] for s in samples]
+        return self.embeddings[torch.tensor(rows, device=self.embeddings.device)]
+
+
+def class_numbers(samples: Sequence[Sample]) -> dict[str, int]:
+    """A number for every class of Eq. 4: the label, or without labels the ground-truth text."""
+    return {name: number for number, name in enumerate(sorted({class_of(sample) for sample in samples}))}
+
+
+def class_of(sample: Sample) -> str:
+    """y_i of Eq. 4: two samples that share it are never each other's negatives."""
+    return sample.label if sample.label is not None else sample.texts()[0]
+
+
+class CraftObjective(nn.Module):
+    """L = L_SAL + λ_commit L_commit + λ_con L_con (Eq. 5), as a module so that data parallelism can wrap it.
+
+    Args:
+        lvlm: the surrogate; which of its parameters train is settled elsewhere.
+        losses: weights and reductions.
+        contrastive_weight: λ_con.
+        from_stem: batches hold the frozen stem's maps instead of pixels.
+    """
+
+    def __init__(
+        self, lvlm: LVLM, losses: LossesConfig, contrastive_weight: float, from_stem: bool = False
+    ) -> None:
+        super().__init__()
+        self.lvlm = lvlm
+        self.losses = losses
+        self.contrastive_weight = contrastive_weight
+        self.from_stem = from_stem
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss (a scalar with gradient) and its parts, unweighted and detached, with `distance`: the mean
+        squared distance of features to z̃, whatever the reduction."""
+        visual, backbone, losses = self.lvlm.visual, self.lvlm.backbone, self.losses
+        cumulative = losses.commitment.form == "cumulative"
+        tower: Any = visual.vision_tower
+        features, cls = tower.after_stem(batch.images) if self.from_stem else tower(batch.images)
+        tokens = visual.quantize(features, cls, partial_sums=cumulative)  # z, z̃ = q(E_θ(x)), Eq. 1
+
+        zero = tokens.features.new_zeros(())
+        sal = zero
+        if losses.sal.weight:
+            inputs = backbone.inputs(tokens, batch.questions, batch.answers)
+            hidden = backbone.hidden_states(inputs)
+            sal = surrogate_alignment(hidden, backbone.lm_head, inputs["labels"], losses.sal.reduction)  # Eq. 2
+
+        if cumulative:
+            assert tokens.partial_sums is not None
+            commit = commitment_cumulative(tokens.features, tokens.partial_sums, losses.commitment.reduction)
+        else:
+            commit = commitment(tokens.features, tokens.quantized, losses.commitment.reduction)  # Eq. 3
+
+        con = zero
+        if self.contrastive_weight:
+            assert tokens.cls is not None and batch.texts is not None
+            con = contrastive(tokens.cls, batch.texts, batch.classes, visual.log_temperature)  # Eq. 4
+
+        loss = losses.sal.weight * sal + losses.commitment.weight * commit + self.contrastive_weight * con  # Eq. 5
+        distance = commitment(tokens.features.detach(), tokens.quantized.detach(), "mean")
+        parts = {"loss": loss, "sal": sal, "commitment": commit, "contrastive": con, "distance": distance}
+        return loss, {name: value.detach() for name, value in parts.items()}

@@ -1,0 +1,72 @@
+"""What `--dry-run` does: everything of a training step but the step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from craft.core.device import autocast, resolve_device, resolve_dtype
+from craft.data import Sample
+from craft.models.freezing import parameter_table
+from craft.models.lvlm import LVLM
+from craft.models.memory import estimate_memory
+from craft.models.vision_tower import HybridTower
+from craft.training.checks import check_gradients, choose_trainable, freeze_report
+from craft.training.config import AdaptConfig
+from craft.training.fit import Batches
+from craft.training.image_cache import ImageCache
+from craft.training.objective import CraftObjective
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a dry run found out.
+
+    Attributes:
+        table: who trains and who is frozen, as text.
+        parameters: the same as rows (part, parameters, trainable).
+        parts: the loss and its parts on the first batch.
+        memory: bytes of a step, from `craft.models.memory.estimate_memory`.
+        steps, samples: of the run to come.
+        tokens: of the longest sequence in the first batch, image included.
+    """
+
+    table: str
+    parameters: list[tuple[str, int, int]]
+    parts: dict[str, float]
+    memory: dict[str, int]
+    steps: int
+    samples: int
+    tokens: int
+
+
+def rehearse_step(lvlm: LVLM, samples: Sequence[Sample], config: AdaptConfig, task: str) -> Rehearsal:
+    """Build, freeze, take one batch forward and backward, check the gradients; change nothing.
+
+    Raises:
+        ConfigError, DataError, TrainingError: as training would.
+    """
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+    con = config.contrastive_weight(task)
+    lvlm.to(device)
+    lvlm.visual.vision_tower.float()
+    trained = choose_trainable(lvlm, config, con)
+    stem = config.trainable == "layers" and isinstance(lvlm.visual.vision_tower, HybridTower)
+    batches = Batches(lvlm, samples, config, con, ImageCache(lvlm.visual, 0, through_stem=stem))
+    batch = batches.make(batches.indices(0)[0], 0)
+    with autocast(device, dtype):
+        loss, parts = CraftObjective(lvlm, config.losses, con, from_stem=stem)(batch)
+    loss.backward()
+    check_gradients(lvlm)
+    for parameter in trained.values():
+        parameter.grad = None
+    texts = lvlm.backbone.inputs(None, batch.questions, batch.answers)["attention_mask"].shape[1]
+    tokens = texts + lvlm.visual.grid[0] * lvlm.visual.grid[1]
+    return Rehearsal(
+        table=freeze_report(lvlm),
+        parameters=parameter_table(lvlm),
+        parts={name: float(value) for name, value in parts.items()},
+        memory=estimate_memory(lvlm, len(batch.ids), tokens, dtype),
+        steps=config.steps(len(samples)),
+        samples=len(samples),
+        tokens=tokens,
+    )

@@ -1,0 +1,159 @@
+"""The run folder: config.resolved.yaml, run.json, metrics.jsonl, checkpoints/, encoder/."""
+
+import json
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from craft.core.errors import ConfigError
+from craft.core.files import atomic_write_text, read_json, write_json
+from craft.training.config import AdaptConfig
+
+_OURS = ("config.resolved.yaml", "run.json", "metrics.jsonl", "checkpoints", "encoder")
+# Settings that may differ between a run and its continuation: they do not change the result.
+_FREE = frozenset({"out", "device", "checkpoint_every", "log_every", "cache_mib"})
+
+
+class RunFolder:
+    """One run's place on disk. Its `run.json` says `status`: running, interrupted or finished.
+
+    Args:
+        path: the folder; made by `open`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.encoder = self.path / "encoder"
+        self.record: dict[str, Any] = {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run in this folder has come to its end."""
+        return self.record.get("status") == "finished"
+
+    def check(self, config: AdaptConfig, resume: bool = False, overwrite: bool = False) -> bool:
+        """Whether `open` would continue a run that is here (True) or start one (False). Writes nothing.
+
+        Raises:
+            ConfigError: something is here already and neither `resume` nor `overwrite` says what to do with it;
+                or the run to be continued had other settings.
+        """
+        if (self.path / "run.json").is_file():
+            self.record = read_json(self.path / "run.json")
+            if resume:
+                self._same_settings(config)
+                return True
+            if not overwrite:
+                way = "resume=True (--resume) to continue it, " if not self.finished else ""
+                raise ConfigError(
+                    f"{self.path} holds a run that is {self.record.get('status', 'unknown')}; choose another folder, "
+                    f"{way}or overwrite=True (--overwrite) to replace it."
+                )
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ConfigError(f"{self.path} is there already and is not a run folder; choose another place.")
+        return False
+
+    def open(self, config: AdaptConfig, resume: bool = False, overwrite: bool = False) -> None:
+        """Start a new run here, or continue the one that is here.
+
+        Raises:
+            ConfigError: as `check` says.
+        """
+        if self.check(config, resume, overwrite):
+            return
+        self._clear()
+        self.record = {"status": "running", "config": config.model_dump(mode="json"), "machine": machine()}
+        config.save(self.path / "config.resolved.yaml")
+        self.update()
+
+    def _clear(self) -> None:
+        for name in _OURS:
+            place = self.path / name
+            if place.is_dir():
+                shutil.rmtree(place)
+            else:
+                place.unlink(missing_ok=True)
+
+    def _same_settings(self, config: AdaptConfig) -> None:
+        before, now = self.record.get("config", {}), config.model_dump(mode="json")
+        changed = [
+            f"{name} was {_at(before, name)!r} and is {_at(now, name)!r}"
+            for name in sorted(_flat(before) | _flat(now))
+            if name not in _FREE and _at(before, name) != _at(now, name)
+        ]
+        if changed:
+            raise ConfigError(
+                f"The run in {self.path} cannot be resumed with other settings: {'; '.join(changed)}. "
+                "Give the same settings, or another folder."
+            )
+
+    def update(self, **fields: Any) -> None:
+        """Add fields to run.json."""
+        self.record |= fields
+        write_json(self.path / "run.json", self.record)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Add one line to metrics.jsonl."""
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        place = self.path / "metrics.jsonl"
+        if not place.is_file():
+            return []
+        lines = place.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line.endswith("}")]  # a line cut short by a crash is dropped
+
+    def rewind(self, step: int) -> None:
+        """Drop what metrics.jsonl says about steps after `step`: they are done again."""
+        kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
+        atomic_write_text(self.path / "metrics.jsonl", "".join(kept))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> set[str]:
+    names: set[str] = set()
+    for name, value in tree.items():
+        names |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name}
+    return names
+
+
+def _at(tree: Mapping[str, Any], dotted: str) -> Any:
+    value: Any = tree
+    for key in dotted.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def machine() -> dict[str, Any]:
+    """Versions, platform and, in a checkout, the commit: what a result was made with."""
+    versions = {}
+    for name in ("craft-vlm", "torch", "transformers", "accelerate", "safetensors", "numpy", "pillow"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this file lies in; None in an installed package."""
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
