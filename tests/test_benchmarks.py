@@ -5,14 +5,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def run(name: str, out: Path) -> dict:
-    command = [sys.executable, str(BENCHMARKS / name), "--quick", "--repeats", "1", "--out", str(out)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+def run(name: str, out: Path, *options: str) -> dict:
+    command = [
+        sys.executable,
+        str(BENCHMARKS / name),
+        *(options or ("--quick", "--repeats", "1")),
+        "--out",
+        str(out),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert result.returncode == 0, result.stderr
     assert "| ---" in result.stdout
     return json.loads(out.read_text())
@@ -42,3 +49,24 @@ def test_peak_memory_is_counted(monkeypatch):
         del second, third
 
     assert peak_bytes(twice_a_mebibyte, torch.device("cpu")) == 2 * 2**20
+
+
+@pytest.mark.slow
+def test_search_at_real_size(tmp_path):
+    """K=16384, d=1024, L=4: the reference's codes with at most an eighth of its memory, and not slower."""
+    facts = run("search.py", tmp_path / "out.json", "--repeats", "5")["facts"]
+    assert facts["tokens with all codes equal"] == [1.0, 1.0]
+    assert facts["share of the reference's peak memory"][0] <= 1 / 8
+    assert (
+        max(facts["speed ratio (1 and 4 images)"]) > 1
+    )  # what it is on a quiet machine: benchmarks/README.md
+
+
+@pytest.mark.slow
+def test_answer_logits_at_real_size(tmp_path):
+    """V=151936: the same loss and gradient for a fraction of time and memory."""
+    facts = run("answer_logits.py", tmp_path / "out.json", "--repeats", "1")["facts"]
+    assert facts["loss difference"] <= 1e-5  # float32 sums over 151,936 logits in another order
+    assert facts["largest gradient difference, relative"] <= 1e-5
+    assert facts["speed ratio"] > 5
+    assert facts["memory ratio"] > 10
