@@ -69,6 +69,8 @@ def test_every_shape_of_a_step(lvlm: LVLM, monkeypatch: pytest.MonkeyPatch) -> N
         text = torch.empty(88, dtype=torch.long)
         spliced = lvlm.backbone.splice([[text, projected[0], text], [text, projected[1]]])
         assert spliced["inputs_embeds"].shape == (2, 432, 4096)
+        assert spliced["attention_mask"].shape == spliced["position_ids"].shape == (2, 432)
+        spliced["attention_mask"] = torch.empty(2, 1, 432, 432, dtype=torch.bool)  # no values to inspect here
         hidden = lvlm.backbone.hidden_states(spliced)
         assert hidden.shape == (2, 432, 4096)
         logits = lvlm.backbone.lm_head(hidden[:, -3:])

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from craft.core.errors import CheckpointError, CodebookMismatchError, CraftError
+from craft.models.artefact import load_artefact, save_artefact
 from craft.models.siglip_config import siglip_vision_config
 from craft.models.vila_u import VISION as PREFIX
 from craft.models.vila_u import export_vision_tower, load_vila_u, read_codebook, save_vila_u
@@ -361,3 +362,34 @@ def test_export_refuses_a_symmetric_cls_token(root: Path, tmp_path: Path) -> Non
     lvlm.visual.vision_tower.cls_attention = "symmetric"
     with pytest.raises(CheckpointError, match="read-only"):
         export_vision_tower(lvlm, root, tmp_path / "out")
+
+
+def test_adapted_encoder_goes_into_a_backbone_and_into_an_export(root: Path, tmp_path: Path) -> None:
+    lvlm, base = load(root), load(root)
+    with torch.no_grad():
+        for parameter in lvlm.visual.vision_tower.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.01)
+        lvlm.visual.log_temperature.add_(0.125)
+    prior = torch.arange(64)
+    save_artefact(tmp_path / "encoder", lvlm.visual, prior=prior, manifest={"surrogate": "vila-u-small"})
+    pixels = torch.randn(2, 3, 64, 64)
+    other = base.with_encoder(tmp_path / "encoder")
+    assert torch.equal(other.encode(pixels).codes, lvlm.encode(pixels).codes)
+    assert not torch.equal(other.encode(pixels).codes, base.encode(pixels).codes)
+    assert other.backbone is base.backbone
+    assert other.visual.prior is not None and torch.equal(other.visual.prior, prior)
+
+    export_vision_tower(load_artefact(tmp_path / "encoder"), root, tmp_path / "a")
+    export_vision_tower(lvlm, root, tmp_path / "b")
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_adapted_encoder_of_another_codebook_is_refused(root: Path, tmp_path: Path) -> None:
+    lvlm = load(root)
+    save_artefact(tmp_path / "encoder", lvlm.visual, prior=torch.arange(64), manifest={})
+    edit(root / "vision_tower", lambda t: t["rqvaesiglip.quantizer.codebooks.0.weight"][0].add_(1))
+    base = load(root)
+    with pytest.raises(CodebookMismatchError) as caught:
+        base.with_encoder(tmp_path / "encoder")
+    for model in (lvlm, base):
+        assert model.visual.codebook.fingerprint in str(caught.value)

@@ -1,6 +1,5 @@
 """The discrete LVLM: visual tokenizer + backbone (§3.1)."""
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -127,18 +126,4 @@ class LVLM(nn.Module):
         from craft.models.artefact import Artefact, load_artefact
 
         artefact = encoder if isinstance(encoder, Artefact) else load_artefact(encoder)
-        own, theirs = self.visual.codebook.fingerprint, artefact.codebook_fingerprint
-        if theirs != own:
-            raise CodebookMismatchError(
-                f"The adapted encoder was made for codebook {theirs}, and {self.name} reads codebook {own}; "
-                "use it with a backbone of its own family."
-            )
-        visual = VisualTokenizer(
-            artefact.build_tower(self.visual.vision_tower),
-            self.visual.codebook,
-            self.visual.text_encoder,
-            copy.deepcopy(self.visual.log_temperature.detach()),
-            artefact.prior,
-            self.visual.aspect,
-        )
-        return LVLM(visual.to(self.device).eval(), self.backbone, self.name, self.origin)
+        return LVLM(artefact.apply_to(self.visual), self.backbone, self.name, self.origin)

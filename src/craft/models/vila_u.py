@@ -285,19 +285,15 @@ def export_vision_tower(source: Any, base_folder: str | Path, out: str | Path) -
     if not (base / "vision_tower").is_dir():
         raise CheckpointError(f"{base} is not a VILA-U checkpoint: it has no vision_tower/ folder.")
     weights = WeightFolder(base / "vision_tower")
-    if isinstance(source, LVLM):
-        theirs, log_temperature = source.visual.codebook.fingerprint, source.visual.log_temperature
-        tower = source.visual.vision_tower
-    else:
-        theirs, log_temperature = source.codebook_fingerprint, None
-        tower = source.build_tower(_load_visual(base, "resize").vision_tower)
-    own = read_codebook(base / "vision_tower").fingerprint
+    visual = source.visual if isinstance(source, LVLM) else source.apply_to(_load_visual(base, "resize"))
+    own, theirs = read_codebook(base / "vision_tower").fingerprint, visual.codebook.fingerprint
     if theirs != own:
         raise CodebookMismatchError(
             f"The encoder was adapted for codebook {theirs}, and {base} holds codebook {own}; give the "
             "checkpoint that the encoder was adapted from."
         )
-    tensors = tower_tensors(_vila_u_tower(tower).state_dict(), log_temperature, weights)
+    tower = _vila_u_tower(visual.vision_tower)
+    tensors = tower_tensors(tower.state_dict(), visual.log_temperature, weights)
     target = Path(out) / "vision_tower"
     if target.resolve() == (base / "vision_tower").resolve():
         raise CheckpointError(f"{target} is the base checkpoint's own; choose another folder.")
