@@ -14,7 +14,13 @@ def tiny_sample(number: int, label: str, held_out: tuple[str, ...] = (), trainin
     noise = np.random.default_rng(number).integers(-25, 25, (32, 32, 3))
     image = np.clip(np.array(COLOURS.get(label, (128, 128, 128))) + noise, 0, 255).astype(np.uint8)
     bare = Sample(
-        f"{label}-{number}", image, "", "", label=label, text=class_text("thing", label), captions=(f"a {label}",)
+        f"{label}-{number}",
+        image,
+        "",
+        "",
+        label=label,
+        text=class_text("thing", label),
+        captions=(f"a {label}",),
     )
     asked = multiple_choice(bare, CLASSES, exclude=held_out if training else ())
     return Sample(**{**asked.__dict__, "seen": label not in held_out})
@@ -30,7 +36,10 @@ def tiny_data(train: int = 8, test: int = 5, held_out: tuple[str, ...] = ("shirt
         domain="thing",
         train=[tiny_sample(i, seen[i % len(seen)], held_out) for i in range(train)],
         validation=[tiny_sample(100 + i, name, held_out) for i, name in enumerate(seen)],
-        test=[tiny_sample(draw.randrange(10**6), CLASSES[i % len(CLASSES)], held_out, False) for i in range(test)],
+        test=[
+            tiny_sample(draw.randrange(10**6), CLASSES[i % len(CLASSES)], held_out, False)
+            for i in range(test)
+        ],
         classes=CLASSES,
         held_out=held_out,
     )

@@ -22,9 +22,9 @@ def strict(prediction: str, answer: str) -> bool:
 def option_named(prediction: str, choices: Sequence[str]) -> int | None:
     """Which option a reply names, by letter or by text; None where it names none, or several.
 
-    Read are, in this order: the option's text alone; a letter alone or with punctuation ("B", "(b)", "B. coat");
-    "the answer is B"; one option's text among other words ("It is a coat"); the beginning of exactly one option
-    (the cap on tokens cuts long ones short).
+    Read are, in this order: the option's text alone; a letter alone or with punctuation ("B", "(b)",
+    "B. coat"); "the answer is B"; one option's text among other words ("It is a coat"); the beginning of
+    exactly one option (the cap on tokens cuts long ones short).
 
     Source: ours.
     """

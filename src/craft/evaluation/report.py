@@ -24,8 +24,8 @@ class Report:
         unparseable: share of replies that name none of the options.
         interval: 95 % bootstrap interval of `accuracy`.
         chance: accuracy of picking an option at random; None for open questions.
-        samples: per sample: id, prompt, answer, prediction, strict, lenient, unparseable, seen, label, correct
-            and choices.
+        samples: per sample: id, prompt, answer, prediction, strict, lenient, unparseable, seen, label,
+            correct and choices.
         settings: backbone, encoder, data, seed, keep ratio and what else makes the result.
     """
 
@@ -81,5 +81,5 @@ class Report:
 
 
 def merge(reports: Sequence[Report]) -> dict[str, dict[str, float | int] | None]:
-    """Mean and spread over several reports (seeds), figure by figure. Source: §4.1, "average over 3 seeds"."""
+    """Mean and spread over several reports (seeds), by figure. Source: §4.1, "the average over 3 seeds"."""
     return {name: spread([getattr(report, name) for report in reports]) for name in FIGURES}

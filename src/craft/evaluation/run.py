@@ -88,7 +88,9 @@ class CodeTable:
         DataError: an image cannot be read.
     """
 
-    def __init__(self, lvlm: LVLM, samples: Sequence[Sample], batch_size: int = 64, progress: bool = True) -> None:
+    def __init__(
+        self, lvlm: LVLM, samples: Sequence[Sample], batch_size: int = 64, progress: bool = True
+    ) -> None:
         self.visual = lvlm.visual
         distinct: dict[Any, Any] = {}
         for sample in samples:

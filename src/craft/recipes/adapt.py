@@ -40,7 +40,8 @@ class AdaptResult:
     Attributes:
         out: the run folder.
         encoder: the artefact in it; `with_encoder`, `evaluate` and `craft export` take either.
-        metrics: steps, losses at the end, the kept step and its validation score where validation chose, minutes.
+        metrics: steps, losses at the end, the kept step and its validation score where validation chose,
+            minutes.
         prior: level-1 code counts int64 `[K]` of the training images under the adapted tower (§3.3).
         held_out: the classes that training never saw.
         config: every setting.
@@ -78,8 +79,8 @@ def adapt(
         config: a YAML file, dict or `AdaptConfig`; what is given besides goes before it.
         resume: continue the interrupted run in `out`; the result is that of an unbroken run.
         overwrite: replace the run in `out`.
-        **overrides: any other setting by its last name (`learning_rate=1e-4`) or in full with `__` for the dot
-            (`losses__commitment__weight=0.1`); also `**{"losses.commitment.weight": 0.1}`.
+        **overrides: any other setting by its last name (`learning_rate=1e-4`) or in full with `__` for the
+            dot (`losses__commitment__weight=0.1`); also `**{"losses.commitment.weight": 0.1}`.
 
     Raises:
         ConfigError: a setting is unknown or impossible, or `out` is taken.
@@ -102,7 +103,7 @@ def adapt(
     train = given.samples("train")
     verify_images(given)
     if settings.eval_every and not given.validation:
-        raise ConfigError(f"eval_every is set and {given.name} has no validation samples; unset it, or add some.")
+        raise ConfigError(f"eval_every needs validation samples, and {given.name} has none; unset it.")
 
     # 2. The surrogate, with a tower of its own to train.
     lvlm = model()
@@ -162,7 +163,7 @@ def rehearse(
     config: Config = None,
     **overrides: Any,
 ) -> Rehearsal:
-    """The dry run of `adapt`: build, check the data, one batch forward and backward, memory; nothing is written.
+    """The dry run of `adapt`: build, check the data, one batch forward and backward; nothing is written.
 
     Raises:
         CraftError: whatever `adapt` with the same arguments would stumble over at its start.
@@ -175,7 +176,9 @@ def rehearse(
 
 
 @torch.no_grad()
-def code_prior(visual: VisualTokenizer, samples: list[Sample], images: ImageCache, batch_size: int = 64) -> Tensor:
+def code_prior(
+    visual: VisualTokenizer, samples: list[Sample], images: ImageCache, batch_size: int = 64
+) -> Tensor:
     """How often each level-1 code occurs in the distinct images of `samples`: int64 `[K]`. Source: §3.3."""
     distinct = list({image_key(sample.image): sample for sample in samples}.values())
     counts = torch.zeros(visual.codebook.size, dtype=torch.long)
@@ -189,7 +192,7 @@ def code_prior(visual: VisualTokenizer, samples: list[Sample], images: ImageCach
 
 
 class _Surrogate:
-    """Loads the surrogate when it is first needed, and keeps it; its tower is a copy, its backbone is shared."""
+    """Loads the surrogate when first needed, and keeps it. Of a given LVLM the tower is copied, no more."""
 
     def __init__(self, surrogate: str | Path | LVLM | None, settings: AdaptConfig) -> None:
         self.given = surrogate
@@ -245,8 +248,8 @@ def _data(data: str | Path | Data | None, settings: AdaptConfig, model: _Surroga
 def _announcement(lvlm: LVLM, data: Data, settings: AdaptConfig) -> str:
     unseen = f", held out: {', '.join(data.held_out)}" if data.held_out else ""
     return (
-        f"adapting the vision tower of {lvlm.name} to {data.name}: {len(data.train)} training samples{unseen}; "
-        f"{settings.steps(len(data.train))} steps of {settings.batch_size}"
+        f"adapting the vision tower of {lvlm.name} to {data.name}: {len(data.train)} training samples"
+        f"{unseen}; {settings.steps(len(data.train))} steps of {settings.batch_size}"
     )
 
 

@@ -38,9 +38,9 @@ def evaluate(
 ) -> Report:
     """Greedy answers to a data set's questions, marked by exact match (§4.1).
 
-    With an encoder that was adapted to this data, questions are asked as in its training unless said otherwise,
-    and the classes that its training held out are the unseen ones, whatever the seed. Training and test images
-    are divided in one way for all seeds, so no setting here lets a training image into the test.
+    With an encoder that was adapted to this data, questions are asked as in its training unless said
+    otherwise, and the classes that its training held out are the unseen ones, whatever the seed. Training and
+    test images are divided in one way for all seeds, so no setting here lets a training image into the test.
 
     Args:
         backbone: a shipped model, a folder, a hub id, or a loaded LVLM.
@@ -51,7 +51,7 @@ def evaluate(
             encoder's, or 0.
         limit: at most this many samples, evenly from the classes.
         split: "test", or "validation" or "train".
-        like: an encoder whose questions and held-out classes are used without using the encoder: the zero-shot
+        like: an encoder whose questions and held-out classes are used, but not the encoder: the zero-shot
             figures to compare it with.
         root, answer_with, distractors, unseen_fraction: as in the config's `data` section.
         batch_size: questions per forward pass.
@@ -104,7 +104,7 @@ def _artefact(encoder: str | Path | Artefact) -> Artefact:
 def _questions(
     wanted: Mapping[str, Any], seed: int | None, manifest: Mapping[str, Any], lvlm: Callable[[], LVLM]
 ) -> Data:
-    """The data set, with the manifest's settings and held-out classes where it is what the encoder learned."""
+    """The data set; with the manifest's settings and held-out classes where the encoder learned from it."""
     given = {key: value for key, value in wanted.items() if value is not None}
     told = training_data_of(manifest)
     if told is not None and ("name" not in given or same_data(given["name"], told)):

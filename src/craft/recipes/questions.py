@@ -16,7 +16,7 @@ from craft.training.config import DataConfig
 def open_data(
     settings: DataConfig, seed: int, lvlm: Callable[[], LVLM], held_out: Sequence[str] | None = None
 ) -> Data:
-    """`load_data` with a config's settings; `lvlm` is called only where hard distractors need its text encoder.
+    """`load_data` with a config's settings; `lvlm` is called where hard distractors need its text encoder.
 
     Raises:
         DataError: as `load_data`.
@@ -94,9 +94,9 @@ def refuse_leaks(manifest: Mapping[str, Any], data: Data, lvlm: Callable[[], LVL
     again = open_data(settings, told["seed"], lvlm, manifest.get("held_out"))
     if again.fingerprint != told["fingerprint"]:
         raise DataError(
-            f"{data.name} has changed since this encoder was adapted to it, so its test images may be among those "
-            "the encoder was trained on. Restore the data, adapt again, or give the test images as data of their "
-            "own."
+            f"{data.name} has changed since this encoder was adapted to it, so its test images may be among "
+            "those it was trained on. Restore the data, adapt again, or give the test images as data "
+            "of their own."
         )
 
 

@@ -54,9 +54,8 @@ class TransferMatrix:
     def to_json(self, samples: bool = False) -> dict[str, Any]:
         """A JSON-able dict of everything."""
         cells = [
-            {"encoder": row, "backbone": column, "reports": [r.to_json(samples) for r in self.cells[row, column]]}
-            for row in self.rows
-            for column in self.columns
+            {"encoder": row, "backbone": column, "reports": [report.to_json(samples) for report in reports]}
+            for (row, column), reports in self.cells.items()
         ]
         return {"encoders": self.rows, "backbones": self.columns, "table": self.table(), "cells": cells}
 

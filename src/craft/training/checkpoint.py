@@ -84,7 +84,7 @@ def load_latest(folder: Path) -> Checkpoint | None:
     place = found[-1]
     state = read_json(place / "state.json")
     if state.get("format") != "craft-checkpoint" or state.get("version") != 1:
-        raise CheckpointError(f"{place} is not a checkpoint of this version; delete it to resume from an older one.")
+        raise CheckpointError(f"{place} is no checkpoint of this version; delete it to use an older one.")
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in load_tensors(place / "optimizer.safetensors").items():
         index, _, key = name.partition(".")
@@ -110,6 +110,6 @@ def put_weights(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor],
         TrainingError: names or shapes differ: the run had another model, or trained other parts.
     """
     if {n: t.shape for n, t in parameters.items()} != {n: t.shape for n, t in weights.items()}:
-        raise TrainingError(f"{where} does not fit this model; resume with the surrogate that the run began with.")
+        raise TrainingError(f"{where} does not fit this model; resume with the surrogate the run began with.")
     for name, parameter in parameters.items():
         parameter.copy_(weights[name])

@@ -18,7 +18,8 @@ def choose_trainable(lvlm: LVLM, config: AdaptConfig, contrastive_weight: float)
 
     Without a contrastive loss [CLS] and τ get no gradient, so they do not train.
     """
-    children = dict.fromkeys(name.partition(".")[0] for name, _ in lvlm.visual.vision_tower.named_parameters())
+    tower = lvlm.visual.vision_tower
+    children = dict.fromkeys(name.partition(".")[0] for name, _ in tower.named_parameters())
     names = [f"vision_tower.{name}" for name in children]
     if config.trainable == "layers":
         names = [name for name in names if name.rpartition(".")[2] not in _ENTRANCE]
@@ -48,15 +49,17 @@ def check_gradients(lvlm: LVLM) -> None:
     for name, parameter in lvlm.named_parameters():
         if not parameter.requires_grad:
             if parameter.grad is not None:
-                raise TrainingError(f"Gradient reached {name}, which is frozen; only the vision tower may train.")
+                raise TrainingError(f"Gradient reached {name}, which is frozen; only the tower may train.")
             continue
         if parameter.grad is None:
-            raise TrainingError(f"No gradient reached {name}, which is to be trained; is every loss weight 0?")
+            raise TrainingError(f"No gradient reached {name}, which is to train; is every loss weight 0?")
         if ".vision_tower." in f".{name}" and not name.endswith("cls_token"):
             reached = True
             alive = alive or bool(parameter.grad.abs().max() > 0)
     if reached and not alive:
-        raise TrainingError("The gradient of the whole vision tower is zero after step 1; nothing would be learned.")
+        raise TrainingError(
+            "The gradient of the whole vision tower is zero in step 1; it would learn nothing."
+        )
 
 
 def check_frozen(before: Mapping[str, str], after: Mapping[str, str]) -> None:
@@ -68,5 +71,5 @@ def check_frozen(before: Mapping[str, str], after: Mapping[str, str]) -> None:
     changed = [part for part, old in before.items() if part != "vision_tower" and after.get(part) != old]
     if changed:
         raise TrainingError(
-            f"Frozen weights changed during training: {', '.join(changed)}. The run is invalid; please report this."
+            f"Frozen weights changed during training: {', '.join(changed)}. The run is invalid: report it."
         )

@@ -36,8 +36,8 @@ class DataConfig(_Section):
     root: str | None = None
     answer_with: Literal["letter", "option"] = "option"
     distractors: Literal["random", "hard"] = "random"
-    unseen_fraction: float = Field(0.2, ge=0, lt=1)
-    limit: int | None = Field(None, ge=1)
+    unseen_fraction: float = Field(default=0.2, ge=0, lt=1)
+    limit: int | None = Field(default=None, ge=1)
 
 
 class OptimizerConfig(_Section):
@@ -50,18 +50,18 @@ class OptimizerConfig(_Section):
         max_grad_norm: clip the gradient's norm; None does not clip.
     """
 
-    learning_rate: float = Field(1e-4, gt=0)
-    warmup_ratio: float = Field(0.03, ge=0, le=1)
-    weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = Field((0.9, 0.999), strict=False)
-    eps: float = Field(1e-8, gt=0)
-    max_grad_norm: float | None = Field(None, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    warmup_ratio: float = Field(default=0.03, ge=0, le=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), strict=False)
+    eps: float = Field(default=1e-8, gt=0)
+    max_grad_norm: float | None = Field(default=None, gt=0)
 
 
 class SalConfig(_Section):
     """Eq. 2. `weight` is 1 in the paper (0 is its ablation); `reduction` over the answer's tokens."""
 
-    weight: float = Field(1.0, ge=0)
+    weight: float = Field(default=1.0, ge=0)
     reduction: Literal["mean", "sum"] = "mean"
 
 
@@ -74,7 +74,7 @@ class CommitmentConfig(_Section):
         reduction: over the width d: "sum" is Eq. 3 as printed, "mean" is VILA-U's code, 1/d of it.
     """
 
-    weight: float = Field(0.1, ge=0)
+    weight: float = Field(default=0.1, ge=0)
     form: Literal["final", "cumulative"] = "final"
     reduction: Literal["mean", "sum"] = "mean"
 
@@ -82,7 +82,7 @@ class CommitmentConfig(_Section):
 class ContrastiveConfig(_Section):
     """Eq. 4. `weight` None is the paper's λ_con: 1.0 for classification, 0.1 for VQA (§4.1)."""
 
-    weight: float | None = Field(None, ge=0)
+    weight: float | None = Field(default=None, ge=0)
 
 
 class LossesConfig(_Section):
@@ -125,20 +125,20 @@ class AdaptConfig(_Section):
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     losses: LossesConfig = LossesConfig()
-    batch_size: int = Field(24, ge=1)
-    accumulation: int = Field(1, ge=1)
-    max_steps: int | None = Field(None, ge=1)
-    epochs: float = Field(1.0, gt=0)
+    batch_size: int = Field(default=24, ge=1)
+    accumulation: int = Field(default=1, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
+    epochs: float = Field(default=1.0, gt=0)
     trainable: Literal["all", "layers"] = "all"
-    blend: float = Field(1.0, gt=0, le=1)
-    eval_every: int | None = Field(None, ge=1)
-    eval_limit: int | None = Field(None, ge=1)
-    checkpoint_every: int | None = Field(None, ge=1)
-    log_every: int = Field(1, ge=1)
-    probe_every: int | None = Field(None, ge=1)
+    blend: float = Field(default=1.0, gt=0, le=1)
+    eval_every: int | None = Field(default=None, ge=1)
+    eval_limit: int | None = Field(default=None, ge=1)
+    checkpoint_every: int | None = Field(default=None, ge=1)
+    log_every: int = Field(default=1, ge=1)
+    probe_every: int | None = Field(default=None, ge=1)
     device: str = "auto"
     dtype: str = "auto"
-    cache_mib: int = Field(2048, ge=0)
+    cache_mib: int = Field(default=2048, ge=0)
 
     @classmethod
     def build(
@@ -150,8 +150,8 @@ class AdaptConfig(_Section):
 
         Args:
             config: a YAML file, a nested dict, an `AdaptConfig`, or None for the defaults.
-            overrides: by dotted name ("optimizer.learning_rate"), with `__` for the dot, or by a last name that
-                is unique ("learning_rate"). Strings are read as YAML where the key does not take text.
+            overrides: by dotted name ("optimizer.learning_rate"), with `__` for the dot, or by a last name
+                that is unique ("learning_rate"). Strings are read as YAML where the key does not take text.
 
         Raises:
             ConfigError: a key is unknown or ambiguous, a value has the wrong type or range, or the file is
@@ -261,7 +261,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read the config file {path}: {error.strerror or error}; check it.") from error
+        raise ConfigError(f"cannot read the config {path}: {error.strerror or error}; check it.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if tree is None:

@@ -101,7 +101,8 @@ def fit(
         run: an open run folder; gets metrics, checkpoints, hashes.
         task: "classification" or "vqa"; settles λ_con.
         resume: continue from the newest checkpoint in `run`, if there is one.
-        validate: LVLM -> a score, the higher the better; called each `config.eval_every` steps, and at the end.
+        validate: LVLM -> a score, the higher the better; called each `config.eval_every` steps and at the
+            end.
 
     Raises:
         ConfigError: the settings contradict each other, the model or the machine.
@@ -119,10 +120,10 @@ def fit(
     lvlm.visual.vision_tower.float()
     trained = choose_trainable(lvlm, config, con)
     stem = config.trainable == "layers" and isinstance(lvlm.visual.vision_tower, HybridTower)
-    base = {name: parameter.detach().clone() for name, parameter in trained.items()} if config.blend < 1 else {}
+    base = {name: p.detach().clone() for name, p in trained.items()} if config.blend < 1 else {}
     hashes = part_hashes(lvlm)
     if resume and run.record.get("hashes_before", hashes) != hashes:
-        raise ConfigError("The surrogate's weights are not those that this run began with; give the same one.")
+        raise ConfigError("The surrogate's weights are not those this run began with; give the same one.")
     total = config.steps(len(samples))
     say(freeze_report(lvlm))
     run.update(status="running", device=str(accelerator.device), steps=total, hashes_before=hashes)
@@ -155,7 +156,8 @@ def fit(
 
     # 4. The steps.
     clock, seen = time.monotonic(), 0
-    with stop_wish() as wish, closing(track(range(start, total), "adapting", total - start)) as steps:
+    progress: Any = track(range(start, total), "adapting", total - start)
+    with stop_wish() as wish, closing(progress) as steps:
         for index in steps:
             step = index + 1
             parts = _step(accelerator, objective, optimizer, batches, index, config, first=index == start)
@@ -164,7 +166,7 @@ def fit(
             seen += config.batch_size
             line = {"step": step, **parts, "lr": rate}
             probing = step % probe_every == 0 or step == total
-            evaluating = validate is not None and config.eval_every and (step % config.eval_every == 0 or step == total)
+            evaluating = config.eval_every is not None and (step % config.eval_every == 0 or step == total)
             if probing:
                 line["codes_changed"] = probe.changed()
             if validate is not None and evaluating:
@@ -181,8 +183,9 @@ def fit(
             if wish.asked and step < total:
                 run.update(status="interrupted", interrupted_at=step)
                 raise Interrupted(
-                    f"Stopped at step {step} of {total}; the state is in {run.checkpoints}. The same command with "
-                    "--resume (in Python: resume=True) goes on from here, with the result of an unbroken run."
+                    f"Stopped at step {step} of {total}; the state is in {run.checkpoints}. The same command "
+                    "with --resume (in Python: resume=True) goes on from here; the result is that of an "
+                    "unbroken run."
                 )
 
     # 5. The tower to keep, and the proof that nothing else moved.
@@ -242,9 +245,9 @@ def _finite(parts: dict[str, Tensor], batch: Batch, step: int) -> dict[str, floa
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
         raise TrainingError(
-            f"At step {step} {', '.join(bad)} is not finite ({values[bad[0]]}). The batch: {', '.join(batch.ids)}. "
-            "A lower optimizer.learning_rate, optimizer.max_grad_norm=1, or leaving out a broken sample helps; "
-            "the last checkpoint is intact."
+            f"At step {step} {', '.join(bad)} is not finite ({values[bad[0]]}). The batch: "
+            f"{', '.join(batch.ids)}. A lower optimizer.learning_rate, optimizer.max_grad_norm=1, or leaving "
+            "out a broken sample helps; the last checkpoint is intact."
         )
     return values
 
@@ -264,7 +267,7 @@ def _accelerator(config: AdaptConfig) -> Any:
     if dtype == torch.float16:
         raise ConfigError("float16 is not offered for training; use dtype bfloat16, or float32.")
     if not PartialState._shared_state or PartialState().num_processes == 1:
-        AcceleratorState._reset_state(True)  # another run in this process may have had another device or dtype
+        AcceleratorState._reset_state(True)  # an earlier run in this process may have had another device
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     precision = "bf16" if dtype == torch.bfloat16 else "no"

@@ -39,8 +39,7 @@ class ImageCache:
         self._kept: dict[Any, Tensor] = {}
 
     def get(self, samples: Sequence[Sample]) -> Tensor:
-        """Pixels float32 `[B, 3, S, S]`, or with a frozen stem its maps `[B, C, h, w]`, on the CPU or the tower's
-        device.
+        """Pixels float32 `[B, 3, S, S]` on the CPU; with a frozen stem its maps `[B, C, h, w]`.
 
         Raises:
             DataError: an image cannot be read.

@@ -54,7 +54,7 @@ class TextTable:
     def __init__(self, visual: VisualTokenizer, samples: Sequence[Sample], seed: int) -> None:
         if visual.text_encoder is None:
             raise ConfigError(
-                "The contrastive loss needs the frozen text encoder of the visual tokenizer, and this one came "
+                "The contrastive loss needs the visual tokenizer's frozen text encoder, and this one came "
                 "without; use a surrogate that has it, or set losses.contrastive.weight to 0."
             )
         self.seed = seed
@@ -119,7 +119,8 @@ class CraftObjective(nn.Module):
         if losses.sal.weight:
             inputs = backbone.inputs(tokens, batch.questions, batch.answers)
             hidden = backbone.hidden_states(inputs)
-            sal = surrogate_alignment(hidden, backbone.lm_head, inputs["labels"], losses.sal.reduction)  # Eq. 2
+            labels = inputs["labels"]
+            sal = surrogate_alignment(hidden, backbone.lm_head, labels, losses.sal.reduction)  # Eq. 2
 
         if cumulative:
             assert tokens.partial_sums is not None
@@ -132,7 +133,9 @@ class CraftObjective(nn.Module):
             assert tokens.cls is not None and batch.texts is not None
             con = contrastive(tokens.cls, batch.texts, batch.classes, visual.log_temperature)  # Eq. 4
 
-        loss = losses.sal.weight * sal + losses.commitment.weight * commit + self.contrastive_weight * con  # Eq. 5
+        loss = (  # Eq. 5
+            losses.sal.weight * sal + losses.commitment.weight * commit + self.contrastive_weight * con
+        )
         distance = commitment(tokens.features.detach(), tokens.quantized.detach(), "mean")
         parts = {"loss": loss, "sal": sal, "commitment": commit, "contrastive": con, "distance": distance}
         return loss, {name: value.detach() for name, value in parts.items()}

@@ -40,8 +40,8 @@ class RunFolder:
         """Whether `open` would continue a run that is here (True) or start one (False). Writes nothing.
 
         Raises:
-            ConfigError: something is here already and neither `resume` nor `overwrite` says what to do with it;
-                or the run to be continued had other settings.
+            ConfigError: something is here already and neither `resume` nor `overwrite` says what to do with
+                it; or the run to be continued had other settings.
         """
         if (self.path / "run.json").is_file():
             self.record = read_json(self.path / "run.json")
@@ -51,8 +51,8 @@ class RunFolder:
             if not overwrite:
                 way = "resume=True (--resume) to continue it, " if not self.finished else ""
                 raise ConfigError(
-                    f"{self.path} holds a run that is {self.record.get('status', 'unknown')}; choose another folder, "
-                    f"{way}or overwrite=True (--overwrite) to replace it."
+                    f"{self.path} holds a run that is {self.record.get('status', 'unknown')}; choose another "
+                    f"folder, {way}or overwrite=True (--overwrite) to replace it."
                 )
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise ConfigError(f"{self.path} is there already and is not a run folder; choose another place.")
@@ -108,7 +108,9 @@ class RunFolder:
         if not place.is_file():
             return []
         lines = place.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.endswith("}")]  # a line cut short by a crash is dropped
+        return [
+            json.loads(line) for line in lines if line.endswith("}")
+        ]  # a crash may cut the last one short
 
     def rewind(self, step: int) -> None:
         """Drop what metrics.jsonl says about steps after `step`: they are done again."""

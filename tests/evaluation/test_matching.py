@@ -1,0 +1,84 @@
+"""Strict, lenient and unparseable answers, by example."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from craft.data import Sample
+from craft.evaluation.matching import lenient, option_named, strict, unparseable
+
+CHOICES = ("T-shirt", "coat", "shirt", "rain coat")
+
+
+def sample(answer="coat", correct=1, choices=CHOICES):
+    return Sample("1", b"", "Which?", answer, choices=choices, correct=correct)
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted", "right"),
+    [
+        ("coat", "coat", True),
+        (" Coat\n", "coat", True),
+        ("rain  coat", "Rain Coat", True),
+        ("coat.", "coat", False),
+        ("B", "coat", False),
+        ("", "coat", False),
+    ],
+)
+def test_strict_is_exact_after_case_and_whitespace(said, wanted, right):
+    assert strict(said, wanted) is right
+
+
+@pytest.mark.parametrize(
+    ("said", "option"),
+    [
+        ("coat", 1),
+        ("B", 1),
+        ("b.", 1),
+        ("(B)", 1),
+        ("B. coat", 1),
+        ("B) coat", 1),
+        ("B: coat", 1),
+        ("The answer is B", 1),
+        ("The answer is coat.", 1),
+        ("Answer: D", 3),
+        ("It is a coat", 1),
+        ("a coat", 1),
+        ("rain coat", 3),
+        ("a rain coat!", 3),
+        ("T-shirt", 0),
+        ("a T-shirt", 0),
+        ("rain co", 3),
+        ("A", 0),
+        ("a dress", None),  # the article is not the letter
+        ("coat or shirt", None),
+        ("dress", None),
+        ("E", None),
+        ("", None),
+        ("coats", None),
+        ("ra", None),  # too short to be the beginning of an option
+    ],
+)
+def test_option_named(said, option):
+    assert option_named(said, CHOICES) == option
+    assert unparseable(said, sample()) is (option is None)
+    assert lenient(said, sample()) is (option == 1)
+
+
+@given(st.sampled_from(CHOICES), st.booleans())
+def test_every_option_names_itself(choice, lower):
+    assert option_named(choice.lower() if lower else choice, CHOICES) == CHOICES.index(choice)
+
+
+def test_letters_as_answers():
+    asked = sample(answer="B")
+    assert strict("b", asked.answer) and lenient("coat", asked) and lenient("B.", asked)
+    assert lenient("B", sample(answer="B", correct=None))  # a JSONL may not say which option is right
+
+
+def test_open_questions():
+    asked = Sample("1", b"", "Where?", "the left lung")
+    assert lenient("In the left lung.", asked) and lenient("Left lung", asked)
+    assert not lenient("right lung", asked) and not unparseable("right lung", asked)
+    assert unparseable(" . ", asked) and not lenient("", asked)
+    assert not lenient("yes", Sample("1", b"", "?", "ye"))

@@ -1,0 +1,181 @@
+"""adapt -> evaluate -> transfer on tiny models and pictures on disk, as a user would."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from builders import tiny_lvlm
+from craft.core.errors import CodebookMismatchError, ConfigError, DataError
+from craft.core.files import hash_tensors, load_tensors
+from craft.models.artefact import load_artefact
+from craft.quantize.usage import code_counts
+from craft.recipes import adapt, evaluate, rehearse, transfer
+from tiny_data import tiny_data
+
+FAST = {"max_steps": 3, "batch_size": 4, "learning_rate": 1e-3, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    """One finished run on the blobs, shared by the tests below."""
+    return adapt(tiny_lvlm(), tiny_data(), tmp_path_factory.mktemp("runs") / "blobs", **FAST)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Class folders of real files: six classes, six pictures each."""
+    for label in range(6):
+        place = tmp_path / "pictures" / f"class {label}"
+        place.mkdir(parents=True)
+        for number in range(6):
+            Image.new("RGB", (20, 20), (40 * label, 40 * number, 99)).save(place / f"{number}.png")
+    return tmp_path / "pictures"
+
+
+def test_run_folder_and_artefact(adapted):
+    names = {path.name for path in adapted.out.iterdir()}
+    assert names == {"config.resolved.yaml", "run.json", "metrics.jsonl", "checkpoints", "encoder"}
+    run = json.loads((adapted.out / "run.json").read_text())
+    assert run["status"] == "finished" and run["held_out"] == ["shirt"] and run["steps"] == 3
+    assert {"versions", "commit", "python"} <= set(run["machine"])
+    artefact = load_artefact(adapted.out)
+    assert artefact.manifest["base_tower"] == run["hashes_before"]["vision_tower"]
+    assert artefact.manifest["tower"] == run["hashes_after"]["vision_tower"]
+    assert artefact.manifest["data"]["fingerprint"] == tiny_data().fingerprint
+    assert torch.equal(artefact.prior, adapted.prior)
+
+
+def test_prior_counts_codes_of_the_adapted_tower(adapted):
+    images = [sample.image for sample in tiny_data().train]
+    codes = tiny_lvlm().with_encoder(adapted.out).encode(images).codes
+    assert torch.equal(adapted.prior, code_counts(codes, 32))
+
+
+def test_the_callers_model_is_not_changed(tmp_path):
+    lvlm = tiny_lvlm()
+    before = hash_tensors(lvlm.state_dict())
+    adapt(lvlm, tiny_data(), tmp_path / "run", **FAST)
+    assert hash_tensors(lvlm.state_dict()) == before
+
+
+def test_saved_encoder_answers_like_the_one_in_memory(adapted):
+    data = tiny_data()
+    stored = evaluate(tiny_lvlm(), adapted.out, data)
+    live = evaluate(adapted.lvlm, None, data)
+    assert [row["prediction"] for row in stored.samples] == [row["prediction"] for row in live.samples]
+    assert stored.settings["tower"] == load_artefact(adapted.out).manifest["tower"]
+
+
+def test_same_seed_same_bytes_and_finished_runs_are_returned(adapted, tmp_path):
+    again = adapt(tiny_lvlm(), tiny_data(), tmp_path / "again", **FAST)
+    one, two = (load_tensors(run.encoder / "model.safetensors") for run in (adapted, again))
+    assert hash_tensors(one) == hash_tensors(two)
+    returned = adapt(tiny_lvlm(), tiny_data(), adapted.out, resume=True, **FAST)
+    assert returned.metrics == adapted.metrics and returned.held_out == ("shirt",)
+    with pytest.raises(ConfigError, match="finished; choose another folder, or overwrite"):
+        adapt(tiny_lvlm(), tiny_data(), adapted.out, **FAST)
+
+
+def test_another_codebook_is_refused(adapted):
+    with pytest.raises(CodebookMismatchError):
+        evaluate(tiny_lvlm(codebook_seed=1), adapted.out, tiny_data())
+    with pytest.raises(CodebookMismatchError):
+        transfer([adapted.out], [tiny_lvlm(), tiny_lvlm(codebook_seed=1)], tiny_data())
+
+
+def test_folder_end_to_end_with_the_encoders_own_questions(folder, tmp_path):
+    result = adapt(tiny_lvlm(), folder, tmp_path / "run", seed=3, trainable="layers", **FAST)
+    assert len(result.held_out) == 1
+    report = evaluate(tiny_lvlm("qwen2"), result.out, out=tmp_path / "samples.jsonl")
+    assert report.settings["seed"] == 3 and report.settings["held_out"] == list(result.held_out)
+    assert {row["label"] for row in report.samples if not row["seen"]} == set(result.held_out)
+    assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == len(report.samples)
+    # Another seed asks other options; the unseen classes stay those of the training.
+    other = evaluate(tiny_lvlm(), result.out, folder, seed=4)
+    assert other.settings["held_out"] == list(result.held_out)
+    assert [row["prompt"] for row in other.samples] != [row["prompt"] for row in report.samples]
+    assert {row["id"] for row in other.samples} == {row["id"] for row in report.samples}
+    zero = evaluate(tiny_lvlm(), None, like=result.out)
+    assert [row["prompt"] for row in zero.samples] == [row["prompt"] for row in report.samples]
+    assert len(evaluate(tiny_lvlm(), result.out, limit=3).samples) == 3
+    with pytest.raises(ConfigError, match="unseen_fraction"):
+        evaluate(tiny_lvlm(), result.out, folder, unseen_fraction=0.5)
+
+
+def test_training_never_sees_held_out_classes(folder, tmp_path):
+    result = adapt(tiny_lvlm(), folder, tmp_path / "run", **FAST)
+    train = evaluate(tiny_lvlm(), result.out, split="train")
+    words = " ".join(row["prompt"] for row in train.samples)
+    assert not any(name in words for name in result.held_out)
+    test = evaluate(tiny_lvlm(), result.out)
+    assert not {row["id"] for row in train.samples} & {row["id"] for row in test.samples}
+
+
+def test_changed_data_is_a_leak(folder, tmp_path):
+    result = adapt(tiny_lvlm(), folder, tmp_path / "run", **FAST)
+    Image.new("RGB", (9, 9)).save(folder / "class 0" / "new.png")
+    with pytest.raises(DataError, match="has changed since"):
+        evaluate(tiny_lvlm(), result.out)
+
+
+def test_bad_data_stops_before_anything_is_written(folder, tmp_path):
+    (folder / "class 1" / "0.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=r"0\.png"):
+        adapt(tiny_lvlm(), folder, tmp_path / "run", **FAST)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(DataError, match="no embedded domain"):
+        adapt(tiny_lvlm(), "nowhere", tmp_path / "run")
+
+
+def test_hard_distractors_come_from_the_text_encoder(folder, tmp_path):
+    result = adapt(tiny_lvlm(), folder, tmp_path / "run", distractors="hard", **FAST)
+    assert result.config.data.distractors == "hard"
+    evaluate(tiny_lvlm(), result.out)
+    lvlm = tiny_lvlm()
+    lvlm.visual.text_encoder = None
+    with pytest.raises(ConfigError, match="text encoder"):
+        adapt(lvlm, folder, tmp_path / "other", distractors="hard", **FAST)
+
+
+def test_transfer_matrix(adapted, tmp_path):
+    second = adapt(tiny_lvlm(), tiny_data(), tmp_path / "second", config={"seed": 1}, **FAST)
+    matrix = transfer([adapted.out, second.out], [tiny_lvlm(), tiny_lvlm("qwen2")], tiny_data())
+    assert matrix.rows == ["zero-shot", "tiny/llama on blobs"]  # two seeds share a row
+    assert matrix.columns == ["tiny/llama", "tiny/qwen2"]
+    assert len(matrix.table()) == 4
+    row, column = matrix.rows[1], matrix.columns[1]
+    assert len(matrix.cells[row, column]) == 2
+    gain = matrix.figure(row, column) - matrix.figure("zero-shot", column)
+    assert matrix.gain(row, column) == pytest.approx(gain)
+    assert matrix.gain("zero-shot", column) == 0
+    json.dumps(matrix.to_json(samples=True))
+    with pytest.raises(ConfigError, match="at least one"):
+        transfer([], [tiny_lvlm()])
+
+
+def test_rehearsal_changes_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lvlm = tiny_lvlm()
+    before = hash_tensors(lvlm.state_dict())
+    found = rehearse(lvlm, tiny_data(), batch_size=4, max_steps=9)
+    assert (found.steps, found.samples) == (9, 8)
+    assert "frozen" in found.table and found.memory["total"] > found.memory["weights"] > 0
+    assert found.parts["loss"] > 0 and found.tokens > 16
+    assert hash_tensors(lvlm.state_dict()) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_early_stopping_uses_validation_samples(tmp_path):
+    result = adapt(tiny_lvlm(), tiny_data(), tmp_path / "run", eval_every=1, eval_limit=2, **FAST)
+    assert result.metrics["best_step"] in (1, 2, 3)
+    data = tiny_data()
+    data.validation = []
+    with pytest.raises(ConfigError, match="eval_every"):
+        adapt(tiny_lvlm(), data, tmp_path / "other", eval_every=1, **FAST)
+
+
+def test_unknown_settings_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"Did you mean 'optimizer\.learning_rate'"):
+        adapt(tiny_lvlm(), tiny_data(), tmp_path / "run", learning_rte=1)

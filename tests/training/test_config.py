@@ -1,0 +1,81 @@
+"""Settings: defaults of the paper, files, overrides, and every mistake named."""
+
+import pytest
+
+from craft.core.errors import ConfigError
+from craft.training.config import AdaptConfig, leaves, resolve_name
+
+
+def test_defaults_are_the_papers():
+    config = AdaptConfig()
+    assert config.batch_size == 24
+    assert config.optimizer.warmup_ratio == 0.03
+    assert config.optimizer.weight_decay == 0
+    assert config.losses.commitment.weight == 0.1
+    assert config.contrastive_weight("classification") == 1.0
+    assert config.contrastive_weight("vqa") == 0.1
+    assert AdaptConfig.build({"losses": {"contrastive": {"weight": 0.5}}}).contrastive_weight("vqa") == 0.5
+
+
+def test_file_and_overrides(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("seed: 3\noptimizer:\n  learning_rate: 1e-3\n  betas: [0.8, 0.9]\n")
+    config = AdaptConfig.build(
+        path, {"batch_size": "8", "losses.commitment.form": "cumulative", "max_steps": 5}
+    )
+    assert (config.seed, config.optimizer.learning_rate, config.optimizer.betas) == (3, 1e-3, (0.8, 0.9))
+    assert (config.batch_size, config.losses.commitment.form, config.max_steps) == (8, "cumulative", 5)
+    config.save(tmp_path / "again.yaml")
+    assert AdaptConfig.build(tmp_path / "again.yaml") == config
+
+
+def test_steps():
+    assert AdaptConfig(max_steps=7).steps(100) == 7
+    assert AdaptConfig(epochs=2, batch_size=10).steps(101) == 20
+    assert AdaptConfig().steps(1) == 1
+
+
+def test_names_of_overrides():
+    assert resolve_name("learning_rate") == "optimizer.learning_rate"
+    assert resolve_name("losses__commitment__weight") == "losses.commitment.weight"
+    assert resolve_name("batch-size") == "batch_size"
+    assert "data.unseen_fraction" in set(leaves())
+    with pytest.raises(
+        ConfigError, match=r"ambiguous; say losses\.sal\.weight or losses\.commitment\.weight"
+    ):
+        resolve_name("weight")
+    with pytest.raises(ConfigError, match=r"Did you mean 'optimizer\.learning_rate'"):
+        resolve_name("learning_rat")
+    with pytest.raises(ConfigError, match="The settings are"):
+        resolve_name("xyzzy")
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"batchsize": 3}, "no setting 'batchsize'. Did you mean 'batch_size'"),
+        ({"optimizer": {"lerning_rate": 3}}, "Did you mean 'optimizer.learning_rate'"),
+        ({"batch_size": 0}, "'batch_size' cannot be 0"),
+        ({"batch_size": "many"}, "'batch_size' cannot be 'many'"),
+        ({"trainable": "some"}, "'trainable' cannot be 'some'"),
+        ({"optimizer": 3}, "'optimizer' cannot be 3"),
+    ],
+)
+def test_mistakes(tree, message):
+    with pytest.raises(ConfigError, match=message):
+        AdaptConfig.build(tree)
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read"):
+        AdaptConfig.build(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(ConfigError, match="must hold settings"):
+        AdaptConfig.build(tmp_path / "list.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match="not YAML"):
+        AdaptConfig.build(tmp_path / "bad.yaml")
+    (tmp_path / "empty.yaml").write_text("")
+    assert AdaptConfig.build(tmp_path / "empty.yaml") == AdaptConfig()
+    with pytest.raises(ConfigError, match="is a section"):
+        AdaptConfig.build({"optimizer": 3}, {"learning_rate": 1.0})

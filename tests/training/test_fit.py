@@ -1,0 +1,212 @@
+"""The real loop on a tiny model: it learns, it stops, it goes on, and it moves nothing that is frozen."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from builders import tiny_lvlm
+from craft.core.errors import ConfigError, TrainingError
+from craft.core.files import hash_tensors
+from craft.models.freezing import part_hashes
+from craft.training import AdaptConfig, Interrupted, RunFolder, fit
+from craft.training.checks import check_frozen, check_gradients, choose_trainable
+from tiny_data import tiny_data
+
+FAST = {"max_steps": 6, "batch_size": 4, "optimizer": {"learning_rate": 1e-3}, "device": "cpu"}
+
+
+def train(out, overrides=None, lvlm=None, resume=False, validate=None, data=None):
+    lvlm = tiny_lvlm() if lvlm is None else lvlm
+    config = AdaptConfig.build(FAST, {"out": str(out), **(overrides or {})})
+    run = RunFolder(out)
+    run.open(config, resume=resume)
+    result = fit(lvlm, (data or tiny_data()).train, config, run, resume=resume, validate=validate)
+    return lvlm, run, result
+
+
+def tower_hash(lvlm):
+    return hash_tensors({**lvlm.visual.vision_tower.state_dict(), "tau": lvlm.visual.log_temperature})
+
+
+def losses(run):
+    return [{k: v for k, v in line.items() if k != "samples_per_s"} for line in run.metrics()]
+
+
+def test_overfits_eight_samples(tmp_path):
+    settings = {"max_steps": 60, "batch_size": 8, "learning_rate": 3e-3, "losses.contrastive.weight": 0.1}
+    _, run, result = train(tmp_path / "run", settings)
+    lines = run.metrics()
+    assert len(lines) == result.steps == 60
+    assert lines[-1]["loss"] < 0.6 * lines[0]["loss"]
+    assert lines[-1]["sal"] < lines[0]["sal"] - 1
+    assert lines[-1]["codes_changed"] > 0
+    assert {"commitment", "contrastive", "distance", "lr", "samples_per_s"} <= set(lines[0])
+
+
+def test_only_the_tower_moves(tmp_path):
+    lvlm = tiny_lvlm()
+    before = part_hashes(lvlm)
+    lvlm.train()  # frozen is frozen whatever the mode
+    _, run, _ = train(tmp_path / "run", lvlm=lvlm)
+    after = part_hashes(lvlm)
+    assert {part for part in before if before[part] != after[part]} == {"vision_tower"}
+    assert run.record["hashes_before"] == before
+    assert run.record["hashes_after"] == after
+
+
+def test_layers_only_leaves_the_entrance(tmp_path):
+    for tower, entrance in (("hybrid", "stem"), ("siglip", "embeddings")):
+        lvlm = tiny_lvlm(tower=tower)
+        module = getattr(lvlm.visual.vision_tower, entrance)
+        before, all_before = hash_tensors(module.state_dict()), tower_hash(lvlm)
+        train(tmp_path / tower, {"trainable": "layers"}, lvlm)
+        assert hash_tensors(module.state_dict()) == before
+        assert tower_hash(lvlm) != all_before
+
+
+@pytest.mark.parametrize("trainable", ["all", "layers"])
+def test_resumed_equals_unbroken_bit_for_bit(tmp_path, trainable):
+    settings = {"trainable": trainable, "checkpoint_every": 2, "eval_every": 2, "max_grad_norm": 1.0}
+    scores = {2: 0.5, 4: 0.9, 6: 0.1}
+
+    def validate_until(limit):
+        calls = iter(sorted(scores))
+
+        def validate(lvlm):
+            step = next(calls)
+            if step == limit:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return scores[step]
+
+        return validate
+
+    whole, whole_run, whole_result = train(tmp_path / "whole", settings, validate=validate_until(None))
+    with pytest.raises(Interrupted, match=r"step 4 of 6.*--resume"):
+        train(tmp_path / "broken", settings, validate=validate_until(4))
+    record = json.loads((tmp_path / "broken" / "run.json").read_text())
+    assert (record["status"], record["interrupted_at"]) == ("interrupted", 4)
+    again, run, result = train(tmp_path / "broken", settings, resume=True, validate=lambda _: scores[6])
+    assert tower_hash(again) == tower_hash(whole)
+    assert losses(run) == losses(whole_run)
+    assert (result.best_step, result.best_validation) == (whole_result.best_step, 0.9) == (4, 0.9)
+
+
+def test_resumed_after_a_crash_between_checkpoints(tmp_path):
+    settings = {"checkpoint_every": 2}
+    whole, whole_run, _ = train(tmp_path / "whole", settings)
+    _, run, _ = train(tmp_path / "crashed", settings)
+    last = sorted((tmp_path / "crashed" / "checkpoints").glob("step-*"))
+    assert [place.name for place in last] == ["step-00000004", "step-00000006"]  # the newest two
+    for file in last[-1].iterdir():
+        assert file.suffix in (".safetensors", ".json")
+        file.unlink()
+    last[-1].rmdir()
+    again, run, _ = train(tmp_path / "crashed", settings, resume=True)
+    assert tower_hash(again) == tower_hash(whole)
+    assert losses(run) == losses(whole_run)
+
+
+def test_resume_refuses_other_weights_and_settings(tmp_path):
+    train(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"other settings: optimizer\.learning_rate was 0\.001 and is 0\.1"):
+        train(tmp_path / "run", {"learning_rate": 0.1}, resume=True)
+    with pytest.raises(ConfigError, match="not those"):
+        train(tmp_path / "run", lvlm=tiny_lvlm(seed=5), resume=True)
+
+
+def test_run_folder_is_not_overwritten(tmp_path):
+    train(tmp_path / "run")
+    with pytest.raises(ConfigError, match="holds a run"):
+        train(tmp_path / "run")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(ConfigError, match="not a run folder"):
+        train(tmp_path / "mine")
+    config = AdaptConfig.build(FAST)
+    (tmp_path / "run" / "notes.txt").write_text("keep me")
+    RunFolder(tmp_path / "run").open(config, overwrite=True)
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {"notes.txt", "run.json", "config.resolved.yaml"}
+
+
+def test_accumulation_equals_one_batch(tmp_path):
+    settings = {"losses.contrastive.weight": 0.0, "losses.sal.reduction": "sum", "max_steps": 2}
+    one, _, _ = train(tmp_path / "one", settings)
+    two, _, _ = train(tmp_path / "two", {**settings, "accumulation": 2})
+    for (name, a), b in zip(
+        one.visual.vision_tower.named_parameters(), two.visual.vision_tower.parameters(), strict=True
+    ):
+        # Adam's first steps are the gradient's sign times the rate: compare on that scale, leaving aside
+        # elements whose gradient is rounding noise.
+        assert ((a - b).abs() < 1e-5).float().mean() > 0.98, name
+    with pytest.raises(ConfigError, match="multiple"):
+        train(tmp_path / "three", {**settings, "accumulation": 3})
+
+
+def test_a_loss_that_is_not_finite_names_its_batch(tmp_path):
+    lvlm = tiny_lvlm()
+    with torch.no_grad():
+        lvlm.visual.vision_tower.cls_token.fill_(float("nan"))
+    data = tiny_data()
+    with pytest.raises(
+        TrainingError, match=r"step 1 .*contrastive is not finite.*The batch: .*-\d"
+    ) as caught:
+        train(tmp_path / "run", lvlm=lvlm, data=data)
+    assert sum(sample.id in str(caught.value) for sample in data.train) >= 4
+    assert not (tmp_path / "run" / "encoder").exists()
+
+
+def test_keeps_the_earliest_best(tmp_path):
+    seen = []
+
+    def validate(lvlm):
+        seen.append(tower_hash(lvlm))
+        return [0.5, 0.5, 0.2][len(seen) - 1]
+
+    lvlm, run, result = train(tmp_path / "run", {"eval_every": 2}, validate=validate)
+    assert (result.best_step, result.best_validation) == (2, 0.5)
+    assert tower_hash(lvlm) == seen[0] != seen[1]
+    assert [line.get("validation") for line in run.metrics()][1::2] == [0.5, 0.5, 0.2]
+
+
+def test_blend_lies_between_base_and_trained(tmp_path):
+    base, (full, _, _) = tiny_lvlm(), train(tmp_path / "full")
+    half, _, _ = train(tmp_path / "half", {"blend": 0.5})
+    name = "layers.0.mlp.fc1.weight"
+    a, b, c = (m.visual.vision_tower.state_dict()[name] for m in (base, full, half))
+    torch.testing.assert_close(c, (a + b) / 2)
+
+
+def test_gradient_checks_name_the_part():
+    lvlm = tiny_lvlm()
+    choose_trainable(lvlm, AdaptConfig(), 1.0)
+    with pytest.raises(
+        TrainingError, match=r"No gradient reached visual\.log_temperature|No gradient reached"
+    ):
+        check_gradients(lvlm)
+    for parameter in lvlm.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    with pytest.raises(TrainingError, match="whole vision tower is zero"):
+        check_gradients(lvlm)
+    stray = next(lvlm.backbone.llm.parameters())
+    lvlm.visual.vision_tower.layers[0].mlp.fc1.weight.grad.fill_(1)
+    check_gradients(lvlm)
+    stray.grad = torch.zeros_like(stray)
+    with pytest.raises(TrainingError, match=r"backbone\.llm.*frozen"):
+        check_gradients(lvlm)
+    with pytest.raises(TrainingError, match="changed during training: llm"):
+        check_frozen({"llm": "a", "vision_tower": "b"}, {"llm": "x", "vision_tower": "y"})
+
+
+def test_float16_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="float16"):
+        train(tmp_path / "run", {"dtype": "float16"})
+
+
+def test_bfloat16_autocast_runs(tmp_path):
+    _, run, _ = train(tmp_path / "run", {"dtype": "bfloat16", "max_steps": 2})
+    assert all(0 < line["loss"] < 100 for line in run.metrics())
