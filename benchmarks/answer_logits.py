@@ -52,8 +52,9 @@ def main() -> None:
     rows = [
         {
             "logits": name,
-            "ms": round(1000 * seconds[name], 1),
-            "speed": f"{seconds[first] / seconds[name]:.1f}x",
+            "ms": round(1000 * seconds[name].wall, 1),
+            "cpu ms": round(1000 * seconds[name].cpu, 1),
+            "speed": f"{seconds[first].wall / seconds[name].wall:.1f}x",
             "peak MiB": round(peak[name] / 2**20, 1),
             "memory": f"1/{peak[first] / peak[name]:.1f}",
             "loss": f"{results[name][0]:.6f}",
@@ -63,7 +64,7 @@ def main() -> None:
     ]
     difference = (results[first][1] - results[second][1]).abs().max() / results[first][1].abs().max()
     facts = {
-        "speed ratio": round(seconds[first] / seconds[second], 2),
+        "speed ratio": round(seconds[first].wall / seconds[second].wall, 2),
         "memory ratio": round(peak[first] / peak[second], 2),
         "loss difference": abs(results[first][0] - results[second][0]),
         "largest gradient difference, relative": difference.item(),
