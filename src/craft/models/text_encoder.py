@@ -232,12 +232,15 @@ def find_tokenizer(source: PathLike) -> Tokenizer:
         ) from error
 
 
-def save_text_encoder(folder: PathLike, encoder: TextEncoder) -> None:
+def save_text_encoder(folder: PathLike, encoder: TextEncoder, dtype: str | None = None) -> None:
     """Write `config.json`, `model.safetensors` and `tokenizer.json` into `folder`.
 
-    Weights are written in the dtype they were read in, bfloat16 for a new encoder.
+    Args:
+        folder: made when missing.
+        encoder: the text encoder.
+        dtype: of the weights on disk; by default the one they were read in, bfloat16 for a new encoder.
     """
-    folder, dtype = Path(folder), stored_dtype(encoder)
+    folder, dtype = Path(folder), dtype or stored_dtype(encoder)
     config: dict[str, Any] = {"format": "craft-text-encoder", "version": 1, **encoder.config, "dtype": dtype}
     config["tokenizer"] = encoder.tokenizer is not None
     write_json(folder / "config.json", config)

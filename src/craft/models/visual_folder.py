@@ -33,9 +33,10 @@ def save_visual(folder: PathLike, visual: VisualTokenizer, dtype: str | None = N
     Args:
         folder: usually `FAMILY/visual`.
         visual: tower, codebook, log τ; text encoder and prior where it has them.
-        dtype: of the tower on disk; by default the one it was read in, bfloat16 for a new one.
+        dtype: of tower and text encoder on disk; by default the one each was read in, bfloat16 for a new one.
     """
-    target, dtype = Path(folder), dtype or stored_dtype(visual)
+    target, asked = Path(folder), dtype
+    dtype = asked or stored_dtype(visual)
     codebook, tower = visual.codebook, visual.vision_tower
     config = {
         "format": VISUAL_FORMAT,
@@ -52,7 +53,7 @@ def save_visual(folder: PathLike, visual: VisualTokenizer, dtype: str | None = N
         if visual.prior is not None:
             save_tensors(building / "prior.safetensors", {"counts": visual.prior.to(torch.int64)})
         if visual.text_encoder is not None:
-            save_text_encoder(building / "text_encoder", visual.text_encoder)  # type: ignore[arg-type]
+            save_text_encoder(building / "text_encoder", visual.text_encoder, asked)  # type: ignore[arg-type]
         write_card(target, building, _visual_card(visual))
 
 
