@@ -1,0 +1,103 @@
+"""The convolutional stem of the hybrid tower: EfficientNet-Lite0's first blocks, batch norms folded in.
+
+With the batch norms folded into the convolutions there is nothing left that behaves differently under
+`.train()`, and fewer tensors to ship.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# (expansion, kernel, stride, channels, repeats) of EfficientNet-Lite0
+_LITE0 = (
+    (1, 3, 1, 16, 1),
+    (6, 3, 2, 24, 2),
+    (6, 5, 2, 40, 2),
+    (6, 3, 2, 80, 3),
+    (6, 5, 1, 112, 3),
+    (6, 5, 2, 192, 4),
+    (6, 3, 1, 320, 1),
+)
+_STEM_CHANNELS = 32
+
+
+def _convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Convolve with "same" padding as TensorFlow counts it: for stride 2 the odd pixel goes right and below."""
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    pads = []
+    for size in (x.shape[-1], x.shape[-2]):
+        pad = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+        pads += [pad // 2, pad - pad // 2]
+    return conv(F.pad(x, pads) if any(pads) else x)
+
+
+class _Block(nn.Module):
+    """Inverted residual: expand 1×1, depthwise, project 1×1; ReLU6 after the first two."""
+
+    def __init__(self, inputs: int, expansion: int, kernel: int, stride: int, outputs: int) -> None:
+        super().__init__()
+        width = inputs * expansion
+        self.expand = nn.Conv2d(inputs, width, 1) if expansion > 1 else None
+        self.depthwise = nn.Conv2d(width, width, kernel, stride, groups=width)
+        self.project = nn.Conv2d(width, outputs, 1)
+        self.skip = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if self.expand is None else F.relu6(self.expand(x))
+        y = self.project(F.relu6(_convolve(y, self.depthwise)))
+        return x + y if self.skip else y
+
+
+class ConvStem(nn.Module):
+    """The first blocks of EfficientNet-Lite0, as plain convolutions.
+
+    Args:
+        blocks: how many of its 16 blocks; 11 give 112 channels at stride 16.
+
+    Attributes:
+        channels: output channels C.
+        stride: input pixels per output cell.
+
+    Source: ours; architecture from the EfficientNet-Lite release (Apache-2.0).
+    """
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, _STEM_CHANNELS, 3, stride=2)
+        self.blocks = nn.ModuleList()
+        self.channels, self.stride = _STEM_CHANNELS, 2
+        plan = [(e, k, s if i == 0 else 1, c) for e, k, s, c, n in _LITE0 for i in range(n)]
+        for expansion, kernel, stride, channels in plan[:blocks]:
+            self.blocks.append(_Block(self.channels, expansion, kernel, stride, channels))
+            self.channels, self.stride = channels, self.stride * stride
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Pixels `[B, 3, S, S]` -> maps `[B, C, S/stride, S/stride]`."""
+        x = F.relu6(_convolve(pixel_values, self.first))
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    @torch.no_grad()
+    def load_lite0(self, state: dict[str, Tensor], eps: float = 1e-3) -> None:
+        """Copy EfficientNet-Lite0 weights in, folding each batch norm into the convolution before it.
+
+        Args:
+            state: the state dict of the PyTorch port (`_conv_stem`, `_bn0`, `_blocks.N.*`).
+            eps: the batch norms' epsilon in that port.
+        """
+
+        def fold(conv: nn.Conv2d, weight: str, norm: str) -> None:
+            scale = state[f"{norm}.weight"] / torch.sqrt(state[f"{norm}.running_var"] + eps)
+            conv.weight.copy_(state[f"{weight}.weight"] * scale[:, None, None, None])
+            assert conv.bias is not None
+            conv.bias.copy_(state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale)
+
+        fold(self.first, "_conv_stem", "_bn0")
+        for i, block in enumerate(self.blocks):
+            assert isinstance(block, _Block)
+            prefix = f"_blocks.{i}"
+            if block.expand is not None:
+                fold(block.expand, f"{prefix}._expand_conv", f"{prefix}._bn0")
+            fold(block.depthwise, f"{prefix}._depthwise_conv", f"{prefix}._bn1")
+            fold(block.project, f"{prefix}._project_conv", f"{prefix}._bn2")

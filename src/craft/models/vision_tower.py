@@ -1,0 +1,162 @@
+"""Vision towers E_θ: pixels -> patch features, in two forms behind one small protocol (§3.1, §3.2).
+
+`SiglipTower` is VILA-U's: SigLIP embeddings and layers, leaving at the penultimate layer. `HybridTower` puts a
+convolutional stem under the same layers; it is what a small tower needs to learn anything in CPU time.
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import SiglipVisionConfig
+from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer, SiglipVisionEmbeddings
+
+from craft.core.errors import CheckpointError
+from craft.models.conv_stem import ConvStem
+
+ClsAttention = Literal["read-only", "symmetric"]
+
+
+class _Tower(nn.Module):
+    """What both towers share: layers, a learnable [CLS] token and how it attends."""
+
+    def __init__(self, config: dict[str, Any], layers: int) -> None:
+        super().__init__()
+        siglip = SiglipVisionConfig(
+            hidden_size=config["hidden_size"],
+            intermediate_size=config["intermediate_size"],
+            num_attention_heads=config["num_attention_heads"],
+            num_hidden_layers=config["num_hidden_layers"],
+            image_size=config["image_size"],
+            patch_size=config.get("patch_size", 16),
+            layer_norm_eps=config.get("layer_norm_eps", 1e-6),
+            hidden_act=config.get("hidden_act", "gelu_pytorch_tanh"),
+            attention_dropout=0.0,
+        )
+        siglip._attn_implementation = "sdpa"
+        self.config = dict(config)
+        self.siglip_config = siglip
+        self.image_size: int = config["image_size"]
+        self.cls_attention: ClsAttention = config.get("cls_attention", "read-only")
+        self.layers = nn.ModuleList(SiglipEncoderLayer(siglip) for _ in range(layers))
+        self.cls_token = nn.Parameter(torch.zeros(siglip.hidden_size))
+
+    def _run(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Run all layers: patches `[B, N, h]` -> (patches `[B, N, h]`, cls `[B, 1, h]`)."""
+        cls = self.cls_token.to(patches.dtype).expand(patches.shape[0], 1, -1)
+        if self.cls_attention == "symmetric":
+            both = torch.cat([cls, patches], dim=1)
+            for layer in self.layers:
+                both = layer(both, attention_mask=None)
+            return both[:, 1:], both[:, :1]
+        for layer in self.layers:
+            cls = _read(layer, cls, patches)
+            patches = layer(patches, attention_mask=None)  # bit-equal to the tower without [CLS]
+        return patches, cls
+
+
+def _read(layer: Any, cls: Tensor, patches: Tensor) -> Tensor:
+    """One SigLIP layer for [CLS] alone: it attends to itself and to the patches, which do not see it."""
+    attention = layer.self_attn
+    keys = layer.layer_norm1(torch.cat([cls, patches], dim=1))
+
+    def heads(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+
+    query = heads(attention.q_proj(keys[:, :1]))
+    mixed = F.scaled_dot_product_attention(query, heads(attention.k_proj(keys)), heads(attention.v_proj(keys)))
+    cls = cls + attention.out_proj(mixed.transpose(1, 2).flatten(2))
+    return cls + layer.mlp(layer.layer_norm2(cls))
+
+
+class SiglipTower(_Tower):
+    """SigLIP ViT whose features leave at the penultimate layer, as in VILA-U.
+
+    The last layer, the post layer norm and the pooling head never run, so they are not built.
+
+    Args:
+        config: `hidden_size`, `intermediate_size`, `num_hidden_layers` (all of SigLIP's: one less is built),
+            `num_attention_heads`, `image_size`, `patch_size`; optional `layer_norm_eps`, `hidden_act`,
+            `cls_attention` ("read-only" keeps every patch code of the base tower; "symmetric" is the other
+            reading of the paper).
+
+    Source: §3.1, §10 (penultimate layer), §3.2 (learnable [CLS]).
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__({**config, "type": "siglip"}, layers=config["num_hidden_layers"] - 1)
+        self.embeddings = SiglipVisionEmbeddings(self.siglip_config)
+        side = self.image_size // self.siglip_config.patch_size
+        self.grid = (side, side)
+        self.dim: int = self.siglip_config.hidden_size
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels float `[B, 3, S, S]` -> (features `[B, N, d]`, [CLS] feature `[B, d]`), module dtype."""
+        patches = self.embeddings(pixel_values.to(self.cls_token.dtype))
+        patches, cls = self._run(patches)
+        return patches, cls[:, 0]
+
+
+class HybridTower(_Tower):
+    """Convolutional stem, SigLIP layers, a linear map to the codebook's width d.
+
+    Args:
+        config: as `SiglipTower`, and `dim` (d), `stem_blocks` (how many EfficientNet-Lite0 blocks). All
+            `num_hidden_layers` layers run: there is no unused last one.
+
+    Source: ours.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__({**config, "type": "hybrid"}, layers=config["num_hidden_layers"])
+        self.stem = ConvStem(config["stem_blocks"])
+        side = -(-self.image_size // self.stem.stride)
+        self.grid = (side, side)
+        self.dim: int = config["dim"]
+        hidden = self.siglip_config.hidden_size
+        self.stem_norm = nn.LayerNorm(self.stem.channels, eps=self.siglip_config.layer_norm_eps)
+        self.stem_projection = nn.Linear(self.stem.channels, hidden)
+        self.position_embedding = nn.Parameter(torch.zeros(side * side, hidden))
+        self.output_norm = nn.LayerNorm(hidden, eps=self.siglip_config.layer_norm_eps)
+        self.output_projection = nn.Linear(hidden, self.dim)
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels float `[B, 3, S, S]` -> (features `[B, N, d]`, [CLS] feature `[B, d]`), module dtype."""
+        return self.after_stem(self.run_stem(pixel_values))
+
+    def run_stem(self, pixel_values: Tensor) -> Tensor:
+        """Pixels float `[B, 3, S, S]` -> the stem's maps `[B, C, h, w]`, module dtype."""
+        return self.stem(pixel_values.to(self.cls_token.dtype))
+
+    def after_stem(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Stem output `[B, C, h, w]` -> (features `[B, N, d]`, [CLS] feature `[B, d]`)."""
+        cells = self.stem_norm(maps.flatten(2).transpose(1, 2))
+        patches = self.stem_projection(cells) + self.position_embedding
+        patches, cls = self._run(patches)
+        return self._out(patches), self._out(cls)[:, 0]
+
+    def _out(self, x: Tensor) -> Tensor:
+        return self.output_projection(self.output_norm(x))
+
+
+VisionTower = SiglipTower | HybridTower
+
+
+def build_tower(config: dict[str, Any]) -> VisionTower:
+    """Build the tower that a config names.
+
+    Args:
+        config: `type` is "siglip" or "hybrid"; the rest as the class says.
+
+    Raises:
+        CheckpointError: the type is unknown or a key is missing.
+    """
+    towers = {"siglip": SiglipTower, "hybrid": HybridTower}
+    kind = config.get("type")
+    if kind not in towers:
+        raise CheckpointError(f"Vision tower type {kind!r} is not known; this version builds {', '.join(towers)}.")
+    try:
+        return towers[kind](config)
+    except KeyError as missing:
+        raise CheckpointError(f"The {kind} vision tower's config lacks {missing}.") from missing

@@ -1,0 +1,163 @@
+"""The frozen residual codebook: L levels of K codewords (§3.1, §9)."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from craft.core.errors import CheckpointError
+from craft.quantize.search import exact_matmul, nearest_codes
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What quantisation gives for features `[..., d]`.
+
+    Attributes:
+        codes: int64 `[..., L]`; `codes[..., 0]` is the paper's "token ID".
+        quantized: float32 `[..., d]`, exactly the sum of the chosen codewords, added level by level.
+        residual: float32 `[...]`, `e = |z - c⁽¹⁾|²`, the squared residual at level 1 (§9).
+        partial_sums: float32 `[..., L, d]`, the sum after each level, or None when not asked for.
+    """
+
+    codes: Tensor
+    quantized: Tensor
+    residual: Tensor
+    partial_sums: Tensor | None = None
+
+
+class ResidualCodebook(nn.Module):
+    """L levels of K codewords; frozen, with no training behaviour at all.
+
+    The codewords are a float32 buffer: no gradient, no EMA, nothing that depends on `.train()`, and no cast
+    when the module's dtype changes, so that codes and fingerprint never depend on precision settings.
+
+    Args:
+        levels: `[L, K, d]`, or a list of L tensors `[K, d]`. When all entries of the list are one and the
+            same tensor object, the codebook is shared between levels and stored once.
+
+    Raises:
+        CheckpointError: levels are empty, of unequal shape, or not finite.
+
+    Source: §3.1 and §9 (VILA-U: K = 16384, L = 4).
+    """
+
+    codewords: Tensor
+
+    def __init__(self, levels: Tensor | Sequence[Tensor]) -> None:
+        super().__init__()
+        tables = list(levels)
+        if not tables or any(table.ndim != 2 or table.shape != tables[0].shape for table in tables):
+            shapes = [tuple(table.shape) for table in tables]
+            raise CheckpointError(f"A codebook needs one [K, d] table per level, all of one shape; got {shapes}.")
+        self.shared = len(tables) > 1 and all(table is tables[0] for table in tables)
+        self.num_levels = len(tables)
+        stored = tables[:1] if self.shared else tables
+        codewords = torch.stack([table.detach().to(torch.float32) for table in stored])
+        if codewords.device.type != "meta" and not bool(torch.isfinite(codewords).all()):
+            raise CheckpointError("The codebook holds values that are not finite; the file it came from is damaged.")
+        self.register_buffer("codewords", codewords)
+        self._norms: tuple[tuple[int, int, torch.device], Tensor] | None = None
+        self._fingerprint: tuple[tuple[int, int, torch.device], str] | None = None
+
+    @property
+    def levels(self) -> Tensor:
+        """float32 `[L, K, d]`; a view, also when one table is shared by all levels."""
+        return self.codewords.expand(self.num_levels, -1, -1)
+
+    @property
+    def size(self) -> int:
+        """K, the number of codewords per level."""
+        return self.codewords.shape[1]
+
+    @property
+    def dim(self) -> int:
+        """d, the width of a codeword."""
+        return self.codewords.shape[2]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over the little-endian float32 bytes of all levels, then K, L, d and the metric.
+
+        A shared table counts once per level, so how a codebook is stored does not change its identity.
+        """
+        key = self._key()
+        if self._fingerprint is None or self._fingerprint[0] != key:
+            digest = hashlib.sha256()
+            for level in self.levels:
+                digest.update(level.detach().cpu().contiguous().numpy().astype("<f4", copy=False).tobytes())
+            digest.update(f"K={self.size} L={self.num_levels} d={self.dim} metric=l2".encode())
+            self._fingerprint = (key, digest.hexdigest())
+        return self._fingerprint[1]
+
+    @torch.no_grad()
+    def quantize(self, z: Tensor, partial_sums: bool = False) -> Quantized:
+        """Quantise features level by level, in float32 whatever the dtype of `z` or of autocast.
+
+        Args:
+            z: `[..., d]`, any float dtype. No gradient flows: see `straight_through`.
+            partial_sums: also return the sum after each level (for the cumulative commitment form).
+
+        Returns:
+            `Quantized`.
+
+        Raises:
+            CheckpointError: the last dimension of `z` is not d.
+
+        Source: Eq. 1 at each level; §9 for the residuals.
+        """
+        if z.shape[-1] != self.dim:
+            raise CheckpointError(f"Features of width {z.shape[-1]} do not fit a codebook of width {self.dim}.")
+        with exact_matmul(z.device):
+            remainder = z.detach().reshape(-1, self.dim).to(torch.float32)
+            total = torch.zeros_like(remainder)
+            codes, sums = [], []
+            residual = remainder.new_zeros(remainder.shape[0])
+            norms = self._half_norms().expand(self.num_levels, -1)
+            for level, (table, half_norms) in enumerate(zip(self.levels, norms, strict=True)):
+                index = nearest_codes(remainder, table, half_norms)  # Eq. 1
+                chosen = table[index]
+                remainder = remainder - chosen  # r⁽ˡ⁾ = r⁽ˡ⁻¹⁾ - c⁽ˡ⁾ (§9)
+                total = total + chosen  # z̃ = Σ c⁽ˡ⁾ (§9)
+                if level == 0:
+                    residual = remainder.square().sum(-1)  # e (§9)
+                codes.append(index)
+                if partial_sums:
+                    sums.append(total)
+        shape = z.shape[:-1]
+        return Quantized(
+            codes=torch.stack(codes, dim=-1).reshape(*shape, self.num_levels),
+            quantized=total.reshape(z.shape),
+            residual=residual.reshape(shape),
+            partial_sums=torch.stack(sums, dim=-2).reshape(*shape, self.num_levels, self.dim) if sums else None,
+        )
+
+    @torch.no_grad()
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Codeword sums float32 `[..., d]` for codes int64 `[..., L]`; bit-equal to `quantize(...).quantized`."""
+        total = torch.zeros(*codes.shape[:-1], self.dim, device=self.codewords.device)
+        for level, table in enumerate(self.levels):
+            total = total + table[codes[..., level]]
+        return total
+
+    def extra_repr(self) -> str:
+        """Sizes for `print(module)`."""
+        return f"L={self.num_levels}, K={self.size}, d={self.dim}, shared={self.shared}"
+
+    def _key(self) -> tuple[int, int, torch.device]:
+        return (self.codewords.data_ptr(), self.codewords._version, self.codewords.device)
+
+    def _half_norms(self) -> Tensor:
+        key = self._key()
+        if self._norms is None or self._norms[0] != key:
+            self._norms = (key, self.codewords.square().sum(-1) / 2)
+        return self._norms[1]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ResidualCodebook":
+        exact = self.codewords
+        super()._apply(fn, recurse)
+        if self.codewords.dtype != torch.float32:  # .half(), .to(bfloat16): the device moves, the values stay
+            self.codewords = exact.to(self.codewords.device)
+        return self

@@ -1,0 +1,57 @@
+"""Put the trained parts together as the shipped family, in the native layout.
+
+`python -m train_tiny.assemble --visual DIR --backbones DIR --out src/craft/shipped/craft-tiny`
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from craft.core.files import load_tensors
+from craft.models.backbone import Backbone
+from craft.models.lvlm import LVLM
+from craft.models.native import save_native, save_visual
+from craft.models.projector import Projector
+from craft.models.text_encoder import load_text_encoder
+from craft.models.visual_tokenizer import VisualTokenizer
+from craft.quantize import code_counts
+from train_tiny.backbone import load_visual
+
+
+def visual_tokenizer(folder: Path) -> VisualTokenizer:
+    """Tower, codebook, τ, text encoder; the prior is that of the general training pictures."""
+    tower, codebook = load_visual(folder)
+    temperature = load_tensors(folder / "model.safetensors")["log_temperature"]
+    codes = load_tensors(folder / "codes.safetensors")["train.codes"].long()
+    prior = code_counts(codes, codebook.size)
+    return VisualTokenizer(tower, codebook, load_text_encoder(folder / "text_encoder"), temperature, prior)
+
+
+def backbone(folder: Path, fingerprint: str) -> Backbone:
+    """Projector, LLM and text tokenizer as the recipe saved them."""
+    projector = Projector(json.loads((folder / "projector/config.json").read_text()))
+    state = load_tensors(folder / "projector/model.safetensors")
+    projector.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    llm = AutoModelForCausalLM.from_pretrained(folder / "llm", dtype=torch.float32)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "llm")
+    return Backbone(projector, llm, tokenizer, "plain", fingerprint)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--visual", type=Path, required=True)
+    parser.add_argument("--backbones", type=Path, required=True, help="folder that holds llama/ and qwen2/")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    visual = visual_tokenizer(args.visual)
+    save_visual(args.out / "visual", visual, "bfloat16")
+    for folder in sorted(path.parent for path in args.backbones.glob("*/projector")):
+        lvlm = LVLM(visual, backbone(folder, visual.codebook.fingerprint), f"craft-tiny/{folder.name}")
+        print(save_native(args.out, folder.name, lvlm, "bfloat16"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""Train a craft-tiny backbone (projector + small LLM) from scratch on cached codes of general pictures.
+
+`python -m train_tiny.backbone --cache CACHE --visual DIR --kind llama --out DIR` (≈ 25 minutes on one core each). The
+vision tower runs once per picture; then several questions per picture share one image prefix under a block mask.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    get_cosine_schedule_with_warmup,
+)
+
+from craft.core.files import load_tensors, save_tensors
+from craft.models.projector import Projector
+from craft.models.vision_tower import build_tower
+from craft.quantize import ResidualCodebook, usage
+from train_tiny.names import concepts
+from train_tiny.pictures import Sprites, augment
+from train_tiny.questions import LETTERS, Questions, Turn, corpus, name_similarity
+from train_tiny.tokenizer import targets
+
+KINDS = {
+    "llama": {"vocabulary": 1536, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4,
+              "num_attention_heads": 4, "num_key_value_heads": 4},
+    "qwen2": {"vocabulary": 2048, "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6,
+              "num_attention_heads": 4, "num_key_value_heads": 2},
+}  # fmt: skip
+
+
+def build_llm(kind: str, vocabulary: int) -> PreTrainedModel:
+    """A small causal LM of the named architecture with random weights."""
+    sizes = {k: v for k, v in KINDS[kind].items() if k != "vocabulary"}
+    common = dict(vocab_size=vocabulary, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=1,
+                  eos_token_id=2, pad_token_id=0, **sizes)  # fmt: skip
+    config = LlamaConfig(**common) if kind == "llama" else Qwen2Config(**common)
+    return AutoModelForCausalLM.from_config(config)
+
+
+def build_text_tokenizer(lines: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of the given size, trained on `lines`."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet)
+    bpe.train_from_iterator(lines, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        model_max_length=512,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def encode_pictures(visual: Path, sprites: Sprites, count: int, seed: int, held_out: bool = False) -> tuple:
+    """Codes int16 `[count, N, L]` and concepts int64 `[count]` of freshly augmented pictures."""
+    tower, codebook = load_visual(visual)
+    g = torch.Generator().manual_seed(seed)
+    codes, labels = [], []
+    pool = sprites.held_out.nonzero()[:, 0]
+    for start in range(0, count, 64):
+        if held_out:
+            rows = pool[torch.randint(len(pool), (64,), generator=g)]
+            label = sprites.labels[rows]
+        else:
+            rows, label = sprites.sample(64, g)
+        features, _ = tower(augment(sprites.pixels[rows], sprites.upright[rows], g))
+        codes.append(codebook.quantize(features).codes.to(torch.int16))
+        labels.append(label)
+        if start % 6400 == 0:
+            print(f"encoded {start} of {count}", flush=True)
+    return torch.cat(codes)[:count], torch.cat(labels)[:count]
+
+
+def load_visual(visual: Path) -> tuple[torch.nn.Module, ResidualCodebook]:
+    """The trained tower and its codebook, frozen, float32."""
+    state = load_tensors(visual / "model.safetensors")
+    tower = build_tower(json.loads((visual / "config.json").read_text())["vision_tower"])
+    prefix = "vision_tower."
+    tower.load_state_dict({k[len(prefix) :]: v.float() for k, v in state.items() if k.startswith(prefix)})
+    tower = tower.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    return tower, ResidualCodebook(state["codebook.codewords"].float())
+
+
+class Packer:
+    """Packs one image and several turns into a row; each turn sees the image and itself only."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, image_tokens: int) -> None:
+        self.tokenizer, self.image_tokens = tokenizer, image_tokens
+
+    def ids(self, turn: Turn) -> tuple[list[int], list[int]]:
+        """Prompt ids after the image, and answer ids with the end token."""
+        encode = lambda text: self.tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
+        prompt = encode(f"User: {turn.question}\nAssistant:")
+        return prompt, [*encode(f" {turn.answer}"), self.tokenizer.eos_token_id]
+
+    def pack(self, rows: list[list[Turn]], blind: Tensor, dropped: Tensor) -> dict[str, Tensor]:
+        """Rows of turns -> ids, positions, labels `[B, T]`, mask `[B, 1, T, T]` (True attends).
+
+        `blind` `[B]` hides the whole image (text-only rows); `dropped` `[B, N]` hides single image tokens.
+        """
+        prefix = 1 + self.image_tokens
+        built = []
+        for turns in rows:
+            ids = [self.tokenizer.bos_token_id] + [0] * self.image_tokens
+            positions, blocks, labels = list(range(prefix)), [0] * prefix, [-100] * prefix
+            for number, turn in enumerate(turns, start=1):
+                prompt, answer = self.ids(turn)
+                ids += prompt + answer
+                labels += [-100] * len(prompt) + answer
+                positions += range(prefix, prefix + len(prompt) + len(answer))
+                blocks += [number] * (len(prompt) + len(answer))
+            built.append((ids, positions, blocks, labels))
+        length = max(len(ids) for ids, *_ in built)
+
+        def table(column: int, fill: int) -> Tensor:
+            return torch.tensor([row[column] + [fill] * (length - len(row[column])) for row in built])
+
+        blocks = table(2, -1)
+        same = blocks[:, :, None] == blocks[:, None, :]
+        visible = (same | (blocks[:, None, :] == 0)) & torch.ones(length, length, dtype=torch.bool).tril()
+        hidden = torch.zeros(len(rows), length, dtype=torch.bool)
+        hidden[:, 1:prefix] = dropped | blind[:, None]
+        visible &= ~(hidden[:, None, :] & (blocks[:, :, None] > 0))
+        visible |= torch.eye(length, dtype=torch.bool)
+        return {"ids": table(0, 0), "positions": table(1, 0), "labels": table(3, -100), "mask": visible[:, None]}
+
+
+def forward(llm: PreTrainedModel, projector: Projector, image: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Hidden states `[B, T, h]` for packed rows with image features `[B, N, d]`."""
+    embeddings = llm.get_input_embeddings()(batch["ids"])
+    projected = projector(image)
+    embeddings = torch.cat([embeddings[:, :1], projected, embeddings[:, 1 + image.shape[1] :]], dim=1)
+    mask = torch.zeros(batch["mask"].shape, dtype=embeddings.dtype).masked_fill(~batch["mask"], float("-inf"))
+    out = llm.model(
+        inputs_embeds=embeddings, attention_mask=mask, position_ids=batch["positions"], use_cache=False
+    )
+    return out.last_hidden_state
+
+
+def answer_scores(hidden: Tensor, llm: PreTrainedModel, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and hit per answer token, and their places `[n, 2]`; logits only where answers are predicted."""
+    places = (labels[:, 1:] != -100).nonzero()
+    logits = llm.get_output_embeddings()(hidden[places[:, 0], places[:, 1]]).float()
+    goal = labels[places[:, 0], places[:, 1] + 1]
+    return F.cross_entropy(logits, goal, reduction="none"), logits.argmax(-1) == goal, places
+
+
+def dropped_tokens(rows: int, tokens: int, g: torch.Generator) -> Tensor:
+    """Half of the rows lose up to half of their image tokens: backbones must not lean on single tokens."""
+    rate = torch.rand(rows, 1, generator=g) * 0.5 * (torch.rand(rows, 1, generator=g) < 0.5)
+    return torch.rand(rows, tokens, generator=g) < rate
+
+
+def quantised(codebook: ResidualCodebook, codes: Tensor, g: torch.Generator | None) -> Tensor:
+    """Codeword sums `[B, N, d]`; with a generator, some rows keep only their first levels, some tokens are swapped.
+
+    Reading coarse levels alone keeps a backbone from hanging on one exact combination of codes.
+    """
+    codes = codes.long()
+    if g is None:
+        return codebook.lookup(codes)
+    levels = codebook.num_levels
+    kept = torch.where(
+        torch.rand(len(codes), generator=g) < 0.3, torch.randint(1, levels, (len(codes),), generator=g), levels
+    )
+    swap = torch.rand(codes.shape[:2], generator=g) < 0.04
+    codes = torch.where(swap[..., None], codes[torch.randperm(len(codes), generator=g)], codes)
+    total = torch.zeros(*codes.shape[:2], codebook.dim)
+    for level, table in enumerate(codebook.levels):
+        total += table[codes[..., level]] * (kept > level)[:, None, None]
+    return total
+
+
+@torch.no_grad()
+def score(parts: tuple, codes: Tensor, labels: Tensor, questions: Questions, blind: bool = False) -> dict[str, float]:
+    """Per task: the fraction of turns whose every answer token is right under teacher forcing."""
+    llm, projector, codebook, packer = parts
+    rng, g = random.Random(7), torch.Generator().manual_seed(7)
+    hits: dict[str, list[float]] = defaultdict(list)
+    llm.eval()
+    for start in range(0, len(labels), 32):
+        chosen = labels[start : start + 32].tolist()
+        rows = [[questions.about(c, rng) for _ in range(4)] + [questions.text_only(rng)] for c in chosen]
+        hidden_image = torch.full((len(rows),), blind)
+        batch = packer.pack(rows, hidden_image, torch.zeros(len(rows), packer.image_tokens, dtype=torch.bool))
+        hidden = forward(llm, projector, quantised(codebook, codes[start : start + 32], None), batch)
+        _, right, places = answer_scores(hidden, llm, batch["labels"])
+        turn_of = []
+        for turns in rows:
+            turn_of.append([n for n, t in enumerate(turns) for _ in packer.ids(t)[1]])
+        cursor = [0] * len(rows)
+        ok: dict[tuple[int, int], bool] = {}
+        for hit, (row, _) in zip(right.tolist(), places.tolist(), strict=True):
+            key = (row, turn_of[row][cursor[row]])
+            cursor[row] += 1
+            ok[key] = ok.get(key, True) and hit
+        for (row, number), good in ok.items():
+            hits[rows[row][number].task].append(float(good))
+    llm.train()
+    del g
+    return {task: round(sum(v) / len(v), 3) for task, v in sorted(hits.items())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--visual", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--kind", choices=sorted(KINDS), required=True)
+    parser.add_argument("--steps", type=int, default=1800)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--pictures", type=int, default=40000)
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    things = concepts(args.cache)
+    goal, _, _ = targets(things, args.cache)
+    questions = Questions(things, name_similarity(goal))
+    coded = args.visual / "codes.safetensors"
+    if not coded.exists():
+        sprites = Sprites(things, args.cache)
+        sets = {
+            "train": encode_pictures(args.visual, sprites, args.pictures, seed=1),
+            "test": encode_pictures(args.visual, sprites, 640, seed=2),
+            "other_artist": encode_pictures(args.visual, sprites, 640, seed=3, held_out=True),
+        }
+        save_tensors(coded, {f"{n}.{p}": t for n, pair in sets.items() for p, t in zip(("codes", "labels"), pair)})
+    data = load_tensors(coded)
+    _, codebook = load_visual(args.visual)
+    print("usage", usage(data["train.codes"].long(), codebook.size), flush=True)
+
+    tokenizer = build_text_tokenizer(corpus(things, questions, 20000, 5), KINDS[args.kind]["vocabulary"])
+    llm = build_llm(args.kind, len(tokenizer))
+    width = llm.config.hidden_size
+    projector = Projector({"type": "mlp2x_gelu", "in": codebook.dim, "out": width})
+    parameters = [*llm.parameters(), *projector.parameters()]
+    print(f"{sum(p.numel() for p in parameters) / 1e6:.2f} M parameters", flush=True)
+    optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = get_cosine_schedule_with_warmup(optimizer, 100, args.steps)
+    packer = Packer(tokenizer, data["train.codes"].shape[1])
+    parts = (llm, projector, codebook, packer)
+    rng, g = random.Random(args.seed), torch.Generator().manual_seed(args.seed)
+    started, running = time.time(), defaultdict(list)
+    for step in range(args.steps):
+        chosen = torch.randint(len(data["train.labels"]), (args.batch,), generator=g)
+        rows = []
+        for concept in data["train.labels"][chosen].tolist():
+            turns = [questions.about(concept, rng) for _ in range(4)]
+            rows.append([*turns, questions.text_only(rng)])
+        blind = torch.rand(args.batch, generator=g) < 0.05
+        for row, hide in enumerate(blind.tolist()):
+            if hide:
+                rows[row] = [questions.text_only(rng) for _ in range(4)]
+        batch = packer.pack(rows, blind, dropped_tokens(args.batch, packer.image_tokens, g))
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = forward(llm, projector, quantised(codebook, data["train.codes"][chosen], g), batch)
+            losses, right, _ = answer_scores(hidden, llm, batch["labels"])
+        loss = losses.mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        running["loss"].append(loss.item())
+        running["token"].append(right.float().mean().item())
+        if step % 50 == 49:
+            means = {k: round(sum(v) / len(v), 3) for k, v in running.items()}
+            print(json.dumps({"step": step + 1, **means, "seconds": round(time.time() - started)}), flush=True)
+            running.clear()
+        if step % 300 == 299 or step == args.steps - 1:
+            print("test", score(parts, data["test.codes"][:320], data["test.labels"][:320], questions), flush=True)
+            save(args.out, args.kind, llm, projector, tokenizer)
+    for name, blind_image in (("test", False), ("other_artist", False), ("test", True)):
+        found = score(parts, data[f"{name}.codes"], data[f"{name}.labels"], questions, blind=blind_image)
+        print(f"final {name}{' blind' if blind_image else ''}", found, flush=True)
+    print("letters", LETTERS)
+
+
+def save(out: Path, kind: str, llm: PreTrainedModel, projector: Projector, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Write projector and LLM in bfloat16 where the native format expects them."""
+    import copy
+
+    copy.deepcopy(llm).to(torch.bfloat16).save_pretrained(out / "llm")
+    tokenizer.save_pretrained(out / "llm")
+    (out / "projector").mkdir(parents=True, exist_ok=True)
+    state = {k: v.to(torch.bfloat16).contiguous() for k, v in projector.state_dict().items()}
+    save_tensors(out / "projector/model.safetensors", state)
+    (out / "projector/config.json").write_text(json.dumps(projector.config, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""General training pictures: sprites (emoji art and drawings) under strong augmentation, batched in torch."""
+
+import glob
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from train_tiny.names import COLOURS, DIGITS, SHAPES, Concept
+
+SPRITE = 64
+SIZE = 112
+
+
+def _fonts() -> list[str]:
+    names = sorted(glob.glob("/usr/share/fonts/**/*.ttf", recursive=True))
+    return [n for n in names if "Symbol" not in n] or [""]
+
+
+def _canvas() -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    image = Image.new("RGBA", (SPRITE, SPRITE), (0, 0, 0, 0))
+    return image, ImageDraw.Draw(image)
+
+
+def _text(text: str, font: str, colour: tuple[int, int, int]) -> Image.Image:
+    image, draw = _canvas()
+    size = 58
+    while size > 8:
+        face = ImageFont.truetype(font, size) if font else ImageFont.load_default(size)
+        left, top, right, bottom = draw.textbbox((0, 0), text, font=face)
+        if right - left <= SPRITE - 6 and bottom - top <= SPRITE - 6:
+            break
+        size -= 4
+    place = ((SPRITE - right - left) / 2, (SPRITE - bottom - top) / 2)
+    draw.text(place, text, font=face, fill=(*colour, 255))
+    return image
+
+
+def _shape(draw: ImageDraw.ImageDraw, kind: str, x: float, y: float, r: float, fill: tuple[int, ...]) -> None:
+    box = (x - r, y - r, x + r, y + r)
+    if kind == "circle":
+        draw.ellipse(box, fill=fill)
+    elif kind == "square":
+        draw.rectangle(box, fill=fill)
+    elif kind == "ring":
+        draw.ellipse(box, outline=fill, width=max(2, int(r / 3)))
+    elif kind == "cross":
+        draw.rectangle((x - r / 3, y - r, x + r / 3, y + r), fill=fill)
+        draw.rectangle((x - r, y - r / 3, x + r, y + r / 3), fill=fill)
+    elif kind == "heart":
+        t = np.linspace(0, 2 * math.pi, 40)
+        px = 16 * np.sin(t) ** 3
+        py = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+        draw.polygon([(x + a * r / 17, y - b * r / 17) for a, b in zip(px, py, strict=True)], fill=fill)
+    else:
+        corners = {"triangle": 3, "diamond": 4, "star": 10}[kind]
+        points = []
+        for i in range(corners):
+            radius = r / 2.3 if kind == "star" and i % 2 else r
+            angle = 2 * math.pi * i / corners - math.pi / 2
+            points.append((x + radius * math.cos(angle), y + radius * math.sin(angle)))
+        draw.polygon(points, fill=fill)
+
+
+def _draw(concept: Concept, rng: random.Random, fonts: list[str]) -> Image.Image:
+    colour = rng.choice([(255, 255, 255), (20, 20, 20), tuple(rng.randrange(256) for _ in range(3))])
+    if concept.category == "digit":
+        text = str(DIGITS.index(concept.name))
+    elif concept.category == "letter":
+        text = concept.keywords[0].upper() if rng.random() < 0.6 else concept.keywords[0]
+    elif concept.category == "word":
+        text = rng.choice([str.upper, str.lower, str.title])(concept.keywords[0])
+    else:
+        image, draw = _canvas()
+        if concept.category == "shape":
+            tone = tuple(max(0, min(255, c + rng.randint(-25, 25))) for c in COLOURS[concept.keywords[0]])
+            _shape(draw, concept.keywords[1], 32, 32, rng.uniform(18, 28), (*tone, 255))
+        else:
+            count = DIGITS.index(concept.keywords[0])
+            cells = rng.sample([(x, y) for x in (12, 32, 52) for y in (12, 32, 52)], count)
+            tone = rng.choice(list(COLOURS.values()))
+            for x, y in cells:
+                _shape(draw, concept.keywords[1], x, y, rng.uniform(7, 9), (*tone, 255))
+        return image
+    return _text(text, rng.choice(fonts), colour)  # type: ignore[arg-type]
+
+
+class Sprites:
+    """All source pictures as uint8 RGBA `[S, 4, 64, 64]` with the index of the concept that each shows.
+
+    Twemoji's art of every tenth emoji is held out: naming it needs generalisation across artists.
+    """
+
+    def __init__(self, concepts: list[Concept], cache: Path, seed: int = 0) -> None:
+        rng = random.Random(seed)
+        fonts = _fonts()
+        arrays, labels, held_out = [], [], []
+        for index, concept in enumerate(concepts):
+            if concept.emoji:
+                for vendor in ("google", "twitter"):
+                    path = cache / vendor / f"package/img/{vendor}/64/{concept.emoji}"
+                    image = Image.open(path).convert("RGBA").resize((SPRITE, SPRITE))
+                    arrays.append(np.asarray(image))
+                    labels.append(index)
+                    held_out.append(vendor == "twitter" and index % 10 == 0)
+            else:
+                repeats = {"digit": 60, "letter": 20, "word": 12}.get(concept.category, 6)
+                for _ in range(repeats):
+                    arrays.append(np.asarray(_draw(concept, rng, fonts)))
+                    labels.append(index)
+                    held_out.append(False)
+        self.pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+        self.labels = torch.tensor(labels)
+        self.held_out = torch.tensor(held_out)
+        self.upright = torch.tensor([concepts[i].upright for i in labels])
+        by_label: dict[int, list[int]] = {}
+        for row, label in enumerate(labels):
+            if not held_out[row]:
+                by_label.setdefault(label, []).append(row)
+        self.rows = by_label
+        weight = {"face": 0.4, "symbol": 0.5, "clock": 0.3, "arrow": 0.4, "zodiac sign": 0.3, "digit": 4.0, "letter": 0.6, "shape": 0.4, "count": 0.6, "word": 0.6, "clothing": 2.0}
+        self.weights = torch.tensor([weight.get(c.category, 1.0) for c in concepts])
+
+    def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw `count` training sprites: (rows int64 `[count]`, concept int64 `[count]`)."""
+        labels = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        picks = torch.rand(count, generator=generator)
+        rows = [self.rows[int(c)][int(p * len(self.rows[int(c)]))] for c, p in zip(labels, picks, strict=True)]
+        return torch.tensor(rows), labels
+
+
+def augment(rgba: Tensor, upright: Tensor, g: torch.Generator, strength: float = 1.0) -> Tensor:
+    """Sprites uint8 `[B, 4, 64, 64]` -> pictures float `[B, 3, 112, 112]` in [-1, 1], strongly augmented.
+
+    `strength` in [0, 1] scales ranges and chances: training starts light, else nothing is learned for long.
+    """
+    b = rgba.shape[0]
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.rand(b, *shape, generator=g) * (high - low) + low
+
+    def chance(p: float) -> Tensor:
+        return torch.rand(b, generator=g) < p * strength
+
+    def around(value: float, spread: float, *shape: int) -> Tensor:
+        return value + uniform(-spread, spread, *shape) * strength
+
+    # geometry
+    angle = around(0.0, 0.5) * torch.where(upright, 0.5, 1.0)
+    scale, stretch, shear = around(0.88, 0.26), around(1.0, 0.2), around(0.0, 0.15)
+    flip = torch.where(chance(0.3) & ~upright, -1.0, 1.0)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    theta = torch.zeros(b, 2, 3)
+    theta[:, 0, 0], theta[:, 0, 1] = flip * cos / (scale * stretch), (sin + shear) / scale
+    theta[:, 1, 0], theta[:, 1, 1] = -flip * sin / scale, cos * stretch / scale
+    theta[:, :, 2] = around(0.0, 0.18, 2)
+    image = rgba.float() / 255
+    image = torch.cat([image[:, :3] * image[:, 3:], image[:, 3:]], 1)
+    image = F.grid_sample(image, F.affine_grid(theta, [b, 4, SIZE, SIZE], align_corners=False), align_corners=False)
+    colour, alpha = image[:, :3], image[:, 3:].clamp(0, 1)
+    # silhouettes: shape alone must be enough now and then
+    plain = chance(0.08)[:, None, None, None]
+    colour = torch.where(plain, alpha * uniform(0, 1, 1, 1, 1), colour)
+    # background: white, black, a colour, or a blurred texture
+    kind = torch.rand(b, generator=g)
+    back = uniform(0, 1, 3)[:, :, None, None].expand(b, 3, SIZE, SIZE).clone()
+    back[kind < 0.28] = 1.0
+    back[(kind >= 0.28) & (kind < 0.58)] = 0.0
+    textured = kind > 1 - 0.2 * strength
+    if textured.any():
+        noise = torch.rand(int(textured.sum()), 3, 5, 5, generator=g)
+        back[textured] = F.interpolate(noise, SIZE, mode="bicubic", align_corners=False).clamp(0, 1)
+    image = colour + back * (1 - alpha)
+    # an invisible object teaches nothing: where it drowns in the background, invert the background
+    contrast = ((image - back).abs() * alpha).sum((1, 2, 3)) / (alpha.sum((1, 2, 3)) * 3 + 1e-3)
+    drowned = (contrast < 0.12)[:, None, None, None]
+    image = torch.where(drowned, colour + (1 - back.round()) * (1 - alpha), image)
+    # light and colour
+    grey = (chance(0.4))[:, None, None, None]
+    image = torch.where(grey, image.mean(1, keepdim=True).expand_as(image), image)
+    invert = chance(0.12)[:, None, None, None]
+    image = torch.where(invert, 1 - image, image)
+    edges = chance(0.08)
+    if edges.any():
+        tone = image[edges].mean(1, keepdim=True)
+        dx, dy = torch.zeros_like(tone), torch.zeros_like(tone)
+        dx[..., :-1] = (tone[..., 1:] - tone[..., :-1]).abs()
+        dy[..., :-1, :] = (tone[..., 1:, :] - tone[..., :-1, :]).abs()
+        image[edges] = ((dx + dy) * 3).clamp(0, 1).expand(-1, 3, -1, -1)
+    gain, offset = around(0.95, 0.3, 1, 1, 1), around(0.0, 0.12, 1, 1, 1)
+    image = (image - 0.5) * gain * around(1.0, 0.12, 3, 1, 1) + 0.5 + offset
+    # resolution, blur, noise
+    small = chance(0.4)
+    for size in (10, 16, 24, 28, 40):
+        rows = small & (torch.randint(0, 5, (b,), generator=g) == (10, 16, 24, 28, 40).index(size))
+        if rows.any():
+            low = F.interpolate(image[rows], size, mode="area")
+            image[rows] = F.interpolate(low, SIZE, mode="bicubic", align_corners=False)
+    image = image + torch.randn(image.shape, generator=g) * uniform(0, 0.09, 1, 1, 1) * chance(0.5)[:, None, None, None]
+    return (image.clamp(0, 1) * 2 - 1).contiguous(memory_format=torch.channels_last)
+
+
+def clean(rgba: Tensor) -> Tensor:
+    """Sprites on white without augmentation: uint8 `[B, 4, 64, 64]` -> float `[B, 3, 112, 112]` in [-1, 1]."""
+    image = rgba.float() / 255
+    image = image[:, :3] * image[:, 3:] + (1 - image[:, 3:])
+    image = F.interpolate(image, SIZE, mode="bicubic", align_corners=False).clamp(0, 1)
+    return (image * 2 - 1).contiguous(memory_format=torch.channels_last)
+
+
+__all__ = ["SHAPES", "SIZE", "Sprites", "augment", "clean"]

@@ -1,0 +1,179 @@
+"""Questions and answers about general pictures, as text: what the backbones learn to say."""
+
+import random
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from train_tiny.names import Concept
+
+LETTERS = "ABCD"
+ASK_OPTIONS = (
+    "What is shown in the image?",
+    "Which of these is shown in the image?",
+    "Which of these choices is shown in the image?",
+    "What is this?",
+    "Which word fits the picture best?",
+    "What do you see?",
+)
+ASK_NAME = ("What is shown in the image?", "What is this?", "What do you see?", "Name the thing in the picture.")
+ASK_CAPTION = ("Describe the image.", "Write a caption for the picture.", "Describe what you see.")
+ASK_KIND = ("What kind of thing is this?", "Which category does it belong to?")
+ASK_KEYWORDS = ("Give keywords for the image.", "List words that fit the picture.")
+BY_LETTER = ("Answer in one letter only.", "Answer with the letter from the given choices directly.")
+BY_TEXT = ("Answer with the option only.", "Answer as succinctly as possible.")
+JUSTIFY = "Justify your answer."
+# Words of the domains that a user may bring; they occur as options and in text, never with a picture of theirs.
+DOMAIN_WORDS = (
+    "t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+    "trouser", "sweater", "boot", "shoe", "handbag",
+)  # fmt: skip
+SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"] + ["ar", "en", "ol", "um", "ix", "or", "in"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and its answer; `task` names the kind for the per-task scores."""
+
+    question: str
+    answer: str
+    task: str
+
+
+def invented(rng: random.Random) -> str:
+    """A pronounceable word that means nothing."""
+    return "".join(rng.choice(SYLLABLES) for _ in range(rng.randint(2, 4)))
+
+
+def listing(question: str, options: list[str], directive: str) -> str:
+    """The one layout of four options: question, lettered lines, directive."""
+    lines = [question, *(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True)), directive]
+    return "\n".join(lines)
+
+
+class Questions:
+    """Samples turns about concepts.
+
+    Args:
+        concepts: all concepts.
+        similarity: `[C, C]` cosine between their names' text embeddings.
+    """
+
+    def __init__(self, concepts: list[Concept], similarity: Tensor) -> None:
+        self.concepts = concepts
+        self.similarity = similarity
+        self.groups: dict[str, list[int]] = {}
+        for index, concept in enumerate(concepts):
+            self.groups.setdefault(concept.category, []).append(index)
+        self.near = similarity.topk(24, dim=1).indices.tolist()
+
+    def about(self, index: int, rng: random.Random) -> Turn:
+        """One turn about the picture of concept `index`."""
+        concept = self.concepts[index]
+        draw = rng.random()
+        if draw < 0.08:
+            return Turn(rng.choice(ASK_NAME), concept.name, "name")
+        if draw < 0.12:
+            return Turn(rng.choice(ASK_CAPTION), f"a picture of {concept.name}, a kind of {concept.category}", "caption")
+        if draw < 0.16:
+            return Turn(rng.choice(ASK_KIND), concept.category, "category")
+        if draw < 0.19:
+            return Turn(rng.choice(ASK_KEYWORDS), ", ".join(concept.keywords[:3]) or concept.category, "keywords")
+        options, right = self.options(index, rng)
+        if draw < 0.24:
+            why = ", ".join([*concept.keywords[:2], concept.category])
+            question = listing(rng.choice(ASK_OPTIONS), options, JUSTIFY)
+            return Turn(question, f"{options[right]} because it looks like {concept.name}: {why}", "justify")
+        if draw < 0.60:
+            return Turn(listing(rng.choice(ASK_OPTIONS), options, rng.choice(BY_TEXT)), options[right], "text")
+        return Turn(listing(rng.choice(ASK_OPTIONS), options, rng.choice(BY_LETTER)), LETTERS[right], "letter")
+
+    def options(self, index: int, rng: random.Random) -> tuple[list[str], int]:
+        """Four different options and the place of the right one."""
+        concept = self.concepts[index]
+        draw = rng.random()
+        if draw < 0.16:  # the name is not there: the option nearest in meaning is right
+            for _ in range(8):
+                pool = rng.sample(range(len(self.concepts)), 3) + [rng.choice(self.near[index][1:])]
+                rng.shuffle(pool)
+                scores = self.similarity[index, pool]
+                best = int(scores.argmax())
+                gap = scores[best] - scores.topk(2).values[1]
+                if index not in pool and scores[best] > 0.4 and gap > 0.1:
+                    names = [self.concepts[i].name for i in pool]
+                    if len(set(names)) == 4:
+                        return names, best
+        group = self.groups[concept.category]
+        pool = group if rng.random() < 0.45 and len(group) > 6 else range(len(self.concepts))
+        right = concept.name
+        if draw > 0.72 and concept.keywords and concept.category not in ("digit", "letter", "count", "shape", "word"):
+            right = rng.choice(concept.keywords)
+        elif draw > 0.66:
+            right = concept.category if concept.category not in ("digit", "letter") else concept.name
+        elif draw > 0.62:
+            right = invented(rng)
+        known = {concept.name, concept.category, *concept.keywords}
+        wrong: list[str] = []
+        while len(wrong) < 3:
+            kind = rng.random()
+            if kind < 0.08 and right in known:
+                word = invented(rng)
+            elif kind < 0.16:
+                word = rng.choice(DOMAIN_WORDS)
+            else:
+                other = self.concepts[rng.choice(pool)]
+                if right == concept.category and other.category == concept.category:
+                    pool = range(len(self.concepts))
+                    continue
+                word = other.name
+                if kind > 0.85 and other.keywords and right not in ("digit",):
+                    word = rng.choice(other.keywords)
+            if word not in known and word != right and word not in wrong:
+                wrong.append(word)
+        place = rng.randrange(4)
+        return [*wrong[:place], right, *wrong[place:]], place
+
+    def text_only(self, rng: random.Random) -> Turn:
+        """One turn that needs no picture: which letter, which option, copy, kind of."""
+        words = rng.sample(self.concepts, 4)
+        options = [rng.choice([c.name, *c.keywords]) if rng.random() < 0.7 else invented(rng) for c in words]
+        if len(set(options)) < 4:
+            options = [c.name for c in words]
+        place = rng.randrange(4)
+        draw = rng.random()
+        if draw < 0.45:
+            question = listing(f"Which letter is {options[place]}?", options, rng.choice(BY_LETTER))
+            return Turn(question, LETTERS[place], "bind")
+        if draw < 0.65:
+            question = listing(f"Which option is {LETTERS[place]}?", options, rng.choice(BY_TEXT))
+            return Turn(question, options[place], "pick")
+        if draw < 0.75:
+            return Turn(f"Repeat: {options[place]}", options[place], "copy")
+        concept = words[place]
+        if draw < 0.88:
+            return Turn(f"What kind of thing is {concept.name}?", concept.category, "kind")
+        fitting = self.concepts[rng.choice(range(len(self.concepts)))]
+        names = [c.name for c in rng.sample(self.concepts, 3)] + [fitting.name]
+        if len(set(names)) < 4 or not fitting.keywords:
+            return Turn(f"What kind of thing is {concept.name}?", concept.category, "kind")
+        rng.shuffle(names)
+        question = listing(f"Which of these is close to {fitting.keywords[0]}?", names, rng.choice(BY_TEXT))
+        return Turn(question, fitting.name, "close")
+
+
+def corpus(concepts: list[Concept], questions: Questions, count: int, seed: int) -> list[str]:
+    """Texts for a tokenizer: many turns, all names and keywords, the domains' words."""
+    rng = random.Random(seed)
+    lines = [word for c in concepts for word in (c.name, *c.keywords)]
+    lines += [f" {word}" for word in DOMAIN_WORDS for _ in range(60)]
+    for _ in range(count):
+        turn = questions.about(rng.randrange(len(concepts)), rng) if rng.random() < 0.8 else questions.text_only(rng)
+        lines.append(f"User: {turn.question}\nAssistant: {turn.answer}")
+    return lines
+
+
+def name_similarity(targets: Tensor) -> Tensor:
+    """Cosine between concepts from their text targets `[C, V, d]`: float `[C, C]`."""
+    mean = torch.nn.functional.normalize(targets.mean(1), dim=-1)
+    return mean @ mean.T
