@@ -1,0 +1,111 @@
+"""`craft`: from the words on the command line to an exit status. Nothing here imports torch."""
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+from craft import __version__
+from craft.cli.arguments import expand
+
+DONE, OURS, USERS, STOPPED = 0, 1, 2, 130
+"""Exit statuses: all went well; a fault in CRAFT; the user's mistake; Ctrl-C."""
+
+app = App(
+    name="craft",
+    version=__version__,
+    help="Adapt the vision tower of a discrete LVLM to new pictures, once for every LLM of its codebook.",
+    help_epilogue="Start with `craft demo`. Each verb explains itself: `craft adapt --help`.",
+    version_flags=["--version"],
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
+    exit_on_error=False,
+    print_error=False,
+    verbose=False,
+)
+app.command("craft.cli.demo:demo", name="demo", sort_key=1)
+app.command("craft.cli.adapt:adapt", name="adapt", sort_key=2)
+app.command("craft.cli.evaluate:evaluate", name="eval", sort_key=3)
+app.command("craft.cli.transfer:transfer", name="transfer", sort_key=4)
+app.command("craft.cli.inspect:inspect", name="inspect", sort_key=5)
+app.command("craft.cli.export:export", name="export", sort_key=6)
+data = App(name="data", help="List the embedded domains; check data of your own.", sort_key=7)
+data.command("craft.cli.data:list_domains", name="list")
+data.command("craft.cli.data:check", name="check")
+app.command(data)
+
+# What the system says when a path that the user gave cannot be used.
+_PATH_TROUBLE = {
+    getattr(errno, name) for name in ("EACCES", "EPERM", "EROFS", "ENOSPC", "ENOTDIR", "EISDIR", "EEXIST")
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: the words behind `craft`; those of this process when None.
+
+    Returns:
+        The exit status: 0 done, 1 a fault in CRAFT (with its traceback), 2 the user's mistake (one paragraph
+        on standard error), 130 stopped with Ctrl-C.
+    """
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(expand(tokens))
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        _complain(_how_to_go_on(tokens))
+        return STOPPED
+    except BrokenPipeError:  # `craft ... | head`: the reader has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception as error:
+        paragraph = explain(error)
+        if paragraph is None:
+            traceback.print_exc()
+            _complain("this is a fault in CRAFT, not in what you did; please report it with the text above.")
+            return OURS
+        _complain(paragraph)
+        return STOPPED if _is(error, "craft.training.interrupt", "Interrupted") else USERS
+    return DONE
+
+
+def explain(error: Exception) -> str | None:
+    """One paragraph for a mistake that the user can put right; None for a fault of ours."""
+    if isinstance(error, CycloptsError):
+        verb = " ".join(["craft", *(error.command_chain or ())])
+        return f"{_line(error)} `{verb} --help` lists what there is."
+    if _is(error, "craft.core.errors", "CraftError"):
+        return _line(error)
+    if _is(error, "torch", "OutOfMemoryError"):
+        return (
+            "the device has too little memory for this. A smaller --batch-size helps (for adapt: --set "
+            "batch_size=8, or --set accumulation=4, which keeps the result's batch); --dry-run estimates it."
+        )
+    if isinstance(error, OSError) and error.errno in _PATH_TROUBLE and error.filename is not None:
+        return f"{error.filename} cannot be used: {error.strerror}. Choose another place, or make room there."
+    return None
+
+
+def _is(error: Exception, module: str, name: str) -> bool:
+    """Whether an error is of a class whose module may not have been imported; it is not imported here."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(error, kind)
+
+
+def _how_to_go_on(tokens: Sequence[str]) -> str:
+    if tokens[:1] in (["adapt"], ["demo"]):
+        return "stopped. The same command with --resume goes on from the last checkpoint, if there is one."
+    return "stopped. Nothing half done was left behind; give the same command to begin again."
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _complain(paragraph: str) -> None:
+    print(f"craft: {paragraph}", file=sys.stderr, flush=True)

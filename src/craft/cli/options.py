@@ -1,0 +1,90 @@
+"""Options that all verbs share, and small types of options."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+Flag = Annotated[bool, Parameter(negative="")]
+"""On when named; there is no `--no-...`."""
+
+Several = Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")]
+"""One or more values behind one flag."""
+
+Settings = Annotated[list[str] | None, Parameter(name="--set", negative="")]
+"""`--set NAME=VALUE`, any number of times."""
+
+
+@Parameter(name="*", group="Common")
+@dataclass(frozen=True)
+class Common:
+    """What every verb takes.
+
+    Attributes:
+        config: a YAML file of settings; what is given on the command line goes before it.
+        seed: of everything that is drawn by lot.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        dtype: auto (bfloat16 where the device has it), float32 or bfloat16.
+        json: print JSON, and nothing else, on standard output.
+    """
+
+    config: Path | None = None
+    seed: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    json: Flag = False
+
+
+COMMON = Common()
+"""As when none is given."""
+
+
+def settings_of(given: list[str] | None, common: Common) -> dict[str, str]:
+    """`--set` as dotted overrides, with device and dtype.
+
+    Raises:
+        ConfigError: an entry is not NAME=VALUE.
+    """
+    overrides: dict[str, str] = {}
+    for entry in given or []:
+        name, equals, value = entry.partition("=")
+        if not equals or not name:
+            from craft.core.errors import ConfigError
+
+            raise ConfigError(f"--set takes NAME=VALUE, as in --set learning_rate=1e-4, not {entry!r}.")
+        overrides[name] = value
+    machine = {"device": common.device, "dtype": common.dtype}
+    return {**{key: value for key, value in machine.items() if value is not None}, **overrides}
+
+
+def numbers(text: str | None, flag: str) -> list[int] | None:
+    """`0,1,2` as a list of numbers.
+
+    Raises:
+        ConfigError: something in it is not a whole number.
+    """
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.replace(" ", ",").split(",") if part]
+    except ValueError:
+        from craft.core.errors import ConfigError
+
+        raise ConfigError(
+            f"{flag} takes whole numbers with commas, as in {flag} 0,1,2; not {text!r}."
+        ) from None
+
+
+def seeds_of(seeds: str | None, common: Common) -> list[int] | None:
+    """The seeds that `--seeds` or `--seed` name, or None.
+
+    Raises:
+        ConfigError: both are given.
+    """
+    listed = numbers(seeds, "--seeds")
+    if listed and common.seed is not None:
+        from craft.core.errors import ConfigError
+
+        raise ConfigError("Give --seed or --seeds, not both.")
+    return listed or (None if common.seed is None else [common.seed])

@@ -1,0 +1,199 @@
+"""The demo's picture: test images with answers before and after, what changed in them, and the losses."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from craft.core.files import atomic_write_bytes
+
+_RIGHT, _WRONG, _CHANGED, _GREY = "#1a7f37", "#cf222e", "#ff8c1a", "#57606a"
+_CURVES = {
+    "sal": ("Surrogate alignment (Eq. 2)", "#0969da"),
+    "commitment": ("Commitment (Eq. 3)", "#8250df"),
+    "contrastive": ("Contrastive (Eq. 4)", "#bf3989"),
+}
+_LINE = 0.2  # inches per line of answers
+_LONGEST = 15  # characters of an answer that fit a column
+
+
+@dataclass(frozen=True)
+class Example:
+    """One test image in the picture.
+
+    Attributes:
+        pixels: what the tower sees, uint8 `[S, S, 3]`.
+        answer: the right answer.
+        seen: False where the class was held out of training.
+        replies: per line of the picture what a model said, and whether that is right.
+        changed: bool `[h, w]`, the patches whose level-1 code the adaptation changed.
+    """
+
+    pixels: np.ndarray
+    answer: str
+    seen: bool
+    replies: tuple[tuple[str, bool], ...]
+    changed: np.ndarray
+
+
+def draw(
+    path: str | Path,
+    title: str,
+    lines: Sequence[str],
+    examples: Sequence[Example],
+    metrics: Sequence[Mapping[str, Any]],
+) -> Path:
+    """Write the picture as PNG; the same arguments give the same bytes.
+
+    Args:
+        path: where.
+        title: above everything.
+        lines: what each entry of `Example.replies` is, such as "craft-tiny/llama, adapted".
+        examples: at least one.
+        metrics: the lines of metrics.jsonl.
+
+    Returns:
+        The path.
+    """
+    from matplotlib.figure import Figure
+
+    curves = {name: _curve(metrics, name) for name in _CURVES}
+    curves = {name: points for name, points in curves.items() if len(points[0])}
+    text = _LINE * (len(lines) + 1) + 0.1
+    heights = [1.2, text, 1.2]
+    figure = Figure(figsize=(2.3 + 1.22 * len(examples), sum(heights) + 3.2), dpi=120, facecolor="white")
+    width, height = figure.get_size_inches()
+    figure.text(0.01, 1 - 0.16 / height, title, ha="left", va="top", fontsize=13, fontweight="bold")
+    upper = figure.add_gridspec(
+        3,
+        len(examples) + 1,
+        left=0.005,
+        right=0.995,
+        top=1 - 0.5 / height,
+        bottom=2.5 / height,
+        width_ratios=[1.8] + [1] * len(examples),
+        height_ratios=heights,
+        wspace=0.06,
+        hspace=0.05,
+    )
+    _labels(figure, upper, lines)
+    for column, example in enumerate(examples, start=1):
+        _image(figure.add_subplot(upper[0, column]), example, overlay=False)
+        _answers(figure.add_subplot(upper[1, column]), example, len(lines))
+        _image(figure.add_subplot(upper[2, column]), example, overlay=True)
+    if curves:
+        side = 0.55 / width
+        lower = figure.add_gridspec(
+            1,
+            len(curves),
+            left=side,
+            right=1 - 0.15 / width,
+            top=1.75 / height,
+            bottom=0.45 / height,
+            wspace=0.22,
+        )
+        for column, (name, points) in enumerate(curves.items()):
+            _plot(figure.add_subplot(lower[0, column]), *_CURVES[name], *points)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", metadata={"Software": None})
+    atomic_write_bytes(path, stream.getvalue())
+    return Path(path)
+
+
+def _labels(figure: Any, grid: Any, lines: Sequence[str]) -> None:
+    """The left column: what each row is."""
+    for row, words in (
+        (0, "test image, as the\nvision tower sees it"),
+        (2, "patches whose level-1\ncode changed"),
+    ):
+        axes = _blank(figure.add_subplot(grid[row, 0]))
+        axes.text(0.96, 0.5, words, ha="right", va="center", fontsize=9, color=_GREY)
+    axes = _blank(figure.add_subplot(grid[1, 0]))
+    for number, words in enumerate(("right answer", *lines)):
+        heavy = "bold" if number == 0 else "normal"
+        axes.text(
+            0.96, _height(number, len(lines)), words, ha="right", va="center", fontsize=9, fontweight=heavy
+        )
+
+
+def _answers(axes: Any, example: Example, count: int) -> None:
+    """The right answer (in italics where its class was never trained on), then each model's."""
+    _blank(axes)
+    axes.text(
+        0.5,
+        _height(0, count),
+        _short(example.answer) + ("" if example.seen else " *"),
+        ha="center",
+        va="center",
+        fontsize=9,
+        fontweight="bold",
+        style="normal" if example.seen else "italic",
+    )
+    for number, (reply, right) in enumerate(example.replies, start=1):
+        mark, colour = ("✓", _RIGHT) if right else ("✗", _WRONG)
+        words = f"{_short(reply) or '(nothing)'} {mark}"
+        axes.text(0.5, _height(number, count), words, ha="center", va="center", fontsize=8.5, color=colour)
+
+
+def _height(number: int, count: int) -> float:
+    return 1 - (number + 0.5) / (count + 1)
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split()).replace("$", r"\$")  # a lone dollar would begin a formula
+    return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
+
+
+def _image(axes: Any, example: Example, overlay: bool) -> None:
+    """The image; over it, if asked, a veil on each patch whose code changed."""
+    _blank(axes)
+    whole: dict[str, Any] = {"extent": (0, 1, 0, 1), "interpolation": "nearest", "aspect": "equal"}
+    axes.imshow(example.pixels, **whole)
+    if not overlay:
+        return
+    rows, columns = example.changed.shape
+    veil = np.zeros((rows, columns, 4))
+    veil[..., :3] = [int(_CHANGED[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    veil[..., 3] = np.where(example.changed, 0.55, 0.0)
+    axes.imshow(veil, **whole)
+    for at in range(1, columns):
+        axes.axvline(at / columns, color="white", linewidth=0.4, alpha=0.6)
+    for at in range(1, rows):
+        axes.axhline(at / rows, color="white", linewidth=0.4, alpha=0.6)
+    share = f"{100 * example.changed.mean():.0f} %"
+    box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
+    axes.text(0.96, 0.04, share, ha="right", va="bottom", fontsize=8, color="black", bbox=box)
+
+
+def _blank(axes: Any) -> Any:
+    axes.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1))
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.set_facecolor("none")
+    return axes
+
+
+def _curve(metrics: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of one part of the loss."""
+    found = [(line["step"], line[name]) for line in metrics if name in line]
+    return np.array([step for step, _ in found], dtype=float), np.array([v for _, v in found], dtype=float)
+
+
+def _plot(axes: Any, title: str, colour: str, steps: np.ndarray, values: np.ndarray) -> None:
+    """Each step's value thin, their running mean thick."""
+    axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.35)
+    window = max(1, len(values) // 10)
+    means = np.array([values[max(0, at - window) : at + window + 1].mean() for at in range(len(values))])
+    axes.plot(steps, means, color=colour, linewidth=1.8)
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel("step", fontsize=8, labelpad=1)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.margins(x=0.02)
+    if float(values.min()) >= 0:
+        axes.set_ylim(bottom=0)
