@@ -1,0 +1,74 @@
+"""docs/paper_map.md names code that exists and defaults that are true."""
+
+import ast
+import dataclasses
+from importlib import import_module
+
+import pytest
+import yaml
+
+from craft.training.config import AdaptConfig, leaves
+from docs.reading import ROOT, settings, symbols
+
+TEXT = (ROOT / "docs/paper_map.md").read_text(encoding="utf-8")
+SYMBOLS = sorted(set(symbols(TEXT)))
+CONFIG = AdaptConfig()
+
+
+def default(name: str) -> object:
+    """The default of a setting by its dotted name."""
+    value: object = CONFIG
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def resolve(module: str, name: str) -> bool:
+    """Whether a module of craft has the dotted name (a dataclass's field counts)."""
+    value: object = import_module(module)
+    for part in name.split("."):
+        if dataclasses.is_dataclass(value) and part in {f.name for f in dataclasses.fields(value)}:
+            return True
+        if not hasattr(value, part):
+            return False
+        value = getattr(value, part)
+    return True
+
+
+@pytest.mark.parametrize("file, name", SYMBOLS, ids=lambda part: part)
+def test_symbol_exists(file, name):
+    outside = (ROOT / file).is_file()
+    path = ROOT / file if outside else ROOT / "src/craft" / file
+    assert path.is_file(), f"the paper map names {file}, which does not exist"
+    if not name:
+        return
+    if outside:  # scripts are read, not run
+        tops = {getattr(node, "name", None) for node in ast.parse(path.read_text()).body}
+        assert name in tops
+    else:
+        module = "craft." + file.removesuffix(".py").replace("/", ".")
+        assert resolve(module, name), f"{module} has no {name}"
+
+
+def test_every_equation_and_section_is_there():
+    for wanted in ("Eq. 1", "Eq. 2", "Eq. 3", "Eq. 4", "Eq. 5"):
+        assert wanted in TEXT
+    for wanted in ("§3.1", "§3.2", "§3.3", "§4.1", "§7", "§8", "§9", "§10", "§11", "§12.1", "§13"):
+        assert wanted in TEXT
+    assert len(SYMBOLS) > 40
+
+
+@pytest.mark.parametrize("name, value", sorted(set(settings(TEXT))))
+def test_default_is_true(name, value):
+    if name == "keep_ratio":  # an argument of LVLM.answer, not a setting
+        return
+    assert name in set(leaves()), f"AdaptConfig has no setting {name}"
+    now = default(name)
+    assert yaml.safe_load(value) == now, (
+        f"docs/paper_map.md says {name}={value}; its default is {now!r}. Correct the map, and its reason."
+    )
+
+
+def test_every_loss_setting_is_explained():
+    told = {name for name, _ in settings(TEXT)}
+    assert {name for name in leaves() if name.startswith("losses.")} <= told

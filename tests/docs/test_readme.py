@@ -1,0 +1,113 @@
+"""README.md: its Python runs, its commands exist, its tree is the tree."""
+
+import ast
+import functools
+import inspect
+import re
+import subprocess
+import sys
+
+import pytest
+
+import craft
+from builders import tiny_lvlm
+from craft.models import load as loading
+from craft.models.native import save_native
+from craft.training.config import resolve_name
+from docs.reading import ROOT, blocks, tree
+
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+CODE = blocks(TEXT, "python")
+VERBS = sorted(
+    {
+        match
+        for match in re.findall(r"(?:^|`)craft ([a-z]+(?: list)?)\b", TEXT, re.MULTILINE)
+        if match not in {"is", "trains"}
+    }
+)
+
+
+@pytest.fixture
+def tiny_family(tmp_path, monkeypatch):
+    """Random models under the names of the shipped ones, and a few samples of each data set."""
+    for kind in ("llama", "qwen2"):
+        save_native(tmp_path / "models/craft-tiny", kind, tiny_lvlm(kind), dtype="float32")
+    monkeypatch.setattr(loading, "_SHIPPED", tmp_path / "models")
+    from craft.recipes import questions
+
+    monkeypatch.setattr(questions, "load_data", limited(questions.load_data))
+    monkeypatch.chdir(tmp_path)
+
+
+def limited(load_data):
+    """`load_data` with few samples per split."""
+
+    @functools.wraps(load_data)
+    def few(*args, **kwargs):
+        return load_data(*args, **{**kwargs, "limit": 12})
+
+    return few
+
+
+def test_python_names_exist():
+    assert len(CODE) == 1
+    calls = 0
+    for node in ast.walk(ast.parse(CODE[0])):
+        if not isinstance(node, ast.Call) or not ast.unparse(node.func).startswith("craft."):
+            continue
+        function = craft
+        for part in ast.unparse(node.func).split(".")[1:]:
+            if not part.isidentifier():
+                break
+            function = getattr(function, part)
+            if inspect.isfunction(function):
+                break
+        if not inspect.isfunction(function):
+            continue
+        calls += 1
+        known = inspect.signature(function).parameters
+        for keyword in node.keywords:
+            if keyword.arg in known:
+                continue
+            assert any(p.kind is p.VAR_KEYWORD for p in known.values()), f"{function}: {keyword.arg}"
+            resolve_name(str(keyword.arg))
+    assert calls >= 5
+
+
+def test_python_is_twelve_lines():
+    lines = [line for line in CODE[0].splitlines() if line.strip()]
+    assert len(lines) == 12
+
+
+def test_python_runs(tiny_family, capsys):
+    exec(compile(CODE[0], "README.md", "exec"), {})
+    assert len(capsys.readouterr().out.strip().splitlines()) >= 2
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_verb_exists(verb):
+    result = subprocess.run(
+        [sys.executable, "-m", "craft", *verb.split(), "--help"], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert verb.split()[-1] in result.stdout
+
+
+def test_the_verbs_that_are_promised_are_shown():
+    promised = {"adapt", "eval", "transfer", "inspect", "export", "data list"}
+    assert promised <= set(VERBS), f"README.md shows {VERBS}"
+
+
+def test_tree_is_the_tree():
+    named = tree(TEXT)
+    missing = [str(path) for path in named if not (ROOT / path).exists()]
+    assert missing == [], f"README.md names what does not exist: {missing}"
+    packages = {path.parent.name for path in (ROOT / "src/craft").glob("*/__init__.py")}
+    told = {path.name for path in named if path.parent.as_posix() == "src/craft"}
+    assert packages <= told, f"README.md's tree lacks {sorted(packages - told)}"
+
+
+def test_marks_for_measured_parts_are_in_pairs():
+    begun = re.findall(r"<!-- ([\w:]+):begin -->", TEXT)
+    ended = re.findall(r"<!-- ([\w:]+):end -->", TEXT)
+    assert begun == ended and "numbers" in begun
