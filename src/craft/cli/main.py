@@ -9,7 +9,14 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from craft import __version__
+from craft.cli.adapt import adapt
 from craft.cli.arguments import expand
+from craft.cli.data import check, list_domains
+from craft.cli.demo import demo
+from craft.cli.evaluate import evaluate
+from craft.cli.export import export
+from craft.cli.inspect import inspect
+from craft.cli.transfer import transfer
 
 DONE, OURS, USERS, STOPPED = 0, 1, 2, 130
 """Exit statuses: all went well; a fault in CRAFT; the user's mistake; Ctrl-C."""
@@ -26,16 +33,21 @@ app = App(
     print_error=False,
     verbose=False,
 )
-app.command("craft.cli.demo:demo", name="demo", sort_key=1)
-app.command("craft.cli.adapt:adapt", name="adapt", sort_key=2)
-app.command("craft.cli.evaluate:evaluate", name="eval", sort_key=3)
-app.command("craft.cli.transfer:transfer", name="transfer", sort_key=4)
-app.command("craft.cli.inspect:inspect", name="inspect", sort_key=5)
-app.command("craft.cli.export:export", name="export", sort_key=6)
-data = App(name="data", help="List the embedded domains; check data of your own.", sort_key=7)
-data.command("craft.cli.data:list_domains", name="list")
-data.command("craft.cli.data:check", name="check")
-app.command(data)
+data = App(name="data", help="List the embedded domains; check data of your own.")
+data.command(list_domains, name="list")
+data.command(check)
+for _order, (_verb, _does) in enumerate(
+    {
+        "demo": demo,
+        "adapt": adapt,
+        "eval": evaluate,
+        "transfer": transfer,
+        "inspect": inspect,
+        "export": export,
+        "data": data,
+    }.items()
+):
+    app.command(_does, name=_verb, sort_key=_order)
 
 # What the system says when a path that the user gave cannot be used.
 _PATH_TROUBLE = {

@@ -1,0 +1,170 @@
+"""What a user can get wrong: exit status 2, one paragraph that names it and the remedy, nothing on stdout."""
+
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+from cli.conftest import COLOURS, FAST, paint
+
+
+@pytest.fixture
+def broken(family, tmp_path):
+    """A copy of the family to damage."""
+    return shutil.copytree(family, tmp_path / "tiny")
+
+
+def test_wrong_path_of_the_model(craft, pictures, tmp_path):
+    said = craft("adapt", tmp_path / "nowhere", "--data", pictures, "--out", tmp_path / "run").complaint
+    assert "nowhere" in said and "no folder has that path" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_path_of_the_data(craft, family, tmp_path):
+    said = craft("adapt", family / "llama", "--data", "aparel", "--out", tmp_path / "run").complaint
+    assert "'aparel'" in said and "Did you mean 'apparel'?" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_path_of_the_encoder(craft, family, tmp_path):
+    said = craft("eval", family / "llama", "--encoder", tmp_path / "none").complaint
+    assert "none does not exist" in said
+
+
+def test_corrupt_checkpoint(craft, broken, pictures):
+    file = broken / "llama" / "llm" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    said = craft("eval", broken / "llama", "--data", pictures).complaint
+    assert "model.safetensors" in said and "llm" in said
+
+
+def test_corrupt_encoder(craft, family, encoder, tmp_path):
+    copy = shutil.copytree(encoder[0], tmp_path / "run")
+    file = copy / "encoder" / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+    said = craft("eval", family / "llama", "--encoder", copy).complaint
+    assert "model.safetensors" in said and "damaged" in said
+
+
+def test_missing_shard(craft, broken, pictures):
+    folder = broken / "llama" / "llm"
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    mapping = {"model.embed_tokens.weight": "model-00002-of-00002.safetensors"}
+    index = {"metadata": {}, "weight_map": {**mapping, "lm_head.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    said = craft("eval", broken / "llama", "--data", pictures).complaint
+    assert "model-00002-of-00002.safetensors" in said
+
+
+def test_wrong_codebook(craft, stranger, encoder):
+    said = craft("eval", stranger, "--encoder", encoder[0]).complaint
+    told = craft("inspect", encoder[0], "--json").json["encoder"]["codebook"]["fingerprint"]
+    other = craft("inspect", stranger, "--json").json["codebook"]["fingerprint"]
+    assert told in said and other in said
+    transfer = craft("transfer", "--encoders", encoder[0], "--backbones", stranger).complaint
+    assert told in transfer and other in transfer
+
+
+def test_wrong_codebook_in_the_demo(craft, family, stranger, pictures, tmp_path):
+    models = ("--surrogate", family / "llama", "--other", stranger)
+    said = craft("demo", *models, "--data", pictures, "--out", tmp_path / "demo").complaint
+    assert "codebook" in said
+    assert not (tmp_path / "demo").exists()
+
+
+def test_empty_data(craft, family, tmp_path):
+    (tmp_path / "empty").mkdir()
+    said = craft("adapt", family / "llama", "--data", tmp_path / "empty", "--out", tmp_path / "run").complaint
+    assert "empty" in said and "class" in said
+
+
+def test_single_class(craft, family, tmp_path):
+    data = paint(tmp_path / "one", {"coat": COLOURS["coat"]}, 6)
+    said = craft("adapt", family / "llama", "--data", data, "--out", tmp_path / "run").complaint
+    assert "single class, 'coat'" in said
+
+
+def test_corrupt_image(craft, family, tmp_path):
+    data = paint(tmp_path / "blobs", COLOURS, 4)
+    file = data / "shoe" / "2.png"
+    file.write_bytes(file.read_bytes()[:-40])
+    said = craft("adapt", family / "llama", "--data", data, "--out", tmp_path / "run").complaint
+    assert str(file) in said
+    assert str(file) in craft("data", "check", data).complaint
+    assert not (tmp_path / "run").exists()
+
+
+def test_corrupt_image_in_a_jsonl_is_named_with_its_line(craft, family, tmp_path):
+    rows = []
+    for number, (name, colour) in enumerate(COLOURS.items()):
+        Image.new("RGB", (24, 24), colour).save(tmp_path / f"{number}.png")
+        rows.append({"image": f"{number}.png", "question": "What is it?", "answer": name})
+    (tmp_path / "3.png").write_bytes(b"no picture")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 2))
+    words = ("adapt", family / "llama", "--data", tmp_path / "rows.jsonl", "--out", tmp_path / "run")
+    said = craft(*words).complaint
+    assert "rows.jsonl:" in said and "3.png" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (("adapt", "--learning-rte", "1"), "--help"),
+        (("adapt", "--max-stps", "1"), "Did you mean --max-steps?"),
+        (("eval", "x", "--limt", "3"), "Did you mean --limit?"),
+        (("evl", "x"), 'Did you mean "eval"?'),
+        (("adapt", "--set", "learning_rte=1"), "Did you mean 'optimizer.learning_rate'?"),
+        (("adapt", "--losses.comitment.weight", "1"), "Did you mean 'losses.commitment.weight'?"),
+        (("adapt", "--set", "batch_size=many"), "batch_size"),
+        (("adapt", "--set", "batch_size"), "NAME=VALUE"),
+        (("adapt", "--config", "none.yaml"), "none.yaml"),
+        (("eval", "x", "--config", "none.yaml"), "none.yaml"),
+        (("eval", "x", "--seeds", "a,b"), "--seeds 0,1,2"),
+        (("eval", "x", "--seeds", "1", "--seed", "1"), "not both"),
+        (("eval",), "backbone"),
+        (("eval", "x", "--limit", "few"), "limit"),
+        (("inspect", "craft-tinny"), "craft-tinny"),
+        (("data", "check", "digit"), "Did you mean 'digits'?"),
+    ],
+)
+def test_words_that_are_not_understood(craft, words, meant):
+    assert meant.lower() in craft(*words).complaint.lower()
+
+
+def test_unknown_keys_in_config_files(craft, tmp_path):
+    (tmp_path / "adapt.yaml").write_text("batch_sise: 3\n")
+    assert "Did you mean 'batch_size'?" in craft("adapt", "--config", tmp_path / "adapt.yaml").complaint
+    (tmp_path / "eval.yaml").write_text("keep_ration: 0.5\n")
+    said = craft("eval", "x", "--config", tmp_path / "eval.yaml").complaint
+    assert "Did you mean --keep-ratio?" in said
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    assert "name: value" in craft("eval", "x", "--config", tmp_path / "list.yaml").complaint
+
+
+def test_a_run_is_not_overwritten_by_accident(craft, family, encoder, pictures):
+    words = ("adapt", family / "llama", "--data", pictures, "--out", encoder[0], "--max-steps", "3", *FAST)
+    before = (encoder[0] / "encoder" / "craft.json").read_bytes()
+    said = craft(*words).complaint
+    assert "--overwrite" in said
+    assert craft(*words, "--resume").status == 0  # finished already: nothing to do
+    assert (encoder[0] / "encoder" / "craft.json").read_bytes() == before
+
+
+def test_out_that_cannot_be_written(craft, family, pictures, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    out = tmp_path / "file" / "run"
+    said = craft("adapt", family / "llama", "--data", pictures, "--out", out, "--max-steps", "1", *FAST)
+    assert "file" in said.complaint
+
+
+def test_our_own_faults_show_their_traceback(craft, monkeypatch):
+    def fail() -> None:
+        raise RuntimeError("a broken invariant")
+
+    monkeypatch.setattr("craft.data.catalogue", fail)
+    said = craft("data", "list")
+    assert said.status == 1
+    assert "Traceback" in said.err and "a broken invariant" in said.err and "report it" in said.err

@@ -1,0 +1,195 @@
+"""Every verb does its job: status 0, something to read, and JSON that says the same."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from PIL import Image
+
+from cli.conftest import FAST
+from craft.core.files import load_tensors
+from craft.models.load import load
+
+
+def test_adapt_says_who_trains_and_what_comes_next(encoder, pictures):
+    out, said = encoder
+    assert said.status == 0, said.err
+    assert "vision_tower" in said.err and "frozen" in said.err  # the table, before training
+    assert "adapting: 3 done" in said.err  # plain lines of progress
+    assert f"craft eval tiny/llama --encoder {out} --data {pictures}" in said.out
+    names = {path.name for path in out.iterdir()}
+    assert {"config.resolved.yaml", "run.json", "metrics.jsonl", "checkpoints", "encoder"} <= names
+
+
+def test_adapt_takes_settings_in_three_ways(craft, family, pictures, tmp_path):
+    config = tmp_path / "mine.yaml"
+    config.write_text(f"surrogate: {family / 'llama'}\noptimizer: {{learning_rate: 1e-3}}\nbatch_size: 8\n")
+    words = ("--data", pictures, "--config", config, "--set", "batch_size=4", "--max_steps", "1")
+    dotted = ("--losses.commitment.weight", "0.25", "--data.answer_with=letter", "--device", "cpu")
+    said = craft("adapt", *words, *dotted, "--out", tmp_path / "run", "--seed", "3", "--json")
+    assert said.status == 0, said.err
+    settings = said.json["config"]
+    assert settings == yaml.safe_load((tmp_path / "run" / "config.resolved.yaml").read_text())
+    assert settings["optimizer"]["learning_rate"] == 1e-3
+    assert (settings["batch_size"], settings["seed"], settings["max_steps"]) == (4, 3, 1)
+    assert settings["losses"]["commitment"]["weight"] == 0.25
+    assert settings["data"]["answer_with"] == "letter"
+    assert said.json["metrics"]["steps"] == 1 and len(said.json["held_out"]) == 1
+
+
+def test_adapt_dry_run_writes_nothing(craft, family, pictures, tmp_path):
+    words = ("adapt", family / "llama", "--data", pictures, "--out", tmp_path / "run", "--dry-run", *FAST)
+    said = craft(*words)
+    assert said.status == 0, said.err
+    for word in ("Who trains", "frozen", "activations", "total", "commitment"):
+        assert word in said.out
+    found = craft(*words, "--json").json
+    assert found["memory"]["total"] > found["memory"]["weights"] > 0
+    assert {row["part"]: row["trainable"] for row in found["parameters"]}["llm"] == 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_eval_before_and_after(craft, family, encoder, tmp_path):
+    out, _ = encoder
+    zero = craft("eval", family / "qwen2", "--like", out, "--limit", "6", "--json")
+    after = craft("eval", family / "qwen2", "--encoder", out, "--limit", "6", "--out", tmp_path, "--json")
+    assert zero.status == after.status == 0, zero.err + after.err
+    assert zero.json["count"] == after.json["count"] == 6
+    assert {"accuracy", "seen", "unseen", "lenient", "unparseable", "interval"} <= set(after.json)
+    rows = [json.loads(line) for line in (tmp_path / "samples-0.jsonl").read_text().splitlines()]
+    assert sum(row["strict"] for row in rows) / 6 == pytest.approx(after.json["accuracy"])
+    assert json.loads((tmp_path / "report.json").read_text()) == after.json
+
+
+def test_eval_over_seeds_as_a_table(craft, family, pictures):
+    said = craft("eval", family / "llama", "--data", pictures, "--limit", "5", "--seeds", "0,1")
+    assert said.status == 0, said.err
+    for word in ("strict", "95 % interval", "unparseable", "mean", "±", "chance 25.0 %", "craft adapt"):
+        assert word in said.out
+    words = ("eval", family / "llama", "--data", pictures, "--limit", "5", "--seeds", "0,1", "--json")
+    found = craft(*words).json
+    assert [report["settings"]["seed"] for report in found["reports"]] == [0, 1]
+    assert found["accuracy"] == pytest.approx(sum(r["accuracy"] for r in found["reports"]) / 2)
+
+
+def test_eval_takes_its_flags_from_a_file(craft, family, pictures, tmp_path):
+    config = tmp_path / "eval.yaml"
+    config.write_text(f"data: {{name: {pictures}, answer_with: letter}}\nlimit: 5\nmax_new_tokens: 2\n")
+    found = craft("eval", family / "llama", "--config", config, "--limit", "4", "--json").json
+    assert found["count"] == 4  # the command line goes first
+    assert found["reports"][0]["settings"]["max_new_tokens"] == 2
+
+
+def test_transfer_matrix(craft, family, encoder, tmp_path):
+    out, _ = encoder
+    backbones = (family / "llama", family / "qwen2")
+    words = ("transfer", "--encoders", out, "--backbones", *backbones, "--limit", "4")
+    said = craft(*words, "--out", tmp_path)
+    assert said.status == 0, said.err
+    for word in ("zero-shot", "tiny/llama on blobs", "tiny/qwen2", "unseen", "(+"):
+        assert word in said.out
+    found = json.loads((tmp_path / "transfer.json").read_text())
+    assert found["encoders"] == ["zero-shot", "tiny/llama on blobs"]
+    assert len(found["table"]) == 4
+    assert craft(*words, "--json", "--dry-run").json["backbones"] == ["tiny/llama", "tiny/qwen2"]
+
+
+def test_inspect(craft, family, encoder):
+    out, _ = encoder
+    fingerprint = load(family / "llama").visual.codebook.fingerprint
+    kinds = {out: "run", out / "encoder": "adapted encoder", family / "llama": "model", family: "family"}
+    for thing, kind in kinds.items():
+        found, said = craft("inspect", thing, "--json").json, craft("inspect", thing)
+        assert found["kind"] == kind and said.status == 0, said.err
+        if kind != "family":
+            assert fingerprint in said.out and fingerprint in json.dumps(found)
+    run = craft("inspect", out, "--json").json
+    assert (run["status"], run["step"], run["changed_parts"]) == ("finished", 3, ["vision_tower"])
+    assert run["encoder"]["fits"] == ["tiny/llama"]
+    assert craft("inspect", family / "qwen2", "--json").json["llm"] == "qwen2"
+
+
+def test_export_drops_into_a_vila_u_checkpoint(craft, vila_u, tmp_path):
+    base, run = vila_u
+    said = craft("export", run, "--format", "vila-u", "--base", base, "--out", tmp_path / "export", "--json")
+    assert said.status == 0, said.err
+    written = tmp_path / "export" / "vision_tower"
+    assert said.json == {"format": "vila-u", "written": str(written)}
+    old, new = (load_tensors(folder / "model.safetensors") for folder in (base / "vision_tower", written))
+    assert old.keys() == new.keys()
+    changed = {name for name in old if not old[name].equal(new[name])}
+    assert changed and all("vision_model" in name or "logit_scale" in name for name in changed)
+
+
+def test_data(craft, pictures, tmp_path):
+    listed = craft("data", "list")
+    assert listed.status == 0 and "apparel" in listed.out and "CC BY 4.0" in listed.out
+    assert {row["name"] for row in craft("data", "list", "--json").json} == {"apparel", "digits"}
+    checked = craft("data", "check", pictures, "--json").json
+    assert checked["images"] == 40 and len(checked["held_out"]) == 1
+    assert "-> " in craft("data", "check", pictures).out
+
+
+def test_demo(craft, family, pictures, tmp_path):
+    models = ("--surrogate", family / "qwen2", "--other", family / "llama")
+    words = (
+        "demo",
+        *models,
+        "--data",
+        pictures,
+        "--out",
+        tmp_path / "demo",
+        "--limit",
+        "8",
+        "--max-steps",
+        "3",
+    )
+    said = craft(*words, *FAST)
+    assert said.status == 0, said.err
+    for word in ("tiny/qwen2", "tiny/llama", "zero-shot", "adapted", "seen", "unseen"):
+        assert word in said.out
+    assert "frozen parts unchanged" in said.out and "text-only answers unchanged" in said.out
+    with Image.open(tmp_path / "demo" / "demo.png") as picture:
+        assert picture.format == "PNG" and min(picture.size) > 400
+    found = json.loads((tmp_path / "demo" / "demo.json").read_text())
+    assert [(row["role"], row["encoder"]) for row in found["rows"]] == [
+        (role, encoder) for role in ("surrogate", "other") for encoder in ("zero-shot", "adapted")
+    ]
+    zero = craft("eval", family / "llama", "--like", tmp_path / "demo" / "run", "--limit", "8", "--json").json
+    assert found["rows"][2]["figures"]["all"]["accuracy"] == zero["accuracy"]
+    again = craft(*words, *FAST, "--json").json  # replaces its own earlier run
+    assert [row["figures"] for row in again["rows"]] == [row["figures"] for row in found["rows"]]
+
+
+def test_help_is_quick_and_light(environment):
+    code = (
+        "import sys, time; from craft.cli import main; status = main(['--help']); "
+        "heavy = {'torch', 'transformers', 'accelerate', 'matplotlib', 'numpy'} & set(sys.modules); "
+        "print(status, sorted(heavy), time.process_time())"
+    )
+    command = [sys.executable, "-c", code]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    status, heavy, seconds = said.stdout.splitlines()[-1].replace("[]", "none").split()
+    assert (status, heavy) == ("0", "none")
+    assert float(seconds) < 1.5  # of processor time; about 0.3 when nothing else is heavy
+    for verb in ("demo", "adapt", "eval", "transfer", "inspect", "export", "data"):
+        assert f" {verb} " in said.stdout
+
+
+@pytest.mark.parametrize("verb", ["demo", "adapt", "eval", "transfer", "inspect", "export", "data list"])
+def test_every_verb_has_help_and_the_common_options(craft, verb):
+    said = craft(*verb.split(), "--help")
+    assert said.status == 0
+    for option in ("--config", "--seed", "--device", "--dtype", "--json"):
+        assert option in said.out
+    assert ("--dry-run" in said.out) == (verb in ("demo", "adapt", "eval", "transfer"))
+
+
+def test_python_m_craft_and_version(environment):
+    from craft import __version__
+
+    command = [sys.executable, "-m", "craft", "--version"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert said.stdout.strip() == __version__
