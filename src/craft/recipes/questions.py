@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from craft.core.errors import ConfigError, DataError
-from craft.data import Data, Sample, load_data, stratified
+from craft.data import EMBEDDED, Data, Sample, load_data, stratified
 from craft.models.lvlm import LVLM
 from craft.training.config import DataConfig
 
@@ -49,9 +48,8 @@ def text_similarity(lvlm: LVLM, names: Sequence[str]) -> np.ndarray:
     return vectors @ vectors.T
 
 
-def describe(data: Data, settings: DataConfig, seed: int) -> dict[str, Any]:
+def describe(data: Data, settings: DataConfig) -> dict[str, Any]:
     """What an artefact's manifest says about its training data: enough to ask the same questions again."""
-    place = Path(settings.name).expanduser()
     return {
         "name": data.name,
         "task": data.task,
@@ -61,9 +59,8 @@ def describe(data: Data, settings: DataConfig, seed: int) -> dict[str, Any]:
         "fingerprint": data.fingerprint,
         "train": len(data.train),
         "test": len(data.test),
-        "path": str(place.resolve()) if place.exists() else None,
         "settings": settings.model_dump(mode="json"),
-        "seed": seed,
+        "seed": data.seed,
     }
 
 
@@ -73,31 +70,39 @@ def training_data_of(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
     return dict(told) if isinstance(told, Mapping) and "settings" in told else None
 
 
-def same_data(name: str, told: Mapping[str, Any]) -> bool:
-    """Whether `name` (a domain or a path) means the data that a manifest tells of."""
-    settings = told["settings"]
-    if name in (told["name"], settings["name"]) and not Path(name).expanduser().exists():
-        return True
-    return told["path"] is not None and str(Path(name).expanduser().resolve()) == told["path"]
-
-
-def refuse_leaks(manifest: Mapping[str, Any], data: Data, lvlm: Callable[[], LVLM]) -> None:
-    """The training data is still what the encoder was trained on, so that its test images are unknown to it.
+def is_training_data(
+    given: Mapping[str, Any], told: Mapping[str, Any], held_out: Sequence[str], lvlm: Callable[[], LVLM]
+) -> bool:
+    """Whether the data that `given` names (`name`, `root`) is what an encoder learned from: by content,
+    wherever it lies now.
 
     Raises:
-        DataError: files were added, removed or changed since.
+        DataError: it is called the same, but files were added, removed or changed since. Then its test images
+            may be among those that the encoder was trained on.
     """
-    told = training_data_of(manifest)
-    if told is None or told["path"] is None:
-        return  # an embedded domain cannot change
-    settings = DataConfig.model_validate(told["settings"]).model_copy(update={"name": told["path"]})
-    again = open_data(settings, told["seed"], lvlm, manifest.get("held_out"))
-    if again.fingerprint != told["fingerprint"]:
-        raise DataError(
-            f"{data.name} has changed since this encoder was adapted to it, so its test images may be among "
-            "those it was trained on. Restore the data, adapt again, or give the test images as data "
-            "of their own."
+    learned = told["settings"]["name"]
+    name = given.get("name", learned)
+    if name in EMBEDDED or learned in EMBEDDED:
+        return name == learned
+    place = {"name": name, "root": given.get("root", told["settings"]["root"])}
+    settings = DataConfig.model_validate({**told["settings"], **place})
+    try:
+        again = open_data(
+            settings, told["seed"], lvlm, held_out if told["task"] == "classification" else None
         )
+    except DataError:
+        if name == learned:
+            raise
+        return False  # other classes, for instance
+    if again.fingerprint == told["fingerprint"]:
+        return True
+    if again.name == told["name"]:
+        raise DataError(
+            f"{again.name} has changed since this encoder was adapted to it, so its test images may be among "
+            "those it was trained on. Restore the data, adapt again, or give the test images as data of "
+            "another name."
+        )
+    return False
 
 
 def take(samples: Sequence[Sample], limit: int | None, seed: int) -> list[Sample]:

@@ -115,7 +115,7 @@ class AdaptConfig(_Section):
         checkpoint_every: steps between resumable checkpoints; None only at the end or when interrupted.
         log_every: steps between lines of metrics.jsonl.
         probe_every: steps between counts of changed codes on a fixed batch; None is a twentieth of the run.
-        device, dtype: "auto", or as `craft.core.device` names them.
+        device, dtype: "auto", or as `craft.core.device` names them; float16 is not offered for training.
         cache_mib: memory for decoded images (with trainable "layers" for the stem's output).
     """
 
@@ -137,7 +137,7 @@ class AdaptConfig(_Section):
     log_every: int = Field(default=1, ge=1)
     probe_every: int | None = Field(default=None, ge=1)
     device: str = "auto"
-    dtype: str = "auto"
+    dtype: Literal["auto", "float32", "fp32", "bfloat16", "bf16"] = "auto"
     cache_mib: int = Field(default=2048, ge=0)
 
     @classmethod

@@ -173,7 +173,8 @@ def fit(
                 line["validation"] = validate(lvlm)
                 if best_score is None or line["validation"] > best_score:
                     best_step, best_score = step, line["validation"]
-                    save_tensors(run.checkpoints / "best.safetensors", trained)
+                    if accelerator.is_main_process:
+                        save_tensors(run.checkpoints / "best.safetensors", trained)
             line["samples_per_s"] = round(seen / (time.monotonic() - clock), 2)
             if accelerator.is_main_process and (step % config.log_every == 0 or probing or evaluating):
                 run.log(line)
@@ -264,8 +265,6 @@ def _accelerator(config: AdaptConfig) -> Any:
 
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
-    if dtype == torch.float16:
-        raise ConfigError("float16 is not offered for training; use dtype bfloat16, or float32.")
     if not PartialState._shared_state or PartialState().num_processes == 1:
         AcceleratorState._reset_state(True)  # an earlier run in this process may have had another device
     if device.type == "cuda" and device.index is not None:

@@ -32,6 +32,11 @@ class RunFolder:
         self.record: dict[str, Any] = {}
 
     @property
+    def under_way(self) -> bool:
+        """Whether the run in this folder got so far that something would be lost."""
+        return self.finished or (self.path / "metrics.jsonl").exists() or self.checkpoints.exists()
+
+    @property
     def finished(self) -> bool:
         """Whether the run in this folder has come to its end."""
         return self.record.get("status") == "finished"
@@ -45,6 +50,8 @@ class RunFolder:
         """
         if (self.path / "run.json").is_file():
             self.record = read_json(self.path / "run.json")
+            if not self.under_way:
+                return False  # stopped by a mistake at its start
             if resume:
                 self._same_settings(config)
                 return True
