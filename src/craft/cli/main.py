@@ -33,21 +33,20 @@ app = App(
     print_error=False,
     verbose=False,
 )
-data = App(name="data", help="List the embedded domains; check data of your own.")
+_verbs = {
+    "demo": demo,
+    "adapt": adapt,
+    "eval": evaluate,
+    "transfer": transfer,
+    "inspect": inspect,
+    "export": export,
+}
+for _order, (_name, _verb) in enumerate(_verbs.items()):
+    app.command(_verb, name=_name, sort_key=_order)
+data = App(name="data", help="List the embedded domains; check data of your own.", sort_key=len(_verbs))
 data.command(list_domains, name="list")
 data.command(check)
-for _order, (_verb, _does) in enumerate(
-    {
-        "demo": demo,
-        "adapt": adapt,
-        "eval": evaluate,
-        "transfer": transfer,
-        "inspect": inspect,
-        "export": export,
-        "data": data,
-    }.items()
-):
-    app.command(_does, name=_verb, sort_key=_order)
+app.command(data)
 
 # What the system says when a path that the user gave cannot be used.
 _PATH_TROUBLE = {
