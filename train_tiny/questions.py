@@ -29,6 +29,10 @@ DOMAIN_WORDS = (
     "t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
     "trouser", "sweater", "boot", "shoe", "handbag",
 )  # fmt: skip
+SHARES = {
+    1: {"name": 0.3, "caption": 0.05, "category": 0.1, "text": 0.55},
+    2: {"name": 0.16, "caption": 0.04, "category": 0.05, "keywords": 0.03, "justify": 0.04, "text": 0.44, "letter": 0.24},
+}  # fmt: skip
 SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"] + ["ar", "en", "ol", "um", "ix", "or", "in"]
 
 
@@ -68,26 +72,42 @@ class Questions:
             self.groups.setdefault(concept.category, []).append(index)
         self.near = similarity.topk(24, dim=1).indices.tolist()
 
-    def about(self, index: int, rng: random.Random) -> Turn:
-        """One turn about the picture of concept `index`."""
+    def about(self, index: int, rng: random.Random, stage: int = 2) -> Turn:
+        """One turn about the picture of concept `index`.
+
+        Stage 1 is mostly naming and choosing by text among plain names: reading pictures comes first. Stage 2
+        adds letters, explanations, and options in other words than the name.
+        """
         concept = self.concepts[index]
-        draw = rng.random()
-        if draw < 0.08:
-            return Turn(rng.choice(ASK_NAME), concept.name, "name")
-        if draw < 0.12:
-            return Turn(rng.choice(ASK_CAPTION), f"a picture of {concept.name}, a kind of {concept.category}", "caption")
-        if draw < 0.16:
-            return Turn(rng.choice(ASK_KIND), concept.category, "category")
-        if draw < 0.19:
-            return Turn(rng.choice(ASK_KEYWORDS), ", ".join(concept.keywords[:3]) or concept.category, "keywords")
-        options, right = self.options(index, rng)
-        if draw < 0.24:
+        table = SHARES[stage]
+        task = rng.choices(list(table), list(table.values()))[0]
+        if task == "name":
+            return Turn(rng.choice(ASK_NAME), concept.name, task)
+        if task == "caption":
+            return Turn(rng.choice(ASK_CAPTION), f"a picture of {concept.name}, a kind of {concept.category}", task)
+        if task == "category":
+            return Turn(rng.choice(ASK_KIND), concept.category, task)
+        if task == "keywords":
+            return Turn(rng.choice(ASK_KEYWORDS), ", ".join(concept.keywords[:3]) or concept.category, task)
+        options, right = self.plain_options(index, rng) if stage == 1 else self.options(index, rng)
+        if task == "justify":
             why = ", ".join([*concept.keywords[:2], concept.category])
             question = listing(rng.choice(ASK_OPTIONS), options, JUSTIFY)
-            return Turn(question, f"{options[right]} because it looks like {concept.name}: {why}", "justify")
-        if draw < 0.60:
-            return Turn(listing(rng.choice(ASK_OPTIONS), options, rng.choice(BY_TEXT)), options[right], "text")
-        return Turn(listing(rng.choice(ASK_OPTIONS), options, rng.choice(BY_LETTER)), LETTERS[right], "letter")
+            return Turn(question, f"{options[right]} because it looks like {concept.name}: {why}", task)
+        if task == "text":
+            return Turn(listing(rng.choice(ASK_OPTIONS), options, rng.choice(BY_TEXT)), options[right], task)
+        return Turn(listing(rng.choice(ASK_OPTIONS), options, rng.choice(BY_LETTER)), LETTERS[right], task)
+
+    def plain_options(self, index: int, rng: random.Random) -> tuple[list[str], int]:
+        """The name among three other names."""
+        options = [self.concepts[index].name]
+        while len(options) < 4:
+            other = rng.choice(self.concepts).name
+            if other not in options:
+                options.append(other)
+        name = options[0]
+        rng.shuffle(options)
+        return options, options.index(name)
 
     def options(self, index: int, rng: random.Random) -> tuple[list[str], int]:
         """Four different options and the place of the right one."""
@@ -133,6 +153,25 @@ class Questions:
                 wrong.append(word)
         place = rng.randrange(4)
         return [*wrong[:place], right, *wrong[place:]], place
+
+    def copying(self, rng: random.Random) -> Turn:
+        """One turn of stage 0: say again what the question says, whole or the part that it points to."""
+        if rng.random() < 0.75:  # long repetitions: the densest lesson in copying there is
+            pool = rng.sample(self.concepts, rng.randint(5, 12))
+            text = ", ".join(c.name if rng.random() < 0.6 else invented(rng) for c in pool)
+            return Turn(f"Repeat: {text}", text, "copy")
+        words = [c.name if rng.random() < 0.6 else invented(rng) for c in rng.sample(self.concepts, 4)]
+        place = rng.randrange(4)
+        draw = rng.random()
+        if draw < 0.3:
+            return Turn(listing(f"Which option is {LETTERS[place]}?", words, rng.choice(BY_TEXT)), words[place], "pick")
+        if draw < 0.5:
+            question = listing(f"Which letter is {words[place]}?", words, rng.choice(BY_LETTER))
+            return Turn(question, LETTERS[place], "bind")
+        asked = f"It shows {words[place]}. {rng.choice(ASK_OPTIONS)}"
+        if draw < 0.7:
+            return Turn(listing(asked, words, rng.choice(BY_LETTER)), LETTERS[place], "bind")
+        return Turn(listing(asked, words, rng.choice(BY_TEXT)), words[place], "pick")
 
     def text_only(self, rng: random.Random) -> Turn:
         """One turn that needs no picture: which letter, which option, copy, kind of."""

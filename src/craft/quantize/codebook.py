@@ -111,7 +111,7 @@ class ResidualCodebook(nn.Module):
         if z.shape[-1] != self.dim:
             raise CheckpointError(f"Features of width {z.shape[-1]} do not fit a codebook of width {self.dim}.")
         with exact_matmul(z.device):
-            remainder = z.detach().reshape(-1, self.dim).to(torch.float32)
+            remainder = z.detach().reshape(-1, self.dim).to(torch.float32, copy=True)
             total = torch.zeros_like(remainder)
             codes, sums = [], []
             residual = remainder.new_zeros(remainder.shape[0])
@@ -119,13 +119,14 @@ class ResidualCodebook(nn.Module):
             for level, (table, half_norms) in enumerate(zip(self.levels, norms, strict=True)):
                 index = nearest_codes(remainder, table, half_norms)  # Eq. 1
                 chosen = table[index]
-                remainder = remainder - chosen  # r⁽ˡ⁾ = r⁽ˡ⁻¹⁾ - c⁽ˡ⁾ (§9)
-                total = total + chosen  # z̃ = Σ c⁽ˡ⁾ (§9)
+                remainder -= chosen  # r⁽ˡ⁾ = r⁽ˡ⁻¹⁾ - c⁽ˡ⁾ (§9)
+                total += chosen  # z̃ = Σ c⁽ˡ⁾ (§9)
+                del chosen  # not held during the next level's search
                 if level == 0:
                     residual = remainder.square().sum(-1)  # e (§9)
                 codes.append(index)
                 if partial_sums:
-                    sums.append(total)
+                    sums.append(total.clone())
         shape = z.shape[:-1]
         return Quantized(
             codes=torch.stack(codes, dim=-1).reshape(*shape, self.num_levels),

