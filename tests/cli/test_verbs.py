@@ -13,12 +13,12 @@ from craft.core.files import load_tensors
 from craft.models.load import load
 
 
-def test_adapt_says_who_trains_and_what_comes_next(encoder, pictures):
+def test_adapt_says_who_trains_and_what_comes_next(encoder, family, pictures):
     out, said = encoder
     assert said.status == 0, said.err
     assert "vision_tower" in said.err and "frozen" in said.err  # the table, before training
     assert "adapting: 3 done" in said.err  # plain lines of progress
-    assert f"craft eval tiny/llama --encoder {out} --data {pictures}" in said.out
+    assert f"craft eval {family / 'llama'} --encoder {out} --data {pictures}" in said.out
     names = {path.name for path in out.iterdir()}
     assert {"config.resolved.yaml", "run.json", "metrics.jsonl", "checkpoints", "encoder"} <= names
 

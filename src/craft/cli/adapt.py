@@ -72,7 +72,7 @@ def adapt(
             "never trained on": listed(result.held_out),
         }
     )
-    name, place = shlex.quote(result.lvlm.name), shlex.quote(str(result.out))
+    name, place = shlex.quote(result.config.surrogate), shlex.quote(str(result.out))
     print(f"\nNext: craft eval {name} --encoder {place} --data {shlex.quote(result.config.data.name)}")
     print(f"      (any backbone of this codebook; `craft inspect {place}` names those at hand)")
 

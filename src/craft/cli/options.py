@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-Flag = Annotated[bool, Parameter(negative="")]
+Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 """On when named; there is no `--no-...`."""
 
 Several = Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")]
