@@ -1,7 +1,8 @@
 """Train a craft-tiny backbone (projector + small LLM) from scratch on cached codes of general pictures.
 
-`python -m train_tiny.backbone --cache CACHE --visual DIR --kind llama --out DIR` (≈ 25 minutes on one core each). The
-vision tower runs once per picture; then several questions per picture share one image prefix under a block mask.
+`python -m train_tiny.backbone --cache CACHE --visual DIR --kind llama --out DIR` (≈ 30 minutes on one
+core). The vision tower runs once per picture; then several questions per picture share one image prefix
+(block mask).
 """
 
 import argparse
@@ -46,8 +47,8 @@ KINDS = {
 def build_llm(kind: str, vocabulary: int) -> PreTrainedModel:
     """A small causal LM of the named architecture with random weights."""
     sizes = {k: v for k, v in KINDS[kind].items() if k != "vocabulary"}
-    common = dict(vocab_size=vocabulary, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=1,
-                  eos_token_id=2, pad_token_id=0, **sizes)  # fmt: skip
+    common = dict(vocab_size=vocabulary, max_position_embeddings=512, tie_word_embeddings=True,
+                  bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes)  # fmt: skip
     config = LlamaConfig(**common) if kind == "llama" else Qwen2Config(**common)
     return AutoModelForCausalLM.from_config(config)
 
@@ -139,7 +140,12 @@ class Packer:
         hidden[:, 1:prefix] = dropped | blind[:, None]
         visible &= ~(hidden[:, None, :] & (blocks[:, :, None] > 0))
         visible |= torch.eye(length, dtype=torch.bool)
-        return {"ids": table(0, 0), "positions": table(1, 0), "labels": table(3, -100), "mask": visible[:, None]}
+        return {
+            "ids": table(0, 0),
+            "positions": table(1, 0),
+            "labels": table(3, -100),
+            "mask": visible[:, None],
+        }
 
 
 def forward(llm: PreTrainedModel, projector: Projector, image: Tensor, batch: dict[str, Tensor]) -> Tensor:
@@ -169,7 +175,7 @@ def dropped_tokens(rows: int, tokens: int, g: torch.Generator) -> Tensor:
 
 
 def quantised(codebook: ResidualCodebook, codes: Tensor, g: torch.Generator | None) -> Tensor:
-    """Codeword sums `[B, N, d]`; with a generator, some rows keep only their first levels, some tokens are swapped.
+    """Codeword sums `[B, N, d]`; with a generator, some rows keep first levels only, some tokens swap.
 
     Reading coarse levels alone keeps a backbone from hanging on one exact combination of codes.
     """
@@ -178,7 +184,9 @@ def quantised(codebook: ResidualCodebook, codes: Tensor, g: torch.Generator | No
         return codebook.lookup(codes)
     levels = codebook.num_levels
     kept = torch.where(
-        torch.rand(len(codes), generator=g) < 0.3, torch.randint(1, levels, (len(codes),), generator=g), levels
+        torch.rand(len(codes), generator=g) < 0.3,
+        torch.randint(1, levels, (len(codes),), generator=g),
+        levels,
     )
     swap = torch.rand(codes.shape[:2], generator=g) < 0.04
     codes = torch.where(swap[..., None], codes[torch.randperm(len(codes), generator=g)], codes)
@@ -189,7 +197,9 @@ def quantised(codebook: ResidualCodebook, codes: Tensor, g: torch.Generator | No
 
 
 @torch.no_grad()
-def score(parts: tuple, codes: Tensor, labels: Tensor, questions: Questions, blind: bool = False) -> dict[str, float]:
+def score(
+    parts: tuple, codes: Tensor, labels: Tensor, questions: Questions, blind: bool = False
+) -> dict[str, float]:
     """Per task: the fraction of turns whose every answer token is right under teacher forcing."""
     llm, projector, codebook, packer = parts
     rng, g = random.Random(7), torch.Generator().manual_seed(7)
@@ -245,7 +255,14 @@ def main() -> None:
             "test": encode_pictures(args.visual, sprites, 640, seed=2),
             "other_artist": encode_pictures(args.visual, sprites, 640, seed=3, held_out=True),
         }
-        save_tensors(coded, {f"{n}.{p}": t for n, pair in sets.items() for p, t in zip(("codes", "labels"), pair)})
+        save_tensors(
+            coded,
+            {
+                f"{n}.{p}": t
+                for n, pair in sets.items()
+                for p, t in zip(("codes", "labels"), pair, strict=True)
+            },
+        )
     data = load_tensors(coded)
     useful = torch.tensor([things[i].category not in PASSED_OVER for i in data["train.labels"].tolist()])
     data |= {f"train.{part}": data[f"train.{part}"][useful] for part in ("codes", "labels")}
@@ -300,10 +317,16 @@ def main() -> None:
         running["token"].append(right.float().mean().item())
         if step % 50 == 49:
             means = {k: round(sum(v) / len(v), 3) for k, v in running.items()}
-            print(json.dumps({"step": step + 1, **means, "seconds": round(time.time() - started)}), flush=True)
+            print(
+                json.dumps({"step": step + 1, **means, "seconds": round(time.time() - started)}), flush=True
+            )
             running.clear()
         if step % 300 == 299 or step == args.steps - 1:
-            print("test", score(parts, data["test.codes"][:320], data["test.labels"][:320], questions), flush=True)
+            print(
+                "test",
+                score(parts, data["test.codes"][:320], data["test.labels"][:320], questions),
+                flush=True,
+            )
             save(args.out, args.kind, llm, projector, tokenizer)
     for name, blind_image in (("test", False), ("other_artist", False), ("test", True)):
         found = score(parts, data[f"{name}.codes"], data[f"{name}.labels"], questions, blind=blind_image)
@@ -311,7 +334,9 @@ def main() -> None:
     print("letters", LETTERS)
 
 
-def save(out: Path, kind: str, llm: PreTrainedModel, projector: Projector, tokenizer: PreTrainedTokenizerFast) -> None:
+def save(
+    out: Path, kind: str, llm: PreTrainedModel, projector: Projector, tokenizer: PreTrainedTokenizerFast
+) -> None:
     """Write projector and LLM in bfloat16 where the native format expects them."""
     import copy
 

@@ -1,7 +1,7 @@
 """Learning a residual codebook: k-means start, EMA, dead-code restart.
 
-This lives apart from `craft.quantize.ResidualCodebook`, which is frozen by construction. Here the codewords are
-plain tensors that a training script moves; once trained they are handed over and never move again.
+This lives apart from `craft.quantize.ResidualCodebook`, which is frozen by construction. Here the codewords
+are plain tensors that a training script moves; once trained they are handed over and never move again.
 """
 
 import torch
@@ -19,7 +19,9 @@ class CodebookLearner:
         restart_below: a codeword whose averaged count falls below this is replaced by a random residual.
     """
 
-    def __init__(self, levels: int, size: int, dim: int, decay: float = 0.99, restart_below: float = 0.3) -> None:
+    def __init__(
+        self, levels: int, size: int, dim: int, decay: float = 0.99, restart_below: float = 0.3
+    ) -> None:
         self.decay, self.restart_below = decay, restart_below
         self.codewords = torch.zeros(levels, size, dim)
         self.counts = torch.ones(levels, size)
@@ -46,7 +48,7 @@ class CodebookLearner:
 
     @torch.no_grad()
     def update(self, features: Tensor, codes: Tensor, generator: torch.Generator) -> int:
-        """One EMA step from features `[n, d]` and their codes `[n, L]`; returns how many codewords restarted."""
+        """One EMA step from features `[n, d]` and their codes `[n, L]`; returns how many restarted."""
         rest, restarted = features, 0
         for level in range(len(self.codewords)):
             size = self.codewords.shape[1]

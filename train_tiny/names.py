@@ -1,11 +1,11 @@
-"""What the general pictures show: names, categories and keywords, from emoji data and from drawing programs."""
+"""What the general pictures show: names, categories, keywords, from emoji data and drawing programs."""
 
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-# Words that the embedded domains use, given to the pictures that mean them (words only, never their pictures).
+# Words that the embedded domains use, given to the pictures that mean them (words only).
 SYNONYMS = {
     "t-shirt": ["tee", "top", "shirt"],
     "jeans": ["trousers", "pants", "denim"],
@@ -35,7 +35,10 @@ COLOURS = {
     "brown": (125, 80, 45),
 }
 SHAPES = ["circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart"]
-WORDS = "cat dog sun tree car fish bird milk book door home rain snow gold king ship".split()
+WORDS = (
+    "cat", "dog", "sun", "tree", "car", "fish", "bird", "milk", "book", "door", "home", "rain", "snow",
+    "gold", "king", "ship",
+)  # fmt: skip
 SKIPPED = {"People & Body", "Flags", "Component"}
 CATEGORIES = {
     "Smileys & Emotion": "face",
@@ -66,7 +69,8 @@ def clean(text: str) -> str:
 
 def _group(subcategory: str, category: str) -> str:
     fine = {
-        "clothing": "clothing", "animal-mammal": "animal", "animal-bird": "bird", "animal-marine": "sea animal",
+        "clothing": "clothing", "animal-mammal": "animal", "animal-bird": "bird",
+        "animal-marine": "sea animal",
         "animal-bug": "insect", "animal-reptile": "reptile", "plant-flower": "flower", "plant-other": "plant",
         "food-fruit": "fruit", "food-vegetable": "vegetable", "drink": "drink", "sport": "sport",
         "musical-instrument": "instrument", "tool": "tool", "transport-ground": "vehicle",
@@ -98,7 +102,10 @@ def concepts(cache: Path) -> list[Concept]:
         symbol = entry["category"] == "Symbols"
         if name and len(name) < 32:
             found.setdefault(
-                name, Concept(name, _group(entry["subcategory"], entry["category"]), keywords, entry["image"], symbol)
+                name,
+                Concept(
+                    name, _group(entry["subcategory"], entry["category"]), keywords, entry["image"], symbol
+                ),
             )
     drawn = [Concept(word, "digit", (f"number {word}", f"digit {word}"), upright=True) for word in DIGITS]
     drawn += [Concept(f"letter {c}", "letter", (c,), upright=True) for c in "abcdefghijklmnopqrstuvwxyz"]

@@ -123,14 +123,28 @@ class Sprites:
             if not held_out[row]:
                 by_label.setdefault(label, []).append(row)
         self.rows = by_label
-        weight = {"face": 0.4, "symbol": 0.5, "clock": 0.3, "arrow": 0.4, "zodiac sign": 0.3, "digit": 4.0, "letter": 0.6, "shape": 0.4, "count": 0.6, "word": 0.6, "clothing": 2.0}
+        weight = {
+            "face": 0.4,
+            "symbol": 0.5,
+            "clock": 0.3,
+            "arrow": 0.4,
+            "zodiac sign": 0.3,
+            "digit": 4.0,
+            "letter": 0.6,
+            "shape": 0.4,
+            "count": 0.6,
+            "word": 0.6,
+            "clothing": 2.0,
+        }
         self.weights = torch.tensor([weight.get(c.category, 1.0) for c in concepts])
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw `count` training sprites: (rows int64 `[count]`, concept int64 `[count]`)."""
         labels = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         picks = torch.rand(count, generator=generator)
-        rows = [self.rows[int(c)][int(p * len(self.rows[int(c)]))] for c, p in zip(labels, picks, strict=True)]
+        rows = [
+            self.rows[int(c)][int(p * len(self.rows[int(c)]))] for c, p in zip(labels, picks, strict=True)
+        ]
         return torch.tensor(rows), labels
 
 
@@ -161,7 +175,9 @@ def augment(rgba: Tensor, upright: Tensor, g: torch.Generator, strength: float =
     theta[:, :, 2] = around(0.0, 0.18, 2)
     image = rgba.float() / 255
     image = torch.cat([image[:, :3] * image[:, 3:], image[:, 3:]], 1)
-    image = F.grid_sample(image, F.affine_grid(theta, [b, 4, SIZE, SIZE], align_corners=False), align_corners=False)
+    image = F.grid_sample(
+        image, F.affine_grid(theta, [b, 4, SIZE, SIZE], align_corners=False), align_corners=False
+    )
     colour, alpha = image[:, :3], image[:, 3:].clamp(0, 1)
     # silhouettes: shape alone must be enough now and then
     plain = chance(0.08)[:, None, None, None]
@@ -201,12 +217,15 @@ def augment(rgba: Tensor, upright: Tensor, g: torch.Generator, strength: float =
         if rows.any():
             low = F.interpolate(image[rows], size, mode="area")
             image[rows] = F.interpolate(low, SIZE, mode="bicubic", align_corners=False)
-    image = image + torch.randn(image.shape, generator=g) * uniform(0, 0.09, 1, 1, 1) * chance(0.5)[:, None, None, None]
+    image = (
+        image
+        + torch.randn(image.shape, generator=g) * uniform(0, 0.09, 1, 1, 1) * chance(0.5)[:, None, None, None]
+    )
     return (image.clamp(0, 1) * 2 - 1).contiguous(memory_format=torch.channels_last)
 
 
 def clean(rgba: Tensor) -> Tensor:
-    """Sprites on white without augmentation: uint8 `[B, 4, 64, 64]` -> float `[B, 3, 112, 112]` in [-1, 1]."""
+    """Sprites on white, not augmented: uint8 `[B, 4, 64, 64]` -> float `[B, 3, 112, 112]` in [-1, 1]."""
     image = rgba.float() / 255
     image = image[:, :3] * image[:, 3:] + (1 - image[:, 3:])
     image = F.interpolate(image, SIZE, mode="bicubic", align_corners=False).clamp(0, 1)

@@ -17,21 +17,27 @@ ASK_OPTIONS = (
     "Which word fits the picture best?",
     "What do you see?",
 )
-ASK_NAME = ("What is shown in the image?", "What is this?", "What do you see?", "Name the thing in the picture.")
+ASK_NAME = (
+    "What is shown in the image?",
+    "What is this?",
+    "What do you see?",
+    "Name the thing in the picture.",
+)
 ASK_CAPTION = ("Describe the image.", "Write a caption for the picture.", "Describe what you see.")
 ASK_KIND = ("What kind of thing is this?", "Which category does it belong to?")
 ASK_KEYWORDS = ("Give keywords for the image.", "List words that fit the picture.")
 BY_LETTER = ("Answer in one letter only.", "Answer with the letter from the given choices directly.")
 BY_TEXT = ("Answer with the option only.", "Answer as succinctly as possible.")
 JUSTIFY = "Justify your answer."
-# Words of the domains that a user may bring; they occur as options and in text, never with a picture of theirs.
+# Words of the domains that a user may bring; they occur as options and in text, with no picture of theirs.
 DOMAIN_WORDS = (
     "t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
     "trouser", "sweater", "boot", "shoe", "handbag",
 )  # fmt: skip
 SHARES = {
     1: {"name": 0.3, "caption": 0.05, "category": 0.1, "text": 0.55},
-    2: {"name": 0.16, "caption": 0.04, "category": 0.05, "keywords": 0.03, "justify": 0.04, "text": 0.44, "letter": 0.24},
+    2: {"name": 0.16, "caption": 0.04, "category": 0.05, "keywords": 0.03, "justify": 0.04,
+        "text": 0.44, "letter": 0.24},
 }  # fmt: skip
 SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"] + ["ar", "en", "ol", "um", "ix", "or", "in"]
 
@@ -52,7 +58,11 @@ def invented(rng: random.Random) -> str:
 
 def listing(question: str, options: list[str], directive: str) -> str:
     """The one layout of four options: question, lettered lines, directive."""
-    lines = [question, *(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True)), directive]
+    lines = [
+        question,
+        *(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True)),
+        directive,
+    ]
     return "\n".join(lines)
 
 
@@ -84,7 +94,9 @@ class Questions:
         if task == "name":
             return Turn(rng.choice(ASK_NAME), concept.name, task)
         if task == "caption":
-            return Turn(rng.choice(ASK_CAPTION), f"a picture of {concept.name}, a kind of {concept.category}", task)
+            return Turn(
+                rng.choice(ASK_CAPTION), f"a picture of {concept.name}, a kind of {concept.category}", task
+            )
         if task == "category":
             return Turn(rng.choice(ASK_KIND), concept.category, task)
         if task == "keywords":
@@ -115,7 +127,7 @@ class Questions:
         draw = rng.random()
         if draw < 0.16:  # the name is not there: the option nearest in meaning is right
             for _ in range(8):
-                pool = rng.sample(range(len(self.concepts)), 3) + [rng.choice(self.near[index][1:])]
+                pool = [*rng.sample(range(len(self.concepts)), 3), rng.choice(self.near[index][1:])]
                 rng.shuffle(pool)
                 scores = self.similarity[index, pool]
                 best = int(scores.argmax())
@@ -127,7 +139,11 @@ class Questions:
         group = self.groups[concept.category]
         pool = group if rng.random() < 0.45 and len(group) > 6 else range(len(self.concepts))
         right = concept.name
-        if draw > 0.72 and concept.keywords and concept.category not in ("digit", "letter", "count", "shape", "word"):
+        if (
+            draw > 0.72
+            and concept.keywords
+            and concept.category not in ("digit", "letter", "count", "shape", "word")
+        ):
             right = rng.choice(concept.keywords)
         elif draw > 0.66:
             right = concept.category if concept.category not in ("digit", "letter") else concept.name
@@ -164,7 +180,11 @@ class Questions:
         place = rng.randrange(4)
         draw = rng.random()
         if draw < 0.3:
-            return Turn(listing(f"Which option is {LETTERS[place]}?", words, rng.choice(BY_TEXT)), words[place], "pick")
+            return Turn(
+                listing(f"Which option is {LETTERS[place]}?", words, rng.choice(BY_TEXT)),
+                words[place],
+                "pick",
+            )
         if draw < 0.5:
             question = listing(f"Which letter is {words[place]}?", words, rng.choice(BY_LETTER))
             return Turn(question, LETTERS[place], "bind")
@@ -207,7 +227,11 @@ def corpus(concepts: list[Concept], questions: Questions, count: int, seed: int)
     lines = [word for c in concepts for word in (c.name, *c.keywords)]
     lines += [f" {word}" for word in DOMAIN_WORDS for _ in range(60)]
     for _ in range(count):
-        turn = questions.about(rng.randrange(len(concepts)), rng) if rng.random() < 0.8 else questions.text_only(rng)
+        turn = (
+            questions.about(rng.randrange(len(concepts)), rng)
+            if rng.random() < 0.8
+            else questions.text_only(rng)
+        )
         lines.append(f"User: {turn.question}\nAssistant: {turn.answer}")
     return lines
 

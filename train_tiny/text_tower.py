@@ -1,8 +1,8 @@
 """Distil MiniLM into the small text tower that ships with the visual tokenizer.
 
-`python -m train_tiny.text_tower --cache CACHE --out DIR` (≈ 8 minutes on one core). The tower's text alignment used
-MiniLM's sentence embeddings reduced to d; this tower gives the same vectors from a SigLIP text model of 0.8 M
-parameters, so that the contrastive loss needs nothing that is not shipped.
+`python -m train_tiny.text_tower --cache CACHE --out DIR` (≈ 8 minutes on one core). The tower's text
+alignment used MiniLM's sentence embeddings reduced to d; this tower gives the same vectors from a SigLIP
+text model of 0.8 M parameters, so that the contrastive loss needs nothing that is not shipped.
 """
 
 import argparse
@@ -99,7 +99,9 @@ def main() -> None:
         rows = torch.randint(1000, len(lines), (args.batch,))
         found = F.normalize(encoder(ids[rows]), dim=-1)
         near = found @ goal[rows].T * 20
-        loss = (1 - (found * goal[rows]).sum(-1)).mean() + 0.1 * F.cross_entropy(near, torch.arange(args.batch))
+        loss = (1 - (found * goal[rows]).sum(-1)).mean() + 0.1 * F.cross_entropy(
+            near, torch.arange(args.batch)
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -110,7 +112,10 @@ def main() -> None:
             cosine = (unseen * goal[test]).sum(-1).mean().item()
             hit = (unseen @ goal[test].T).argmax(-1).eq(torch.arange(1000)).float().mean().item()
             record = {"step": step + 1, "loss": round(loss.item(), 4), "held_out_cosine": round(cosine, 3)}
-            print(json.dumps({**record, "held_out_top1": hit, "seconds": round(time.time() - started)}), flush=True)
+            print(
+                json.dumps({**record, "held_out_top1": hit, "seconds": round(time.time() - started)}),
+                flush=True,
+            )
     encoder.requires_grad_(False)
     save_text_encoder(args.out, encoder, "bfloat16")
 

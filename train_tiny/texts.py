@@ -22,7 +22,9 @@ class MiniLM:
     def embed(self, texts: list[str], batch: int = 256) -> Tensor:
         out = []
         for start in range(0, len(texts), batch):
-            inputs = self.tokenizer(texts[start : start + batch], padding=True, truncation=True, return_tensors="pt")
+            inputs = self.tokenizer(
+                texts[start : start + batch], padding=True, truncation=True, return_tensors="pt"
+            )
             hidden = self.model(**inputs).last_hidden_state
             mask = inputs["attention_mask"][..., None].float()
             out.append(F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1))

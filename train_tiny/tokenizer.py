@@ -1,7 +1,8 @@
 """Train the visual tokenizer: text alignment + reconstruction + commitment, then a learned residual codebook.
 
-`python -m train_tiny.tokenizer --cache CACHE --out OUT` (≈ 20 minutes on 2 cores). Stage 1 trains the tower without
-quantisation; then the codebook starts from k-means and follows by EMA while the tower goes on through it.
+`python -m train_tiny.tokenizer --cache CACHE --out OUT` (≈ 16 minutes on 2 cores). Stage 1 trains the tower
+without quantisation; then the codebook starts from k-means and follows by EMA while the tower goes on
+through it.
 """
 
 import argparse
@@ -122,7 +123,10 @@ def main() -> None:
             print(json.dumps(record), flush=True)
         if step % 200 == 199 or step == args.steps - 1:
             state = {f"vision_tower.{k}": v.to(torch.bfloat16) for k, v in tower.state_dict().items()}
-            state |= {"codebook.codewords": book.codewords.to(torch.bfloat16), "log_temperature": log_temperature.data}
+            state |= {
+                "codebook.codewords": book.codewords.to(torch.bfloat16),
+                "log_temperature": log_temperature.data,
+            }
             save_tensors(args.out / "model.safetensors", {k: v.contiguous() for k, v in state.items()})
             (args.out / "config.json").write_text(json.dumps({"vision_tower": TOWER}, indent=2) + "\n")
 

@@ -130,7 +130,7 @@ def test_the_input_is_not_written_to() -> None:
 
 
 def test_errors_name_the_cause() -> None:
-    with pytest.raises(CheckpointError, match="width 5 .* width 9"):
+    with pytest.raises(CheckpointError, match=r"width 5 .* width 9"):
         book().quantize(torch.randn(2, 5))
     with pytest.raises(CheckpointError, match="one shape"):
         ResidualCodebook([torch.zeros(3, 2), torch.zeros(4, 2)])

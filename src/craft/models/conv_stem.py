@@ -22,7 +22,7 @@ _STEM_CHANNELS = 32
 
 
 def _convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Convolve with "same" padding as TensorFlow counts it: for stride 2 the odd pixel goes right and below."""
+    """Convolve with TensorFlow's "same" padding: for stride 2 the odd pixel goes right and below."""
     kernel, stride = conv.kernel_size[0], conv.stride[0]
     pads = []
     for size in (x.shape[-1], x.shape[-2]):

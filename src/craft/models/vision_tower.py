@@ -1,7 +1,7 @@
 """Vision towers E_θ: pixels -> patch features, in two forms behind one small protocol (§3.1, §3.2).
 
-`SiglipTower` is VILA-U's: SigLIP embeddings and layers, leaving at the penultimate layer. `HybridTower` puts a
-convolutional stem under the same layers; it is what a small tower needs to learn anything in CPU time.
+`SiglipTower` is VILA-U's: SigLIP embeddings and layers, leaving at the penultimate layer. `HybridTower` puts
+a convolutional stem under the same layers: a small tower needs it to learn anything in CPU time.
 """
 
 from typing import Any, Literal
@@ -65,7 +65,9 @@ def _read(layer: Any, cls: Tensor, patches: Tensor) -> Tensor:
         return x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
 
     query = heads(attention.q_proj(keys[:, :1]))
-    mixed = F.scaled_dot_product_attention(query, heads(attention.k_proj(keys)), heads(attention.v_proj(keys)))
+    mixed = F.scaled_dot_product_attention(
+        query, heads(attention.k_proj(keys)), heads(attention.v_proj(keys))
+    )
     cls = cls + attention.out_proj(mixed.transpose(1, 2).flatten(2))
     return cls + layer.mlp(layer.layer_norm2(cls))
 
@@ -155,7 +157,9 @@ def build_tower(config: dict[str, Any]) -> VisionTower:
     towers = {"siglip": SiglipTower, "hybrid": HybridTower}
     kind = config.get("type")
     if kind not in towers:
-        raise CheckpointError(f"Vision tower type {kind!r} is not known; this version builds {', '.join(towers)}.")
+        raise CheckpointError(
+            f"Vision tower type {kind!r} is not known; this version builds {', '.join(towers)}."
+        )
     try:
         return towers[kind](config)
     except KeyError as missing:

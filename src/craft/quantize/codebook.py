@@ -51,13 +51,17 @@ class ResidualCodebook(nn.Module):
         tables = list(levels)
         if not tables or any(table.ndim != 2 or table.shape != tables[0].shape for table in tables):
             shapes = [tuple(table.shape) for table in tables]
-            raise CheckpointError(f"A codebook needs one [K, d] table per level, all of one shape; got {shapes}.")
+            raise CheckpointError(
+                f"A codebook needs one [K, d] table per level, all of one shape; got {shapes}."
+            )
         self.shared = len(tables) > 1 and all(table is tables[0] for table in tables)
         self.num_levels = len(tables)
         stored = tables[:1] if self.shared else tables
         codewords = torch.stack([table.detach().to(torch.float32) for table in stored])
         if codewords.device.type != "meta" and not bool(torch.isfinite(codewords).all()):
-            raise CheckpointError("The codebook holds values that are not finite; the file it came from is damaged.")
+            raise CheckpointError(
+                "The codebook holds values that are not finite; the file it came from is damaged."
+            )
         self.register_buffer("codewords", codewords)
         self._norms: tuple[tuple[int, int, torch.device], Tensor] | None = None
         self._fingerprint: tuple[tuple[int, int, torch.device], str] | None = None
@@ -109,7 +113,9 @@ class ResidualCodebook(nn.Module):
         Source: Eq. 1 at each level; §9 for the residuals.
         """
         if z.shape[-1] != self.dim:
-            raise CheckpointError(f"Features of width {z.shape[-1]} do not fit a codebook of width {self.dim}.")
+            raise CheckpointError(
+                f"Features of width {z.shape[-1]} do not fit a codebook of width {self.dim}."
+            )
         with exact_matmul(z.device):
             remainder = z.detach().reshape(-1, self.dim).to(torch.float32, copy=True)
             total = torch.zeros_like(remainder)
@@ -132,12 +138,14 @@ class ResidualCodebook(nn.Module):
             codes=torch.stack(codes, dim=-1).reshape(*shape, self.num_levels),
             quantized=total.reshape(z.shape),
             residual=residual.reshape(shape),
-            partial_sums=torch.stack(sums, dim=-2).reshape(*shape, self.num_levels, self.dim) if sums else None,
+            partial_sums=torch.stack(sums, dim=-2).reshape(*shape, self.num_levels, self.dim)
+            if sums
+            else None,
         )
 
     @torch.no_grad()
     def lookup(self, codes: Tensor) -> Tensor:
-        """Codeword sums float32 `[..., d]` for codes int64 `[..., L]`; bit-equal to `quantize(...).quantized`."""
+        """Codeword sums float32 `[..., d]` for codes int64 `[..., L]`; bit-equal to `quantize`'s."""
         total = torch.zeros(*codes.shape[:-1], self.dim, device=self.codewords.device)
         for level, table in enumerate(self.levels):
             total = total + table[codes[..., level]]
