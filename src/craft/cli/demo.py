@@ -52,7 +52,7 @@ def demo(
         show_rehearsal(rehearse(config=demo_settings(**arguments, overrides=overrides)), common.json)
         return
     chosen = LIMIT if limit is None else limit
-    result = run(**arguments, other=other, limit=chosen, resume=resume, **overrides)
+    result = run(**arguments, other=other, limit=chosen, resume=resume, **overrides)  # pyright: ignore[reportArgumentType]
     if common.json:
         show_json(result.to_json())
     else:

@@ -123,7 +123,7 @@ def _show(reports: list[Any], found: dict[str, Any], dry_run: bool) -> None:
     told = reports[0].settings
     who = told["backbone"] + (f" with {told['encoder']}" if told["encoder"] else ", zero-shot")
     columns = ("seed", "questions", "strict", "95 % interval", "seen", "unseen", "lenient", "unparseable")
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             str(report.settings["seed"]),
             str(len(report.samples)),

@@ -8,7 +8,10 @@ _BLOCK = 4_000_000  # resampled values held at once
 
 
 def bootstrap_interval(
-    values: Sequence[float] | Sequence[bool], resamples: int = 1000, level: float = 0.95, seed: int = 0
+    values: Sequence[float] | Sequence[bool] | np.ndarray,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean; (nan, nan) for no values. Source: Efron 1979.
 
@@ -32,7 +35,7 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def mean(values: Sequence[float] | Sequence[bool]) -> float | None:
+def mean(values: Sequence[float] | Sequence[bool] | np.ndarray) -> float | None:
     """The mean, or None of nothing."""
     return float(np.mean(np.asarray(values, dtype=np.float64))) if len(values) else None
 

@@ -33,9 +33,10 @@ def load_llm(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        llm, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
+        llm, report = loaded
     except Exception as error:
         raise CheckpointError(f"The LLM in {folder} cannot be loaded: {_first_line(error)}") from error
     finally:

@@ -69,7 +69,7 @@ class LVLM(nn.Module):
             images: one per question; already encoded `VisionTokens`; or None for text only.
             questions: the texts.
             max_new_tokens: cap on the length of an answer.
-            keep_ratio: share of visual tokens that the LLM sees (§3.3); 1 means no pruning.
+            keep_ratio: share of visual tokens that the LLM sees (§3.3); this version has 1 only, no pruning.
             batch_size: questions per forward pass.
 
         Returns:
@@ -77,13 +77,17 @@ class LVLM(nn.Module):
 
         Raises:
             DataError: an image cannot be read.
-            CraftError: counts differ, `keep_ratio` is outside (0, 1], or pruning lacks a code prior.
+            CraftError: counts differ, or `keep_ratio` is not 1.
         """
         if not 0 < keep_ratio <= 1:
             raise CraftError(f"keep_ratio is {keep_ratio}; it must be above 0 and at most 1.")
         if images is not None and len(images) != len(questions):
             raise CraftError(
                 f"One question per image, please: got {len(images)} images, {len(questions)} questions."
+            )
+        if keep_ratio != 1:
+            raise CraftError(
+                f"This version does not prune visual tokens (§3.3): use keep_ratio=1, not {keep_ratio}."
             )
         answers: list[str] = []
         for start in range(0, len(questions), batch_size):
@@ -93,25 +97,8 @@ class LVLM(nn.Module):
                 tokens = images[rows]
             elif images is not None:
                 tokens = self.encode(images[rows], batch_size=batch_size)
-            if tokens is not None and keep_ratio != 1:
-                tokens = self._prune(tokens, keep_ratio)
             answers += self.backbone.generate(tokens, questions[rows], max_new_tokens)
         return answers
-
-    def _prune(self, tokens: VisionTokens, keep_ratio: float) -> VisionTokens:
-        """Keep the most relevant share of the tokens (§3.3)."""
-        try:
-            from craft.pruning import prune_tokens
-        except ImportError as error:
-            raise CraftError(
-                f"This version does not prune visual tokens; use keep_ratio=1 instead of {keep_ratio}."
-            ) from error
-        if self.visual.prior is None:
-            raise CraftError(
-                f"keep_ratio={keep_ratio} needs a code prior, and {self.name} came without one; load an "
-                "adapted encoder (it carries the prior of its training images), or use keep_ratio=1."
-            )
-        return prune_tokens(tokens, self.visual.prior, keep_ratio=keep_ratio)
 
     def with_encoder(self, encoder: Any) -> "LVLM":
         """The same backbone (shared, not copied) behind an adapted vision tower.

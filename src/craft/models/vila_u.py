@@ -74,7 +74,7 @@ def load_vila_u(
     visual = _load_visual(root, aspect)
     projector = _load_projector(root / "mm_projector")
     llm, tokenizer = load_llm(root / "llm", precision)
-    width = llm.get_input_embeddings().weight.shape[1]
+    width = llm.get_input_embeddings().weight.shape[1]  # pyright: ignore[reportCallIssue]
     if (projector.config["in"], projector.config["out"]) != (visual.codebook.dim, width):
         raise CheckpointError(
             f"{root}: the projector maps {projector.config['in']} to {projector.config['out']}, and "

@@ -89,7 +89,7 @@ class SiglipTower(_Tower):
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__({**config, "type": "siglip"}, layers=config["num_hidden_layers"] - 1)
         self.embeddings = SiglipVisionEmbeddings(self.siglip_config)
-        side = self.image_size // self.siglip_config.patch_size
+        side = self.image_size // int(config.get("patch_size", 16))
         self.grid = (side, side)
         self.dim: int = self.siglip_config.hidden_size
 

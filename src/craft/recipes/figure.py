@@ -1,6 +1,7 @@
 """The demo's picture: test images with answers before and after, what changed in them, and the losses."""
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,9 @@ def draw(
         for column, (name, points) in enumerate(curves.items()):
             _plot(figure.add_subplot(lower[0, column]), *_CURVES[name], *points)
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # answers may be in any script
+        figure.savefig(stream, format="png", metadata={"Software": None})
     atomic_write_bytes(path, stream.getvalue())
     return Path(path)
 
@@ -143,7 +146,8 @@ def _height(number: int, count: int) -> float:
 
 
 def _short(text: str) -> str:
-    line = " ".join(text.split()).replace("$", r"\$")  # a lone dollar would begin a formula
+    line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+    line = line.replace("$", r"\$")  # a lone dollar would begin a formula
     return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
 
 
