@@ -125,7 +125,7 @@ def test_export_drops_into_a_vila_u_checkpoint(craft, vila_u, tmp_path):
 
 def test_data(craft, pictures, tmp_path):
     listed = craft("data", "list")
-    assert listed.status == 0 and "apparel" in listed.out and "MIT" in listed.out
+    assert listed.status == 0 and "apparel" in listed.out and "CC BY 4.0" in listed.out
     assert {row["name"] for row in craft("data", "list", "--json").json} == {"apparel", "digits"}
     checked = craft("data", "check", pictures, "--json").json
     assert checked["images"] == 40 and len(checked["held_out"]) == 1

@@ -39,8 +39,9 @@ def show_table(
 
     table = Table(title=Text(title, style="bold"), title_justify="left")
     for number, name in enumerate(columns):
-        words = number == 0 or all(not any(c.isdigit() for c in row[number]) for row in rows)
-        table.add_column(Text(name), justify="left" if words else "right", no_wrap=True)
+        prose = any(len(row[number]) > 40 for row in rows)  # wraps; short cells never do
+        words = number == 0 or prose or all(not any(c.isdigit() for c in row[number]) for row in rows)
+        table.add_column(Text(name), justify="left" if words else "right", no_wrap=not prose)
     for number, row in enumerate(rows):
         table.add_row(*(Text(cell) for cell in row), end_section=number in sections)
     _console().print(table)
