@@ -41,7 +41,8 @@ def check(
     from craft.data import load_data, verify_images
 
     given = load_data(data, root, common.seed or 0, answer_with, unseen_fraction=unseen_fraction)
-    images = verify_images(given)
+    everything = load_data(data, root, common.seed or 0, answer_with, unseen_fraction=0)
+    images = verify_images(everything)
     sample = given.all_samples()[0]
     found: dict[str, Any] = {
         "name": given.name,

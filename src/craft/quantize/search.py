@@ -13,6 +13,9 @@ CODE_BLOCK = 1024
 @contextmanager
 def exact_matmul(device: torch.device) -> Iterator[None]:
     """Switch autocast and TF32 off: both flip near-ties between codewords (source: ours, measured)."""
+    if device.type == "meta":  # shapes only: there is nothing to round
+        yield
+        return
     with torch.autocast(device.type, enabled=False):
         if device.type != "cuda" or not torch.backends.cuda.matmul.allow_tf32:
             yield
