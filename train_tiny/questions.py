@@ -38,6 +38,8 @@ SHARES = {
     1: {"name": 0.3, "caption": 0.05, "category": 0.1, "text": 0.55},
     2: {"name": 0.16, "caption": 0.04, "category": 0.05, "keywords": 0.03, "justify": 0.04,
         "text": 0.44, "letter": 0.24},
+    3: {"name": 0.15, "caption": 0.03, "category": 0.05, "keywords": 0.04, "justify": 0.03,
+        "text": 0.67, "letter": 0.03},
 }  # fmt: skip
 SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"] + ["ar", "en", "ol", "um", "ix", "or", "in"]
 
@@ -139,32 +141,26 @@ class Questions:
         group = self.groups[concept.category]
         pool = group if rng.random() < 0.45 and len(group) > 6 else range(len(self.concepts))
         right = concept.name
-        if (
-            draw > 0.72
-            and concept.keywords
-            and concept.category not in ("digit", "letter", "count", "shape", "word")
-        ):
-            right = rng.choice(concept.keywords)
-        elif draw > 0.66:
-            right = concept.category if concept.category not in ("digit", "letter") else concept.name
+        worded = concept.category not in ("digit", "letter", "count", "shape", "word")
+        if draw > 0.66 and concept.keywords and worded:
+            right = rng.choice(concept.keywords[:3])
         elif draw > 0.62:
+            right = concept.category if worded else concept.name
+        elif draw > 0.59:
             right = invented(rng)
         known = {concept.name, concept.category, *concept.keywords}
         wrong: list[str] = []
         while len(wrong) < 3:
             kind = rng.random()
-            if kind < 0.08 and right in known:
+            if kind < 0.06 and right in known:
                 word = invented(rng)
-            elif kind < 0.16:
-                word = rng.choice(DOMAIN_WORDS)
             else:
+                # names and keywords in the shares of right options: a word's kind must not tell its truth
                 other = self.concepts[rng.choice(pool)]
                 if right == concept.category and other.category == concept.category:
                     pool = range(len(self.concepts))
                     continue
-                word = other.name
-                if kind > 0.85 and other.keywords and right not in ("digit",):
-                    word = rng.choice(other.keywords)
+                word = rng.choice(other.keywords[:3]) if kind > 0.6 and other.keywords and worded else other.name
             if word not in known and word != right and word not in wrong:
                 wrong.append(word)
         place = rng.randrange(4)
