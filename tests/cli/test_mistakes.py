@@ -112,7 +112,7 @@ def test_corrupt_image_in_a_jsonl_is_named_with_its_line(craft, family, tmp_path
 @pytest.mark.parametrize(
     ("words", "meant"),
     [
-        (("adapt", "--learning-rte", "1"), "--help"),
+        (("adapt", "--learning-rte", "1"), "--set NAME=VALUE"),
         (("adapt", "--max-stps", "1"), "Did you mean --max-steps?"),
         (("eval", "x", "--limt", "3"), "Did you mean --limit?"),
         (("evl", "x"), 'Did you mean "eval"?'),

@@ -6,11 +6,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, UnknownOptionError
 
 from craft import __version__
 from craft.cli.adapt import adapt
-from craft.cli.arguments import expand
+from craft.cli.arguments import TUNED, expand
 from craft.cli.data import check, list_domains
 from craft.cli.demo import demo
 from craft.cli.evaluate import evaluate
@@ -88,8 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def explain(error: Exception) -> str | None:
     """One paragraph for a mistake that the user can put right; None for a fault of ours."""
     if isinstance(error, CycloptsError):
-        verb = " ".join(["craft", *(error.command_chain or ())])
-        return f"{_line(error)} `{verb} --help` lists what there is."
+        told, chain = _line(error), list(error.command_chain or ())
+        if isinstance(error, UnknownOptionError) and set(chain) & set(TUNED) and "Did you mean" not in told:
+            told += " Settings of the adaptation go as --set NAME=VALUE."
+        return f"{told} `{' '.join(['craft', *chain])} --help` lists what there is."
     if _is(error, "craft.core.errors", "CraftError"):
         return _line(error)
     if _is(error, "torch", "OutOfMemoryError"):

@@ -74,7 +74,7 @@ def draw(
         left=0.005,
         right=0.995,
         top=1 - 0.5 / height,
-        bottom=2.5 / height,
+        bottom=2.35 / height,
         width_ratios=[1.8] + [1] * len(examples),
         height_ratios=heights,
         wspace=0.06,
@@ -120,6 +120,7 @@ def _labels(figure: Any, grid: Any, lines: Sequence[str]) -> None:
         axes.text(
             0.96, _height(number, len(lines)), words, ha="right", va="center", fontsize=9, fontweight=heavy
         )
+    _stripes(axes, len(lines))
 
 
 def _answers(axes: Any, example: Example, count: int) -> None:
@@ -139,6 +140,14 @@ def _answers(axes: Any, example: Example, count: int) -> None:
         mark, colour = ("✓", _RIGHT) if right else ("✗", _WRONG)
         words = f"{_short(reply) or '(nothing)'} {mark}"
         axes.text(0.5, _height(number, count), words, ha="center", va="center", fontsize=8.5, color=colour)
+    _stripes(axes, count)
+
+
+def _stripes(axes: Any, count: int) -> None:
+    """Every second line of answers on grey: zero-shot and adapted stand in pairs."""
+    for number in range(2, count + 1, 2):
+        middle = _height(number, count)
+        axes.axhspan(middle - 0.5 / (count + 1), middle + 0.5 / (count + 1), color="#f0f2f5", zorder=0)
 
 
 def _height(number: int, count: int) -> float:
@@ -161,7 +170,7 @@ def _image(axes: Any, example: Example, overlay: bool) -> None:
     rows, columns = example.changed.shape
     veil = np.zeros((rows, columns, 4))
     veil[..., :3] = [int(_CHANGED[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    veil[..., 3] = np.where(example.changed, 0.55, 0.0)
+    veil[..., 3] = np.where(example.changed, 0.42, 0.0)
     axes.imshow(veil, **whole)
     for at in range(1, columns):
         axes.axvline(at / columns, color="white", linewidth=0.4, alpha=0.6)
@@ -189,15 +198,19 @@ def _curve(metrics: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray,
 def _plot(axes: Any, title: str, colour: str, steps: np.ndarray, values: np.ndarray) -> None:
     """Each step's value thin, their running mean thick."""
     axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.35)
-    window = max(1, len(values) // 10)
+    window = max(1, len(values) // 20)
     means = np.array([values[max(0, at - window) : at + window + 1].mean() for at in range(len(values))])
     axes.plot(steps, means, color=colour, linewidth=1.8)
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel("step", fontsize=8, labelpad=1)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.margins(x=0.02)
-    if float(values.min()) >= 0:
+    lowest, highest = float(values.min()), float(values.max())
+    if lowest > 0 and highest > 15 * lowest:  # a steep start would flatten all the rest
+        axes.set_yscale("log")
+    elif lowest >= 0:
         axes.set_ylim(bottom=0)
