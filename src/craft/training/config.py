@@ -50,7 +50,7 @@ class OptimizerConfig(_Section):
         max_grad_norm: clip the gradient's norm; None does not clip.
     """
 
-    learning_rate: float = Field(default=1e-4, gt=0)
+    learning_rate: float = Field(default=3e-4, gt=0)
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)
     weight_decay: float = Field(default=0.0, ge=0)
     betas: tuple[float, float] = Field(default=(0.9, 0.999), strict=False)
@@ -80,9 +80,12 @@ class CommitmentConfig(_Section):
 
 
 class ContrastiveConfig(_Section):
-    """Eq. 4. `weight` None is the paper's λ_con: 1.0 for classification, 0.1 for VQA (§4.1)."""
+    """Eq. 4. `weight` None is the paper's λ_con: 1.0 for classification, 0.1 for VQA (§4.1).
 
-    weight: float | None = Field(default=None, ge=0)
+    The default 0 leaves the term out: on craft-tiny λ_con = 1 cost accuracy (docs/paper_map.md has figures).
+    """
+
+    weight: float | None = Field(default=0.0, ge=0)
 
 
 class LossesConfig(_Section):
@@ -119,7 +122,7 @@ class AdaptConfig(_Section):
         cache_mib: memory for decoded images (with trainable "layers" for the stem's output).
     """
 
-    surrogate: str = "craft-tiny/llama"
+    surrogate: str = "craft-tiny/qwen2"
     out: str | None = None
     seed: int = 0
     data: DataConfig = DataConfig()
@@ -127,10 +130,10 @@ class AdaptConfig(_Section):
     losses: LossesConfig = LossesConfig()
     batch_size: int = Field(default=24, ge=1)
     accumulation: int = Field(default=1, ge=1)
-    max_steps: int | None = Field(default=None, ge=1)
+    max_steps: int | None = Field(default=200, ge=1)
     epochs: float = Field(default=1.0, gt=0)
-    trainable: Literal["all", "layers"] = "all"
-    blend: float = Field(default=1.0, gt=0, le=1)
+    trainable: Literal["all", "layers"] = "layers"
+    blend: float = Field(default=0.7, gt=0, le=1)
     eval_every: int | None = Field(default=None, ge=1)
     eval_limit: int | None = Field(default=None, ge=1)
     checkpoint_every: int | None = Field(default=None, ge=1)
