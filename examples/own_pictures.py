@@ -19,8 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("pictures", help="a folder of class folders")
     parser.add_argument("--out", default="runs/own", help="the run folder")
-    parser.add_argument("--surrogate", default="craft-tiny/llama", help="its LLM scores the answers")
-    parser.add_argument("--other", default="craft-tiny/qwen2", help="another LLM of the same codebook")
+    parser.add_argument("--surrogate", default="craft-tiny/qwen2", help="its LLM scores the answers")
+    parser.add_argument("--other", default="craft-tiny/llama", help="another LLM of the same codebook")
     parser.add_argument("--steps", type=int, default=None, help="optimiser steps; by default the config's")
     args = parser.parse_args(arguments)
 

@@ -12,8 +12,9 @@ def test_defaults_are_the_papers():
     assert config.optimizer.warmup_ratio == 0.03
     assert config.optimizer.weight_decay == 0
     assert config.losses.commitment.weight == 0.1
-    assert config.contrastive_weight("classification") == 1.0
-    assert config.contrastive_weight("vqa") == 0.1
+    assert config.contrastive_weight("classification") == config.contrastive_weight("vqa") == 0.0
+    paper = AdaptConfig.build({"losses": {"contrastive": {"weight": None}}})
+    assert (paper.contrastive_weight("classification"), paper.contrastive_weight("vqa")) == (1.0, 0.1)
     assert AdaptConfig.build({"losses": {"contrastive": {"weight": 0.5}}}).contrastive_weight("vqa") == 0.5
 
 
@@ -31,8 +32,8 @@ def test_file_and_overrides(tmp_path):
 
 def test_steps():
     assert AdaptConfig(max_steps=7).steps(100) == 7
-    assert AdaptConfig(epochs=2, batch_size=10).steps(101) == 20
-    assert AdaptConfig().steps(1) == 1
+    assert AdaptConfig(max_steps=None, epochs=2, batch_size=10).steps(101) == 20
+    assert AdaptConfig(max_steps=None).steps(1) == 1
 
 
 def test_names_of_overrides():

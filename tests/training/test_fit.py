@@ -15,7 +15,15 @@ from craft.training import AdaptConfig, Interrupted, RunFolder, fit
 from craft.training.checks import check_frozen, check_gradients, choose_trainable
 from tiny_data import tiny_data
 
-FAST = {"max_steps": 6, "batch_size": 4, "optimizer": {"learning_rate": 1e-3}, "device": "cpu"}
+FAST = {
+    "max_steps": 6,
+    "batch_size": 4,
+    "optimizer": {"learning_rate": 1e-3},
+    "device": "cpu",
+    "trainable": "all",
+    "blend": 1.0,
+    "losses": {"contrastive": {"weight": 1.0}},
+}
 
 
 def train(out, overrides=None, lvlm=None, resume=False, validate=None, data=None):
