@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument("--copy-steps", type=int, default=250, help="stage 0: copying, without pictures")
     parser.add_argument("--first-steps", type=int, default=600, help="stage 1: naming and plain options")
     parser.add_argument("--start", type=Path, help="go on from this earlier backbone")
-    parser.add_argument("--last", action="store_true", help="stage 3: choosing by text, in other words than names")
+    parser.add_argument("--last", action="store_true", help="stage 3: other words than names")
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--pictures", type=int, default=40000)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)

@@ -160,7 +160,8 @@ class Questions:
                 if right == concept.category and other.category == concept.category:
                     pool = range(len(self.concepts))
                     continue
-                word = rng.choice(other.keywords[:3]) if kind > 0.6 and other.keywords and worded else other.name
+                reworded = kind > 0.6 and other.keywords and worded
+                word = rng.choice(other.keywords[:3]) if reworded else other.name
             if word not in known and word != right and word not in wrong:
                 wrong.append(word)
         place = rng.randrange(4)

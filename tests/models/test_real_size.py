@@ -1,6 +1,5 @@
 """VILA-U-7B-256 on the meta device: every shape, the parameter counts and the memory estimate."""
 
-
 import pytest
 import torch
 
