@@ -22,7 +22,7 @@ FAST = {
     "device": "cpu",
     "trainable": "all",
     "blend": 1.0,
-    "losses": {"contrastive": {"weight": 1.0}},
+    "losses": {"contrastive": {"weight": 1.0}, "commitment": {"weight": 0.1}},
 }
 
 
