@@ -11,7 +11,7 @@ def test_defaults():
     assert config.batch_size == 24
     assert config.optimizer.warmup_ratio == 0.03
     assert config.optimizer.weight_decay == 0
-    assert config.losses.commitment.weight == 0.5
+    assert config.losses.commitment.weight == 0.1
     assert config.contrastive_weight("classification") == config.contrastive_weight("vqa") == 0.0
     paper = AdaptConfig.build({"losses": {"contrastive": {"weight": None}}})
     assert (paper.contrastive_weight("classification"), paper.contrastive_weight("vqa")) == (1.0, 0.1)

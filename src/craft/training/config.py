@@ -74,7 +74,7 @@ class CommitmentConfig(_Section):
         reduction: over the width d: "sum" is Eq. 3 as printed, "mean" is VILA-U's code, 1/d of it.
     """
 
-    weight: float = Field(default=0.5, ge=0)
+    weight: float = Field(default=0.1, ge=0)
     form: Literal["final", "cumulative"] = "final"
     reduction: Literal["mean", "sum"] = "mean"
 
@@ -130,10 +130,10 @@ class AdaptConfig(_Section):
     losses: LossesConfig = LossesConfig()
     batch_size: int = Field(default=24, ge=1)
     accumulation: int = Field(default=1, ge=1)
-    max_steps: int | None = Field(default=400, ge=1)
+    max_steps: int | None = Field(default=200, ge=1)
     epochs: float = Field(default=1.0, gt=0)
     trainable: Literal["all", "layers"] = "layers"
-    blend: float = Field(default=1.0, gt=0, le=1)
+    blend: float = Field(default=0.7, gt=0, le=1)
     eval_every: int | None = Field(default=None, ge=1)
     eval_limit: int | None = Field(default=None, ge=1)
     checkpoint_every: int | None = Field(default=None, ge=1)
