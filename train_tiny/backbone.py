@@ -31,7 +31,7 @@ from craft.models.vision_tower import build_tower
 from craft.quantize import ResidualCodebook, usage
 from train_tiny.names import concepts
 from train_tiny.pictures import Sprites, augment
-from train_tiny.questions import LETTERS, Questions, Turn, corpus, name_similarity
+from train_tiny.questions import Questions, Turn, corpus, name_similarity
 from train_tiny.tokenizer import targets
 
 # Pictures of these groups differ in details that 49 tokens do not hold; their names stay known as words.
@@ -204,7 +204,7 @@ def score(
 ) -> dict[str, float]:
     """Per task: the fraction of turns whose every answer token is right under teacher forcing."""
     llm, projector, codebook, packer = parts
-    rng, g = random.Random(7), torch.Generator().manual_seed(7)
+    rng = random.Random(7)
     hits: dict[str, list[float]] = defaultdict(list)
     llm.eval()
     for start in range(0, len(labels), 32):
@@ -226,7 +226,6 @@ def score(
         for (row, number), good in ok.items():
             hits[rows[row][number].task].append(float(good))
     llm.train()
-    del g
     return {task: round(sum(v) / len(v), 3) for task, v in sorted(hits.items())}
 
 
@@ -236,13 +235,13 @@ def main() -> None:
     parser.add_argument("--visual", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--kind", choices=sorted(KINDS), required=True)
-    parser.add_argument("--steps", type=int, default=1800)
-    parser.add_argument("--copy-steps", type=int, default=250, help="stage 0: copying, without pictures")
-    parser.add_argument("--first-steps", type=int, default=600, help="stage 1: naming and plain options")
+    parser.add_argument("--steps", type=int, default=1900)
+    parser.add_argument("--copy-steps", type=int, default=300, help="stage 0: copying, without pictures")
+    parser.add_argument("--first-steps", type=int, default=400, help="stage 1: naming and plain options")
     parser.add_argument("--start", type=Path, help="go on from this earlier backbone")
     parser.add_argument("--last", action="store_true", help="stage 3: other words than names")
     parser.add_argument("--batch", type=int, default=24)
-    parser.add_argument("--pictures", type=int, default=40000)
+    parser.add_argument("--pictures", type=int, default=32000)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -337,7 +336,6 @@ def main() -> None:
     for name, blind_image in (("test", False), ("other_artist", False), ("test", True)):
         found = score(parts, data[f"{name}.codes"], data[f"{name}.labels"], questions, blind=blind_image)
         print(f"final {name}{' blind' if blind_image else ''}", found, flush=True)
-    print("letters", LETTERS)
 
 
 def save(

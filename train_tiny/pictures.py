@@ -224,12 +224,4 @@ def augment(rgba: Tensor, upright: Tensor, g: torch.Generator, strength: float =
     return (image.clamp(0, 1) * 2 - 1).contiguous(memory_format=torch.channels_last)
 
 
-def clean(rgba: Tensor) -> Tensor:
-    """Sprites on white, not augmented: uint8 `[B, 4, 64, 64]` -> float `[B, 3, 112, 112]` in [-1, 1]."""
-    image = rgba.float() / 255
-    image = image[:, :3] * image[:, 3:] + (1 - image[:, 3:])
-    image = F.interpolate(image, SIZE, mode="bicubic", align_corners=False).clamp(0, 1)
-    return (image * 2 - 1).contiguous(memory_format=torch.channels_last)
-
-
-__all__ = ["SHAPES", "SIZE", "Sprites", "augment", "clean"]
+__all__ = ["SHAPES", "SIZE", "Sprites", "augment"]

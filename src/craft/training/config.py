@@ -82,7 +82,8 @@ class CommitmentConfig(_Section):
 class ContrastiveConfig(_Section):
     """Eq. 4. `weight` None is the paper's λ_con: 1.0 for classification, 0.1 for VQA (§4.1).
 
-    The default 0 leaves the term out: on craft-tiny λ_con = 1 cost accuracy (docs/paper_map.md has figures).
+    The default 0 leaves the term out: on craft-tiny λ_con = 1 kept more of the unseen classes but cost more
+    on the seen ones than `blend` does (docs/paper_map.md has figures).
     """
 
     weight: float | None = Field(default=0.0, ge=0)
