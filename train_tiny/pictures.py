@@ -1,6 +1,8 @@
 """General training pictures: sprites (emoji art and drawings) under strong augmentation, batched in torch."""
 
 import glob
+import io
+import json
 import math
 import random
 from pathlib import Path
@@ -15,6 +17,9 @@ from train_tiny.names import COLOURS, DIGITS, SHAPES, Concept
 
 SPRITE = 64
 SIZE = 112
+# Two sets of 64-pixel images, then five of vector art: shaded, flat, black line, two older flat styles.
+RASTER = ("google", "twitter")
+VECTOR = ("fluent-emoji", "fluent-emoji-flat", "fluent-emoji-high-contrast", "emojione", "emojione-v1")
 
 
 def _fonts() -> list[str]:
@@ -90,6 +95,28 @@ def _draw(concept: Concept, rng: random.Random, fonts: list[str]) -> Image.Image
     return _text(text, rng.choice(fonts), colour)  # type: ignore[arg-type]
 
 
+def vector_art(concepts: list[Concept], cache: Path) -> list[tuple[int, np.ndarray]]:
+    """(concept, RGBA uint8 `[64, 64, 4]`) of every vector drawing that goes by a concept's name."""
+    import resvg_py
+
+    found = []
+    for style in VECTOR:
+        icons = json.loads((cache / style / "package/icons.json").read_text())
+        for index, concept in enumerate(concepts):
+            key = concept.name.replace("'", "").replace(" ", "-")
+            key = icons.get("aliases", {}).get(key, {}).get("parent", key)
+            if not concept.emoji or key not in icons["icons"]:
+                continue
+            icon = icons["icons"][key]
+            width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))
+            body = icon["body"].replace("currentColor", "#222")
+            svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{body}</svg>'
+            png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SPRITE, height=SPRITE))
+            picture = Image.open(io.BytesIO(png)).convert("RGBA").resize((SPRITE, SPRITE))
+            found.append((index, np.asarray(picture)))
+    return found
+
+
 class Sprites:
     """All source pictures as uint8 RGBA `[S, 4, 64, 64]` with the index of the concept that each shows.
 
@@ -102,7 +129,7 @@ class Sprites:
         arrays, labels, held_out = [], [], []
         for index, concept in enumerate(concepts):
             if concept.emoji:
-                for vendor in ("google", "twitter"):
+                for vendor in RASTER:
                     path = cache / vendor / f"package/img/{vendor}/64/{concept.emoji}"
                     image = Image.open(path).convert("RGBA").resize((SPRITE, SPRITE))
                     arrays.append(np.asarray(image))
@@ -114,6 +141,10 @@ class Sprites:
                     arrays.append(np.asarray(_draw(concept, rng, fonts)))
                     labels.append(index)
                     held_out.append(False)
+        for index, picture in vector_art(concepts, cache):
+            arrays.append(picture)
+            labels.append(index)
+            held_out.append(False)
         self.pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
         self.labels = torch.tensor(labels)
         self.held_out = torch.tensor(held_out)

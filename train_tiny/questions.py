@@ -34,23 +34,26 @@ DOMAIN_WORDS = (
     "t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
     "trouser", "sweater", "boot", "shoe", "handbag",
 )  # fmt: skip
-SHARES = {
-    1: {"name": 0.3, "caption": 0.05, "category": 0.1, "text": 0.55},
-    2: {"name": 0.16, "caption": 0.04, "category": 0.05, "keywords": 0.03, "justify": 0.04,
-        "text": 0.44, "letter": 0.24},
-    3: {"name": 0.15, "caption": 0.03, "category": 0.05, "keywords": 0.04, "justify": 0.03,
-        "text": 0.67, "letter": 0.03},
-}  # fmt: skip
+# Per row two turns with options and two short ones; stage 1 is naming and plain options.
+LISTED = {1: {"text": 1.0}, 2: {"text": 0.7, "letter": 0.22, "justify": 0.08}}
+SHORT = {
+    1: {"name": 0.75, "category": 0.25},
+    2: {"name": 0.5, "category": 0.2, "keywords": 0.18, "caption": 0.12},
+}
 SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"] + ["ar", "en", "ol", "um", "ix", "or", "in"]
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and its answer; `task` names the kind for the per-task scores."""
+    """One question and its answer; `task` names the kind for the per-task scores.
+
+    `more` goes on after the answer with (given, asked) pairs: what is given is read, what is asked is learned.
+    """
 
     question: str
     answer: str
     task: str
+    more: tuple[tuple[str, str], ...] = ()
 
 
 def invented(rng: random.Random) -> str:
@@ -84,15 +87,20 @@ class Questions:
             self.groups.setdefault(concept.category, []).append(index)
         self.near = similarity.topk(24, dim=1).indices.tolist()
 
-    def about(self, index: int, rng: random.Random, stage: int = 2) -> Turn:
+    def row(self, index: int, rng: random.Random, stage: int = 2) -> list[Turn]:
+        """Four turns about the picture of concept `index`: two with options, two short ones."""
+        tables = (LISTED[stage], LISTED[stage], SHORT[stage], SHORT[stage])
+        tasks = [rng.choices(list(table), list(table.values()))[0] for table in tables]
+        if tasks[2] == tasks[3]:
+            tasks.pop()
+        return [self.about(index, task, rng, stage) for task in tasks]
+
+    def about(self, index: int, task: str, rng: random.Random, stage: int = 2) -> Turn:
         """One turn about the picture of concept `index`.
 
-        Stage 1 is mostly naming and choosing by text among plain names: reading pictures comes first. Stage 2
-        adds letters, explanations, and options in other words than the name.
+        Stage 1 has plain names for options: reading pictures comes first. Stage 2 has options in other words.
         """
         concept = self.concepts[index]
-        table = SHARES[stage]
-        task = rng.choices(list(table), list(table.values()))[0]
         if task == "name":
             return Turn(rng.choice(ASK_NAME), concept.name, task)
         if task == "caption":
@@ -167,28 +175,28 @@ class Questions:
         place = rng.randrange(4)
         return [*wrong[:place], right, *wrong[place:]], place
 
+    def word(self, rng: random.Random) -> str:
+        """A name, or a word that means nothing."""
+        return rng.choice(self.concepts).name if rng.random() < 0.6 else invented(rng)
+
     def copying(self, rng: random.Random) -> Turn:
         """One turn of stage 0: say again what the question says, whole or the part that it points to."""
-        if rng.random() < 0.75:  # long repetitions: the densest lesson in copying there is
-            pool = rng.sample(self.concepts, rng.randint(5, 12))
-            text = ", ".join(c.name if rng.random() < 0.6 else invented(rng) for c in pool)
+        if rng.random() < 0.6:  # long repetitions: the densest lesson in copying there is
+            text = ", ".join(self.word(rng) for _ in range(rng.randint(4, 8)))
             return Turn(f"Repeat: {text}", text, "copy")
-        words = [c.name if rng.random() < 0.6 else invented(rng) for c in rng.sample(self.concepts, 4)]
-        place = rng.randrange(4)
-        draw = rng.random()
-        if draw < 0.3:
-            return Turn(
-                listing(f"Which option is {LETTERS[place]}?", words, rng.choice(BY_TEXT)),
-                words[place],
-                "pick",
-            )
-        if draw < 0.5:
-            question = listing(f"Which letter is {words[place]}?", words, rng.choice(BY_LETTER))
-            return Turn(question, LETTERS[place], "bind")
-        asked = f"It shows {words[place]}. {rng.choice(ASK_OPTIONS)}"
-        if draw < 0.7:
-            return Turn(listing(asked, words, rng.choice(BY_LETTER)), LETTERS[place], "bind")
-        return Turn(listing(asked, words, rng.choice(BY_TEXT)), words[place], "pick")
+        return self.binding(rng) if rng.random() < 0.6 else self.text_only(rng)
+
+    def binding(self, rng: random.Random) -> Turn:
+        """Letters to options and back, all four of one listing in one turn: as dense as a repetition."""
+        words = [self.word(rng) for _ in range(4)]
+        order = rng.sample(range(4), 4)
+        if rng.random() < 0.6:
+            question = listing(f"Which letter is {words[order[0]]}?", words, rng.choice(BY_LETTER))
+            more = tuple((f"\n{words[i]}?", LETTERS[i]) for i in order[1:])
+            return Turn(question, LETTERS[order[0]], "bind", more)
+        question = listing(f"Which option is {LETTERS[order[0]]}?", words, rng.choice(BY_TEXT))
+        more = tuple((f"\n{LETTERS[i]}?", words[i]) for i in order[1:])
+        return Turn(question, words[order[0]], "pick", more)
 
     def text_only(self, rng: random.Random) -> Turn:
         """One turn that needs no picture: which letter, which option, copy, kind of."""
@@ -198,13 +206,14 @@ class Questions:
             options = [c.name for c in words]
         place = rng.randrange(4)
         draw = rng.random()
-        if draw < 0.45:
-            question = listing(f"Which letter is {options[place]}?", options, rng.choice(BY_LETTER))
-            return Turn(question, LETTERS[place], "bind")
-        if draw < 0.65:
-            question = listing(f"Which option is {LETTERS[place]}?", options, rng.choice(BY_TEXT))
-            return Turn(question, options[place], "pick")
-        if draw < 0.75:
+        if draw < 0.4:
+            return self.binding(rng)
+        if draw < 0.6:  # the picture in words
+            asked = f"It shows {options[place]}. {rng.choice(ASK_OPTIONS)}"
+            if rng.random() < 0.6:
+                return Turn(listing(asked, options, rng.choice(BY_LETTER)), LETTERS[place], "told")
+            return Turn(listing(asked, options, rng.choice(BY_TEXT)), options[place], "told")
+        if draw < 0.7:
             return Turn(f"Repeat: {options[place]}", options[place], "copy")
         concept = words[place]
         if draw < 0.88:
@@ -224,12 +233,9 @@ def corpus(concepts: list[Concept], questions: Questions, count: int, seed: int)
     lines = [word for c in concepts for word in (c.name, *c.keywords)]
     lines += [f" {word}" for word in DOMAIN_WORDS for _ in range(60)]
     for _ in range(count):
-        turn = (
-            questions.about(rng.randrange(len(concepts)), rng)
-            if rng.random() < 0.8
-            else questions.text_only(rng)
-        )
-        lines.append(f"User: {turn.question}\nAssistant: {turn.answer}")
+        about = questions.row(rng.randrange(len(concepts)), rng)[-2:]
+        for turn in about if rng.random() < 0.8 else [questions.text_only(rng)]:
+            lines.append(f"User: {turn.question}\nAssistant: {turn.answer}")
     return lines
 
 

@@ -48,8 +48,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1700)
-    parser.add_argument("--quantise-from", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--quantise-from", type=int, default=1200)
+    parser.add_argument("--frozen-blocks", type=int, default=5, help="first blocks of the stem that stay")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -69,7 +70,10 @@ def main() -> None:
     tower = tower.to(memory_format=torch.channels_last)
     decoder = nn.Sequential(nn.Linear(TOWER["dim"], 256), nn.GELU(), nn.Linear(256, 8 * 8 * 3))
     log_temperature = nn.Parameter(torch.tensor(30.0).log())
-    stem = list(tower.stem.parameters())
+    # edges and textures are general already, and their large maps are most of a step's time
+    for part in (tower.stem.first, *tower.stem.blocks[: args.frozen_blocks]):
+        part.requires_grad_(False)
+    stem = [p for p in tower.stem.parameters() if p.requires_grad]
     rest = [p for n, p in tower.named_parameters() if not n.startswith("stem.")]
     groups = [
         {"params": stem, "lr": args.learning_rate * 0.3},

@@ -4,6 +4,7 @@ Read `adapt` from top to bottom: it is the paper's method in one page.
 """
 
 import copy
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -108,6 +109,9 @@ def adapt(
     # 2. The surrogate, with a tower of its own to train.
     lvlm = model()
     base_prior = lvlm.visual.prior
+    start = settings.losses.contrastive.temperature
+    if start is not None and settings.contrastive_weight(given.task) > 0:
+        lvlm.visual.log_temperature.data.fill_(math.log(start))  # τ of Eq. 4
     run.open(settings, resume, overwrite)
     if run.record.get("data_fingerprint", given.fingerprint) != given.fingerprint:
         raise ConfigError(f"{given.name} is not the data that the run in {run.path} began with; restore it.")

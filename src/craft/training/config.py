@@ -83,10 +83,12 @@ class ContrastiveConfig(_Section):
     """Eq. 4. `weight` None is the paper's λ_con: 1.0 for classification, 0.1 for VQA (§4.1).
 
     The default 0 leaves the term out: on craft-tiny λ_con = 1 kept more of the unseen classes but cost more
-    on the seen ones than `blend` does (docs/paper_map.md has figures).
+    on the seen ones than `blend` does (docs/paper_map.md has figures). `temperature` is where τ starts; None is
+    the checkpoint's own, which was trained with a bias that Eq. 4 does not have.
     """
 
     weight: float | None = Field(default=0.0, ge=0)
+    temperature: float | None = Field(default=10.0, gt=0)
 
 
 class LossesConfig(_Section):
