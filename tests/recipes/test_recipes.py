@@ -1,6 +1,7 @@
 """adapt -> evaluate -> transfer on tiny models and pictures on disk, as a user would."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -51,6 +52,15 @@ def test_prior_counts_codes_of_the_adapted_tower(adapted):
     images = [sample.image for sample in tiny_data().train]
     codes = tiny_lvlm().with_encoder(adapted.out).encode(images).codes
     assert torch.equal(adapted.prior, code_counts(codes, 32))
+
+
+@pytest.mark.parametrize("start, tau", [(4.0, 4.0), (None, 25.0)])
+def test_where_tau_starts(tmp_path, start, tau):
+    lvlm = tiny_lvlm()
+    lvlm.visual.log_temperature.data.fill_(math.log(25.0))
+    losses = {"contrastive": {"weight": 1.0, "temperature": start}}
+    result = adapt(lvlm, tiny_data(), tmp_path / "run", config={"losses": losses}, **FAST)
+    assert result.lvlm.visual.log_temperature.exp().item() == pytest.approx(tau, rel=0.01)
 
 
 def test_the_callers_model_is_not_changed(tmp_path):
