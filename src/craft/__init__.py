@@ -7,10 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from craft import data, evaluation, losses, models, quantize, recipes, training
+    from craft import data, evaluation, losses, models, pruning, quantize, recipes, training
     from craft.core.errors import CraftError
     from craft.core.tokens import VisionTokens
     from craft.models.load import load
+    from craft.pruning.prune import prune_tokens
     from craft.recipes.adapt import adapt
     from craft.recipes.evaluate import evaluate
     from craft.recipes.transfer import transfer
@@ -28,6 +29,8 @@ __all__ = [
     "load",
     "losses",
     "models",
+    "prune_tokens",
+    "pruning",
     "quantize",
     "recipes",
     "training",
@@ -40,6 +43,7 @@ _HOME = {
     "adapt": "craft.recipes.adapt",
     "evaluate": "craft.recipes.evaluate",
     "load": "craft.models.load",
+    "prune_tokens": "craft.pruning.prune",
     "transfer": "craft.recipes.transfer",
 }
 

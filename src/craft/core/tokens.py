@@ -23,6 +23,8 @@ class VisionTokens:
         partial_sums: cumulative codeword sums after each level, `[B, N, L, d]`; only when asked for.
         attention_mask: bool `[B, N]`, False for padding where rows keep different numbers of tokens; None
             means that every token counts.
+        floor_hit: bool `[B]` after pruning, True where the budget was below the number of distinct codes
+            (§3.3); None where nothing was pruned.
     """
 
     features: Tensor
@@ -34,6 +36,7 @@ class VisionTokens:
     cls: Tensor | None = None
     partial_sums: Tensor | None = None
     attention_mask: Tensor | None = None
+    floor_hit: Tensor | None = None
 
     def __post_init__(self) -> None:
         expected = tuple(self.features.shape[:2])
@@ -44,8 +47,12 @@ class VisionTokens:
                     f"VisionTokens.{name} has shape {tuple(tensor.shape)}; "
                     f"its first two dimensions must be [B, N] = {list(expected)}, as those of features"
                 )
-        if self.cls is not None and self.cls.shape[0] != expected[0]:
-            raise ValueError(f"VisionTokens.cls has {self.cls.shape[0]} rows for a batch of {expected[0]}")
+        for name in ("cls", "floor_hit"):
+            tensor = getattr(self, name)
+            if tensor is not None and tensor.shape[0] != expected[0]:
+                raise ValueError(
+                    f"VisionTokens.{name} has {tensor.shape[0]} rows for a batch of {expected[0]}"
+                )
 
     def __len__(self) -> int:
         """Number of images B."""

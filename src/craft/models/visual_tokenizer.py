@@ -140,4 +140,5 @@ def concatenate(parts: Sequence[VisionTokens]) -> VisionTokens:
         cls=join("cls"),
         partial_sums=join("partial_sums"),
         attention_mask=join("attention_mask"),
+        floor_hit=join("floor_hit"),
     )

@@ -1,0 +1,128 @@
+"""Rarity-weighted quotas per code, solved for every budget at once (§3.3).
+
+The paper keeps m_k = ⌈n_k ρ_k^γ⌉ tokens of code k. With ρ_k = 1/p_k ≥ 1 that cannot prune, so ρ is divided
+by a reference above its largest value: ρ_ref = e^δ / min p, δ > 0. With lr_k = δ + ln p_k - ln min p > 0,
+
+    m_k(γ) = ⌈n_k e^(-γ lr_k)⌉
+
+falls from n_k at γ = 0 to 1, and the more frequent a code is in the prior, the faster. A token that is number
+j (from 0) within its code is kept as long as m_k(γ) > j. For a whole number j, ⌈x⌉ > j is x > j, so
+
+    kept  ⇔  γ < γ* = ln(n_k / j) / lr_k        (γ* = ∞ for j = 0)
+
+and "solve γ for a budget, then keep m_k of each code" is "keep the tokens with the largest γ*". One order
+serves every budget, and the kept sets of two budgets are nested.
+
+Everything here gives the same bits on every device: logarithms come from tables made on the CPU, distances
+are whole thousandths, and the rest are comparisons and single IEEE operations.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+_FAR = 2**30  # no distance on a grid, in thousandths of a patch, comes near it
+_PAIRS = 2**24  # pairs of tokens that are held at once
+
+
+def rarity_log_ratio(counts: Tensor, alpha: float, delta: float) -> Tensor:
+    """lr_k = δ + ln p_k - ln min p, float64 `[K]` on the CPU; δ for the rarest code, more for frequent ones.
+
+    Args:
+        counts: level-1 code counts int64 `[K]` (`VisualTokenizer.prior`).
+        alpha: added to every count, so that p of an unseen code is small and not 0.
+        delta: δ, what the rarest code gets.
+
+    Source: §3.3 (ρ_k = 1 / p_dom(k)); the reference δ is ours.
+    """
+    smoothed = (counts.detach().cpu().double() + alpha).log()
+    return smoothed - smoothed.min() + delta  # the sum of the counts drops out
+
+
+def rank_in_code(codes: Tensor, key: Tensor, ties: str) -> tuple[Tensor, Tensor]:
+    """Number of each token among those of its code by ascending key, and how many those are.
+
+    Args:
+        codes: int64 `[B, N]`.
+        key: `[B, N]`, anything that sorts.
+        ties: "equal" gives equal keys the lowest of their ranks; "raster" counts them from the left.
+
+    Returns:
+        (rank from 0, n) int64 `[B, N]` each.
+    """
+    by_key = key.argsort(dim=1, stable=True)
+    order = by_key.gather(1, codes.gather(1, by_key).argsort(dim=1, stable=True))
+    code = codes.gather(1, order)
+    index = torch.arange(codes.shape[1], device=codes.device).expand_as(codes)
+    new = torch.ones_like(code, dtype=torch.bool)
+    new[:, 1:] = code[:, 1:] != code[:, :-1]
+    first = torch.where(new, index, 0).cummax(dim=1).values
+    ends = torch.full_like(code, codes.shape[1])
+    ends[:, :-1] = torch.where(new[:, 1:], index[:, 1:], codes.shape[1])
+    size = ends.flip(1).cummin(dim=1).values.flip(1) - first
+    rank = index - first
+    if ties == "equal":
+        value = key.gather(1, order)
+        new[:, 1:] |= value[:, 1:] != value[:, :-1]
+        rank = torch.where(new, index, 0).cummax(dim=1).values - first
+    return torch.empty_like(rank).scatter_(1, order, rank), torch.empty_like(size).scatter_(1, order, size)
+
+
+def isolation(codes: Tensor, positions: Tensor, grid: tuple[int, int], neighbours: int) -> Tensor:
+    """Sum of distances to the nearest tokens of the same code, in thousandths of a patch, int64 `[B, N]`.
+
+    All tokens of a code have the same number of neighbours, so the sum ranks them as the average does. A
+    token alone has 0; there is nothing to rank it against.
+
+    Args:
+        codes: level-1 codes int64 `[B, N]`.
+        positions: raster indices int64 `[B, N]`.
+        grid: (rows, columns) of the full grid.
+        neighbours: how many nearest ones, where there are as many.
+
+    Source: §3.3, "average distance to its nearest neighbors of the same codebook ID"; how many is ours.
+    """
+    count = codes.shape[1]
+    nearest = min(neighbours, count)
+    table = _distances(grid).to(codes.device)
+    whole = count == table.shape[0]  # then token i has raster index i
+    parts = []
+    for rows in torch.arange(codes.shape[0]).split(max(1, _PAIRS // count**2)):
+        here, place = codes[rows.to(codes.device)], positions[rows.to(codes.device)]
+        distance = table if whole else table[place[:, :, None], place[:, None, :]]
+        same = here[:, :, None] == here[:, None, :]
+        close = torch.where(same, distance, _FAR).topk(nearest, dim=2, largest=False, sorted=False).values
+        parts.append(torch.where(close < _FAR, close, 0).sum(dim=2))
+    return torch.cat(parts)
+
+
+def keep_until(n: Tensor, j: Tensor, log_ratio: Tensor) -> Tensor:
+    """γ* = ln(n / j) / lr float64: a token is kept as long as γ is below; infinite for j = 0.
+
+    Args:
+        n: tokens of the code in this image, int64 `[B, N]`.
+        j: number of the token among them, int64 `[B, N]`.
+        log_ratio: lr of the token's code, float64 `[B, N]`.
+
+    Source: §3.3 in the form that the head of this file derives.
+    """
+    table = _logarithms(int(n.shape[1])).to(n.device)
+    return table[n, j] / log_ratio
+
+
+@lru_cache(maxsize=8)
+def _distances(grid: tuple[int, int]) -> Tensor:
+    """int32 `[N, N]`: thousandths of a patch between raster indices; `_FAR` on the diagonal."""
+    rows, columns = grid
+    index = torch.arange(rows * columns)
+    y, x = index // columns, index % columns
+    squared = (y[:, None] - y).square() + (x[:, None] - x).square()
+    return (squared.double().sqrt() * 1000).round().int().fill_diagonal_(_FAR)
+
+
+@lru_cache(maxsize=8)
+def _logarithms(count: int) -> Tensor:
+    """float64 `[N + 1, N + 1]`: ln(n / j) at `[n, j]`, infinite at j = 0; 6/4 and 3/2 give the same bits."""
+    numbers = torch.arange(count + 1, dtype=torch.float64)
+    return (numbers[:, None] / numbers).log()
