@@ -88,17 +88,31 @@ class Backbone(nn.Module):
             build_prompt(self.prompt, self.tokenizer, question, answer, tokens is not None)
             for question, answer in zip(questions, wanted, strict=True)
         ]
-        rows, jumps = self._rows(prompts, tokens, keep_positions)
+        rows, jumps = self.segments(prompts, tokens, keep_positions)
         side = padding or ("left" if answers is None else "right")
         spliced = self.splice(rows, padding=side, positions=jumps)
         if answers is not None:
             spliced["labels"] = self._labels(prompts, spliced["attention_mask"], side)
         return spliced
 
-    def _rows(
-        self, prompts: Sequence[Prompt], tokens: VisionTokens | None, keep_positions: bool
+    def segments(
+        self,
+        prompts: Sequence[Prompt],
+        tokens: VisionTokens | None,
+        keep_positions: bool = False,
+        image_of: Sequence[int] | None = None,
     ) -> tuple[list[list[Segment]], list[Tensor] | None]:
-        """Per sample its segments and, with `keep_positions`, its position ids."""
+        """What `splice` joins: per prompt its text before the image, the image, and the text behind it.
+
+        Args:
+            prompts: B prompts.
+            tokens: the images' tokens, or None for text only (then there is no middle segment).
+            keep_positions: as in `inputs`.
+            image_of: per prompt the index of its image in `tokens`; None: one image per prompt, in order.
+
+        Returns:
+            The segments, and with `keep_positions` the position ids int64 `[T_i]` (else None).
+        """
         ids = [
             [torch.tensor(part, dtype=torch.long) for part in (p.before, p.after + p.answer)] for p in prompts
         ]
@@ -107,7 +121,7 @@ class Backbone(nn.Module):
         images = self.project(tokens.quantized.to(self.device))
         rows: list[list[Segment]] = []
         jumps: list[Tensor] = []
-        for index, (before, rest) in enumerate(ids):
+        for index, (before, rest) in zip(image_of or range(len(ids)), ids, strict=True):
             image, raster = images[index], tokens.positions[index].cpu()
             if tokens.attention_mask is not None:
                 kept = tokens.attention_mask[index]
@@ -222,37 +236,11 @@ class Backbone(nn.Module):
             inputs: left-padded, as `inputs` gives them without answers.
             max_new_tokens: the most tokens per row.
         """
-        from transformers import DynamicCache
+        from craft.models.decoding import prefill, write  # late: it builds on this file
 
-        ends = self._end_ids()
-        mask, cache = inputs["attention_mask"], DynamicCache()
-        positions = inputs["position_ids"]
-        embeds, last = inputs["inputs_embeds"], inputs["position_ids"][:, -1:]
-        rows: list[list[int]] = [[] for _ in range(mask.shape[0])]
-        done = [False] * len(rows)
-        for _ in range(max_new_tokens):
-            output = self.llm(
-                inputs_embeds=embeds,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            chosen = output.logits[:, -1].float().argmax(dim=-1)
-            for index, token in enumerate(chosen.tolist()):
-                done[index] = done[index] or token in ends
-                if not done[index]:
-                    rows[index].append(token)
-            if all(done):
-                break
-            embeds = self.llm.get_input_embeddings()(chosen[:, None])  # type: ignore[operator]
-            last = last + 1
-            positions = last
-            mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
-        return rows
+        return write(self, prefill(self, inputs), max_new_tokens)[0]
 
-    def _end_ids(self) -> set[int]:
+    def end_ids(self) -> set[int]:
         """Ids at which generation stops: the generation config's and the tokenizer's."""
         config = getattr(self.llm, "generation_config", None)
         listed = getattr(config, "eos_token_id", None)

@@ -1,8 +1,8 @@
 """Codes of every image under one visual tokenizer, computed once and kept: in memory, and on disk if asked.
 
-An LLM of the codebook and the pruning rule need of an image only its codes and level-1 residuals: 3 KiB at real
-size (256 tokens, 4 levels of int16 codes, one float32 residual each), where the features take 1 MiB. One encoder,
-six keep ratios and five backbones then cost one pass of the vision tower over the images, not thirty.
+An LLM of the codebook and the pruning rule need of an image only its codes and level-1 residuals: 3 KiB at
+real size (256 tokens, 4 levels of int16 codes, one float32 residual each), where the features take 1 MiB. One
+encoder, six keep ratios and five backbones then cost one pass of the vision tower over the images, not 30.
 
     cache = CodeCache("runs/codes")               # or CodeCache(): in memory only
     images = cache.encode(lvlm.visual, sources)   # runs the tower for images that it has not met
@@ -45,12 +45,14 @@ class ImageCodes:
         codes: `[D, N, L]` on the CPU, int16 (int32 for K above 32768), of the D distinct images.
         residual: float32 `[D, N]` on the CPU, e = |z - c⁽¹⁾|².
         rows: int64 `[images]`: where in the two each of the given images is.
+        names: D short names of the distinct images, by content: the same for the same picture everywhere.
     """
 
     visual: VisualTokenizer
     codes: Tensor
     residual: Tensor
     rows: Tensor
+    names: tuple[str, ...]
 
     def __len__(self) -> int:
         """How many images were given."""
@@ -138,6 +140,7 @@ class CodeCache:
             codes=torch.stack([codes for codes, _ in found]) if found else empty,
             residual=torch.stack([residual for _, residual in found]) if found else empty[..., 0].float(),
             rows=torch.tensor([order[digest] for digest in digests], dtype=torch.long),
+            names=tuple(digest.hex()[:16] for digest in order),
         )
 
 
