@@ -7,7 +7,8 @@ from importlib import import_module
 import pytest
 import yaml
 
-from craft.training.config import AdaptConfig, leaves
+from craft.training.config import AdaptConfig
+from craft.training.settings import leaves
 from docs.reading import ROOT, settings, symbols
 
 TEXT = (ROOT / "docs/paper_map.md").read_text(encoding="utf-8")
@@ -62,7 +63,7 @@ def test_every_equation_and_section_is_there():
 def test_default_is_true(name, value):
     if name == "keep_ratio":  # an argument of LVLM.answer, not a setting
         return
-    assert name in set(leaves()), f"AdaptConfig has no setting {name}"
+    assert name in set(leaves(AdaptConfig)), f"AdaptConfig has no setting {name}"
     now = default(name)
     assert yaml.safe_load(value) == now, (
         f"docs/paper_map.md says {name}={value}; its default is {now!r}. Correct the map, and its reason."
@@ -71,4 +72,4 @@ def test_default_is_true(name, value):
 
 def test_every_loss_setting_is_explained():
     told = {name for name, _ in settings(TEXT)}
-    assert {name for name in leaves() if name.startswith("losses.")} <= told
+    assert {name for name in leaves(AdaptConfig) if name.startswith("losses.")} <= told

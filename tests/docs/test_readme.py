@@ -12,7 +12,8 @@ from builders import tiny_lvlm
 from craft.cli import main
 from craft.models import load as loading
 from craft.models.native import save_native
-from craft.training.config import resolve_name
+from craft.training.config import AdaptConfig
+from craft.training.settings import resolve_name
 from docs.reading import ROOT, blocks, tree
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -63,7 +64,7 @@ def test_python_names_exist():
             if keyword.arg in known:
                 continue
             assert any(p.kind is p.VAR_KEYWORD for p in known.values()), f"{function}: {keyword.arg}"
-            resolve_name(str(keyword.arg))
+            resolve_name(str(keyword.arg), AdaptConfig)
     assert calls >= 5
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from craft.core.errors import ConfigError
-from craft.training.config import AdaptConfig, leaves, resolve_name
+from craft.training.config import AdaptConfig
+from craft.training.settings import leaves, resolve_name
 
 
 def test_defaults():
@@ -37,18 +38,18 @@ def test_steps():
 
 
 def test_names_of_overrides():
-    assert resolve_name("learning_rate") == "optimizer.learning_rate"
-    assert resolve_name("losses__commitment__weight") == "losses.commitment.weight"
-    assert resolve_name("batch-size") == "batch_size"
-    assert "data.unseen_fraction" in set(leaves())
+    assert resolve_name("learning_rate", AdaptConfig) == "optimizer.learning_rate"
+    assert resolve_name("losses__commitment__weight", AdaptConfig) == "losses.commitment.weight"
+    assert resolve_name("batch-size", AdaptConfig) == "batch_size"
+    assert "data.unseen_fraction" in set(leaves(AdaptConfig))
     with pytest.raises(
         ConfigError, match=r"ambiguous; say losses\.sal\.weight or losses\.commitment\.weight"
     ):
-        resolve_name("weight")
+        resolve_name("weight", AdaptConfig)
     with pytest.raises(ConfigError, match=r"Did you mean 'optimizer\.learning_rate'"):
-        resolve_name("learning_rat")
+        resolve_name("learning_rat", AdaptConfig)
     with pytest.raises(ConfigError, match="The settings are"):
-        resolve_name("xyzzy")
+        resolve_name("xyzzy", AdaptConfig)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.quantize.usage import code_counts
 from craft.recipes.questions import describe, open_data, take
+from craft.training.adaptation import adaptation
 from craft.training.config import AdaptConfig
 from craft.training.fit import fit
 from craft.training.image_cache import ImageCache, image_key
@@ -127,12 +129,13 @@ def adapt(
         train,
         settings,
         run,
-        task=given.task,
+        lesson=partial(adaptation, task=given.task),
         resume=resume,
         validate=(lambda now: evaluate_lvlm(now, held, progress=False).accuracy) if held else None,
     )
 
     # 4. The artefact: tower, code prior under the adapted tower, manifest.
+    assert result.images is not None
     prior = code_prior(lvlm.visual, train, result.images)
     metrics = {
         "steps": result.steps,

@@ -1,6 +1,6 @@
 """Who trains, who must not, and the proof: tables, gradients after step 1, hashes before and after (§3.2)."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import nn
 
@@ -42,33 +42,36 @@ def freeze_report(lvlm: LVLM) -> str:
 def check_gradients(lvlm: LVLM) -> None:
     """After the first backward pass: gradient reached all of what trains, and nothing else.
 
+    [CLS] aside, some gradient must differ from zero (a LoRA half that starts at zero is one of many).
+
     Raises:
         TrainingError: a parameter that should have gradient has none, or the other way round; named.
     """
-    reached, alive = False, False
+    trained, alive = set(), False
     for name, parameter in lvlm.named_parameters():
         if not parameter.requires_grad:
             if parameter.grad is not None:
-                raise TrainingError(f"Gradient reached {name}, which is frozen; only the tower may train.")
+                raise TrainingError(f"Gradient reached {name}, which is frozen; it must not train.")
             continue
         if parameter.grad is None:
             raise TrainingError(f"No gradient reached {name}, which is to train; is every loss weight 0?")
-        if ".vision_tower." in f".{name}" and not name.endswith("cls_token"):
-            reached = True
+        if not name.endswith(("cls_token", "log_temperature")):
+            trained.add(name.split(".")[1])
             alive = alive or bool(parameter.grad.abs().max() > 0)
-    if reached and not alive:
-        raise TrainingError(
-            "The gradient of the whole vision tower is zero in step 1; it would learn nothing."
-        )
+    if trained and not alive:
+        whole = " and ".join(sorted(trained)).replace("_", " ")
+        raise TrainingError(f"The gradient of the whole {whole} is zero in step 1; it would learn nothing.")
 
 
-def check_frozen(before: Mapping[str, str], after: Mapping[str, str]) -> None:
-    """Every part but the vision tower has the bytes it had before training.
+def check_frozen(
+    before: Mapping[str, str], after: Mapping[str, str], trained: Collection[str] = ("vision_tower",)
+) -> None:
+    """Every part but those that trained has the bytes it had before training.
 
     Raises:
         TrainingError: one has not; named.
     """
-    changed = [part for part, old in before.items() if part != "vision_tower" and after.get(part) != old]
+    changed = [part for part, old in before.items() if part not in trained and after.get(part) != old]
     if changed:
         raise TrainingError(
             f"Frozen weights changed during training: {', '.join(changed)}. The run is invalid: report it."

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,21 +15,18 @@ from craft.core.errors import ConfigError, TrainingError
 from craft.core.files import load_tensors, save_tensors
 from craft.core.progress import say, track
 from craft.core.seeding import seed_everything
-from craft.data import Sample
 from craft.models.freezing import part_hashes
 from craft.models.lvlm import LVLM
-from craft.models.vision_tower import HybridTower
 from craft.training import checkpoint
-from craft.training.checks import check_frozen, check_gradients, choose_trainable, freeze_report
-from craft.training.config import AdaptConfig
+from craft.training.adaptation import adaptation
+from craft.training.checks import check_frozen, check_gradients, freeze_report
+from craft.training.config import LoopConfig
 from craft.training.image_cache import ImageCache
 from craft.training.interrupt import Interrupted, stop_wish
-from craft.training.objective import Batch, CraftObjective, TextTable, class_numbers, class_of
-from craft.training.order import batch_indices, micro_batches
+from craft.training.lesson import Batches, Lesson
 from craft.training.run_folder import RunFolder
 
-PROBE = 32
-"""Images of the fixed batch on which changed codes are counted."""
+C = TypeVar("C", bound=LoopConfig)
 
 
 @dataclass(frozen=True)
@@ -40,66 +37,34 @@ class FitResult:
         steps: optimiser steps done (all of them, over all resumptions).
         metrics: the last line of metrics.jsonl.
         best_step, best_validation: which step's tower was kept, where validation chose; else None.
-        images: the cache, for those who go on with the training images.
+        images: the cache of an adaptation, for those who go on with the training images.
     """
 
     steps: int
     metrics: dict[str, Any]
     best_step: int | None
     best_validation: float | None
-    images: ImageCache
-
-
-class Batches:
-    """The training set as batches on the device: a pure function of the step."""
-
-    def __init__(
-        self, lvlm: LVLM, samples: Sequence[Sample], config: AdaptConfig, con: float, images: ImageCache
-    ) -> None:
-        self.samples = samples
-        self.config = config
-        self.images = images
-        self.texts = TextTable(lvlm.visual, samples, config.seed) if con else None
-        self.classes = class_numbers(samples)
-        self.device = lvlm.device
-
-    def indices(self, step: int, rank: int = 0, world: int = 1) -> list[list[int]]:
-        """This process's micro-batches of step number `step`."""
-        batch = batch_indices(len(self.samples), self.config.batch_size, step, self.config.seed)
-        return micro_batches(batch, rank, world, self.config.accumulation)
-
-    def make(self, indices: Sequence[int], step: int) -> Batch:
-        """The batch of these samples; `step` seeds which of its texts each image gets."""
-        samples = [self.samples[index] for index in indices]
-        classes = torch.tensor([self.classes[class_of(sample)] for sample in samples])
-        return Batch(
-            ids=tuple(sample.id for sample in samples),
-            images=self.images.get(samples).to(self.device),
-            questions=tuple(sample.prompt() for sample in samples),
-            answers=tuple(sample.answer for sample in samples),
-            texts=None if self.texts is None else self.texts.sample(samples, step).to(self.device),
-            classes=classes.to(self.device),
-        )
+    images: ImageCache | None
 
 
 def fit(
     lvlm: LVLM,
-    samples: Sequence[Sample],
-    config: AdaptConfig,
+    samples: Sequence[Any],
+    config: C,
     run: RunFolder,
     *,
-    task: str = "classification",
+    lesson: Callable[[LVLM, Sequence[Any], C], Lesson] = adaptation,
     resume: bool = False,
     validate: Callable[[LVLM], float] | None = None,
 ) -> FitResult:
-    """Adapt the vision tower of `lvlm`, in place.
+    """Train `lvlm` in place: its vision tower, unless `lesson` says otherwise.
 
     Args:
-        lvlm: the surrogate with the base tower. Everything but its tower stays bit for bit as it is.
+        lvlm: the model. Everything but what the lesson trains stays bit for bit as it is.
         samples: the training set.
         config: all settings.
         run: an open run folder; gets metrics, checkpoints, hashes.
-        task: "classification" or "vqa"; settles λ_con.
+        lesson: settles what trains and the loss of a batch; it is called when the model is on its device.
         resume: continue from the newest checkpoint in `run`, if there is one.
         validate: LVLM -> a score, the higher the better; called each `config.eval_every` steps and at the
             end.
@@ -112,29 +77,22 @@ def fit(
 
     Source: §3.2 and §4.1.
     """
-    # 1. The model: what trains is float32, everything else frozen, and hashed to prove it.
+    # 1. What trains (in float32) and what is frozen, hashed to prove it.
     accelerator = _accelerator(config)
     seed_everything(config.seed)
-    con = config.contrastive_weight(task)
     lvlm.to(accelerator.device)
-    lvlm.visual.vision_tower.float()
-    trained = choose_trainable(lvlm, config, con)
-    stem = config.trainable == "layers" and isinstance(lvlm.visual.vision_tower, HybridTower)
-    base = {name: p.detach().clone() for name, p in trained.items()} if config.blend < 1 else {}
+    work = lesson(lvlm, samples, config)
+    trained, batches = work.trained, work.batches
     hashes = part_hashes(lvlm)
     if resume and run.record.get("hashes_before", hashes) != hashes:
-        raise ConfigError("The surrogate's weights are not those this run began with; give the same one.")
+        raise ConfigError("The model's weights are not those this run began with; give the same one.")
     total = config.steps(len(samples))
     say(freeze_report(lvlm))
     run.update(status="running", device=str(accelerator.device), steps=total, hashes_before=hashes)
 
-    # 2. Objective, optimiser, schedule.
-    images = ImageCache(lvlm.visual, config.cache_mib * 2**20, through_stem=stem)
-    batches = Batches(lvlm, samples, config, con, images)
-    objective: nn.Module = CraftObjective(lvlm, config.losses, con, from_stem=stem)
+    # 2. Optimiser, schedule.
     optimizer, schedule = _optimizer(list(trained.values()), config, total)
-    objective, optimizer = accelerator.prepare(objective, optimizer)
-    probe = _Probe(lvlm, batches, config)
+    objective, optimizer = accelerator.prepare(work.objective, optimizer)
     probe_every = config.probe_every or max(1, total // 20)
 
     # 3. Where an earlier run stopped.
@@ -156,7 +114,7 @@ def fit(
 
     # 4. The steps.
     clock, seen = time.monotonic(), 0
-    progress: Any = track(range(start, total), "adapting", total - start)
+    progress: Any = track(range(start, total), work.verb, total - start)
     with stop_wish() as wish, closing(progress) as steps:
         for index in steps:
             step = index + 1
@@ -168,7 +126,7 @@ def fit(
             probing = step % probe_every == 0 or step == total
             evaluating = config.eval_every is not None and (step % config.eval_every == 0 or step == total)
             if probing:
-                line["codes_changed"] = probe.changed()
+                line |= work.probe()
             if validate is not None and evaluating:
                 line["validation"] = validate(lvlm)
                 if best_score is None or line["validation"] > best_score:
@@ -189,20 +147,19 @@ def fit(
                     "unbroken run."
                 )
 
-    # 5. The tower to keep, and the proof that nothing else moved.
+    # 5. The weights to keep, and the proof that nothing else moved.
     if best_step is not None and best_step != total:
         best = load_tensors(run.checkpoints / "best.safetensors")
         checkpoint.put_weights(trained, best, "best.safetensors")
-    if base:
-        _blend(trained, base, config.blend)
+    work.finish()
     for parameter in trained.values():
         parameter.requires_grad_(False).grad = None
     after = part_hashes(lvlm)
-    check_frozen(hashes, after)
+    check_frozen(hashes, after, work.parts)
     minutes = round((time.monotonic() - clock) / 60, 3)
     run.update(hashes_after=after, best_step=best_step, best_validation=best_score, training_minutes=minutes)
     lines = run.metrics()
-    return FitResult(total, lines[-1] if lines else {}, best_step, best_score, images)
+    return FitResult(total, lines[-1] if lines else {}, best_step, best_score, work.images)
 
 
 def _step(
@@ -211,7 +168,7 @@ def _step(
     optimizer: Any,
     batches: Batches,
     index: int,
-    config: AdaptConfig,
+    config: LoopConfig,
     first: bool,
 ) -> dict[str, float]:
     """One optimiser step; returns the parts of the loss, averaged over micro-batches."""
@@ -235,7 +192,7 @@ def _step(
     return sums
 
 
-def _finite(parts: dict[str, Tensor], batch: Batch, step: int) -> dict[str, float]:
+def _finite(parts: dict[str, Tensor], batch: Any, step: int) -> dict[str, float]:
     """The parts of the loss as numbers.
 
     Raises:
@@ -258,7 +215,7 @@ def _lvlm(objective: nn.Module) -> LVLM:
     return inner.lvlm
 
 
-def _accelerator(config: AdaptConfig) -> Any:
+def _accelerator(config: LoopConfig) -> Any:
     """Accelerate, on the device and in the mixed precision that the config names."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
@@ -273,7 +230,7 @@ def _accelerator(config: AdaptConfig) -> Any:
     return Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
 
 
-def _optimizer(parameters: list[nn.Parameter], config: AdaptConfig, total: int) -> tuple[Any, Any]:
+def _optimizer(parameters: list[nn.Parameter], config: LoopConfig, total: int) -> tuple[Any, Any]:
     """AdamW and the cosine schedule with warm-up (§4.1)."""
     from transformers import get_cosine_schedule_with_warmup
 
@@ -283,32 +240,3 @@ def _optimizer(parameters: list[nn.Parameter], config: AdaptConfig, total: int) 
     )
     warmup = round(o.warmup_ratio * total)  # very short runs have none: their first step counts too
     return optimizer, get_cosine_schedule_with_warmup(optimizer, warmup, total)
-
-
-@torch.no_grad()
-def _blend(trained: dict[str, nn.Parameter], base: dict[str, Tensor], share: float) -> None:
-    """`share` of the trained weights with `1 - share` of the base's, in place (WiSE-FT, arXiv 2109.01903)."""
-    for name, parameter in trained.items():
-        parameter.copy_(torch.lerp(base[name], parameter, share))
-
-
-class _Probe:
-    """The share of level-1 codes that differ from the base tower's, on a fixed batch of training images."""
-
-    def __init__(self, lvlm: LVLM, batches: Batches, config: AdaptConfig) -> None:
-        count = len(batches.samples)
-        chosen = batch_indices(count, min(PROBE, count), 0, config.seed)
-        self.lvlm = lvlm
-        self.images = batches.images.get([batches.samples[index] for index in chosen]).to(lvlm.device)
-        self.from_stem = batches.images.through_stem
-        self.base = self._codes()
-
-    @torch.no_grad()
-    def _codes(self) -> Tensor:
-        tower: Any = self.lvlm.visual.vision_tower
-        features, _ = tower.after_stem(self.images) if self.from_stem else tower(self.images)
-        return self.lvlm.visual.codebook.quantize(features.float()).codes[..., 0]
-
-    def changed(self) -> float:
-        """In [0, 1]."""
-        return float((self._codes() != self.base).float().mean())

@@ -8,12 +8,9 @@ from craft.data import Sample
 from craft.models.freezing import parameter_table
 from craft.models.lvlm import LVLM
 from craft.models.memory import estimate_memory
-from craft.models.vision_tower import HybridTower
-from craft.training.checks import check_gradients, choose_trainable, freeze_report
+from craft.training.adaptation import adaptation
+from craft.training.checks import check_gradients, freeze_report
 from craft.training.config import AdaptConfig
-from craft.training.fit import Batches
-from craft.training.image_cache import ImageCache
-from craft.training.objective import CraftObjective
 
 
 @dataclass(frozen=True)
@@ -46,18 +43,14 @@ def rehearse_step(lvlm: LVLM, samples: Sequence[Sample], config: AdaptConfig, ta
     """
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
-    con = config.contrastive_weight(task)
     lvlm.to(device)
-    lvlm.visual.vision_tower.float()
-    trained = choose_trainable(lvlm, config, con)
-    stem = config.trainable == "layers" and isinstance(lvlm.visual.vision_tower, HybridTower)
-    batches = Batches(lvlm, samples, config, con, ImageCache(lvlm.visual, 0, through_stem=stem))
-    batch = batches.make(batches.indices(0)[0], 0)
+    lesson = adaptation(lvlm, samples, config, task)
+    batch = lesson.batches.make(lesson.batches.indices(0)[0], 0)
     with autocast(device, dtype):
-        loss, parts = CraftObjective(lvlm, config.losses, con, from_stem=stem)(batch)
+        loss, parts = lesson.objective(batch)
     loss.backward()
     check_gradients(lvlm)
-    for parameter in trained.values():
+    for parameter in lesson.trained.values():
         parameter.grad = None
     texts = lvlm.backbone.inputs(None, batch.questions, batch.answers)["attention_mask"].shape[1]
     tokens = texts + lvlm.visual.grid[0] * lvlm.visual.grid[1]

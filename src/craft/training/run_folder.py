@@ -11,7 +11,7 @@ from typing import Any
 
 from craft.core.errors import ConfigError
 from craft.core.files import atomic_write_text, read_json, write_json
-from craft.training.config import AdaptConfig
+from craft.training.settings import Settings
 
 _OURS = ("config.resolved.yaml", "run.json", "metrics.jsonl", "checkpoints", "encoder")
 # Settings that may differ between a run and its continuation: they do not change the result.
@@ -41,7 +41,7 @@ class RunFolder:
         """Whether the run in this folder has come to its end."""
         return self.record.get("status") == "finished"
 
-    def check(self, config: AdaptConfig, resume: bool = False, overwrite: bool = False) -> bool:
+    def check(self, config: Settings, resume: bool = False, overwrite: bool = False) -> bool:
         """Whether `open` would continue a run that is here (True) or start one (False). Writes nothing.
 
         Raises:
@@ -65,7 +65,7 @@ class RunFolder:
             raise ConfigError(f"{self.path} is there already and is not a run folder; choose another place.")
         return False
 
-    def open(self, config: AdaptConfig, resume: bool = False, overwrite: bool = False) -> None:
+    def open(self, config: Settings, resume: bool = False, overwrite: bool = False) -> None:
         """Start a new run here, or continue the one that is here.
 
         Raises:
@@ -86,7 +86,7 @@ class RunFolder:
             else:
                 place.unlink(missing_ok=True)
 
-    def _same_settings(self, config: AdaptConfig) -> None:
+    def _same_settings(self, config: Settings) -> None:
         before, now = self.record.get("config", {}), config.model_dump(mode="json")
         changed = [
             f"{name} was {_at(before, name)!r} and is {_at(now, name)!r}"

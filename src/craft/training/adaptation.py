@@ -1,0 +1,113 @@
+"""What `craft adapt` trains: the vision tower, by Eq. 5, on labelled pictures (§3.2)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from craft.data import Sample
+from craft.models.lvlm import LVLM
+from craft.models.vision_tower import HybridTower
+from craft.training.checks import choose_trainable
+from craft.training.config import AdaptConfig
+from craft.training.image_cache import ImageCache
+from craft.training.lesson import Lesson
+from craft.training.objective import Batch, CraftObjective, TextTable, class_numbers, class_of
+from craft.training.order import batch_indices, micro_batches
+
+PROBE = 32
+"""Images of the fixed batch on which changed codes are counted."""
+
+
+def adaptation(
+    lvlm: LVLM, samples: Sequence[Sample], config: AdaptConfig, task: str = "classification"
+) -> Lesson:
+    """The vision tower of `lvlm` learns from `samples`; everything else is frozen.
+
+    Args:
+        lvlm: the surrogate with the base tower, on its device.
+        samples: the training set.
+        config: all settings.
+        task: "classification" or "vqa"; settles λ_con.
+
+    Raises:
+        ConfigError: the settings contradict the model.
+    """
+    con = config.contrastive_weight(task)
+    lvlm.visual.vision_tower.float()
+    trained = choose_trainable(lvlm, config, con)
+    stem = config.trainable == "layers" and isinstance(lvlm.visual.vision_tower, HybridTower)
+    base = {name: p.detach().clone() for name, p in trained.items()} if config.blend < 1 else {}
+    images = ImageCache(lvlm.visual, config.cache_mib * 2**20, through_stem=stem)
+    batches = ImageBatches(lvlm, samples, config, con, images)
+    return Lesson(
+        objective=CraftObjective(lvlm, config.losses, con, from_stem=stem),
+        trained=trained,
+        batches=batches,
+        parts=("vision_tower",),
+        probe=_Probe(lvlm, batches, config),
+        finish=lambda: _blend(trained, base, config.blend) if base else None,
+        verb="adapting",
+        images=images,
+    )
+
+
+class ImageBatches:
+    """The training set as batches on the device: a pure function of the step."""
+
+    def __init__(
+        self, lvlm: LVLM, samples: Sequence[Sample], config: AdaptConfig, con: float, images: ImageCache
+    ) -> None:
+        self.samples = samples
+        self.config = config
+        self.images = images
+        self.texts = TextTable(lvlm.visual, samples, config.seed) if con else None
+        self.classes = class_numbers(samples)
+        self.device = lvlm.device
+
+    def indices(self, step: int, rank: int = 0, world: int = 1) -> list[list[int]]:
+        """This process's micro-batches of step number `step`."""
+        batch = batch_indices(len(self.samples), self.config.batch_size, step, self.config.seed)
+        return micro_batches(batch, rank, world, self.config.accumulation)
+
+    def make(self, indices: Sequence[int], step: int) -> Batch:
+        """The batch of these samples; `step` seeds which of its texts each image gets."""
+        samples = [self.samples[index] for index in indices]
+        classes = torch.tensor([self.classes[class_of(sample)] for sample in samples])
+        return Batch(
+            ids=tuple(sample.id for sample in samples),
+            images=self.images.get(samples).to(self.device),
+            questions=tuple(sample.prompt() for sample in samples),
+            answers=tuple(sample.answer for sample in samples),
+            texts=None if self.texts is None else self.texts.sample(samples, step).to(self.device),
+            classes=classes.to(self.device),
+        )
+
+
+@torch.no_grad()
+def _blend(trained: dict[str, nn.Parameter], base: dict[str, Tensor], share: float) -> None:
+    """`share` of the trained weights with `1 - share` of the base's, in place (WiSE-FT, arXiv 2109.01903)."""
+    for name, parameter in trained.items():
+        parameter.copy_(torch.lerp(base[name], parameter, share))
+
+
+class _Probe:
+    """The share of level-1 codes that differ from the base tower's, on a fixed batch of training images."""
+
+    def __init__(self, lvlm: LVLM, batches: ImageBatches, config: AdaptConfig) -> None:
+        count = len(batches.samples)
+        chosen = batch_indices(count, min(PROBE, count), 0, config.seed)
+        self.lvlm = lvlm
+        self.images = batches.images.get([batches.samples[index] for index in chosen]).to(lvlm.device)
+        self.from_stem = batches.images.through_stem
+        self.base = self._codes()
+
+    @torch.no_grad()
+    def _codes(self) -> Tensor:
+        tower: Any = self.lvlm.visual.vision_tower
+        features, _ = tower.after_stem(self.images) if self.from_stem else tower(self.images)
+        return self.lvlm.visual.codebook.quantize(features.float()).codes[..., 0]
+
+    def __call__(self) -> dict[str, float]:
+        return {"codes_changed": float((self._codes() != self.base).float().mean())}

@@ -1,0 +1,164 @@
+"""Settings, checked: unknown keys, wrong types and contradictions are `ConfigError`s.
+
+A config is a YAML file, a dict, dotted overrides (`optimizer.learning_rate=1e-4`), or all three; later ones
+win. What settings there are stands in `craft.training.config`.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from craft.core.errors import ConfigError
+from craft.core.files import atomic_write_text
+
+S = TypeVar("S", bound="Settings")
+
+
+class Section(BaseModel):
+    """A group of settings; strict, frozen, and without unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, validate_assignment=True, frozen=True)
+
+
+class Settings(Section):
+    """All settings of one verb."""
+
+    @classmethod
+    def build(
+        cls: type[S],
+        config: "Settings | Mapping[str, Any] | str | Path | None" = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> S:
+        """A checked config from a file, dict or config, with overrides on top.
+
+        Args:
+            config: a YAML file, a nested dict, a config of this kind, or None for the defaults.
+            overrides: by dotted name ("optimizer.learning_rate"), with `__` for the dot, or by a last name
+                that is unique ("learning_rate"). Strings are read as YAML where the key does not take text.
+
+        Raises:
+            ConfigError: a key is unknown or ambiguous, a value has the wrong type or range, or the file is
+                missing or not YAML.
+        """
+        if isinstance(config, Settings):
+            tree = config.model_dump()
+        elif isinstance(config, str | Path):
+            tree = _read_yaml(Path(config))
+        else:
+            tree = _numbers(dict(config or {}))
+        for name, value in (overrides or {}).items():
+            _put(cls, tree, resolve_name(name, cls), value)
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            raise ConfigError(_explain(error, cls)) from None
+
+    def save(self, path: str | Path) -> None:
+        """Write every setting as YAML."""
+        import yaml
+
+        tree = self.model_dump(mode="json")
+        atomic_write_text(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+
+def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The dotted names of all settings."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from leaves(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def resolve_name(name: str, model: type[BaseModel]) -> str:
+    """The dotted name that an override means (see `Settings.build`).
+
+    Raises:
+        ConfigError: no setting, or several, have that name; the message says which come near.
+    """
+    known = list(leaves(model))
+    dotted = name.replace("__", ".").replace("-", "_")
+    if dotted in known or dotted in {k.rpartition(".")[0] for k in known}:
+        return dotted
+    by_last = [k for k in known if k.rpartition(".")[2] == dotted]
+    if len(by_last) == 1:
+        return by_last[0]
+    if by_last:
+        raise ConfigError(f"The setting {name!r} is ambiguous; say {' or '.join(by_last)}.")
+    raise ConfigError(f"There is no setting {name!r}.{_did_you_mean(dotted, model)}")
+
+
+def _did_you_mean(name: str, model: type[BaseModel]) -> str:
+    known = list(leaves(model))
+    near = difflib.get_close_matches(name, known, 1, 0.6)
+    if not near:
+        lasts = {k.rpartition(".")[2]: k for k in known}
+        near = [lasts[k] for k in difflib.get_close_matches(name.rpartition(".")[2], lasts, 1, 0.6)]
+    return f" Did you mean {near[0]!r}?" if near else f" The settings are: {', '.join(known)}."
+
+
+def _put(model: type[BaseModel], tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *path, last = dotted.split(".")
+    for key in path:
+        below = tree.setdefault(key, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"{key!r} is a section of settings, not a value ({below!r}).")
+        tree = below
+    tree[last] = _parsed(value) if isinstance(value, str) and not _takes_text(model, dotted) else value
+
+
+def _takes_text(model: type[BaseModel], dotted: str) -> bool:
+    """Whether a setting is a text, so that "1e3" or "no" stays one."""
+    kind: Any = model
+    for part in dotted.split("."):
+        kind = kind.model_fields[part].annotation
+    return str in (kind, *get_args(kind))
+
+
+def _parsed(text: str) -> Any:
+    import yaml
+
+    try:
+        return _numbers(yaml.safe_load(text))
+    except yaml.YAMLError:
+        return text
+
+
+def _numbers(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as text; a number is meant."""
+    if isinstance(value, Mapping):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value):
+        return float(value)
+    return value
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror or error}; check it.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold settings as `name: value`, not a {type(tree).__name__}.")
+    return _numbers(tree)
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+    lines = []
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            lines.append(f"There is no setting {name!r}.{_did_you_mean(name, model)}")
+        else:
+            lines.append(f"The setting {name!r} cannot be {item['input']!r}: {item['msg'].lower()}.")
+    return " ".join(lines)
