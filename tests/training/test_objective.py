@@ -6,8 +6,8 @@ import torch
 from builders import tiny_lvlm
 from craft.core.errors import ConfigError
 from craft.losses import commitment, commitment_cumulative, contrastive
+from craft.training.adaptation import ImageBatches
 from craft.training.config import AdaptConfig
-from craft.training.fit import Batches
 from craft.training.image_cache import ImageCache
 from craft.training.objective import CraftObjective, TextTable, class_numbers, class_of
 from tiny_data import tiny_data
@@ -16,7 +16,7 @@ from tiny_data import tiny_data
 def batch_of(lvlm, config, through_stem=False, con=1.0):
     data = tiny_data()
     cache = ImageCache(lvlm.visual, 2**20, through_stem=through_stem)
-    batches = Batches(lvlm, data.train, config, con, cache)
+    batches = ImageBatches(lvlm, data.train, config, con, cache)
     return batches, batches.make([0, 1, 2, 5], 0)
 
 
