@@ -168,3 +168,12 @@ def test_our_own_faults_show_their_traceback(craft, monkeypatch):
     said = craft("data", "list")
     assert said.status == 1
     assert "Traceback" in said.err and "a broken invariant" in said.err and "report it" in said.err
+
+
+def test_pruning_without_a_prior(craft, family, encoder, pictures):
+    said = craft("eval", family / "llama", "--data", pictures, "--keep-ratio", "0.8").complaint
+    assert "came without a code prior" in said and "craft prior DATA --out FILE" in said
+    words = ("eval", family / "llama", "--encoder", encoder[0], "--keep-ratio")
+    assert "without a general code prior" in craft(*words, "0.8", "--prior", "general").complaint
+    assert "above 0 and at most 1" in craft(*words, "8").complaint
+    assert "nowhere does not exist" in craft(*words, "0.8", "--prior", "nowhere").complaint

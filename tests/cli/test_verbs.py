@@ -74,6 +74,24 @@ def test_eval_over_seeds_as_a_table(craft, family, pictures):
     assert found["accuracy"] == pytest.approx(sum(r["accuracy"] for r in found["reports"]) / 2)
 
 
+def test_prior_is_counted_and_pruned_by(craft, family, encoder, pictures, tmp_path):
+    out, _ = encoder
+    file = tmp_path / "prior.safetensors"
+    words = ("prior", pictures, "--model", family / "llama")
+    found = craft(*words, "--encoder", out, "--out", file, "--json").json
+    assert found["counts"] == load_tensors(out / "encoder" / "prior.safetensors")["counts"].tolist()
+    assert load_tensors(file)["counts"].tolist() == found["counts"]
+    said = craft(*words, "--limit", "4")
+    assert said.status == 0 and "4 of blobs" in said.out and "Nothing was written" in said.out
+    asked = ("eval", family / "qwen2", "--encoder", out, "--limit", "5", "--keep-ratio", "0.5")
+    own = craft(*asked, "--json").json
+    given = craft(*asked, "--json", "--prior", file, "--keep-positions").json
+    assert own["reports"][0]["settings"]["keep_ratio"] == 0.5
+    assert given["reports"][0]["settings"]["prior"] == str(file)
+    assert given["reports"][0]["settings"]["keep_positions"] is True
+    assert "keep ratio 0.5" in craft(*asked).out
+
+
 def test_eval_takes_its_flags_from_a_file(craft, family, pictures, tmp_path):
     config = tmp_path / "eval.yaml"
     config.write_text(f"data: {{name: {pictures}, answer_with: letter}}\nlimit: 5\nmax_new_tokens: 2\n")

@@ -7,6 +7,7 @@ from builders import tiny_codebook, tiny_images, tiny_lvlm
 from craft.core.files import hash_tensors
 from craft.models.artefact import load_artefact, save_artefact
 from craft.models.freezing import part_hashes
+from craft.pruning import prune_tokens
 from craft.quantize import straight_through
 from craft.recipes import adapt
 from tiny_data import tiny_data
@@ -73,9 +74,23 @@ def test_cls_changes_no_patch_code(tower):
 
 
 def test_keep_ratio_1_is_no_pruning():
-    lvlm, images = tiny_lvlm(), tiny_images(3)
+    lvlm, images = tiny_lvlm().with_prior(torch.arange(32)), tiny_images(3)
     asked = ["What is shown in the picture?"] * 3
     assert lvlm.answer(images, asked, keep_ratio=1.0) == lvlm.answer(images, asked)
+    tokens = lvlm.encode(images)
+    assert prune_tokens(tokens, lvlm.visual.prior, 1.0) is tokens
+
+
+def test_pruning_is_nested_and_independent_of_batch_mates():
+    lvlm, prior = tiny_lvlm(), torch.arange(32)
+    tokens, kept = lvlm.encode(tiny_images(5)), None
+    for ratio in (1.0, 0.8, 0.5, 0.2):
+        pruned = prune_tokens(tokens, prior, ratio).positions
+        alone = [prune_tokens(tokens[i : i + 1], prior, ratio).positions for i in range(5)]
+        assert torch.equal(pruned, torch.cat(alone))
+        rows = [set(row.tolist()) for row in pruned]
+        assert kept is None or all(few < many for few, many in zip(rows, kept, strict=True))
+        kept = rows
 
 
 def test_saved_loaded_saved_is_byte_identical(run, tmp_path):

@@ -16,6 +16,7 @@ def demo(
     other: str | None = None,
     limit: int | None = None,
     max_steps: int | None = None,
+    keep_ratio: float = 1.0,
     resume: Flag = False,
     dry_run: Flag = False,
     settings: Settings = None,
@@ -30,6 +31,7 @@ def demo(
         other: a model of the same codebook that takes no part in the adaptation.
         limit: test questions per evaluation.
         max_steps: optimiser steps; by default the config's.
+        keep_ratio: share of the visual tokens that the LLMs see when asked, as in 0.8; training sees all.
         resume: go on with an interrupted demo.
         dry_run: show who trains and the memory that it takes; write nothing.
         settings: NAME=VALUE, any setting of the adaptation; may be given several times.
@@ -52,7 +54,7 @@ def demo(
         show_rehearsal(rehearse(config=demo_settings(**arguments, overrides=overrides)), common.json)
         return
     chosen = LIMIT if limit is None else limit
-    result = run(**arguments, other=other, limit=chosen, resume=resume, **overrides)  # pyright: ignore[reportArgumentType]
+    result = run(**arguments, other=other, limit=chosen, resume=resume, keep_ratio=keep_ratio, **overrides)  # pyright: ignore[reportArgumentType]
     if common.json:
         show_json(result.to_json())
     else:
@@ -77,6 +79,7 @@ def _show(result: Any) -> None:
     chance = result.rows[0].chance
     title = f"{result.data}: {count} test questions, strict accuracy in % [95 % interval]"
     title += f"; chance {percent(chance)}" if chance else ""
+    title += f"; keep ratio {result.keep_ratio:g}" if result.keep_ratio != 1 else ""
     print()
     show_table(title, ("backbone", "encoder", "all", "seen", "unseen", "gain"), rows, sections)
     print(f"unseen: classes never trained on ({listed(result.held_out) or 'none'})")

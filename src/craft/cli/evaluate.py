@@ -17,6 +17,8 @@ def evaluate(
     encoder: Path | None = None,
     data: str | None = None,
     keep_ratio: float = 1.0,
+    prior: str | None = None,
+    keep_positions: Flag = False,
     limit: int | None = None,
     seeds: str | None = None,
     out: Path | None = None,
@@ -37,7 +39,10 @@ def evaluate(
         backbone: a shipped model, a folder, or a hub id.
         encoder: a run folder of `craft adapt`, or its encoder/; none is zero-shot.
         data: an embedded domain, a folder of class folders, or a .jsonl file; by default the encoder's own.
-        keep_ratio: share of the visual tokens that the LLM sees.
+        keep_ratio: share of the visual tokens that the LLM sees, as in 0.8; frequent codes give way first.
+        prior: whose code counts say what is frequent: by default the encoder's; "general" is the model's;
+            or a file of `craft prior`.
+        keep_positions: kept tokens keep their positions; by default they are packed together.
         limit: at most this many questions, evenly from the classes.
         seeds: several seeds, as in 0,1,2: each is evaluated, and the mean shown.
         out: a folder for report.json and every answer (samples-SEED.jsonl).
@@ -72,6 +77,8 @@ def evaluate(
             seed,
             min(limit or REHEARSED, REHEARSED) if dry_run else limit,
             split,
+            prior=prior,
+            keep_positions=keep_positions,
             like=pattern,
             root=root,
             answer_with=answer_with,
@@ -147,6 +154,7 @@ def _show(reports: list[Any], found: dict[str, Any], dry_run: bool) -> None:
     title = f"{who}, on {told['data']} ({told['split']})" + (
         f"; chance {percent(chance)} %" if chance else ""
     )
+    title += f"; keep ratio {told['keep_ratio']:g}" if told["keep_ratio"] != 1 else ""
     show_table(title, columns, rows, sections=[len(reports) - 1])
     print(f"unseen classes: {', '.join(told['held_out']) or 'none'}")
     if dry_run:

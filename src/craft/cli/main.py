@@ -16,6 +16,7 @@ from craft.cli.demo import demo
 from craft.cli.evaluate import evaluate
 from craft.cli.export import export
 from craft.cli.inspect import inspect
+from craft.cli.prior import prior
 from craft.cli.transfer import transfer
 
 DONE, OURS, USERS, STOPPED = 0, 1, 2, 130
@@ -38,6 +39,7 @@ _verbs = {
     "adapt": adapt,
     "eval": evaluate,
     "transfer": transfer,
+    "prior": prior,
     "inspect": inspect,
     "export": export,
 }

@@ -22,6 +22,7 @@ def evaluate_lvlm(
     keep_ratio: float = 1.0,
     settings: dict[str, Any] | None = None,
     progress: bool = True,
+    keep_positions: bool = False,
 ) -> Report:
     """Greedy answers to all samples, marked (§4.1).
 
@@ -33,14 +34,16 @@ def evaluate_lvlm(
         samples: with questions written.
         batch_size: questions, and images, per forward pass.
         max_new_tokens: the cap on an answer (§4.1: 5).
-        keep_ratio: share of visual tokens that the LLM sees.
+        keep_ratio: share of visual tokens that the LLM sees, by the code prior `lvlm.visual.prior`.
         settings: recorded in the report.
         progress: show it.
+        keep_positions: as `LVLM.answer` takes it.
 
     Raises:
         DataError: an image cannot be read.
         CraftError: `keep_ratio` is out of range, or there is no code prior for it.
     """
+    lvlm.check_keep_ratio(keep_ratio)
     codes = CodeTable(lvlm, samples, batch_size, progress)
     prompts = [sample.prompt() for sample in samples]
     lengths = [len(lvlm.backbone.tokenizer(prompt)["input_ids"]) for prompt in prompts]
@@ -52,11 +55,17 @@ def evaluate_lvlm(
         tokens = codes.tokens([samples[index] for index in chosen])
         asked = [prompts[index] for index in chosen]
         said = lvlm.answer(
-            tokens, asked, max_new_tokens=max_new_tokens, keep_ratio=keep_ratio, batch_size=batch_size
+            tokens,
+            asked,
+            max_new_tokens=max_new_tokens,
+            keep_ratio=keep_ratio,
+            batch_size=batch_size,
+            keep_positions=keep_positions,
         )
         answers |= dict(zip(chosen, said, strict=True))
     rows = [_row(sample, prompts[index], answers[index]) for index, sample in enumerate(samples)]
-    return Report.of(rows, {"keep_ratio": keep_ratio, "max_new_tokens": max_new_tokens, **(settings or {})})
+    told = {"keep_ratio": keep_ratio, "keep_positions": keep_positions, "max_new_tokens": max_new_tokens}
+    return Report.of(rows, {**told, **(settings or {})})
 
 
 def _row(sample: Sample, prompt: str, prediction: str) -> dict[str, Any]:

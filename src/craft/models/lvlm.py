@@ -1,5 +1,6 @@
 """The discrete LVLM: visual tokenizer + backbone (§3.1)."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from craft.core.errors import CodebookMismatchError, CraftError
 from craft.core.tokens import VisionTokens
 from craft.models.backbone import Backbone
 from craft.models.visual_tokenizer import VisualTokenizer
+from craft.pruning import Budget, budget_of, prune_tokens
 
 
 class LVLM(nn.Module):
@@ -62,6 +64,9 @@ class LVLM(nn.Module):
         max_new_tokens: int = 5,
         keep_ratio: float = 1.0,
         batch_size: int = 32,
+        *,
+        budget: Budget = "exact",
+        keep_positions: bool = False,
     ) -> list[str]:
         """Answer one question per image, greedily.
 
@@ -69,25 +74,24 @@ class LVLM(nn.Module):
             images: one per question; already encoded `VisionTokens`; or None for text only.
             questions: the texts.
             max_new_tokens: cap on the length of an answer.
-            keep_ratio: share of visual tokens that the LLM sees (§3.3); this version has 1 only, no pruning.
+            keep_ratio: share of visual tokens that the LLM sees, by the code prior `visual.prior` (§3.3).
+                Those left out never reach the projector. 1 is no pruning, bit for bit.
             batch_size: questions per forward pass.
+            budget: as in `craft.prune_tokens`.
+            keep_positions: give kept tokens the positions that they had in the full grid; by default
+                positions are consecutive, as the paper packs them.
 
         Returns:
             One stripped text per question.
 
         Raises:
             DataError: an image cannot be read.
-            CraftError: counts differ, or `keep_ratio` is not 1.
+            CraftError: counts differ, `keep_ratio` is out of range, or there is no code prior for it.
         """
-        if not 0 < keep_ratio <= 1:
-            raise CraftError(f"keep_ratio is {keep_ratio}; it must be above 0 and at most 1.")
+        self.check_keep_ratio(1.0 if images is None else keep_ratio)
         if images is not None and len(images) != len(questions):
             raise CraftError(
                 f"One question per image, please: got {len(images)} images, {len(questions)} questions."
-            )
-        if keep_ratio != 1:
-            raise CraftError(
-                f"This version does not prune visual tokens (§3.3): use keep_ratio=1, not {keep_ratio}."
             )
         answers: list[str] = []
         for start in range(0, len(questions), batch_size):
@@ -97,8 +101,53 @@ class LVLM(nn.Module):
                 tokens = images[rows]
             elif images is not None:
                 tokens = self.encode(images[rows], batch_size=batch_size)
-            answers += self.backbone.generate(tokens, questions[rows], max_new_tokens)
+            if tokens is not None:
+                tokens = self.visible(tokens, keep_ratio, budget)
+            answers += self.backbone.generate(tokens, questions[rows], max_new_tokens, keep_positions)
         return answers
+
+    def check_keep_ratio(self, keep_ratio: float) -> None:
+        """Refuse a keep ratio that this LVLM cannot serve, before any work.
+
+        Raises:
+            CraftError: it is out of range, or below 1 and the visual tokenizer has no code prior, or one of
+                another codebook's size.
+        """
+        budget_of(keep_ratio, 1)
+        prior, size = self.visual.prior, self.visual.codebook.size
+        if keep_ratio == 1 or (prior is not None and prior.shape == (size,)):
+            return
+        fault = (
+            "came without a code prior (level-1 code counts)"
+            if prior is None
+            else f"has a code prior of {len(prior)} codes for a codebook of {size}"
+        )
+        raise CraftError(
+            f"keep_ratio={keep_ratio} prunes visual tokens by how common their codes are, and the visual "
+            f"tokenizer of {self.name} {fault}. An adapted encoder brings one; `craft prior DATA --out FILE` "
+            "makes one, for --prior FILE or lvlm.with_prior(...). Or use keep_ratio=1."
+        )
+
+    def visible(
+        self, tokens: VisionTokens, keep_ratio: float = 1.0, budget: Budget = "exact"
+    ) -> VisionTokens:
+        """The visual tokens that the LLM sees of an image: all of them, or a share (§3.3).
+
+        Raises:
+            CraftError: as `check_keep_ratio`.
+        """
+        self.check_keep_ratio(keep_ratio)
+        return prune_tokens(tokens, self.visual.prior, keep_ratio, budget=budget)
+
+    def with_prior(self, counts: Tensor | None) -> "LVLM":
+        """The same LVLM (everything shared, nothing copied) with another code prior to prune by.
+
+        Args:
+            counts: level-1 code counts int64 `[K]`, or None.
+        """
+        visual = copy.copy(self.visual)  # a module of its own with the same parts
+        visual.prior = counts
+        return LVLM(visual, self.backbone, self.name, self.origin)
 
     def with_encoder(self, encoder: Any) -> "LVLM":
         """The same backbone (shared, not copied) behind an adapted vision tower.

@@ -1,7 +1,7 @@
 """`prune_tokens`: fewer visual tokens per image, exactly as many as asked for (§3.3)."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from craft.core.tokens import VisionTokens
 from craft.pruning.strategies import QUOTAS, STRATEGIES, QuotaOrder, Settings
 
 Budget = Literal["exact", "approx"]
-BUDGETS = ("exact", "approx")
 
 
 def budget_of(keep_ratio: float, count: int) -> int:
@@ -99,8 +98,8 @@ def distinct_codes(codes: Tensor) -> Tensor:
 def _check(strategy: str, budget: str, delta: float, beta: float, alpha: float, neighbours: int) -> None:
     if strategy not in STRATEGIES:
         raise CraftError(f"There is no pruning strategy {strategy!r}; use one of {', '.join(STRATEGIES)}.")
-    if budget not in BUDGETS:
-        raise CraftError(f"budget is {budget!r}; use one of {', '.join(BUDGETS)}.")
+    if budget not in get_args(Budget):
+        raise CraftError(f"budget is {budget!r}; use exact or approx.")
     if budget == "approx" and strategy not in QUOTAS:
         raise CraftError(
             f"budget='approx' is a total of quotas, and {strategy!r} has none; use budget='exact'."

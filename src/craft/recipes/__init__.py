@@ -2,6 +2,7 @@
 
 from craft.recipes.adapt import AdaptResult, adapt, rehearse
 from craft.recipes.evaluate import evaluate
+from craft.recipes.prior import build_prior
 from craft.recipes.transfer import TransferMatrix, transfer
 
-__all__ = ["AdaptResult", "TransferMatrix", "adapt", "evaluate", "rehearse", "transfer"]
+__all__ = ["AdaptResult", "TransferMatrix", "adapt", "build_prior", "evaluate", "rehearse", "transfer"]

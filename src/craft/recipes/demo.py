@@ -83,6 +83,7 @@ class DemoResult:
         held_out: the classes that training never saw.
         metrics: of the adaptation.
         seconds: of adaptation, evaluation and all.
+        keep_ratio: share of visual tokens that the LLMs saw.
     """
 
     out: Path
@@ -96,6 +97,7 @@ class DemoResult:
     held_out: tuple[str, ...]
     metrics: dict[str, Any]
     seconds: dict[str, float]
+    keep_ratio: float
 
     def gain(self, role: str, group: str = "all") -> float | None:
         """Adapted minus zero-shot of the "surrogate" or the "other" backbone; None without such questions."""
@@ -125,6 +127,7 @@ def demo(
     max_steps: int | None = None,
     config: Config = None,
     resume: bool = False,
+    keep_ratio: float = 1.0,
     **overrides: Any,
 ) -> DemoResult:
     """Adapt the surrogate's vision tower; ask it and another LLM the same questions before and after.
@@ -137,6 +140,7 @@ def demo(
         seed, max_steps, config, **overrides: as `craft.adapt` takes them.
         limit: at most this many test questions, evenly from the classes; None asks all.
         resume: go on with an interrupted demo in `out`.
+        keep_ratio: share of visual tokens that the LLMs see when they are asked (§3.3).
 
     Raises:
         CodebookMismatchError: the two backbones do not share a codebook.
@@ -152,6 +156,8 @@ def demo(
         for role, model in (("surrogate", surrogate or settings.surrogate), ("other", other))
     }
     LVLM(lvlms["surrogate"].visual, lvlms["other"].backbone, lvlms["other"].name)  # one codebook, or an error
+    for lvlm in lvlms.values():
+        lvlm.check_keep_ratio(keep_ratio)
 
     # 1. What must not change.
     hashes = {role: part_hashes(lvlm) for role, lvlm in lvlms.items()}
@@ -171,7 +177,7 @@ def demo(
     for role, lvlm in lvlms.items():
         for encoder, model in (("zero-shot", lvlm), ("adapted", adapted[role])):
             say(f"{lvlm.name}, {encoder}")
-            report = evaluate(model, data=given, limit=limit, like=artefact)
+            report = evaluate(model, data=given, limit=limit, like=artefact, keep_ratio=keep_ratio)
             report.save_samples(folder / "answers" / f"{role} {encoder}.jsonl")
             reports[role, encoder] = report
             rows.append(DemoRow(lvlm.name, role, encoder, _figures(report), report.chance))
@@ -211,6 +217,7 @@ def demo(
             "evaluate": round(asked - trained, 1),
             "all": round(time.monotonic() - began, 1),
         },
+        keep_ratio=keep_ratio,
     )
     write_json(folder / "demo.json", found.to_json())
     return found

@@ -1,17 +1,15 @@
 """`craft.evaluate`: how well an LVLM answers on a data set, zero-shot or with an adapted encoder."""
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from craft.core.errors import ConfigError
 from craft.data import Data
 from craft.evaluation import Report, evaluate_lvlm
 from craft.models.artefact import Artefact, load_artefact
 from craft.models.load import load
 from craft.models.lvlm import LVLM
-from craft.recipes.questions import is_training_data, open_data, take, training_data_of, with_seen
-from craft.training.config import AdaptConfig, DataConfig
+from craft.recipes.prior import chosen_prior
+from craft.recipes.questions import checked, questions_for, take
 
 Split = Literal["train", "validation", "test"]
 
@@ -25,6 +23,8 @@ def evaluate(
     limit: int | None = None,
     split: Split = "test",
     *,
+    prior: str | Path | None = None,
+    keep_positions: bool = False,
     like: str | Path | Artefact | None = None,
     root: str | Path | None = None,
     answer_with: Literal["letter", "option"] | None = None,
@@ -46,11 +46,15 @@ def evaluate(
         backbone: a shipped model, a folder, a hub id, or a loaded LVLM.
         encoder: a run folder or artefact; None is zero-shot.
         data: as `craft.adapt` takes it; None is the encoder's own, or "apparel".
-        keep_ratio: share of visual tokens that the LLM sees; 1 is no pruning.
+        keep_ratio: share of visual tokens that the LLM sees (§3.3); 1 is no pruning.
         seed: of held-out classes (without an encoder), distractors and the order of options; None is the
             encoder's, or 0.
         limit: at most this many samples, evenly from the classes.
         split: "test", or "validation" or "train".
+        prior: which code counts to prune by. None: those that came with the encoder (zero-shot: with the
+            model). "general": those that came with the model, whatever the encoder. Else a file of
+            `craft prior`, or a folder with one.
+        keep_positions: kept tokens keep their positions in the full grid; by default they are packed.
         like: an encoder whose questions and held-out classes are used, but not the encoder: the zero-shot
             figures to compare it with.
         root, answer_with, distractors, unseen_fraction: as in the config's `data` section.
@@ -67,8 +71,12 @@ def evaluate(
     artefact = None if encoder is None else _artefact(encoder)
     pattern = artefact if artefact is not None or like is None else _artefact(like)
     lvlm = backbone if isinstance(backbone, LVLM) else load(backbone, device, dtype)
+    base = lvlm
     if artefact is not None:
         lvlm = lvlm.with_encoder(artefact)
+    if prior is not None:
+        lvlm = lvlm.with_prior(chosen_prior(prior, base))
+    lvlm.check_keep_ratio(keep_ratio)
     wanted = {
         "name": None if data is None or isinstance(data, Data) else str(data),
         "root": None if root is None else str(root),
@@ -77,9 +85,9 @@ def evaluate(
         "unseen_fraction": unseen_fraction,
     }
     manifest = {} if pattern is None else pattern.manifest
-    questions = data if isinstance(data, Data) else _questions(wanted, seed, manifest, lambda: lvlm)
+    questions = data if isinstance(data, Data) else questions_for(wanted, seed, manifest, lambda: lvlm)
     if isinstance(data, Data):
-        questions = _checked(data, manifest)
+        questions = checked(data, manifest)
     samples = take(questions.samples(split), limit, questions.seed)
     settings: dict[str, Any] = {
         "backbone": lvlm.name,
@@ -90,8 +98,11 @@ def evaluate(
         "seed": questions.seed,
         "held_out": list(questions.held_out),
         "limit": limit,
+        "prior": None if prior is None else str(prior),
     }
-    report = evaluate_lvlm(lvlm, samples, batch_size, max_new_tokens, keep_ratio, settings)
+    report = evaluate_lvlm(
+        lvlm, samples, batch_size, max_new_tokens, keep_ratio, settings, keep_positions=keep_positions
+    )
     if out is not None:
         report.save_samples(out)
     return report
@@ -99,37 +110,3 @@ def evaluate(
 
 def _artefact(encoder: str | Path | Artefact) -> Artefact:
     return encoder if isinstance(encoder, Artefact) else load_artefact(encoder)
-
-
-def _questions(
-    wanted: Mapping[str, Any], seed: int | None, manifest: Mapping[str, Any], lvlm: Callable[[], LVLM]
-) -> Data:
-    """The data set; with the manifest's settings and held-out classes where the encoder learned from it."""
-    given = {key: value for key, value in wanted.items() if value is not None}
-    told, held_out = training_data_of(manifest), manifest.get("held_out") or ()
-    if told is not None and is_training_data(given, told, held_out, lvlm):
-        learned = told["settings"]["unseen_fraction"]
-        if given.get("unseen_fraction", learned) != learned:
-            raise ConfigError(
-                "unseen_fraction cannot be chosen for an encoder that was adapted to this data: its training "
-                f"held out {', '.join(held_out) or 'nothing'}. Leave it out."
-            )
-        settings = _data_config({**told["settings"], "limit": None, **given})
-        own = held_out if told["task"] == "classification" else None
-        return open_data(settings, told["seed"] if seed is None else seed, lvlm, own)
-    return _checked(open_data(_data_config(given), seed or 0, lvlm), manifest)
-
-
-def _data_config(given: Mapping[str, Any]) -> DataConfig:
-    return AdaptConfig.build({"data": dict(given)}).data
-
-
-def _checked(data: Data, manifest: Mapping[str, Any]) -> Data:
-    """Data that did not come by the manifest's settings: if it is what the encoder learned all the same, its
-    unseen classes are the manifest's; if not, the encoder has seen no class of it."""
-    told = training_data_of(manifest)
-    if told is None or told["name"] != data.name or told["task"] != "classification":
-        return data
-    if told["fingerprint"] == data.fingerprint or set(manifest.get("held_out") or ()) <= set(data.classes):
-        return with_seen(data, manifest.get("held_out") or ())
-    return data

@@ -9,7 +9,7 @@ import numpy as np
 from craft.core.errors import ConfigError, DataError
 from craft.data import EMBEDDED, Data, Sample, load_data, stratified
 from craft.models.lvlm import LVLM
-from craft.training.config import DataConfig
+from craft.training.config import AdaptConfig, DataConfig
 
 
 def open_data(
@@ -124,3 +124,51 @@ def with_seen(data: Data, held_out: Sequence[str]) -> Data:
         raise ConfigError(f"{data.name} has no class {', '.join(strangers)}, which was held out of training.")
     test = [replace(sample, seen=sample.label not in held_out) for sample in data.test]
     return replace(data, test=test, held_out=tuple(sorted(held_out)))
+
+
+def questions_for(
+    wanted: Mapping[str, Any], seed: int | None, manifest: Mapping[str, Any], lvlm: Callable[[], LVLM]
+) -> Data:
+    """The data set to ask; with a manifest's settings and held-out classes where its encoder learned from it.
+
+    Args:
+        wanted: settings of the config's `data` section; those that are None are not given.
+        seed: of the questions; None is the encoder's, or 0.
+        manifest: of the encoder in use or to compare with; empty without one.
+        lvlm: called where hard distractors need its text encoder.
+
+    Raises:
+        ConfigError: a setting is unknown, or contradicts the encoder's training.
+        DataError: the data is missing, or changed since the encoder was trained on it.
+    """
+    given = {key: value for key, value in wanted.items() if value is not None}
+    told, held_out = training_data_of(manifest), manifest.get("held_out") or ()
+    if told is not None and is_training_data(given, told, held_out, lvlm):
+        learned = told["settings"]["unseen_fraction"]
+        if given.get("unseen_fraction", learned) != learned:
+            raise ConfigError(
+                "unseen_fraction cannot be chosen for an encoder that was adapted to this data: its training "
+                f"held out {', '.join(held_out) or 'nothing'}. Leave it out."
+            )
+        settings = _data_config({**told["settings"], "limit": None, **given})
+        own = held_out if told["task"] == "classification" else None
+        return open_data(settings, told["seed"] if seed is None else seed, lvlm, own)
+    return checked(open_data(_data_config(given), seed or 0, lvlm), manifest)
+
+
+def _data_config(given: Mapping[str, Any]) -> DataConfig:
+    return AdaptConfig.build({"data": dict(given)}).data
+
+
+def checked(data: Data, manifest: Mapping[str, Any]) -> Data:
+    """The data, with its unseen classes set right.
+
+    Data that did not come by the manifest's settings: if it is what the encoder learned all the same, its
+    unseen classes are the manifest's; if not, the encoder has seen no class of it.
+    """
+    told = training_data_of(manifest)
+    if told is None or told["name"] != data.name or told["task"] != "classification":
+        return data
+    if told["fingerprint"] == data.fingerprint or set(manifest.get("held_out") or ()) <= set(data.classes):
+        return with_seen(data, manifest.get("held_out") or ())
+    return data

@@ -1,0 +1,74 @@
+"""A code prior as a file of its own: level-1 code counts, and what they were counted on (§3.3)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from craft.core.errors import CheckpointError, CodebookMismatchError
+from craft.core.files import PathLike, save_tensors
+from craft.models.visual_folder import read_prior
+from craft.quantize import ResidualCodebook
+
+
+def save_prior(
+    path: PathLike, counts: Tensor, codebook: ResidualCodebook, about: Mapping[str, str] | None = None
+) -> Path:
+    """Write a code prior as one safetensors file.
+
+    Args:
+        path: the file.
+        counts: level-1 code counts int64 `[K]`.
+        codebook: whose codes were counted; its fingerprint is written beside the counts.
+        about: what else is worth knowing (data, tower).
+
+    Raises:
+        CheckpointError: there is not one count for each codeword.
+        ConfigError: the place cannot be written to.
+    """
+    if counts.shape != (codebook.size,):
+        raise CheckpointError(
+            f"A prior of shape {list(counts.shape)} does not fit {codebook.size} codewords."
+        )
+    save_tensors(path, {"counts": counts}, {**(about or {}), "codebook": codebook.fingerprint})
+    return Path(path)
+
+
+def load_prior(path: PathLike, codebook: ResidualCodebook) -> Tensor:
+    """Read a code prior for a codebook.
+
+    Args:
+        path: a file of `save_prior`, or a folder with a `prior.safetensors`: an adapted encoder, the run
+            folder around it, a visual tokenizer.
+        codebook: what it will be used with.
+
+    Returns:
+        Level-1 code counts int64 `[K]`.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or it has another number of codes.
+        CodebookMismatchError: it says that it was counted with another codebook.
+    """
+    path = Path(path)
+    if path.is_dir():
+        place = path / "encoder" if (path / "encoder").is_dir() else path
+        path = place / "prior.safetensors"
+        if not path.is_file():
+            raise CheckpointError(
+                f"{place} holds no code prior (prior.safetensors); `craft prior` makes one."
+            )
+    counts = read_prior(path, codebook.size)
+    told = _metadata(path).get("codebook")
+    if told not in (None, codebook.fingerprint):
+        raise CodebookMismatchError(
+            f"The code prior in {path} was counted with codebook {told}, and this model reads codebook "
+            f"{codebook.fingerprint}; make one for it with `craft prior DATA --out FILE`."
+        )
+    return counts
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
