@@ -144,7 +144,9 @@ def test_export_drops_into_a_vila_u_checkpoint(craft, vila_u, tmp_path):
 def test_data(craft, pictures, tmp_path):
     listed = craft("data", "list")
     assert listed.status == 0 and "apparel" in listed.out and "CC BY 4.0" in listed.out
-    assert {row["name"] for row in craft("data", "list", "--json").json} == {"apparel", "digits"}
+    rows = {row["name"]: row for row in craft("data", "list", "--json").json}
+    assert {"apparel", "digits", "eurosat"} <= rows.keys() and rows["eurosat"]["images"] == 27000
+    assert "timm/eurosat-rgb" in rows["eurosat"]["hub"] and "eurosat" in listed.out
     checked = craft("data", "check", pictures, "--json").json
     assert checked["images"] == 40 and len(checked["held_out"]) == 1
     assert "-> " in craft("data", "check", pictures).out

@@ -121,9 +121,9 @@ def test_a_wrong_path_gets_a_suggestion(tmp_path: Path) -> None:
         load_data(str(tmp_path / "flower"))
     with pytest.raises(DataError, match=r"no data at '/no/such/place'.*Embedded: apparel, digits"):
         load_data("/no/such/place")
-    (tmp_path / "table.csv").write_text("image,answer\n")
+    (tmp_path / "table.xlsx").write_text("image,answer\n")
     with pytest.raises(DataError, match="neither a folder"):
-        load_data(tmp_path / "table.csv")
+        load_data(tmp_path / "table.xlsx")
     assert load_data("flowers", root=tmp_path).name == "flowers"
 
 

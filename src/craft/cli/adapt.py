@@ -12,6 +12,7 @@ def adapt(
     surrogate: str | None = None,
     *,
     data: str | None = None,
+    root: str | None = None,
     out: Path | None = None,
     max_steps: int | None = None,
     resume: Flag = False,
@@ -27,7 +28,9 @@ def adapt(
 
     Args:
         surrogate: a shipped model (craft-tiny/llama), a folder, or a hub id; its LLM scores the answers.
-        data: an embedded domain (`craft data list`), a folder of class folders, or a .jsonl file.
+        data: an embedded domain or a benchmark (`craft data list`), a folder of class folders, a table of
+            questions, or a folder of `craft data prepare`.
+        root: where a benchmark lies; else what relative paths in the data start from.
         out: the run folder; by default runs/ and the data's name.
         max_steps: optimiser steps; by default the config's.
         resume: go on with the interrupted run in the run folder; the result is that of an unbroken run.
@@ -39,7 +42,8 @@ def adapt(
     from craft.recipes.adapt import rehearse
     from craft.training.config import AdaptConfig
 
-    config = AdaptConfig.build(common.config, settings_of(settings, common))
+    place = {} if root is None else {"data.root": root}
+    config = AdaptConfig.build(common.config, {**settings_of(settings, common), **place})
     if dry_run:
         show_rehearsal(rehearse(surrogate, data, common.seed, max_steps, config), common.json)
         return
@@ -73,7 +77,9 @@ def adapt(
         }
     )
     name, place = shlex.quote(result.config.surrogate), shlex.quote(str(result.out))
-    print(f"\nNext: craft eval {name} --encoder {place} --data {shlex.quote(result.config.data.name)}")
+    told = result.config.data
+    data = shlex.quote(told.name) + (f" --root {shlex.quote(told.root)}" if told.root else "")
+    print(f"\nNext: craft eval {name} --encoder {place} --data {data}")
     print(f"      (any backbone of this codebook; `craft inspect {place}` names those at hand)")
 
 

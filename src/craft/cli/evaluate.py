@@ -24,7 +24,7 @@ def evaluate(
     out: Path | None = None,
     like: Path | None = None,
     split: Literal["train", "validation", "test"] = "test",
-    root: Path | None = None,
+    root: str | None = None,
     answer_with: Literal["letter", "option"] | None = None,
     distractors: Literal["random", "hard"] | None = None,
     unseen_fraction: float | None = None,
@@ -38,7 +38,7 @@ def evaluate(
     Args:
         backbone: a shipped model, a folder, or a hub id.
         encoder: a run folder of `craft adapt`, or its encoder/; none is zero-shot.
-        data: an embedded domain, a folder of class folders, or a .jsonl file; by default the encoder's own.
+        data: as `craft adapt` takes it; by default the encoder's own.
         keep_ratio: share of the visual tokens that the LLM sees, as in 0.8; frequent codes give way first.
         prior: whose code counts say what is frequent: by default the encoder's; "general" is the model's;
             or a file of `craft prior`.
@@ -48,7 +48,7 @@ def evaluate(
         out: a folder for report.json and every answer (samples-SEED.jsonl).
         like: an encoder whose questions and unseen classes the base tower is asked, to compare with it.
         split: which part of the data.
-        root: the folder that relative paths in the data start from.
+        root: where a benchmark lies; else what relative paths in the data start from.
         answer_with: ask for the option's letter, or its text.
         distractors: wrong options by lot, or hard ones.
         unseen_fraction: share of the classes that count as unseen (without an encoder).

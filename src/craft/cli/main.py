@@ -11,7 +11,7 @@ from cyclopts import App, CycloptsError, UnknownOptionError
 from craft import __version__
 from craft.cli.adapt import adapt
 from craft.cli.arguments import TUNED, expand
-from craft.cli.data import check, list_domains
+from craft.cli.data import check, list_domains, prepare, stats
 from craft.cli.demo import demo
 from craft.cli.evaluate import evaluate
 from craft.cli.export import export
@@ -45,9 +45,11 @@ _verbs = {
 }
 for _order, (_name, _verb) in enumerate(_verbs.items()):
     app.command(_verb, name=_name, sort_key=_order)
-data = App(name="data", help="List the embedded domains; check data of your own.", sort_key=len(_verbs))
+data = App(name="data", help="List what there is; check, prepare and count data.", sort_key=len(_verbs))
 data.command(list_domains, name="list")
 data.command(check)
+data.command(prepare)
+data.command(stats)
 app.command(data)
 
 # What the system says when a path that the user gave cannot be used.

@@ -1,33 +1,48 @@
 """Data: samples, embedded domains, your own files, four-option multiple choice, hold-out, captions."""
 
+from craft.data.benchmarks import BENCHMARKS
 from craft.data.captions import class_text, declarative
-from craft.data.check import verify_images
+from craft.data.check import Finding, check_data, verify_images
 from craft.data.choices import DIRECTIVES, QUESTION, multiple_choice
 from craft.data.domains import APPAREL_WORDS, DIGIT_WORDS, EMBEDDED, catalogue
 from craft.data.holdout import held_out_classes, stratified
-from craft.data.images import ImageSource, open_image
-from craft.data.load import load_data
+from craft.data.images import ImageSource, image_key, open_image
+from craft.data.load import load_data, read_data
+from craft.data.prepare import Wanted, prepare
+from craft.data.raw import TrainLimit
 from craft.data.sample import LETTERS, Data, Sample
 from craft.data.sheet import contact_sheet
+from craft.data.stats import data_stats, draw_stats, showcase
 
 __all__ = [
     "APPAREL_WORDS",
+    "BENCHMARKS",
     "DIGIT_WORDS",
     "DIRECTIVES",
     "EMBEDDED",
     "LETTERS",
     "QUESTION",
     "Data",
+    "Finding",
     "ImageSource",
     "Sample",
+    "TrainLimit",
+    "Wanted",
     "catalogue",
+    "check_data",
     "class_text",
     "contact_sheet",
+    "data_stats",
     "declarative",
+    "draw_stats",
     "held_out_classes",
+    "image_key",
     "load_data",
     "multiple_choice",
     "open_image",
+    "prepare",
+    "read_data",
+    "showcase",
     "stratified",
     "verify_images",
 ]

@@ -38,7 +38,9 @@ def multiple_choice(
     """The labelled `item` as a question with four lettered options, exactly one of them right.
 
     Distractors and order are drawn from (seed, sample id) alone: the same whatever the order of samples or
-    of `class_names`. With fewer than four classes at hand there are as many options as classes.
+    of `class_names`. With fewer than four classes at hand there are as many options as classes. A sample
+    that brings its own distractors (an option file) gets the last three of them that are allowed, and
+    drawn ones only where they do not suffice.
 
     Args:
         item: a sample with a label; its question is kept if it has one.
@@ -64,7 +66,11 @@ def multiple_choice(
             f"{item.origin or item.id}: no other class than '{label}' to choose from; give at least two."
         )
     count = min(OPTIONS - 1, len(others))
-    if distractors == "random":
+    if item.distractors:
+        own = [name for name in item.distractors if name in others][-count:]
+        rest = [name for name in others if name not in own]
+        wrong = own + rng(seed, "distractors", item.id).sample(rest, count - len(own))
+    elif distractors == "random":
         wrong = rng(seed, "distractors", item.id).sample(others, count)
     elif distractors == "hard":
         wrong = _most_similar(label, others, list(class_names), similarity)[:count]

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+from collections.abc import Hashable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -10,10 +11,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from craft.core.errors import DataError
+from craft.data.packed import Packed
 
-ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
-"""A path, the bytes of an image file, a PIL image, or an array [H, W] or [H, W, 1|3|4] (uint8, uint16, or
-floats in 0..1)."""
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Packed | Image.Image | np.ndarray
+"""A path, the bytes of an image file, a picture inside a larger file, a PIL image, or an array [H, W] or
+[H, W, 1|3|4] (uint8, uint16, or floats in 0..1)."""
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 """File name endings (lower case) that count as pictures in a folder of class folders."""
@@ -42,6 +44,8 @@ def open_image(source: ImageSource, where: str = "") -> Image.Image:
         return _decode(source, f"{place}the given picture")
     if isinstance(source, bytes | bytearray):
         name, stream = f"{place}the given image bytes", io.BytesIO(source)
+    elif isinstance(source, Packed):
+        name, stream = f"{place}the image {source}", io.BytesIO(source.read())
     elif isinstance(source, str | os.PathLike):
         path = Path(source)
         name = f"{place}the image {path}"
@@ -62,7 +66,7 @@ def open_image(source: ImageSource, where: str = "") -> Image.Image:
     try:
         opened = Image.open(stream)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{name} is too large to open safely: {error}") from error
+        raise DataError(f"{name} is too large to decode safely ({error}). Make it smaller first.") from error
     except Exception as error:  # a decoder may raise anything on a broken file
         raise DataError(
             f"{name} is not a picture that can be opened ({_reason(error)}). "
@@ -84,14 +88,44 @@ def image_bytes_hash(source: ImageSource) -> str:
     elif isinstance(source, Image.Image):
         digest.update(f"image {source.mode} {source.size}".encode())
         digest.update(source.tobytes())
-    elif isinstance(source, bytes | bytearray):
-        digest.update(source)
     else:
-        try:
-            digest.update(Path(source).read_bytes())
-        except OSError as error:
-            raise DataError(f"the image {source} cannot be read: {error.strerror or error}.") from error
+        digest.update(image_bytes(source))
     return digest.hexdigest()
+
+
+def image_bytes(source: str | os.PathLike[str] | bytes | Packed) -> bytes:
+    """The bytes of a picture's file, wherever they lie.
+
+    Raises:
+        DataError: the file is missing or unreadable.
+    """
+    if isinstance(source, bytes | bytearray):
+        return bytes(source)
+    if isinstance(source, Packed):
+        return source.read()
+    try:
+        return Path(source).read_bytes()
+    except OSError as error:
+        raise DataError(f"the image {source} cannot be read: {error.strerror or error}.") from error
+
+
+def image_key(source: ImageSource) -> Hashable:
+    """What tells two image sources apart: the path, the place in a larger file, or the object itself."""
+    if isinstance(source, Packed):
+        return source
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else id(source)
+
+
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF", b"P5", b"P6")
+
+
+def looks_like_image(path: Path) -> bool:
+    """Whether a file begins as a picture does (a saved error page does not); it is not decoded."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(8).startswith(_SIGNATURES)
+    except OSError:
+        return False
 
 
 def _decode(image: Image.Image, name: str) -> Image.Image:

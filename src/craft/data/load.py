@@ -1,7 +1,7 @@
-"""`load_data`: an embedded domain, a folder of class folders or a JSONL becomes a `Data` set."""
+"""`load_data`: an embedded domain, a benchmark, a manifest or files of your own become a `Data` set."""
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
@@ -9,19 +9,21 @@ from typing import TypeAlias
 import numpy as np
 
 from craft.core.errors import DataError
-from craft.data.choices import AnswerWith, Distractors, answer_for, multiple_choice
+from craft.data.benchmarks import BENCHMARKS
+from craft.data.choices import DIRECTIVES, AnswerWith, Distractors, answer_for, multiple_choice
 from craft.data.domains import EMBEDDED
 from craft.data.folder import read_folder
-from craft.data.holdout import held_out_classes, stratified
-from craft.data.jsonl import read_jsonl
+from craft.data.holdout import held_out_classes
+from craft.data.hub import HUB, hub_folder
+from craft.data.manifest import MANIFEST, read_manifest
+from craft.data.questions import Fetch, read_questions
 from craft.data.raw import Raw
 from craft.data.sample import Data, Sample
+from craft.data.splits import divide, split_off_validation, take
+from craft.data.tables import TABLES, tables_in
 
 Similarity: TypeAlias = np.ndarray | Callable[[tuple[str, ...]], np.ndarray] | None
 """[C, C] similarities of the class names in the order of `Data.classes`, or a function from names to it."""
-
-TEST_FRACTION, VALIDATION_FRACTION, VALIDATION_MOST = 0.2, 0.1, 300
-"""Shares of your own data kept for testing and of the training set kept for validation, and its limit."""
 
 
 def load_data(
@@ -37,6 +39,7 @@ def load_data(
     held_out: Sequence[str] | None = None,
     split_seed: int = 0,
     domain: str | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Data:
     """Read a data set, split it, hold classes out, and write the multiple-choice questions.
 
@@ -45,15 +48,18 @@ def load_data(
     validation slice, the distractors and the order of the options.
 
     Args:
-        data: the name of an embedded domain, a folder of class folders, or a JSONL file ("./apparel" is a
-            folder of that name, "apparel" the embedded domain).
-        root: folder that relative paths (of `data`, and of the images in a JSONL) start from.
+        data: the name of an embedded domain or a benchmark, a folder of class folders, a table of questions
+            (JSONL, JSON, CSV, parquet, WebDataset), a folder written by `craft data prepare`, or a hub data
+            set as "hub:OWNER/NAME" ("./apparel" is a folder of that name, "apparel" the embedded domain).
+        root: of a benchmark, the folder it lies in; else the folder that relative paths (of `data`, and of
+            the images in a table) start from.
         answer_with: "option" (its text) or "letter".
         distractors: "random", or "hard" by `similarity`.
         unseen_fraction: share of the classes of a classification set held out of training.
         limit: at most this many samples in each split, taken evenly from the classes.
         held_out: exactly these classes are held out instead (to evaluate an encoder by its own manifest).
         domain: what the images are of, in words, for your own files; else the folder's name.
+        columns: our field -> the column of your table, where they differ.
 
     Raises:
         DataError: nothing there (with a did-you-mean), no samples, a single class, a broken row, choices
@@ -63,8 +69,8 @@ def load_data(
     """
     if limit is not None and limit < 1:
         raise DataError(f"limit must be at least 1, not {limit}.")
-    raw = _read(data, root, answer_with, domain)
-    train, validation, test = _splits(raw, split_seed)
+    raw = read_data(data, root, domain, columns)
+    train, validation, test = divide(raw, split_seed)
     classes: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
     if raw.task == "classification":
@@ -87,11 +93,13 @@ def load_data(
             f"{data}: every row has the same answer, '{train[0].concept}'. "
             "Give rows with at least two different answers."
         )
-    if not validation and len(train) >= 5:
-        count = min(VALIDATION_MOST, max(1, round(VALIDATION_FRACTION * len(train))))
-        train, validation = _take(train, count, seed, "validation")
+    if not validation:
+        train, validation = split_off_validation(train, seed)
     train, validation, test = (
-        _named(_take(part, limit, seed, f"limit {name}")[1] if limit is not None else part, name)
+        [
+            _worded(sample, answer_with)
+            for sample in (take(part, limit, seed, f"limit {name}")[1] if limit is not None else part)
+        ]
         for name, part in (("train", train), ("validation", validation), ("test", test))
     )
     return Data(
@@ -106,40 +114,54 @@ def load_data(
         licence=raw.licence,
         source=raw.source,
         seed=seed,
+        notes=raw.notes,
     )
 
 
-def _read(data: str | Path, root: str | Path | None, answer_with: AnswerWith, domain: str | None) -> Raw:
+def read_data(
+    data: str | Path,
+    root: str | Path | None = None,
+    domain: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    fetch: Fetch | None = None,
+) -> Raw:
+    """The samples of a data set as they are found, before anything is drawn by lot.
+
+    Args:
+        data, root, domain: as in `load_data`.
+        columns, fetch: of tables, as in `read_questions`.
+
+    Raises:
+        DataError: as `load_data`.
+    """
     if str(data) in EMBEDDED:
         return EMBEDDED[str(data)].load()
-    path = Path(data).expanduser()
+    if str(data) in BENCHMARKS:
+        return BENCHMARKS[str(data)].load(root)
+    path = hub_folder(str(data)) if str(data).startswith(HUB) else Path(data).expanduser()
     base = Path(root).expanduser() if root is not None else None
     if base is not None and not path.exists():
         path = base / path
     if path.is_dir():
+        if (path / MANIFEST).is_file():
+            return read_manifest(path, base)
+        if tables := tables_in(path):
+            return read_questions(tables, base, domain, columns, fetch)
         return read_folder(path, domain)
-    if path.suffix.lower() in (".jsonl", ".ndjson", ".json") and path.is_file():
-        return read_jsonl(path, base, answer_with, domain)
+    if path.suffix.lower() in TABLES and path.is_file():
+        return read_questions([path], base, domain, columns, fetch)
     if path.exists():
-        raise DataError(f"{path} is neither a folder of class folders nor a .jsonl file.")
+        raise DataError(
+            f"{path} is neither a folder of class folders nor a table of questions ({', '.join(TABLES)})."
+        )
     beside = [str(path.parent / p.name) for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(str(data), [*EMBEDDED, *beside], 1, 0.6)
+    near = difflib.get_close_matches(str(data), [*EMBEDDED, *BENCHMARKS, *beside], 1, 0.6)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     raise DataError(
-        f"there is no data at '{data}', and no embedded domain of that name.{hint} "
-        f"Embedded: {', '.join(EMBEDDED)}; or give a folder of class folders, or a .jsonl file."
+        f"there is no data at '{data}', and no embedded domain or benchmark of that name.{hint} "
+        f"Embedded: {', '.join(EMBEDDED)}; or a benchmark (`craft data list`), a folder of class folders, or "
+        "a .jsonl file."
     )
-
-
-def _splits(raw: Raw, seed: int) -> tuple[list[Sample], list[Sample], list[Sample]]:
-    """As the source says; where it names no test samples, a stratified fifth of the training samples."""
-    train = [s for s in raw.samples if s.split in ("", "train")]
-    validation = [s for s in raw.samples if s.split == "validation"]
-    test = [s for s in raw.samples if s.split == "test"]
-    if not test and len(train) > 1:
-        count = max(1, round(TEST_FRACTION * len(train)))
-        train, test = _take(train, count, seed, "test", every_group=raw.task == "classification")
-    return train, validation, test
 
 
 def _unseen(
@@ -205,19 +227,9 @@ def _without(sample: Sample, unseen: tuple[str, ...], answer_with: AnswerWith) -
     return replace(sample, choices=options, answer=answer, correct=options.index(right))
 
 
-def _take(
-    samples: list[Sample], count: int, seed: int, purpose: str, every_group: bool = False
-) -> tuple[list[Sample], list[Sample]]:
-    return stratified(
-        samples,
-        count,
-        identity=lambda s: s.id,
-        group=lambda s: s.concept,
-        seed=seed,
-        purpose=purpose,
-        every_group=every_group,
-    )
-
-
-def _named(samples: list[Sample], split: str) -> list[Sample]:
-    return [sample if sample.split == split else replace(sample, split=split) for sample in samples]
+def _worded(sample: Sample, answer_with: AnswerWith) -> Sample:
+    """The sample with its answer as it is asked for: the option's letter or text."""
+    if sample.correct is None:
+        return sample
+    answer = answer_for(sample.choices, sample.choices[sample.correct], answer_with)
+    return replace(sample, answer=answer, directive=sample.directive or DIRECTIVES[answer_with])

@@ -1,8 +1,22 @@
 """What every reader returns: samples as they were found, before split, hold-out and options are settled."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from craft.data.sample import Sample, Task
+
+
+@dataclass(frozen=True)
+class TrainLimit:
+    """A subset of the training samples, drawn once for all seeds.
+
+    Attributes:
+        count: how many.
+        by: "image" counts distinct pictures and keeps all their questions; "question" counts samples.
+    """
+
+    count: int
+    by: Literal["image", "question"] = "image"
 
 
 @dataclass
@@ -11,8 +25,9 @@ class Raw:
     choices is to become a multiple-choice question.
 
     Attributes:
-        name, task, domain, licence, source: as in `Data`.
+        name, task, domain, licence, source, notes: as in `Data`.
         samples: everything that was found, in a stable order, with unique ids.
+        train_limit: use a subset of the training samples.
     """
 
     name: str
@@ -21,3 +36,5 @@ class Raw:
     samples: list[Sample] = field(default_factory=list)
     licence: str = ""
     source: str = ""
+    notes: list[str] = field(default_factory=list)
+    train_limit: TrainLimit | None = None

@@ -33,6 +33,9 @@ class Sample:
         origin: where the sample was declared ("questions.jsonl:12"), for messages.
         correct: which of the choices is right (an index); None for an open question.
         text: the ground-truth text of the contrastive loss; empty means the question and answer rewritten.
+        kind: which kind of question it is, where the data set tells them apart ("open", "closed").
+        distractors: wrong options that this sample must get, the best last (an option file); empty leaves
+            the choice to `multiple_choice`.
     """
 
     id: str
@@ -48,6 +51,8 @@ class Sample:
     origin: str = ""
     correct: int | None = None
     text: str = ""
+    kind: str = ""
+    distractors: tuple[str, ...] = ()
 
     def prompt(self, directive: str | None = None) -> str:
         """The full question: question line, lettered options, directive (or the one given instead)."""
@@ -82,7 +87,8 @@ class Data:
         classes: every label, seen and held out, sorted; empty where samples carry no labels.
         held_out: the labels kept out of training images and training options.
         licence, source: as recorded for embedded domains; empty for your own files.
-        seed: the seed of the split, the hold-out and the options.
+        seed: the seed of the hold-out and the options.
+        notes: what was left out or chosen while reading, in sentences.
     """
 
     name: str
@@ -96,6 +102,7 @@ class Data:
     licence: str = ""
     source: str = ""
     seed: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def samples(self, split: str) -> list[Sample]:
         """The samples of "train", "validation" or "test".

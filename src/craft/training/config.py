@@ -11,8 +11,9 @@ class DataConfig(Section):
     """Which data, and how its questions are written (see `craft.data.load_data`).
 
     Attributes:
-        name: an embedded domain, a folder of class folders, or a JSONL file.
-        root: folder that relative paths start from.
+        name: an embedded domain, a benchmark, a folder of class folders, a table of questions, or a folder
+            of `craft data prepare`.
+        root: where a benchmark lies; else the folder that relative paths start from.
         answer_with: "option" (its text) or "letter".
         distractors: "random", or "hard": similar texts under the frozen text encoder.
         unseen_fraction: share of the classes held out of training (§4.1: 0.2).

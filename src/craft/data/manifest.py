@@ -1,0 +1,186 @@
+"""The uniform manifest: any data set as one list of samples with their splits, texts and image hashes.
+
+A manifest is a folder with `samples.jsonl` (a row for each sample), `manifest.json` (what they are, and the
+fingerprint of the rows) and, where pictures had to be unpacked, `images/`.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from craft.core.errors import CheckpointError, DataError
+from craft.core.files import atomic_directory, read_json, sha256_file, write_json
+from craft.core.progress import track
+from craft.data.images import ImageSource, image_bytes, image_bytes_hash, image_key, open_image
+from craft.data.questions import read_questions
+from craft.data.raw import Raw
+from craft.data.sample import Sample
+
+MANIFEST, ROWS, IMAGES = "manifest.json", "samples.jsonl", "images"
+"""The files of a manifest's folder."""
+
+FORMAT = 1
+"""The version of the layout."""
+
+_ENDINGS = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp"}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A written manifest.
+
+    Attributes:
+        path: its folder.
+        about: what `manifest.json` says.
+    """
+
+    path: Path
+    about: dict[str, Any]
+
+
+def write_manifest(
+    raw: Raw, parts: Iterable[list[Sample]], out: str | Path, rule: str, progress: bool = True
+) -> Prepared:
+    """Write the samples of a data set, divided into splits, as a manifest.
+
+    Pictures that are files stay where they are, and their paths are kept relative to the folder that they
+    share. If any is not a file (in a parquet file or a tar, inline), all are written to `images/`.
+
+    Args:
+        raw: what the data set is.
+        parts: its samples by split; the split stands in each.
+        out: the folder; replaced as a whole if it is a manifest already.
+        rule: how the splits came about, in words.
+        progress: show it.
+
+    Raises:
+        ConfigError: `out` cannot be written.
+        DataError: a picture cannot be read, or `out` is a folder of something else.
+    """
+    out = Path(out)
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+        raise DataError(f"{out} is a folder with other files in it. Choose a new folder for the manifest.")
+    samples = [sample for part in parts for sample in part]
+    files = all(isinstance(sample.image, str) for sample in samples)
+    root = _shared([str(sample.image) for sample in samples]) if files else Path(".")
+    with atomic_directory(out) as folder:
+        digest, hashes, paths = hashlib.sha256(), dict[Any, str](), dict[Any, str]()
+        with open(folder / ROWS, "w", encoding="utf-8", newline="\n") as rows:
+            for sample in track(samples, f"preparing {raw.name}") if progress else samples:
+                key = image_key(sample.image)
+                if key not in hashes:
+                    if files:
+                        hashes[key] = image_bytes_hash(sample.image)
+                        paths[key] = Path(str(sample.image)).absolute().relative_to(root).as_posix()
+                    else:
+                        hashes[key], paths[key] = _unpack(sample.image, folder / IMAGES)
+                line = json.dumps(_row(sample, paths[key], hashes[key]), ensure_ascii=False) + "\n"
+                digest.update(line.encode("utf-8"))
+                rows.write(line)
+        about = {
+            "format": FORMAT,
+            "name": raw.name,
+            "task": raw.task,
+            "domain": raw.domain,
+            "licence": raw.licence,
+            "source": raw.source,
+            "root": str(root) if files else ".",
+            "splits": dict(Counter(sample.split for sample in samples)),
+            "split_rule": rule,
+            "split_ids": {split: _ids(samples, split) for split in sorted({s.split for s in samples})},
+            "images": len(hashes),
+            "classes": dict(sorted(Counter(s.label for s in samples if s.label is not None).items())),
+            "notes": raw.notes,
+            "fingerprint": digest.hexdigest(),
+        }
+        write_json(folder / MANIFEST, about)
+    return Prepared(out, about)
+
+
+def read_manifest(folder: Path, root: Path | None = None) -> Raw:
+    """The samples of a manifest.
+
+    Args:
+        folder: its folder.
+        root: the folder that image paths start from, where the pictures moved.
+
+    Raises:
+        DataError: it is of another format, its rows are not those it was written with, or pictures are
+            missing.
+    """
+    try:
+        about = read_json(folder / MANIFEST)
+        found = sha256_file(folder / ROWS)
+    except CheckpointError as error:
+        raise DataError(f"the manifest {folder} is not whole: {error}.") from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise DataError(
+            f"{folder / MANIFEST} is no manifest of format {FORMAT}. Run `craft data prepare` again."
+        )
+    if found != about["fingerprint"]:
+        raise DataError(
+            f"{folder / ROWS} is not what was prepared: its fingerprint differs from the one in {MANIFEST}. "
+            "Run `craft data prepare` again; to use rows that you edited, give the .jsonl itself."
+        )
+    base = root if root is not None else folder / about["root"]
+    raw = read_questions([folder / ROWS], base)
+    raw.name, raw.task, raw.domain = about["name"], about["task"], about["domain"]
+    raw.licence, raw.source, raw.notes = about["licence"], about["source"], about["notes"]
+    return raw
+
+
+def _row(sample: Sample, path: str, sha256: str) -> dict[str, Any]:
+    """What a sample has, under the names that a table of questions uses."""
+    fields = {
+        "id": sample.id,
+        "image": path,
+        "sha256": sha256,
+        "split": sample.split,
+        "label": sample.label,
+        "question": sample.question,
+        "answer": sample.answer_text if sample.answer else None,
+        "choices": list(sample.choices),
+        "directive": sample.directive,
+        "text": sample.texts()[0],
+        "captions": list(sample.captions),
+        "kind": sample.kind,
+        "distractors": list(sample.distractors),
+    }
+    kept = {name: value for name, value in fields.items() if value not in (None, "", [])}
+    return kept | ({} if sample.choices or not sample.answer else {"directive": sample.directive})
+
+
+def _unpack(image: ImageSource, folder: Path) -> tuple[str, str]:
+    """Write a picture as a file named by its content; (hash, path relative to the manifest)."""
+    if isinstance(image, str | bytes) or hasattr(image, "read"):
+        content = image_bytes(image)  # type: ignore[arg-type]
+    else:  # pixels: as PNG, which loses nothing
+        import io
+
+        stream = io.BytesIO()
+        open_image(image).save(stream, format="PNG")
+        content = stream.getvalue()
+    digest = hashlib.sha256(content).hexdigest()
+    ending = next((e for start, e in _ENDINGS.items() if content.startswith(start)), ".img")
+    path = folder / digest[:2] / f"{digest}{ending}"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return digest, path.relative_to(folder.parent).as_posix()
+
+
+def _shared(paths: list[str]) -> Path:
+    """The deepest folder that all files lie in."""
+    import os
+
+    return Path(os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths]))
+
+
+def _ids(samples: list[Sample], split: str) -> str:
+    """SHA-256 over the sorted ids of a split: equal splits have equal ones, wherever the pictures lie."""
+    names = sorted(sample.id for sample in samples if sample.split == split)
+    return hashlib.sha256("\n".join(names).encode("utf-8")).hexdigest()

@@ -1,0 +1,209 @@
+"""`craft data prepare`: settle everything about a data set once, and write it as a manifest."""
+
+import hashlib
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from craft.core.errors import DataError
+from craft.core.files import atomic_write_bytes
+from craft.data.benchmarks.classes import squeezed
+from craft.data.load import read_data
+from craft.data.manifest import Prepared, write_manifest
+from craft.data.raw import Raw, TrainLimit
+from craft.data.sample import Sample
+from craft.data.splits import TEST_FRACTION, divide
+
+DOWNLOAD_MOST, DOWNLOAD_TIMEOUT = 64 * 2**20, 30.0
+"""Most bytes of one downloaded picture, and seconds to wait for its server."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What `prepare` is to add or choose.
+
+    Attributes:
+        domain: what the images are of, in words, for data of your own.
+        columns: our field -> the table's column.
+        texts: JSONL files of {"id" or "image", "captions" and/or "statement"}: see `with_texts`.
+        options: an option file in FOCI's format: see `with_options`.
+        train_limit: a subset of the training samples, instead of the benchmark's own.
+        download: fetch pictures that are given as URLs.
+        split_seed: of the division into training and test, where the source names none.
+    """
+
+    domain: str | None = None
+    columns: Mapping[str, str] | None = None
+    texts: Sequence[Path] = ()
+    options: Path | None = None
+    train_limit: TrainLimit | None = None
+    download: bool = False
+    split_seed: int = 0
+
+
+def prepare(
+    data: str | Path,
+    root: str | Path | None,
+    out: str | Path,
+    wanted: Wanted = Wanted(),
+    progress: bool = True,
+) -> Prepared:
+    """Read a data set, divide it, add texts and options, and write its manifest.
+
+    Downloaded pictures are kept beside the manifest, in `OUT-pictures`, so that an interrupted download goes
+    on where it stopped.
+
+    Raises:
+        DataError: as `load_data`; texts or options that belong to no sample; a URL that gives no picture.
+        ConfigError: `out` cannot be written.
+    """
+    out = Path(out)
+    fetch = Downloads(out.with_name(f"{out.name}-pictures")) if wanted.download else None
+    raw = read_data(data, root, wanted.domain, wanted.columns, fetch)
+    if wanted.train_limit is not None:
+        raw.train_limit = wanted.train_limit
+    for path in wanted.texts:
+        raw.samples = with_texts(raw.samples, path)
+    if wanted.options is not None:
+        raw.samples = with_options(raw.samples, wanted.options)
+    official = any(sample.split == "test" for sample in raw.samples)
+    parts = divide(raw, wanted.split_seed)
+    return write_manifest(raw, parts, out, _rule(raw, official, wanted.split_seed), progress)
+
+
+def _rule(raw: Raw, official: bool, seed: int) -> str:
+    ours = f"stratified: {TEST_FRACTION:.0%} of the pictures for testing, seed {seed}"
+    rule = "the source's own" if official else ours
+    if raw.train_limit is not None:
+        rule += f"; at most {raw.train_limit.count} training {raw.train_limit.by}s, seed {seed}"
+    return rule
+
+
+class Downloads:
+    """Fetches pictures into a folder, each once.
+
+    Args:
+        folder: where they are kept; made when needed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, url: str) -> Path:
+        """The file with the picture of a URL.
+
+        Raises:
+            DataError: the server does not answer, refuses, or sends too much.
+        """
+        path = self.folder / hashlib.sha256(url.encode("utf-8")).hexdigest()[:32]
+        if path.is_file():
+            return path
+        try:
+            request = urllib.request.Request(url, headers={"User-Agent": "craft"})
+            with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as answer:
+                content = answer.read(DOWNLOAD_MOST + 1)
+        except (urllib.error.URLError, OSError, ValueError) as error:
+            raise DataError(f"{url} cannot be downloaded ({error}). Remove it, or try again.") from error
+        if len(content) > DOWNLOAD_MOST:
+            raise DataError(f"{url} sends more than {DOWNLOAD_MOST // 2**20} MiB; no picture is so large.")
+        atomic_write_bytes(path, content)
+        return path
+
+
+def with_texts(samples: Sequence[Sample], path: Path) -> list[Sample]:
+    """Samples with the captions and statements of a JSONL file: T_i of §3.2.
+
+    Each row names a sample by `id`, or all samples of a picture by `image` (the end of its path), and has
+    `captions` (a list), `statement` (question and answer as one sentence), or both.
+
+    Raises:
+        DataError: a row is broken, or no sample is meant by it.
+    """
+    by_id = {sample.id: n for n, sample in enumerate(samples)}
+    by_name: dict[str, list[int]] = {}
+    for n, sample in enumerate(samples):
+        if isinstance(sample.image, str):
+            by_name.setdefault(Path(sample.image).name, []).append(n)
+    changed = list(samples)
+    for origin, row in _json_lines(path):
+        if "id" in row:
+            chosen = [by_id[row["id"]]] if row["id"] in by_id else []
+        else:
+            name = str(row.get("image", ""))
+            near = by_name.get(Path(name).name, ())
+            chosen = [n for n in near if f"/{samples[n].image}".endswith(f"/{name}")]
+        if not chosen:
+            raise DataError(f"{origin}: no sample has the id or image {row.get('id', row.get('image'))!r}.")
+        captions, statement = row.get("captions", []), row.get("statement", "")
+        if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
+            raise DataError(f"{origin}: 'captions' must be a list of texts.")
+        if not isinstance(statement, str):
+            raise DataError(f"{origin}: 'statement' must be a text.")
+        for n in chosen:
+            old = changed[n]
+            added = tuple(text.strip() for text in captions if text.strip() and text not in old.captions)
+            changed[n] = replace(old, captions=(*old.captions, *added), text=statement.strip() or old.text)
+    return changed
+
+
+def with_options(samples: Sequence[Sample], path: Path) -> list[Sample]:
+    """Labelled samples with the wrong options of a file in FOCI's format, taken as they are:
+    {class: [{"image", "options": [right, wrong, ...], "groundtruth"}]}.
+
+    Pictures are found by the name of their file. Samples that the file does not name get drawn options.
+
+    Raises:
+        DataError: not of that format, a class that the data has not, or no picture in common.
+    """
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"the option file {path} cannot be read as JSON ({error}).") from error
+    classes = {squeezed(sample.label): sample.label for sample in samples if sample.label is not None}
+
+    def known(name: Any) -> str:
+        if not isinstance(name, str) or squeezed(name) not in classes:
+            raise DataError(f"{path}: the option {name!r} is not a class of this data.")
+        return classes[squeezed(name)]
+
+    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for entries in told.values() if isinstance(told, dict) else [None]:
+        for entry in entries if isinstance(entries, list) else [None]:
+            if not isinstance(entry, dict) or not {"image", "options"} <= entry.keys():
+                raise DataError(
+                    f"{path} is not an option file of FOCI's format: "
+                    '{class: [{"image": …, "options": [right, wrong, …]}]}.'
+                )
+            right, *wrong = map(known, entry["options"])
+            found[Path(str(entry["image"])).name] = right, tuple(wrong)
+    changed = []
+    for sample in samples:
+        right, wrong = found.get(Path(str(sample.image)).name, (None, ()))
+        if right is not None and right != sample.label:
+            raise DataError(f"{path} says that {sample.image} is '{right}'; the data says '{sample.label}'.")
+        changed.append(replace(sample, distractors=wrong) if wrong else sample)
+    if not any(sample.distractors for sample in changed):
+        raise DataError(f"{path} names no picture of this data.")
+    return changed
+
+
+def _json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({error}).") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{number}: not valid JSON ({error.msg}).") from error
+        if row is not None and not isinstance(row, dict):
+            raise DataError(f"{path}:{number}: a {type(row).__name__}, not an object.")
+        if row is not None:
+            rows.append((f"{path}:{number}", row))
+    return rows

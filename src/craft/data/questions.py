@@ -1,0 +1,303 @@
+"""Rows of your own tables as samples. A row says what it is by its fields:
+
+- {image, question, answer[, choices, label, captions, split, id, directive]}: a question
+- {image, label[, …]}: a labelled picture, which becomes a four-option question
+- {image, conversations: [{from, value}, …]}: LLaVA's form
+- {images, messages: [{role, content}, …]}: OpenAI's form
+"""
+
+import base64
+import binascii
+import difflib
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from craft.core.errors import DataError
+from craft.data.captions import class_text, declarative
+from craft.data.choices import DIRECTIVES
+from craft.data.conversations import conversation
+from craft.data.folder import SPLIT_NAMES, words
+from craft.data.packed import Packed
+from craft.data.parquet import Row
+from craft.data.problems import Problems
+from craft.data.raw import Raw
+from craft.data.sample import LETTERS, Sample
+from craft.data.tables import EXAMPLE, read_rows
+
+REQUIRED = ("image", "question", "answer")
+OPTIONAL = ("choices", "label", "captions", "split", "id", "directive", "kind", "text", "distractors")
+
+_KNOWN = {*REQUIRED, *OPTIONAL}
+
+Fetch = Callable[[str], Path]
+"""Takes the URL of a picture and returns a file with it."""
+
+
+def read_questions(
+    paths: Sequence[Path],
+    root: Path | None = None,
+    domain: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    fetch: Fetch | None = None,
+) -> Raw:
+    """Read tables of questions; image paths are relative to the file (or to `root`).
+
+    The set is a "classification" if every row is a labelled picture, or has choices and its label is its
+    answer; otherwise "vqa". The contrastive loss gets question and answer as a statement, or, where a
+    `domain` ("bird") is given and the label is the answer, the class text.
+
+    Args:
+        paths: the tables; a file called like a split ("test.csv") settles the split of its rows.
+        root: folder that image paths start from.
+        domain: what the images are of, in words.
+        columns: our field -> the table's column, where they differ.
+        fetch: how to get a picture from a URL; None refuses URLs.
+
+    Raises:
+        DataError: bad JSON, a missing or wrong field, choices without the answer, a repeated id, missing
+            images; the first few are named with file and line. Also tables without a single row.
+    """
+    samples: list[Sample] = []
+    name = paths[0].stem if len(paths) == 1 else paths[0].parent.resolve().name
+    problems, rows, ids = Problems("rows"), 0, dict[str, str]()
+    for path in paths:
+        base = root if root is not None else path.parent
+        reader = Reader(base, domain, words(name), dict(columns or {}), fetch)
+        for row in read_rows(path, problems, root or path.parent):
+            rows += 1
+            try:
+                for sample in reader.samples(row):
+                    if sample.id in ids:
+                        raise DataError(
+                            f"{row.origin}: the id '{sample.id}' was already used in {ids[sample.id]}. "
+                            "Give every row its own id, or leave ids out."
+                        )
+                    ids[sample.id] = row.origin
+                    samples.append(sample)
+            except DataError as error:
+                problems.add(error)
+    problems.stop(rows + sum("not valid JSON" in text for text in problems.found))
+    where = str(paths[0]) if len(paths) == 1 else str(paths[0].parent)
+    if not samples:
+        raise DataError(f"{where} holds no rows. Write one JSON object a line, like {EXAMPLE}")
+    _there(samples, paths[0].parent if root is None else root)
+    bare = [s for s in samples if s.label is not None and not s.answer]
+    if bare and len(bare) < len(samples):
+        raise DataError(
+            f"{bare[0].origin}: a labelled picture without an answer among rows that have one. "
+            "Give all rows an answer, or none."
+        )
+    labelled = all(s.label is not None and (not s.answer or s.choices) for s in samples)
+    task = "classification" if labelled and all(s.answer_text in (s.label, "") for s in samples) else "vqa"
+    return Raw(name, task, domain or words(name), samples, source=where)
+
+
+def _there(samples: Sequence[Sample], base: Path) -> None:
+    checked: dict[str, bool] = {}
+    for sample in samples:
+        if isinstance(sample.image, str) and sample.image not in checked:
+            checked[sample.image] = Path(sample.image).is_file()
+    missing = [s for s in samples if isinstance(s.image, str) and not checked[s.image]]
+    if missing:
+        shown = "; ".join(f"{s.image} ({s.origin})" for s in missing[:5])
+        more = f"; and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise DataError(
+            f"{len(missing)} of the {len(samples)} rows name an image that does not exist: {shown}{more}. "
+            f"Paths are relative to {base}; correct them, or put the files there."
+        )
+
+
+class Reader:
+    """Makes samples of rows.
+
+    Args:
+        base: folder that image paths start from.
+        domain, columns, fetch: as in `read_questions`.
+        name: the domain of labelled pictures where none is given.
+    """
+
+    def __init__(
+        self, base: Path, domain: str | None, name: str, columns: Mapping[str, str], fetch: Fetch | None
+    ) -> None:
+        self.base = base
+        self.domain = domain
+        self.name = name
+        self.columns = columns
+        self.fetch = fetch
+
+    def samples(self, row: Row) -> list[Sample]:
+        """The samples of one row: several for a conversation of several turns.
+
+        Raises:
+            DataError: something in the row is missing or wrong.
+        """
+        values = dict(row.values)
+        for ours, theirs in self.columns.items():
+            if theirs not in values:
+                raise DataError(
+                    f"{row.origin}: there is no column '{theirs}' (for '{ours}'); it has {', '.join(values)}."
+                )
+            values[ours] = values.pop(theirs)
+        if "file_name" in values:  # metadata.jsonl of an image folder
+            values.setdefault("image", values["file_name"])
+        if "conversations" in values or "messages" in values:
+            return self._turns(row, values)
+        return [self._flat(row, values)]
+
+    def _turns(self, row: Row, values: dict[str, Any]) -> list[Sample]:
+        picture, pairs = conversation(values, row.origin)
+        image, split = self._image(picture, row.origin), _split(values, row)
+        id = _text(values, "id", row.origin) if values.get("id") is not None else _place(row)
+        return [
+            Sample(
+                id=id if len(pairs) == 1 else f"{id}#{number}",
+                image=image,
+                question=question,
+                answer=answer,
+                split=split,
+                origin=row.origin,
+                text=declarative(question, answer),
+            )
+            for number, (question, answer) in enumerate(pairs, start=1)
+        ]
+
+    def _flat(self, row: Row, values: dict[str, Any]) -> Sample:
+        origin = row.origin
+        labelled = values.get("label") is not None and "answer" not in values
+        for name in ("image",) if labelled else REQUIRED:
+            if name not in values:
+                near = difflib.get_close_matches(name, [key for key in values if key not in OPTIONAL], 1, 0.7)
+                hint = f" (did you mean it by '{near[0]}'?)" if near else ""
+                raise DataError(
+                    f"{origin}: the field '{name}' is missing{hint}. "
+                    f"A row needs {', '.join(REQUIRED)}, or image and label."
+                )
+        for name in values.keys() - _KNOWN:
+            if near := _near(name):
+                raise DataError(f"{origin}: unknown field '{name}'; did you mean '{near}'?")
+        label = _text(values, "label", origin) if values.get("label") is not None else None
+        choices = _strings(values, "choices", origin)
+        question = _text(values, "question", origin) if not labelled or values.get("question") else ""
+        answer = "" if labelled else _text(values, "answer", origin)
+        correct = _correct(choices, answer, origin) if choices and not labelled else None
+        said = answer if correct is None else choices[correct]
+        if label is not None and label.casefold() == said.casefold():
+            label = said
+        if values.get("text"):
+            text = _text(values, "text", origin)
+        elif labelled:
+            text = class_text(self.domain or self.name, str(label))
+        else:
+            about = self.domain if label == said else None
+            text = class_text(about, said) if about else declarative(question, said)
+        directive = "" if choices or labelled else DIRECTIVES["open"]
+        if isinstance(values.get("directive"), str):
+            directive = values["directive"].strip()  # also "", which asks for no directive
+        return Sample(
+            id=_text(values, "id", origin) if values.get("id") is not None else _place(row),
+            image=self._image(values["image"], origin),
+            question=question,
+            answer=said,
+            choices=choices,
+            label=label,
+            captions=_strings(values, "captions", origin),
+            split=_split(values, row),
+            directive=directive,
+            origin=origin,
+            correct=correct,
+            text=text,
+            kind=_text(values, "kind", origin) if values.get("kind") else "",
+            distractors=_strings(values, "distractors", origin),
+        )
+
+    def _image(self, value: Any, origin: str) -> Any:
+        if isinstance(value, Packed):
+            return value
+        if isinstance(value, Mapping) and ("url" in value or "path" in value or "bytes" in value):
+            value = value.get("bytes") or value.get("url") or value.get("path")
+        if isinstance(value, bytes):
+            return value
+        text = _text({"image": value}, "image", origin)
+        if text.startswith("data:"):
+            return _from_data_uri(text, origin)
+        if text.startswith(("http://", "https://")):
+            if self.fetch is None:
+                raise DataError(
+                    f"{origin}: the image is a URL ({text[:80]}), and nothing is downloaded unasked. "
+                    "Run `craft data prepare --download`, and use what it writes."
+                )
+            return str(self.fetch(text))
+        return str(self.base / text)
+
+
+def _from_data_uri(text: str, origin: str) -> bytes:
+    head, comma, body = text.partition(",")
+    try:
+        if not comma or not head.endswith(";base64"):
+            raise ValueError("not base64")
+        return base64.b64decode(body, validate=True)
+    except (ValueError, binascii.Error) as error:
+        raise DataError(f"{origin}: the image is a data URI that cannot be read ({error}).") from error
+
+
+@functools.cache
+def _near(field: str) -> str | None:
+    return next(iter(difflib.get_close_matches(field, OPTIONAL, 1, 0.85)), None)
+
+
+def _place(row: Row) -> str:
+    """An id from the place of a row: "questions.jsonl:12"."""
+    path, mark, rest = row.origin.rpartition(", " if ", " in row.origin.rpartition("/")[2] else ":")
+    return f"{Path(path).name}{mark}{rest}"
+
+
+def _text(row: Mapping[str, Any], name: str, origin: str) -> str:
+    value = row[name]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{origin}: '{name}' must be a text that is not empty, not {value!r}.")
+    return value.strip()
+
+
+def _strings(row: Mapping[str, Any], name: str, origin: str) -> tuple[str, ...]:
+    value = row.get(name)
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise DataError(f"{origin}: '{name}' must be a list of texts, not {value!r}.")
+    strings = tuple(_text({name: item}, name, origin) for item in value)
+    if name == "choices":
+        if not 2 <= len(strings) <= len(LETTERS):
+            raise DataError(f"{origin}: 'choices' must hold 2 to {len(LETTERS)} options, not {len(strings)}.")
+        if len({option.casefold() for option in strings}) < len(strings):
+            raise DataError(
+                f"{origin}: 'choices' names an option twice: {list(strings)}. Make them distinct."
+            )
+    return strings
+
+
+def _correct(choices: tuple[str, ...], answer: str, origin: str) -> int:
+    if answer in choices:
+        return choices.index(answer)
+    folded = [choice.casefold() for choice in choices]
+    if answer.casefold() in folded:
+        return folded.index(answer.casefold())
+    if len(answer) == 1 and answer.upper() in LETTERS[: len(choices)]:
+        return LETTERS.index(answer.upper())
+    raise DataError(
+        f"{origin}: the answer '{answer}' is not one of the choices {list(choices)}. "
+        "Give an option's text, or its letter."
+    )
+
+
+def _split(values: Mapping[str, Any], row: Row) -> str:
+    value = values.get("split")
+    if value is None:
+        return row.split
+    name = SPLIT_NAMES.get(str(value).lower())
+    if name is None:
+        raise DataError(f"{row.origin}: unknown split {value!r}. Use 'train', 'validation' or 'test'.")
+    return name

@@ -1,0 +1,101 @@
+"""What `check` finds beside damage, `stats`, and that unusual pictures are handled."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from craft.data import Finding, check_data, contact_sheet, data_stats, draw_stats, load_data, showcase
+from replicas import class_folders, paint, pixels
+
+
+def found(root: Path, **options: bool) -> dict[str, Finding]:
+    data = load_data(root, unseen_fraction=0)
+    return {finding.kind: finding for finding in check_data(data, progress=False, **options)}
+
+
+def test_good_data_has_no_findings(tmp_path: Path) -> None:
+    assert found(class_folders(tmp_path, ("ash", "elm", "oak"))) == {}
+
+
+def test_unusual_pictures_are_handled_and_named(tmp_path: Path) -> None:
+    root = class_folders(tmp_path, ("ash", "elm"), each=8, ending=".png")
+    frames = [Image.fromarray(pixels(n, 16)) for n in range(20, 25)]
+    frames[0].save(root / "ash" / "a.gif", save_all=True, append_images=frames[1:2])
+    frames[2].convert("CMYK").save(root / "ash" / "b.jpg")
+    Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 200).save(root / "ash" / "c.png")
+    frames[3].convert("RGBA").save(root / "ash" / "d.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    frames[4].save(root / "ash" / "e.jpg", exif=exif)
+    Image.fromarray(pixels(3, 4)).save(root / "ash" / "f.png")
+    findings = found(root)
+    assert {name: (f.count, f.warning, f.text) for name, f in findings.items()} == {
+        "animated": (1, False, "1 pictures are animated: of an animation the first frame is used"),
+        "CMYK": (1, False, "1 pictures are CMYK: CMYK is converted to RGB"),
+        "16-bit": (1, False, "1 pictures are 16-bit: 16-bit grey is scaled to 8 bits"),
+        "with transparency": (
+            1,
+            False,
+            "1 pictures are with transparency: transparency is dropped, as VILA-U does",
+        ),
+        "EXIF-rotated": (1, False, "1 pictures are EXIF-rotated: the rotation that EXIF asks for is applied"),
+        "tiny": (1, True, "1 pictures have a side of fewer than 8 pixels"),
+    }
+    assert findings["CMYK"].where == (str(root / "ash" / "b.jpg"),)
+
+
+def test_leakage_by_content_and_by_looks(tmp_path: Path) -> None:
+    train, test = tmp_path / "train", tmp_path / "test"
+    for n in range(4):
+        for name, shift in (("ash", 0), ("elm", 100)):
+            paint(train / name / f"{n}.png", n + shift, 32)
+            paint(test / name / f"{n}.png", n + shift + 50, 32)
+    smooth = Image.fromarray(pixels(7, 8)).resize((64, 64), Image.Resampling.BICUBIC)
+    smooth.save(train / "ash" / "near.png")
+    smooth.save(test / "ash" / "near.jpg", quality=80)
+    (test / "elm" / "same.png").write_bytes((train / "elm" / "0.png").read_bytes())
+    findings = found(tmp_path)
+    assert set(findings) == {"leakage", "near-duplicates"}
+    assert findings["leakage"].count == 1 and findings["leakage"].warning
+    assert findings["near-duplicates"].where == (str(test / "ash" / "near.jpg"),)
+    assert set(found(tmp_path, decode=False)) == {"leakage"}
+
+
+def test_classes_that_are_rare_uneven_numbered_or_double(tmp_path: Path) -> None:
+    class_folders(tmp_path, ("ash",), each=50, ending=".png")
+    for n in range(4):
+        paint(tmp_path / ("elm", "7")[n % 2] / f"{n}.png", 500 + n)
+    paint(tmp_path / "oak" / "1.png", 9000)
+    (tmp_path / "elm" / "again.png").write_bytes((tmp_path / "oak" / "1.png").read_bytes())
+    findings = found(tmp_path)
+    assert findings["rare classes"].where == ("oak (1)",)
+    assert findings["imbalance"].text == "the largest class is 50 times the smallest"
+    assert findings["numbered classes"].where == ("7",)
+    assert findings["two classes"].count == 1
+
+
+def test_long_answers(tmp_path: Path) -> None:
+    rows = []
+    for n in range(6):
+        rows.append(
+            {"image": paint(tmp_path / f"{n}.png", n), "question": "Why?", "split": ["train", "test"][n % 2]}
+        )
+        rows[-1]["answer"] = "because it grows there every year" if n == 3 else f"tree {n}"
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    finding = found(tmp_path / "q.jsonl")["long answers"]
+    assert finding.count == 1 and finding.where == (f"{tmp_path}/q.jsonl:4",)
+
+
+def test_stats_count_and_draw(tmp_path: Path) -> None:
+    data = load_data(class_folders(tmp_path / "pictures", ("ash", "elm", "oak"), each=6), unseen_fraction=0)
+    stats = data_stats(data, progress=False)
+    assert stats["classes"] == {"ash": 6, "elm": 6, "oak": 6} and stats["images"] == 18
+    assert stats["width"] == {"least": 12, "median": 12.0, "most": 12} and stats["options"] == {3: 18}
+    assert stats["answer words"]["most"] == 1
+    with Image.open(draw_stats(data, tmp_path / "stats.png")) as drawn:
+        assert drawn.size[0] > 800 and len(set(drawn.convert("L").resize((60, 40)).tobytes())) > 5
+    chosen = showcase(data, 7)
+    assert [s.label for s in chosen] == ["ash", "elm", "oak", "ash", "elm", "oak", "ash"]
+    assert contact_sheet(chosen, tmp_path / "sheet.png", columns=4).width > 300

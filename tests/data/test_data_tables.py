@@ -1,0 +1,164 @@
+"""Your own data in every form that is read: JSONL, JSON, CSV, parquet, conversations, messages, tars."""
+
+import base64
+import io
+import json
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from craft.data import load_data, verify_images
+from craft.data.questions import read_questions
+from replicas import paint, parquet, png
+
+QUESTIONS = [
+    {"image": f"img/{n}.png", "question": f"What is it, {n}?", "answer": ("an oak", "an elm", "a fir")[n % 3]}
+    for n in range(9)
+]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for n in range(9):
+        paint(tmp_path / "img" / f"{n}.png", n)
+    return tmp_path
+
+
+def answers(path: Path, **options: object) -> list[tuple[str, str]]:
+    raw = read_questions([path], **options)  # type: ignore[arg-type]
+    return [(sample.question, sample.answer) for sample in raw.samples]
+
+
+WANTED = [(row["question"], row["answer"]) for row in QUESTIONS]
+
+
+def test_csv_and_tsv_and_their_lists(root: Path) -> None:
+    text = "image,question,answer,choices,captions\n"
+    for row in QUESTIONS:
+        lists = 'an oak|an elm|a fir,"[""a tree"", ""green""]"'
+        text += f'{row["image"]},"{row["question"]}",{row["answer"]},{lists}\n'
+    (root / "q.csv").write_text("\ufeff" + text)
+    assert answers(root / "q.csv") == WANTED
+    data = load_data(root / "q.csv", answer_with="letter")
+    assert {s.answer for s in data.all_samples()} == {"A", "B", "C"}
+    assert data.train[0].captions == ("a tree", "green")
+    (root / "q.tsv").write_text(
+        "image\tquestion\tanswer\n" + "\n".join("\t".join(r.values()) for r in QUESTIONS)
+    )
+    assert answers(root / "q.tsv") == WANTED
+
+
+def test_columns_by_other_names(root: Path) -> None:
+    rows = [
+        {"jpg": r["image"], "q": r["question"], "caption_text": r["answer"], "extra": 1} for r in QUESTIONS
+    ]
+    (root / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    columns = {"image": "jpg", "question": "q", "answer": "caption_text"}
+    assert answers(root / "q.jsonl", columns=columns) == WANTED
+    assert len(load_data(root / "q.jsonl", columns=columns).all_samples()) == 9
+
+
+def test_labelled_pictures_become_four_options(root: Path) -> None:
+    text = "file_name,label\n" + "".join(f"img/{n}.png,kind {n % 3}\n" for n in range(9))
+    (root / "metadata.csv").write_text(text)
+    for data in (load_data(root, domain="tree"), load_data(root / "metadata.csv", domain="tree")):
+        assert data.task == "classification" and data.classes == ("kind 0", "kind 1", "kind 2")
+        sample = data.test[0]
+        assert sample.question.startswith("Which of these") and sample.answer == sample.label
+        assert sample.texts() == (f"An image of a tree, specifically a {sample.label}.",)
+
+
+def test_files_called_like_splits(root: Path) -> None:
+    for split, rows in (("train", QUESTIONS[:5]), ("val", QUESTIONS[5:7]), ("test", QUESTIONS[7:])):
+        (root / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = load_data(root)
+    assert (data.name, len(data.train), len(data.validation), len(data.test)) == (root.name, 5, 2, 2)
+
+
+def test_parquet_leaves_pictures_in_the_file(tmp_path: Path) -> None:
+    rows = [{"image": png(n), "label": n % 3, "id": f"x{n}"} for n in range(10)]
+    parquet(tmp_path / "data" / "train-00000-of-00001.parquet", rows, {"label": ["oak", "elm", "fir"]})
+    data = load_data(tmp_path)
+    assert data.classes == ("elm", "fir", "oak") and len(data.all_samples()) == 10
+    assert verify_images(data, progress=False) == 10
+    by_id = {sample.id: sample for sample in data.all_samples()}
+    assert by_id["x7"].image.read() == png(7)  # type: ignore[union-attr]
+    plain = [{"image": png(n), "question": "q?", "answer": str(n % 3)} for n in range(4)]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(plain), tmp_path / "plain.parquet")  # pictures as bare bytes
+    assert verify_images(load_data(tmp_path / "plain.parquet"), progress=False) == 4
+
+
+def test_llava_conversations(root: Path) -> None:
+    entries = [
+        {
+            "id": str(n),
+            "image": f"img/{n}.png",
+            "conversations": [
+                {"from": "human", "value": "<image>\nWhat is it?"},
+                {"from": "gpt", "value": f"A tree, number {n}."},
+                {"from": "human", "value": "What colour is the leaf?"},
+                {"from": "gpt", "value": "Green" if n % 2 else "Brown"},
+            ],
+        }
+        for n in range(5)
+    ]
+    (root / "chat.json").write_text(json.dumps(entries))
+    raw = read_questions([root / "chat.json"])
+    assert [s.id for s in raw.samples[:3]] == ["0#1", "0#2", "1#1"] and raw.task == "vqa"
+    assert (
+        raw.samples[1].question == "What colour is the leaf?" and raw.samples[1].text == "The leaf is brown."
+    )
+    assert raw.samples[0].prompt() == "What is it?"  # such data brings its own directive, or none
+    data = load_data(root / "chat.json")
+    assert len(data.test) == 2  # one picture: its questions stay together
+    assert not {s.image for s in data.test} & {s.image for s in data.train}
+
+
+def test_openai_messages(root: Path) -> None:
+    uri = "data:image/png;base64," + base64.b64encode(png(1)).decode()
+    inside = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": "What is it?"}]
+    reply = {"role": "assistant", "content": "An oak."}
+    rows = [
+        {"messages": [{"role": "user", "content": "<image>What is it?"}, reply], "images": ["img/0.png"]},
+        {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": inside}, reply]},
+        {
+            "images": ["img/2.png"],
+            "messages": [
+                {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]},
+                {"role": "assistant", "content": [{"type": "text", "text": "An elm."}]},
+            ],
+        },
+    ]
+    (root / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert answers(root / "m.jsonl") == [("What is it?", text) for text in ("An oak.", "An oak.", "An elm.")]
+    raw = read_questions([root / "m.jsonl"])
+    assert raw.samples[1].image == png(1) and raw.samples[0].image == str(root / "img/0.png")
+
+
+def test_webdataset_shards(tmp_path: Path) -> None:
+    def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"train-{shard:04d}.tar", "w") as tar:
+            for n in range(6):
+                add(tar, f"{shard}{n}.png", png(10 * shard + n))
+                add(tar, f"{shard}{n}.cls", ("oak", "elm", "fir")[n % 3].encode())
+                add(tar, f"{shard}{n}.txt", b"a tree on a hill")
+    data = load_data(tmp_path)
+    assert Counter(s.label for s in data.all_samples()) == {"oak": 4, "elm": 4, "fir": 4}
+    assert verify_images(data, progress=False) == 12
+    sample = next(s for s in data.all_samples() if s.id == "train-0001.tar, sample 13")
+    assert sample.image.read() == png(13)  # type: ignore[union-attr]
+    with tarfile.open(tmp_path / "q.tar", "w") as tar:
+        for n in range(4):
+            add(tar, f"d/{n}.jpg", png(n))
+            add(tar, f"d/{n}.json", json.dumps({"question": "q?", "answer": f"a{n % 2}"}).encode())
+    assert answers(tmp_path / "q.tar") == [("q?", f"a{n % 2}") for n in range(4)]
