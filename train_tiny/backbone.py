@@ -29,7 +29,7 @@ from craft.core.files import load_tensors, save_tensors
 from craft.models.projector import Projector
 from craft.models.vision_tower import build_tower
 from craft.quantize import ResidualCodebook, usage
-from train_tiny.names import concepts
+from train_tiny.names import Concept, concepts
 from train_tiny.pictures import Sprites, augment
 from train_tiny.questions import Questions, Turn, corpus, name_similarity
 from train_tiny.tokenizer import targets
@@ -103,6 +103,21 @@ def encode_pictures(visual: Path, sprites: Sprites, count: int, seed: int, held_
         if start % 6400 == 0:
             print(f"encoded {start} of {count}", flush=True)
     return torch.cat(codes)[:count], torch.cat(labels)[:count]
+
+
+def picture_codes(visual: Path, things: list[Concept], cache: Path, count: int) -> dict[str, Tensor]:
+    """`{train,test,other_artist}.{codes,labels}`, computed once and kept beside the tower."""
+    coded = visual / "codes.safetensors"
+    if not coded.exists():
+        sprites = Sprites(things, cache)
+        sets = {
+            "train": encode_pictures(visual, sprites, count, seed=1),
+            "test": encode_pictures(visual, sprites, 640, seed=2),
+            "other_artist": encode_pictures(visual, sprites, 640, seed=3, held_out=True),
+        }
+        named = {name: dict(zip(("codes", "labels"), pair, strict=True)) for name, pair in sets.items()}
+        save_tensors(coded, {f"{n}.{part}": t for n, pair in named.items() for part, t in pair.items()})
+    return load_tensors(coded)
 
 
 def load_visual(visual: Path) -> tuple[torch.nn.Module, ResidualCodebook]:
@@ -266,23 +281,7 @@ def main() -> None:
     things = concepts(args.cache)
     goal, _, _ = targets(things, args.cache)
     questions = Questions(things, name_similarity(goal))
-    coded = args.visual / "codes.safetensors"
-    if not coded.exists():
-        sprites = Sprites(things, args.cache)
-        sets = {
-            "train": encode_pictures(args.visual, sprites, args.pictures, seed=1),
-            "test": encode_pictures(args.visual, sprites, 640, seed=2),
-            "other_artist": encode_pictures(args.visual, sprites, 640, seed=3, held_out=True),
-        }
-        save_tensors(
-            coded,
-            {
-                f"{n}.{p}": t
-                for n, pair in sets.items()
-                for p, t in zip(("codes", "labels"), pair, strict=True)
-            },
-        )
-    data = load_tensors(coded)
+    data = picture_codes(args.visual, things, args.cache, args.pictures)
     useful = torch.tensor([things[i].category not in PASSED_OVER for i in data["train.labels"].tolist()])
     data |= {f"train.{part}": data[f"train.{part}"][useful] for part in ("codes", "labels")}
     _, codebook = load_visual(args.visual)

@@ -47,7 +47,7 @@ SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"] + ["ar", "en", "o
 class Turn:
     """One question and its answer; `task` names the kind for the per-task scores.
 
-    `more` goes on after the answer with (given, asked) pairs: what is given is read, what is asked is learned.
+    `more` goes on after the answer with (given, asked) pairs: the given is read, the asked is learned.
     """
 
     question: str
