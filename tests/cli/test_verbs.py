@@ -92,6 +92,19 @@ def test_prior_is_counted_and_pruned_by(craft, family, encoder, pictures, tmp_pa
     assert "keep ratio 0.5" in craft(*asked).out
 
 
+def test_show(craft, family, encoder, pictures, tmp_path):
+    files = sorted(pictures.rglob("*.png"))[:2]
+    words = ("show", *files, "--model", family / "llama", "--encoder", encoder[0])
+    said = craft(*words, "--out", tmp_path / "one", "--keep-ratios", "0.5")
+    assert said.status == 0, said.err
+    assert str(tmp_path / "one" / "index.html") in said.out and "0.png" in said.out
+    assert "No code prior" in said.out  # the tiny base tower has none
+    found = craft(*words, "--out", tmp_path / "two", "--json").json
+    assert [row["tower"] for row in found["maps"]] == ["base", "adapted"] * 2
+    assert len(found["maps"][0]["codes"]) == 16 and found["maps"][1]["rank"] is not None
+    assert "takes numbers" in craft(*words, "--keep-ratios", "half").complaint
+
+
 def test_eval_takes_its_flags_from_a_file(craft, family, pictures, tmp_path):
     config = tmp_path / "eval.yaml"
     config.write_text(f"data: {{name: {pictures}, answer_with: letter}}\nlimit: 5\nmax_new_tokens: 2\n")

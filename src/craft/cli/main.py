@@ -11,6 +11,7 @@ from cyclopts import App, CycloptsError, UnknownOptionError
 from craft import __version__
 from craft.cli.adapt import adapt
 from craft.cli.arguments import TUNED, expand
+from craft.cli.codes import show
 from craft.cli.data import check, list_domains, prepare, stats
 from craft.cli.demo import demo
 from craft.cli.evaluate import evaluate
@@ -39,6 +40,7 @@ _verbs = {
     "adapt": adapt,
     "eval": evaluate,
     "transfer": transfer,
+    "show": show,
     "prior": prior,
     "inspect": inspect,
     "export": export,

@@ -1,0 +1,145 @@
+"""`craft show`: codes drawn over the patches of pictures, before and after adaptation (Figures 4 and 7)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from craft.core.errors import ConfigError, DataError
+from craft.core.tokens import VisionTokens
+from craft.data import EMBEDDED, load_data
+from craft.models.artefact import load_artefact
+from craft.models.load import load
+from craft.models.lvlm import LVLM
+from craft.models.visual_tokenizer import VisualTokenizer
+from craft.pruning import STRATEGIES, Settings, budget_of
+from craft.recipes.code_map import CodeMap, ShownImage, draw_codes
+from craft.recipes.code_page import write_page
+from craft.recipes.prior import DEFAULT, chosen_prior
+
+KEEP = (0.8, 0.6, 0.4)
+"""Keep ratios that are drawn where nothing else is said."""
+
+SAMPLES = 4
+"""Test images of an embedded domain, each of another class, where its name stands for pictures."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What `show` wrote.
+
+    Attributes:
+        pictures: one PNG per image.
+        page: the HTML page with all of them.
+        images: what is in them.
+    """
+
+    pictures: list[Path]
+    page: Path
+    images: list[ShownImage] = field(repr=False)
+
+
+def show(
+    images: Sequence[Any],
+    model: str | Path | LVLM | None = None,
+    encoder: str | Path | None = None,
+    keep: Sequence[float] = KEEP,
+    out: str | Path = "runs/show",
+    *,
+    prior: str | Path | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> Shown:
+    """Draw level-1 codes, their rarity and what pruning keeps, for the base tower and an adapted one.
+
+    Args:
+        images: paths, PIL images or arrays; the name of an embedded domain is `SAMPLES` of its test images.
+        model: whose visual tokenizer; None is the encoder's surrogate, or craft-tiny.
+        encoder: a run folder or artefact, drawn beside the base tower.
+        keep: keep ratios to draw.
+        out: a folder for one PNG per image, and index.html.
+        prior: as in `craft.evaluate`; None: each tower's own, where it has one.
+        device, dtype: where and in what to run.
+
+    Raises:
+        DataError: an image cannot be read, or there is none.
+        CodebookMismatchError, CheckpointError, ConfigError: model, encoder or prior cannot be used.
+
+    Source: Figures 4 and 7; §13.
+    """
+    for ratio in keep:
+        budget_of(ratio, 1)
+    named = _named(images)
+    if not named:
+        raise DataError("There is no picture to show.")
+    artefact = None if encoder is None else load_artefact(encoder)
+    if model is None:
+        model = str((artefact.manifest if artefact else {}).get("surrogate") or DEFAULT)
+    base = model if isinstance(model, LVLM) else load(model, device, dtype)
+    towers = {"base": base} | ({"adapted": base.with_encoder(artefact)} if artefact else {})
+    if prior is not None:
+        towers = {name: lvlm.with_prior(chosen_prior(prior, base)) for name, lvlm in towers.items()}
+    pixels = base.visual.preprocess([image for _, image in named])
+    views = ((pixels.permute(0, 2, 3, 1) / 2 + 0.5) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+    maps = {name: _maps(lvlm.visual, lvlm.visual.encode(pixels), name) for name, lvlm in towers.items()}
+    shown = [
+        ShownImage(title, views[number], base.visual.grid, [found[number] for found in maps.values()])
+        for number, (title, _) in enumerate(named)
+    ]
+    folder = Path(out)
+    names = _file_names([image.title for image in shown])
+    pictures = [
+        draw_codes(folder / f"{name}.png", image, keep) for name, image in zip(names, shown, strict=True)
+    ]
+    about = base.name + (f", adapted: {artefact.folder}" if artefact else "")
+    return Shown(pictures, write_page(folder / "index.html", about, shown, base.visual.codebook.size), shown)
+
+
+def _named(images: Sequence[Any]) -> list[tuple[str, Any]]:
+    """(title, image) of each; the name of an embedded domain stands for some of its test images."""
+    found: list[tuple[str, Any]] = []
+    for number, image in enumerate(images):
+        if isinstance(image, str) and image in EMBEDDED:
+            first = {sample.label: sample for sample in reversed(load_data(image).test)}
+            chosen = [first[label] for label in sorted(first)[:SAMPLES]]
+            found += [(f"{image}, {sample.label}", sample.image) for sample in chosen]
+        else:
+            known = isinstance(image, str | Path)
+            found.append((Path(image).stem if known else f"picture {number + 1}", image))
+    return found
+
+
+def _maps(visual: VisualTokenizer, tokens: VisionTokens, tower: str) -> list[CodeMap]:
+    """One map per image; rarity and order where the tokenizer has a prior."""
+    share = rank = None
+    if visual.prior is not None:
+        if visual.prior.shape != (visual.codebook.size,):
+            raise ConfigError("The code prior does not fit the codebook; make one with `craft prior`.")
+        total = visual.prior.sum().clamp(min=1)
+        codes = tokens.codes[..., 0].cpu()
+        share = (visual.prior.cpu() / total)[codes].double().numpy()
+        order = STRATEGIES["full"](tokens, codes.shape[1], Settings(visual.prior)).cpu()
+        rank = order.argsort(dim=1).numpy()
+    return [
+        CodeMap(
+            tower=tower,
+            codes=tokens.codes[number].cpu().numpy(),
+            residual=tokens.residual[number].cpu().double().numpy(),
+            share=None if share is None else share[number],
+            rank=None if rank is None else rank[number],
+        )
+        for number in range(len(tokens))
+    ]
+
+
+def _file_names(titles: Sequence[str]) -> list[str]:
+    """Titles as file names, all different."""
+    names: list[str] = []
+    for title in titles:
+        words = "".join(c if c.isalnum() or c in "_." else " " for c in title).split()
+        plain = "-".join(words).strip(".") or "picture"
+        same = sum(name == plain or name.startswith(f"{plain}~") for name in names)
+        names.append(plain if not same else f"{plain}~{same + 1}")
+    return names
