@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from craft.data import Sample
 from craft.models.lvlm import LVLM
 from craft.models.vision_tower import HybridTower
+from craft.training.augment import augment
 from craft.training.checks import choose_trainable
 from craft.training.config import AdaptConfig
 from craft.training.image_cache import ImageCache
@@ -38,6 +39,7 @@ def adaptation(
     lvlm.visual.vision_tower.float()
     trained = choose_trainable(lvlm, config, con)
     stem = config.trainable == "layers" and isinstance(lvlm.visual.vision_tower, HybridTower)
+    stem = stem and config.augment == 0  # each step has new pixels otherwise
     base = {name: p.detach().clone() for name, p in trained.items()} if config.blend < 1 else {}
     images = ImageCache(lvlm.visual, config.cache_mib * 2**20, through_stem=stem)
     batches = ImageBatches(lvlm, samples, config, con, images)
@@ -75,9 +77,11 @@ class ImageBatches:
         """The batch of these samples; `step` seeds which of its texts each image gets."""
         samples = [self.samples[index] for index in indices]
         classes = torch.tensor([self.classes[class_of(sample)] for sample in samples])
+        ids = tuple(sample.id for sample in samples)
+        images = self.images.get(samples).to(self.device)
         return Batch(
-            ids=tuple(sample.id for sample in samples),
-            images=self.images.get(samples).to(self.device),
+            ids=ids,
+            images=augment(images, ids, self.config.seed, step, self.config.augment),
             questions=tuple(sample.prompt() for sample in samples),
             answers=tuple(sample.answer for sample in samples),
             texts=None if self.texts is None else self.texts.sample(samples, step).to(self.device),

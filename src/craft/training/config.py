@@ -71,8 +71,8 @@ class ContrastiveConfig(Section):
     """Eq. 4. `weight` None is the paper's λ_con: 1.0 for classification, 0.1 for VQA (§4.1).
 
     The default 0 leaves the term out: on craft-tiny λ_con = 1 kept more of the unseen classes but cost more
-    on the seen ones than `blend` does (docs/paper_map.md has figures). `temperature` is where τ starts; None is
-    the checkpoint's own, which was trained with a bias that Eq. 4 does not have.
+    on the seen ones than `blend` does (docs/paper_map.md has figures). `temperature` is where τ starts; None
+    is the checkpoint's own, which was trained with a bias that Eq. 4 does not have.
     """
 
     weight: float | None = Field(default=0.0, ge=0)
@@ -138,7 +138,8 @@ class AdaptConfig(LoopConfig):
             convolutional stem of the hybrid tower, the patch embedding of SigLIP).
         blend: 1 keeps the trained tower; less mixes `blend` of it with `1 - blend` of the base tower's
             weights (WiSE-FT). Source: ours, optional.
-        cache_mib: memory for decoded images (with trainable "layers" for the stem's output).
+        augment: strength of random turns, shifts, zoom and light on training images; 0 is none. Source: ours.
+        cache_mib: memory for decoded images (without augmentation, of a frozen stem's output).
     """
 
     surrogate: str = "craft-tiny/qwen2"
@@ -147,6 +148,7 @@ class AdaptConfig(LoopConfig):
     max_steps: int | None = Field(default=200, ge=1)
     trainable: Literal["all", "layers"] = "layers"
     blend: float = Field(default=0.7, gt=0, le=1)
+    augment: float = Field(default=0.0, ge=0, le=2)
     cache_mib: int = Field(default=2048, ge=0)
 
     def contrastive_weight(self, task: str) -> float:
