@@ -18,6 +18,7 @@ from craft.cli.evaluate import evaluate
 from craft.cli.export import export
 from craft.cli.inspect import inspect
 from craft.cli.prior import prior
+from craft.cli.judge import judge
 from craft.cli.transfer import transfer
 
 DONE, OURS, USERS, STOPPED = 0, 1, 2, 130
@@ -42,6 +43,7 @@ _verbs = {
     "transfer": transfer,
     "show": show,
     "prior": prior,
+    "judge": judge,
     "inspect": inspect,
     "export": export,
 }
@@ -119,6 +121,8 @@ def _is(error: Exception, module: str, name: str) -> bool:
 def _how_to_go_on(tokens: Sequence[str]) -> str:
     if tokens[:1] in (["adapt"], ["demo"]):
         return "stopped. The same command with --resume goes on from the last checkpoint, if there is one."
+    if tokens[:1] == ["judge"]:
+        return "stopped. The same command goes on from there."
     return "stopped. Nothing half done was left behind; give the same command to begin again."
 
 

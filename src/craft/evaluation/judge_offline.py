@@ -1,0 +1,69 @@
+"""A judge by rules: the same verdict every time, without a model, for tests and for machines without one.
+
+It scores Correctness and Presence. Whether an explanation is relevant, true to the picture or too long takes
+someone who understands it; these rules leave it out and say so.
+"""
+
+import re
+from collections.abc import Sequence
+
+from craft.evaluation.judge import BINARY, Case, Judge, Reply
+from craft.evaluation.matching import normalise, option_named
+
+RULES = 1
+"""Version of the rules below."""
+
+NEW_WORDS = 3
+"""So many different words beyond question, options, answer and phrases of answering make a justification."""
+
+NOTE = (
+    "judged by fixed rules: Correctness and Presence only; Relevance, Faithfulness, Verbosity and Overall "
+    "need a judge that reads and sees"
+)
+
+_PHRASES = frozenset(
+    re.findall(
+        r"\S+",
+        """the an it is its it's this that these those there in on of to and or as at be was are my your you
+        answer answers option options choice choices correct right because since so therefore image picture
+        photo shown shows show justify""",
+    )
+)
+
+
+def offline_judge() -> Judge:
+    """The judge by rules."""
+    return Judge(
+        "offline rules", {"judge": "offline", "rules": RULES}, lambda: _ask, BINARY, sees=False, note=NOTE
+    )
+
+
+def settles_on_the_truth(case: Case) -> bool:
+    """Whether the first sentence that names one option names the right one; for an open question, whether the
+    first sentence has the right answer's words. Source: ours."""
+    sentences = [part for part in re.split(r"(?<=[.!?;])\s+|\n+", case.response.strip()) if part]
+    if not case.options:
+        wanted = normalise(case.truth).strip(" .")
+        pattern = rf"(?<!\w){re.escape(wanted)}(?!\w)"
+        return bool(wanted and sentences) and re.search(pattern, normalise(sentences[0])) is not None
+    right = option_named(case.truth, case.options)
+    named = (option_named(sentence, case.options) for sentence in sentences)
+    return right is not None and next((found for found in named if found is not None), None) == right
+
+
+def justifies(case: Case) -> bool:
+    """Whether the response has at least `NEW_WORDS` different words that are neither the question's, nor the
+    options', nor phrases of answering. Source: ours."""
+    given = _words([case.task, *case.options, case.truth]) | _PHRASES
+    return len(_words([case.response]) - given) >= NEW_WORDS
+
+
+def _ask(case: Case) -> Reply:
+    return Reply(
+        "ok", {"correctness": settles_on_the_truth(case), "presence": justifies(case)}, model="rules"
+    )
+
+
+def _words(texts: Sequence[str]) -> set[str]:
+    """Words of two letters and more, in lower case."""
+    return {word for text in texts for word in re.findall(r"[^\W\d_][\w']*[^\W_]", text.casefold())}

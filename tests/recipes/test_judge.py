@@ -1,0 +1,160 @@
+"""Answers with reasons, asked or read, and judged; interrupted and gone on."""
+
+import json
+
+import pytest
+
+from builders import tiny_lvlm
+from craft.core.errors import ConfigError, DataError
+from craft.evaluation.judge_answers import explain, read_rows
+from craft.evaluation.judge_services import ServiceSettings
+from craft.recipes import adapt, evaluate
+from craft.recipes.judge import answers_in, answers_of, judge, make_judge
+from craft.recipes.judge_estimate import estimate
+from tiny_data import tiny_data
+
+SHORT = {"max_new_tokens": 6, "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Class folders of real files: five classes, eight pictures each."""
+    from cli.conftest import COLOURS, paint
+
+    return paint(tmp_path_factory.mktemp("data") / "blobs", COLOURS)
+
+
+@pytest.fixture(scope="module")
+def run(pictures, tmp_path_factory):
+    """A finished adaptation to files on disk."""
+    out = tmp_path_factory.mktemp("runs") / "blobs"
+    return adapt(tiny_lvlm(), pictures, out, max_steps=2, batch_size=4, learning_rate=1e-2, device="cpu").out
+
+
+def test_answers_are_asked_for_reasons_and_kept_with_their_pictures(run, tmp_path):
+    answers = answers_of(tiny_lvlm(), run, out=tmp_path / "a", **SHORT)
+    report = judge(answers)
+    rows = read_rows(tmp_path / "a/answers.jsonl")
+    assert len(rows) == len(report.samples) > 4
+    assert all(row["prompt"].endswith("\nJustify your answer.") for row in rows)
+    assert not any("Answer with the option only" in row["prompt"] for row in rows)
+    assert all((tmp_path / "a" / row["image"]).is_file() for row in rows)
+    asked = evaluate(tiny_lvlm(), run)
+    assert {row["id"] for row in rows} == {row["id"] for row in asked.samples}
+    assert {row["seen"] for row in rows} == {True, False}
+    told = json.loads((tmp_path / "a/report-offline-rules.json").read_text())
+    assert told["figures"]["presence"]["count"] == len(rows) and told["figures"]["overall"] is None
+    assert "Correctness and Presence only" in told["settings"]["note"]
+
+
+def test_zero_shot_answers_the_same_questions_with_the_base_tower(run, tmp_path):
+    adapted = judge(answers_of(tiny_lvlm(), run, out=tmp_path / "a", **SHORT)).settings["answers"]
+    zero = judge(answers_of(tiny_lvlm(), like=run, out=tmp_path / "z", **SHORT)).settings["answers"]
+    assert adapted["samples"] == zero["samples"] and adapted["tower"] != zero["tower"]
+    assert zero["zero_shot"] and not adapted["zero_shot"]
+
+
+def test_an_interrupted_file_is_finished_to_the_same_bytes(tmp_path, monkeypatch):
+    lvlm, samples = tiny_lvlm(), tiny_data(test=10).test
+    explain(lvlm, samples, tmp_path / "whole", {"model": "x"}, **SHORT)
+    whole = (tmp_path / "whole/answers.jsonl").read_bytes()
+    calls = []
+    answer = lvlm.answer
+
+    def twice(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return answer(*args, **kwargs)
+
+    monkeypatch.setattr(type(lvlm), "answer", lambda self, *args, **kwargs: twice(*args, **kwargs))
+    with pytest.raises(KeyboardInterrupt):
+        explain(lvlm, samples, tmp_path / "torn", {"model": "x"}, **SHORT)
+    part = tmp_path / "torn/answers.jsonl"
+    assert len(part.read_text().splitlines()) == 8
+    part.write_bytes(part.read_bytes()[:-30])  # and the machine stopped while it wrote
+    explain(lvlm, samples, tmp_path / "torn", {"model": "x"}, **SHORT)
+    assert part.read_bytes() == whole
+    assert len(calls) == 5  # the second batch again, then the third
+    explain(lvlm, samples, tmp_path / "torn", {"model": "x"}, **SHORT)
+    assert len(calls) == 5
+    with pytest.raises(ConfigError, match="max_new_tokens was 6 and is 7"):
+        explain(lvlm, samples, tmp_path / "torn", {"model": "x"}, max_new_tokens=7, batch_size=4)
+
+
+def test_overwrite_begins_anew_and_touches_nothing_else(run, tmp_path):
+    judge(answers_of(tiny_lvlm(), run, out=tmp_path, **SHORT))
+    (tmp_path / "mine.txt").write_text("keep")
+    other = answers_of(tiny_lvlm("qwen2"), run, out=tmp_path, **SHORT)
+    with pytest.raises(ConfigError, match="other settings"):
+        judge(other)
+    judge(other, overwrite=True)
+    assert (tmp_path / "mine.txt").read_text() == "keep"
+    again = judge(answers_in(tmp_path), overwrite=True)  # answers that were given are not thrown away
+    assert len(again.samples) == len(read_rows(tmp_path / "answers.jsonl"))
+
+
+def test_limit_draws_evenly_and_by_seed(run, tmp_path):
+    def ids(name: str, **more) -> list[str]:
+        answers = answers_of(tiny_lvlm(), run, out=tmp_path / name, limit=5, **SHORT, **more)
+        return [case.id for case, _ in answers.preview()]
+
+    assert ids("a") == ids("b") and len(ids("a")) == 5
+    assert ids("a") != ids("c", seed=7)
+
+
+def test_answers_of_an_evaluation_are_judged(run, pictures, tmp_path):
+    path = tmp_path / "samples.jsonl"
+    told = evaluate(tiny_lvlm(), run, out=path)
+    report = judge(answers_in(path))
+    assert len(report.samples) == len(told.samples)
+    assert report.figures["correctness"]["mean"] == told.lenient
+    seeing = make_judge("openai", ServiceSettings("m", "http://127.0.0.1:9"))
+    with pytest.raises(ConfigError, match="has to see the pictures"):
+        judge(answers_in(path, out=tmp_path / "no pictures"), seeing)
+    found = answers_in(path, pictures, out=tmp_path / "pictures").collect()
+    assert all(case.image is not None and case.image.is_file() for case in found)
+    assert len(answers_in(path, limit=3).preview()) == 3
+
+
+@pytest.mark.parametrize(
+    "line, told",
+    [
+        ("{", "not JSON"),
+        ("[]", "must be a JSON object"),
+        ('{"id": "a", "prompt": "?", "answer": "b"}', "prediction"),
+        ('{"id": "a", "prompt": "?", "prediction": "b"}', "answer"),
+    ],
+)
+def test_bad_rows_are_named(line, told, tmp_path):
+    good = '{"id": "a", "prompt": "?", "answer": "b", "prediction": "b \u2028 c"}\n'
+    (tmp_path / "a.jsonl").write_text(good + line + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=rf"a\.jsonl:2.*{told}"):
+        answers_in(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match="cannot read"):
+        answers_in(tmp_path / "b.jsonl")
+
+
+def test_estimate_before_and_after(run, tmp_path):
+    answers = answers_of(tiny_lvlm(), run, out=tmp_path / "a", **SHORT)
+    paid = make_judge("anthropic")  # the estimate needs no key
+    before = estimate(answers, paid, 6)
+    assert before.cases == before.asked == before.unanswered > 0
+    assert before.most[1] == 1024 * before.cases and before.likely[1] < before.most[1]
+    read, written = before.most
+    assert before.dollars is not None and before.dollars[1] == pytest.approx((3 * read + 15 * written) / 1e6)
+    assert not (tmp_path / "a").exists()
+    rules = make_judge("offline")
+    judge(answers, rules)
+    assert estimate(answers, rules).asked == 0 and estimate(answers, paid).unanswered == 0
+    unknown = make_judge("openai", ServiceSettings("m", price=None))
+    assert estimate(answers, unknown).dollars is None
+    priced = make_judge("openai", ServiceSettings("m", price=(1.0, 2.0)))
+    assert estimate(answers, priced).dollars is not None
+
+
+def test_judges_by_name():
+    with pytest.raises(ConfigError, match="needs --model"):
+        make_judge("local")
+    assert make_judge("local", ServiceSettings("some/model")).name == "some/model"
+    assert make_judge().dimensions == ("correctness", "presence")
