@@ -81,6 +81,7 @@ def answers_file(folder, count: int):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a busy machine; 30 s on a quiet one
 def test_a_thousand_calls(tmp_path, environment):
     """One case in ten meets a failure; Ctrl-C after 300 verdicts, the plug pulled after 600."""
     count, kinds = 1000, ("brief rate limit", "overloaded", "error", "drop", "cut body", "no json", "refusal")
@@ -88,7 +89,8 @@ def test_a_thousand_calls(tmp_path, environment):
     ill = {row["prediction"]: kinds[n // 10 % len(kinds)] for n, row in enumerate(rows) if n % 10 == 0}
 
     def fault(response: str, attempt: int) -> str | None:
-        return ill.get(response) if attempt == 1 else None
+        kind = ill.get(response)
+        return kind if attempt == 1 or kind == "refusal" else None
 
     environment |= {"ANTHROPIC_API_KEY": KEY}
     with serving(fault) as server:
@@ -106,7 +108,7 @@ def test_a_thousand_calls(tmp_path, environment):
             while server.judged.total() < verdicts and process.poll() is None:
                 time.sleep(0.02)
             os.kill(process.pid, how)
-            _, told = process.communicate(timeout=60)
+            _, told = process.communicate()
             assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), told
             if how == signal.SIGINT:
                 assert "goes on from there" in told
@@ -114,7 +116,7 @@ def test_a_thousand_calls(tmp_path, environment):
         killed = server.judged.copy()
         for _ in range(2):  # the second asks the few again whose body was no JSON
             process = start()
-            said, told = process.communicate(timeout=120)
+            said, told = process.communicate()
             assert process.returncode == 0, told
     assert server.complaints == []
     report = json.loads(said)

@@ -17,8 +17,8 @@ from craft.cli.demo import demo
 from craft.cli.evaluate import evaluate
 from craft.cli.export import export
 from craft.cli.inspect import inspect
-from craft.cli.prior import prior
 from craft.cli.judge import judge
+from craft.cli.prior import prior
 from craft.cli.transfer import transfer
 
 DONE, OURS, USERS, STOPPED = 0, 1, 2, 130

@@ -45,6 +45,7 @@ def explain(
 
     Raises:
         ConfigError: the folder holds answers under other settings, or cannot be written to.
+        CraftError: `keep_ratio` is out of range, or there is no code prior for it.
         DataError: a picture cannot be read.
         Interrupted: stopped by the user; the same call goes on from here.
     """
@@ -56,6 +57,7 @@ def explain(
         "directive": DIRECTIVE,
         "count": len(samples),
     }
+    lvlm.check_keep_ratio(keep_ratio)
     _claim(folder, full)
     path = folder / "answers.jsonl"
     done = _whole_batches(path, batch_size, len(samples))
@@ -65,9 +67,7 @@ def explain(
             batch = samples[start : start + batch_size]
             prompts = [sample.prompt(DIRECTIVE) for sample in batch]
             images = [sample.image for sample in batch]
-            said = lvlm.answer(
-                images, prompts, max_new_tokens, keep_ratio=keep_ratio, batch_size=batch_size
-            )
+            said = lvlm.answer(images, prompts, max_new_tokens, keep_ratio=keep_ratio, batch_size=batch_size)
             rows = [
                 {**row_of(sample, answer), "image": _keep_picture(sample.image, folder)}
                 for sample, answer in zip(batch, said, strict=True)
