@@ -71,14 +71,14 @@ def check(
         unseen_fraction: share of the classes that are held out of training.
         decode: open every picture; --no-decode only reads and compares the files.
     """
-    from craft.data import BENCHMARKS, check_data, load_data
+    from craft.data import BENCHMARKS, check_data, read_data
+    from craft.data.check import distinct
+    from craft.data.load import compose
     from craft.data.stats import expected
 
-    seed, columns = common.seed or 0, columns_of(column)
-    given = load_data(
-        data, root, seed, answer_with, unseen_fraction=unseen_fraction, domain=domain, columns=columns
-    )
-    everything = load_data(data, root, seed, answer_with, unseen_fraction=0, domain=domain, columns=columns)
+    raw, seed = read_data(data, root, domain, columns_of(column)), common.seed or 0
+    given = compose(raw, seed, answer_with, unseen_fraction=unseen_fraction)
+    everything = compose(raw, seed, answer_with, unseen_fraction=0)
     findings = check_data(everything, decode)
     missing = expected(everything, BENCHMARKS[data]) if data in BENCHMARKS else []
     sample = given.all_samples()[0]
@@ -86,9 +86,7 @@ def check(
         "name": given.name,
         "task": given.task,
         "domain": given.domain,
-        "images": len(
-            {id(s.image) if not isinstance(s.image, str) else s.image for s in everything.all_samples()}
-        ),
+        "images": len(distinct(everything.all_samples())),
         "train": len(given.train),
         "validation": len(given.validation),
         "test": len(given.test),

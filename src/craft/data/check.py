@@ -104,9 +104,9 @@ def looks(
 ) -> Iterator[tuple[Sample, Look]]:
     """Each sample with what its picture is, in order. Pictures are decoded in threads: the decoders of PIL
     let go of the interpreter's lock."""
-    workers = min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool:
-        found = pool.map(lambda sample: _look(sample, decode, hashes), samples, chunksize=1)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        run = pool.map if decode else map  # reading alone is faster than handing it to a thread
+        found = run(lambda sample: _look(sample, decode, hashes), samples)
         shown = track(found, f"checking the images of {name}", len(samples)) if progress else found
         yield from zip(samples, shown, strict=True)
 

@@ -67,9 +67,43 @@ def load_data(
 
     Source: §4.1, §11 (four options after FOCI, 20 % of the labels held out); splits and seeds are ours.
     """
+    raw = read_data(data, root, domain, columns)
+    return compose(
+        raw,
+        seed,
+        answer_with,
+        distractors,
+        unseen_fraction,
+        limit,
+        similarity,
+        held_out=held_out,
+        split_seed=split_seed,
+    )
+
+
+def compose(
+    raw: Raw,
+    seed: int = 0,
+    answer_with: AnswerWith = "option",
+    distractors: Distractors = "random",
+    unseen_fraction: float | int = 0.2,
+    limit: int | None = None,
+    similarity: Similarity = None,
+    *,
+    held_out: Sequence[str] | None = None,
+    split_seed: int = 0,
+) -> Data:
+    """Divide samples that were read, hold classes out, write the questions: the second half of `load_data`.
+
+    Args:
+        raw: from `read_data`.
+        seed, answer_with, distractors, unseen_fraction, limit, similarity, held_out, split_seed: as there.
+
+    Raises:
+        DataError: as `load_data`.
+    """
     if limit is not None and limit < 1:
         raise DataError(f"limit must be at least 1, not {limit}.")
-    raw = read_data(data, root, domain, columns)
     train, validation, test = divide(raw, split_seed)
     classes: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
@@ -77,12 +111,12 @@ def load_data(
         classes = tuple(sorted({str(s.label) for s in raw.samples}))
         if len(classes) < 2:
             raise DataError(
-                f"{data} has a single class, '{raw.samples[0].label}'. Give at least two classes: "
+                f"{raw.source or raw.name} has a single class, '{raw.samples[0].label}'. Give at least two classes: "
                 "a question needs a wrong option too."
             )
         unseen = _unseen(raw, train, classes, unseen_fraction, seed, held_out)
         if train and len({s.label for s in train} - set(unseen)) < 2:
-            raise DataError(f"{data} has fewer than two classes left for training; hold fewer classes out.")
+            raise DataError(f"{raw.source or raw.name} has fewer than two classes left for training; hold fewer classes out.")
         matrix = similarity(classes) if callable(similarity) else similarity
         settings = (classes, distractors, seed, answer_with, matrix)
         train = _ask([s for s in train if s.label not in unseen], unseen, True, *settings)
@@ -90,7 +124,7 @@ def load_data(
         test = _ask(test, unseen, False, *settings)
     elif train and len({s.concept for s in raw.samples}) < 2:
         raise DataError(
-            f"{data}: every row has the same answer, '{train[0].concept}'. "
+            f"{raw.source or raw.name}: every row has the same answer, '{train[0].concept}'. "
             "Give rows with at least two different answers."
         )
     if not validation:
