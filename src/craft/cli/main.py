@@ -19,6 +19,7 @@ from craft.cli.export import export
 from craft.cli.inspect import inspect
 from craft.cli.judge import judge
 from craft.cli.prior import prior
+from craft.cli.texts import captions, options, statements
 from craft.cli.transfer import transfer
 
 DONE, OURS, USERS, STOPPED = 0, 1, 2, 130
@@ -54,6 +55,9 @@ data.command(list_domains, name="list")
 data.command(check)
 data.command(prepare)
 data.command(stats)
+data.command(captions)
+data.command(statements)
+data.command(options)
 app.command(data)
 
 # What the system says when a path that the user gave cannot be used.

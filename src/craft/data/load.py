@@ -104,6 +104,7 @@ def compose(
     """
     if limit is not None and limit < 1:
         raise DataError(f"limit must be at least 1, not {limit}.")
+    where = raw.source or raw.name
     train, validation, test = divide(raw, split_seed)
     classes: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
@@ -111,12 +112,12 @@ def compose(
         classes = tuple(sorted({str(s.label) for s in raw.samples}))
         if len(classes) < 2:
             raise DataError(
-                f"{raw.source or raw.name} has a single class, '{raw.samples[0].label}'. Give at least two classes: "
+                f"{where} has a single class, '{raw.samples[0].label}'. Give at least two classes: "
                 "a question needs a wrong option too."
             )
         unseen = _unseen(raw, train, classes, unseen_fraction, seed, held_out)
         if train and len({s.label for s in train} - set(unseen)) < 2:
-            raise DataError(f"{raw.source or raw.name} has fewer than two classes left for training; hold fewer classes out.")
+            raise DataError(f"{where} has fewer than two classes left for training; hold fewer classes out.")
         matrix = similarity(classes) if callable(similarity) else similarity
         settings = (classes, distractors, seed, answer_with, matrix)
         train = _ask([s for s in train if s.label not in unseen], unseen, True, *settings)
@@ -124,7 +125,7 @@ def compose(
         test = _ask(test, unseen, False, *settings)
     elif train and len({s.concept for s in raw.samples}) < 2:
         raise DataError(
-            f"{raw.source or raw.name}: every row has the same answer, '{train[0].concept}'. "
+            f"{where}: every row has the same answer, '{train[0].concept}'. "
             "Give rows with at least two different answers."
         )
     if not validation:

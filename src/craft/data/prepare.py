@@ -135,7 +135,7 @@ def with_texts(samples: Sequence[Sample], path: Path) -> list[Sample]:
         else:
             name = str(row.get("image", ""))
             near = by_name.get(Path(name).name, ())
-            chosen = [n for n in near if f"/{samples[n].image}".endswith(f"/{name}")]
+            chosen = [n for n in near if _ends(samples[n].image, name)]
         if not chosen:
             raise DataError(f"{origin}: no sample has the id or image {row.get('id', row.get('image'))!r}.")
         captions, statement = row.get("captions", []), row.get("statement", "")
@@ -154,23 +154,28 @@ def with_options(samples: Sequence[Sample], path: Path) -> list[Sample]:
     """Labelled samples with the wrong options of a file in FOCI's format, taken as they are:
     {class: [{"image", "options": [right, wrong, ...], "groundtruth"}]}.
 
-    Pictures are found by the name of their file. Samples that the file does not name get drawn options.
+    Pictures are found by the end of their path; a bare name that several have means the test picture (FOCI's
+    own files are about those). Samples that the file does not name get drawn options.
 
     Raises:
-        DataError: not of that format, a class that the data has not, or no picture in common.
+        DataError: not of that format, a class that the data has not, a name that several pictures have, or
+            no picture in common.
     """
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"the option file {path} cannot be read as JSON ({error}).") from error
     classes = {squeezed(sample.label): sample.label for sample in samples if sample.label is not None}
+    by_name: dict[str, list[int]] = {}
+    for n, sample in enumerate(samples):
+        by_name.setdefault(Path(str(sample.image)).name, []).append(n)
 
     def known(name: Any) -> str:
         if not isinstance(name, str) or squeezed(name) not in classes:
             raise DataError(f"{path}: the option {name!r} is not a class of this data.")
         return classes[squeezed(name)]
 
-    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    changed, used = list(samples), False
     for entries in told.values() if isinstance(told, dict) else [None]:
         for entry in entries if isinstance(entries, list) else [None]:
             if not isinstance(entry, dict) or not {"image", "options"} <= entry.keys():
@@ -179,16 +184,24 @@ def with_options(samples: Sequence[Sample], path: Path) -> list[Sample]:
                     '{class: [{"image": …, "options": [right, wrong, …]}]}.'
                 )
             right, *wrong = map(known, entry["options"])
-            found[Path(str(entry["image"])).name] = right, tuple(wrong)
-    changed = []
-    for sample in samples:
-        right, wrong = found.get(Path(str(sample.image)).name, (None, ()))
-        if right is not None and right != sample.label:
-            raise DataError(f"{path} says that {sample.image} is '{right}'; the data says '{sample.label}'.")
-        changed.append(replace(sample, distractors=wrong) if wrong else sample)
-    if not any(sample.distractors for sample in changed):
+            name = str(entry["image"])
+            meant = [n for n in by_name.get(Path(name).name, ()) if _ends(samples[n].image, name)]
+            meant = [n for n in meant if samples[n].split == "test"] if len(meant) > 1 else meant
+            if len({str(samples[n].image) for n in meant}) > 1:
+                raise DataError(f"{path}: several pictures are called {name}; name their folder too.")
+            for n in meant:
+                if right != samples[n].label:
+                    raise DataError(
+                        f"{path} says that {name} is '{right}'; the data says '{samples[n].label}'."
+                    )
+                changed[n], used = replace(samples[n], distractors=tuple(wrong)), True
+    if not used:
         raise DataError(f"{path} names no picture of this data.")
     return changed
+
+
+def _ends(path: Any, name: str) -> bool:
+    return f"/{path}".endswith(f"/{name.lstrip('/')}")
 
 
 def _json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:

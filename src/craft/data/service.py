@@ -1,0 +1,125 @@
+"""A model behind a service that writes a text: any server of OpenAI's chat protocol, or Anthropic's.
+
+Timeouts, rate limits and retries are the SDKs'. Keys come from the environment and go to the SDK alone.
+"""
+
+import base64
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
+
+from craft.core.errors import ConfigError, DataError
+
+Write = Callable[[str, bytes | None], str]
+"""Takes a prompt and a PNG (or None), and returns the text that the model writes."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """Which model writes, and where.
+
+    Attributes:
+        model: what the service calls it.
+        kind: whose protocol; "openai" with a `base_url` is vLLM, llama.cpp, Ollama and their like.
+        base_url: another server of the protocol.
+        max_tokens: cap on a text.
+        timeout: seconds for one attempt.
+        retries: further attempts after a rate limit, a timeout or a fault of the server.
+        concurrency: calls at once.
+    """
+
+    model: str
+    kind: Literal["openai", "anthropic"] = "openai"
+    base_url: str | None = None
+    max_tokens: int = 200
+    timeout: float = 120.0
+    retries: int = 5
+    concurrency: int = 4
+
+    def start(self) -> Write:
+        """Connect.
+
+        Raises:
+            ConfigError: the SDK is not installed, or there is no key for a service that needs one.
+        """
+        return _openai(self) if self.kind == "openai" else _anthropic(self)
+
+
+def _openai(given: Service) -> Write:
+    sdk, elsewhere = _sdk("openai"), given.base_url or os.environ.get("OPENAI_BASE_URL")
+    key = _key("OPENAI_API_KEY", needed=not elsewhere)
+    client = sdk.OpenAI(
+        api_key=key or "none", base_url=given.base_url, timeout=given.timeout, max_retries=given.retries
+    )
+    cap: dict[str, Any] = {"max_tokens" if elsewhere else "max_completion_tokens": given.max_tokens}
+
+    def send(prompt: str, image: bytes | None) -> str:
+        content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
+        if image is not None:
+            url = f"data:image/png;base64,{base64.b64encode(image).decode('ascii')}"
+            content.insert(0, {"type": "image_url", "image_url": {"url": url}})
+        messages = [{"role": "user", "content": content}]
+        answer = client.chat.completions.create(model=given.model, messages=messages, **cap)
+        return answer.choices[0].message.content or ""
+
+    return _guarded(send, sdk, key)
+
+
+def _anthropic(given: Service) -> Write:
+    sdk, key = _sdk("anthropic"), _key("ANTHROPIC_API_KEY", needed=True)
+    client = sdk.Anthropic(
+        api_key=key, base_url=given.base_url, timeout=given.timeout, max_retries=given.retries
+    )
+
+    def send(prompt: str, image: bytes | None) -> str:
+        content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
+        if image is not None:
+            data = base64.b64encode(image).decode("ascii")
+            source = {"type": "base64", "media_type": "image/png", "data": data}
+            content.insert(0, {"type": "image", "source": source})
+        messages = [{"role": "user", "content": content}]
+        said = client.messages.create(model=given.model, max_tokens=given.max_tokens, messages=messages)
+        return "".join(block.text for block in said.content if block.type == "text")
+
+    return _guarded(send, sdk, key)
+
+
+def _guarded(send: Write, sdk: Any, key: str | None) -> Write:
+    """Errors of the SDK become ours: a `DataError` of one call, a `ConfigError` where all would fail."""
+    hopeless = (sdk.AuthenticationError, sdk.PermissionDeniedError, sdk.NotFoundError)
+
+    def told(error: Exception) -> str:
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return text.replace(key, "(the key)") if key else text
+
+    def write(prompt: str, image: bytes | None) -> str:
+        try:
+            text = " ".join(send(prompt, image).split())
+        except hopeless as error:
+            raise ConfigError(
+                f"The service turns every call down ({told(error)}). Check the key, --model and --base-url; "
+                "the texts so far are kept."
+            ) from None
+        except (sdk.APIError, ValueError, AttributeError, TypeError, LookupError) as error:
+            raise DataError(told(error)) from None  # the last four: a body that is not the protocol's
+        if not text:
+            raise DataError("the model wrote nothing")
+        return text
+
+    return write
+
+
+def _sdk(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError:
+        raise ConfigError(f"This needs the package {name}: pip install 'craft-vlm[judge]'.") from None
+
+
+def _key(name: str, needed: bool) -> str | None:
+    key = os.environ.get(name, "").strip()
+    if needed and not key:
+        raise ConfigError(f"This needs a key in the environment variable {name}; none is set.")
+    return key or None

@@ -1,0 +1,90 @@
+"""Hard wrong options by CLIP: the classes whose names come nearest to each picture (FOCI; §4.1, §11)."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from craft.core.device import resolve_device
+from craft.core.errors import CheckpointError, DataError
+from craft.core.progress import track
+from craft.data import open_image
+from craft.data.check import distinct
+from craft.data.raw import Raw
+
+PROMPT = "an image of a {}"
+"""What CLIP reads for a class. Source: FOCI."""
+
+
+@torch.no_grad()
+def clip_options(
+    raw: Raw, model: str | Path, count: int = 7, device: str | None = None, batch_size: int = 64
+) -> dict[str, list[dict[str, Any]]]:
+    """For each picture its class and the `count` other classes that CLIP finds most like it, the most alike
+    last: {class: [{"image", "options": [right, wrong, ...], "groundtruth"}]}.
+
+    FOCI keeps three; more are kept here since training questions must not name held-out classes.
+
+    Args:
+        raw: pictures that are files, with classes.
+        model: a folder or hub id that transformers reads as CLIP or SigLIP.
+        count: wrong options for each picture.
+        device, batch_size: where, and how many pictures at a time.
+
+    Raises:
+        DataError: pictures without classes, or that are no files (prepare the data first).
+        CheckpointError: the model is not there, or not of this kind.
+
+    Source: FOCI, with its prompt; the number kept is ours.
+    """
+    samples = distinct(raw.samples)
+    if any(sample.label is None or not isinstance(sample.image, str) for sample in samples):
+        raise DataError(
+            f"{raw.name}: options need classes, and pictures that are files; `craft data prepare` writes "
+            "pictures of other kinds out."
+        )
+    where = resolve_device(device)
+    clip, processor = _load(model)
+    clip.to(where)
+    names = sorted({str(sample.label) for sample in samples})
+    prompts = [PROMPT.format(name) for name in names]
+    texts = processor(text=prompts, padding=True, truncation=True, return_tensors="pt").to(where)
+    words = _unit(clip.get_text_features(**texts))
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for start in track(range(0, len(samples), batch_size), "asking CLIP"):
+        chosen = samples[start : start + batch_size]
+        images = [open_image(sample.image, sample.origin) for sample in chosen]
+        pixels = processor(images=images, return_tensors="pt").to(where)
+        ranks = (_unit(clip.get_image_features(**pixels)) @ words.T).argsort(dim=1).tolist()
+        for sample, rank in zip(chosen, ranks, strict=True):
+            wrong = [names[index] for index in rank if names[index] != sample.label][-count:]
+            entry = {
+                "image": str(sample.image),
+                "options": [sample.label, *wrong],
+                "groundtruth": sample.label,
+            }
+            found[str(sample.label)].append(entry)
+    return found
+
+
+def _load(model: str | Path) -> tuple[Any, Any]:
+    from transformers import AutoModel, AutoProcessor
+
+    try:
+        clip = AutoModel.from_pretrained(str(model)).eval()
+        processor = AutoProcessor.from_pretrained(str(model))
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{model} cannot be loaded as a CLIP model: {reason}") from error
+    if not hasattr(clip, "get_text_features") or not hasattr(clip, "get_image_features"):
+        raise CheckpointError(
+            f"{model} is a {type(clip).__name__}, which does not compare texts with images."
+        )
+    return clip, processor
+
+
+def _unit(features: Any) -> Tensor:
+    """Rows of length 1; some versions of transformers wrap the features."""
+    tensor = features if isinstance(features, Tensor) else features.pooler_output
+    return torch.nn.functional.normalize(tensor.float(), dim=-1)

@@ -1,0 +1,171 @@
+"""Captions and statements from services, against a real HTTP server that speaks both protocols."""
+
+import base64
+import http.server
+import io
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from craft.core.errors import ConfigError, DataError
+from craft.data import Sample, read_data
+from craft.data.service import Service
+from craft.data.texts import caption_wishes, rule_statements, statement_wishes, write_texts
+from replicas import class_folders, png
+
+pytest.importorskip("openai")
+pytest.importorskip("anthropic")
+
+
+class Server:
+    """What was asked, and how many more calls succeed."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict] = []
+        self.good = 10**9
+        self.status = 500
+        handler = type("Handler", (_Handler,), {"server_state": self})
+        self.httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self.httpd.server_port}"
+        threading.Thread(target=self.httpd.serve_forever, daemon=True).start()
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server_state: Server
+
+    def do_POST(self) -> None:
+        state = self.server_state
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        content = body["messages"][0]["content"]
+        text = next(part["text"] for part in content if part["type"] == "text")
+        shown = [part for part in content if part["type"] != "text"]
+        if len(state.asked) >= state.good:
+            self._send(state.status, {"error": {"message": "out of order"}})
+            return
+        state.asked.append({"text": text, "model": body["model"], "cap": body["max_tokens"]})
+        said = (
+            "The car\nis red." if text.startswith("Rewrite") else f"A picture of {self._size(shown)} pixels."
+        )
+        if self.path.endswith("/chat/completions"):
+            message = {"role": "assistant", "content": said}
+            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            self._send(
+                200, {"id": "1", "object": "chat.completion", "model": "m", "created": 1, "choices": [choice]}
+            )
+        else:
+            assert self.path.startswith("/v1/messages") and "secret" in str(self.headers)
+            told = {
+                "id": "1",
+                "type": "message",
+                "role": "assistant",
+                "model": "m",
+                "stop_reason": "end_turn",
+            }
+            usage = {"input_tokens": 1, "output_tokens": 1}
+            self._send(200, told | {"content": [{"type": "text", "text": said}], "usage": usage})
+
+    @staticmethod
+    def _size(shown: list[dict]) -> str:
+        part = shown[0]
+        data = part["image_url"]["url"].split(",")[1] if "image_url" in part else part["source"]["data"]
+        with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+            return f"{image.width} x {image.height}"
+
+    def _send(self, status: int, value: dict) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    state = Server()
+    yield state
+    state.httpd.shutdown()
+    state.httpd.server_close()
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> list[Sample]:
+    return read_data(class_folders(tmp_path / "pictures", ("ash", "elm"), each=3)).samples
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_captions_are_written_once_in_order_and_gone_on_with(
+    server: Server, samples: list[Sample], tmp_path: Path
+) -> None:
+    out, service = (
+        tmp_path / "captions.jsonl",
+        Service("m", base_url=f"{server.url}/v1", retries=0, concurrency=2),
+    )
+    server.good = 4
+    with pytest.raises(DataError) as caught:
+        write_texts(caption_wishes(samples, "m"), service, out, progress=False)
+    assert str(caught.value).startswith(
+        f"2 of 6 texts could not be written: that of {samples[4].image}: InternalServer"
+    )
+    assert [row["image"] for row in rows(out)] == [sample.image for sample in samples[:4]]
+    assert rows(out)[0]["captions"] == ["A picture of 12 x 12 pixels."] and rows(out)[0]["model"] == "m"
+    lines = out.read_text().splitlines(keepends=True)
+    out.write_text("".join(lines[:3]) + lines[3][:20])  # corrected by hand, cut short by a crash
+    out.write_text(out.read_text().replace("A picture of 12 x 12 pixels.", "Mine.", 1))
+    server.good = 10**9
+    assert write_texts(caption_wishes(samples, "m"), service, out, progress=False) == 3
+    assert [row["image"] for row in rows(out)] == [sample.image for sample in samples]
+    assert rows(out)[0]["captions"] == ["Mine."] and len(server.asked) == 7
+    assert write_texts(caption_wishes(samples, "m"), service, out, progress=False) == 0
+    assert write_texts(caption_wishes(samples, "other", 3), service, out, progress=False) == 6  # another wish
+
+
+def test_statements_by_a_model_and_by_rules(server: Server, tmp_path: Path) -> None:
+    told = [Sample("a", png(1), "What color is the car?", "Red"), Sample("b", png(1), "How many?", "two")]
+    service = Service("m", base_url=f"{server.url}/v1", retries=0)
+    assert write_texts(statement_wishes(told, "m"), service, tmp_path / "s.jsonl", progress=False) == 2
+    assert [row["statement"] for row in rows(tmp_path / "s.jsonl")] == ["The car is red.", "The car is red."]
+    assert server.asked[0]["text"].endswith("alone.\nQ: What color is the car?\nA: Red")
+    assert [row["statement"] for row in rule_statements(told)] == ["The car is red.", "How many? two"]
+
+
+def test_anthropics_protocol(
+    server: Server, monkeypatch: pytest.MonkeyPatch, samples: list[Sample], tmp_path: Path
+) -> None:
+    service = Service("claude", "anthropic", server.url, retries=0)
+    wishes = list(caption_wishes(samples[:2], "claude"))
+    with pytest.raises(ConfigError, match="needs a key in the environment variable ANTHROPIC_API_KEY"):
+        write_texts(wishes, service, tmp_path / "c.jsonl", progress=False)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "secret")
+    assert write_texts(wishes, service, tmp_path / "c.jsonl", progress=False) == 2
+    assert "secret" not in (tmp_path / "c.jsonl").read_text()
+
+
+def test_a_service_that_turns_all_down_stops_at_once(
+    server: Server, samples: list[Sample], tmp_path: Path
+) -> None:
+    server.good, server.status = 1, 401
+    service = Service("m", base_url=f"{server.url}/v1", retries=0, concurrency=1)
+    with pytest.raises(ConfigError, match="turns every call down"):
+        write_texts(caption_wishes(samples, "m"), service, tmp_path / "c.jsonl", progress=False)
+    assert len(rows(tmp_path / "c.jsonl")) == 1
+
+
+def test_a_file_of_something_else_is_refused(samples: list[Sample], tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text('{"id": "1"}\n')
+    with pytest.raises(DataError, match=r"c\.jsonl:1 is no text of this command"):
+        write_texts(caption_wishes(samples, "m"), Service("m"), tmp_path / "c.jsonl", progress=False)
+    with pytest.raises(ConfigError, match="--count must be 1 to 3, not 4"):
+        list(caption_wishes(samples, "m", 4))
