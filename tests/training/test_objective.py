@@ -61,7 +61,7 @@ def test_sal_can_be_ablated():
 
 def test_frozen_stem_gives_the_same_loss():
     lvlm = tiny_lvlm()
-    config = AdaptConfig()
+    config = AdaptConfig(augment=0)
     _, pixels = batch_of(lvlm, config)
     _, maps = batch_of(lvlm, config, through_stem=True)
     assert maps.images.shape[1] == lvlm.visual.vision_tower.stem.channels

@@ -70,9 +70,9 @@ class CommitmentConfig(Section):
 class ContrastiveConfig(Section):
     """Eq. 4. `weight` None is the paper's λ_con: 1.0 for classification, 0.1 for VQA (§4.1).
 
-    The default 0 leaves the term out: on craft-tiny λ_con = 1 kept more of the unseen classes but cost more
-    on the seen ones than `blend` does (docs/paper_map.md has figures). `temperature` is where τ starts; None
-    is the checkpoint's own, which was trained with a bias that Eq. 4 does not have.
+    The default 0 leaves the term out: on craft-tiny it cost some of the other LLM's gain and kept no more of
+    the unseen classes (docs/paper_map.md has figures). `temperature` is where τ starts; None is the
+    checkpoint's own, which was trained with a bias that Eq. 4 does not have.
     """
 
     weight: float | None = Field(default=0.0, ge=0)
@@ -147,8 +147,8 @@ class AdaptConfig(LoopConfig):
     losses: LossesConfig = LossesConfig()
     max_steps: int | None = Field(default=200, ge=1)
     trainable: Literal["all", "layers"] = "layers"
-    blend: float = Field(default=0.7, gt=0, le=1)
-    augment: float = Field(default=0.0, ge=0, le=2)
+    blend: float = Field(default=0.3, gt=0, le=1)
+    augment: float = Field(default=1.0, ge=0, le=2)
     cache_mib: int = Field(default=2048, ge=0)
 
     def contrastive_weight(self, task: str) -> float:
