@@ -1,6 +1,6 @@
 """Train a craft-tiny backbone (projector + small LLM) from scratch on cached codes of general pictures.
 
-`python -m train_tiny.backbone --cache CACHE --visual DIR --kind llama --out DIR` (≈ 30 minutes on one
+`python -m train_tiny.backbone --cache CACHE --visual DIR --kind llama --out DIR` (≈ 40 minutes on one
 core). The vision tower runs once per picture; then several questions per picture share one image prefix
 (block mask).
 """
@@ -269,9 +269,9 @@ def main() -> None:
     parser.add_argument("--visual", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--kind", choices=sorted(KINDS), required=True)
-    parser.add_argument("--steps", type=int, default=4500)
-    parser.add_argument("--copy-steps", type=int, default=400, help="stage 0: copying, without pictures")
-    parser.add_argument("--first-steps", type=int, default=600, help="stage 1: naming and plain options")
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--copy-steps", type=int, default=300, help="stage 0: copying, without pictures")
+    parser.add_argument("--first-steps", type=int, default=400, help="stage 1: naming and plain options")
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--pictures", type=int, default=48000)
     parser.add_argument("--learning-rate", type=float, default=3e-3)

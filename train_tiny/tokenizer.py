@@ -1,6 +1,6 @@
 """Train the visual tokenizer: text alignment + reconstruction + commitment, then a learned residual codebook.
 
-`python -m train_tiny.tokenizer --cache CACHE --out OUT` (≈ 16 minutes on 2 cores). Stage 1 trains the tower
+`python -m train_tiny.tokenizer --cache CACHE --out OUT` (≈ 30 minutes on 2 cores). Stage 1 trains the tower
 without quantisation; then the codebook starts from k-means and follows by EMA while the tower goes on
 through it.
 """
