@@ -38,6 +38,7 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e ".[dev]"
+	$(PIP) --no-deps lmms-eval
 	@touch $(VENV)/.core $@
 
 $(BIN)/python:

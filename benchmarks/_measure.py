@@ -16,8 +16,10 @@ import torch
 from craft.core.files import write_json
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """The options that every benchmark has."""
+def arguments(
+    description: str, more: Callable[[argparse.ArgumentParser], None] | None = None
+) -> argparse.Namespace:
+    """The options that every benchmark has, and those that `more` adds."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each variant; the fastest counts")
@@ -26,6 +28,8 @@ def arguments(description: str) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:0")
     parser.add_argument("--out", type=Path, default=None, help="write the numbers as JSON here")
+    if more is not None:
+        more(parser)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)

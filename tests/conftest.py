@@ -21,3 +21,8 @@ import torch
 def seeded() -> None:
     """Every test starts from the same global random state."""
     torch.manual_seed(0)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--update-prompts` writes the snapshot of all prompts anew (tests/evaluation/test_prompts.py)."""
+    parser.addoption("--update-prompts", action="store_true", help="write the snapshot of all prompts anew")

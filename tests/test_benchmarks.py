@@ -38,6 +38,11 @@ def test_answer_logits_gives_the_loss_of_the_full_sequence(tmp_path):
     assert facts["memory ratio"] > 3
 
 
+def test_evaluation_gives_the_answers_of_one_by_one(tmp_path):
+    facts = run("evaluation.py", tmp_path / "out.json")["facts"]
+    assert facts["answers equal"] and facts["by processor time"] > 2
+
+
 def test_peak_memory_is_counted(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from _measure import peak_bytes
@@ -59,6 +64,14 @@ def test_search_at_real_size(tmp_path):
     assert facts["tokens with all codes equal"] == [1.0, 1.0]
     assert facts["share of the reference's peak memory"][0] <= 1 / 8
     assert max(facts["the same by processor time"]) > 1  # what it is on a quiet machine: benchmarks/README.md
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_evaluation_at_full_size(tmp_path):
+    """At least four times the questions per second of one by one, and the same answers."""
+    facts = run("evaluation.py", tmp_path / "out.json", "--repeats", "1", "--images", "24")["facts"]
+    assert facts["answers equal"] and facts["by processor time"] > 4
 
 
 @pytest.mark.slow

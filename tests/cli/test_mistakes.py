@@ -32,6 +32,20 @@ def test_wrong_path_of_the_encoder(craft, family, tmp_path):
     assert "none does not exist" in said
 
 
+def test_encoders_and_data_that_do_not_pair(craft, family, encoder, pictures):
+    run, _ = encoder
+    said = craft("eval", family / "llama", "--encoder", run, run, "--data", "a", "b", "c").complaint
+    assert "2 encoders and 3 data sets" in said
+
+
+def test_compare_other_questions(craft, family, pictures, tmp_path):
+    for limit in ("4", "5"):
+        words = ("eval", family / "llama", "--data", pictures, "--limit", limit, "--out", tmp_path / limit)
+        assert craft(*words).status == 0
+    said = craft("compare", tmp_path / "4", tmp_path / "5").complaint
+    assert "A has 4 questions, B has 5" in said and "limit" in said
+
+
 def test_corrupt_checkpoint(craft, broken, pictures):
     file = broken / "llama" / "llm" / "model.safetensors"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
@@ -125,6 +139,10 @@ def test_corrupt_image_in_a_jsonl_is_named_with_its_line(craft, family, tmp_path
         (("eval", "x", "--seeds", "a,b"), "--seeds 0,1,2"),
         (("eval", "x", "--seeds", "1", "--seed", "1"), "not both"),
         (("eval",), "backbone"),
+        (("eval", "x", "--resume"), "--resume needs --out"),
+        (("eval", "x", "--card"), "name the --encoder"),
+        (("eval", "x", "--protocol", "guess"), "protocol"),
+        (("compare", "none", "other"), "none holds no samples"),
         (("eval", "x", "--limit", "few"), "limit"),
         (("inspect", "craft-tinny"), "craft-tinny"),
         (("data", "check", "digit"), "Did you mean 'digits'?"),

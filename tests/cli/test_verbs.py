@@ -60,7 +60,9 @@ def test_eval_before_and_after(craft, family, encoder, tmp_path):
     assert {"accuracy", "seen", "unseen", "lenient", "unparseable", "interval"} <= set(after.json)
     rows = [json.loads(line) for line in (tmp_path / "samples-0.jsonl").read_text().splitlines()]
     assert sum(row["strict"] for row in rows) / 6 == pytest.approx(after.json["accuracy"])
-    assert json.loads((tmp_path / "report.json").read_text()) == after.json
+    kept = json.loads((tmp_path / "report.json").read_text())
+    assert {**kept, "reports": 0} == {**after.json, "reports": 0, "asked": kept["asked"]}
+    assert kept["reports"][0].items() >= after.json["reports"][0].items()
 
 
 def test_eval_over_seeds_as_a_table(craft, family, pictures):
@@ -103,6 +105,95 @@ def test_show(craft, family, encoder, pictures, tmp_path):
     assert [row["tower"] for row in found["maps"]] == ["base", "adapted"] * 2
     assert len(found["maps"][0]["codes"]) == 16 and found["maps"][1]["rank"] is not None
     assert "takes numbers" in craft(*words, "--keep-ratios", "half").complaint
+
+
+def test_eval_scores_options_beside_written_answers(craft, family, pictures, tmp_path):
+    words = ("eval", family / "llama", "--data", pictures, "--limit", "6", "--cache", tmp_path / "codes")
+    said = craft(*words, "--protocol", "both", "--classes")
+    assert said.status == 0, said.err
+    for word in ("scored", "agreement", "By class", "Taken for another", "(no option)"):
+        assert word in said.out
+    assert list((tmp_path / "codes").glob("*/part-*.safetensors"))
+    alone = craft(*words, "--protocol", "options", "--classes", "--json").json
+    assert alone["scored"] == alone["accuracy"] and alone["unparseable"] == 0
+    assert sum(row["count"] for row in alone["reports"][0]["classes"]) == 6
+    assert "likeliest options" in craft(*words, "--protocol", "options").out
+
+
+def test_several_data_sets_make_a_row_of_table_1(craft, family, encoder, pictures, tmp_path):
+    run, _ = encoder
+    other = tmp_path / "things"
+    other.symlink_to(pictures)
+    words = ("eval", family / "qwen2", "--limit", "5", "--out", tmp_path / "out")
+    said = craft(*words, "--data", pictures, other)
+    assert said.status == 0, said.err
+    found = craft(*words, "--data", pictures, other, "--json", "--resume").json
+    each = [found["benchmarks"][name]["accuracy"] for name in ("blobs", "things")]
+    assert found["average"] == pytest.approx(sum(each) / 2)
+    row = f"| - | {family / 'qwen2'} | Discrete | " + " | ".join(
+        f"{100 * x:.2f}" for x in [*each, sum(each) / 2]
+    )
+    assert list(found["table_1"])[3:] == ["blobs", "things", "Avg."]
+    assert (
+        row in said.out or row.replace(str(family / "qwen2"), found["table_1"]["Inference BB."]) in said.out
+    )
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"blobs", "things"}
+    adapted = craft(
+        "eval", family / "qwen2", "--limit", "5", "--encoder", run, "--data", pictures, other, "--json"
+    )
+    assert adapted.status == 0, adapted.err
+    assert adapted.json["table_1"]["Train Surro."] != "-"
+
+
+def test_resume_asks_only_what_is_missing_or_was_asked_otherwise(craft, family, pictures, tmp_path):
+    words = ("eval", family / "llama", "--data", pictures, "--out", tmp_path, "--resume", "--limit")
+    first = craft(*words, "4", "--json").json
+    marked = (tmp_path / "samples-0.jsonl").read_text().replace('"strict": false', '"strict": true')
+    (tmp_path / "samples-0.jsonl").write_text(marked)  # so that it shows where an answer came from
+    assert craft(*words, "4", "--json").json["accuracy"] == 1.0
+    assert craft(*words, "5", "--json").json["count"] == 5
+    (tmp_path / "report.json").unlink()
+    assert craft(*words, "4", "--json").json["accuracy"] == first["accuracy"]
+
+
+def test_compare_two_evaluations(craft, family, encoder, tmp_path):
+    run, _ = encoder
+    for name, words in (("base", ("--like", run)), ("adapted", ("--encoder", run))):
+        done = craft("eval", family / "llama", *words, "--limit", "6", "--out", tmp_path / name, "--json")
+        assert done.status == 0, done.err
+    said = craft("compare", tmp_path / "base", tmp_path / "adapted")
+    assert said.status == 0, said.err
+    assert "McNemar, exact" in said.out and "seen" in said.out
+    found = craft("compare", tmp_path / "base", tmp_path / "adapted", "--json").json["comparisons"]["all"][
+        "all"
+    ]
+    told = [
+        json.loads((tmp_path / name / "report.json").read_text())["accuracy"] for name in ("base", "adapted")
+    ]
+    assert (found["a"], found["b"]) == tuple(map(pytest.approx, told))
+    assert found["difference"] == pytest.approx(told[1] - told[0]) and 0 < found["p_value"] <= 1
+    file = tmp_path / "base" / "samples-0.jsonl"
+    assert craft("compare", file, file, "--json").json["comparisons"]["all"]["all"]["p_value"] == 1.0
+
+
+def test_figures_go_into_the_model_card(craft, family, encoder, tmp_path):
+    import shutil
+
+    from huggingface_hub import ModelCard
+
+    run = tmp_path / "copy"
+    shutil.copytree(encoder[0], run)
+    words = ("eval", family / "qwen2", "--encoder", run, "--limit", "5", "--card", "--json")
+    told = craft(*words).json
+    card = (run / "encoder" / "README.md").read_text()
+    assert craft(*words).status == 0 and (run / "encoder" / "README.md").read_text() == card
+    found = ModelCard(card).data.eval_results
+    values = {result.metric_name: result.metric_value for result in found}
+    assert values[f"exact match, {told['reports'][0]['settings']['backbone']}"] == pytest.approx(
+        100 * told["accuracy"], abs=0.01
+    )
+    assert {r.dataset_name for r in found} == {"blobs"} and "## Codebook" in card
+    load(str(family / "qwen2")).with_encoder(run)  # the artefact is as good as before
 
 
 def test_eval_takes_its_flags_from_a_file(craft, family, pictures, tmp_path):

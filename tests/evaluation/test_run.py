@@ -1,14 +1,15 @@
 """Evaluation asks the questions that the samples hold, encodes images once, and keeps the order."""
 
-import json
 from dataclasses import replace
 
 import pytest
-import torch
 
 from builders import tiny_lvlm
-from craft.evaluation import evaluate_lvlm
-from craft.evaluation.run import CodeTable
+from craft.core.errors import DataError
+from craft.evaluation import evaluate_lvlm, read_samples
+from craft.evaluation import run as running
+from craft.evaluation.ask import Replies
+from craft.evaluation.run import option_texts
 from tiny_data import tiny_data
 
 
@@ -26,30 +27,73 @@ def test_each_image_is_encoded_once(monkeypatch):
     lvlm, samples = tiny_lvlm(), tiny_data(test=2).test
     twice = [replace(s, id=f"{s.id} {q}", question=q) for s in samples for q in ("Which?", "What is it?")]
     seen = []
-    encode = type(lvlm).encode
-    monkeypatch.setattr(
-        type(lvlm), "encode", lambda self, images, **k: seen.append(len(images)) or encode(self, images, **k)
-    )
-    assert len(evaluate_lvlm(lvlm, twice, progress=False).samples) == 4
-    assert sum(seen) == 2
-
-
-def test_code_table_gives_the_tokens_back():
-    lvlm, samples = tiny_lvlm(), tiny_data().test
-    exact = lvlm.encode([sample.image for sample in samples])
-    tokens = CodeTable(lvlm, samples, batch_size=2, progress=False).tokens(samples)
-    assert torch.equal(tokens.codes, exact.codes)
-    assert torch.equal(tokens.quantized, exact.quantized)
-    torch.testing.assert_close(tokens.residual, exact.residual)
+    visual = type(lvlm.visual)
+    encode = visual.encode
+    monkeypatch.setattr(visual, "encode", lambda self, i, **k: seen.append(len(i)) or encode(self, i, **k))
+    report = evaluate_lvlm(lvlm, twice, progress=False)
+    assert len(report.samples) == 4 and sum(seen) == 2
+    assert len({row["image"] for row in report.samples}) == 2
 
 
 def test_right_answers_count(monkeypatch, tmp_path):
     lvlm, samples = tiny_lvlm(), tiny_data().test
     answers = {sample.prompt(): sample.answer.upper() for sample in samples}
     answers[samples[0].prompt()] = "nothing of the kind"
-    monkeypatch.setattr(type(lvlm), "answer", lambda self, images, asked, **k: [answers[q] for q in asked])
+    monkeypatch.setattr(
+        running,
+        "ask",
+        lambda lvlm, i, asked, options, **k: Replies([answers[q] for q in asked], [[]] * len(asked)),
+    )
     report = evaluate_lvlm(lvlm, samples, progress=False)
     assert report.accuracy == pytest.approx(4 / 5) and report.unparseable == pytest.approx(1 / 5)
     report.save_samples(tmp_path / "s.jsonl")
-    lines = (tmp_path / "s.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == report.samples
+    assert read_samples(tmp_path / "s.jsonl") == report.samples
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cannot read"),
+        ('{"id": 1', "line 1: not valid JSON"),
+        ('{"id": "a"}\n', "line 1: not an answer"),
+    ],
+)
+def test_damaged_answers_are_named(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "s.jsonl").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_samples(tmp_path / "s.jsonl")
+
+
+def test_option_scoring_beside_generation_and_alone():
+    lvlm, samples = tiny_lvlm(), tiny_data(test=9).test
+    both = evaluate_lvlm(lvlm, samples, protocol="both", progress=False)
+    alone = evaluate_lvlm(lvlm, samples, protocol="options", progress=False)
+    plain = evaluate_lvlm(lvlm, samples, progress=False)
+    assert [row["prediction"] for row in both.samples] == [row["prediction"] for row in plain.samples]
+    assert plain.scored is None and plain.agreement is None and "scores" not in plain.samples[0]
+    likeliest = [row["choices"][max(range(4), key=row["scores"].__getitem__)] for row in both.samples]
+    assert likeliest == [row["prediction"] for row in alone.samples]
+    hits = sum(text == row["answer"] for text, row in zip(likeliest, both.samples, strict=True))
+    assert both.scored == alone.accuracy == alone.scored == pytest.approx(hits / 9)
+    assert alone.unparseable == 0 and alone.agreement is None
+    named = [row["prediction"] == text for row, text in zip(both.samples, likeliest, strict=True)]
+    assert both.agreement is not None and both.agreement >= sum(named) / 9
+    assert alone.settings["protocol"] == "options"
+
+
+def test_open_questions_have_no_options_to_score():
+    sample = replace(tiny_data().test[0], choices=(), correct=None)
+    with pytest.raises(DataError, match=r"and bag-\d+ has none"):
+        evaluate_lvlm(tiny_lvlm(), [sample], protocol="options", progress=False)
+    report = evaluate_lvlm(tiny_lvlm(), [sample], protocol="both", progress=False)
+    assert report.scored is None
+
+
+def test_options_are_worded_as_the_answer_is():
+    sample = tiny_data().test[0]
+    assert option_texts(sample) == list(sample.choices)
+    letter = "ABCD"[sample.correct]
+    assert option_texts(replace(sample, answer=letter)) == ["A", "B", "C", "D"]
+    swapped = replace(sample, answer="B", choices=("A", "B", "C", "D"), correct=1)
+    assert option_texts(swapped) == ["A", "B", "C", "D"]

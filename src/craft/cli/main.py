@@ -12,6 +12,7 @@ from craft import __version__
 from craft.cli.adapt import adapt
 from craft.cli.arguments import TUNED, expand
 from craft.cli.codes import show
+from craft.cli.compare import compare
 from craft.cli.data import check, list_domains, prepare, stats
 from craft.cli.demo import demo
 from craft.cli.evaluate import evaluate
@@ -41,6 +42,7 @@ _verbs = {
     "demo": demo,
     "adapt": adapt,
     "eval": evaluate,
+    "compare": compare,
     "transfer": transfer,
     "show": show,
     "prior": prior,

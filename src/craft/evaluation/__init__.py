@@ -1,17 +1,29 @@
-"""Floor 4: greedy answers, matching, figures with intervals."""
+"""Floor 4: answers, matching, figures with intervals, comparisons."""
 
+from craft.evaluation.classes import class_table, confusion
+from craft.evaluation.compare import Comparison, compare
+from craft.evaluation.export import add_to_card, to_lmms
 from craft.evaluation.matching import lenient, option_named, strict, unparseable
 from craft.evaluation.metrics import bootstrap_interval
-from craft.evaluation.report import Report, merge
-from craft.evaluation.run import evaluate_lvlm
+from craft.evaluation.report import Report, merge, read_samples, samples_in
+from craft.evaluation.run import Protocol, evaluate_lvlm
 
 __all__ = [
+    "Comparison",
+    "Protocol",
     "Report",
+    "add_to_card",
     "bootstrap_interval",
+    "class_table",
+    "compare",
+    "confusion",
     "evaluate_lvlm",
     "lenient",
     "merge",
     "option_named",
+    "read_samples",
+    "samples_in",
     "strict",
+    "to_lmms",
     "unparseable",
 ]

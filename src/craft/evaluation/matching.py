@@ -28,6 +28,8 @@ def option_named(prediction: str, choices: Sequence[str]) -> int | None:
 
     Source: ours.
     """
+    if not choices:
+        return None
     said = _plain(prediction)
     texts = [_plain(choice) for choice in choices]
     if said in texts:

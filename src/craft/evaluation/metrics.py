@@ -35,6 +35,31 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def paired_interval(
+    differences: np.ndarray,
+    clusters: np.ndarray,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean difference; whole clusters are drawn. Source: Efron 1979.
+
+    Args:
+        differences: `[n]`, one per question.
+        clusters: int `[n]`, 0..C-1: which questions belong together (to one image).
+        resamples, level, seed: as in `bootstrap_interval`.
+    """
+    sums = np.bincount(clusters, weights=differences)
+    counts = np.bincount(clusters)
+    draw, means = np.random.default_rng(seed), np.empty(resamples)
+    for number in range(resamples):
+        picked = draw.integers(len(sums), size=len(sums))
+        means[number] = sums[picked].sum() / counts[picked].sum()
+    tail = 50 * (1 - level)
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return float(low), float(high)
+
+
 def mean(values: Sequence[float] | Sequence[bool] | np.ndarray) -> float | None:
     """The mean, or None of nothing."""
     return float(np.mean(np.asarray(values, dtype=np.float64))) if len(values) else None

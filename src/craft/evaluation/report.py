@@ -6,10 +6,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from craft.core.errors import DataError
 from craft.core.files import atomic_write_text
 from craft.evaluation.metrics import bootstrap_interval, mean, spread
 
-FIGURES = ("accuracy", "seen", "unseen", "lenient", "lenient_seen", "lenient_unseen", "unparseable")
+FIGURES = (
+    "accuracy",
+    "seen",
+    "unseen",
+    "lenient",
+    "lenient_seen",
+    "lenient_unseen",
+    "unparseable",
+    "scored",
+    "scored_seen",
+    "scored_unseen",
+    "agreement",
+    "agreement_parseable",
+)
 """The figures that are averaged over seeds."""
 
 
@@ -24,9 +38,13 @@ class Report:
         unparseable: share of replies that name none of the options.
         interval: 95 % bootstrap interval of `accuracy`.
         chance: accuracy of picking an option at random; None for open questions.
-        samples: per sample: id, prompt, answer, prediction, strict, lenient, unparseable, seen, label,
-            correct and choices.
+        samples: per sample: id, image, prompt, answer, prediction, strict, lenient, unparseable, seen, label,
+            correct and choices; where options were scored also scored, agrees and scores.
         settings: backbone, encoder, data, seed, keep ratio and what else makes the result.
+        scored, scored_seen, scored_unseen: share of questions whose right option is the likeliest; None where
+            options were not scored.
+        agreement: share of questions whose written answer names the likeliest option.
+        agreement_parseable: the same among written answers that name an option.
     """
 
     accuracy: float
@@ -40,13 +58,21 @@ class Report:
     chance: float | None
     samples: list[dict[str, Any]] = field(repr=False)
     settings: dict[str, Any] = field(default_factory=dict)
+    scored: float | None = None
+    scored_seen: float | None = None
+    scored_unseen: float | None = None
+    agreement: float | None = None
+    agreement_parseable: float | None = None
 
     @classmethod
     def of(cls, samples: list[dict[str, Any]], settings: dict[str, Any] | None = None) -> "Report":
         """The figures of a list of per-sample results."""
 
-        def share(name: str, seen: bool | None = None) -> float | None:
-            return mean([row[name] for row in samples if seen is None or row["seen"] == seen])
+        def share(
+            name: str, seen: bool | None = None, among: Sequence[dict[str, Any]] = samples
+        ) -> float | None:
+            rows = [row for row in among if seen is None or row["seen"] == seen]
+            return mean([row[name] for row in rows if row.get(name) is not None])
 
         options = [len(row["choices"]) for row in samples]
         return cls(
@@ -61,6 +87,11 @@ class Report:
             chance=mean([1 / count for count in options]) if options and all(options) else None,
             samples=samples,
             settings=dict(settings or {}),
+            scored=share("scored"),
+            scored_seen=share("scored", True),
+            scored_unseen=share("scored", False),
+            agreement=share("agrees"),
+            agreement_parseable=share("agrees", among=[row for row in samples if not row["unparseable"]]),
         )
 
     def to_json(self, samples: bool = False) -> dict[str, Any]:
@@ -78,6 +109,52 @@ class Report:
         """
         rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in self.samples)
         atomic_write_text(path, "".join(rows))
+
+
+def read_samples(path: str | Path) -> list[dict[str, Any]]:
+    """The per-sample list that `Report.save_samples` wrote.
+
+    Raises:
+        DataError: the file is missing, or a line of it is not one of ours; the line is named.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path} ({error}); give what `craft eval --out` wrote.") from error
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path}, line {number}: not valid JSON ({error.msg}); evaluate again."
+            ) from error
+        if not isinstance(row, dict) or not {"id", "prompt", "answer", "prediction", "strict"} <= row.keys():
+            raise DataError(f"{path}, line {number}: not an answer of `craft eval --out`.")
+        rows.append(row)
+    return rows
+
+
+def samples_in(place: str | Path) -> dict[str, list[dict[str, Any]]]:
+    """The answers that `craft eval --out` left, by data set; rows of several seeds carry a `seed`.
+
+    Args:
+        place: its folder, or one file of samples.
+
+    Raises:
+        DataError: there are none, or a file is damaged.
+    """
+    place = Path(place)
+    if place.is_file():
+        return {"all": read_samples(place)}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(place.glob("samples-*.jsonl")) or sorted(place.glob("*/samples-*.jsonl")):
+        seed = path.stem.removeprefix("samples-")
+        name = "all" if path.parent == place else path.parent.name
+        found.setdefault(name, []).extend({**row, "seed": seed} for row in read_samples(path))
+    if not found:
+        raise DataError(f"{place} holds no samples-*.jsonl; give what `craft eval --out` wrote.")
+    return found
 
 
 def merge(reports: Sequence[Report]) -> dict[str, dict[str, float | int] | None]:

@@ -1,17 +1,18 @@
 """Ask an LVLM every question of a list, and mark the answers."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
-from craft.core.progress import track
-from craft.core.tokens import VisionTokens
-from craft.data import Sample
-from craft.evaluation.matching import lenient, strict, unparseable
+from craft.core.errors import DataError
+from craft.data import LETTERS, Sample
+from craft.evaluation.ask import Replies, ask
+from craft.evaluation.matching import lenient, option_named, right_option, strict, unparseable
 from craft.evaluation.report import Report
+from craft.models.code_cache import CodeCache
 from craft.models.lvlm import LVLM
+
+Protocol = Literal["generate", "options", "both"]
+"""How an answer is got: written by the LLM (the paper's), the likeliest option, or one beside the other."""
 
 
 def evaluate_lvlm(
@@ -23,11 +24,15 @@ def evaluate_lvlm(
     settings: dict[str, Any] | None = None,
     progress: bool = True,
     keep_positions: bool = False,
+    *,
+    protocol: Protocol = "generate",
+    cache: CodeCache | None = None,
 ) -> Report:
-    """Greedy answers to all samples, marked (§4.1).
+    """Answers to all samples, marked (§4.1).
 
-    Every distinct image is encoded once; questions go in batches of similar length, and results come back in
-    the order of `samples`.
+    Every distinct image is encoded once, and read once for all of its questions; questions go in batches of
+    similar length. Results come back in the order of `samples`, and depend neither on the batch size nor on
+    what was cached.
 
     Args:
         lvlm: the model.
@@ -38,99 +43,81 @@ def evaluate_lvlm(
         settings: recorded in the report.
         progress: show it.
         keep_positions: as `LVLM.answer` takes it.
+        protocol: "generate" is the paper's: greedy answers. "options" takes the option that the LLM finds
+            likeliest, in one pass and without generation. "both" marks the written answers, and reports how
+            far the options' scores agree with them.
+        cache: codes of images that were encoded before; what is new is added. None: this call's own.
 
     Raises:
-        DataError: an image cannot be read.
+        DataError: an image cannot be read, or "options" is asked of a question that has none.
         CraftError: `keep_ratio` is out of range, or there is no code prior for it.
     """
     lvlm.check_keep_ratio(keep_ratio)
-    codes = CodeTable(lvlm, samples, batch_size, progress)
-    prompts = [sample.prompt() for sample in samples]
-    lengths = [len(lvlm.backbone.tokenizer(prompt)["input_ids"]) for prompt in prompts]
-    order = sorted(range(len(samples)), key=lambda index: lengths[index])
-    starts = range(0, len(order), batch_size)
-    answers: dict[int, str] = {}
-    for start in track(starts, f"asking {lvlm.name}") if progress else starts:
-        chosen = order[start : start + batch_size]
-        tokens = codes.tokens([samples[index] for index in chosen])
-        asked = [prompts[index] for index in chosen]
-        said = lvlm.answer(
-            tokens,
-            asked,
-            max_new_tokens=max_new_tokens,
-            keep_ratio=keep_ratio,
-            batch_size=batch_size,
-            keep_positions=keep_positions,
+    bare = next((sample for sample in samples if not sample.choices), None)
+    if protocol == "options" and bare is not None:
+        raise DataError(
+            f"The protocol 'options' needs questions with options, and {bare.id} has none; use 'generate'."
         )
-        answers |= dict(zip(chosen, said, strict=True))
-    rows = [_row(sample, prompts[index], answers[index]) for index, sample in enumerate(samples)]
-    told = {"keep_ratio": keep_ratio, "keep_positions": keep_positions, "max_new_tokens": max_new_tokens}
+    images = (cache or CodeCache()).encode(lvlm.visual, [s.image for s in samples], batch_size, progress)
+    prompts = [sample.prompt() for sample in samples]
+    replies = ask(
+        lvlm,
+        images,
+        prompts,
+        None if protocol == "generate" else [option_texts(sample) for sample in samples],
+        max_new_tokens=0 if protocol == "options" else max_new_tokens,
+        keep_ratio=keep_ratio,
+        keep_positions=keep_positions,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    rows = [
+        {**_row(sample, prompts[index], replies, index, protocol), "image": images.names[images.rows[index]]}
+        for index, sample in enumerate(samples)
+    ]
+    told = {
+        "protocol": protocol,
+        "keep_ratio": keep_ratio,
+        "keep_positions": keep_positions,
+        "max_new_tokens": max_new_tokens,
+        "asked_alone": len(replies.alone),
+    }
     return Report.of(rows, {**told, **(settings or {})})
 
 
-def _row(sample: Sample, prompt: str, prediction: str) -> dict[str, Any]:
-    return {
+def option_texts(sample: Sample) -> list[str]:
+    """The replies that would be right or wrong by the letter of the question: its letters, or its options."""
+    right = right_option(sample)
+    by_letter = right is not None and strict(sample.answer, LETTERS[right])
+    if by_letter and not strict(sample.answer, sample.choices[right or 0]):
+        return list(LETTERS[: len(sample.choices)])
+    return list(sample.choices)
+
+
+def _row(sample: Sample, prompt: str, replies: Replies, index: int, protocol: Protocol) -> dict[str, Any]:
+    scores = replies.scores[index]
+    likeliest = max(range(len(scores)), key=scores.__getitem__) if scores else None
+    said = replies.texts[index]
+    if protocol == "options" and likeliest is not None:
+        said = option_texts(sample)[likeliest]
+    row = {
         "id": sample.id,
         "prompt": prompt,
         "answer": sample.answer,
-        "prediction": prediction,
-        "strict": strict(prediction, sample.answer),
-        "lenient": lenient(prediction, sample),
-        "unparseable": unparseable(prediction, sample),
+        "prediction": said,
+        "strict": strict(said, sample.answer),
+        "lenient": lenient(said, sample),
+        "unparseable": unparseable(said, sample),
         "seen": sample.seen,
         "label": sample.label,
         "correct": sample.answer_text,
         "choices": list(sample.choices),
     }
-
-
-class CodeTable:
-    """Codes and residuals of every distinct image: all that the LLM and pruning need, in little memory.
-
-    Args:
-        lvlm: its visual tokenizer encodes.
-        samples: whose images.
-        batch_size: images per forward pass.
-        progress: show it.
-
-    Raises:
-        DataError: an image cannot be read.
-    """
-
-    def __init__(
-        self, lvlm: LVLM, samples: Sequence[Sample], batch_size: int = 64, progress: bool = True
-    ) -> None:
-        self.visual = lvlm.visual
-        distinct: dict[Any, Any] = {}
-        for sample in samples:
-            distinct.setdefault(_key(sample), sample.image)
-        self.rows = {key: row for row, key in enumerate(distinct)}
-        sources = list(distinct.values())
-        starts = range(0, len(sources), batch_size)
-        codes, residuals = [], []
-        for start in track(starts, "encoding images") if progress and len(starts) > 1 else starts:
-            tokens = lvlm.encode(sources[start : start + batch_size], batch_size=batch_size)
-            codes.append(tokens.codes)
-            residuals.append(tokens.residual)
-        self.codes = torch.cat(codes) if codes else torch.zeros(0, 0, 0, dtype=torch.long)
-        self.residuals = torch.cat(residuals) if residuals else torch.zeros(0, 0)
-
-    def tokens(self, samples: Sequence[Sample]) -> VisionTokens:
-        """The samples' visual tokens, codeword sums looked up by code; `features` are those sums too."""
-        device = self.codes.device
-        rows: Tensor = torch.tensor([self.rows[_key(sample)] for sample in samples], device=device)
-        codes = self.codes[rows]
-        quantized = self.visual.codebook.lookup(codes)
-        batch, count = codes.shape[:2]
-        return VisionTokens(
-            features=quantized,
-            codes=codes,
-            quantized=quantized,
-            residual=self.residuals[rows],
-            positions=torch.arange(count, device=device).expand(batch, count),
-            grid=self.visual.grid,
-        )
-
-
-def _key(sample: Sample) -> Any:
-    return sample.image if isinstance(sample.image, str) else id(sample.image)
+    if likeliest is not None:
+        named = option_named(said, sample.choices)
+        row |= {
+            "scored": likeliest == right_option(sample),
+            "agrees": None if protocol == "options" else likeliest == named,
+            "scores": [round(score, 4) for score in scores],
+        }
+    return row

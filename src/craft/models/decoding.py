@@ -20,6 +20,7 @@ from craft.models.prompts import build_prompt
 SHARED = 0.75
 """Images are read apart where a batch has at most so many per question: the extra pass has a price."""
 
+_TAIL = 4  # tokens at a prompt's end that show whether it was split there
 _HEAD_BLOCK = 256  # positions whose logits over the vocabulary are held at once
 
 
@@ -212,33 +213,36 @@ def score(
 
 
 def option_ids(
-    backbone: Backbone, question: str, options: Sequence[str], image: bool = True
+    backbone: Backbone, question: str, options: Sequence[str], image: bool = True, end: bool = True
 ) -> list[list[int]]:
     """Token ids of the answers that the options are, as the backbone would write them.
 
-    The end token belongs to them, so that "red" is not always likelier than "red cat"; where all options are
-    one token long (letters) it is left out.
+    Args:
+        backbone: the backbone.
+        question: what is asked.
+        options: the answers.
+        image: whether there is one.
+        end: with the end token, so that "red" is not always likelier than "red cat"; where all options are
+            one token long (letters) it is left out all the same.
 
     Raises:
         CraftError: the text tokenizer joins the prompt's last token with an option's first.
     """
     ends = backbone.end_ids()
-    asked = build_prompt(backbone.prompt, backbone.tokenizer, question, None, image)
-    prompt = asked.after if image else asked.before
     found: list[list[int]] = []
+    asked = build_prompt(backbone.prompt, backbone.tokenizer, question, None, image)
     for option in options:
         told = build_prompt(backbone.prompt, backbone.tokenizer, question, option, image)
-        whole = (told.after if image else told.before) + told.answer
-        if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
+        before, after = (p.after if image else p.before for p in (asked, told))
+        if before[-_TAIL:] != after[-_TAIL:] or not told.answer:
             raise CraftError(
                 f"The text tokenizer joins the end of the prompt with the option {option!r}, so that its "
                 "probability is not defined token by token; use the protocol 'generate'."
             )
-        ids = whole[len(prompt) :]
-        stop = next((n for n, token in enumerate(ids) if token in ends), len(ids))
-        found.append(ids[: stop + 1])
+        stop = next((n for n, token in enumerate(told.answer) if token in ends), len(told.answer))
+        found.append(told.answer[: stop + 1])
     bare = [ids[:-1] if ids[-1] in ends else ids for ids in found]
-    return bare if all(len(ids) == 1 for ids in bare) else found
+    return found if end and any(len(ids) > 1 for ids in bare) else bare
 
 
 def _logits(backbone: Backbone, inputs: dict[str, Tensor], cache: Any) -> Tensor:

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from craft.data import Data
-from craft.evaluation import Report, evaluate_lvlm
+from craft.evaluation import Protocol, Report, evaluate_lvlm
 from craft.models.artefact import Artefact, load_artefact
+from craft.models.code_cache import CodeCache
 from craft.models.load import load
 from craft.models.lvlm import LVLM
 from craft.recipes.prior import chosen_prior
@@ -35,6 +36,8 @@ def evaluate(
     device: str | None = None,
     dtype: str | None = None,
     out: str | Path | None = None,
+    protocol: Protocol = "generate",
+    cache: str | Path | CodeCache | None = None,
 ) -> Report:
     """Greedy answers to a data set's questions, marked by exact match (§4.1).
 
@@ -62,6 +65,10 @@ def evaluate(
         max_new_tokens: the cap on an answer.
         device, dtype: where and in what to run.
         out: a JSONL file for the per-sample results.
+        protocol: "generate" is the paper's: the LLM writes an answer. "options" takes the option that it
+            finds likeliest, in one pass. "both" also says how far the two agree.
+        cache: a folder (or a `CodeCache`) that keeps the codes of images for the next evaluation with the
+            same encoder.
 
     Raises:
         CodebookMismatchError: encoder and backbone do not share a codebook.
@@ -101,7 +108,15 @@ def evaluate(
         "prior": None if prior is None else str(prior),
     }
     report = evaluate_lvlm(
-        lvlm, samples, batch_size, max_new_tokens, keep_ratio, settings, keep_positions=keep_positions
+        lvlm,
+        samples,
+        batch_size,
+        max_new_tokens,
+        keep_ratio,
+        settings,
+        keep_positions=keep_positions,
+        protocol=protocol,
+        cache=cache if isinstance(cache, CodeCache) else CodeCache(cache),
     )
     if out is not None:
         report.save_samples(out)

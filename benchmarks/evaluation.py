@@ -1,0 +1,124 @@
+"""Evaluation: one question at a time against batches, codes kept, images read once, options scored.
+
+    python benchmarks/evaluation.py [--quick] [--model craft-tiny/qwen2] [--out evaluation.json]
+
+Five questions on each picture of a part of the embedded domain `apparel`, answers of at most 5 tokens. "One
+by one" is what a loop over `LVLM.answer` does: the vision tower and the LLM run for each question. All variants
+must give the same answers; option scoring is another protocol: its agreement with the answers is stated.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from _measure import arguments, fastest, report
+
+import craft
+from craft.evaluation import Report, evaluate_lvlm
+from craft.models import decoding
+from craft.models.code_cache import CodeCache
+from craft.models.lvlm import LVLM
+
+ASKED = (
+    "What is shown in the picture?",
+    "Which of these is it?",
+    "What kind of thing is this?",
+    "Name what you see.",
+    "What is it?",
+)
+
+
+def main() -> None:
+    """Time every variant, compare the answers, print the table."""
+    options = arguments(__doc__ or "", _more)
+    device = torch.device(options.device)
+    lvlm = craft.load(options.model, device=options.device, dtype=options.dtype)
+    images, per_image = (6, 3) if options.quick else (options.images, len(ASKED))
+    data = craft.data.load_data("apparel").test[:images]
+    samples = [
+        replace(sample, id=f"{sample.id} {question}", question=question)
+        for sample in data
+        for question in ASKED[:per_image]
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        CodeCache(folder).encode(lvlm.visual, [s.image for s in data], progress=False)
+        variants = _variants(lvlm, samples, Path(folder), options.batch)
+        found = {name: function() for name, function in variants.items()}
+        seconds = fastest(variants, options.repeats, device)
+    first = next(iter(variants))
+    rows = [
+        {
+            "evaluation": name,
+            "questions/s": round(len(samples) / seconds[name].wall, 1),
+            "speed": f"{seconds[first].wall / seconds[name].wall:.1f}x",
+            "by cpu": f"{seconds[first].cpu / seconds[name].cpu:.1f}x",
+            "same answers": _same(found[first], found[name]),
+        }
+        for name in variants
+    ]
+    both = evaluate_lvlm(lvlm, samples, options.batch, protocol="both", progress=False)
+    best = "+ images read once"
+    facts = {
+        "speed ratio": round(seconds[first].wall / seconds[best].wall, 2),
+        "by processor time": round(seconds[first].cpu / seconds[best].cpu, 2),
+        "option scoring: speed ratio": round(seconds[first].wall / seconds["options scored"].wall, 2),
+        "option scoring agrees with generation": round(both.agreement or 0, 4),
+        "same, where an option was written": round(both.agreement_parseable or 0, 4),
+        "answers equal": all(_same(found[first], found[name]) == "all" for name in list(variants)[:-1]),
+        "sizes": {
+            "model": options.model,
+            "images": images,
+            "questions": len(samples),
+            "batch": options.batch,
+        },
+        "dtype": str(next(lvlm.backbone.llm.parameters()).dtype),
+    }
+    report("Evaluation", rows, facts, options)
+
+
+def _more(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="craft-tiny/qwen2", help="a shipped model, a folder or a hub id")
+    parser.add_argument("--dtype", default=None, help="float32 or bfloat16")
+    parser.add_argument("--images", type=int, default=60, help="pictures, each with five questions")
+    parser.add_argument("--batch", type=int, default=64, help="questions per forward pass")
+
+
+def _variants(lvlm: LVLM, samples: list[Any], folder: Path, batch: int) -> dict[str, Callable[[], Any]]:
+    """One more lever each; every call starts from what a fresh process would have."""
+
+    def one_by_one() -> list[str]:
+        return [lvlm.answer([sample.image], [sample.prompt()])[0] for sample in samples]
+
+    def evaluated(kept: bool, shared: bool, protocol: str = "generate") -> Report:
+        usual = decoding.SHARED
+        decoding.SHARED = usual if shared else 0
+        try:
+            cache = CodeCache(folder) if kept else None
+            return evaluate_lvlm(lvlm, samples, batch, protocol=protocol, cache=cache, progress=False)  # type: ignore[arg-type]
+        finally:
+            decoding.SHARED = usual
+
+    return {
+        "one by one": one_by_one,
+        "batches, an image encoded once": lambda: evaluated(False, False),
+        "+ codes on disk": lambda: evaluated(True, False),
+        "+ images read once": lambda: evaluated(True, True),
+        "options scored": lambda: evaluated(True, True, "options"),
+    }
+
+
+def _same(first: Any, other: Any) -> str:
+    answers = [
+        [row["prediction"] for row in found.samples] if isinstance(found, Report) else found
+        for found in (first, other)
+    ]
+    equal = sum(a == b for a, b in zip(*answers, strict=True))
+    return "all" if equal == len(answers[0]) else f"{equal} of {len(answers[0])}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Two runs on the same questions: is the difference more than luck?"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import comb
+from typing import Any, Literal
+
+import numpy as np
+
+from craft.core.errors import DataError
+from craft.evaluation.metrics import paired_interval
+
+Metric = Literal["strict", "lenient", "scored"]
+
+FLIPS = 10_000
+"""Random changes of sign behind a p-value, where questions are not independent."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A against B, question by question; shares in [0, 1].
+
+    Attributes:
+        questions, images: how many are in both.
+        a, b: share right in each run.
+        difference: b - a.
+        interval: its 95 % interval, by a paired bootstrap over images.
+        only_a, only_b: questions that one run alone has right.
+        p_value: probability of a difference as large by luck, if both runs were equally good.
+        test: how `p_value` was computed.
+    """
+
+    questions: int
+    images: int
+    a: float
+    b: float
+    difference: float
+    interval: tuple[float, float]
+    only_a: int
+    only_b: int
+    p_value: float
+    test: str
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dict."""
+        return {**asdict(self), "interval": list(self.interval)}
+
+
+def compare(
+    a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], metric: Metric = "strict"
+) -> dict[str, Comparison | None]:
+    """Compare two runs on all questions, and on those of seen and unseen classes.
+
+    Where every image has one question, the p-value is McNemar's, exact. Where images have several (or several
+    seeds ask about the same image), their answers are not independent: then the signs of whole images'
+    differences are flipped at random. The interval resamples images in either case.
+
+    Args:
+        a, b: rows of `Report.samples`; with a `seed` where several seeds are in one list. They are paired by
+            seed and id.
+        metric: which mark is compared: strict, lenient, or the likeliest option's.
+
+    Returns:
+        "all", and "seen" and "unseen" where there are such questions (else None).
+
+    Raises:
+        DataError: the runs were not asked the same questions, or were not marked by this metric.
+
+    Source: McNemar 1947; ours.
+    """
+    first, second = _by_question(a, metric, "A"), _by_question(b, metric, "B")
+    if first.keys() != second.keys():
+        alone = sorted(first.keys() ^ second.keys(), key=str)[0]
+        raise DataError(
+            f"A has {len(first)} questions, B has {len(second)}, and {len(first.keys() & second.keys())} are "
+            f"in both (question {alone[1]} is not). Evaluate both on the same data, split, seeds and limit."
+        )
+    for key, row in first.items():
+        other = second[key]
+        if any(row.get(name) != other.get(name) for name in ("prompt", "answer", "image")):
+            raise DataError(
+                f"Question {key[1]} is not the same in A and B: {row['prompt']!r} and {other['prompt']!r}. "
+                "Evaluate both with the same seed, distractors and way of answering; `craft eval --like "
+                "ENCODER` asks the base tower an encoder's questions."
+            )
+    groups = {"all": list(first), "seen": [], "unseen": []}
+    for key, row in first.items():
+        groups["seen" if row.get("seen", True) else "unseen"].append(key)
+    return {
+        name: _compare([first[key] for key in keys], [second[key] for key in keys], metric) if keys else None
+        for name, keys in groups.items()
+    }
+
+
+def _by_question(rows: Sequence[Mapping[str, Any]], metric: Metric, run: str) -> dict[tuple[Any, str], Any]:
+    found = {(row.get("seed"), str(row["id"])): row for row in rows}
+    if not rows or len(found) < len(rows):
+        raise DataError(
+            f"{run} has {'the same question twice' if rows else 'no questions'}; evaluate it again."
+        )
+    if any(row.get(metric) is None for row in rows):
+        raise DataError(
+            f"{run} has answers that are not marked as '{metric}'; "
+            "for 'scored' evaluate with --protocol both or options."
+        )
+    return found
+
+
+def _compare(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], metric: Metric) -> Comparison:
+    right_a = np.array([bool(row[metric]) for row in a])
+    right_b = np.array([bool(row[metric]) for row in b])
+    images = [str(row.get("image") or row["id"]) for row in a]
+    difference = right_b.astype(int) - right_a.astype(int)
+    _, cluster = np.unique(images, return_inverse=True)
+    sums = np.bincount(cluster, weights=difference)
+    only_a, only_b = int((difference < 0).sum()), int((difference > 0).sum())
+    single = len(sums) == len(a)
+    return Comparison(
+        questions=len(a),
+        images=len(sums),
+        a=float(right_a.mean()),
+        b=float(right_b.mean()),
+        difference=float(difference.mean()),
+        interval=paired_interval(difference, cluster),
+        only_a=only_a,
+        only_b=only_b,
+        p_value=mcnemar(only_a, only_b) if single else sign_flips(sums),
+        test="McNemar, exact" if single else f"signs of images flipped, {FLIPS} times",
+    )
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Exact two-sided p-value of McNemar's test: the binomial test of the pairs that disagree.
+
+    Args:
+        only_a, only_b: pairs that one side alone has right.
+
+    Source: McNemar 1947.
+    """
+    count, fewer = only_a + only_b, min(only_a, only_b)
+    tail = sum(comb(count, k) for k in range(fewer + 1))
+    return min(1.0, 2 * tail / 2**count)
+
+
+def sign_flips(sums: np.ndarray, flips: int = FLIPS, seed: int = 0) -> float:
+    """Two-sided p-value of a sum of independent differences: how often random signs make it as large.
+
+    Args:
+        sums: one difference per independent unit.
+        flips: random draws; the observed signs count as one more.
+        seed: of the draws.
+
+    Source: Fisher's randomisation test.
+    """
+    sums = sums[sums != 0]
+    draw, observed, reached = np.random.default_rng(seed), abs(float(sums.sum())), 0
+    for start in range(0, flips, 1000):
+        signs = draw.integers(0, 2, size=(min(1000, flips - start), len(sums))) * 2 - 1
+        reached += int((np.abs(signs @ sums) >= observed - 1e-9).sum())
+    return (reached + 1) / (flips + 1)

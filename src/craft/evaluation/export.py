@@ -1,0 +1,114 @@
+"""Results in others' forms: Hugging Face's model-index in a model card, and lmms-eval's JSON."""
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+from craft.core.errors import CheckpointError
+from craft.core.files import PathLike, atomic_write_text
+from craft.evaluation.report import Report, merge
+
+_SHOWN = {
+    "accuracy": ("exact_match", "exact match"),
+    "seen": ("exact_match", "exact match, classes seen in training"),
+    "unseen": ("exact_match", "exact match, unseen classes"),
+    "lenient": ("accuracy", "right option by letter or text"),
+}
+
+
+def add_to_card(readme: PathLike, reports: Sequence[Report]) -> None:
+    """Write figures into a model card's metadata (`model-index`), in percent.
+
+    Figures of the same data, backbone and settings that are there already are replaced; all else is kept.
+
+    Args:
+        readme: the card, `README.md` of an adapted encoder.
+        reports: one data set's, one per seed; their means are written.
+
+    Raises:
+        CheckpointError: there is no card, or its metadata cannot be read.
+        ConfigError: it cannot be written to.
+    """
+    from huggingface_hub import EvalResult, ModelCard
+
+    path = Path(readme)
+    try:
+        card = ModelCard(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a model card that can be added to: {error}") from error
+    data: Any = card.data
+    told, found = reports[0].settings, merge(reports)
+    arguments = {
+        "backbone": told.get("backbone"),
+        "protocol": told.get("protocol"),
+        "keep_ratio": told.get("keep_ratio"),
+        "max_new_tokens": told.get("max_new_tokens"),
+        "limit": told.get("limit"),
+    }
+    results = [
+        EvalResult(
+            task_type="visual-question-answering",
+            task_name="Visual question answering",
+            dataset_type=str(told.get("data")),
+            dataset_name=str(told.get("data")),
+            dataset_split=told.get("split"),
+            metric_type=kind,
+            metric_name=f"{name}, {told.get('backbone')}",
+            metric_value=round(100 * float(figure["mean"]), 2),
+            metric_args={key: value for key, value in arguments.items() if value is not None},
+        )
+        for field, (kind, name) in _SHOWN.items()
+        if (figure := found[field]) is not None
+    ]
+    kept = [
+        old for old in data.eval_results or [] if not any(old.is_equal_except_value(new) for new in results)
+    ]
+    data.model_name = data.model_name or _title(card.text) or path.parent.name
+    data.eval_results = [*kept, *results]
+    atomic_write_text(path, str(card))
+
+
+def to_lmms(reports: Mapping[str, Report]) -> dict[str, Any]:
+    """Results as lmms-eval writes them (`results`, `configs`, `n-samples`, ...), for its tools.
+
+    Args:
+        reports: by task name. `exact_match` is the paper's strict accuracy.
+    """
+    results, configs, counts = {}, {}, {}
+    for name, report in reports.items():
+        count, told = len(report.samples), report.settings
+        row: dict[str, Any] = {"alias": name}
+        for metric, share in (("exact_match", report.accuracy), ("lenient_match", report.lenient)):
+            row[f"{metric},none"] = share
+            row[f"{metric}_stderr,none"] = sqrt(share * (1 - share) / (count - 1)) if count > 1 else "N/A"
+        results[name] = row
+        configs[name] = {
+            "task": name,
+            "test_split": told.get("split"),
+            "output_type": "multiple_choice" if told.get("protocol") == "options" else "generate_until",
+            "num_fewshot": 0,
+            "generation_kwargs": {"max_new_tokens": told.get("max_new_tokens"), "do_sample": False},
+            "metadata": {key: told.get(key) for key in ("seed", "held_out", "keep_ratio", "encoder")},
+        }
+        counts[name] = {"original": count, "effective": count}
+    first = next(iter(reports.values()))
+    return {
+        "results": results,
+        "group_subtasks": {name: [] for name in reports},
+        "configs": configs,
+        "versions": dict.fromkeys(reports, "craft"),
+        "n-shot": dict.fromkeys(reports, 0),
+        "higher_is_better": {n: {"exact_match": True, "lenient_match": True} for n in reports},
+        "n-samples": counts,
+        "config": {
+            "model": "craft",
+            "model_args": f"pretrained={first.settings.get('backbone')}"
+            + (f",encoder={first.settings['encoder']}" if first.settings.get("encoder") else ""),
+            "limit": first.settings.get("limit"),
+        },
+    }
+
+
+def _title(text: str) -> str | None:
+    return next((line[2:].strip() for line in text.splitlines() if line.startswith("# ")), None)

@@ -1,0 +1,92 @@
+"""Comparisons are paired, refuse runs that are not, and do not see differences where there are none."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from craft.core.errors import DataError
+from craft.evaluation.compare import compare, mcnemar, sign_flips
+
+
+def rows(marks, per_image=1, seed=None, seen=None):
+    """Answers with the given marks."""
+    return [
+        {
+            "id": f"q{n}",
+            "image": f"i{n // per_image}",
+            "prompt": f"Question {n}?",
+            "answer": "a",
+            "prediction": "a" if mark else "b",
+            "strict": bool(mark),
+            "seen": True if seen is None else bool(seen[n]),
+            **({} if seed is None else {"seed": seed}),
+        }
+        for n, mark in enumerate(marks)
+    ]
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (0, 5), (3, 3), (2, 9), (40, 61), (700, 801)])
+def test_mcnemar_is_the_exact_binomial_test(only_a, only_b):
+    count = only_a + only_b
+    wanted = binomtest(only_b, count).pvalue if count else 1.0
+    assert mcnemar(only_a, only_b) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_sign_flips_agree_with_mcnemar_where_questions_are_independent():
+    sums = np.array([1.0] * 14 + [-1.0] * 5 + [0.0] * 30)
+    assert sign_flips(sums) == pytest.approx(mcnemar(5, 14), abs=0.015)
+
+
+def test_a_difference_question_by_question():
+    a, b = [1] * 50 + [0] * 50, [1] * 45 + [0] * 5 + [1] * 20 + [0] * 30
+    found = compare(rows(a), rows(b))["all"]
+    assert (found.a, found.b, found.only_a, found.only_b) == (0.5, 0.65, 5, 20)
+    assert found.difference == pytest.approx(0.15)
+    assert found.p_value == pytest.approx(mcnemar(5, 20)) and found.test.startswith("McNemar")
+    low, high = found.interval
+    assert 0 < low < 0.15 < high < 0.3
+    error = 1.96 * np.sqrt((0.25 - 0.15**2) / 100)  # the normal approximation
+    assert high - low == pytest.approx(2 * error, rel=0.2)
+
+
+def test_several_questions_on_an_image_count_as_one_piece_of_evidence():
+    """Ten images with ten equal answers each: as questions they would be a hundred independent wins."""
+    a, b = [0] * 100, [1] * 60 + [0] * 40
+    apart, together = compare(rows(a), rows(b))["all"], compare(rows(a, 10), rows(b, 10))["all"]
+    assert (together.questions, together.images) == (100, 10)
+    assert apart.p_value < 1e-15 and 0.02 < together.p_value < 0.05  # 2 * 0.5**6
+    assert together.interval[1] - together.interval[0] > 2 * (apart.interval[1] - apart.interval[0])
+    assert "signs" in together.test
+
+
+def test_seen_and_unseen_are_compared_apart():
+    seen = [1, 1, 1, 0, 0]
+    found = compare(rows([1, 0, 0, 1, 1], seen=seen), rows([1, 1, 1, 0, 0], seen=seen))
+    assert (found["seen"].only_b, found["unseen"].only_a) == (2, 2)
+    assert compare(rows([1, 0]), rows([1, 0]))["unseen"] is None
+
+
+def test_seeds_are_paired_with_their_like():
+    a = rows([1, 0, 1], seed=0) + rows([0, 0, 1], seed=1)
+    b = rows([1, 0, 1], seed=1) + rows([1, 0, 1], seed=0)
+    found = compare(a, b)["all"]
+    assert (found.questions, found.images, found.only_b) == (6, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda b: b[:-1], r"A has 4 questions, B has 3, and 3 are in both \(question q3 is not\)"),
+        (lambda b: [{**b[0], "prompt": "Other?"}, *b[1:]], r"q0 is not the same .*'Other\?'"),
+        (lambda b: [*b, b[0]], "B has the same question twice"),
+        (lambda b: [], "B has no questions"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused(change, message):
+    with pytest.raises(DataError, match=message):
+        compare(rows([1, 0, 1, 0]), change(rows([1, 0, 1, 0])))
+
+
+def test_an_absent_mark_is_named():
+    with pytest.raises(DataError, match="--protocol both"):
+        compare(rows([1]), rows([1]), metric="scored")
