@@ -4,13 +4,14 @@ from craft.data.benchmarks import BENCHMARKS
 from craft.data.captions import class_text, declarative
 from craft.data.check import Finding, check_data, verify_images
 from craft.data.choices import DIRECTIVES, QUESTION, multiple_choice
-from craft.data.domains import APPAREL_WORDS, DIGIT_WORDS, EMBEDDED, catalogue
+from craft.data.domains import APPAREL_WORDS, DIGIT_WORDS, EMBEDDED, SKETCH_WORDS, catalogue
 from craft.data.holdout import held_out_classes, stratified
 from craft.data.images import ImageSource, image_key, open_image
 from craft.data.load import load_data, read_data
 from craft.data.prepare import Wanted, prepare
 from craft.data.raw import TrainLimit
 from craft.data.sample import LETTERS, Data, Sample
+from craft.data.scenes import draw_scenes
 from craft.data.sheet import contact_sheet
 from craft.data.stats import data_stats, draw_stats, showcase
 
@@ -22,6 +23,7 @@ __all__ = [
     "EMBEDDED",
     "LETTERS",
     "QUESTION",
+    "SKETCH_WORDS",
     "Data",
     "Finding",
     "ImageSource",
@@ -34,6 +36,7 @@ __all__ = [
     "contact_sheet",
     "data_stats",
     "declarative",
+    "draw_scenes",
     "draw_stats",
     "held_out_classes",
     "image_key",

@@ -123,6 +123,11 @@ def compose(
         train = _ask([s for s in train if s.label not in unseen], unseen, True, *settings)
         validation = _ask([s for s in validation if s.label not in unseen], unseen, True, *settings)
         test = _ask(test, unseen, False, *settings)
+    elif raw.draw is not None:
+        classes = raw.classes
+        unseen = _unseen(raw, [], classes, unseen_fraction, seed, held_out)
+        train = raw.draw(unseen) if unseen else train
+        test = [replace(sample, seen=sample.label not in unseen) for sample in test]
     elif train and len({s.concept for s in raw.samples}) < 2:
         raise DataError(
             f"{where}: every row has the same answer, '{train[0].concept}'. "

@@ -1,5 +1,6 @@
 """What every reader returns: samples as they were found, before split, hold-out and options are settled."""
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -28,6 +29,8 @@ class Raw:
         name, task, domain, licence, source, notes: as in `Data`.
         samples: everything that was found, in a stable order, with unique ids.
         train_limit: use a subset of the training samples.
+        classes: the labels of what is drawn on demand; empty where samples are found.
+        draw: draws the training samples again, without pictures and names of the given classes.
     """
 
     name: str
@@ -38,3 +41,5 @@ class Raw:
     source: str = ""
     notes: list[str] = field(default_factory=list)
     train_limit: TrainLimit | None = None
+    classes: tuple[str, ...] = ()
+    draw: Callable[[Collection[str]], list[Sample]] | None = None

@@ -87,9 +87,7 @@ def is_training_data(
     place = {"name": name, "root": given.get("root", told["settings"]["root"])}
     settings = DataConfig.model_validate({**told["settings"], **place})
     try:
-        again = open_data(
-            settings, told["seed"], lvlm, held_out if told["task"] == "classification" else None
-        )
+        again = open_data(settings, told["seed"], lvlm, held_out)
     except DataError:
         if name == learned:
             raise
@@ -151,8 +149,7 @@ def questions_for(
                 f"held out {', '.join(held_out) or 'nothing'}. Leave it out."
             )
         settings = _data_config({**told["settings"], "limit": None, **given})
-        own = held_out if told["task"] == "classification" else None
-        return open_data(settings, told["seed"] if seed is None else seed, lvlm, own)
+        return open_data(settings, told["seed"] if seed is None else seed, lvlm, held_out)
     return checked(open_data(_data_config(given), seed or 0, lvlm), manifest)
 
 
@@ -167,7 +164,7 @@ def checked(data: Data, manifest: Mapping[str, Any]) -> Data:
     unseen classes are the manifest's; if not, the encoder has seen no class of it.
     """
     told = training_data_of(manifest)
-    if told is None or told["name"] != data.name or told["task"] != "classification":
+    if told is None or told["name"] != data.name or not data.classes:
         return data
     if told["fingerprint"] == data.fingerprint or set(manifest.get("held_out") or ()) <= set(data.classes):
         return with_seen(data, manifest.get("held_out") or ())
