@@ -10,6 +10,7 @@ from PIL import Image
 
 from cli.conftest import FAST
 from craft.core.files import load_tensors
+from craft.data import EMBEDDED
 from craft.models.load import load
 
 
@@ -204,18 +205,46 @@ def test_eval_takes_its_flags_from_a_file(craft, family, pictures, tmp_path):
     assert found["reports"][0]["settings"]["max_new_tokens"] == 2
 
 
-def test_transfer_matrix(craft, family, encoder, tmp_path):
+def test_transfer_of_encoders(craft, family, encoder, tmp_path):
     out, _ = encoder
     backbones = (family / "llama", family / "qwen2")
     words = ("transfer", "--encoders", out, "--backbones", *backbones, "--limit", "4")
     said = craft(*words, "--out", tmp_path)
     assert said.status == 0, said.err
-    for word in ("zero-shot", "tiny/llama on blobs", "tiny/qwen2", "unseen", "(+"):
+    for word in (
+        "blobs: strict accuracy",
+        "zero-shot",
+        "tiny/llama",
+        "tiny/qwen2",
+        "unseen",
+        "(+",
+        "another LLM",
+    ):
         assert word in said.out
+    assert {path.name for path in tmp_path.iterdir()} == {"transfer.json", "transfer.md", "transfer.png"}
     found = json.loads((tmp_path / "transfer.json").read_text())
-    assert found["encoders"] == ["zero-shot", "tiny/llama on blobs"]
+    assert found["encoders"] == ["zero-shot", "tiny/llama"]
     assert len(found["table"]) == 4
     assert craft(*words, "--json", "--dry-run").json["backbones"] == ["tiny/llama", "tiny/qwen2"]
+
+
+def test_transfer_adapts_what_it_needs(craft, family, pictures, tmp_path):
+    words = (
+        "transfer",
+        "--surrogates",
+        family / "llama",
+        "--backbones",
+        family / "qwen2",
+        "--data",
+        pictures,
+    )
+    more = ("--seeds", "0,1", "--limit", "4", "--set", "max_steps=1", "--work", tmp_path / "work", *FAST)
+    dry = craft(*words, *more, "--dry-run")
+    assert dry.status == 0 and "for every seed" in dry.out and list(tmp_path.iterdir()) == []
+    found = craft(*words, *more, "--json").json
+    assert found["settings"]["seeds"] == [0, 1]
+    assert [row["runs"] for row in (found["table"][1]["accuracy"],)] == [2]
+    assert len(list((tmp_path / "work" / "runs").iterdir())) == 2
 
 
 def test_inspect(craft, family, encoder):
@@ -249,7 +278,7 @@ def test_data(craft, pictures, tmp_path):
     listed = craft("data", "list")
     assert listed.status == 0 and "apparel" in listed.out and "CC BY 4.0" in listed.out
     rows = {row["name"]: row for row in craft("data", "list", "--json").json}
-    assert {"apparel", "digits", "eurosat"} <= rows.keys() and rows["eurosat"]["images"] == 27000
+    assert {*EMBEDDED, "eurosat"} <= rows.keys() and rows["eurosat"]["images"] == 27000
     assert "timm/eurosat-rgb" in rows["eurosat"]["hub"] and "eurosat" in listed.out
     checked = craft("data", "check", pictures, "--json").json
     assert checked["images"] == 40 and len(checked["held_out"]) == 1

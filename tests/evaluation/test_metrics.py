@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from craft.evaluation.metrics import bootstrap_interval, spread
+from craft.evaluation.metrics import bootstrap_interval, grouped_interval, spread
 from craft.evaluation.report import Report, merge
 
 
@@ -43,3 +43,15 @@ def test_report_and_merge():
     assert Report.of([row(True, True, choices=())]).chance is None
     assert one.to_json()["count"] == 3 and "samples" not in one.to_json()
     assert spread([]) is None and spread([2.0]) == {"mean": 2.0, "std": 0.0, "runs": 1}
+
+
+def test_a_mean_over_groups_is_narrower_than_each_and_holds_no_spread_between_them():
+    draw = np.random.default_rng(3)
+    groups = [draw.random(200) < share for share in (0.2, 0.5, 0.8)]
+    low, high = grouped_interval(groups)
+    assert low < 0.5 < high
+    single = bootstrap_interval(groups[1])
+    assert high - low < 0.8 * (single[1] - single[0])
+    assert grouped_interval([[0.0] * 5, [1.0] * 9]) == (0.5, 0.5)
+    assert grouped_interval(groups[:1]) == bootstrap_interval(groups[0])
+    assert all(math.isnan(x) for x in grouped_interval([groups[0], []]))

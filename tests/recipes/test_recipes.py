@@ -149,22 +149,6 @@ def test_hard_distractors_come_from_the_text_encoder(folder, tmp_path):
         adapt(lvlm, folder, tmp_path / "other", distractors="hard", **FAST)
 
 
-def test_transfer_matrix(adapted, tmp_path):
-    second = adapt(tiny_lvlm(), tiny_data(), tmp_path / "second", config={"seed": 1}, **FAST)
-    matrix = transfer([adapted.out, second.out], [tiny_lvlm(), tiny_lvlm("qwen2")], tiny_data())
-    assert matrix.rows == ["zero-shot", "tiny/llama on blobs"]  # two seeds share a row
-    assert matrix.columns == ["tiny/llama", "tiny/qwen2"]
-    assert len(matrix.table()) == 4
-    row, column = matrix.rows[1], matrix.columns[1]
-    assert len(matrix.cells[row, column]) == 2
-    gain = matrix.figure(row, column) - matrix.figure("zero-shot", column)
-    assert matrix.gain(row, column) == pytest.approx(gain)
-    assert matrix.gain("zero-shot", column) == 0
-    json.dumps(matrix.to_json(samples=True))
-    with pytest.raises(ConfigError, match="at least one"):
-        transfer([], [tiny_lvlm()])
-
-
 def test_rehearsal_changes_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lvlm = tiny_lvlm()

@@ -129,6 +129,8 @@ def _how_to_go_on(tokens: Sequence[str]) -> str:
         return "stopped. The same command with --resume goes on from the last checkpoint, if there is one."
     if tokens[:1] == ["judge"]:
         return "stopped. The same command goes on from there."
+    if tokens[:1] == ["transfer"]:
+        return "stopped. The same command goes on: what is in its --work folder is not done again."
     return "stopped. Nothing half done was left behind; give the same command to begin again."
 
 

@@ -4,7 +4,7 @@ from craft.evaluation.classes import class_table, confusion
 from craft.evaluation.compare import Comparison, compare
 from craft.evaluation.export import add_to_card, to_lmms
 from craft.evaluation.matching import lenient, option_named, strict, unparseable
-from craft.evaluation.metrics import bootstrap_interval
+from craft.evaluation.metrics import bootstrap_interval, grouped_interval
 from craft.evaluation.report import Report, merge, read_samples, samples_in
 from craft.evaluation.run import Protocol, evaluate_lvlm
 
@@ -18,6 +18,7 @@ __all__ = [
     "compare",
     "confusion",
     "evaluate_lvlm",
+    "grouped_interval",
     "lenient",
     "merge",
     "option_named",

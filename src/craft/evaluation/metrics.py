@@ -21,17 +21,35 @@ def bootstrap_interval(
         level: coverage.
         seed: of the resampling.
     """
-    array = np.asarray(values, dtype=np.float64)
-    if array.size == 0:
+    return grouped_interval([values], resamples, level, seed)
+
+
+def grouped_interval(
+    groups: Sequence[Sequence[float] | Sequence[bool] | np.ndarray],
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of the groups' means (seeds, say), each group resampled
+    within itself; (nan, nan) where one is empty. It does not contain the spread between groups.
+
+    Args:
+        groups: values, one per sample.
+        resamples, level, seed: as for `bootstrap_interval`.
+    """
+    arrays = [np.asarray(group, dtype=np.float64) for group in groups]
+    if not arrays or any(array.size == 0 for array in arrays):
         return float("nan"), float("nan")
     draw = np.random.default_rng(seed)
-    rows = max(1, min(resamples, _BLOCK // array.size))
-    means: list[np.ndarray] = []
-    for start in range(0, resamples, rows):
-        picked = draw.integers(array.size, size=(min(rows, resamples - start), array.size))
-        means.append(array[picked].mean(axis=1))
+    total = np.zeros(resamples)
+    for array in arrays:
+        rows = max(1, min(resamples, _BLOCK // array.size))
+        for start in range(0, resamples, rows):
+            size = min(rows, resamples - start)
+            picked = draw.integers(array.size, size=(size, array.size))
+            total[start : start + size] += array[picked].mean(axis=1)
     tail = 50 * (1 - level)
-    low, high = np.percentile(np.concatenate(means), [tail, 100 - tail])
+    low, high = np.percentile(total / len(arrays), [tail, 100 - tail])
     return float(low), float(high)
 
 

@@ -1,161 +1,332 @@
-"""`craft.transfer`: every adapted encoder with every backbone, beside zero-shot (Table 3)."""
+"""`craft.transfer`: every adapted encoder with every backbone, beside zero-shot (Tables 3 and 7).
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+Encoders are given, or made here: one for every surrogate, data set and seed. Every answer sheet is a file of
+its own, so that an interrupted matrix goes on where it stopped; codes are computed once for all backbones.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from craft.core.errors import ConfigError
+from craft.core.errors import ConfigError, DataError
+from craft.core.files import hash_tensors, read_json, write_json
 from craft.core.progress import say
-from craft.data import Data
-from craft.evaluation import Report, merge
+from craft.data import EMBEDDED, Data
+from craft.evaluation import Report
 from craft.models.artefact import Artefact, load_artefact
+from craft.models.code_cache import CodeCache
+from craft.models.freezing import part_hashes
 from craft.models.load import load
 from craft.models.lvlm import LVLM
+from craft.recipes.adapt import Config, adapt
 from craft.recipes.evaluate import evaluate
+from craft.recipes.matrix import ZERO_SHOT, Cell, TransferMatrix
+from craft.recipes.questions import checked, questions_for
+from craft.training.config import AdaptConfig
+from craft.training.run_folder import RunFolder, machine
 
-ZERO_SHOT = "zero-shot"
+WORK = "runs/transfer"
+"""Where encoders that are made, codes and answers are kept if nothing else is said."""
+
+SEEDS = (0, 1, 2)
+"""Of the encoders that are made (§4.1: "the average over 3 seeds")."""
+
+Source = str | Path | Data
 
 
-@dataclass
-class TransferMatrix:
-    """Reports by encoder (row) and backbone (column).
+@dataclass(frozen=True)
+class _Row:
+    """An encoder: its name in the matrix, the name of the LVLM that it was adapted with, and what it is asked
+    (None: what its manifest names)."""
 
-    Attributes:
-        rows: "zero-shot", then the encoders.
-        columns: the backbones.
-        cells: (row, column) -> one report per seed.
-    """
-
-    rows: list[str]
-    columns: list[str]
-    cells: dict[tuple[str, str], list[Report]] = field(repr=False)
-
-    def figure(self, row: str, column: str, name: str = "accuracy") -> float | None:
-        """The mean of one figure over seeds; None where a report lacks it."""
-        found = merge(self.cells[row, column])[name]
-        return None if found is None else float(found["mean"])
-
-    def gain(self, row: str, column: str, name: str = "accuracy") -> float | None:
-        """Adapted minus zero-shot, asked the same questions with the same unseen classes."""
-        after = self.figure(row, column, name)
-        pairs = [report.settings["zero_shot"][name] for report in self.cells[row, column]]
-        known = [value for value in pairs if value is not None]
-        return None if after is None or len(known) < len(pairs) else after - sum(known) / len(known)
-
-    def table(self) -> list[dict[str, Any]]:
-        """One dict per cell: encoder, backbone, and every figure's mean and spread."""
-        return [
-            {"encoder": row, "backbone": column, **merge(self.cells[row, column])}
-            for row in self.rows
-            for column in self.columns
-        ]
-
-    def to_json(self, samples: bool = False) -> dict[str, Any]:
-        """A JSON-able dict of everything."""
-        cells = [
-            {"encoder": row, "backbone": column, "reports": [report.to_json(samples) for report in reports]}
-            for (row, column), reports in self.cells.items()
-        ]
-        return {"encoders": self.rows, "backbones": self.columns, "table": self.table(), "cells": cells}
+    label: str
+    surrogate: str
+    artefact: Artefact
+    data: Data | None = None
 
 
 def transfer(
-    encoders: Sequence[str | Path | Artefact],
-    backbones: Sequence[str | Path | LVLM],
-    data: str | Path | Data | None = None,
+    encoders: Sequence[str | Path | Artefact] = (),
+    backbones: Sequence[str | Path | LVLM] = (),
+    data: Source | Sequence[Source] | None = None,
     seeds: Sequence[int] | None = None,
     keep_ratio: float = 1.0,
     limit: int | None = None,
     *,
+    surrogates: Sequence[str | Path | LVLM] = (),
+    work: str | Path | None = None,
     batch_size: int = 64,
     max_new_tokens: int = 5,
     root: str | Path | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    config: Config = None,
 ) -> TransferMatrix:
-    """Evaluate every encoder with every backbone; encoders that differ in their seed only share a row.
+    """Ask every backbone the same questions with every encoder, and with the base tower.
 
     Args:
-        encoders: run folders or artefacts.
-        backbones: names, folders or loaded LVLMs.
-        data: None is each encoder's own.
-        seeds: of the questions; None is each encoder's own.
+        encoders: run folders or artefacts; those that differ in their seed only are averaged.
+        backbones: names, folders or loaded LVLMs; none means the surrogates.
+        data: one or several: what encoders are asked (None: each what it was adapted to), or with surrogates
+            what to adapt to (None: every embedded domain).
+        seeds: of the questions (None: each encoder's own); with surrogates, of adaptation and questions
+            (None: `SEEDS`).
         keep_ratio, limit, batch_size, max_new_tokens, root, device, dtype: as in `evaluate`.
+        surrogates: instead of `encoders`: LVLMs to adapt one with, for every data set and seed.
+        work: a folder for encoders (`runs/`), codes (`codes/`) and answers (`cells/`). What is there already
+            is not computed again, if it belongs to the same weights and questions. None keeps nothing, or
+            with surrogates is `WORK`.
+        config: of the adaptations: a YAML file, dict or `AdaptConfig`.
 
     Raises:
-        ConfigError: there is no encoder or no backbone.
-        CodebookMismatchError, CheckpointError, DataError: as `evaluate`; before the first question is asked
-            where a codebook does not fit.
+        ConfigError: there is no encoder or no backbone, encoders and surrogates are both given, or an encoder
+            in `work` was made with other settings.
+        CodebookMismatchError: a codebook does not fit; before the first adaptation or question.
+        CraftError: as `craft.adapt` and `craft.evaluate`.
 
-    Source: Table 3.
+    Source: Tables 3 and 7.
     """
-    if not encoders or not backbones:
-        raise ConfigError("transfer needs at least one encoder and one backbone.")
+    if bool(encoders) == bool(surrogates):
+        raise ConfigError("transfer needs at least one encoder, or at least one surrogate to make it with.")
+    if not (backbones or surrogates):
+        raise ConfigError("transfer needs at least one backbone.")
+    machine_settings = {"data.root": root, "device": device, "dtype": dtype}
+    settings = AdaptConfig.build(
+        config, {key: str(value) for key, value in machine_settings.items() if value is not None}
+    )
+    loaded: dict[str, LVLM] = {}
+
+    def lvlm_of(model: str | Path | LVLM) -> LVLM:
+        if isinstance(model, LVLM):
+            return model
+        if str(model) not in loaded:
+            loaded[str(model)] = load(model, device, dtype)
+        return loaded[str(model)]
+
+    lvlms = [lvlm_of(model) for model in backbones or surrogates]
+    sources = [data] if data is None or isinstance(data, str | Path | Data) else list(data)
+    if surrogates:
+        work = Path(work or WORK)
+        names = list(EMBEDDED) if sources == [None] else [source for source in sources if source is not None]
+        making = [lvlm_of(model) for model in surrogates]
+        total = len(making) * len(names) * len(seeds or SEEDS)
+        rows = _made(making, names, seeds or SEEDS, lvlms, work / "runs", settings)
+        asked: Sequence[Source | None] = [None]
+        seeds = None
+    else:
+        rows = _given(encoders, lvlms)
+        total = len(encoders)
+        asked = sources
+    ask = _Asker(
+        None if work is None else Path(work),
+        {"keep_ratio": keep_ratio, "limit": limit, "max_new_tokens": max_new_tokens},
+        batch_size,
+    )
+    wanted = {"root": None if root is None or surrogates else str(root)}
+    found: dict[tuple[str, str, str], list[tuple[Report, Report]]] = {}
+    surrogate_of: dict[str, str] = {}
+    commits, asked_seeds = set[str](), set[int]()
+    for number, row in enumerate(rows, start=1):
+        surrogate_of[row.label] = row.surrogate
+        commits.add(str((row.artefact.manifest.get("made_with") or {}).get("commit")))
+        for source in asked:
+            for seed in seeds or [None]:
+                questions = _questions(row.artefact, row.data or source, seed, wanted, lambda: lvlms[0])
+                asked_seeds.add(questions.seed)
+                if surrogates and settings.data.limit is None:
+                    _check_data(row.artefact, questions)
+                for lvlm in lvlms:
+                    say(f"encoder {number} of {total}, {row.label} on {questions.name}: {lvlm.name}")
+                    before = ask(lvlm, None, questions, row.artefact)
+                    after = ask(lvlm, row.artefact, questions, row.artefact)
+                    found.setdefault((questions.name, row.label, lvlm.name), []).append((after, before))
+    told = {
+        "seeds": sorted(asked_seeds),
+        **ask.how,
+        "adaptation": settings.model_dump(mode="json", exclude={"surrogate", "out", "seed", "data"}),
+        "commits": sorted({*commits, *ask.commits} - {"None"}),
+        "machine": machine(),
+    }
+    return _matrix(found, surrogate_of, [lvlm.name for lvlm in lvlms], told)
+
+
+def _given(encoders: Sequence[str | Path | Artefact], lvlms: Sequence[LVLM]) -> list[_Row]:
+    """The encoders of a list by surrogate; two of a kind with one seed also by folder."""
     artefacts = [e if isinstance(e, Artefact) else load_artefact(e) for e in encoders]
-    lvlms = [b if isinstance(b, LVLM) else load(b, device, dtype) for b in backbones]
     for lvlm in lvlms:
         for artefact in artefacts:
             lvlm.with_encoder(artefact)  # a wrong codebook shows before the hours of asking
-    names = _row_names(artefacts)
-    rows = [ZERO_SHOT, *dict.fromkeys(names)]
-    columns = [lvlm.name for lvlm in lvlms]
-    cells: dict[tuple[str, str], list[Report]] = {(row, column): [] for row in rows for column in columns}
-    for lvlm in lvlms:
-        asked: dict[Any, Report] = {}
-        for name, artefact in zip(names, artefacts, strict=True):
-            for seed in seeds or [None]:
-                common: dict[str, Any] = {
-                    "data": data,
-                    "keep_ratio": keep_ratio,
-                    "seed": seed,
-                    "limit": limit,
-                    "batch_size": batch_size,
-                    "max_new_tokens": max_new_tokens,
-                    "root": root,
-                }
-                key = (seed, *_question_key(artefact))
-                if key not in asked:
-                    say(f"{lvlm.name}, zero-shot")
-                    asked[key] = evaluate(lvlm, like=artefact, **common)
-                    cells[ZERO_SHOT, lvlm.name].append(asked[key])
-                say(f"{lvlm.name} with {name}")
-                report = evaluate(lvlm, artefact, **common)
-                before = asked[key].to_json()
-                report.settings["zero_shot"] = {k: v for k, v in before.items() if k != "settings"}
-                cells[name, lvlm.name].append(report)
-    for column in columns:
-        for report in cells[ZERO_SHOT, column]:
-            own = report.to_json()
-            report.settings["zero_shot"] = {k: v for k, v in own.items() if k != "settings"}
-    return TransferMatrix(rows, columns, cells)
+    kinds = []
+    for artefact in artefacts:
+        told = artefact.manifest.get("data") or {}
+        kinds.append((artefact.manifest.get("surrogate"), told.get("name"), artefact.manifest.get("seed")))
+    rows = []
+    for artefact, kind in zip(artefacts, kinds, strict=True):
+        surrogate = str(kind[0] or "adapted")
+        folder = artefact.folder.parent.name if artefact.folder.name == "encoder" else artefact.folder.name
+        label = surrogate if kinds.count(kind) == 1 else f"{surrogate} ({folder})"
+        rows.append(_Row(label, surrogate, artefact))
+    return rows
 
 
-def _question_key(artefact: Artefact) -> tuple[Any, ...]:
-    """What settles the questions that an encoder is asked, and their unseen classes."""
-    told = artefact.manifest.get("data") or {}
-    return (
-        told.get("name"),
-        told.get("fingerprint"),
-        artefact.manifest.get("seed"),
-        tuple(artefact.manifest.get("held_out") or ()),
-    )
+def _made(
+    surrogates: Sequence[LVLM],
+    data: Sequence[Source],
+    seeds: Sequence[int],
+    backbones: Sequence[LVLM],
+    folder: Path,
+    settings: AdaptConfig,
+) -> Iterator[_Row]:
+    """Adapt encoders one after the other, or take those that are in `folder` already.
+
+    Raises:
+        CodebookMismatchError: surrogates and backbones do not share a codebook.
+        CraftError: as `craft.adapt`.
+    """
+    for surrogate in surrogates:
+        for lvlm in backbones:
+            LVLM(surrogate.visual, lvlm.backbone, lvlm.name)  # one codebook, or an error
+    hashes = {surrogate.name: part_hashes(surrogate) for surrogate in surrogates}
+    for source in data:
+        name = source.name if isinstance(source, Data) else Path(source).stem
+        for seed in seeds:
+            for surrogate in surrogates:
+                run = RunFolder(folder / f"{_plain(name)}-{_plain(surrogate.name)}-{seed}")
+                place = run.path / "run.json"
+                before = read_json(place).get("hashes_before") if place.is_file() else None
+                stale = before is not None and before != hashes[surrogate.name]
+                if stale:
+                    say(f"{run.path} was made with other weights of {surrogate.name}; it is made again")
+                result = adapt(
+                    surrogate, source, run.path, seed, config=settings, resume=not stale, overwrite=stale
+                )
+                own = source if isinstance(source, Data) else None
+                yield _Row(surrogate.name, surrogate.name, load_artefact(result.out), own)
 
 
-def _row_names(artefacts: Sequence[Artefact]) -> list[str]:
-    """The surrogate and data of each encoder; where two of a kind share a seed, the folder's name as well."""
-    kinds = [(_kind(artefact), artefact.manifest.get("seed")) for artefact in artefacts]
-    return [
-        kind if kinds.count((kind, seed)) == 1 else f"{kind} ({_folder(artefact)})"
-        for (kind, seed), artefact in zip(kinds, artefacts, strict=True)
-    ]
+def _check_data(artefact: Artefact, questions: Data) -> None:
+    """
+    Raises:
+        DataError: the data is not what an encoder that was made earlier learned from.
+    """
+    if artefact.manifest["data"]["fingerprint"] != questions.fingerprint:
+        raise DataError(
+            f"{questions.name} has changed since {artefact.folder} was adapted to it. Delete that run, or "
+            "use another --work folder."
+        )
 
 
-def _kind(artefact: Artefact) -> str:
-    told = artefact.manifest.get("data") or {}
-    return f"{artefact.manifest.get('surrogate') or 'adapted'} on {told.get('name', 'its data')}"
+def _plain(name: str) -> str:
+    """A name as part of a file's name."""
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
 
 
-def _folder(artefact: Artefact) -> str:
-    folder = artefact.folder
-    return folder.parent.name if folder.name == "encoder" else folder.name
+def _questions(
+    artefact: Artefact,
+    source: Source | None,
+    seed: int | None,
+    wanted: Mapping[str, Any],
+    lvlm: Callable[[], LVLM],
+) -> Data:
+    """The data set that an encoder is asked, with the classes unseen that its training held out."""
+    if isinstance(source, Data):
+        return checked(source, artefact.manifest)
+    name = None if source is None else str(source)
+    return questions_for({**wanted, "name": name}, seed, artefact.manifest, lvlm)
+
+
+class _Asker:
+    """Asks, and keeps every answer sheet: in memory, and as one JSON each below `work`.
+
+    A sheet is known by everything that decides the answers: weights, questions, limits.
+    """
+
+    def __init__(self, work: Path | None, how: Mapping[str, Any], batch_size: int) -> None:
+        self.cells = None if work is None else work / "cells"
+        self.codes = CodeCache(None if work is None else work / "codes")
+        self.how = dict(how)
+        self.batch_size = batch_size
+        self.commits = set[str]()
+        self._known: dict[str, Report] = {}
+        self._parts: dict[int, dict[str, str]] = {}
+
+    def __call__(self, lvlm: LVLM, encoder: Artefact | None, questions: Data, like: Artefact) -> Report:
+        """The report of one backbone with an encoder, or with the base tower."""
+        key = self._key(lvlm, encoder, questions)
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        if digest not in self._known:
+            self._known[digest] = self._read_or_ask(key, digest, lvlm, encoder, questions, like)
+        return self._known[digest]
+
+    def _key(self, lvlm: LVLM, encoder: Artefact | None, questions: Data) -> dict[str, Any]:
+        if id(lvlm) not in self._parts:
+            self._parts[id(lvlm)] = part_hashes(lvlm)
+        parts = self._parts[id(lvlm)]
+        return {
+            "backbone": {name: parts[name] for name in ("projector", "llm", "codebook")},
+            "tower": parts["vision_tower"] if encoder is None else encoder.manifest["tower"],
+            "prior": self._prior(lvlm, encoder),
+            "questions": questions.fingerprint,
+            "held_out": list(questions.held_out),
+            **self.how,
+        }
+
+    def _prior(self, lvlm: LVLM, encoder: Artefact | None) -> str | None:
+        """A hash of the code counts, where tokens are pruned by them."""
+        counts: Any = lvlm.visual.prior if encoder is None else encoder.prior
+        return None if counts is None or self.how["keep_ratio"] == 1 else hash_tensors({"prior": counts})
+
+    def _read_or_ask(
+        self,
+        key: dict[str, Any],
+        digest: str,
+        lvlm: LVLM,
+        encoder: Artefact | None,
+        questions: Data,
+        like: Artefact,
+    ) -> Report:
+        label = ZERO_SHOT if encoder is None else str(encoder.manifest.get("surrogate") or "adapted")
+        name = "-".join(_plain(part) for part in (questions.name, label, lvlm.name, digest))
+        place = None if self.cells is None else self.cells / f"{name}.json"
+        if place is not None and place.is_file():
+            kept = read_json(place)
+            self.commits.add(str(kept["commit"]))
+            return Report.of(kept["samples"], kept["settings"])
+        report = evaluate(
+            lvlm, encoder, questions, like=like, batch_size=self.batch_size, cache=self.codes, **self.how
+        )
+        commit = machine()["commit"]
+        self.commits.add(str(commit))
+        if place is not None:
+            write_json(place, {"key": key, "commit": commit, **report.to_json(samples=True)})
+        return report
+
+
+def _matrix(
+    found: Mapping[tuple[str, str, str], Sequence[tuple[Report, Report]]],
+    surrogate_of: Mapping[str, str],
+    backbones: Sequence[str],
+    settings: dict[str, Any],
+) -> TransferMatrix:
+    """Sort the pairs (adapted, zero-shot) into cells; a zero-shot report that encoders share counts once."""
+    data = list(dict.fromkeys(name for name, _, _ in found))
+    cells: dict[tuple[str, str, str], Cell] = {}
+    for name in data:
+        for encoder in (ZERO_SHOT, *surrogate_of):
+            for backbone in backbones:
+                if encoder == ZERO_SHOT:
+                    pairs = [
+                        pair for (d, _, b), own in found.items() if (d, b) == (name, backbone) for pair in own
+                    ]
+                    reports = list({id(before): before for _, before in pairs}.values())
+                    before = reports
+                else:
+                    pairs = found.get((name, encoder, backbone), ())
+                    reports, before = [after for after, _ in pairs], [zero for _, zero in pairs]
+                if reports:
+                    diagonal = surrogate_of.get(encoder) == backbone
+                    cells[name, encoder, backbone] = Cell(name, encoder, backbone, diagonal, reports, before)
+    return TransferMatrix(data, [ZERO_SHOT, *surrogate_of], list(backbones), cells, settings)
