@@ -3,8 +3,8 @@
     python benchmarks/evaluation.py [--quick] [--model craft-tiny/qwen2] [--out evaluation.json]
 
 Five questions on each picture of a part of the embedded domain `apparel`, answers of at most 5 tokens. "One
-by one" is what a loop over `LVLM.answer` does: the vision tower and the LLM run for each question. All variants
-must give the same answers; option scoring is another protocol: its agreement with the answers is stated.
+by one" is a loop over `LVLM.answer`: the vision tower and the LLM run for each question. All variants must
+give the same answers; option scoring is another protocol: its agreement with the answers is stated.
 """
 
 import argparse

@@ -13,7 +13,7 @@ def rows(marks, per_image=1, seed=None, seen=None):
     return [
         {
             "id": f"q{n}",
-            "image": f"i{n // per_image}",
+            "image_hash": f"i{n // per_image}",
             "prompt": f"Question {n}?",
             "answer": "a",
             "prediction": "a" if mark else "b",

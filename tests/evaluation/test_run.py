@@ -32,7 +32,7 @@ def test_each_image_is_encoded_once(monkeypatch):
     monkeypatch.setattr(visual, "encode", lambda self, i, **k: seen.append(len(i)) or encode(self, i, **k))
     report = evaluate_lvlm(lvlm, twice, progress=False)
     assert len(report.samples) == 4 and sum(seen) == 2
-    assert len({row["image"] for row in report.samples}) == 2
+    assert len({row["image_hash"] for row in report.samples}) == 2
 
 
 def test_right_answers_count(monkeypatch, tmp_path):

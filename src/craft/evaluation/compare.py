@@ -77,7 +77,7 @@ def compare(
         )
     for key, row in first.items():
         other = second[key]
-        if any(row.get(name) != other.get(name) for name in ("prompt", "answer", "image")):
+        if any(row.get(name) != other.get(name) for name in ("prompt", "answer", "image_hash")):
             raise DataError(
                 f"Question {key[1]} is not the same in A and B: {row['prompt']!r} and {other['prompt']!r}. "
                 "Evaluate both with the same seed, distractors and way of answering; `craft eval --like "
@@ -109,7 +109,7 @@ def _by_question(rows: Sequence[Mapping[str, Any]], metric: Metric, run: str) ->
 def _compare(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], metric: Metric) -> Comparison:
     right_a = np.array([bool(row[metric]) for row in a])
     right_b = np.array([bool(row[metric]) for row in b])
-    images = [str(row.get("image") or row["id"]) for row in a]
+    images = [str(row.get("image_hash") or row["id"]) for row in a]
     difference = right_b.astype(int) - right_a.astype(int)
     _, cluster = np.unique(images, return_inverse=True)
     sums = np.bincount(cluster, weights=difference)

@@ -38,8 +38,8 @@ class Report:
         unparseable: share of replies that name none of the options.
         interval: 95 % bootstrap interval of `accuracy`.
         chance: accuracy of picking an option at random; None for open questions.
-        samples: per sample: id, image, prompt, answer, prediction, strict, lenient, unparseable, seen, label,
-            correct and choices; where options were scored also scored, agrees and scores.
+        samples: per sample: id, image_hash, prompt, answer, prediction, strict, lenient, unparseable, seen,
+            label, correct and choices; where options were scored also scored, agrees and scores.
         settings: backbone, encoder, data, seed, keep ratio and what else makes the result.
         scored, scored_seen, scored_unseen: share of questions whose right option is the likeliest; None where
             options were not scored.

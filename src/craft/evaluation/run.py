@@ -71,8 +71,9 @@ def evaluate_lvlm(
         batch_size=batch_size,
         progress=progress,
     )
+    names = [images.names[row] for row in images.rows.tolist()]
     rows = [
-        {**_row(sample, prompts[index], replies, index, protocol), "image": images.names[images.rows[index]]}
+        {**_row(sample, prompts[index], replies, index, protocol), "image_hash": names[index]}
         for index, sample in enumerate(samples)
     ]
     told = {
