@@ -65,6 +65,10 @@ CORPUS = [
     "I do not know.",
 ]
 SPECIAL = ["<pad>", "<s>", "</s>"]  # ids 0, 1, 2
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 
 
 @cache
@@ -81,14 +85,16 @@ def _bpe(vocab_size: int) -> str:
     return tokenizer.to_str()
 
 
-def tiny_tokenizer(vocab_size: int = 300) -> PreTrainedTokenizerFast:
+def tiny_tokenizer(vocab_size: int = 300, template: str | None = None) -> PreTrainedTokenizerFast:
     """A transformers tokenizer: byte-level BPE, `<pad>`, `<s>`, `</s>`; it can write any text."""
-    return PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(_bpe(vocab_size)),
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",
     )
+    tokenizer.chat_template = template
+    return tokenizer
 
 
 def tiny_text_encoder(seed: int = 0) -> TextEncoder:
@@ -153,18 +159,22 @@ def tiny_llm(kind: str = "llama", seed: int = 0) -> LlamaForCausalLM | Qwen2ForC
         return Qwen2ForCausalLM(Qwen2Config(vocab_size=330, tie_word_embeddings=True, **common)).eval()
 
 
-def tiny_backbone(kind: str = "llama", seed: int = 0, codebook: ResidualCodebook | None = None) -> Backbone:
-    """Projector, LLM and tokenizer for `codebook` (the tiny one when None); prompt format "plain"."""
+def tiny_backbone(
+    kind: str = "llama", seed: int = 0, codebook: ResidualCodebook | None = None, prompt: str = "plain"
+) -> Backbone:
+    """Projector, LLM and tokenizer for `codebook` (the tiny one when None)."""
     codebook = tiny_codebook() if codebook is None else codebook
     llm = tiny_llm(kind, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         projector = Projector({"type": "mlp2x_gelu", "in": codebook.dim, "out": 32})
-    tokenizer = tiny_tokenizer(llm.config.vocab_size)
-    return Backbone(projector, llm, tokenizer, "plain", codebook.fingerprint).eval()
+    tokenizer = tiny_tokenizer(llm.config.vocab_size, TEMPLATE if prompt == "chat-template" else None)
+    return Backbone(projector, llm, tokenizer, prompt, codebook.fingerprint).eval()
 
 
-def tiny_lvlm(kind: str = "llama", seed: int = 0, codebook_seed: int = 0, tower: str = "hybrid") -> LVLM:
+def tiny_lvlm(
+    kind: str = "llama", seed: int = 0, codebook_seed: int = 0, tower: str = "hybrid", prompt: str = "plain"
+) -> LVLM:
     """A whole LVLM in float32 on the CPU; equal arguments give equal weights.
 
     Args:
@@ -172,9 +182,10 @@ def tiny_lvlm(kind: str = "llama", seed: int = 0, codebook_seed: int = 0, tower:
         seed: of every weight but the codebook.
         codebook_seed: of the codebook.
         tower: "hybrid" or "siglip".
+        prompt: the prompt format, "plain" or "chat-template".
     """
     visual = tiny_visual(tower, seed, codebook_seed)
-    return LVLM(visual, tiny_backbone(kind, seed, visual.codebook), f"tiny/{kind}").eval()
+    return LVLM(visual, tiny_backbone(kind, seed, visual.codebook, prompt), f"tiny/{kind}").eval()
 
 
 def tiny_images(count: int = 3, seed: int = 0, size: int = 32) -> torch.Tensor:

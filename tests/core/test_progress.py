@@ -2,10 +2,12 @@
 
 import sys
 
+from craft.core import progress
 from craft.core.progress import say, track
 
 
-def test_plain_lines_at_tenths(capsys):
+def test_plain_lines_at_tenths(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "QUIET_S", 0.0)
     assert list(track(range(50), "steps")) == list(range(50))
     out, err = capsys.readouterr()
     lines = err.splitlines()
@@ -13,6 +15,11 @@ def test_plain_lines_at_tenths(capsys):
     assert len(lines) == 10
     assert lines[0].startswith("steps: 5/50")
     assert lines[-1].startswith("steps: 50 done in")
+
+
+def test_a_short_job_has_one_line(capsys):
+    assert len(list(track(range(50), "steps"))) == 50
+    assert capsys.readouterr().err.splitlines() == ["steps: 50 done in 0 s"]
 
 
 def test_unknown_length_and_nothing(capsys):

@@ -5,18 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
+from builders import tiny_lvlm
 from craft.core.errors import CodebookMismatchError, CraftError
 from craft.losses import surrogate_alignment
 from craft.models.backbone import Backbone
 from craft.models.lvlm import LVLM
-from models import tiny
 
 QUESTIONS = ["what?", "what is shown in this picture?", "a red cat or not, and why?"]
 
 
 @pytest.fixture(params=["llama", "qwen2"])
 def lvlm(request: pytest.FixtureRequest) -> LVLM:
-    return tiny.lvlm(request.param)
+    return tiny_lvlm(request.param, tower="siglip")
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_pruning_without_a_prior_says_so(lvlm: LVLM, pixels: torch.Tensor) -> No
 
 
 def test_backbone_of_another_codebook_is_refused() -> None:
-    one, other = tiny.lvlm(codebook_seed=0), tiny.lvlm(codebook_seed=1)
+    one, other = tiny_lvlm(codebook_seed=0), tiny_lvlm(codebook_seed=1)
     with pytest.raises(CodebookMismatchError) as caught:
         LVLM(one.visual, other.backbone, "mixed")
     for model in (one, other):
@@ -157,7 +157,7 @@ def test_backbone_of_another_codebook_is_refused() -> None:
 
 
 def test_chat_template_backbone_answers(pixels: torch.Tensor) -> None:
-    lvlm = tiny.lvlm("qwen2", prompt="chat-template")
+    lvlm = tiny_lvlm("qwen2", prompt="chat-template")
     assert lvlm.answer(pixels, QUESTIONS, max_new_tokens=3) == [
         lvlm.answer(pixels[i : i + 1], [QUESTIONS[i]], max_new_tokens=3)[0] for i in range(3)
     ]

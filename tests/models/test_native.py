@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from builders import tiny_backbone, tiny_codebook, tiny_images, tiny_lvlm, tiny_tower, tiny_visual
 from craft.core.errors import CheckpointError, CodebookMismatchError
@@ -238,7 +239,7 @@ def test_adding_cls_changes_no_bit_of_any_patch_feature(kind, monkeypatch):
 
     def without_cls(patches):
         for layer in tower.layers:
-            patches = layer(patches, attention_mask=None)
+            patches = SiglipEncoderLayer.forward(layer, patches, attention_mask=None)
         return patches, patches[:, :1]
 
     with torch.no_grad():

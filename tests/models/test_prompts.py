@@ -2,9 +2,9 @@
 
 import pytest
 
+from builders import TEMPLATE, tiny_tokenizer
 from craft.core.errors import ConfigError
 from craft.models.prompts import FORMATS, build_prompt, decode
-from models import tiny
 
 
 def text(tokenizer, ids: list[int]) -> str:
@@ -12,7 +12,7 @@ def text(tokenizer, ids: list[int]) -> str:
 
 
 def test_plain() -> None:
-    words = tiny.tokenizer()
+    words = tiny_tokenizer()
     prompt = build_prompt("plain", words, "what?", "a cat")
     assert prompt.before == [words.bos_token_id]
     assert text(words, prompt.after) == "User: what?\nAssistant:"
@@ -24,7 +24,7 @@ def test_plain() -> None:
 
 
 def test_chat_template() -> None:
-    words = tiny.tokenizer(tiny.TEMPLATE)
+    words = tiny_tokenizer(template=TEMPLATE)
     prompt = build_prompt("chat-template", words, "what?", "a cat")
     assert text(words, prompt.before) == "<|user|>"
     assert text(words, prompt.after) == "\nwhat?</s>\n<|assistant|>"
@@ -36,24 +36,24 @@ def test_chat_template() -> None:
 
 
 def test_chat_template_of_a_question_that_holds_the_slot_mark() -> None:
-    words = tiny.tokenizer(tiny.TEMPLATE)
+    words = tiny_tokenizer(template=TEMPLATE)
     marked = build_prompt("chat-template", words, "wh\ue000at?")
     assert marked == build_prompt("chat-template", words, "what?")
 
 
 def test_chat_template_without_one_is_refused() -> None:
     with pytest.raises(ConfigError, match="chat template"):
-        build_prompt("chat-template", tiny.tokenizer(), "what?")
+        build_prompt("chat-template", tiny_tokenizer(), "what?")
 
 
 def test_unknown_format_lists_the_known() -> None:
     with pytest.raises(ConfigError) as caught:
-        build_prompt("vicuna", tiny.tokenizer(), "what?")
+        build_prompt("vicuna", tiny_tokenizer(), "what?")
     assert all(name in str(caught.value) for name in FORMATS)
 
 
 def test_decode_strips_and_drops_special_tokens() -> None:
-    words = tiny.tokenizer()
+    words = tiny_tokenizer()
     ids = [words.bos_token_id, *words(" a cat ", add_special_tokens=False)["input_ids"], words.eos_token_id]
     assert decode(words, ids) == "a cat"
     assert decode(words, []) == ""

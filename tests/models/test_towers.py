@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from craft.core.errors import CheckpointError
 from craft.models.vision_tower import SiglipTower, build_tower
@@ -46,7 +47,7 @@ def test_read_only_cls_equals_attention_under_a_mask() -> None:
         mask = torch.zeros(1, 1, 17, 17)
         mask[..., 1:, 0] = float("-inf")  # no patch looks at [CLS]
         for layer in tower.layers:
-            both = layer(both, attention_mask=mask)
+            both = SiglipEncoderLayer.forward(layer, both, attention_mask=mask)
     torch.testing.assert_close(both[:, 0], cls, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(both[:, 1:], features, atol=1e-5, rtol=1e-5)
 

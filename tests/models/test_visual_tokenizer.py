@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from builders import tiny_visual
 from craft.core.errors import CheckpointError, DataError
 from craft.models.projector import Projector
-from models import tiny
 
 
 def test_forward_is_the_codeword_sum_and_backward_is_straight_through() -> None:
-    visual = tiny.lvlm().visual
+    visual = tiny_visual("siglip")
     tokens = visual(torch.randn(2, 3, 32, 32), partial_sums=True)
     assert torch.equal(tokens.quantized, visual.codebook.lookup(tokens.codes))
     assert tokens.partial_sums is not None
@@ -21,7 +21,7 @@ def test_forward_is_the_codeword_sum_and_backward_is_straight_through() -> None:
 
 
 def test_batch_is_batches_of_one() -> None:
-    visual, values = tiny.lvlm().visual, torch.randn(5, 3, 32, 32)
+    visual, values = tiny_visual("siglip"), torch.randn(5, 3, 32, 32)
     whole, parts = visual.encode(values), visual.encode(values, batch_size=2)
     alone = torch.cat([visual.encode(values[i : i + 1]).codes for i in range(5)])
     assert torch.equal(whole.codes, parts.codes) and torch.equal(whole.codes, alone)
@@ -32,7 +32,7 @@ def test_batch_is_batches_of_one() -> None:
 
 
 def test_cls_token_changes_no_patch() -> None:
-    visual, values = tiny.lvlm().visual, torch.randn(2, 3, 32, 32)
+    visual, values = tiny_visual("siglip"), torch.randn(2, 3, 32, 32)
     before = visual.encode(values)
     with torch.no_grad():
         visual.vision_tower.cls_token.normal_()
@@ -42,7 +42,7 @@ def test_cls_token_changes_no_patch() -> None:
 
 
 def test_bfloat16_tower_keeps_float32_search_and_temperature() -> None:
-    visual = tiny.lvlm().visual
+    visual = tiny_visual("siglip")
     visual.vision_tower.to(torch.bfloat16)
     tokens = visual.encode(torch.randn(2, 3, 32, 32))
     assert tokens.features.dtype == tokens.quantized.dtype == torch.float32

@@ -2,16 +2,18 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
 import torch
 
 from builders import tiny_lvlm
-from craft.core.errors import ConfigError, TrainingError
+from craft.core.errors import ConfigError, DataError, TrainingError
 from craft.core.files import hash_tensors
 from craft.models.freezing import part_hashes
 from craft.training import AdaptConfig, Interrupted, RunFolder, fit
+from craft.training.adaptation import ImageBatches
 from craft.training.checks import check_frozen, check_gradients, choose_trainable
 from tiny_data import tiny_data
 
@@ -142,16 +144,97 @@ def test_run_folder_is_not_overwritten(tmp_path):
     assert left == {"notes.txt", "run.json", "config.resolved.yaml"}
 
 
-def test_accumulation_equals_one_batch(tmp_path):
-    settings = {"losses.contrastive.weight": 0.0, "losses.sal.reduction": "sum", "max_steps": 1}
-    one, _, _ = train(tmp_path / "one", settings)
-    two, _, _ = train(tmp_path / "two", {**settings, "accumulation": 2})
+def test_what_a_killed_process_left_is_swept_away(tmp_path):
+    whole, whole_run, _ = train(tmp_path / "whole", {"checkpoint_every": 2})
+    run = tmp_path / "run"
+    (run / ".config.resolved.yaml.123-0a1b2c3d.tmp").mkdir(parents=True)  # killed in its first second
+    train(run, {"checkpoint_every": 2, "max_steps": 6})
+    shutil.rmtree(run / "checkpoints" / "step-00000006")
+    half = run / "checkpoints" / ".step-00000006.123-0a1b2c3d.tmp"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    (run / ".run.json.123-0a1b2c3d.tmp").write_text("{")
+    with open(run / "metrics.jsonl", "a") as lines:
+        lines.write('{"step": 7, "lo')
+    again, resumed, _ = train(run, {"checkpoint_every": 2}, resume=True)
+    assert tower_hash(again) == tower_hash(whole) and losses(resumed) == losses(whole_run)
+    assert not [place.name for place in run.rglob(".*")]
+
+
+def test_killed_before_the_first_checkpoint(tmp_path):
+    whole, whole_run, _ = train(tmp_path / "whole")
+    _, run, _ = train(tmp_path / "run")
+    shutil.rmtree(run.checkpoints)
+    again, resumed, _ = train(tmp_path / "run", resume=True)
+    assert tower_hash(again) == tower_hash(whole) and losses(resumed) == losses(whole_run)
+
+
+def test_killed_while_an_old_run_was_replaced(tmp_path):
+    train(tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "status": "starting"}))
+    (tmp_path / "run" / "config.resolved.yaml").unlink()
+    _, run, _ = train(tmp_path / "run", {"max_steps": 2})  # neither resumed nor refused
+    assert [line["step"] for line in run.metrics()] == [1, 2]
+
+
+def test_trackers(tmp_path):
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        train(tmp_path / "none", {"trackers": ("wandb",)})
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _, run, _ = train(tmp_path / "run", {"trackers": "[tensorboard]", "max_steps": 3})
+    (events,) = (tmp_path / "run" / "trackers").rglob("events.*")
+    read = EventAccumulator(str(events.parent))
+    read.Reload()
+    told = [(event.step, event.value) for event in read.Scalars("loss")]
+    assert told == [(line["step"], pytest.approx(line["loss"])) for line in run.metrics()]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_micro_batches_equal_one_batch(tmp_path, reduction):
+    settings = {"losses.contrastive.weight": 0.0, "losses.sal.reduction": reduction, "max_steps": 1}
+    settings["batch_size"] = 5
+    one, one_run, _ = train(tmp_path / "one", settings)
+    two, two_run, _ = train(tmp_path / "two", {**settings, "micro_batch": 2})  # of 1, 2 and 2
+    for name in ("loss", "sal", "commitment", "distance"):
+        assert one_run.metrics()[0][name] == pytest.approx(two_run.metrics()[0][name], rel=1e-5)
     pairs = zip(one.visual.vision_tower.parameters(), two.visual.vision_tower.parameters(), strict=True)
     distance = torch.cat([(a - b).abs().flatten() for a, b in pairs])
     # Adam's first step is the gradient's sign times the rate, and the gradient of a few is rounding noise.
     assert (distance < 1e-5).float().mean() > 0.98
-    with pytest.raises(ConfigError, match="multiple"):
-        train(tmp_path / "three", {**settings, "accumulation": 3})
+
+
+def test_gradient_checkpointing_changes_no_bit(tmp_path):
+    plain, plain_run, _ = train(tmp_path / "plain")
+    again, run, _ = train(tmp_path / "again", {"gradient_checkpointing": True})
+    assert tower_hash(again) == tower_hash(plain)
+    assert losses(run) == losses(plain_run)
+
+
+def test_keeps_so_many_checkpoints(tmp_path):
+    train(tmp_path / "run", {"checkpoint_every": 1, "keep_checkpoints": 3})
+    names = [place.name for place in sorted((tmp_path / "run" / "checkpoints").iterdir())]
+    assert names == ["step-00000004", "step-00000005", "step-00000006"]
+
+
+def test_a_failed_run_says_why_and_can_go_on(tmp_path, monkeypatch):
+    make = ImageBatches.make
+
+    def fail_at_step_4(self, indices, step):
+        if step == 3:
+            raise DataError("the picture has gone")
+        return make(self, indices, step)
+
+    with monkeypatch.context() as patched, pytest.raises(DataError):
+        patched.setattr(ImageBatches, "make", fail_at_step_4)
+        train(tmp_path / "run", {"checkpoint_every": 2})
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["status"], record["reason"]) == ("failed", "DataError: the picture has gone")
+    again, run, _ = train(tmp_path / "run", {"checkpoint_every": 2}, resume=True)
+    whole, whole_run, _ = train(tmp_path / "whole")
+    assert tower_hash(again) == tower_hash(whole) and losses(run) == losses(whole_run)
 
 
 def test_a_loss_that_is_not_finite_names_its_batch(tmp_path):

@@ -1,8 +1,8 @@
 """The order of training is a pure function of seed and step."""
 
+import math
 from collections import Counter
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,8 +26,22 @@ def test_depends_on_seed_and_epoch_only():
 
 def test_shares_of_devices_and_micro_batches_make_the_batch():
     batch = list(range(24))
-    shares = [part for rank in range(2) for part in micro_batches(batch, rank, 2, 3)]
+    shares = [part for rank in range(2) for part in micro_batches(batch, rank, 2, 4)]
     assert [len(part) for part in shares] == [4] * 6
     assert sorted(index for part in shares for index in part) == batch
-    with pytest.raises(ConfigError, match="multiple"):
-        micro_batches(batch, 0, 5, 1)
+    assert micro_batches(batch, 0, 1) == [batch]
+
+
+@given(count=st.integers(1, 60), world=st.integers(1, 5), size=st.integers(1, 9))
+def test_uneven_shares(count, world, size):
+    batch = list(range(count))
+    try:
+        shares = [micro_batches(batch, rank, world, size) for rank in range(world)]
+    except ConfigError as error:
+        assert "batch_size" in str(error)
+        assert count < world * math.ceil(math.ceil(count / world) / size)
+        return
+    flat = [part for share in shares for part in share]
+    assert sorted(index for part in flat for index in part) == batch
+    assert len({len(share) for share in shares}) == 1  # all processes take part in every exchange
+    assert all(0 < len(part) <= size for part in flat)

@@ -15,6 +15,7 @@ def adapt(
     root: str | None = None,
     out: Path | None = None,
     max_steps: int | None = None,
+    micro_batch: str | None = None,
     resume: Flag = False,
     overwrite: Flag = False,
     dry_run: Flag = False,
@@ -33,21 +34,26 @@ def adapt(
         root: where a benchmark lies; else what relative paths in the data start from.
         out: the run folder; by default runs/ and the data's name.
         max_steps: optimiser steps; by default the config's.
+        micro_batch: most samples in memory at once, or auto: the largest number that fits; same result.
         resume: go on with the interrupted run in the run folder; the result is that of an unbroken run.
         overwrite: replace the run in the run folder.
         dry_run: build, show who trains, take one batch forward and backward, estimate memory; write nothing.
         settings: NAME=VALUE, any setting of the config; may be given several times.
     """
+    from craft.core.processes import leave
     from craft.recipes.adapt import adapt as run
     from craft.recipes.adapt import rehearse
     from craft.training.config import AdaptConfig
 
-    place = {} if root is None else {"data.root": root}
-    config = AdaptConfig.build(common.config, {**settings_of(settings, common), **place})
+    given = {"data.root": root, "micro_batch": micro_batch}
+    given = {name: value for name, value in given.items() if value is not None}
+    config = AdaptConfig.build(common.config, {**settings_of(settings, common), **given})
     if dry_run:
         show_rehearsal(rehearse(surrogate, data, common.seed, max_steps, config), common.json)
         return
     result = run(surrogate, data, out, common.seed, max_steps, config, resume=resume, overwrite=overwrite)
+    if leave() != 0:
+        return  # one process of a distributed run speaks for all
     if common.json:
         show_json(
             {

@@ -110,8 +110,9 @@ def explain(error: Exception) -> str | None:
         return _line(error)
     if _is(error, "torch", "OutOfMemoryError"):
         return (
-            "the device has too little memory for this. A smaller --batch-size helps (for adapt: --set "
-            "batch_size=8, or --set accumulation=4, which keeps the result's batch); --dry-run estimates it."
+            "the device has too little memory for this. A smaller --batch-size helps (for adapt: "
+            "--micro-batch auto, which keeps the batch, or --set gradient_checkpointing=true); --dry-run "
+            "estimates it."
         )
     if isinstance(error, OSError) and error.errno in _PATH_TROUBLE and error.filename is not None:
         return f"{error.filename} cannot be used: {error.strerror}. Choose another place, or make room there."

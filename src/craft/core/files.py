@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,9 +19,24 @@ from craft.core.errors import CheckpointError, ConfigError
 PathLike = str | os.PathLike[str]
 
 
+_LEFTOVER = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.(tmp|old)")
+
+
 def _sibling(path: Path, suffix: str) -> Path:
     """An unused name beside `path` (ordinary permissions follow, which `tempfile` would not give)."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.{suffix}")
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file or folder is what a killed process left half written here."""
+    return _LEFTOVER.fullmatch(path.name) is not None
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Delete what a killed process left half written in `folder`; nobody else may be writing there."""
+    for place in folder.iterdir() if folder.is_dir() else ():
+        if is_leftover(place):
+            shutil.rmtree(place) if place.is_dir() else place.unlink()
 
 
 def atomic_write_bytes(path: PathLike, data: bytes) -> None:

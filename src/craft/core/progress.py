@@ -1,4 +1,7 @@
-"""Progress on standard error: a bar with the remaining time on a terminal, plain lines elsewhere."""
+"""Progress on standard error: a bar with the remaining time on a terminal, plain lines elsewhere.
+
+In a distributed run the main process alone speaks.
+"""
 
 import sys
 import time
@@ -7,24 +10,36 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+QUIET_S = 2.0
+"""No two plain lines about one job come closer than this many seconds; a shorter job has one line."""
+
 
 def say(text: str) -> None:
     """One line on standard error (standard output is kept for results)."""
-    print(text, file=sys.stderr, flush=True)
+    if _speaks():
+        print(text, file=sys.stderr, flush=True)
+
+
+def _speaks() -> bool:
+    """Whether this is the main process; nobody has joined others who has not imported that module."""
+    processes = sys.modules.get("craft.core.processes")
+    return processes is None or processes.is_main()
 
 
 def track(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
     """Yield from `iterable` and show how far it is.
 
-    On a terminal: a bar with the remaining time. Elsewhere: a plain line at each tenth of `total`; with an
-    unknown length, only the line at the end.
+    On a terminal: a bar with the remaining time. Elsewhere: a plain line at each tenth of `total`, unless
+    the last one is less than `QUIET_S` old, and one at the end; with an unknown length, only that one.
     """
     if total is None:
         try:
             total = len(iterable)  # type: ignore[arg-type]
         except TypeError:
             total = None
-    if sys.stderr.isatty():
+    if not _speaks():
+        yield from iterable
+    elif sys.stderr.isatty():
         yield from _bar(iterable, description, total)
     else:
         yield from _lines(iterable, description, total)
@@ -40,13 +55,13 @@ def _bar(iterable: Iterable[T], description: str, total: int | None) -> Iterator
 
 
 def _lines(iterable: Iterable[T], description: str, total: int | None) -> Iterator[T]:
-    start = time.monotonic()
+    start = spoken = time.monotonic()
     tenth, done = 0, 0
     for done, item in enumerate(iterable, start=1):
         yield item
-        if total and done < total and done * 10 // total > tenth:
-            tenth = done * 10 // total
-            elapsed = time.monotonic() - start
+        now = time.monotonic()
+        if total and done < total and done * 10 // total > tenth and now - spoken >= QUIET_S:
+            tenth, spoken, elapsed = done * 10 // total, now, now - start
             left = elapsed / done * (total - done)
             say(f"{description}: {done}/{total}, {elapsed:.0f} s, about {left:.0f} s left")
     if done:

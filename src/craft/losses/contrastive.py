@@ -11,6 +11,7 @@ def contrastive(
     classes: Tensor,
     log_temperature: Tensor,
     bias: Tensor | None = None,
+    others: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Mean over images of Eq. 4; float32 scalar, computed in float32 under autocast too.
 
@@ -23,6 +24,9 @@ def contrastive(
         classes: y, int64 `[B]`.
         log_temperature: log τ, a scalar; the exponential keeps τ positive.
         bias: added to every s_ij, as SigLIP has it; the paper has none.
+        others: texts `[M, d]` and classes `[M]` that the images are pushed from, where these are not just the
+            batch's own but those of all processes (`craft.core.processes.gather`). The mean of the processes'
+            losses, weighted by their B, is then the loss of the whole batch, in value and gradient.
 
     Raises:
         ValueError: shapes do not fit.
@@ -35,11 +39,14 @@ def contrastive(
             "are not [B, d], [B, d] and [B]"
         )
     with torch.autocast(image.device.type, enabled=False):
-        cosine = F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
-        score = log_temperature.float().exp() * cosine  # s_ij = τ cos(v_i, t_j)
-        if bias is not None:
-            score = score + bias.float()
-        other_class = classes[:, None] != classes[None, :]  # j : y_j ≠ y_i
-        positive = F.softplus(-score.diagonal())  # -log σ(s_ii)
+        v, t = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
+        pool, pool_classes = (
+            (t, classes) if others is None else (F.normalize(others[0].float(), dim=-1), others[1])
+        )
+        tau, shift = log_temperature.float().exp(), 0.0 if bias is None else bias.float()
+        score = tau * (v @ pool.T) + shift  # s_ij = τ cos(v_i, t_j)
+        own = score.diagonal() if others is None else tau * (v * t).sum(-1) + shift  # s_ii
+        other_class = classes[:, None] != pool_classes[None, :]  # j : y_j ≠ y_i
+        positive = F.softplus(-own)  # -log σ(s_ii)
         negative = (F.softplus(score) * other_class).sum(1)  # -Σ_j log(1 - σ(s_ij))
         return (positive + negative).mean()  # Eq. 4

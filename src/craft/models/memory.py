@@ -39,7 +39,7 @@ def estimate_memory(
         seq_len: tokens per sample, text and image together.
         dtype: in which activations are kept (that of autocast).
         answer_len: answer tokens per sample; logits are computed there only.
-        gradient_checkpointing: the LLM's layers keep their inputs only.
+        gradient_checkpointing: layers keep their inputs only; one at a time runs again.
 
     Returns:
         Bytes: `weights`, `gradients`, `optimiser` (AdamW: two float32 moments), `activations`, `logits`,
@@ -52,9 +52,10 @@ def estimate_memory(
     width = dtype.itemsize
 
     patches = lvlm.visual.grid[0] * lvlm.visual.grid[1]
-    vision = lvlm.visual.vision_tower.siglip_config  # type: ignore[union-attr]
+    vision: Any = lvlm.visual.vision_tower.siglip_config
     layers = len(lvlm.visual.vision_tower.layers)  # type: ignore[arg-type]
-    activations = batch_size * patches * layers * _per_token(vision) * width
+    tower = vision.hidden_size * layers + _per_token(vision) if gradient_checkpointing else 0
+    activations = batch_size * patches * (tower or layers * _per_token(vision)) * width
     text: Any = lvlm.backbone.llm.config
     llm_layers = text.num_hidden_layers
     if gradient_checkpointing:

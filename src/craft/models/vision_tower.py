@@ -39,7 +39,7 @@ class _Tower(nn.Module):
         self.siglip_config = siglip
         self.image_size: int = config["image_size"]
         self.cls_attention: ClsAttention = config.get("cls_attention", "read-only")
-        self.layers = nn.ModuleList(SiglipEncoderLayer(siglip) for _ in range(layers))
+        self.layers = nn.ModuleList(TowerLayer(siglip) for _ in range(layers))
         self.cls_token = nn.Parameter(torch.zeros(siglip.hidden_size))
 
     def _run(self, patches: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,28 +48,35 @@ class _Tower(nn.Module):
         if self.cls_attention == "symmetric":
             both = torch.cat([cls, patches], dim=1)
             for layer in self.layers:
-                both = layer(both, attention_mask=None)
+                both, _ = layer(both)
             return both[:, 1:], both[:, :1]
         for layer in self.layers:
-            cls = _read(layer, cls, patches)
-            patches = layer(patches, attention_mask=None)  # bit-equal to the tower without [CLS]
+            patches, cls = layer(patches, cls)
         return patches, cls
 
 
-def _read(layer: Any, cls: Tensor, patches: Tensor) -> Tensor:
-    """One SigLIP layer for [CLS] alone: it attends to itself and to the patches, which do not see it."""
-    attention = layer.self_attn
-    keys = layer.layer_norm1(torch.cat([cls, patches], dim=1))
+class TowerLayer(SiglipEncoderLayer):
+    """A SigLIP layer that may run for [CLS] beside the patches; its unit for sharding and recomputation."""
 
-    def heads(x: Tensor) -> Tensor:
-        return x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+    def forward(self, patches: Tensor, cls: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Patches `[B, N, h]`, bit-equal to the layer without [CLS], and [CLS] `[B, 1, h]` where given."""
+        read = None if cls is None else self._read(cls, patches)
+        return super().forward(patches, attention_mask=None), read  # type: ignore[arg-type]
 
-    query = heads(attention.q_proj(keys[:, :1]))
-    mixed = F.scaled_dot_product_attention(
-        query, heads(attention.k_proj(keys)), heads(attention.v_proj(keys))
-    )
-    cls = cls + attention.out_proj(mixed.transpose(1, 2).flatten(2))
-    return cls + layer.mlp(layer.layer_norm2(cls))
+    def _read(self, cls: Tensor, patches: Tensor) -> Tensor:
+        """The layer for [CLS] alone: it attends to itself and to the patches, which do not see it."""
+        attention = self.self_attn
+        keys = self.layer_norm1(torch.cat([cls, patches], dim=1))
+
+        def heads(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+
+        query = heads(attention.q_proj(keys[:, :1]))
+        mixed = F.scaled_dot_product_attention(
+            query, heads(attention.k_proj(keys)), heads(attention.v_proj(keys))
+        )
+        cls = cls + attention.out_proj(mixed.transpose(1, 2).flatten(2))
+        return cls + self.mlp(self.layer_norm2(cls))
 
 
 class SiglipTower(_Tower):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from craft.core.errors import ConfigError
 from craft.core.files import read_json
+from craft.core.processes import on_main, rank, total, world
 from craft.core.progress import say
 from craft.data import Data, Sample, verify_images
 from craft.evaluation import evaluate_lvlm
@@ -28,6 +29,7 @@ from craft.quantize.usage import code_counts
 from craft.recipes.questions import describe, open_data, take
 from craft.training.adaptation import adaptation
 from craft.training.config import AdaptConfig
+from craft.training.engine import join_processes, loading_device
 from craft.training.fit import fit
 from craft.training.image_cache import ImageCache, image_key
 from craft.training.rehearsal import Rehearsal, rehearse_step
@@ -95,6 +97,7 @@ def adapt(
     """
     settings = _settings(surrogate, data, out, seed, max_steps, config, overrides)
     assert settings.out is not None
+    join_processes(settings.device)
     run = RunFolder(settings.out)
     if run.check(settings, resume, overwrite) and run.finished:
         say(f"the run in {run.path} is finished already")
@@ -156,7 +159,7 @@ def adapt(
         "seed": settings.seed,
         "made_with": run.record["machine"],
     }
-    encoder = save_artefact(run.encoder, lvlm.visual, prior=prior, manifest=manifest)
+    encoder = on_main(lambda: save_artefact(run.encoder, lvlm.visual, prior=prior, manifest=manifest))
     run.update(status="finished", metrics=metrics)
     lvlm.visual.prior = prior
     return AdaptResult(run.path, encoder, metrics, prior, given.held_out, settings, lvlm)
@@ -186,8 +189,11 @@ def rehearse(
 def code_prior(
     visual: VisualTokenizer, samples: list[Sample], images: ImageCache, batch_size: int = 64
 ) -> Tensor:
-    """How often each level-1 code occurs in the distinct images of `samples`: int64 `[K]`. Source: §3.3."""
-    distinct = list({image_key(sample.image): sample for sample in samples}.values())
+    """How often each level-1 code occurs in the distinct images of `samples`: int64 `[K]`. Source: §3.3.
+
+    Where there are several processes, each counts a part of the images.
+    """
+    distinct = list({image_key(sample.image): sample for sample in samples}.values())[rank() :: world()]
     counts = torch.zeros(visual.codebook.size, dtype=torch.long)
     tower: Any = visual.vision_tower
     for start in range(0, len(distinct), batch_size):
@@ -195,7 +201,7 @@ def code_prior(
         features, _ = tower.after_stem(values) if images.through_stem else tower(values)
         codes = visual.codebook.quantize(features.float()).codes
         counts += code_counts(codes, visual.codebook.size).cpu()
-    return counts
+    return total(counts)
 
 
 class _Surrogate:
@@ -220,7 +226,8 @@ class _Surrogate:
                 )
                 self.lvlm = LVLM(visual.to(given.device), given.backbone, given.name, given.origin)
             else:
-                self.lvlm = load(self.settings.surrogate, self.settings.device, self.settings.dtype)
+                place = loading_device(self.settings.device)
+                self.lvlm = load(self.settings.surrogate, place, self.settings.dtype)
         return self.lvlm
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from craft.data import Sample
 from craft.models.lvlm import LVLM
+from craft.models.prompts import build_prompt
 from craft.models.vision_tower import HybridTower
 from craft.training.augment import augment
 from craft.training.checks import choose_trainable
@@ -15,7 +16,7 @@ from craft.training.config import AdaptConfig
 from craft.training.image_cache import ImageCache
 from craft.training.lesson import Lesson
 from craft.training.objective import Batch, CraftObjective, TextTable, class_numbers, class_of
-from craft.training.order import batch_indices, micro_batches
+from craft.training.order import batch_indices
 
 PROBE = 32
 """Images of the fixed batch on which changed codes are counted."""
@@ -66,12 +67,8 @@ class ImageBatches:
         self.images = images
         self.texts = TextTable(lvlm.visual, samples, config.seed) if con else None
         self.classes = class_numbers(samples)
+        self.backbone = lvlm.backbone
         self.device = lvlm.device
-
-    def indices(self, step: int, rank: int = 0, world: int = 1) -> list[list[int]]:
-        """This process's micro-batches of step number `step`."""
-        batch = batch_indices(len(self.samples), self.config.batch_size, step, self.config.seed)
-        return micro_batches(batch, rank, world, self.config.accumulation)
 
     def make(self, indices: Sequence[int], step: int) -> Batch:
         """The batch of these samples; `step` seeds which of its texts each image gets."""
@@ -87,6 +84,15 @@ class ImageBatches:
             texts=None if self.texts is None else self.texts.sample(samples, step).to(self.device),
             classes=classes.to(self.device),
         )
+
+    def answer_tokens(self, batch: Batch) -> int:
+        """How many answer tokens SAL takes its mean over."""
+        backbone, pairs = self.backbone, zip(batch.questions, batch.answers, strict=True)
+        return sum(len(build_prompt(backbone.prompt, backbone.tokenizer, q, a).answer) for q, a in pairs)
+
+    def length(self, index: int) -> int:
+        """Characters of question and answer."""
+        return len(self.samples[index].prompt()) + len(self.samples[index].answer)
 
 
 @torch.no_grad()

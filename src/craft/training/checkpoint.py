@@ -1,4 +1,7 @@
-"""Resumable training state as safetensors + JSON: weights that train, optimiser, schedule, random state."""
+"""Resumable training state as safetensors + JSON: weights that train, optimiser, schedule.
+
+Order of data and random numbers are pure functions of seed and step, so they need not be saved.
+"""
 
 import shutil
 from collections.abc import Mapping
@@ -12,8 +15,7 @@ from torch import Tensor
 from craft.core.errors import CheckpointError, TrainingError
 from craft.core.files import atomic_directory, load_tensors, read_json, save_tensors, write_json
 
-KEPT = 2
-"""So many of the newest checkpoints stay; the older ones are deleted."""
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,6 @@ class Checkpoint:
         weights: the parameters that train, by name.
         optimizer: a state dict for `Optimizer.load_state_dict`.
         scheduler: a state dict for the learning-rate schedule.
-        extra: further tensors that were saved.
         notes: further plain values that were saved.
     """
 
@@ -33,7 +34,6 @@ class Checkpoint:
     weights: dict[str, Tensor]
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
-    extra: dict[str, Tensor]
     notes: dict[str, Any]
 
 
@@ -43,10 +43,10 @@ def save(
     weights: Mapping[str, Tensor],
     optimizer: Mapping[str, Any],
     scheduler: Mapping[str, Any],
-    extra: Mapping[str, Tensor],
     notes: Mapping[str, Any],
+    keep: int,
 ) -> Path:
-    """Write one checkpoint below `folder`, whole or not at all, and delete all but the newest `KEPT`."""
+    """Write one checkpoint below `folder`, whole or not at all, and delete all but the newest `keep`."""
     moments = {
         f"{index}.{name}": torch.as_tensor(value)
         for index, state in optimizer["state"].items()
@@ -55,7 +55,7 @@ def save(
     groups = [{key: value for key, value in group.items()} for group in optimizer["param_groups"]]
     state = {
         "format": "craft-checkpoint",
-        "version": 1,
+        "version": VERSION,
         "step": step,
         "param_groups": groups,
         "scheduler": dict(scheduler),
@@ -65,15 +65,14 @@ def save(
     with atomic_directory(place) as building:
         save_tensors(building / "model.safetensors", weights)
         save_tensors(building / "optimizer.safetensors", moments)
-        save_tensors(building / "extra.safetensors", {**extra, "torch_rng": torch.get_rng_state()})
         write_json(building / "state.json", state)
-    for old in sorted(folder.glob("step-*"))[:-KEPT]:
+    for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return place
 
 
 def load_latest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint below `folder`, or None; torch's random state is set to the one saved in it.
+    """The newest checkpoint below `folder`, or None.
 
     Raises:
         CheckpointError: it is damaged, or of another format.
@@ -83,21 +82,18 @@ def load_latest(folder: Path) -> Checkpoint | None:
         return None
     place = found[-1]
     state = read_json(place / "state.json")
-    if state.get("format") != "craft-checkpoint" or state.get("version") != 1:
+    if state.get("format") != "craft-checkpoint" or state.get("version") != VERSION:
         raise CheckpointError(f"{place} is no checkpoint of this version; delete it to use an older one.")
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in load_tensors(place / "optimizer.safetensors").items():
         index, _, key = name.partition(".")
         moments.setdefault(int(index), {})[key] = value
     groups = [{**group, "betas": tuple(group["betas"])} for group in state["param_groups"]]
-    extra = load_tensors(place / "extra.safetensors")
-    torch.set_rng_state(extra.pop("torch_rng"))
     return Checkpoint(
         step=state["step"],
         weights=load_tensors(place / "model.safetensors"),
         optimizer={"state": moments, "param_groups": groups},
         scheduler=state["scheduler"],
-        extra=extra,
         notes=state["notes"],
     )
 

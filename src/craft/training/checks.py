@@ -1,10 +1,12 @@
 """Who trains, who must not, and the proof: tables, gradients after step 1, hashes before and after (§3.2)."""
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from torch import nn
 
 from craft.core.errors import TrainingError
+from craft.core.processes import agree
 from craft.models.freezing import freeze_all_but, parameter_table
 from craft.models.lvlm import LVLM
 from craft.training.config import AdaptConfig
@@ -57,8 +59,10 @@ def check_gradients(lvlm: LVLM) -> None:
             raise TrainingError(f"No gradient reached {name}, which is to train; is every loss weight 0?")
         if not name.endswith(("cls_token", "log_temperature")):
             trained.add(name.split(".")[1])
-            alive = alive or bool(parameter.grad.abs().max() > 0)
-    if trained and not alive:
+            gradient: Any = parameter.grad
+            here = gradient.to_local() if hasattr(gradient, "to_local") else gradient  # this process's shard
+            alive = alive or bool(here.count_nonzero())
+    if not agree(alive or not trained):
         whole = " and ".join(sorted(trained)).replace("_", " ")
         raise TrainingError(f"The gradient of the whole {whole} is zero in step 1; it would learn nothing.")
 

@@ -1,6 +1,6 @@
 """What settings a run has. `craft.training.settings` reads and checks them; the names below are the keys."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -94,14 +94,20 @@ class LoopConfig(Settings):
         out: the run folder.
         seed: of everything that is drawn by lot.
         optimizer: the section above.
-        batch_size: samples per optimiser step, over all devices and accumulation (§4.1: 24).
-        accumulation: micro-batches per step. Eq. 4 sees the pairs within a micro-batch.
+        batch_size: samples per optimiser step, over all processes and micro-batches (§4.1: 24).
+        micro_batch: most samples in one forward pass of one process; None is its whole share of the batch,
+            "auto" the largest that fits into memory. The loss is the same but for rounding, except for Eq. 4,
+            which sees the pairs within one micro-batch of all processes.
+        gradient_checkpointing: layers of tower and LLM keep their inputs only and run again in the backward
+            pass: less memory, the same result.
         max_steps: optimiser steps; None means `epochs` passes over the training set.
         epochs: passes, where `max_steps` is None.
         eval_every: measure on validation samples every so many steps, and keep the best weights (the earliest
             of equals); None trains to the end and keeps the last.
         eval_limit: at most this many validation samples.
         checkpoint_every: steps between resumable checkpoints; None only at the end or when interrupted.
+        keep_checkpoints: so many of the newest stay, besides the best weights.
+        trackers: where metrics go besides metrics.jsonl.
         log_every: steps between lines of metrics.jsonl.
         probe_every: steps between probes (adapt: changed codes on a fixed batch); None is a twentieth of the
             run.
@@ -112,12 +118,15 @@ class LoopConfig(Settings):
     seed: int = 0
     optimizer: OptimizerConfig = OptimizerConfig()
     batch_size: int = Field(default=24, ge=1)
-    accumulation: int = Field(default=1, ge=1)
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    gradient_checkpointing: bool = False
     max_steps: int | None = Field(default=None, ge=1)
     epochs: float = Field(default=1.0, gt=0)
     eval_every: int | None = Field(default=None, ge=1)
     eval_limit: int | None = Field(default=None, ge=1)
     checkpoint_every: int | None = Field(default=None, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(default=(), strict=False)
     log_every: int = Field(default=1, ge=1)
     probe_every: int | None = Field(default=None, ge=1)
     device: str = "auto"

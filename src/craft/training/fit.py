@@ -1,29 +1,32 @@
-"""The training loop: one for every device, on accelerate. Read `fit` from top to bottom."""
+"""The training loop: one for every device and number of processes. Read `fit` from top to bottom."""
 
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from craft.core.device import resolve_device, resolve_dtype
+from craft.core import processes
 from craft.core.errors import ConfigError, TrainingError
 from craft.core.files import load_tensors, save_tensors
 from craft.core.progress import say, track
-from craft.core.seeding import seed_everything
+from craft.core.seeding import seed_everything, stable_seed
 from craft.models.freezing import part_hashes
 from craft.models.lvlm import LVLM
 from craft.training import checkpoint
 from craft.training.adaptation import adaptation
 from craft.training.checks import check_frozen, check_gradients, freeze_report
 from craft.training.config import LoopConfig
+from craft.training.engine import Engine
 from craft.training.image_cache import ImageCache
 from craft.training.interrupt import Interrupted, stop_wish
-from craft.training.lesson import Batches, Lesson
+from craft.training.lesson import Lesson, Share
+from craft.training.micro_batch import ballast, fitting
+from craft.training.order import batch_indices, micro_batches
 from craft.training.run_folder import RunFolder
 
 C = TypeVar("C", bound=LoopConfig)
@@ -71,83 +74,100 @@ def fit(
 
     Raises:
         ConfigError: the settings contradict each other, the model or the machine.
-        TrainingError: a loss is not finite (the samples are named), gradient went where it must not, or
-            frozen weights changed.
+        TrainingError: a loss is not finite (the samples are named), gradient went where it must not, frozen
+            weights changed, or another process of the run failed.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
 
     Source: §3.2 and §4.1.
     """
     # 1. What trains (in float32) and what is frozen, hashed to prove it.
-    accelerator = _accelerator(config)
+    engine = Engine(config, run.path / "trackers")
+    if engine.zero and (resume or config.checkpoint_every):
+        raise ConfigError("ZeRO-2 writes no checkpoints here: leave out checkpoint_every, or use FSDP2.")
     seed_everything(config.seed)
-    lvlm.to(accelerator.device)
-    work = lesson(lvlm, samples, config)
-    trained, batches = work.trained, work.batches
+    engine.place(lvlm)
+    work = processes.jointly(lambda: lesson(lvlm, samples, config), "the start")
+    trained = work.trained
     hashes = part_hashes(lvlm)
     if resume and run.record.get("hashes_before", hashes) != hashes:
         raise ConfigError("The model's weights are not those this run began with; give the same one.")
     total = config.steps(len(samples))
     say(freeze_report(lvlm))
-    run.update(status="running", device=str(accelerator.device), steps=total, hashes_before=hashes)
+    run.update(status="running", device=str(engine.device), processes=processes.world(), steps=total)
+    run.update(hashes_before=hashes)
 
-    # 2. Optimiser, schedule.
-    optimizer, schedule = _optimizer(list(trained.values()), config, total)
-    objective, optimizer = accelerator.prepare(work.objective, optimizer)
-    probe_every = config.probe_every or max(1, total // 20)
-
-    # 3. Where an earlier run stopped.
+    # 2. Where an earlier run stopped.
     start, best_step, best_score = 0, None, None
     found = checkpoint.load_latest(run.checkpoints) if resume else None
     if found is not None:
         checkpoint.put_weights(trained, found.weights, str(run.checkpoints))
-        optimizer.load_state_dict(found.optimizer)
-        schedule.load_state_dict(found.scheduler)
         start, best_step, best_score = found.step, found.notes["best_step"], found.notes["best_score"]
-        run.rewind(start)
         say(f"resuming after step {start} of {total}")
+    if resume:
+        run.rewind(start)
 
-    def save_checkpoint(step: int) -> None:
-        if accelerator.is_main_process:
-            notes = {"best_step": best_step, "best_score": best_score}
-            plain = optimizer.state_dict(), schedule.state_dict()
-            checkpoint.save(run.checkpoints, step, trained, *plain, extra={}, notes=notes)
+    # 3. Optimiser and schedule; one process or many, whole or sharded.
+    trainee = engine.trainee(work.objective)
+    optimizer, schedule = _optimizer(trainee, config, total)
+    engine.prepare(trainee, optimizer, config.batch_size // processes.world())
+    if found is not None:
+        engine.restore(found.optimizer)
+        schedule.load_state_dict(found.scheduler)
+    size = _micro_batch(engine, work, len(samples), config, run)
+    engine.start_trackers(config)
+    probe_every = config.probe_every or max(1, total // 20)
 
     # 4. The steps.
     clock, seen = time.monotonic(), 0
     progress: Any = track(range(start, total), work.verb, total - start)
-    with stop_wish() as wish, closing(progress) as steps:
+    with run.noting_failure(), stop_wish() as wish, closing(progress) as steps:
         for index in steps:
             step = index + 1
-            parts = _step(accelerator, objective, optimizer, batches, index, config, first=index == start)
-            rate = schedule.get_last_lr()[0]
+            batch = batch_indices(len(samples), config.batch_size, index, config.seed)
+            parts = _step(engine, work, batch, index, size, config)
+            if index == start and not engine.zero:
+                check_gradients(engine.model)
+            engine.step(config.optimizer.max_grad_norm)
+            line = {"step": step, **parts, "lr": schedule.get_last_lr()[0]}
             schedule.step()
             seen += config.batch_size
-            line = {"step": step, **parts, "lr": rate}
             probing = step % probe_every == 0 or step == total
             evaluating = config.eval_every is not None and (step % config.eval_every == 0 or step == total)
+            if probing or evaluating:
+                engine.collect()
             if probing:
                 line |= work.probe()
             if validate is not None and evaluating:
-                line["validation"] = validate(lvlm)
+                line["validation"] = processes.everyone(validate(lvlm))[0]
                 if best_score is None or line["validation"] > best_score:
                     best_step, best_score = step, line["validation"]
-                    if accelerator.is_main_process:
+                    if processes.is_main():
                         save_tensors(run.checkpoints / "best.safetensors", trained)
             line["samples_per_s"] = round(seen / (time.monotonic() - clock), 2)
-            if accelerator.is_main_process and (step % config.log_every == 0 or probing or evaluating):
+            if step % config.log_every == 0 or probing or evaluating:
                 run.log(line)
+                engine.log(line, step)
+            stopping = processes.agree(wish.asked)
             wanted = config.checkpoint_every and step % config.checkpoint_every == 0
-            if wanted or wish.asked or step == total:
-                save_checkpoint(step)
-            if wish.asked and step < total:
+            if (wanted or stopping or step == total) and not engine.zero:
+                engine.collect()
+                state = engine.optimizer_state(), schedule.state_dict()
+                notes = {"best_step": best_step, "best_score": best_score}
+                if processes.is_main():
+                    checkpoint.save(run.checkpoints, step, trained, *state, notes, config.keep_checkpoints)
+            if stopping and step < total:
+                processes.wait()
                 run.update(status="interrupted", interrupted_at=step)
                 raise Interrupted(
                     f"Stopped at step {step} of {total}; the state is in {run.checkpoints}. The same command "
                     "with --resume (in Python: resume=True) goes on from here; the result is that of an "
                     "unbroken run."
                 )
+    engine.close()
 
     # 5. The weights to keep, and the proof that nothing else moved.
+    engine.collect(everything=True)
+    processes.wait()
     if best_step is not None and best_step != total:
         best = load_tensors(run.checkpoints / "best.safetensors")
         checkpoint.put_weights(trained, best, "best.safetensors")
@@ -158,85 +178,101 @@ def fit(
     check_frozen(hashes, after, work.parts)
     minutes = round((time.monotonic() - clock) / 60, 3)
     run.update(hashes_after=after, best_step=best_step, best_validation=best_score, training_minutes=minutes)
-    lines = run.metrics()
-    return FitResult(total, lines[-1] if lines else {}, best_step, best_score, work.images)
+    last = processes.on_main(lambda: (run.metrics() or [{}])[-1])
+    return FitResult(total, last, best_step, best_score, work.images)
 
 
 def _step(
-    accelerator: Any,
-    objective: nn.Module,
-    optimizer: Any,
-    batches: Batches,
-    index: int,
-    config: LoopConfig,
-    first: bool,
+    engine: Engine, work: Lesson, batch: list[int], index: int, size: int | None, config: LoopConfig
 ) -> dict[str, float]:
-    """One optimiser step; returns the parts of the loss, averaged over micro-batches."""
-    sums: dict[str, float] = {}
-    optimizer.zero_grad(set_to_none=True)
-    shares = batches.indices(index, accelerator.process_index, accelerator.num_processes)
-    for number, share in enumerate(shares):
-        batch = batches.make(share, index)
-        last = number == len(shares) - 1
-        with nullcontext() if last else accelerator.no_sync(objective):  # gradients are shared once per step
-            loss, parts = objective(batch)
-            values = _finite(parts, batch, index + 1)
-            accelerator.backward(loss / len(shares))
-        sums = {name: sums.get(name, 0.0) + value / len(shares) for name, value in values.items()}
-    if first:
-        check_gradients(_lvlm(objective))
-    if config.optimizer.max_grad_norm is not None:
-        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        accelerator.clip_grad_norm_(trained, config.optimizer.max_grad_norm)
-    optimizer.step()
-    return sums
+    """The gradients of one step's batch; returns the parts of its loss, over all processes.
+
+    Random numbers are a function of seed, step and process, so that a resumed run draws the same ones.
+    """
+    seed_everything(stable_seed(config.seed, "step", index, processes.rank()))
+    engine.optimizer.zero_grad(set_to_none=True)
+    batches = _batches(work, micro_batches(batch, processes.rank(), processes.world(), size), index)
+    found: list[dict[str, Tensor]] = []
+    for number, micro in enumerate(batches, start=1):
+        with engine.micro_batch(last=number == len(batches)):
+            loss, parts = engine.loss(micro, config.gradient_checkpointing)
+            engine.backward(loss)
+        found.append(parts)
+    return _summed(found, batches, index + 1)
 
 
-def _finite(parts: dict[str, Tensor], batch: Any, step: int) -> dict[str, float]:
-    """The parts of the loss as numbers.
+def _batches(work: Lesson, shares: list[list[int]], index: int) -> list[Any]:
+    """This process's micro-batches, each with its share of the whole batch.
 
     Raises:
-        TrainingError: one is NaN or infinite; it and the batch's samples are named.
+        TrainingError: another process cannot make one of its own, for the reason that is given.
     """
-    numbers = torch.stack([value.float() for value in parts.values()]).tolist()
-    values = dict(zip(parts, numbers, strict=True))
+    alone = processes.world() == len(shares) == 1
+
+    def make() -> tuple[list[Any], list[tuple[int, int]]]:
+        made = [work.batches.make(share, index) for share in shares]
+        return made, [] if alone else [(len(micro.ids), work.batches.answer_tokens(micro)) for micro in made]
+
+    made, counted = processes.jointly(make, f"step {index + 1}")
+    if alone:
+        return made
+    counts = torch.tensor(counted, dtype=torch.float64)
+    rows = (counts / processes.total(counts.sum(0))).tolist()
+    return [replace(micro, share=Share(*row)) for micro, row in zip(made, rows, strict=True)]
+
+
+def _summed(found: list[dict[str, Tensor]], batches: list[Any], step: int) -> dict[str, float]:
+    """The parts of the loss of the whole batch, as numbers.
+
+    Raises:
+        TrainingError: one is NaN or infinite; it and the samples of its micro-batches are named.
+    """
+    table = torch.stack([torch.stack([value.float() for value in parts.values()]) for parts in found])
+    values = dict(zip(found[0], processes.total(table.sum(0)).tolist(), strict=True))
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
+        mine = [micro.ids for micro, row in zip(batches, table, strict=True) if not row.isfinite().all()]
+        ids = [name for listed in processes.everyone(mine) for names in listed for name in names]
         raise TrainingError(
             f"At step {step} {', '.join(bad)} is not finite ({values[bad[0]]}). The batch: "
-            f"{', '.join(batch.ids)}. A lower optimizer.learning_rate, optimizer.max_grad_norm=1, or leaving "
+            f"{', '.join(ids)}. A lower optimizer.learning_rate, optimizer.max_grad_norm=1, or leaving "
             "out a broken sample helps; the last checkpoint is intact."
         )
     return values
 
 
-def _lvlm(objective: nn.Module) -> LVLM:
-    inner: Any = getattr(objective, "module", objective)
-    return inner.lvlm
+def _micro_batch(engine: Engine, work: Lesson, count: int, config: LoopConfig, run: RunFolder) -> int | None:
+    """Most samples in one forward pass; where it is to be found out, a resumed run keeps what was found."""
+    if config.micro_batch != "auto":
+        return config.micro_batch
+    if engine.sharded or engine.zero:
+        raise ConfigError("micro_batch=auto is not offered with FSDP2 and ZeRO-2; give a number.")
+    longest = sorted(range(count), key=work.batches.length, reverse=True)
+
+    def trial(samples: int) -> None:
+        weight = ballast(list(work.trained.values()))
+        micro = work.batches.make([longest[number % count] for number in range(samples)], 0)
+        with engine.micro_batch(last=False):
+            loss, _ = engine.loss(micro, config.gradient_checkpointing)
+            engine.backward(loss)
+        del weight
+
+    known = run.record.get("micro_batch")
+    if known is None:
+        known = fitting(trial, -(-config.batch_size // processes.world()))
+        engine.optimizer.zero_grad(set_to_none=True)
+        run.update(micro_batch=known)
+    return known
 
 
-def _accelerator(config: LoopConfig) -> Any:
-    """Accelerate, on the device and in the mixed precision that the config names."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, PartialState
-
-    device = resolve_device(config.device)
-    dtype = resolve_dtype(config.dtype, device)
-    if not PartialState._shared_state or PartialState().num_processes == 1:
-        AcceleratorState._reset_state(True)  # an earlier run in this process may have had another device
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
-    precision = "bf16" if dtype == torch.bfloat16 else "no"
-    return Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
-
-
-def _optimizer(parameters: list[nn.Parameter], config: LoopConfig, total: int) -> tuple[Any, Any]:
+def _optimizer(trainee: nn.Module, config: LoopConfig, total: int) -> tuple[Any, Any]:
     """AdamW and the cosine schedule with warm-up (§4.1)."""
     from transformers import get_cosine_schedule_with_warmup
 
     o = config.optimizer
+    learning = [parameter for parameter in trainee.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        parameters, lr=o.learning_rate, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay
+        learning, lr=o.learning_rate, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay
     )
     warmup = round(o.warmup_ratio * total)  # very short runs have none: their first step counts too
     return optimizer, get_cosine_schedule_with_warmup(optimizer, warmup, total)

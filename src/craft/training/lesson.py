@@ -9,16 +9,42 @@ from torch import nn
 from craft.training.image_cache import ImageCache
 
 
+@dataclass(frozen=True)
+class Share:
+    """How much of a whole step's batch, over all processes, one micro-batch is: fractions in (0, 1].
+
+    Attributes:
+        samples: of its samples.
+        answers: of its answer tokens.
+
+    A mean over samples (or answer tokens) of the micro-batch times this is what it contributes to the mean
+    over the whole batch, however unevenly that was divided.
+    """
+
+    samples: float = 1.0
+    answers: float = 1.0
+
+
+WHOLE = Share()
+
+
 @runtime_checkable
 class Batches(Protocol):
-    """The training set as batches: pure functions of the step. A batch has `ids`, for messages."""
-
-    def indices(self, step: int, rank: int = 0, world: int = 1) -> list[list[int]]:
-        """This process's micro-batches of step number `step` (from 0)."""
-        ...
+    """The training set as batches: pure functions of the step."""
 
     def make(self, indices: Sequence[int], step: int) -> Any:
-        """The batch of these samples, on the device."""
+        """The batch of these samples, on the device: a frozen dataclass.
+
+        It has `ids`, for messages, and `share`, `WHOLE` at first.
+        """
+        ...
+
+    def answer_tokens(self, batch: Any) -> int:
+        """How many tokens of the batch are learned."""
+        ...
+
+    def length(self, index: int) -> int:
+        """How much memory a sample takes compared with others, by any measure: that of its text."""
         ...
 
 
@@ -30,8 +56,9 @@ class Lesson:
     """What one run trains.
 
     Attributes:
-        objective: batch -> (loss, its parts by name); `objective.lvlm` is the model.
-        trained: the parameters that train, by name; float32.
+        objective: batch -> (loss, its parts by name); `objective.lvlm` is the model. Loss and parts are what
+            the batch, by its `share`, contributes to those of the whole step: `fit` adds them up.
+        trained: the parameters that train, by their names in the model; float32.
         batches: the training set.
         parts: the parts of the LVLM (as `craft.models.freezing` names them) whose bytes may change.
         probe: further figures for metrics.jsonl, asked for now and then.

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from craft.core.errors import ConfigError
+from craft.core.processes import gather, world
 from craft.core.seeding import rng
 from craft.data import Sample
 from craft.losses import commitment, commitment_cumulative, contrastive, surrogate_alignment
 from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.training.config import LossesConfig
+from craft.training.lesson import WHOLE, Share
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Batch:
         questions, answers: t and y of Eq. 2.
         texts: embeddings `[B, d]` of the sampled texts, or None without a contrastive loss.
         classes: int64 `[B]`, y of Eq. 4.
+        share: how much of the step's whole batch this is.
     """
 
     ids: tuple[str, ...]
@@ -34,6 +37,7 @@ class Batch:
     answers: tuple[str, ...]
     texts: Tensor | None
     classes: Tensor
+    share: Share = WHOLE
 
 
 class TextTable:
@@ -107,8 +111,10 @@ class CraftObjective(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss (a scalar with gradient) and its parts, unweighted and detached, with `distance`: the mean
-        squared distance of features to z̃, whatever the reduction."""
+        squared distance of features to z̃, whatever the reduction. All are scaled by the batch's share:
+        those of a step's micro-batches, in all processes, add up to those of the whole batch."""
         visual, backbone, losses = self.lvlm.visual, self.lvlm.backbone, self.losses
+        samples, answers = batch.share.samples, batch.share.answers
         cumulative = losses.commitment.form == "cumulative"
         tower: Any = visual.vision_tower
         features, cls = tower.after_stem(batch.images) if self.from_stem else tower(batch.images)
@@ -120,22 +126,27 @@ class CraftObjective(nn.Module):
             inputs = backbone.inputs(tokens, batch.questions, batch.answers)
             hidden = backbone.hidden_states(inputs)
             labels = inputs["labels"]
-            sal = surrogate_alignment(hidden, backbone.lm_head, labels, losses.sal.reduction)  # Eq. 2
+            share = answers if losses.sal.reduction == "mean" else samples
+            sal = share * surrogate_alignment(hidden, backbone.lm_head, labels, losses.sal.reduction)  # Eq. 2
 
         if cumulative:
             assert tokens.partial_sums is not None
             commit = commitment_cumulative(tokens.features, tokens.partial_sums, losses.commitment.reduction)
         else:
             commit = commitment(tokens.features, tokens.quantized, losses.commitment.reduction)  # Eq. 3
+        commit = samples * commit
 
         con = zero
         if self.contrastive_weight:
             assert tokens.cls is not None and batch.texts is not None
-            con = contrastive(tokens.cls, batch.texts, batch.classes, visual.log_temperature)  # Eq. 4
+            others = (gather(batch.texts), gather(batch.classes)) if world() > 1 else None
+            con = samples * contrastive(  # Eq. 4
+                tokens.cls, batch.texts, batch.classes, visual.log_temperature, others=others
+            )
 
         loss = (  # Eq. 5
             losses.sal.weight * sal + losses.commitment.weight * commit + self.contrastive_weight * con
         )
-        distance = commitment(tokens.features.detach(), tokens.quantized.detach(), "mean")
+        distance = samples * commitment(tokens.features.detach(), tokens.quantized.detach(), "mean")
         parts = {"loss": loss, "sal": sal, "commitment": commit, "contrastive": con, "distance": distance}
         return loss, {name: value.detach() for name, value in parts.items()}

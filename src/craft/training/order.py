@@ -1,5 +1,8 @@
 """The order of training: pure functions of a seed, so that any step can be asked for at any time."""
 
+import itertools
+import math
+
 import torch
 
 from craft.core.errors import ConfigError
@@ -21,17 +24,21 @@ def batch_indices(count: int, batch_size: int, step: int, seed: int) -> list[int
     return chosen
 
 
-def micro_batches(indices: list[int], rank: int, world: int, accumulation: int) -> list[list[int]]:
-    """This process's share of a batch, in `accumulation` equal parts.
+def micro_batches(indices: list[int], rank: int, world: int, size: int | None = None) -> list[list[int]]:
+    """This process's share of a batch, cut into micro-batches of at most `size` samples (None: in one piece).
+
+    Shares and micro-batches may differ by one sample; every process has the same number of micro-batches.
 
     Raises:
-        ConfigError: the batch cannot be divided evenly.
+        ConfigError: there are fewer samples than micro-batches.
     """
-    if len(indices) % (world * accumulation):
+    largest = math.ceil(len(indices) / world)
+    pieces = 1 if size is None else math.ceil(largest / size)
+    if len(indices) // world < pieces:
         raise ConfigError(
-            f"batch_size is {len(indices)} and must be a multiple of accumulation x devices, "
-            f"{accumulation} x {world}."
+            f"A batch of {len(indices)} cannot be cut into {pieces} micro-batches for each of {world} "
+            "processes: raise batch_size to a multiple of processes x micro_batch, or start fewer processes."
         )
     mine = indices[rank::world]
-    size = len(mine) // accumulation
-    return [mine[start : start + size] for start in range(0, len(mine), size)]
+    cuts = [len(mine) * piece // pieces for piece in range(pieces + 1)]
+    return [mine[start:end] for start, end in itertools.pairwise(cuts)]

@@ -8,9 +8,11 @@ from craft.data import Sample
 from craft.models.freezing import parameter_table
 from craft.models.lvlm import LVLM
 from craft.models.memory import estimate_memory
+from craft.models.recompute import recompute
 from craft.training.adaptation import adaptation
 from craft.training.checks import check_gradients, freeze_report
 from craft.training.config import AdaptConfig
+from craft.training.order import batch_indices, micro_batches
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,10 @@ def rehearse_step(lvlm: LVLM, samples: Sequence[Sample], config: AdaptConfig, ta
     dtype = resolve_dtype(config.dtype, device)
     lvlm.to(device)
     lesson = adaptation(lvlm, samples, config, task)
-    batch = lesson.batches.make(lesson.batches.indices(0)[0], 0)
-    with autocast(device, dtype):
+    first = batch_indices(len(samples), config.batch_size, 0, config.seed)
+    size = None if config.micro_batch == "auto" else config.micro_batch
+    batch = lesson.batches.make(micro_batches(first, 0, 1, size)[0], 0)
+    with autocast(device, dtype), recompute(lvlm, config.gradient_checkpointing):
         loss, parts = lesson.objective(batch)
     loss.backward()
     check_gradients(lvlm)
@@ -58,7 +62,9 @@ def rehearse_step(lvlm: LVLM, samples: Sequence[Sample], config: AdaptConfig, ta
         table=freeze_report(lvlm),
         parameters=parameter_table(lvlm),
         parts={name: float(value) for name, value in parts.items()},
-        memory=estimate_memory(lvlm, len(batch.ids), tokens, dtype),
+        memory=estimate_memory(
+            lvlm, len(batch.ids), tokens, dtype, gradient_checkpointing=config.gradient_checkpointing
+        ),
         steps=config.steps(len(samples)),
         samples=len(samples),
         tokens=tokens,

@@ -4,22 +4,29 @@ import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from craft.core.errors import ConfigError
-from craft.core.files import atomic_write_text, read_json, write_json
+from craft.core.files import atomic_write_text, clear_leftovers, is_leftover, read_json, write_json
+from craft.core.processes import is_main, on_main
 from craft.training.settings import Settings
 
-_OURS = ("config.resolved.yaml", "run.json", "metrics.jsonl", "checkpoints", "encoder")
+_OURS = ("config.resolved.yaml", "metrics.jsonl", "checkpoints", "encoder", "trackers")  # and run.json
 # Settings that may differ between a run and its continuation: they do not change the result.
-_FREE = frozenset({"out", "device", "checkpoint_every", "log_every", "cache_mib"})
+_FREE = frozenset(
+    {"out", "device", "checkpoint_every", "keep_checkpoints", "log_every", "trackers", "cache_mib"}
+    | {"gradient_checkpointing"}
+)
 
 
 class RunFolder:
-    """One run's place on disk. Its `run.json` says `status`: running, interrupted or finished.
+    """One run's place on disk. Its `run.json` says `status`: running, interrupted, failed or finished.
+
+    In a distributed run the main process alone reads and writes it; all know the same.
 
     Args:
         path: the folder; made by `open`.
@@ -34,6 +41,8 @@ class RunFolder:
     @property
     def under_way(self) -> bool:
         """Whether the run in this folder got so far that something would be lost."""
+        if self.record.get("status") == "starting":
+            return False  # what lies here is of the run before, which was to be replaced
         return self.finished or (self.path / "metrics.jsonl").exists() or self.checkpoints.exists()
 
     @property
@@ -48,6 +57,10 @@ class RunFolder:
             ConfigError: something is here already and neither `resume` nor `overwrite` says what to do with
                 it; or the run to be continued had other settings.
         """
+        found, self.record = on_main(lambda: (self._check(config, resume, overwrite), self.record))
+        return found
+
+    def _check(self, config: Settings, resume: bool, overwrite: bool) -> bool:
         if (self.path / "run.json").is_file():
             self.record = read_json(self.path / "run.json")
             if not self.under_way:
@@ -61,7 +74,9 @@ class RunFolder:
                     f"{self.path} holds a run that is {self.record.get('status', 'unknown')}; choose another "
                     f"folder, {way}or overwrite=True (--overwrite) to replace it."
                 )
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        elif self.path.exists() and not (
+            self.path.is_dir() and all(is_leftover(place) for place in self.path.iterdir())
+        ):
             raise ConfigError(f"{self.path} is there already and is not a run folder; choose another place.")
         return False
 
@@ -72,19 +87,28 @@ class RunFolder:
             ConfigError: as `check` says.
         """
         if self.check(config, resume, overwrite):
+            on_main(self._sweep)
             return
-        self._clear()
-        self.record = {"status": "running", "config": config.model_dump(mode="json"), "machine": machine()}
-        config.save(self.path / "config.resolved.yaml")
-        self.update()
+        self.record = {"status": "starting", "config": config.model_dump(mode="json"), "machine": machine()}
+        on_main(lambda: self._start(config))
+        self.update(status="running")
 
-    def _clear(self) -> None:
+    def _start(self, config: Settings) -> None:
+        """Kill it anywhere in here: run.json comes first and says that nothing is here to be continued."""
+        self.update()
+        self._sweep()
         for name in _OURS:
             place = self.path / name
             if place.is_dir():
                 shutil.rmtree(place)
             else:
                 place.unlink(missing_ok=True)
+        config.save(self.path / "config.resolved.yaml")
+
+    def _sweep(self) -> None:
+        """Delete what a killed process left half written."""
+        for folder in (self.path, self.checkpoints):
+            clear_leftovers(folder)
 
     def _same_settings(self, config: Settings) -> None:
         before, now = self.record.get("config", {}), config.model_dump(mode="json")
@@ -102,10 +126,23 @@ class RunFolder:
     def update(self, **fields: Any) -> None:
         """Add fields to run.json."""
         self.record |= fields
-        write_json(self.path / "run.json", self.record)
+        if is_main():
+            write_json(self.path / "run.json", self.record)
+
+    @contextmanager
+    def noting_failure(self) -> Iterator[None]:
+        """A block whose error is written into run.json before it goes on its way; interruptions are none."""
+        try:
+            yield
+        except Exception as error:
+            if self.record.get("status") != "interrupted":
+                self.update(status="failed", reason=f"{type(error).__name__}: {error}")
+            raise
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
+        if not is_main():
+            return
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -121,6 +158,8 @@ class RunFolder:
 
     def rewind(self, step: int) -> None:
         """Drop what metrics.jsonl says about steps after `step`: they are done again."""
+        if not is_main() or not self.under_way:
+            return
         kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
         atomic_write_text(self.path / "metrics.jsonl", "".join(kept))
 

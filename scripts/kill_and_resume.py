@@ -1,0 +1,171 @@
+"""`kill -9` at random moments, then --resume: docs/results/resume.json.
+
+`python scripts/kill_and_resume.py [--kills 20] [--out FILE]` adapts once without a break. Then, for each
+kill, it starts the same run in a process of its own, sends SIGKILL (every second time while a checkpoint is
+being written), resumes, and compares: weights, code prior, and every line of metrics.jsonl but its speed.
+Exit status 1 when a single byte differs.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import craft
+from craft.core.files import is_leftover, write_json
+from craft.training import RunFolder
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def start(out: Path, settings: dict[str, Any], resume: bool = False) -> int:
+    """Begin (or go on with) the run in a new process, forked from this one, which has imported everything."""
+    process = os.fork()
+    if process:
+        return process
+    status = 1
+    try:
+        with open(out.with_suffix(".log"), "a") as log:
+            os.dup2(log.fileno(), 2)
+            craft.adapt(out=out, resume=resume, **settings)
+            status = 0
+    finally:
+        os._exit(status)
+
+
+def finish(process: int) -> None:
+    """Wait for a process that must end well."""
+    _, status = os.waitpid(process, 0)
+    if status:
+        raise SystemExit(f"a run ended with status {os.waitstatus_to_exitcode(status)}; see its .log")
+
+
+def result(out: Path) -> dict[str, str]:
+    """Hashes of what a run leaves."""
+    lines = [{k: v for k, v in line.items() if k != "samples_per_s"} for line in RunFolder(out).metrics()]
+    names = ("model.safetensors", "prior.safetensors")
+    files = {name: (out / "encoder" / name).read_bytes() for name in names}
+    files["metrics.jsonl without speed"] = json.dumps(lines).encode()
+    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+
+
+def half_written(out: Path) -> list[str]:
+    """Names of what is being written in the run folder, or was when its process died."""
+    folders = [folder for folder in (out, out / "checkpoints") if folder.is_dir()]
+    return sorted(place.name for folder in folders for place in folder.iterdir() if is_leftover(place))
+
+
+def kill(process: int, out: Path, aim: str, lot: random.Random, duration: float) -> float:
+    """Send SIGKILL at a moment drawn by lot; returns seconds since the start.
+
+    Args:
+        process: its id.
+        out: its run folder.
+        aim: "anywhere" within the run's duration, or "checkpoint": when the n-th is being written.
+        lot: draws the moment.
+        duration: of the whole run, in seconds.
+    """
+    began, moment = time.monotonic(), lot.random() * duration
+    wanted, seen, before = lot.randint(1, 8), 0, False
+    while os.waitpid(process, os.WNOHANG)[0] == 0:
+        if aim == "anywhere" and time.monotonic() - began >= moment:
+            break
+        if aim == "checkpoint":
+            now = any(name.startswith(".step-") for name in half_written(out))
+            seen, before = seen + (now and not before), now
+            if now and seen >= wanted:
+                time.sleep(lot.random() * 0.01)
+                break
+        time.sleep(0.0005)
+    else:
+        return -1.0
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return time.monotonic() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--surrogate", default="craft-tiny/qwen2")
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/results/resume.json")
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # before the first fork: threads do not survive it
+    settings: dict[str, Any] = {
+        "surrogate": args.surrogate,
+        "data": args.data,
+        "max_steps": args.steps,
+        "batch_size": 8,
+        "data.limit": 64,
+        "checkpoint_every": 2,
+        "device": "cpu",
+    }
+    kills = []
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "whole"
+        began = time.monotonic()
+        finish(start(whole, settings))
+        duration = time.monotonic() - began
+        expected = result(whole)
+        print(f"unbroken: {duration:.1f} s", flush=True)
+        for number in range(args.kills):
+            lot = random.Random(f"{args.seed} {number}")
+            aim = ("anywhere", "checkpoint")[number % 2]
+            out = Path(folder) / f"run-{number}"
+            seconds = -1.0
+            while seconds < 0:  # a run that was over before its moment came is begun again
+                shutil.rmtree(out, ignore_errors=True)
+                seconds = kill(start(out, settings), out, aim, lot, duration)
+            done = len(RunFolder(out).metrics())
+            left = half_written(out)
+            finish(start(out, settings, resume=True))
+            identical = result(out) == expected and not half_written(out)
+            kills.append(
+                {
+                    "aim": aim,
+                    "seconds": round(seconds, 2),
+                    "steps_logged": done,
+                    "half_written": [name.split(".")[1] for name in left],
+                    "identical": identical,
+                }
+            )
+            print(f"{number + 1}/{args.kills}: {kills[-1]}", flush=True)
+    ask = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    commit = subprocess.run(ask, capture_output=True, text=True).stdout.strip()
+    same = sum(row["identical"] for row in kills)
+    versions = {name: version(name) for name in ("torch", "transformers", "accelerate")}
+    write_json(
+        args.out,
+        {
+            "command": "python scripts/kill_and_resume.py",
+            "settings": settings,
+            "commit": commit,
+            "machine": {"python": platform.python_version(), "processor": platform.machine(), **versions},
+            "unbroken_s": round(duration, 1),
+            "result": expected,
+            "identical": same,
+            "kills": kills,
+        },
+    )
+    print(f"{same} of {len(kills)} results identical; written to {args.out}")
+    sys.exit(same != len(kills))
+
+
+if __name__ == "__main__":
+    main()

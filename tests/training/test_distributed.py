@@ -1,0 +1,111 @@
+"""Two processes over gloo are one process at the same global batch; and what happens when one fails."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import together as workers
+from craft.core.errors import ConfigError, DataError, TrainingError
+from craft.core.processes import ProcessLost
+from craft.losses import contrastive
+from together import together
+
+# A batch of five: process 0 has three samples of a step and process 1 has two, of different answer lengths.
+SETTINGS = {
+    "max_steps": 4,
+    "batch_size": 5,
+    "optimizer": {"learning_rate": 1e-3, "max_grad_norm": 1.0},
+    "device": "cpu",
+    "trainable": "all",
+    "blend": 1.0,
+    "losses": {"contrastive": {"weight": 1.0}, "commitment": {"weight": 0.1}},
+}
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The same run with one process."""
+    return workers.train(str(tmp_path_factory.mktemp("alone") / "run"), SETTINGS)
+
+
+def same_training(one, other):
+    """Losses of every step and the weights at the end agree as far as float32 lets them."""
+    assert [line["step"] for line in one["lines"]] == [line["step"] for line in other["lines"]]
+    for line, expected in zip(one["lines"], other["lines"], strict=True):
+        for name in ("loss", "sal", "commitment", "contrastive", "distance"):
+            assert line[name] == pytest.approx(expected[name], rel=2e-4), (line["step"], name)
+    for name, value in other["tower"].items():
+        # Adam divides by the gradient's size: where that is rounding noise, so is the step.
+        near = np.isclose(one["tower"][name], value, atol=2e-4)
+        assert near.mean() > 0.98, name
+
+
+@pytest.mark.parametrize("environment", [{}, FSDP2], ids=["ddp", "fsdp2"])
+def test_two_processes_are_one(tmp_path, alone, environment):
+    first, second = together(2, workers.train, str(tmp_path / "run"), SETTINGS, **environment)
+    assert isinstance(first, dict) and isinstance(second, dict), (first, second)
+    same_training(first, alone)
+    assert first["hashes"] == second["hashes"]
+    for part in ("llm", "projector", "codebook", "text_encoder"):
+        assert first["hashes"][part] == alone["hashes"][part]
+    assert first["record"]["processes"] == second["record"]["processes"] == 2
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"run.json", "config.resolved.yaml", "metrics.jsonl", "checkpoints"}
+
+
+@pytest.mark.parametrize("environment", [{}, FSDP2], ids=["ddp", "fsdp2"])
+def test_resumed_equals_unbroken(tmp_path, environment):
+    settings = {**SETTINGS, "max_steps": 3, "checkpoint_every": 1, "micro_batch": 2}
+    whole, _ = together(2, workers.train, str(tmp_path / "whole"), settings, **environment)
+    together(2, workers.train, str(tmp_path / "broken"), settings, **environment)
+    for place in (tmp_path / "broken" / "checkpoints" / "step-00000003").iterdir():
+        place.unlink()  # killed before the last checkpoint
+    (tmp_path / "broken" / "checkpoints" / "step-00000003").rmdir()
+    again, _ = together(2, workers.train, str(tmp_path / "broken"), settings, True, **environment)
+    assert again["lines"] == whole["lines"]
+    assert again["hashes"] == whole["hashes"]
+
+
+def test_gathered_negatives_have_gradient_and_uneven_shares_count_by_size():
+    draw = np.random.default_rng(0)
+    sizes, labels = (3, 2), [[0, 1, 0], [1, 2]]
+    rows = [[draw.normal(size=(n, 4)).astype(np.float32).tolist() for _ in range(2)] for n in sizes]
+    found = together(2, workers.gathered, rows, labels)
+    image, text = (torch.tensor(rows[0][i] + rows[1][i], requires_grad=True) for i in range(2))
+    temperature = torch.tensor(0.7, requires_grad=True)
+    loss = contrastive(image, text, torch.tensor(labels[0] + labels[1]), temperature)
+    loss.backward()
+    assert [part["loss"] for part in found] == pytest.approx([loss.item()] * 2, rel=1e-5)
+    assert found[0]["temperature"] == pytest.approx(temperature.grad.item(), rel=1e-4)
+    for name, expected in (("image", image.grad), ("text", text.grad)):
+        np.testing.assert_allclose(np.concatenate([p[name] for p in found]), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("environment", [{}, FSDP2], ids=["ddp", "fsdp2"])
+def test_a_failing_process_ends_all_with_the_reason(tmp_path, environment):
+    first, second = together(2, workers.trouble, str(tmp_path / "run"), SETTINGS, "error", **environment)
+    assert isinstance(second, DataError)
+    assert isinstance(first, TrainingError) and not isinstance(first, ProcessLost)
+    assert str(first).endswith("at step 2, so this one stops. process 1: the picture has gone")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "failed" and "the picture has gone" in record["reason"]
+
+
+def test_a_process_that_cannot_begin_ends_all(tmp_path):
+    first, second = together(2, workers.train, str(tmp_path / "run"), SETTINGS, False, 1)
+    assert isinstance(second, DataError)
+    assert "at the start" in str(first) and str(second) in str(first)
+
+
+def test_a_process_that_vanishes_ends_all(tmp_path):
+    first, second = together(2, workers.trouble, str(tmp_path / "run"), SETTINGS, "vanish")
+    assert second is None
+    assert isinstance(first, ProcessLost) and "Process 0 of 2" in str(first)
+
+
+def test_fewer_samples_than_processes_are_refused(tmp_path):
+    told = together(2, workers.train, str(tmp_path / "run"), {**SETTINGS, "batch_size": 1})
+    assert all(isinstance(error, ConfigError) and "2 processes" in str(error) for error in told)
