@@ -50,8 +50,10 @@ def test_bits_come_back_and_the_tower_runs_once(pictures, encoded, tmp_path, on_
     for images, order in ((first, [0, 1, 2, 3, 4]), (again, [4, 3, 2, 1, 0])):
         tokens = images.tokens()
         assert len(images) == 5 and images.codes.shape[0] == 4
-        for name in ("codes", "quantized", "residual", "positions"):
+        for name in ("codes", "quantized", "positions"):
             assert torch.equal(getattr(tokens, name), getattr(exact, name)[order]), name
+        # matrix products of other batch sizes may round the last bit otherwise
+        torch.testing.assert_close(tokens.residual, exact.residual[order])
     some = first.tokens([2, 0, 2])
     assert torch.equal(some.codes, exact.codes[[2, 0, 2]])
     assert torch.equal(first.tokens(slice(1, 3)).codes, exact.codes[1:3])
