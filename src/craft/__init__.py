@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from craft.models.load import load
     from craft.pruning.prune import prune_tokens
     from craft.recipes.adapt import adapt
+    from craft.recipes.align import align
     from craft.recipes.evaluate import evaluate
     from craft.recipes.transfer import transfer
 
@@ -23,6 +24,7 @@ __all__ = [
     "VisionTokens",
     "__version__",
     "adapt",
+    "align",
     "data",
     "evaluate",
     "evaluation",
@@ -41,6 +43,7 @@ _HOME = {
     "CraftError": "craft.core.errors",
     "VisionTokens": "craft.core.tokens",
     "adapt": "craft.recipes.adapt",
+    "align": "craft.recipes.align",
     "evaluate": "craft.recipes.evaluate",
     "load": "craft.models.load",
     "prune_tokens": "craft.pruning.prune",

@@ -346,3 +346,26 @@ def test_python_m_craft_and_version(environment):
     command = [sys.executable, "-m", "craft", "--version"]
     said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert said.stdout.strip() == __version__
+
+
+def test_align_makes_a_backbone(craft, family, pictures, tmp_path):
+    out = tmp_path / "mine"
+    words = ("align", family / "llama", "--visual", family, "--data", pictures, "--out", out)
+    said = craft(*words, "--stage", "both", "--max-steps", "2", "--lora", "2", *FAST)
+    assert said.status == 0, said.err
+    for word in ("perplexity of held-out text", "stage 1", "stage 2", f"craft eval {out} --data"):
+        assert word in said.out
+    assert "aligning, stage 2: 2 done" in said.err
+    found = craft("eval", out, "--data", pictures, "--limit", "4", "--json")
+    assert found.status == 0 and found.json["count"] == 4
+    assert "--overwrite" in craft(*words, "--max-steps", "2", *FAST).complaint
+
+
+def test_align_dry_run_of_the_papers_size(craft, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = craft("align", "paper/qwen2-0.5b", "--visual", "paper/vila-u", "--dry-run")
+    assert said.status == 0, said.err
+    assert said.out.count("Who trains") == 2 and "494,032,768" in said.out and "595375" in said.out
+    told = craft("align", "paper/qwen2-0.5b", "--visual", "paper/vila-u", "--dry-run", "--json").json
+    assert told["stage 2"]["memory"]["optimiser"] > told["stage 1"]["memory"]["optimiser"] > 0
+    assert not list(tmp_path.iterdir())

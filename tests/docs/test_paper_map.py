@@ -7,7 +7,7 @@ from importlib import import_module
 import pytest
 import yaml
 
-from craft.training.config import AdaptConfig
+from craft.training.config import AdaptConfig, AlignConfig
 from craft.training.settings import leaves
 from docs.reading import ROOT, settings, symbols
 
@@ -68,6 +68,14 @@ def test_default_is_true(name, value):
     assert yaml.safe_load(value) == now, (
         f"docs/paper_map.md says {name}={value}; its default is {now!r}. Correct the map, and its reason."
     )
+
+
+def test_alignment_defaults_are_those_of_section_8():
+    config, o = AlignConfig(), AlignConfig().optimizer
+    assert (o.learning_rate, o.warmup_ratio, o.weight_decay) == (1e-4, 0.03, 0.0)
+    assert (config.epochs, config.max_steps, config.max_length) == (1.0, None, 8192)
+    assert config.gradient_checkpointing and config.lora.rank == 0 and config.keep_least == 1
+    assert "128 rows" in TEXT and config.batch_size == 128
 
 
 def test_every_loss_setting_is_explained():

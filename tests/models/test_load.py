@@ -8,6 +8,7 @@ import pytest
 import craft.models.load as loading
 from builders import tiny_images, tiny_lvlm, tiny_visual
 from craft.core.errors import CheckpointError, CraftError
+from craft.core.files import read_json
 from craft.models.artefact import save_artefact
 from craft.models.load import load, shipped
 from craft.models.native import save_native
@@ -54,7 +55,9 @@ def test_shipped_models_by_name(shelf):
 def test_every_shipped_model_has_all_its_files():
     for name in shipped():
         folder = loading.shipped_folder(name)
-        for part in ("craft.json", "llm/config.json", "llm/tokenizer.json", "../visual/config.json"):
+        told = read_json(folder / "craft.json")
+        own = ("lora/model.safetensors",) if "llm" in told else ("llm/config.json", "llm/tokenizer.json")
+        for part in (*own, "projector/config.json", "../visual/config.json"):
             assert (folder / part).is_file(), f"{name}: {part}"
 
 

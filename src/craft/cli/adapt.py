@@ -89,20 +89,23 @@ def adapt(
     print(f"      (any backbone of this codebook; `craft inspect {place}` names those at hand)")
 
 
+def rehearsal_facts(found: Any) -> dict[str, Any]:
+    """A `craft.training.rehearsal.Rehearsal` for JSON."""
+    rows = [{"part": part, "parameters": n, "trainable": t} for part, n, t in found.parameters]
+    return {
+        "parameters": rows,
+        "losses": found.parts,
+        "memory": found.memory,
+        "steps": found.steps,
+        "samples": found.samples,
+        "tokens": found.tokens,
+    }
+
+
 def show_rehearsal(found: Any, as_json: bool) -> None:
     """Print what a dry run found out: a `craft.training.rehearsal.Rehearsal`."""
     if as_json:
-        rows = [{"part": part, "parameters": n, "trainable": t} for part, n, t in found.parameters]
-        show_json(
-            {
-                "parameters": rows,
-                "losses": found.parts,
-                "memory": found.memory,
-                "steps": found.steps,
-                "samples": found.samples,
-                "tokens": found.tokens,
-            }
-        )
+        show_json(rehearsal_facts(found))
         return
     rows = [
         (part, f"{count:,}", f"{trained:,}" if trained else "frozen")
@@ -114,7 +117,7 @@ def show_rehearsal(found: Any, as_json: bool) -> None:
     losses = ", ".join(f"{name} {value:.4g}" for name, value in found.parts.items())
     show_pairs(
         {
-            "first batch": losses,
+            "first batch": losses or "sizes without values: no step was taken",
             "longest sequence": f"{found.tokens} tokens",
             "the run": f"{found.samples} training samples, {found.steps} steps",
         }

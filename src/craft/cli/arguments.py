@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-TUNED = ("adapt", "demo")
-"""Verbs whose `--config` is an adaptation's settings; for the others it is a file of their flags."""
+TUNED = ("adapt", "align", "demo")
+"""Verbs whose `--config` is the settings of a training run; for the others it is a file of their flags."""
 
 _DATA = {"name": "data"}  # other keys of the section `data` are flags of their own name
 
@@ -13,7 +13,7 @@ _DATA = {"name": "data"}  # other keys of the section `data` are flags of their 
 def expand(tokens: Sequence[str]) -> list[str]:
     """The words as the parser takes them.
 
-    For `adapt` and `demo` a dotted setting, `--losses.commitment.weight 0.2`, becomes `--set
+    For `adapt`, `align` and `demo` a dotted setting, `--losses.commitment.weight 0.2`, becomes `--set
     losses.commitment.weight=0.2`. For the other verbs `--data.answer_with letter` is `--answer-with letter`,
     and each entry of the `--config` file is a flag, unless that flag is among the words already.
 

@@ -10,6 +10,7 @@ from cyclopts import App, CycloptsError, UnknownOptionError
 
 from craft import __version__
 from craft.cli.adapt import adapt
+from craft.cli.align import align
 from craft.cli.arguments import TUNED, expand
 from craft.cli.codes import show
 from craft.cli.compare import compare
@@ -44,6 +45,7 @@ _verbs = {
     "eval": evaluate,
     "compare": compare,
     "transfer": transfer,
+    "align": align,
     "show": show,
     "prior": prior,
     "judge": judge,

@@ -9,8 +9,12 @@ TAG = "<image>"
 """Where the picture stands in a conversation."""
 
 
-def conversation(values: Mapping[str, Any], origin: str) -> tuple[Any, list[tuple[str, str]]]:
+def conversation(
+    values: Mapping[str, Any], origin: str, text: bool = False
+) -> tuple[Any, list[tuple[str, str]]]:
     """The picture of a conversation, as it was given, and its questions with their answers.
+
+    With `text`, a conversation may do without a picture; then None is in its place.
 
     System messages are left out: a backbone has its own.
 
@@ -25,11 +29,12 @@ def conversation(values: Mapping[str, Any], origin: str) -> tuple[Any, list[tupl
         field = "messages"
         turns, inside = _openai(values["messages"], origin)
         images += inside
-    if len(images) != 1:
+    if len(images) != 1 and not (text and not images):
         raise DataError(f"{origin}: {len(images)} images. A row must be about exactly one; leave others out.")
     tags = sum(text.count(TAG) for _, text in turns)
-    if tags != 1:
-        raise DataError(f"{origin}: {tags} {TAG} tags for 1 image. Put one into the first question.")
+    if tags != len(images):
+        told = "1 image. Put one into the first question." if images else "no image. Leave them out."
+        raise DataError(f"{origin}: {tags} {TAG} tags for {told}")
     pairs = []
     for number in range(0, len(turns), 2):
         (asking, question), answer = turns[number], turns[number + 1 : number + 2]
@@ -42,7 +47,7 @@ def conversation(values: Mapping[str, Any], origin: str) -> tuple[Any, list[tupl
         if not asked or not said:
             raise DataError(f"{origin}: entry {number + 1 + bool(asked)} of '{field}' is empty.")
         pairs.append((asked, said))
-    return images[0], pairs
+    return images[0] if images else None, pairs
 
 
 def _llava(value: Any, origin: str) -> list[tuple[str, str]]:

@@ -24,10 +24,17 @@ class Backbone(nn.Module):
         tokenizer: its text tokenizer.
         prompt: the name of its prompt format (a key of `craft.models.prompts.FORMATS`).
         codebook_fingerprint: which codebook it was trained for.
+        borrowed: where the LLM is from (`craft.models.borrowed`), or None where it is the backbone's own.
     """
 
     def __init__(
-        self, projector: Projector, llm: nn.Module, tokenizer: Any, prompt: str, codebook_fingerprint: str
+        self,
+        projector: Projector,
+        llm: nn.Module,
+        tokenizer: Any,
+        prompt: str,
+        codebook_fingerprint: str,
+        borrowed: Any = None,
     ) -> None:
         super().__init__()
         self.projector = projector
@@ -35,6 +42,7 @@ class Backbone(nn.Module):
         self.tokenizer = tokenizer
         self.prompt = prompt
         self.codebook_fingerprint = codebook_fingerprint
+        self.borrowed = borrowed
 
     @property
     def device(self) -> torch.device:

@@ -1,5 +1,7 @@
 """A causal LM and its text tokenizer from a transformers folder, with errors that a user can act on."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ from torch import nn
 from craft.core.errors import CheckpointError
 from craft.core.files import read_json
 from craft.models.weight_folder import WeightFolder
+
+_FAST = {None, "TokenizersBackend", "PreTrainedTokenizerFast"}  # classes that are tokenizer.json and no more
 
 
 def load_llm(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
@@ -26,22 +30,17 @@ def load_llm(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
             architecture is not one that transformers knows.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
     WeightFolder(folder)
     read_json(folder / "config.json")
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
+        with quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
         llm, report = loaded
     except Exception as error:
         raise CheckpointError(f"The LLM in {folder} cannot be loaded: {_first_line(error)}") from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     missing = sorted(report["missing_keys"])
     if missing:
         raise CheckpointError(
@@ -55,6 +54,40 @@ def load_llm(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
             f"The text tokenizer in {folder} cannot be loaded: {_first_line(error)}"
         ) from error
     return llm.eval(), tokenizer
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The text tokenizer of an LLM's folder, exactly as its `tokenizer.json` says.
+
+    `AutoTokenizer` picks a class by the LLM's architecture, and that class may put its own pre-tokeniser and
+    special tokens in place of the file's.
+
+    Raises:
+        CheckpointError: files are missing or damaged.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    settings = read_json(folder / "tokenizer_config.json")
+    literal = settings.get("tokenizer_class") in _FAST and (folder / "tokenizer.json").is_file()
+    kind = PreTrainedTokenizerFast if literal else AutoTokenizer
+    try:
+        return kind.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the libraries raise anything, bare Exception too
+        raise CheckpointError(f"The text tokenizer in {folder} cannot be loaded: {error}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import torch
 
+from craft.core.device import resolve_device
 from craft.core.errors import CheckpointError, CraftError
 from craft.core.files import read_json
 from craft.models.lvlm import LVLM
+from craft.models.visual_tokenizer import VisualTokenizer
 
 _SHIPPED = Path(__file__).parents[1] / "shipped"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -52,12 +54,46 @@ def load(
         return _load_folder(path, device, dtype)
     if path.exists():
         raise CheckpointError(f"{path} is a file; give the folder that holds the model.")
-    if _is_hub_id(name):
-        return _load_folder(_download(name), device, dtype)
+    if is_hub_id(name):
+        return _load_folder(hub_folder(name), device, dtype)
     raise CheckpointError(_unknown(name))
 
 
-def _is_hub_id(name: str) -> bool:
+def load_visual_tokenizer(
+    name_or_path: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+) -> VisualTokenizer:
+    """Load a visual tokenizer alone, without any LLM where the layout allows.
+
+    Args:
+        name_or_path: a shipped family (`craft-tiny`) or backbone, a family's folder or its `visual/`, a
+            folder in VILA-U's layout, or a hub id.
+        device, dtype: as for `load`.
+
+    Raises:
+        CraftError: as for `load`.
+    """
+    from craft.models.vila_u import is_vila_u, load_vila_u_visual
+    from craft.models.visual_folder import VISUAL_FORMAT, load_visual
+
+    name = str(name_or_path)
+    first, target = name.split("/")[0], resolve_device(device)
+    families = {known.split("/")[0] for known in shipped()}
+    path = _SHIPPED / first if first in families else Path(name).expanduser()
+    if not path.is_dir() and is_hub_id(name):
+        path = hub_folder(name)
+    for place in (path, path / "visual", path.parent / "visual"):
+        config = place / "config.json"
+        if config.is_file() and read_json(config).get("format") == VISUAL_FORMAT:
+            return load_visual(place, target, dtype or "auto")
+    if path.is_dir() and is_vila_u(path):
+        return load_vila_u_visual(path, target, dtype)
+    raise CheckpointError(
+        f"There is no visual tokenizer at {name!r}. Shipped: {', '.join(sorted(families)) or 'none'}; or "
+        "give a family's folder (with visual/), or a VILA-U checkpoint."
+    )
+
+
+def is_hub_id(name: str) -> bool:
     """Looks like `org/name`, and is neither a mistyped shipped name nor a mistyped path."""
     first = name.split("/")[0]
     families = {known.split("/")[0] for known in shipped()}
@@ -72,7 +108,7 @@ def _unknown(name: str) -> str:
     return f"There is no model {name!r}: no folder has that path, and no model that name.{meant}{listed}"
 
 
-def _download(name: str) -> Path:
+def hub_folder(name: str) -> Path:
     """The local copy of a hub id; of one backbone and the visual tokenizer for `org/name/backbone`."""
     from huggingface_hub import snapshot_download
 

@@ -1,7 +1,7 @@
 """CRAFT's own on-disk layout: a family folder with one visual tokenizer and any number of backbones.
 
     FAMILY/visual/{config.json, model.safetensors, text_encoder/, README.md[, prior.safetensors]}
-    FAMILY/BACKBONE/{craft.json, projector/, llm/, README.md}
+    FAMILY/BACKBONE/{craft.json, projector/, llm/, README.md}      (in place of llm/: `craft.models.borrowed`)
 
 Weights keep the dtype they have on disk (bfloat16 for a new model) through any number of loads and saves.
 The codebook is never rounded: it is written in that dtype only where no value changes, else in float32.
@@ -25,7 +25,8 @@ from craft.core.files import (
     write_json,
 )
 from craft.models.backbone import Backbone
-from craft.models.llm_folder import load_llm
+from craft.models.borrowed import load_borrowed, save_borrowed
+from craft.models.llm_folder import load_llm, load_tokenizer, quiet
 from craft.models.lvlm import LVLM
 from craft.models.projector import Projector
 from craft.models.prompts import FORMATS
@@ -44,7 +45,6 @@ from craft.models.weights import cast, dtype_named, load_strict, read_manifest, 
 __all__ = ["NATIVE_FORMAT", "load_native", "load_visual", "save_native", "save_visual"]
 
 NATIVE_FORMAT, VERSION = "craft-native", 1
-_FAST = {None, "TokenizersBackend", "PreTrainedTokenizerFast"}  # classes that are tokenizer.json and no more
 _TRANSIENT = ("is_local", "local_files_only", "name_or_path")  # where it was read from, not what it is
 
 
@@ -109,7 +109,11 @@ def load_native(
             f"{(folder / str(manifest['visual'])).resolve()} has codebook {visual.codebook.fingerprint}; "
             "put it back into its own family's folder."
         )
-    llm, _ = load_llm(folder / "llm", precision)
+    borrowed = None
+    if "llm" in manifest:
+        llm, tokenizer, borrowed = load_borrowed(folder, str(manifest["llm"]), precision)
+    else:
+        llm, tokenizer = load_llm(folder / "llm", precision)[0], load_tokenizer(folder / "llm")
     projector = _load_projector(folder / "projector")
     widths = (visual.codebook.dim, llm.get_input_embeddings().weight.shape[1])  # type: ignore[operator, union-attr]
     if (projector.config["in"], projector.config["out"]) != widths:
@@ -119,7 +123,7 @@ def load_native(
             f"and LLM have widths {widths[0]} and {widths[1]}; the folders belong to different models."
         )
     backbone = Backbone(
-        projector.to(precision), llm, _tokenizer(folder / "llm"), manifest["prompt"], manifest["codebook"]
+        projector.to(precision), llm, tokenizer, manifest["prompt"], manifest["codebook"], borrowed
     )
     remember_dtype(backbone, manifest["dtype"], folder / "craft.json")
     resolved = folder.resolve()
@@ -155,23 +159,24 @@ def _save_backbone(target: Path, backbone: Backbone, dtype: str) -> None:
         "prompt": backbone.prompt,
         "dtype": dtype,
     }
+    borrowed = backbone.borrowed
+    if borrowed is not None:
+        manifest["llm"] = borrowed.name
     with atomic_directory(target) as building:
         write_json(building / "craft.json", manifest)
         projector = building / "projector"
         write_json(projector / "config.json", backbone.projector.config)
         save_tensors(projector / "model.safetensors", cast(backbone.projector.state_dict(), precision))
-        _save_llm(building / "llm", backbone.llm, precision)
-        backbone.tokenizer.save_pretrained(building / "llm")
-        settings = read_json(building / "llm" / "tokenizer_config.json")
-        kept = {key: value for key, value in settings.items() if key not in _TRANSIENT}
-        write_json(building / "llm" / "tokenizer_config.json", kept)
+        if borrowed is None:
+            _save_llm(building / "llm", backbone.llm, precision)
+            _save_tokenizer(building / "llm", backbone.tokenizer)
+        else:
+            save_borrowed(building, borrowed)
         write_card(target, building, _backbone_card(target, backbone))
 
 
 def _save_llm(folder: Path, llm: Any, dtype: torch.dtype) -> None:
     """Config, generation config and weights as transformers writes them; tied weights once."""
-    from transformers.utils import logging
-
     state: dict[str, Tensor] = {}
     seen: set[tuple[int, torch.Size]] = set()
     for name, tensor in llm.state_dict().items():
@@ -179,15 +184,16 @@ def _save_llm(folder: Path, llm: Any, dtype: torch.dtype) -> None:
         if key not in seen:
             state[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
         seen.add(key)
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
+    with quiet():
         llm.save_pretrained(folder, state_dict=state)
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", {**config, "dtype": str(dtype).removeprefix("torch.")})
+
+
+def _save_tokenizer(folder: Path, tokenizer: Any) -> None:
+    tokenizer.save_pretrained(folder)
+    settings = read_json(folder / "tokenizer_config.json")
+    write_json(folder / "tokenizer_config.json", {k: v for k, v in settings.items() if k not in _TRANSIENT})
 
 
 def _load_projector(folder: Path) -> Projector:
@@ -195,26 +201,6 @@ def _load_projector(folder: Path) -> Projector:
     path = folder / "model.safetensors"
     load_strict(projector, cast(load_tensors(path), torch.float32), path)
     return projector
-
-
-def _tokenizer(folder: Path) -> Any:
-    """The text tokenizer exactly as its `tokenizer.json` says.
-
-    `AutoTokenizer` picks a class by the LLM's architecture, and that class may put its own pre-tokeniser and
-    special tokens in place of the file's.
-
-    Raises:
-        CheckpointError: files are missing or damaged.
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    settings = read_json(folder / "tokenizer_config.json")
-    literal = settings.get("tokenizer_class") in _FAST and (folder / "tokenizer.json").is_file()
-    kind = PreTrainedTokenizerFast if literal else AutoTokenizer
-    try:
-        return kind.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the libraries raise anything, bare Exception too
-        raise CheckpointError(f"The text tokenizer in {folder} cannot be loaded: {error}") from error
 
 
 def _backbone_card(target: Path, backbone: Backbone) -> str:

@@ -4,7 +4,7 @@ Each backbone was trained with one format and is used with that one. A format is
 `FORMATS`; `build_prompt` picks it by name.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,6 +148,90 @@ def build_prompt(
     if name not in FORMATS:
         raise ConfigError(f"Prompt format {name!r} is not known; use one of {', '.join(FORMATS)}.")
     return FORMATS[name](tokenizer, question, answer, image)
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """Token ids of a whole conversation around one image.
+
+    Attributes:
+        before: ids in front of the image (for text alone: empty).
+        after: ids behind it, to the end of the last answer.
+        learned: of each id of `after`, whether it is a part of an answer.
+    """
+
+    before: list[int]
+    after: list[int]
+    learned: list[bool]
+
+
+def build_dialogue(
+    name: str, tokenizer: Any, turns: Sequence[tuple[str, str]], image: bool = True
+) -> Dialogue:
+    """Several questions and answers in the prompt format `name`; the first is exactly `build_prompt`'s.
+
+    Args:
+        name: a key of `FORMATS`.
+        tokenizer: the LLM's text tokenizer.
+        turns: (question, answer) pairs, at least one.
+        image: whether an image comes with the first question.
+
+    Raises:
+        ConfigError: the format is unknown or does not fit the tokenizer, or its chat template rewrites
+            earlier turns.
+    """
+    first = build_prompt(name, tokenizer, *turns[0], image)
+    before, asked = (first.before, first.after) if image else ([], first.before + first.after)
+    pieces = [(asked, False), (first.answer, True)]
+    for number in range(1, len(turns)):
+        asked, answer = _NEXT[name](tokenizer, turns[:number], *turns[number])
+        pieces += [(asked, False), (answer, True)]
+    after = [token for ids, _ in pieces for token in ids]
+    return Dialogue(before, after, [learned for ids, learned in pieces for _ in ids])
+
+
+def _next_vila_u(tokenizer: Any, _: Any, question: str, answer: str) -> tuple[list[int], list[int]]:
+    asked = f"USER: {question} ASSISTANT:"
+    whole = _ids(tokenizer, f"{asked} {answer}{tokenizer.eos_token or ''}", False)
+    return _split_answer(whole, _ids(tokenizer, asked, False))
+
+
+def _next_plain(tokenizer: Any, _: Any, question: str, answer: str) -> tuple[list[int], list[int]]:
+    prompt = plain(tokenizer, question, answer)
+    return prompt.after, prompt.answer
+
+
+def _next_chat(
+    tokenizer: Any, earlier: Sequence[tuple[str, str]], question: str, answer: str
+) -> tuple[list[int], list[int]]:
+    """What the template adds for one more turn: it is rendered with and without."""
+
+    def messages(turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+        roles = ("user", "assistant")
+        return [{"role": r, "content": c} for turn in turns for r, c in zip(roles, turn, strict=True)]
+
+    def render(listed: list[dict[str, str]], **more: bool) -> str:
+        return str(tokenizer.apply_chat_template(listed, tokenize=False, **more))
+
+    past = messages(earlier)
+    old = render(past).rstrip("\n")
+    prompt = render([*past, {"role": "user", "content": question}], add_generation_prompt=True)
+    whole = render(messages([*earlier, (question, answer)])).rstrip("\n")
+    if not (prompt.startswith(old) and whole.startswith(prompt)):
+        raise ConfigError(
+            "This LLM's chat template writes earlier turns differently from the last one, so that a "
+            "conversation of several turns cannot be learned in one piece; give one turn per conversation."
+        )
+    asked, tail = (
+        list(tokenizer(piece, add_special_tokens=False)["input_ids"])
+        for piece in (prompt[len(old) :], whole[len(prompt) :])
+    )
+    if tokenizer.eos_token_id is not None and tail[-1:] != [tokenizer.eos_token_id]:
+        tail.append(tokenizer.eos_token_id)
+    return asked, tail
+
+
+_NEXT = {"vila-u": _next_vila_u, "chat-template": _next_chat, "plain": _next_plain}
 
 
 def decode(tokenizer: Any, ids: list[int]) -> str:

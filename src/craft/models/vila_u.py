@@ -59,14 +59,7 @@ def load_vila_u(
     Source: the VILA-U layout (mit-han-lab/vila-u).
     """
     root = Path(folder)
-    if not root.is_dir():
-        raise CheckpointError(f"Folder {root} does not exist; check the path.")
-    config = read_json(root / "config.json")
-    aspect = config.get("image_aspect_ratio") or "resize"
-    if aspect not in ("resize", "pad"):
-        raise CheckpointError(
-            f"{root / 'config.json'}: image_aspect_ratio {aspect!r} is not 'resize' or 'pad'."
-        )
+    aspect = _aspect(root)
     for part in ("vision_tower", "mm_projector", "llm"):
         WeightFolder(root / part)  # all headers first: a missing shard is told before gigabytes are read
     target = resolve_device(device)
@@ -85,6 +78,32 @@ def load_vila_u(
     backbone = Backbone(projector.to(precision), llm, tokenizer, "vila-u", visual.codebook.fingerprint)
     lvlm = LVLM(visual, backbone, root.name or str(root), origin=root.resolve())
     return lvlm.to(target).eval()
+
+
+def load_vila_u_visual(
+    folder: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+) -> VisualTokenizer:
+    """The visual tokenizer of a VILA-U checkpoint, without its LLM.
+
+    Raises:
+        CheckpointError: as for `load_vila_u`.
+    """
+    root, target = Path(folder), resolve_device(device)
+    aspect = _aspect(root)
+    visual = _load_visual(root, aspect)
+    visual.vision_tower.to(resolve_dtype(dtype, target))
+    return visual.to(target).eval()
+
+
+def _aspect(root: Path) -> str:
+    if not root.is_dir():
+        raise CheckpointError(f"Folder {root} does not exist; check the path.")
+    aspect = read_json(root / "config.json").get("image_aspect_ratio") or "resize"
+    if aspect not in ("resize", "pad"):
+        raise CheckpointError(
+            f"{root / 'config.json'}: image_aspect_ratio {aspect!r} is not 'resize' or 'pad'."
+        )
+    return aspect
 
 
 def _load_visual(root: Path, aspect: str) -> VisualTokenizer:

@@ -164,3 +164,74 @@ class AdaptConfig(LoopConfig):
         """λ_con for "classification" or "vqa" (§4.1), unless the config names one."""
         given = self.losses.contrastive.weight
         return given if given is not None else (1.0 if task == "classification" else 0.1)
+
+
+class LoraConfig(Section):
+    """LoRA in place of training the whole LLM in stage 2 (`pip install "craft-vlm[lora]"`). Source: ours.
+
+    Attributes:
+        rank: 0 trains the LLM in full, as §8.
+        alpha: the update is scaled by alpha / rank; None is twice the rank.
+        layers: only this many layers, counted from the embeddings; None is all.
+        targets: the linear maps that get it, by the ends of their names; "all-linear" is all of every layer.
+        merge: save the LLM, with LoRA merged in; False saves LoRA apart, and of an LLM that is otherwise as
+            it was its name only.
+    """
+
+    rank: int = Field(default=0, ge=0)
+    alpha: float | None = Field(default=None, gt=0)
+    layers: int | None = Field(default=None, ge=1)
+    targets: tuple[str, ...] = Field(default=("all-linear",), strict=False)
+    merge: bool = True
+
+
+class AlignConfig(LoopConfig):
+    """Everything `craft align` needs (§8).
+
+    Attributes:
+        llm: a causal LM: a folder, a GGUF file, a hub id, a shipped backbone (its LLM), or a name that
+            `craft.models.llm_source` lists.
+        visual: the visual tokenizer: a shipped family, a folder, or a hub id.
+        stage: "1" trains the projector, "2" projector and LLM, "both" one after the other.
+        data: what is trained on: files of conversations, or data as for `adapt`.
+        captions: what stage 1 is trained on instead, with "both".
+        text: conversations without images, mixed into stage 2 so that the LLM keeps its language.
+        text_share: their share of stage 2, where there are any.
+        root: folder that image paths start from.
+        limit: at most this many conversations from each source.
+        start: an earlier result whose projector this run begins with.
+        fresh: random weights in place of the LLM's own, for its architecture and tokenizer.
+        prompt: the prompt format; None is the LLM's chat template, or "plain" where it has none.
+        projector: its shape.
+        lora: the section above.
+        batch_size: rows per optimiser step.
+        max_length: longer rows are cut off at their end (§8: 8192 tokens).
+        questions_per_row: so many conversations about one image (or about none) share one row; each of them
+            sees the image and itself, not the others. The same loss for less work.
+        keep_least: each row leaves out a random share of its image tokens; at least this share stays. Below 1
+            no backbone hangs on single tokens. Source: ours.
+        codes: folder where codes are kept between runs; None is `codes` beside the run folder.
+    """
+
+    llm: str = ""
+    visual: str = "craft-tiny"
+    stage: Literal["1", "2", "both"] = "both"
+    data: tuple[str, ...] = Field(default=(), strict=False)
+    captions: tuple[str, ...] = Field(default=(), strict=False)
+    text: tuple[str, ...] = Field(default=(), strict=False)
+    text_share: float = Field(default=0.1, ge=0, lt=1)
+    root: str | None = None
+    limit: int | None = Field(default=None, ge=1)
+    start: str | None = None
+    fresh: bool = False
+    prompt: str | None = None
+    projector: str = "mlp2x_gelu"
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
+    lora: LoraConfig = LoraConfig()
+    batch_size: int = Field(default=128, ge=1)
+    max_length: int = Field(default=8192, ge=8)
+    questions_per_row: int = Field(default=1, ge=1)
+    keep_least: float = Field(default=1.0, gt=0, le=1)
+    gradient_checkpointing: bool = True
+    codes: str | None = None
+    dtype: Literal["auto", "float32", "fp32", "bfloat16", "bf16"] = "auto"

@@ -1,17 +1,23 @@
 """What `--dry-run` does: everything of a training step but the step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from craft.core.device import autocast, resolve_device, resolve_dtype
 from craft.data import Sample
-from craft.models.freezing import parameter_table
+from craft.models.code_cache import ImageCodes
+from craft.models.freezing import freeze_all_but, parameter_table
 from craft.models.lvlm import LVLM
 from craft.models.memory import estimate_memory
 from craft.models.recompute import recompute
 from craft.training.adaptation import adaptation
+from craft.training.alignment import Row, alignment, batch_inputs
 from craft.training.checks import check_gradients, freeze_report
-from craft.training.config import AdaptConfig
+from craft.training.config import AdaptConfig, AlignConfig, LoopConfig
+from craft.training.lesson import Lesson
 from craft.training.order import batch_indices, micro_batches
 
 
@@ -22,7 +28,7 @@ class Rehearsal:
     Attributes:
         table: who trains and who is frozen, as text.
         parameters: the same as rows (part, parameters, trainable).
-        parts: the loss and its parts on the first batch.
+        parts: the loss and its parts on the first batch; empty where there are sizes without values.
         memory: bytes of a step, from `craft.models.memory.estimate_memory`.
         steps, samples: of the run to come.
         tokens: of the longest sequence in the first batch, image included.
@@ -43,29 +49,89 @@ def rehearse_step(lvlm: LVLM, samples: Sequence[Sample], config: AdaptConfig, ta
     Raises:
         ConfigError, DataError, TrainingError: as training would.
     """
-    device = resolve_device(config.device)
-    dtype = resolve_dtype(config.dtype, device)
-    lvlm.to(device)
-    lesson = adaptation(lvlm, samples, config, task)
-    first = batch_indices(len(samples), config.batch_size, 0, config.seed)
-    size = None if config.micro_batch == "auto" else config.micro_batch
-    batch = lesson.batches.make(micro_batches(first, 0, 1, size)[0], 0)
-    with autocast(device, dtype), recompute(lvlm, config.gradient_checkpointing):
-        loss, parts = lesson.objective(batch)
-    loss.backward()
-    check_gradients(lvlm)
-    for parameter in lesson.trained.values():
-        parameter.grad = None
+    batch, parts = _one_step(lvlm, config, len(samples), lambda: adaptation(lvlm, samples, config, task))
     texts = lvlm.backbone.inputs(None, batch.questions, batch.answers)["attention_mask"].shape[1]
     tokens = texts + lvlm.visual.grid[0] * lvlm.visual.grid[1]
+    dtype = resolve_dtype(config.dtype, resolve_device(config.device))
+    again = config.gradient_checkpointing
+    memory = estimate_memory(lvlm, len(batch.ids), tokens, dtype, gradient_checkpointing=again)
+    return _told(lvlm, parts, memory, config, len(samples), tokens)
+
+
+def rehearse_alignment(
+    lvlm: LVLM, rows: Sequence[Row], config: AlignConfig, stage: int, codes: ImageCodes | None
+) -> Rehearsal:
+    """The same for one stage of an alignment.
+
+    Raises:
+        ConfigError, TrainingError: as training would.
+    """
+    batch, parts = _one_step(lvlm, config, len(rows), lambda: alignment(lvlm, rows, config, stage, codes))
+    with torch.no_grad():
+        labels = batch_inputs(lvlm.backbone, batch)["labels"]
+    answers = -(-int((labels >= 0).sum()) // len(labels))
+    dtype = resolve_dtype(config.dtype, resolve_device(config.device))
+    count, tokens = labels.shape
+    memory = estimate_memory(
+        lvlm, count, tokens, dtype, answers, config.gradient_checkpointing, from_codes=True
+    )
+    return _told(lvlm, parts, memory, config, len(rows), tokens)
+
+
+def rehearse_sizes(
+    lvlm: LVLM, config: AlignConfig, stage: int, samples: int, tokens: int = 512, answers: int = 192
+) -> Rehearsal:
+    """The memory of one stage for a model on the meta device: sizes without values, so no step is taken.
+
+    Args:
+        samples: of the training set.
+        tokens, answers: of one row; by default 256 of the image, 64 of the question, 192 of the answer.
+    """
+    freeze_all_but(lvlm, ["projector"] if stage == 1 else ["projector", "llm"])
+    for parameter in lvlm.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    rows = config.micro_batch if isinstance(config.micro_batch, int) else config.batch_size
+    memory = estimate_memory(
+        lvlm, rows, tokens, torch.bfloat16, answers, config.gradient_checkpointing, from_codes=True
+    )
+    return _told(lvlm, {}, memory, config, samples, tokens)
+
+
+def _one_step(
+    lvlm: LVLM, config: LoopConfig, count: int, lesson: Callable[[], Lesson]
+) -> tuple[Any, dict[str, float]]:
+    """The first batch and the parts of its loss; gradients are checked and dropped."""
+    device = resolve_device(config.device)
+    lvlm.to(device)
+    work = lesson()
+    first = batch_indices(count, config.batch_size, 0, config.seed)
+    size = None if config.micro_batch == "auto" else config.micro_batch
+    batch = work.batches.make(micro_batches(first, 0, 1, size)[0], 0)
+    precision = autocast(device, resolve_dtype(config.dtype, device))
+    with precision, recompute(lvlm, config.gradient_checkpointing):
+        loss, parts = work.objective(batch)
+    loss.backward()
+    check_gradients(lvlm)
+    for parameter in work.trained.values():
+        parameter.grad = None
+    return batch, {name: float(value) for name, value in parts.items()}
+
+
+def _told(
+    lvlm: LVLM,
+    parts: dict[str, float],
+    memory: dict[str, int],
+    config: LoopConfig,
+    samples: int,
+    tokens: int,
+) -> Rehearsal:
     return Rehearsal(
         table=freeze_report(lvlm),
         parameters=parameter_table(lvlm),
-        parts={name: float(value) for name, value in parts.items()},
-        memory=estimate_memory(
-            lvlm, len(batch.ids), tokens, dtype, gradient_checkpointing=config.gradient_checkpointing
-        ),
-        steps=config.steps(len(samples)),
-        samples=len(samples),
+        parts=parts,
+        memory=memory,
+        steps=config.steps(samples),
+        samples=samples,
         tokens=tokens,
     )

@@ -16,6 +16,7 @@ from craft.core.processes import is_main, on_main
 from craft.training.settings import Settings
 
 _OURS = ("config.resolved.yaml", "metrics.jsonl", "checkpoints", "encoder", "trackers")  # and run.json
+_OURS += ("stage-1", "stage-2", "visual", "backbone")  # of an alignment
 # Settings that may differ between a run and its continuation: they do not change the result.
 _FREE = frozenset(
     {"out", "device", "checkpoint_every", "keep_checkpoints", "log_every", "trackers", "cache_mib"}
@@ -43,7 +44,8 @@ class RunFolder:
         """Whether the run in this folder got so far that something would be lost."""
         if self.record.get("status") == "starting":
             return False  # what lies here is of the run before, which was to be replaced
-        return self.finished or (self.path / "metrics.jsonl").exists() or self.checkpoints.exists()
+        logs = [self.path / "metrics.jsonl", *self.path.glob("stage-*/metrics.jsonl")]
+        return self.finished or any(log.exists() for log in logs) or self.checkpoints.exists()
 
     @property
     def finished(self) -> bool:

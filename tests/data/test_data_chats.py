@@ -1,0 +1,98 @@
+"""The layouts of §8's data sets, ours, and what is wrong with a row that cannot be used."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from craft.core.errors import DataError
+from craft.data.chats import ASK_CAPTION, read_conversations
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / name)
+    return tmp_path
+
+
+def write(folder, rows, name="chat.json"):
+    path = folder / name
+    text = json.dumps(rows) if name.endswith(".json") else "\n".join(json.dumps(row) for row in rows)
+    path.write_text(text)
+    return path
+
+
+def human(text):
+    return {"from": "human", "value": text}
+
+
+def gpt(text):
+    return {"from": "gpt", "value": text}
+
+
+def test_llava_layout(folder):
+    rows = [
+        {"id": "x", "image": "a.jpg", "conversations": [human("<image>\nWhat?"), gpt(" A cat. ")]},
+        {"image": "b.jpg", "conversations": [human("Who?\n<image>"), gpt("He."), human("Why?"), gpt("So.")]},
+        {"id": 7, "conversations": [human("Name a colour."), gpt("Red.")]},
+    ]
+    for name in ("chat.json", "chat.jsonl"):
+        first, second, third = read_conversations([write(folder, rows, name)])
+        assert (first.id, first.turns, first.image) == ("x", (("What?", "A cat."),), str(folder / "a.jpg"))
+        assert (second.id, second.turns) == ("chat:2", (("Who?", "He."), ("Why?", "So.")))
+        assert (third.id, third.turns, third.image) == ("7", (("Name a colour.", "Red."),), None)
+        assert third.origin.startswith(f"{folder / name}") and third.origin.endswith("3")
+
+
+def test_captions_messages_and_plain_pairs(folder):
+    captions = write(folder, [{"id": "1", "image": "a.jpg", "caption": "a grey square"}], "metadata.json")
+    (caption,) = read_conversations([captions])
+    assert caption.turns[0][0] in ASK_CAPTION and caption.turns[0][1] == "a grey square"
+    assert read_conversations([captions])[0] == caption  # the question is drawn by seed and id
+    content = [{"type": "image"}, {"type": "text", "text": "What?"}]
+    rows = [
+        {
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": content},
+                {"role": "assistant", "content": "Grey."},
+            ],
+            "images": ["b.jpg"],
+        },
+        {"question": "Two and two?", "answer": "Four"},
+    ]
+    first, second = read_conversations([write(folder, rows, "m.jsonl")])
+    assert (first.turns, first.image) == ((("What?", "Grey."),), str(folder / "b.jpg"))
+    assert (second.turns, second.image) == ((("Two and two?", "Four"),), None)
+
+
+def test_ours_goes_through_load_data(folder):
+    rows = [{"image": f"{n}.jpg", "question": "What?", "answer": a} for n, a in zip("ab", "xy", strict=True)]
+    found = read_conversations([write(folder, rows * 3, "own.jsonl")])
+    assert 1 <= len(found) <= 6 and all(c.image is not None and "What?" in c.turns[0][0] for c in found)
+    assert len(read_conversations(["digits"], limit=5)) == 5
+
+
+@pytest.mark.parametrize(
+    "row, told",
+    [
+        ({"image": "a.jpg", "conversations": [human("<image> <image> What?"), gpt("x")]}, "2 <image> tags"),
+        ({"conversations": [human("<image>What?"), gpt("x")]}, "1 <image> tags for no image"),
+        ({"images": ["a.jpg", "b.jpg"], "conversations": [human("What?"), gpt("x")]}, "2 images"),
+        ({"image": "a.jpg", "conversations": [human("<image>What?"), gpt(" ")]}, "is empty"),
+        ({"image": "none.jpg", "conversations": [human("<image>What?"), gpt("x")]}, "none.jpg.*root="),
+        ({"image": "a.jpg", "conversations": [{"from": "cat", "value": "x"}]}, "'cat' in entry 1"),
+        ({"image": "a.jpg", "caption": " "}, "empty question or answer"),
+        ({"picture": "a.jpg"}, "no conversation in it"),
+    ],
+)
+def test_what_is_wrong_is_named(folder, row, told):
+    with pytest.raises(DataError, match=told):
+        read_conversations([write(folder, [row])])
+
+
+def test_not_json(folder):
+    (folder / "x.json").write_text("[1, ")
+    with pytest.raises(DataError, match="not valid JSON"):
+        read_conversations([folder / "x.json"])

@@ -1,0 +1,197 @@
+"""`craft.align` from folders and files to a backbone that `craft.load` takes."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from PIL import Image
+
+import craft
+from builders import tiny_lvlm
+from craft.core.errors import CheckpointError, ConfigError, DataError
+from craft.core.files import hash_tensors
+from craft.models.native import save_native
+from craft.models.visual_tokenizer import VisualTokenizer
+from craft.recipes.align import align, rehearse
+from craft.training import Interrupted
+
+COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220), "grey": (128, 128, 128)}
+FAST = {"batch_size": 4, "learning_rate": 1e-2, "device": "cpu", "max_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    for kind in ("llama", "qwen2"):
+        save_native(folder, kind, tiny_lvlm(kind), dtype="float32")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    """A LLaVA file of twelve conversations about four pictures, and one of text."""
+    folder = tmp_path_factory.mktemp("data")
+    rows = []
+    for number in range(12):
+        name = list(COLOURS)[number % 4]
+        Image.new("RGB", (32, 32), COLOURS[name]).save(folder / f"{name}.png")
+        said = [{"from": "human", "value": "<image>\nWhat colour?"}, {"from": "gpt", "value": name}]
+        rows.append({"id": f"{number}", "image": f"{name}.png", "conversations": said})
+    (folder / "chat.json").write_text(json.dumps(rows))
+    talk = [{"from": "human", "value": "Say hello."}, {"from": "gpt", "value": "hello"}]
+    (folder / "text.json").write_text(json.dumps([{"id": "t", "conversations": talk}]))
+    return folder
+
+
+def weights(lvlm):
+    return hash_tensors({**lvlm.backbone.llm.state_dict(), **lvlm.backbone.projector.state_dict()})
+
+
+@pytest.fixture(scope="module")
+def aligned(family, chat, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "llama"
+    text = chat / "text.json"
+    return align(family / "llama", family, chat / "chat.json", out=out, text=text, text_share=0.25, **FAST)
+
+
+def test_the_result_loads_and_answers(aligned, family):
+    lvlm = craft.load(aligned.out)
+    assert lvlm.visual.codebook.fingerprint == craft.load(family / "llama").visual.codebook.fingerprint
+    image = Image.new("RGB", (32, 32), COLOURS["red"])
+    assert lvlm.answer([image], ["What colour?"]) == aligned.lvlm.answer([image], ["What colour?"])
+    names = {path.name for path in aligned.out.iterdir()}
+    assert {"visual", "backbone", "stage-1", "stage-2", "run.json", "config.resolved.yaml"} == names
+    assert {path.name for path in aligned.backbone.iterdir()} == {
+        "craft.json",
+        "projector",
+        "llm",
+        "README.md",
+    }
+
+
+def test_the_record(aligned):
+    run = json.loads((aligned.out / "run.json").read_text())
+    assert run["status"] == "finished" and run["rows"] == {"1": 12, "2": 16}  # a quarter of stage 2 is text
+    assert run["language"] == aligned.language and len(run["language"]["after"]["answers"]) == 6
+    assert run["language"]["before"]["perplexity"] != run["language"]["after"]["perplexity"]
+    card = (aligned.backbone / "README.md").read_text()
+    for word in ("perplexity", "Name three colours.", "| 2 | 16 | 2 |", "chat.json"):
+        assert word in card
+    stage = json.loads((aligned.out / "stage-1" / "run.json").read_text())
+    changed = [p for p in stage["hashes_before"] if stage["hashes_before"][p] != stage["hashes_after"][p]]
+    assert changed == ["projector"]
+
+
+def test_a_second_llm_never_runs_the_vision_tower(aligned, family, chat, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("the vision tower ran")
+
+    monkeypatch.setattr(VisualTokenizer, "forward", refuse)
+    out = aligned.out.parent / "qwen2"
+    second = align(family / "qwen2", family, chat / "chat.json", "1", out, **FAST)
+    assert set(second.metrics) == {"1"}
+
+
+def test_interrupted_and_resumed_is_the_unbroken_run(aligned, family, chat, tmp_path, monkeypatch):
+    from craft.training import alignment
+
+    settings = {**FAST, "text": chat / "text.json", "text_share": 0.25, "max_steps": 2}
+    make, calls = alignment.RowBatches.make, []
+
+    def interrupting(self, indices, step):
+        calls.append(step)
+        if len(calls) == 3:  # the first step of stage 2
+            os.kill(os.getpid(), signal.SIGTERM)
+        return make(self, indices, step)
+
+    monkeypatch.setattr(alignment.RowBatches, "make", interrupting)
+    words = (family / "llama", family, chat / "chat.json", "both", tmp_path / "run")
+    with pytest.raises(Interrupted):
+        align(*words, **settings)
+    with pytest.raises(ConfigError, match="resume"):
+        align(*words, **settings)
+    again = align(*words, resume=True, **settings)
+    assert weights(again.lvlm) == weights(aligned.lvlm)
+    assert again.language == aligned.language
+    assert len(calls) == 4  # nothing was done twice
+    assert align(*words, resume=True, **settings).metrics == again.metrics  # finished: read, not trained
+
+
+def test_fresh_and_start(family, chat, tmp_path, aligned):
+    fresh = align(
+        family / "qwen2", family, chat / "chat.json", "2", tmp_path / "a", fresh=True, seed=3, **FAST
+    )
+    other = align(
+        family / "qwen2", family, chat / "chat.json", "2", tmp_path / "b", fresh=True, seed=4, **FAST
+    )
+    assert weights(fresh.lvlm) != weights(other.lvlm)
+    started = rehearse(
+        family / "llama", family, chat / "chat.json", "2", tmp_path / "c", start=str(aligned.out), **FAST
+    )
+    anew = rehearse(family / "llama", family, chat / "chat.json", "2", tmp_path / "c", **FAST)
+    assert started["2"].parts["loss"] != anew["2"].parts["loss"]
+    assert not (tmp_path / "c").exists()
+
+
+def test_lora_apart(family, chat, tmp_path):
+    settings = {**FAST, "lora.rank": 2, "lora.merge": False}
+    result = align(family / "llama", family, chat / "chat.json", "2", tmp_path / "run", **settings)
+    assert {path.name for path in result.backbone.iterdir()} == {
+        "craft.json",
+        "projector",
+        "lora",
+        "README.md",
+    }
+    told = json.loads((result.backbone / "craft.json").read_text())
+    assert told["llm"] == str(family / "llama")
+    loaded = craft.load(result.out)
+    for name, value in result.lvlm.backbone.llm.state_dict().items():
+        torch.testing.assert_close(loaded.backbone.llm.state_dict()[name], value, atol=1e-2, rtol=1e-2)
+    assert weights(loaded) != weights(craft.load(family / "llama"))
+    again = save_native(tmp_path / "again", "backbone", loaded)
+    for path in result.backbone.rglob("*.*"):
+        if path.name != "README.md":
+            assert path.read_bytes() == (again / path.relative_to(result.backbone)).read_bytes()
+    (tmp_path / "run/backbone/lora/model.safetensors").unlink()
+    assert weights(craft.load(result.out)) != weights(loaded)
+
+
+def test_dry_run(family, chat, tmp_path):
+    found = rehearse(family / "llama", family, chat / "chat.json", out=tmp_path / "run", **FAST)
+    assert set(found) == {"1", "2"} and all(r.parts["loss"] > 0 for r in found.values())
+    trained = {stage: {part: t for part, _, t in r.parameters if t} for stage, r in found.items()}
+    assert set(trained["1"]) == {"projector"} and set(trained["2"]) == {"projector", "llm"}
+
+
+def test_the_papers_setting_on_the_meta_device():
+    found = rehearse("paper/qwen2-0.5b", "paper/vila-u", batch_size=128, micro_batch=16)
+    rows = {part: (count, trained) for part, count, trained in found["2"].parameters}
+    assert rows["llm"] == (494_032_768, 494_032_768)  # Qwen2-0.5B's published count
+    assert rows["codebook"] == (4 * 16384 * 1024, 0) and rows["vision_tower"][1] == 0
+    assert found["1"].samples == 595_375 and found["2"].samples == 1_150_000
+    memory = found["2"].memory
+    assert memory["optimiser"] == 2 * memory["gradients"] == 8 * (494_032_768 + rows["projector"][0])
+    assert memory["search"] == 0 and memory["total"] < 40 * 2**30  # fits the paper's A100 of 40 GB
+    with pytest.raises(ConfigError, match="without weights"):
+        align("paper/qwen2-0.5b", "paper/vila-u", ["digits"])
+
+
+def test_mistakes(family, chat, tmp_path):
+    place = {"out": tmp_path / "run", **FAST}
+    with pytest.raises(ConfigError, match="Which LLM"):
+        align(visual=family, data=chat / "chat.json", **place)
+    with pytest.raises(DataError, match="No data"):
+        align(family / "llama", family, **place)
+    with pytest.raises(CheckpointError, match="no visual tokenizer"):
+        align(family / "llama", "./nothing", chat / "chat.json", **place)
+    with pytest.raises(CheckpointError, match="There is no LLM"):
+        align("./nothing", family, chat / "chat.json", **place)
+    with pytest.raises(DataError, match="has an image"):
+        align(family / "llama", family, chat / "chat.json", text=chat / "chat.json", **place)
+    with pytest.raises(DataError, match="Stage 1"):
+        align(family / "llama", family, chat / "text.json", "1", **place)
+    with pytest.raises(CheckpointError, match="holds no projector"):
+        align(family / "llama", family, chat / "chat.json", start=str(chat), **place)
+    assert not (tmp_path / "run" / "stage-1").exists()
