@@ -83,3 +83,15 @@ def test_answer_logits_at_real_size(tmp_path):
     assert facts["largest gradient difference, relative"] <= 1e-5
     assert facts["speed ratio"] > 5
     assert facts["memory ratio"] > 10
+
+
+def test_manifest_benchmark_runs_both_commands(tmp_path):
+    facts = run("manifest.py", tmp_path / "out.json")["facts"]
+    assert facts["rows in the manifest"] == facts["rows"] == 1000
+    assert facts["peak MiB"] < 1024
+
+
+@pytest.mark.slow
+def test_loader_benchmark_runs(tmp_path):
+    facts = run("loader.py", tmp_path / "out.json")["facts"]
+    assert set(facts["waits"]) == {"plain loop", "2 processes ahead", "mapped store"}

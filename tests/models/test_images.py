@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from craft.core.errors import DataError
-from craft.models.images import pixels
+from craft.models.images import pixels, scaled
 
 
 def test_range_and_shape() -> None:
@@ -46,3 +46,9 @@ def test_bad_images_are_named(tmp_path: Path) -> None:
         pixels([], 8)
     with pytest.raises(DataError, match="anyres"):
         pixels([whole], 8, "anyres")
+
+
+def test_every_byte_is_scaled_as_the_reference_does():
+    values = torch.arange(256, dtype=torch.uint8)
+    reference = ((values.to(torch.float64) * (1 / 255)).to(torch.float32) - 0.5) / 0.5
+    assert torch.equal(scaled(values), reference)

@@ -25,6 +25,34 @@ def _square(image: Image.Image) -> Image.Image:
     return canvas
 
 
+def square_bytes(source: Any, size: int, aspect: str = "resize") -> np.ndarray:
+    """One image as the square of bytes that the tower takes, before scaling: uint8 `[3, S, S]`.
+
+    Args:
+        source, size, aspect: as in `pixels`.
+
+    Raises:
+        DataError: the image cannot be read, or the aspect mode is unknown.
+    """
+    if aspect not in ("resize", "pad"):
+        raise DataError(f"Image aspect mode {aspect!r} is not known; use 'resize' or 'pad'.")
+    image = open_image(source)
+    if aspect == "pad":
+        image = _square(image)
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
+
+
+def scaled(values: Tensor) -> Tensor:
+    """Bytes as the tower takes them: uint8 of any shape -> float32, `(x / 255 - 0.5) / 0.5`.
+
+    The quotient is rounded once to float32. That is what the reference computes, by way of float64, for each
+    of the 256 bytes.
+    """
+    return values.to(torch.float32).div_(255).sub_(0.5).div_(0.5)
+
+
 def pixels(images: Sequence[Any], size: int, aspect: str = "resize") -> Tensor:
     """Turn images into the tower's input.
 
@@ -42,18 +70,7 @@ def pixels(images: Sequence[Any], size: int, aspect: str = "resize") -> Tensor:
     Raises:
         DataError: an image cannot be read, the list is empty, or the aspect mode is unknown.
     """
-    if aspect not in ("resize", "pad"):
-        raise DataError(f"Image aspect mode {aspect!r} is not known; use 'resize' or 'pad'.")
     if len(images) == 0:
         raise DataError("No images were given; pass at least one.")
-    arrays = []
-    for source in images:
-        image = open_image(source)
-        if aspect == "pad":
-            image = _square(image)
-        if image.size != (size, size):
-            image = image.resize((size, size), Image.Resampling.BICUBIC)
-        arrays.append(np.array(image, dtype=np.uint8))
-    stacked = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
-    scaled = (stacked.to(torch.float64) * (1 / 255)).to(torch.float32)  # rounded once, as the reference does
-    return (scaled - 0.5) / 0.5
+    stacked = torch.from_numpy(np.stack([square_bytes(source, size, aspect) for source in images]))
+    return scaled(stacked)

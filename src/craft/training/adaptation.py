@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from craft.core.processes import on_main
 from craft.data import Sample
 from craft.models.lvlm import LVLM
 from craft.models.prompts import build_prompt
@@ -17,6 +18,7 @@ from craft.training.image_cache import ImageCache
 from craft.training.lesson import Lesson
 from craft.training.objective import Batch, CraftObjective, TextTable, class_numbers, class_of
 from craft.training.order import batch_indices
+from craft.training.pixel_store import PixelStore, decoders
 
 PROBE = 32
 """Images of the fixed batch on which changed codes are counted."""
@@ -42,7 +44,7 @@ def adaptation(
     stem = config.trainable == "layers" and isinstance(lvlm.visual.vision_tower, HybridTower)
     stem = stem and config.augment == 0  # each step has new pixels otherwise
     base = {name: p.detach().clone() for name, p in trained.items()} if config.blend < 1 else {}
-    images = ImageCache(lvlm.visual, config.cache_mib * 2**20, through_stem=stem)
+    images = image_cache(lvlm, samples, config, stem)
     batches = ImageBatches(lvlm, samples, config, con, images)
     return Lesson(
         objective=CraftObjective(lvlm, config.losses, con, from_stem=stem),
@@ -50,10 +52,29 @@ def adaptation(
         batches=batches,
         parts=("vision_tower",),
         probe=_Probe(lvlm, batches, config),
-        finish=lambda: _blend(trained, base, config.blend) if base else None,
+        finish=lambda: _finish(trained, base, config.blend, images),
         verb="adapting",
         images=images,
+        ahead=lambda indices: images.expect([samples[index] for index in indices]),
     )
+
+
+def image_cache(lvlm: LVLM, samples: Sequence[Sample], config: AdaptConfig, stem: bool) -> ImageCache:
+    """The cache of a run: in memory, and where the config asks for them with a store on disk and processes
+    that decode ahead.
+
+    Raises:
+        DataError: a picture that is to be stored cannot be read.
+        ConfigError: the store's folder cannot be written.
+    """
+    store = None
+    if config.pixel_cache is not None:
+        place = config.pixel_cache, lvlm.visual.image_size, lvlm.visual.aspect
+        sources = [sample.image for sample in samples]
+        on_main(lambda: PixelStore(*place).fill(sources, config.workers))
+        store = PixelStore(*place)
+    pool = decoders(config.workers) if config.workers else None
+    return ImageCache(lvlm.visual, config.cache_mib * 2**20, stem, store, pool)
 
 
 class ImageBatches:
@@ -93,6 +114,14 @@ class ImageBatches:
     def length(self, index: int) -> int:
         """Characters of question and answer."""
         return len(self.samples[index].prompt()) + len(self.samples[index].answer)
+
+
+def _finish(
+    trained: dict[str, nn.Parameter], base: dict[str, Tensor], share: float, images: ImageCache
+) -> None:
+    if base:
+        _blend(trained, base, share)
+    images.close()
 
 
 @torch.no_grad()

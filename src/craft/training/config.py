@@ -149,6 +149,8 @@ class AdaptConfig(LoopConfig):
             weights (WiSE-FT). Source: ours, optional.
         augment: strength of random turns, shifts, zoom and light on training images; 0 is none. Source: ours.
         cache_mib: memory for decoded images (without augmentation, of a frozen stem's output).
+        workers: processes that decode images ahead of the step that needs them; 0 decodes in this one.
+        pixel_cache: a folder in which decoded images are kept between runs, read as mapped memory.
     """
 
     surrogate: str = "craft-tiny/qwen2"
@@ -159,6 +161,8 @@ class AdaptConfig(LoopConfig):
     blend: float = Field(default=0.3, gt=0, le=1)
     augment: float = Field(default=1.0, ge=0, le=2)
     cache_mib: int = Field(default=2048, ge=0)
+    workers: int = Field(default=0, ge=0)
+    pixel_cache: str | None = None
 
     def contrastive_weight(self, task: str) -> float:
         """λ_con for "classification" or "vqa" (§4.1), unless the config names one."""

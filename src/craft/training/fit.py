@@ -31,6 +31,9 @@ from craft.training.run_folder import RunFolder
 
 C = TypeVar("C", bound=LoopConfig)
 
+AHEAD = 2
+"""Steps whose samples a lesson is told in advance."""
+
 
 @dataclass(frozen=True)
 class FitResult:
@@ -124,6 +127,10 @@ def fit(
         for index in steps:
             step = index + 1
             batch = batch_indices(len(samples), config.batch_size, index, config.seed)
+            for later in range(step, min(step + AHEAD, total)):
+                coming = batch_indices(len(samples), config.batch_size, later, config.seed)
+                for share in micro_batches(coming, processes.rank(), processes.world(), size):
+                    work.ahead(share)
             parts = _step(engine, work, batch, index, size, config)
             if index == start and not engine.zero:
                 check_gradients(engine.model)

@@ -1,22 +1,19 @@
 """Decoded images in memory, so that decoding does not hold up training."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from craft.data import Sample
+from craft.data import Sample, image_key
+from craft.models.images import scaled, square_bytes
 from craft.models.visual_tokenizer import VisualTokenizer
+from craft.training.pixel_store import PixelStore, result_of
 
-# The float that `craft.models.images.pixels` makes of each byte: caching bytes changes no bit.
-_PIXEL = ((torch.arange(256, dtype=torch.float64) * (1 / 255)).to(torch.float32) - 0.5) / 0.5
-
-
-def image_key(source: Any) -> Any:
-    """What tells two image sources apart: the path, or the object itself."""
-    return os.fspath(source) if isinstance(source, str | os.PathLike) else id(source)
+__all__ = ["ImageCache", "image_key"]
 
 
 class ImageCache:
@@ -29,36 +26,86 @@ class ImageCache:
         visual: decodes (and runs its tower's stem).
         limit: most bytes to keep; beyond them images are decoded each time.
         through_stem: keep the stem's output instead of pixels.
+        store: decoded pictures on disk; what it has is not decoded again.
+        pool: processes that decode what `expect` announces.
     """
 
-    def __init__(self, visual: VisualTokenizer, limit: int, through_stem: bool = False) -> None:
+    def __init__(
+        self,
+        visual: VisualTokenizer,
+        limit: int,
+        through_stem: bool = False,
+        store: PixelStore | None = None,
+        pool: Executor | None = None,
+    ) -> None:
         self.visual = visual
         self.limit = limit
         self.through_stem = through_stem
+        self.store = store
+        self.pool = pool
         self.bytes = 0
-        self._kept: dict[Any, Tensor] = {}
+        self._kept: dict[Hashable, Tensor] = {}
+        self._coming: dict[Hashable, Future[np.ndarray]] = {}
+        self._stacked: dict[tuple[Hashable, ...], Future[Tensor]] = {}
+        ahead = (pool is not None or store is not None) and not through_stem
+        self._thread = ThreadPoolExecutor(1) if ahead else None
 
     def get(self, samples: Sequence[Sample]) -> Tensor:
         """Pixels float32 `[B, 3, S, S]` on the CPU; with a frozen stem its maps `[B, C, h, w]`.
 
         Raises:
             DataError: an image cannot be read.
+            ConfigError: the processes ended.
         """
+        ready = self._stacked.pop(tuple(image_key(sample.image) for sample in samples), None)
+        return self._stack(samples) if ready is None else ready.result()
+
+    def expect(self, samples: Sequence[Sample]) -> None:
+        """Prepare a batch that will be asked for soon: the processes decode what is not stored, and a thread
+        puts the batch together. Without processes and store, nothing happens."""
+        for sample in samples if self.pool is not None else ():
+            key = image_key(sample.image)
+            stored = self.store is not None and self.store.get(sample.image) is not None
+            if self.pool is not None and key not in self._kept and key not in self._coming and not stored:
+                size, aspect = self.visual.image_size, self.visual.aspect
+                self._coming[key] = self.pool.submit(square_bytes, sample.image, size, aspect)
+        if self._thread is not None:
+            keys = tuple(image_key(sample.image) for sample in samples)
+            if keys not in self._stacked:
+                self._stacked[keys] = self._thread.submit(self._stack, list(samples))
+
+    def close(self) -> None:
+        """End thread and processes; images that are still asked for are decoded here."""
+        for helper in (self._thread, self.pool):
+            if helper is not None:
+                helper.shutdown(wait=False, cancel_futures=True)
+        self._thread, self.pool, self._coming, self._stacked = None, None, {}, {}
+
+    def _stack(self, samples: Sequence[Sample]) -> Tensor:
         stacked = torch.stack([self._one(sample) for sample in samples])
-        return stacked if self.through_stem else _PIXEL[stacked.long()]
+        return stacked if self.through_stem else scaled(stacked)
 
     def _one(self, sample: Sample) -> Tensor:
         key = image_key(sample.image)
         if key in self._kept:
             return self._kept[key]
-        pixels = self.visual.preprocess([sample.image])
+        value = torch.from_numpy(self._bytes(sample, key))
         if self.through_stem:
             with torch.no_grad():
-                value = self.visual.vision_tower.run_stem(pixels.to(self.visual.device))[0].float()  # type: ignore[operator]
-        else:
-            value = ((pixels[0] * 0.5 + 0.5) * 255).round().to(torch.uint8)
+                tower: Any = self.visual.vision_tower
+                value = tower.run_stem(scaled(value[None]).to(self.visual.device))[0].float()
         size = value.numel() * value.element_size()
         if self.bytes + size <= self.limit:
             self._kept[key] = value
             self.bytes += size
         return value
+
+    def _bytes(self, sample: Sample, key: Hashable) -> np.ndarray:
+        """The image as uint8 `[3, S, S]`: from the processes, from the store, or decoded here."""
+        coming = self._coming.pop(key, None)
+        if coming is not None:
+            return result_of(coming)
+        stored = None if self.store is None else self.store.get(sample.image)
+        if stored is not None:
+            return np.array(stored)  # off the map, which is read-only
+        return square_bytes(sample.image, self.visual.image_size, self.visual.aspect)

@@ -51,6 +51,9 @@ class Batches(Protocol):
 def _nothing() -> None: ...
 
 
+def _ignored(indices: Sequence[int]) -> None: ...
+
+
 @dataclass(frozen=True)
 class Lesson:
     """What one run trains.
@@ -65,6 +68,7 @@ class Lesson:
         finish: called once behind the last step, when the weights to keep are in place.
         verb: what the progress bar says.
         images: the cache of decoded images, where one is used.
+        ahead: told the samples of micro-batches that will be made soon.
     """
 
     objective: nn.Module
@@ -75,3 +79,4 @@ class Lesson:
     finish: Callable[[], None] = _nothing
     verb: str = "training"
     images: ImageCache | None = None
+    ahead: Callable[[Sequence[int]], None] = _ignored

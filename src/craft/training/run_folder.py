@@ -20,7 +20,7 @@ _OURS += ("stage-1", "stage-2", "visual", "backbone")  # of an alignment
 # Settings that may differ between a run and its continuation: they do not change the result.
 _FREE = frozenset(
     {"out", "device", "checkpoint_every", "keep_checkpoints", "log_every", "trackers", "cache_mib"}
-    | {"gradient_checkpointing"}
+    | {"gradient_checkpointing", "workers", "pixel_cache"}
 )
 
 

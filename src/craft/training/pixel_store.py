@@ -1,0 +1,150 @@
+"""Decoded pictures on disk: each is decoded and resized once, then read as mapped memory."""
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from craft.core.errors import ConfigError
+from craft.core.progress import track
+from craft.data import ImageSource, image_key
+from craft.data.packed import FileSlice, ParquetCell
+from craft.models.images import square_bytes
+
+
+def decoders(workers: int) -> Executor:
+    """Processes that decode pictures (`square_bytes`). They are started afresh, not forked: torch's threads
+    do not survive a fork. A script that uses them needs `if __name__ == "__main__":`."""
+    kinds = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload(["craft.models.images"])
+    return ProcessPoolExecutor(workers, mp_context=context)
+
+
+def result_of(coming: "Future[np.ndarray]") -> np.ndarray:
+    """What a process decoded.
+
+    Raises:
+        DataError: the picture cannot be read.
+        ConfigError: the processes ended.
+    """
+    try:
+        return coming.result()
+    except BrokenProcessPool as error:
+        raise ConfigError(
+            "The processes that decode pictures ended. A script must call CRAFT below "
+            '`if __name__ == "__main__":`; or set workers=0, which decodes without them.'
+        ) from error
+
+
+class PixelStore:
+    """A folder with the bytes of pictures as the tower takes them, uint8 `[3, S, S]` each.
+
+    Two files per size and aspect: the pictures one after the other, and a line for each that says which it
+    is. Rows are only ever added, so that an interrupted filling goes on where it stopped. A file that changed
+    since (size, time) counts as another picture.
+
+    Args:
+        folder: made when needed; may serve several runs, one after the other.
+        size, aspect: of the tower's input (see `craft.models.images.pixels`).
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: str | Path, size: int, aspect: str = "resize") -> None:
+        self.size, self.aspect = size, aspect
+        self.path = Path(folder) / f"pixels-{size}-{aspect}.u8"
+        self.names = self.path.with_suffix(".txt")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch()
+            self.names.touch()
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write {self.path}: {error.strerror or error}; choose another place"
+            ) from error
+        self._each = 3 * size * size
+        self._open()
+
+    def _open(self) -> None:
+        """Read the names, take off what an interruption left half done, and map the pictures."""
+        lines = self.names.read_bytes().split(b"\n")[:-1]
+        count = min(len(lines), self.path.stat().st_size // self._each)
+        os.truncate(self.names, sum(len(line) + 1 for line in lines[:count]))
+        os.truncate(self.path, count * self._each)
+        self._rows = {line.decode("utf-8"): row for row, line in enumerate(lines[:count])}
+        shape = (count, 3, self.size, self.size)
+        self._pixels = (
+            np.memmap(self.path, np.uint8, "r", shape=shape) if count else np.zeros(shape, np.uint8)
+        )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def get(self, source: ImageSource) -> np.ndarray | None:
+        """The picture's bytes, uint8 `[3, S, S]`, mapped; None where it is not in the store."""
+        name = _name(source)
+        row = None if name is None else self._rows.get(name)
+        return None if row is None else self._pixels[row]
+
+    def fill(self, sources: Sequence[ImageSource], workers: int = 0, progress: bool = True) -> int:
+        """Decode what is not there yet; return how many pictures that were.
+
+        Arrays, PIL images and bytes in memory are passed over: nothing says which they are in the next run.
+
+        Raises:
+            DataError: a picture cannot be read; those before it are kept.
+        """
+        left = {name: source for source in sources if (name := _name(source)) and name not in self._rows}
+        if not left:
+            return 0
+        found = _decoded(list(left.values()), self.size, self.aspect, workers)
+        shown = track(found, "decoding pictures", len(left)) if progress else found
+        with open(self.path, "ab") as pictures, open(self.names, "ab") as names:
+            for name, picture in zip(left, shown, strict=True):
+                pictures.write(picture.tobytes())
+                pictures.flush()
+                names.write(f"{name}\n".encode())
+                names.flush()
+        self._open()
+        return len(left)
+
+
+def _name(source: ImageSource) -> str | None:
+    """A line that is the same as long as the picture is, and another when its file changed."""
+    if isinstance(source, FileSlice | ParquetCell):
+        file, place = source.path, str(source)
+    elif isinstance(source, str | os.PathLike):
+        file = place = os.path.abspath(str(image_key(source)))
+    else:
+        return None
+    try:
+        state = os.stat(file)
+    except OSError:
+        return None
+    return f"{place} {state.st_size} {state.st_mtime_ns}".replace("\n", " ")
+
+
+def _decoded(sources: Sequence[Any], size: int, aspect: str, workers: int) -> Iterator[np.ndarray]:
+    if workers == 0:
+        yield from (square_bytes(source, size, aspect) for source in sources)
+        return
+    pool = decoders(workers)
+    waiting: deque[Future[np.ndarray]] = deque()
+    try:
+        for source in sources:
+            waiting.append(pool.submit(square_bytes, source, size, aspect))
+            if len(waiting) > 8 * workers:
+                yield result_of(waiting.popleft())
+        while waiting:
+            yield result_of(waiting.popleft())
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,108 @@
+"""Decoded pictures on disk, and decoding ahead: the same bits, each picture once."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import craft
+from builders import tiny_lvlm
+from craft.core.errors import ConfigError, DataError
+from craft.data import load_data, read_data
+from craft.models.images import square_bytes
+from craft.training.image_cache import ImageCache
+from craft.training.pixel_store import PixelStore, decoders
+from replicas import class_folders, parquet, pixels, png
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    class_folders(tmp_path / "p", ("ash", "elm"), each=4)
+    return [str(sample.image) for sample in read_data(tmp_path / "p").samples]
+
+
+def test_pictures_come_back_bit_for_bit(files: list[str], tmp_path: Path) -> None:
+    store = PixelStore(tmp_path / "store", 20, "pad")
+    assert store.get(files[0]) is None and store.fill(files, progress=False) == 8
+    again = PixelStore(tmp_path / "store", 20, "pad")
+    assert len(again) == 8 and again.fill(files, progress=False) == 0
+    for path in files:
+        found = again.get(path)
+        assert found is not None and np.array_equal(found, square_bytes(path, 20, "pad"))
+        assert isinstance(found.base, np.memmap)
+    assert len(PixelStore(tmp_path / "store", 20, "resize")) == 0  # another size or aspect is another store
+    assert again.fill([png(1), pixels(1), Image.fromarray(pixels(1))], progress=False) == 0
+
+
+def test_a_changed_file_is_another_picture(files: list[str], tmp_path: Path) -> None:
+    store = PixelStore(tmp_path / "store", 8)
+    store.fill(files[:2], progress=False)
+    Image.fromarray(pixels(99, 30)).save(files[0])
+    assert store.get(files[0]) is None and store.fill(files[:2], progress=False) == 1
+    assert np.array_equal(store.get(files[0]), square_bytes(files[0], 8))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("damage", ["picture", "name", "both"])
+def test_an_interrupted_filling_goes_on(files: list[str], tmp_path: Path, damage: str) -> None:
+    store = PixelStore(tmp_path / "store", 8)
+    store.fill(files[:4], progress=False)
+    if damage != "name":
+        os.truncate(store.path, 3 * 192 + 100)
+    if damage != "picture":
+        os.truncate(store.names, store.names.stat().st_size - 5)
+    again = PixelStore(tmp_path / "store", 8)
+    assert len(again) == 3 and again.fill(files, progress=False) == 5
+    assert all(np.array_equal(again.get(path), square_bytes(path, 8)) for path in files)  # type: ignore[arg-type]
+
+
+def test_pictures_in_parquet_are_stored_too(tmp_path: Path) -> None:
+    parquet(tmp_path / "p.parquet", [{"image": png(n), "label": str(n % 2)} for n in range(4)])
+    sources = [sample.image for sample in read_data(tmp_path / "p.parquet").samples]
+    store = PixelStore(tmp_path / "store", 8)
+    assert store.fill(sources, progress=False) == 4
+    assert np.array_equal(store.get(sources[2]), square_bytes(png(2), 8))  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_stored(files: list[str], tmp_path: Path) -> None:
+    store = PixelStore(tmp_path / "store", 8)
+    Path(files[2]).write_text("nothing")
+    with pytest.raises(DataError, match="not a picture"):
+        store.fill(files, progress=False)
+    assert len(PixelStore(tmp_path / "store", 8)) == 2  # those before it are kept
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="choose another place"):
+        PixelStore(tmp_path / "file", 8)
+
+
+@pytest.mark.slow
+def test_processes_and_store_change_no_bit_of_a_run(tmp_path: Path) -> None:
+    class_folders(tmp_path / "p", ("ash", "elm", "oak"), each=6)
+    data = load_data(tmp_path / "p", unseen_fraction=0)
+    lvlm, towers = tiny_lvlm(), []
+    for name, extra in {
+        "plain": {},
+        "ahead": {"workers": 2, "cache_mib": 0},
+        "stored": {"pixel_cache": str(tmp_path / "store")},
+        "both": {"workers": 1, "pixel_cache": str(tmp_path / "store2")},
+    }.items():
+        options = {"trainable": "all", "batch_size": 4, "device": "cpu", **extra}
+        result = craft.adapt(lvlm, data, tmp_path / name, max_steps=3, **options)
+        towers.append(result.lvlm.visual.vision_tower.state_dict())
+    for tower in towers[1:]:
+        assert all(torch.equal(tower[name], value) for name, value in towers[0].items())
+    assert len(PixelStore(tmp_path / "store", 32)) == len(data.train)
+
+
+def test_images_that_are_expected_are_decoded_elsewhere(files: list[str], tmp_path: Path) -> None:
+    samples, visual = read_data(Path(files[0]).parents[1]).samples, tiny_lvlm().visual
+    cache = ImageCache(visual, 0, pool=decoders(1))
+    cache.expect(samples[:3])
+    cache.expect(samples[:3])
+    wanted = visual.preprocess([sample.image for sample in samples])
+    assert torch.equal(cache.get(samples), wanted)
+    cache.expect(samples[:1])
+    cache.close()
+    assert torch.equal(cache.get(samples[:1]), wanted[:1])
