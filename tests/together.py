@@ -150,3 +150,16 @@ def fitting_into(gibibytes: float, most: int) -> int:
     limit = pages * resource.getpagesize() + int(gibibytes * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     return fitting(lambda size: torch.empty(size, 2**30, dtype=torch.uint8), most)
+
+
+def aligned(llm: str, visual: str, chat: str, out: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """`craft.align` on files; the losses of both stages, and a hash of the backbone."""
+    from craft.core.files import hash_tensors
+    from craft.recipes.align import align
+    from craft.training.run_folder import RunFolder
+
+    result = align(llm, visual, chat, "both", out, **settings)
+    lines = [line["loss"] for n in (1, 2) for line in RunFolder(result.out / f"stage-{n}").metrics()]
+    backbone = result.lvlm.backbone
+    state = {**backbone.projector.state_dict(), **backbone.llm.state_dict()}
+    return {"losses": lines, "hash": hash_tensors(state)}

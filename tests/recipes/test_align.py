@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import craft
+import together as workers
 from builders import tiny_lvlm
 from craft.core.errors import CheckpointError, ConfigError, DataError
 from craft.core.files import hash_tensors
@@ -16,8 +17,10 @@ from craft.models.native import save_native
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.recipes.align import align, rehearse
 from craft.training import Interrupted
+from together import together
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220), "grey": (128, 128, 128)}
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 FAST = {"batch_size": 4, "learning_rate": 1e-2, "device": "cpu", "max_steps": 2}
 
 
@@ -195,3 +198,16 @@ def test_mistakes(family, chat, tmp_path):
     with pytest.raises(CheckpointError, match="holds no projector"):
         align(family / "llama", family, chat / "chat.json", start=str(chat), **place)
     assert not (tmp_path / "run" / "stage-1").exists()
+
+
+@pytest.mark.parametrize("environment, lora", [({}, 0), (FSDP2, 2)], ids=["ddp", "fsdp2-lora"])
+def test_two_processes_are_one(family, chat, tmp_path, environment, lora):
+    settings = {**FAST, "batch_size": 5, "lora.rank": lora, "questions_per_row": 2}
+    words = (str(family / "llama"), str(family), str(chat / "chat.json"))
+    alone = workers.aligned(*words, str(tmp_path / "alone"), settings)
+    told = together(2, workers.aligned, *words, str(tmp_path / "run"), settings, **environment)
+    assert all(isinstance(one, dict) for one in told), told
+    assert told[0] == told[1]
+    assert told[0]["losses"] == pytest.approx(alone["losses"], rel=1e-3)
+    lvlm = craft.load(tmp_path / "run")
+    assert lvlm.answer([Image.new("RGB", (32, 32), COLOURS["red"])], ["What colour?"])
