@@ -55,3 +55,20 @@ def test_check_prepare_and_stats_of_a_benchmark(craft, tmp_path):
     }
     wrong = craft("data", "check", tmp_path / "m", "--column", "answers=x").complaint
     assert "there is no field 'answers'" in wrong
+
+
+def test_statements_options_and_their_way_into_a_manifest(craft, tmp_path):
+    root, texts = REPLICAS["vqa-rad"](tmp_path / "original"), tmp_path / "s.jsonl"
+    data = ("vqa-rad", "--root", root)
+    assert "Give --model, to have statements" in craft("data", "statements", *data, "--out", texts).complaint
+    assert craft("data", "statements", *data, "--out", texts, "--rules", "--json").json["written"] == 20
+    rows = [json.loads(line) for line in texts.read_text().splitlines()]
+    rows[2]["statement"] = "Mine."
+    texts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = craft("data", "prepare", *data, "--out", tmp_path / "m", "--texts", texts, "--train-limit", "5")
+    assert said.status == 0 and "at most 5 training images" in said.out
+    assert '"text": "Mine."' in (tmp_path / "m" / "samples.jsonl").read_text()
+    wrong = craft("data", "options", *data, "--out", tmp_path / "o.json", "--clip", tmp_path).complaint
+    assert "options need classes" in wrong
+    asked = ("--out", tmp_path / "c.jsonl", "--model", "m", "--count", "9")
+    assert "--count must be 1 to 3" in craft("data", "captions", *data, *asked).complaint

@@ -54,6 +54,9 @@ def test_leakage_by_content_and_by_looks(tmp_path: Path) -> None:
             paint(test / name / f"{n}.png", n + shift + 50, 32)
     smooth = Image.fromarray(pixels(7, 8)).resize((64, 64), Image.Resampling.BICUBIC)
     smooth.save(train / "ash" / "near.png")
+    smooth.point(lambda value: value // 2).save(
+        test / "elm" / "darker.png"
+    )  # the same shape, another picture
     smooth.save(test / "ash" / "near.jpg", quality=80)
     (test / "elm" / "same.png").write_bytes((train / "elm" / "0.png").read_bytes())
     findings = found(tmp_path)

@@ -18,9 +18,10 @@ from craft.data.packed import Packed
 from craft.data.problems import Problems
 from craft.data.sample import Data, Sample
 
-LONG_ANSWER, RARE, IMBALANCE, NEAR = 5, 2, 20, 3
+LONG_ANSWER, RARE, IMBALANCE, NEAR, CLOSE = 5, 2, 20, 3, 4.0
 """Words beyond which an answer cannot be exact in 5 tokens; pictures below which a class is rare; ratio of
-the largest class to the smallest; bits in which near-duplicates differ at most (of 64)."""
+the largest class to the smallest; near-duplicates differ at most in so many bits of 64, and by so many grey
+levels of 255 on average."""
 
 EXAMPLES = 3
 """How many places a finding names."""
@@ -47,11 +48,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Look:
-    """What one picture is: hash of its file, perceptual hash (None: not decoded, or without contrast), traits
-    in words, and why it cannot be used ("" where it can)."""
+    """What one picture is: hash of its file, what it looks like (None: not decoded, or without contrast),
+    traits in words, and why it cannot be used ("" where it can)."""
 
     sha256: str
-    near: int | None = None
+    near: tuple[int, bytes] | None = None
     traits: tuple[str, ...] = ()
     trouble: str = ""
 
@@ -142,13 +143,15 @@ def _header(content: bytes) -> tuple[str, ...]:
     return tuple(name for name, true in told.items() if true)
 
 
-def _near(image: Image.Image) -> int | None:
-    """A difference hash of 64 bits: which of 8 x 9 grey cells is brighter than its neighbour."""
+def _near(image: Image.Image) -> tuple[int, bytes] | None:
+    """A difference hash of 64 bits (which of 8 x 9 grey cells is brighter than its neighbour), and 16 x 16
+    grey cells."""
     grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
     if np.ptp(grey) < 8:
         return None  # without contrast all pictures look alike
     bits = (grey[:, 1:] > grey[:, :-1]).reshape(-1)
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+    cells = image.convert("L").resize((16, 16), Image.Resampling.BOX).tobytes()
+    return int.from_bytes(np.packbits(bits).tobytes(), "big"), cells
 
 
 _HANDLED = {
@@ -195,7 +198,7 @@ def _copies(data: Data, seen: Sequence[tuple[Sample, Look]]) -> Iterator[Finding
     twice = [first[digest] for digest, found in labels.items() if len(found) > 1]
     if data.task == "classification" and twice:
         yield _finding("two classes", twice, "pictures are in two classes, byte for byte. Remove one of each")
-    near: dict[str, dict[int, str]] = {"train": {}, "test": {}}
+    near: dict[str, dict[tuple[int, bytes], str]] = {"train": {}, "test": {}}
     for sample in data.all_samples():
         found = hashes[image_key(sample.image)]
         if found.near is not None and sample.split in near and found.sha256 not in both:
@@ -204,16 +207,19 @@ def _copies(data: Data, seen: Sequence[tuple[Sample, Look]]) -> Iterator[Finding
         yield _finding("near-duplicates", alike, "test pictures look almost like a training picture")
 
 
-def _alike(test: dict[int, str], train: dict[int, str]) -> list[str]:
-    """Where the test pictures were declared whose hash is at most `NEAR` bits from a training picture's."""
+def _alike(test: dict[tuple[int, bytes], str], train: dict[tuple[int, bytes], str]) -> list[str]:
+    """Where the test pictures were declared that a training picture nearly equals: by hash, then by cells."""
     if not train:
         return []
-    known = np.fromiter(train, dtype=np.uint64, count=len(train))
-    return [
-        origin
-        for value, origin in test.items()
-        if value in train or (np.bitwise_count(known ^ np.uint64(value)) <= NEAR).any()
-    ]
+    hashes = np.array([value for value, _ in train], dtype=np.uint64)
+    cells = np.array([np.frombuffer(found, np.uint8) for _, found in train], dtype=np.int16)
+    places = []
+    for (value, found), origin in test.items():
+        same = cells[np.bitwise_count(hashes ^ np.uint64(value)) <= NEAR]
+        own = np.frombuffer(found, np.uint8).astype(np.int16)
+        if len(same) and (np.abs(same - own).mean(axis=1) <= CLOSE).any():
+            places.append(origin)
+    return places
 
 
 def _classes(data: Data) -> Iterator[Finding]:
