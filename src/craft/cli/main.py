@@ -21,6 +21,7 @@ from craft.cli.export import export
 from craft.cli.inspect import inspect
 from craft.cli.judge import judge
 from craft.cli.prior import prior
+from craft.cli.reproduce import reproduce
 from craft.cli.texts import captions, options, statements
 from craft.cli.transfer import transfer
 
@@ -51,6 +52,7 @@ _verbs = {
     "judge": judge,
     "inspect": inspect,
     "export": export,
+    "reproduce": reproduce,
 }
 for _order, (_name, _verb) in enumerate(_verbs.items()):
     app.command(_verb, name=_name, sort_key=_order)
@@ -134,6 +136,8 @@ def _how_to_go_on(tokens: Sequence[str]) -> str:
         return "stopped. The same command goes on from there."
     if tokens[:1] == ["transfer"]:
         return "stopped. The same command goes on: what is in its --work folder is not done again."
+    if tokens[:1] == ["reproduce"]:
+        return "stopped. What was measured is kept: the same command goes on from there."
     return "stopped. Nothing half done was left behind; give the same command to begin again."
 
 

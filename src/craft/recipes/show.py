@@ -102,9 +102,9 @@ def _named(images: Sequence[Any]) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     for number, image in enumerate(images):
         if isinstance(image, str) and image in EMBEDDED:
-            first = {sample.label: sample for sample in reversed(load_data(image).test)}
+            first = {sample.concept: sample for sample in reversed(load_data(image).test)}
             chosen = [first[label] for label in sorted(first)[:SAMPLES]]
-            found += [(f"{image}, {sample.label}", sample.image) for sample in chosen]
+            found += [(f"{image}, {sample.concept}", sample.image) for sample in chosen]
         else:
             known = isinstance(image, str | Path)
             found.append((Path(image).stem if known else f"picture {number + 1}", image))
