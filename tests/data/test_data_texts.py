@@ -137,7 +137,7 @@ def test_statements_by_a_model_and_by_rules(server: Server, tmp_path: Path) -> N
     service = Service("m", base_url=f"{server.url}/v1", retries=0)
     assert write_texts(statement_wishes(told, "m"), service, tmp_path / "s.jsonl", progress=False) == 2
     assert [row["statement"] for row in rows(tmp_path / "s.jsonl")] == ["The car is red.", "The car is red."]
-    assert server.asked[0]["text"].endswith("alone.\nQ: What color is the car?\nA: Red")
+    assert any(asked["text"].endswith("alone.\nQ: What color is the car?\nA: Red") for asked in server.asked)
     assert [row["statement"] for row in rule_statements(told)] == ["The car is red.", "How many? two"]
 
 
