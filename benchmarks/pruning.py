@@ -209,7 +209,7 @@ def flops(options: Any, device: torch.device) -> tuple[list[dict[str, Any]], dic
     if options.quick:
         models = {"tiny": (TINY, "llama")}
     with torch.device("meta"), torch.no_grad():
-        tower = SiglipTower({**SIGLIP, "image_size": 256, "patch_size": 16})
+        tower = SiglipTower({**SIGLIP, "image_size": 256, "patch_size": 16}).requires_grad_(False)
         pixels = torch.empty(1, 3, 256, 256)
         seeing = counted(lambda: tower(pixels))
     search = 2 * 256 * 1024 * 16384 * 4  # one product with each of four codebooks
