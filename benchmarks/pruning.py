@@ -187,7 +187,7 @@ def build_llm(config: dict[str, Any], kind: str, device: torch.device | str, dty
 
 def counted(function: Callable[[], Any]) -> int:
     """FLOPs of a call, 2 per multiply-add."""
-    with FlopCounterMode(display=False) as counter:
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:  # its hooks want graph nodes
         function()
     return counter.get_total_flops()
 
@@ -209,7 +209,7 @@ def flops(options: Any, device: torch.device) -> tuple[list[dict[str, Any]], dic
     if options.quick:
         models = {"tiny": (TINY, "llama")}
     with torch.device("meta"), torch.no_grad():
-        tower = SiglipTower({**SIGLIP, "image_size": 256, "patch_size": 16}).requires_grad_(False)
+        tower = SiglipTower({**SIGLIP, "image_size": 256, "patch_size": 16})
         pixels = torch.empty(1, 3, 256, 256)
         seeing = counted(lambda: tower(pixels))
     search = 2 * 256 * 1024 * 16384 * 4  # one product with each of four codebooks
