@@ -68,27 +68,49 @@ def half_written(out: Path) -> list[str]:
     return sorted(place.name for folder in folders for place in folder.iterdir() if is_leftover(place))
 
 
+def caught_writing(process: int, out: Path) -> bool:
+    """Halt a process; True if a checkpoint is half-written now, else let it go on."""
+    os.kill(process, signal.SIGSTOP)
+    _, status = os.waitpid(process, os.WUNTRACED)
+    if not os.WIFSTOPPED(status):
+        raise ProcessLookupError
+    if writes_checkpoint(out):
+        return True
+    os.kill(process, signal.SIGCONT)
+    return False
+
+
+def writes_checkpoint(out: Path) -> bool:
+    """Whether a checkpoint is half-written."""
+    return any(name.startswith(".step-") for name in half_written(out))
+
+
 def kill(process: int, out: Path, aim: str, lot: random.Random, duration: float) -> float:
-    """Send SIGKILL at a moment drawn by lot; returns seconds since the start.
+    """Send SIGKILL at a moment drawn by lot; returns seconds since the start, -1 if the run ended before.
 
     Args:
         process: its id.
         out: its run folder.
-        aim: "anywhere" within the run's duration, or "checkpoint": when the n-th is being written.
+        aim: "anywhere" within the run's duration, or "checkpoint": while one is being written.
         lot: draws the moment.
         duration: of the whole run, in seconds.
     """
     began, moment = time.monotonic(), lot.random() * duration
-    wanted, seen, before = lot.randint(1, 8), 0, False
+    wanted, pause, seen, before = lot.randint(1, 4), lot.random() * 0.01, 0, False
     while os.waitpid(process, os.WNOHANG)[0] == 0:
         if aim == "anywhere" and time.monotonic() - began >= moment:
             break
         if aim == "checkpoint":
-            now = any(name.startswith(".step-") for name in half_written(out))
+            now = writes_checkpoint(out)
             seen, before = seen + (now and not before), now
             if now and seen >= wanted:
-                time.sleep(lot.random() * 0.01)
-                break
+                time.sleep(pause)
+                try:
+                    if caught_writing(process, out):
+                        break
+                except ProcessLookupError:
+                    return -1.0
+                pause /= 2  # it was through by then: sooner next time
         time.sleep(0.0005)
     else:
         return -1.0
