@@ -161,6 +161,18 @@ def test_lora_apart(family, chat, tmp_path):
     assert weights(craft.load(result.out)) != weights(loaded)
 
 
+@pytest.mark.parametrize("start", [align, rehearse], ids=["run", "dry run"])
+def test_lora_that_cannot_be_is_refused_before_any_work(family, chat, tmp_path, monkeypatch, start):
+    words = (family / "llama", family, chat / "chat.json", "both", tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"called q \(lora\.targets\); its layers have down_proj, "):
+        start(*words, **FAST, **{"lora.rank": 2, "lora.targets": ["q"]})
+    monkeypatch.setattr("craft.training.lora.find_spec", lambda name: None)
+    monkeypatch.setattr("craft.recipes.align.read_sets", None)  # data are not even read
+    with pytest.raises(ConfigError, match="LoRA needs peft: pip install"):
+        start(*words, **FAST, **{"lora.rank": 2})
+    assert not (tmp_path / "run").exists()
+
+
 def test_dry_run(family, chat, tmp_path):
     found = rehearse(family / "llama", family, chat / "chat.json", out=tmp_path / "run", **FAST)
     assert set(found) == {"1", "2"} and all(r.parts["loss"] > 0 for r in found.values())

@@ -43,7 +43,7 @@ from craft.training.alignment import Row, alignment
 from craft.training.config import AlignConfig
 from craft.training.engine import join_processes, loading_device
 from craft.training.fit import fit
-from craft.training.lora import take_lora
+from craft.training.lora import lora_targets, need_peft, take_lora
 from craft.training.rehearsal import Rehearsal, rehearse_alignment, rehearse_sizes
 from craft.training.run_folder import RunFolder
 
@@ -233,9 +233,15 @@ def _settings(
     settings = AlignConfig.build(config, {**given, **overrides})
     if not settings.llm:
         raise ConfigError("Which LLM? Give a folder, a GGUF file, a hub id or a shipped backbone.")
+    if _with_lora(settings):
+        need_peft()
     if settings.out is None:
         settings = settings.model_copy(update={"out": str(Path("runs") / f"align-{Path(settings.llm).stem}")})
     return settings
+
+
+def _with_lora(settings: AlignConfig) -> bool:
+    return settings.lora.rank > 0 and settings.stage != "1"
 
 
 def _visual(settings: AlignConfig, given: Any) -> VisualTokenizer:
@@ -249,6 +255,8 @@ def _lvlm(settings: AlignConfig, visual: VisualTokenizer) -> LVLM:
     device = resolve_device(loading_device(settings.device))
     dtype = resolve_dtype(settings.dtype, device)
     llm, words = open_llm(settings.llm, dtype, settings.seed if settings.fresh else None)
+    if _with_lora(settings):
+        lora_targets(llm, settings.lora)  # a wrong name shows before stage 1, not behind it
     prompt = settings.prompt or ("chat-template" if getattr(words, "chat_template", None) else "plain")
     table = llm.get_input_embeddings().weight  # type: ignore[operator, union-attr]
     with torch.random.fork_rng(devices=[]):

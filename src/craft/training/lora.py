@@ -1,5 +1,6 @@
 """LoRA on an LLM (peft), in place: the LLM keeps its class, and gives its LoRA away or takes it in."""
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -9,36 +10,53 @@ from craft.core.errors import ConfigError
 from craft.training.config import LoraConfig
 
 
+def need_peft() -> None:
+    """Say at once, before any work, that LoRA is not at hand.
+
+    Raises:
+        ConfigError: peft is not installed.
+    """
+    if find_spec("peft") is None:
+        raise ConfigError('LoRA needs peft: pip install "craft-vlm[lora]", or set lora.rank to 0.')
+
+
+def lora_targets(llm: nn.Module, config: LoraConfig) -> list[str]:
+    """Full names of the linear maps below the LLM's layers that get LoRA.
+
+    Raises:
+        ConfigError: no linear map has such a name.
+    """
+    chosen, ends = [], set[str]()
+    for name, module in llm.named_modules():
+        number = next((int(part) for part in name.split(".") if part.isdigit()), None)
+        if not isinstance(module, nn.Linear) or number is None:
+            continue  # the head lies outside the layers
+        ends.add(end := name.rpartition(".")[2])
+        wanted = {"all-linear", end} & set(config.targets)
+        if wanted and (config.layers is None or number < config.layers):
+            chosen.append(name)
+    if not chosen:
+        raise ConfigError(
+            f"No linear map of the LLM is called {' or '.join(config.targets)} (lora.targets); its layers "
+            f"have {', '.join(sorted(ends))}. Name some of these, or all-linear."
+        )
+    return chosen
+
+
 def add_lora(llm: nn.Module, config: LoraConfig) -> None:
     """Put LoRA beside the linear maps of `llm` that the config names; the update starts at zero.
 
     Raises:
         ConfigError: peft is not installed, or no linear map has such a name.
     """
-    try:
-        from peft import LoraConfig as PeftLora
-        from peft import inject_adapter_in_model
-    except ImportError as error:
-        raise ConfigError('LoRA needs peft: pip install "craft-vlm[lora]", or set lora.rank to 0.') from error
-    names = _targets(llm, config)
-    if not names:
-        raise ConfigError(f"No linear map of the LLM matches lora.targets={config.targets!r}.")
+    need_peft()
+    from peft import LoraConfig as PeftLora
+    from peft import inject_adapter_in_model
+
+    names = lora_targets(llm, config)
     alpha = config.alpha if config.alpha is not None else 2.0 * config.rank
     settings = PeftLora(r=config.rank, lora_alpha=alpha, target_modules=names)  # type: ignore[arg-type]
     inject_adapter_in_model(settings, llm)
-
-
-def _targets(llm: nn.Module, config: LoraConfig) -> list[str]:
-    """Full names of the linear maps below the LLM's layers that get LoRA."""
-    chosen = []
-    for name, module in llm.named_modules():
-        number = next((int(part) for part in name.split(".") if part.isdigit()), None)
-        if not isinstance(module, nn.Linear) or number is None:
-            continue  # the head lies outside the layers
-        wanted = {"all-linear", name.rpartition(".")[2]} & set(config.targets)
-        if wanted and (config.layers is None or number < config.layers):
-            chosen.append(name)
-    return chosen
 
 
 @torch.no_grad()
