@@ -11,21 +11,42 @@ def class_text(domain: str, label: str) -> str:
     return f"An image of a {domain}, specifically a {label}."
 
 
-_SUBJECT = r"(?P<subject>(?:(?:the|this|that|these|those|a|an|his|her|their|its) )?\w+)"
+_DETERMINERS = "the|this|that|these|those|a|an|his|her|their|its"
+_AFTER_NOUN = "a|an|the|in|on|at|to|from|with|by|under|behind|near|above|below|inside|outside|very|not"
+"""Words that can follow a noun and not belong to it: the noun ends before them."""
+
+_NOUN = rf"(?P<subject>(?:(?:{_DETERMINERS}) )?\w+)"
+_BE, _DO = r"(?P<verb>is|are|was|were)", r"(?P<verb>can|does|do|did|has|have)"
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), template)
     for pattern, template in (
-        (r"what colou?r (?P<verb>is|are|was|were) (?P<subject>.+)", "{subject} {verb} {answer}"),
+        (rf"what colou?r {_BE} (?P<subject>.+)", "{subject} {verb} {answer}"),
+        (rf"how many (?P<subject>.+?) {_BE} (?P<rest>.+)", "there {verb} {answer} {subject} {rest}"),
+        (r"who (?P<verb>wrote|made|drew|took|\w+ed) (?P<rest>.+)", "{name} {verb} {rest}"),
+        (rf"who {_BE} (?P<subject>(?:{_DETERMINERS}) .+)", "{subject} {verb} {name}"),
         (
-            r"how many (?P<subject>.+?) (?P<verb>are|were) (?P<rest>.+)",
-            "there {verb} {answer} {subject} {rest}",
+            rf"what (?P<subject>(?:type|kind|sort) of .+) {_BE} (?:this|that|it)",
+            "the {subject} {verb} {answer}",
         ),
-        (r"(?:what|who|where) (?P<verb>is|are|was|were) (?P<subject>.+)", "{subject} {verb} {answer}"),
+        (
+            rf"what (?P<subject>\w+(?: \w+)?) {_BE} (?P<rest>(?:shown|pictured|depicted|seen)(?: .+)?)",
+            "the {subject} that {verb} {rest} {verb} {answer}",
+        ),
+        (rf"where {_BE} (?P<subject>.+) (?P<rest>located|found)", "{subject} {verb} {rest} {answer}"),
+        (
+            rf"(?:what|where) {_BE} (?P<subject>(?:{_DETERMINERS}|it)(?: .+)?(?<!ing))",
+            "{subject} {verb} {answer}",
+        ),
     )
 )
-_YES_NO = (
-    re.compile(r"(?P<verb>is|are|was|were) (?P<subject>there) (?P<rest>.+)", re.IGNORECASE),
-    re.compile(rf"(?P<verb>is|are|was|were|can|does|do|did|has|have) {_SUBJECT} (?P<rest>.+)", re.IGNORECASE),
+_YES_NO = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"{_BE} (?P<subject>there|it|he|she|they) (?P<rest>.+)",
+        rf"{_BE} (?P<subject>this|that|these|those) (?P<rest>(?:a|an|the) .+)",
+        rf"{_BE} {_NOUN} (?P<rest>\w+|(?:{_AFTER_NOUN}|\w+ing|\w+ed) .+)",
+        rf"{_DO} {_NOUN} (?P<rest>\w+|\w+ (?:{_AFTER_NOUN}) .+)",
+    )
 )
 
 
@@ -33,7 +54,8 @@ def declarative(question: str, answer: str) -> str:
     """Rewrite a question and its answer as one statement, by a few fixed rules.
 
     "What color is the car?" + "Red" -> "The car is red."; yes/no questions become the statement or its
-    negation; anything else keeps the words: "{question} {answer}". Deterministic; no model is asked.
+    negation; anything else keeps the words: "{question} {answer}". So does a question whose subject cannot be
+    told from what is said of it ("Is the cardiac silhouette enlarged?"). Deterministic; no model is asked.
 
     Source: §3.2 asks for the statement; the paper uses an LLM, the rules are ours.
     """
@@ -53,7 +75,8 @@ def declarative(question: str, answer: str) -> str:
                 parts = found.groupdict()
                 rest = parts.get("rest", "")
                 statement = template.format(
-                    subject=parts["subject"],
+                    subject=parts.get("subject", ""),
+                    name=said,
                     verb=parts["verb"].lower(),
                     rest="" if rest == "there" else rest,
                     answer=_lower_first(said),

@@ -78,7 +78,7 @@ def check_data(data: Data, decode: bool = True, progress: bool = True) -> list[F
     """Look at every picture and every sample.
 
     Args:
-        data: with all its classes (`unseen_fraction=0`), so that nothing goes unseen.
+        data: with all its classes (`whole`), so that nothing goes unseen. Its `hashes` are filled.
         decode: decode pictures; without, files are only read and compared.
         progress: show it.
 
@@ -91,6 +91,8 @@ def check_data(data: Data, decode: bool = True, progress: bool = True) -> list[F
         if found.trouble:
             problems.add(DataError(found.trouble))
         seen.append((sample, found))
+        if isinstance(sample.image, str | Packed):
+            data.hashes[sample.image] = found.sha256
     problems.stop(len(samples))
     return [*_traits(seen), *_copies(data, seen), *_classes(data), *_answers(data)]
 

@@ -81,6 +81,8 @@ def image_bytes_hash(source: ImageSource) -> str:
     Raises:
         DataError: the file is missing or unreadable.
     """
+    if isinstance(source, str):
+        return hashlib.sha256(image_bytes(source)).hexdigest()
     digest = hashlib.sha256()
     if isinstance(source, np.ndarray):
         digest.update(f"array {source.dtype.str} {source.shape}".encode())
@@ -104,13 +106,16 @@ def image_bytes(source: str | os.PathLike[str] | bytes | Packed) -> bytes:
     if isinstance(source, Packed):
         return source.read()
     try:
-        return Path(source).read_bytes()
+        with open(source, "rb", buffering=0) as file:
+            return file.readall()
     except OSError as error:
         raise DataError(f"the image {source} cannot be read: {error.strerror or error}.") from error
 
 
 def image_key(source: ImageSource) -> Hashable:
     """What tells two image sources apart: the path, the place in a larger file, or the object itself."""
+    if isinstance(source, str):  # most are
+        return source
     if isinstance(source, Packed):
         return source
     return os.fspath(source) if isinstance(source, str | os.PathLike) else id(source)

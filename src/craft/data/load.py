@@ -158,6 +158,17 @@ def compose(
     )
 
 
+def whole(raw: Raw, split_seed: int = 0) -> Data:
+    """Every sample in its split, with all classes and without questions for labelled pictures: what
+    `check_data` looks at.
+
+    Raises:
+        DataError: two samples have the same id.
+    """
+    train, validation, test = divide(raw, split_seed)
+    return Data(raw.name, raw.task, raw.domain, train, validation, test)
+
+
 def read_data(
     data: str | Path,
     root: str | Path | None = None,
@@ -252,7 +263,8 @@ def _ask(
             if kept is None:
                 continue
             sample = kept
-        asked.append(replace(sample, seen=sample.label not in unseen))
+        seen = sample.label not in unseen
+        asked.append(sample if seen == sample.seen else replace(sample, seen=seen))
     return asked
 
 
@@ -272,4 +284,7 @@ def _worded(sample: Sample, answer_with: AnswerWith) -> Sample:
     if sample.correct is None:
         return sample
     answer = answer_for(sample.choices, sample.choices[sample.correct], answer_with)
-    return replace(sample, answer=answer, directive=sample.directive or DIRECTIVES[answer_with])
+    directive = sample.directive or DIRECTIVES[answer_with]
+    if (sample.answer, sample.directive) == (answer, directive):
+        return sample
+    return replace(sample, answer=answer, directive=directive)

@@ -6,6 +6,7 @@ fingerprint of the rows) and, where pictures had to be unpacked, `images/`.
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ def write_manifest(
                 if key not in hashes:
                     if files:
                         hashes[key] = image_bytes_hash(sample.image)
-                        paths[key] = Path(str(sample.image)).absolute().relative_to(root).as_posix()
+                        paths[key] = os.path.relpath(str(sample.image), root).replace(os.sep, "/")
                     else:
                         hashes[key], paths[key] = _unpack(sample.image, folder / IMAGES)
                 line = json.dumps(_row(sample, paths[key], hashes[key]), ensure_ascii=False) + "\n"
@@ -175,8 +176,6 @@ def _unpack(image: ImageSource, folder: Path) -> tuple[str, str]:
 
 def _shared(paths: list[str]) -> Path:
     """The deepest folder that all files lie in."""
-    import os
-
     return Path(os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths]))
 
 

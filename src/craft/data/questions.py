@@ -10,6 +10,7 @@ import base64
 import binascii
 import difflib
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def _there(samples: Sequence[Sample], base: Path) -> None:
     checked: dict[str, bool] = {}
     for sample in samples:
         if isinstance(sample.image, str) and sample.image not in checked:
-            checked[sample.image] = Path(sample.image).is_file()
+            checked[sample.image] = os.path.isfile(sample.image)
     missing = [s for s in samples if isinstance(s.image, str) and not checked[s.image]]
     if missing:
         shown = "; ".join(f"{s.image} ({s.origin})" for s in missing[:5])
@@ -250,7 +251,7 @@ def _near(field: str) -> str | None:
 def _place(row: Row) -> str:
     """An id from the place of a row: "questions.jsonl:12"."""
     path, mark, rest = row.origin.rpartition(", " if ", " in row.origin.rpartition("/")[2] else ":")
-    return f"{Path(path).name}{mark}{rest}"
+    return f"{os.path.basename(path)}{mark}{rest}"
 
 
 def _text(row: Mapping[str, Any], name: str, origin: str) -> str:

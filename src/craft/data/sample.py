@@ -2,12 +2,13 @@
 
 import functools
 import hashlib
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from craft.core.errors import DataError
 from craft.data.captions import declarative
-from craft.data.images import ImageSource, image_bytes_hash
+from craft.data.images import ImageSource, image_bytes_hash, image_key
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """The letters that name the options, in order."""
@@ -89,6 +90,8 @@ class Data:
         licence, source: as recorded for embedded domains; empty for your own files.
         seed: the seed of the hold-out and the options.
         notes: what was left out or chosen while reading, in sentences.
+        hashes: SHA-256 of image files that were read already, by `image_key`; the fingerprint reads the
+            others.
     """
 
     name: str
@@ -103,6 +106,7 @@ class Data:
     source: str = ""
     seed: int = 0
     notes: list[str] = field(default_factory=list)
+    hashes: dict[Hashable, str] = field(default_factory=dict, repr=False, compare=False)
 
     def samples(self, split: str) -> list[Sample]:
         """The samples of "train", "validation" or "test".
@@ -125,17 +129,17 @@ class Data:
     def fingerprint(self) -> str:
         """SHA-256 over every sample's split, id, prompt, answer, label, texts and image bytes.
 
-        Computed on first use (it reads every image file once) and kept.
+        Computed on first use (it reads every image file once, but for those in `hashes`) and kept.
 
         Raises:
             DataError: an image file cannot be read.
         """
-        digest, images = hashlib.sha256(), {}
+        digest, hashes = hashlib.sha256(), dict(self.hashes)
         for sample in self.all_samples():
-            key = sample.image if isinstance(sample.image, str) else id(sample.image)
-            if key not in images:
-                images[key] = image_bytes_hash(sample.image)
+            key = image_key(sample.image)
+            if key not in hashes:
+                hashes[key] = image_bytes_hash(sample.image)
             words = (sample.prompt(), sample.answer, sample.label, sample.texts())
-            row = (sample.split, sample.id, *words, images[key])
+            row = (sample.split, sample.id, *words, hashes[key])
             digest.update(repr(row).encode("utf-8"))
         return digest.hexdigest()

@@ -58,14 +58,15 @@ def take_pictures(
 ) -> tuple[list[Sample], list[Sample]]:
     """(the rest, the taken): a share of the pictures, at least one, evenly from the classes, with all their
     questions. A single picture is not taken."""
-    firsts = list({image_key(sample.image): sample for sample in reversed(samples)}.values())[::-1]
+    keys = [image_key(sample.image) for sample in samples]
+    firsts = list(dict(zip(reversed(keys), reversed(samples), strict=True)).values())[::-1]
     if len(firsts) < 2:
         return samples, []
     count = max(1, round(fraction * len(firsts)))
     _, taken = take(firsts, count if most is None else min(most, count), seed, purpose, every_group)
-    keys = {image_key(sample.image) for sample in taken}
-    rest = [sample for sample in samples if image_key(sample.image) not in keys]
-    return rest, [sample for sample in samples if image_key(sample.image) in keys]
+    chosen = {image_key(sample.image) for sample in taken}
+    pairs = list(zip(keys, samples, strict=True))
+    return [s for key, s in pairs if key not in chosen], [s for key, s in pairs if key in chosen]
 
 
 def take(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import DataError
+from craft.core.progress import track
 from craft.data.folder import SPLIT_NAMES
 from craft.data.images import SUFFIXES
 from craft.data.packed import FileSlice
@@ -19,6 +20,9 @@ TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".tar")
 
 EXAMPLE = '{"image": "a.jpg", "question": "What is this?", "answer": "an oak"}'
 """A row as messages show it."""
+
+MANY = 20_000
+"""Lines of a file from which on it is shown how far the reading is."""
 
 _MARKS = {".csv": ",", ".tsv": "\t"}
 
@@ -70,8 +74,9 @@ def _text(path: Path) -> str:
 
 
 def _lines(path: Path, text: str, problems: Problems) -> Iterator[Row]:
-    split = split_of(path)
-    for number, line in enumerate(text.split("\n"), start=1):
+    split, lines = split_of(path), text.split("\n")
+    shown = track(lines, f"reading {path.name}") if len(lines) >= MANY else lines
+    for number, line in enumerate(shown, start=1):
         if not line.strip():
             continue
         try:
