@@ -1,4 +1,4 @@
-"""Every kind of damage is named before training: file, line, what is wrong, what to do."""
+"""Every kind of damage is named: file, line, what is wrong, what to do. `tests/cli/test_damage.py` has the verbs."""
 
 from pathlib import Path
 
@@ -22,6 +22,13 @@ def test_damage_is_named(name: str, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(DataError) as caught:
         verify_images(load_data(data, unseen_fraction=0), progress=False)
-        prepare(data, None, tmp_path / "out", Wanted(), progress=False)
     assert str(caught.value) == message.format(root=root)
-    assert sorted(tmp_path.rglob("*")) == before
+    try:
+        prepare(data, None, tmp_path / "out", Wanted(), progress=False)
+    except DataError as refused:
+        assert str(refused) == message.format(root=root)
+        assert sorted(tmp_path.rglob("*")) == before
+    else:  # what is wrong shows in pixels, or in a question with options, which prepare leaves alone
+        assert (tmp_path / "out" / "manifest.json").is_file()
+        with pytest.raises(DataError):
+            verify_images(load_data(tmp_path / "out", unseen_fraction=0), progress=False)
