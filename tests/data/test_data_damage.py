@@ -1,4 +1,5 @@
-"""Every kind of damage is named: file, line, what is wrong, what to do. `tests/cli/test_damage.py` has the verbs."""
+"""Every kind of damage is named: file, line, what is wrong, what to do. `tests/cli/test_damage.py` has the
+verbs."""
 
 from pathlib import Path
 

@@ -23,6 +23,7 @@ def list_domains(*, common: Common = COMMON) -> None:
             "test": it.sizes.get("test"),
             "images": it.sizes.get("all"),
             "classes": it.classes,
+            "counted": it.counted,
             "task": it.task,
             "licence": it.licence,
             "source": it.source,
@@ -40,6 +41,8 @@ def list_domains(*, common: Common = COMMON) -> None:
     for row in benchmarks:
         sizes = (row["train"], row["test"]) if row["train"] else (f"{row['images']} in all", "-")
         numbers = [str(size) for size in sizes]
+        if row["counted"] == "images":
+            numbers = [f"{size} images" for size in numbers]
         cells.append([row["name"], *numbers, str(row["classes"] or "-"), row["licence"], row["source"]])
     show_table("Benchmarks: --data NAME --root DIR", columns, cells)
     print(
@@ -106,7 +109,7 @@ def check(
     for note in [*given.notes, *missing]:
         print(f"note: {note}")
     for finding in findings:
-        where = f" ({listed(finding.where)}{', …' if finding.count > len(finding.where) else ''})"
+        where = f" ({listed(finding.where)}{' …' if finding.count > len(finding.where) else ''})"
         print(f"{'warning' if finding.warning else 'note'}: {finding.text}{where if finding.where else ''}")
     print("\nA question of it:")
     print(sample.prompt())
@@ -211,18 +214,17 @@ def stats(
         show_json(found)
         return
     classes = list(found["classes"].items())
-    more = f" and {len(classes) - _WIDE} more" if len(classes) > _WIDE else ""
     show_pairs(
         {
             "name": found["name"],
             **{name: count for name, count in found["splits"].items()},
             "images": found["images"],
-            "classes": ", ".join(f"{name} {count}" for name, count in classes[:_WIDE]) + more,
+            "classes": listed([f"{name} {count}" for name, count in classes], _WIDE),
             "kinds": ", ".join(f"{name} {count}" for name, count in found["kinds"].items()),
             "options": ", ".join(f"{number}: {count}" for number, count in found["options"].items()),
         }
     )
-    names = ("width", "height", "question words", "answer words")
+    names = ("width", "height", "question words", "prompt words", "answer words")
     rows = [(name, *(f"{found[name][key]:g}" for key in ("least", "median", "most"))) for name in names]
     show_table("", ("", "least", "median", "most"), rows)
     if out is not None:

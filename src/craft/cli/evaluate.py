@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from craft.cli.options import COMMON, Common, Flag, Several, seeds_of
-from craft.cli.show import between, percent, show_json, show_table, spread
+from craft.cli.show import between, listed, percent, show_json, show_table, spread
 
 REHEARSED = 8
 """Samples that a dry run asks."""
@@ -163,7 +163,7 @@ def _show(reports: list[Any]) -> None:
     title += f"; keep ratio {told['keep_ratio']:g}" if told["keep_ratio"] != 1 else ""
     title += "; likeliest options" if told["protocol"] == "options" else ""
     show_table(title, columns, rows, sections=[len(reports) - 1])
-    print(f"unseen classes: {', '.join(told['held_out']) or 'none'}")
+    print(f"unseen classes: {listed(told['held_out']) or 'none'}")
 
 
 def _show_row(row: Any) -> None:

@@ -41,7 +41,7 @@ def show_table(
     for number, name in enumerate(columns):
         prose = any(len(row[number]) > 40 for row in rows)  # wraps; short cells never do
         words = number == 0 or prose or all(not any(c.isdigit() for c in row[number]) for row in rows)
-        table.add_column(Text(name), justify="left" if words else "right", no_wrap=not prose)
+        table.add_column(Text(name), justify="left" if words else "right", no_wrap=not prose, overflow="fold")
     for number, row in enumerate(rows):
         table.add_row(*(Text(cell) for cell in row), end_section=number in sections)
     _console().print(table)
@@ -94,6 +94,6 @@ def size(count: int) -> str:
 
 
 def listed(words: Sequence[str], most: int = 12) -> str:
-    """Words with commas, cut where there are many."""
+    """Words with commas (semicolons where a word has a comma itself), cut where there are many."""
     more = f" and {len(words) - most} more" if len(words) > most else ""
-    return ", ".join(words[:most]) + more
+    return ("; " if any("," in word for word in words) else ", ").join(words[:most]) + more

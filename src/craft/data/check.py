@@ -252,5 +252,12 @@ def _answers(data: Data) -> Iterator[Finding]:
         )
 
 
+_ONE = {"pictures are": "picture is", "pictures have": "picture has", "pictures look": "picture looks"}
+_ONE |= {"classes have": "class has", "classes are": "class is", "answers have": "answer has"}
+
+
 def _finding(kind: str, where: Sequence[str], text: str, warning: bool = True) -> Finding:
+    if len(where) == 1:
+        for several, one in _ONE.items():
+            text = text.replace(several, one, 1)
     return Finding(kind, len(where), f"{len(where)} {text}", tuple(where[:EXAMPLES]), warning)

@@ -34,7 +34,7 @@ def contact_sheet(
         sheet.paste(image, (x + (cell - size[0]) // 2, y + (cell - size[1]) // 2))
         text = sample.concept
         while len(text) > 1 and draw.textlength(text) > cell:
-            text = text[:-1]
+            text = f"{text.removesuffix('…')[:-1].rstrip()}…"
         draw.text((x, y + cell + 1), text, fill="black")
     if path is not None:
         sheet.save(path, format="PNG")

@@ -42,6 +42,7 @@ def data_stats(data: Data, progress: bool = True) -> dict[str, Any]:
         "width": _spread([width for width, _ in sizes]),
         "height": _spread([height for _, height in sizes]),
         "question words": _spread([len(sample.question.split()) for sample in samples]),
+        "prompt words": _spread([len(sample.prompt().split()) for sample in samples]),
         "answer words": _spread([len(sample.answer_text.split()) for sample in samples]),
     }
 
@@ -49,6 +50,7 @@ def data_stats(data: Data, progress: bool = True) -> dict[str, Any]:
 def draw_stats(data: Data, path: str | Path) -> Path:
     """A page with the class counts, picture sizes and lengths; written as PNG (or what the ending says)."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     samples = data.all_samples()
     sizes = np.array([_size(sample) for sample in distinct(samples)])
@@ -61,14 +63,20 @@ def draw_stats(data: Data, path: str | Path) -> Path:
     total = len({sample.concept for sample in samples})
     classes.set_title(f"{data.name}: samples by class" + (f" ({SHOWN} of {total})" if total > SHOWN else ""))
     left, middle, right = (figure.add_subplot(grid[1, n]) for n in range(3))
-    left.scatter(sizes[:, 0], sizes[:, 1], s=4, color="#4477aa")
+    most = 1.1 * sizes.max()
+    left.scatter(sizes[:, 0], sizes[:, 1], s=9, alpha=0.4, color="#4477aa")
     left.set(title="pictures", xlabel="width, pixels", ylabel="height, pixels")
+    left.set(xlim=(0, most), ylim=(0, most), aspect="equal")
     for axis, title, values in (
-        (middle, "questions", [len(sample.prompt().split()) for sample in samples]),
+        (middle, "prompts: question, options, directive", [len(s.prompt().split()) for s in samples]),
         (right, "answers", [len(sample.answer_text.split()) for sample in samples]),
     ):
         axis.hist(values, bins=[n - 0.5 for n in range(max(values) + 2)], color="#4477aa")
         axis.set(title=title, xlabel="words", ylabel="samples")
+    for axis in (classes, left, middle, right):  # all are counts
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    for axis in (left, middle, right):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path, dpi=120)
     return Path(path)
 
@@ -88,7 +96,8 @@ def expected(data: Data, benchmark: Benchmark) -> list[str]:
         wanted = size if benchmark.train_limit is None or split != "train" else benchmark.train_limit.count
         if len(there) != wanted:
             where = "" if split == "all" else f" in {split}"
-            told.append(f"{len(there)} {benchmark.counted}{where}; {benchmark.title} has {wanted}")
+            things = "pictures" if benchmark.task == "classification" else benchmark.counted
+            told.append(f"{len(there)} {things}{where}; {benchmark.title} has {wanted}")
     return told
 
 
