@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from builders import tiny_backbone, tiny_tokenizer
-from craft.data import BENCHMARKS, load_data
+from craft.data import BENCHMARKS, DIRECTIVES, load_data
 from craft.models.prompts import FORMATS, build_prompt
 from replicas import REPLICAS
 
@@ -61,6 +61,10 @@ def everything(folder: Path) -> str:
         lines += question_of(name, None)
     for name in BENCHMARKS:
         lines += question_of(name, REPLICAS[name](folder / name))
+    lines += ["## Questions whose answers a judge reads: another directive, all else the same", ""]
+    for name in ("eurosat", "vqa-rad"):
+        sample = load_data(name, root=folder / name).test[0]
+        lines += [f"{name}:", "", shown(sample.prompt(DIRECTIVES["reasons"])), ""]
     lines += ["## Prompt formats; what the LLM writes is in brackets", ""]
     for name in FORMATS:
         lines += format_of(name)

@@ -21,8 +21,9 @@ DIRECTIVES: dict[str, str] = {
     "letter": "Answer in one letter only.",
     "option": "Answer with the option only.",
     "open": "Answer as succinctly as possible.",
+    "reasons": "Justify your answer.",
 }
-"""The closing line by kind of answer. Source: §4.3 quotes "letter" and "open"; "option" is ours."""
+"""The closing line by kind of answer. Source: §4.3 quotes "letter", "open" and "reasons"; "option" is ours."""
 
 
 def multiple_choice(

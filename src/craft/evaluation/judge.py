@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from craft.core.files import sha256_file
+from craft.data import DIRECTIVES
 from craft.evaluation.metrics import bootstrap_interval, mean
 
 BINARY = ("correctness", "presence")
@@ -23,7 +24,7 @@ GRADED = ("relevance", "faithfulness", "verbosity")
 DIMENSIONS = (*BINARY, *GRADED)
 """The five dimensions: shares in [0, 1], then grades from 0 to 5. Source: §4.3."""
 
-DIRECTIVE = "Justify your answer."
+DIRECTIVE = DIRECTIVES["reasons"]
 """What takes the place of "Answer in one letter only." and its like. Source: §4.3."""
 
 Status = Literal["ok", "refused", "truncated", "invalid", "failed"]
