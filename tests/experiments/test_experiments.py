@@ -1,6 +1,5 @@
 """`craft reproduce` on tiny models: cells once, pages from JSON, figures that agree with `evaluate`."""
 
-import functools
 import json
 from pathlib import Path
 
@@ -32,24 +31,12 @@ def plan(tmp_path_factory):
     return Plan(
         work=base / "work",
         domains=(str(paint(base / "blobs", COLOURS, count=6)),),
-        surrogate=names[0],
+        general=(),
+        surrogates=tuple(names[:1]),
         backbones=tuple(names),
         seeds=(0,),
         limit=8,
-    )
-
-
-@pytest.fixture(autouse=True)
-def short(monkeypatch):
-    """Adaptations of two steps."""
-    from craft.experiments import work
-    from craft.training.config import AdaptConfig
-
-    quick = {"max_steps": 2, "batch_size": 4, "device": "cpu"}
-    monkeypatch.setattr(work, "adapt", functools.partial(work.adapt, **quick))
-    build = AdaptConfig.build
-    monkeypatch.setattr(
-        AdaptConfig, "build", lambda config=None, over=None: build(config, {**(over or {}), **quick})
+        adapt={"max_steps": 2, "batch_size": 4, "device": "cpu"},
     )
 
 
