@@ -144,7 +144,7 @@ def _load_folder(folder: Path, device: str | torch.device | None, dtype: str | t
             f"craft.load(BACKBONE).with_encoder({str(folder)!r}), "
             "or --encoder on the command line."
         )
-    if (folder / "encoder" / "craft.json").is_file():
+    if any((folder / name / "craft.json").is_file() for name in ("encoder", "tuned")):
         raise CheckpointError(
             f"{folder} is a run, whose adapted encoder needs a backbone: craft.load(BACKBONE).with_encoder"
             f"({str(folder)!r}), or --encoder on the command line."

@@ -239,9 +239,10 @@ def _settings(
 
 
 def _visual(settings: AlignConfig, given: Any) -> VisualTokenizer:
-    if isinstance(given, VisualTokenizer):
-        return given
-    return load_visual_tokenizer(settings.visual, settings.device, settings.dtype)
+    if not isinstance(given, VisualTokenizer):
+        given = load_visual_tokenizer(settings.visual, settings.device, settings.dtype)
+    given.need_codes("Aligning an LLM")
+    return given
 
 
 def _lvlm(settings: AlignConfig, visual: VisualTokenizer) -> LVLM:

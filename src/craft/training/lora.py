@@ -1,4 +1,4 @@
-"""LoRA on an LLM (peft), in place: the LLM keeps its class, and gives its LoRA away or takes it in."""
+"""LoRA on an LLM or a vision tower (peft), in place: it keeps its class, and gives its LoRA away or takes it in."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from craft.training.config import LoraConfig
 
 
 def add_lora(llm: nn.Module, config: LoraConfig) -> None:
-    """Put LoRA beside the linear maps of `llm` that the config names; the update starts at zero.
+    """Put LoRA beside the linear maps of `llm` (or a vision tower) that the config names; it starts at zero.
 
     Raises:
         ConfigError: peft is not installed, or no linear map has such a name.
@@ -19,17 +19,17 @@ def add_lora(llm: nn.Module, config: LoraConfig) -> None:
         from peft import LoraConfig as PeftLora
         from peft import inject_adapter_in_model
     except ImportError as error:
-        raise ConfigError('LoRA needs peft: pip install "craft-vlm[lora]", or set lora.rank to 0.') from error
+        raise ConfigError('LoRA needs peft: pip install "craft-vlm[lora]", or train without it.') from error
     names = _targets(llm, config)
     if not names:
-        raise ConfigError(f"No linear map of the LLM matches lora.targets={config.targets!r}.")
+        raise ConfigError(f"No linear map of the layers matches lora.targets={config.targets!r}.")
     alpha = config.alpha if config.alpha is not None else 2.0 * config.rank
     settings = PeftLora(r=config.rank, lora_alpha=alpha, target_modules=names)  # type: ignore[arg-type]
     inject_adapter_in_model(settings, llm)
 
 
 def _targets(llm: nn.Module, config: LoraConfig) -> list[str]:
-    """Full names of the linear maps below the LLM's layers that get LoRA."""
+    """Full names of the linear maps below the layers that get LoRA."""
     chosen = []
     for name, module in llm.named_modules():
         number = next((int(part) for part in name.split(".") if part.isdigit()), None)
@@ -39,6 +39,14 @@ def _targets(llm: nn.Module, config: LoraConfig) -> list[str]:
         if wanted and (config.layers is None or number < config.layers):
             chosen.append(name)
     return chosen
+
+
+@torch.no_grad()
+def scale_lora(llm: nn.Module, share: float) -> None:
+    """Keep `share` of the update: W + B A becomes W + share · B A."""
+    for name, parameter in llm.named_parameters():
+        if "lora_B" in name:
+            parameter.mul_(share)
 
 
 @torch.no_grad()
