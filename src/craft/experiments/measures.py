@@ -12,7 +12,7 @@ from craft.evaluation.judge import BINARY
 from craft.evaluation.judge_answers import explain
 from craft.evaluation.judge_offline import RULES, offline_judge
 from craft.evaluation.judge_run import VerdictCache, judge_cases
-from craft.experiments.cells import CRAFT, ZERO_SHOT, Cell, digest
+from craft.experiments.cells import Cell, digest
 from craft.experiments.pruned import pruned
 from craft.experiments.work import Work
 from craft.models.lvlm import LVLM
@@ -34,15 +34,14 @@ def answers(work: Work, cell: Cell) -> dict[str, Any]:
         accuracy, seen, unseen, lenient, unparseable (fractions or None), count, and per question `marks` and
         `unseen_marks`: "1" right, "0" wrong; in the second "-" for seen classes.
     """
-    discrete = cell.backbone != work.plan.continuous
 
     def measure(lvlm: LVLM) -> dict[str, Any]:
         report = evaluate_lvlm(
             lvlm,
             work.samples(cell),
-            keep_ratio=work.plan.keep_ratio if discrete else 1.0,
+            keep_ratio=1.0 if lvlm.visual.continuous else work.plan.keep_ratio,
             progress=False,
-            cache=work.codes if discrete else None,
+            cache=work.codes,
         )
         marks = ["1" if row["strict"] else "0" for row in report.samples]
         unseen = ["-" if row["seen"] else mark for row, mark in zip(report.samples, marks, strict=True)]
@@ -113,8 +112,3 @@ MEASURES: dict[str, Callable[[Work, Cell], dict[str, Any]]] = {
     "pruned": pruned,
 }
 """By the name that a cell gives."""
-
-
-def has_codes(cell: Cell, continuous: str) -> bool:
-    """Whether a cell's method changes the codes of pictures, and nothing else does."""
-    return cell.method.name in (CRAFT, ZERO_SHOT) and cell.backbone != continuous

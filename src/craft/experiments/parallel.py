@@ -96,6 +96,8 @@ def fill_all(plan: Plan, cells: Sequence[Cell], jobs: int) -> None:
     groups: dict[tuple[str, int], list[Cell]] = defaultdict(list)
     for cell in dict.fromkeys(cells):
         groups[cell.domain, cell.seed].append(cell)
+    if not groups:
+        return
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with ProcessPoolExecutor(min(jobs, len(groups)), mp_context=get_context("spawn")) as pool:
         waiting = {pool.submit(_fill, plan, group, threads): key for key, group in groups.items()}

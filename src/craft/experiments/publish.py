@@ -108,6 +108,14 @@ def percent(values: Sequence[float]) -> str:
     return f"{100 * mean:.1f} ± {100 * deviation:.1f}"
 
 
+def escaped(text: str) -> str:
+    """Any text on one line of a Markdown table: nothing in it is markup."""
+    plain = " ".join(text.split()).replace("\\", "\\\\")
+    for sign in "|*_`[]<>#$":
+        plain = plain.replace(sign, f"\\{sign}")
+    return plain
+
+
 def signed(values: Sequence[float]) -> str:
     """As `percent`, with its sign: "+4.2 ± 0.8"."""
     text = percent(values)

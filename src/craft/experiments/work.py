@@ -3,7 +3,6 @@
 WORK/{encoders/: run folders, tuned/: baselines, codes/, cells/: one JSON for each measurement, times/}
 """
 
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from craft.baselines import METHODS, load_tuned
 from craft.core.errors import ConfigError
 from craft.core.files import hash_tensors, read_json, write_json
 from craft.core.progress import say
@@ -24,7 +24,7 @@ from craft.models.load import load
 from craft.models.lvlm import LVLM
 from craft.recipes.adapt import adapt
 from craft.recipes.questions import open_data, questions_for, take
-from craft.training.config import AdaptConfig
+from craft.training.config import AdaptConfig, BaselineConfig
 from craft.training.run_folder import machine
 
 
@@ -100,9 +100,7 @@ class Work:
         if method.name == CRAFT:
             lvlm = self.lvlm(cell.backbone, method.fraction, cell.seed)
             return lvlm.with_encoder(self.encoder(cell.domain, cell.seed, method))
-        from craft.baselines import load_tuned
-
-        return load_tuned(self.trained(cell.domain, cell.seed, method))
+        return load_tuned(self.trained(cell.domain, cell.seed, method), self.lvlm(method.model))
 
     # Trainings
 
@@ -149,28 +147,21 @@ class Work:
         began = time.monotonic()
         model = self.lvlm(method.model, method.fraction, seed)
         say(f"training: {method.name} with {method.model} on {domain}, seed {seed}")
-        if method.name == CRAFT:
-            config = self.settings(domain, seed, method)
-            adapt(model, domain, folder, seed, config=config, resume=(folder / "run.json").is_file())
-        else:
-            from craft.baselines import METHODS
-
-            if folder.exists():  # baselines do not resume
-                shutil.rmtree(folder)
-            METHODS[method.name](model, domain, folder, seed=seed, **self._overrides(method))
+        train = adapt if method.name == CRAFT else METHODS[method.name]
+        config, resume = self.settings(domain, seed, method), (folder / "run.json").is_file()
+        train(model, domain, folder, seed, config=config, resume=resume)
         write_json(_record(folder), {"seconds": round(time.monotonic() - began, 1)})
         return folder
 
     def settings(self, domain: str, seed: int, method: Method) -> AdaptConfig:
-        """The configuration of a training."""
-        named = {"surrogate": method.model, "data.name": domain, "seed": seed}
+        """The configuration of a training: the plan's settings, and on top of them the method's."""
+        plan, named = self.plan, {"surrogate": method.model, "data.name": domain, "seed": seed}
         root = None if self.root(domain) is None else str(self.root(domain))
-        return AdaptConfig.build(None, {**named, "data.root": root, **self._overrides(method)})
-
-    def _overrides(self, method: Method) -> dict[str, Any]:
-        machine_settings = {"device": self.plan.device, "dtype": self.plan.dtype}
-        chosen = {key: value for key, value in machine_settings.items() if value is not None}
-        return {**chosen, **self.plan.adapt, **dict(method.settings)}
+        device = {key: value for key in ("device", "dtype") if (value := getattr(plan, key)) is not None}
+        given = {**named, "data.root": root, **device, **plan.adapt, **dict(method.settings)}
+        if method.name == CRAFT:
+            return AdaptConfig.build(None, given)
+        return BaselineConfig.build(None, {**given, "method": method.name})
 
     # Questions
 
