@@ -35,7 +35,8 @@ def reproduce(
 
     Args:
         names: of experiments; all stands for every one.
-        out: a folder for NAME.json, NAME.md and NAME.png; by default docs/results, with --quick runs/quick.
+        out: a folder for NAME.json, NAME.md and NAME.png; by default docs/results (of the paper's scale
+            docs/results/paper), with --quick runs/quick.
         work: a folder for what is kept.
         scale: tiny: the shipped models and embedded domains. paper: configs/paper/reproduce.yaml. Or a file
             like that one.
@@ -86,7 +87,8 @@ def reproduce(
         "dtype": common.dtype,
     }
     plan = plan_for(scale, quick, given)
-    place = out or (QUICK_OUT if quick else Path("docs/results"))
+    usual = {"tiny": Path("docs/results"), "paper": Path("docs/results/paper")}[plan.scale]
+    place = out or (QUICK_OUT if quick else usual)
     written: list[Path] = []
     left_out: dict[str, str] = {}
     if redraw:
@@ -137,8 +139,12 @@ def _rehearse(names: list[str], plan: Any, jobs: int, common: Common) -> None:
     """What there is to do for each experiment, and for all of them together."""
     from craft.experiments import EXPERIMENTS
     from craft.experiments.parallel import estimate
+    from craft.experiments.sizes import is_there
     from craft.experiments.work import Work
 
+    if plan.scale == "paper" and not all(map(is_there, (*plan.surrogates, *plan.backbones))):
+        _rehearse_sizes(names, plan, common)
+        return
     work, rows, together = Work(plan), [], []
     for name in [*names, *(["together"] if len(names) > 1 else [])]:
         cells = together if name == "together" else EXPERIMENTS[name].cells(plan)
@@ -151,6 +157,51 @@ def _rehearse(names: list[str], plan: Any, jobs: int, common: Common) -> None:
         return
     show_table(f"To do, with {jobs} job{'s' if jobs > 1 else ''}", columns, rows)
     print("A dry run: nothing was done. Experiments share trainings and cells; together counts each once.")
+
+
+def _rehearse_sizes(names: list[str], plan: Any, common: Common) -> None:
+    """The same where the checkpoints are not there: counts, and what a step takes, from sizes alone."""
+    from craft.cli.show import size
+    from craft.experiments import EXPERIMENTS
+    from craft.experiments.cells import CRAFT, Method
+    from craft.experiments.sizes import DEVICES, counted, rehearse, surrogates
+    from craft.experiments.work import settings_of_training
+
+    asked = {name: EXPERIMENTS[name].cells(plan) for name in names}
+    counts = {name: counted(cells) for name, cells in asked.items()}
+    together = [cell for cells in asked.values() for cell in cells]
+    counts["together"] = counted(together)
+    steps = []
+    for model in surrogates(plan, together):
+        config = settings_of_training(plan, plan.domains[0], plan.seeds[0], Method(CRAFT, model))
+        step = rehearse(model, config)
+        steps.append(
+            [model]
+            + (
+                ["size unknown"] * 4
+                if step is None
+                else [
+                    f"{step.parameters / 1e9:.2f} G",
+                    f"{step.trained / 1e6:.0f} M",
+                    str(step.micro_batch),
+                    size(step.memory),
+                ]
+            )
+        )
+    rows = [[name, *map(str, found)] for name, found in counts.items()]
+    columns = ("experiment", "trainings", "cells")
+    heads = ("surrogate", "parameters", "trained", "samples", "memory")
+    if common.json:
+        listed = [dict(zip(columns, row, strict=True)) for row in rows]
+        show_json({"experiments": listed, "steps": [dict(zip(heads, row, strict=True)) for row in steps]})
+        return
+    show_table("To do, at the paper's scale", columns, rows)
+    if steps:
+        show_table(f"One step, on each of {DEVICES} devices", heads, steps)
+    print(
+        "A dry run from sizes alone: the checkpoints are not there. Shapes were followed through a step, "
+        "forward and backward, without values."
+    )
 
 
 def _time(seconds: float) -> str:

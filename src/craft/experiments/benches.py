@@ -24,9 +24,7 @@ def measure(work: Work) -> Data:
         path = Path(work.plan.benches) / f"{name}.json"
         if not path.is_file():
             verb = name.replace("_", " ")
-            raise ConfigError(
-                f"Table 4 is made of {path}, which is not there; `craft {verb}` measures it, on an idle machine."
-            )
+            raise ConfigError(f"Table 4 is made of {path}, which is not there; `craft {verb}` measures it.")
         found[part] = read_json(path)
     return found
 

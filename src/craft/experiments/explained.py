@@ -82,7 +82,7 @@ def page2(data: Data) -> str:
         f'Every question ends with "{DIRECTIVE}" in place of the directive to be short, and up to '
         f"{plan['explain_tokens']} tokens may be written; {plan['explained']} questions per domain and seed. "
         f"`{data['lines'][0]['backbone']}` answers throughout. Mean ± standard deviation over seeds.\n",
-        f"**The judge: {data['judge']}.** `craft judge RUN --judge anthropic` asks the paper's.\n",
+        f"**{data['judge'].capitalize()}.** `craft judge RUN --judge anthropic` asks the paper's.\n",
         table(["domain", "line", *shown], rows) + "\n",
         _verdict(data) + "\n",
         "## The paper's Table 2\n",
@@ -163,7 +163,7 @@ def page_fig2(data: Data) -> str:
     parts = [
         "# Figure 2: what they answer\n",
         f"The first test pictures of each domain, none chosen. `{data['lines'][0]['backbone']}` answers; ✓ "
-        f"and ✗ say whether the answer is right, ¶ that there is a justification. The judge: {data['judge']}.\n",
+        f"and ✗ say whether the answer is right, ¶ that there is a justification; {data['judge']}.\n",
         "![Pictures with the answers of each method](fig2.png)\n",
         table(["picture", *names], rows) + "\n",
         footer(data),
@@ -183,12 +183,13 @@ def draw_fig2(data: Data, path: Path) -> list[Path]:
 
     names = [line["line"] for line in data["lines"]]
     count, wide = len(data["pictures"]), 3.1 + 3.0 * len(names)
-    figure = Figure(figsize=(wide, 1.75 * count + 0.4), dpi=110, facecolor="white")
+    figure = Figure(figsize=(wide, 1.4 * count + 0.3), dpi=110, facecolor="white")
     grid = figure.add_gridspec(count, 2 + len(names), width_ratios=[1, 1.6, *[2.4] * len(names)])
     for row, one in enumerate(data["pictures"]):
         axes = figure.add_subplot(grid[row, 0])
         picture = Image.open(io.BytesIO(base64.b64decode(one["picture"])))
         axes.imshow(np.asarray(picture), interpolation="nearest")
+        axes.set_anchor("N")
         axes.set_axis_off()
         unseen = "" if one["seen"] else " (never trained on)"
         words = [f"{one['domain']}: {one['truth']}{unseen}", *one["question"].split("\n")]

@@ -102,11 +102,11 @@ def page4(data: Data) -> str:
     parts = [
         "# Figure 4: which tokens are kept\n",
         "Level-1 codes over the first test picture of each domain, repeated ones in one colour; how rare each "
-        "code is in the domain's training pictures; and what pruning keeps at several keep ratios. Above the "
-        "base tower, below the adapted one.\n",
+        "code is in the domain's training pictures; what pruning keeps. Above the base tower, below the "
+        "adapted one.\n",
         *_images(data, "fig4"),
-        "How many codes of the test pictures the adapted tower changed, in percent, and how many different "
-        "level-1 codes are in them:\n",
+        "How many codes of the test pictures the adapted tower changed, in percent, and how many "
+        "different level-1 codes are in them:\n",
         table(["domain", "level 1", "all levels", "codes before", "after"], rows) + "\n",
         footer(data),
     ]

@@ -154,21 +154,10 @@ class Work:
         return folder
 
     def settings(self, domain: str, seed: int, method: Method) -> AdaptConfig:
-        """The configuration of a training: the plan's settings, and on top of them the method's."""
-        plan, named = self.plan, {"surrogate": method.model, "data.name": domain, "seed": seed}
-        root = None if self.root(domain) is None else str(self.root(domain))
-        device = {key: value for key in ("device", "dtype") if (value := getattr(plan, key)) is not None}
-        given = {**named, "data.root": root, **device, **plan.adapt, **dict(method.settings)}
-        if method.name == CRAFT:
-            return AdaptConfig.build(None, given)
-        return BaselineConfig.build(None, {**given, "method": method.name})
+        """The configuration of a training."""
+        return settings_of_training(self.plan, domain, seed, method)
 
     # Questions
-
-    def root(self, domain: str) -> Path | None:
-        """Where a benchmark lies."""
-        root = self.plan.root
-        return root / domain if root is not None and domain in BENCHMARKS else root
 
     def questions(self, domain: str, seed: int) -> Data:
         """The questions of a domain: training, validation and test, the same for every method."""
@@ -253,6 +242,18 @@ class Work:
 def _record(folder: Path) -> Path:
     """What says that a training is done, and how long it took."""
     return folder.parent.parent / "times" / f"{folder.parent.name}-{folder.name}.json"
+
+
+def settings_of_training(plan: Plan, domain: str, seed: int, method: Method) -> AdaptConfig:
+    """The plan's settings, and on top of them the method's."""
+    named = {"surrogate": method.model, "data.name": domain, "seed": seed}
+    root = plan.root / domain if plan.root is not None and domain in BENCHMARKS else plan.root
+    device = {key: value for key in ("device", "dtype") if (value := getattr(plan, key)) is not None}
+    place = {} if root is None else {"data.root": str(root)}
+    given = {**named, **place, **device, **plan.adapt, **dict(method.settings)}
+    if method.name == CRAFT:
+        return AdaptConfig.build(None, given)
+    return BaselineConfig.build(None, {**given, "method": method.name})
 
 
 def announce(done: int, cells: int, what: str) -> None:
