@@ -1,4 +1,4 @@
-"""The continuous twin of craft-tiny/qwen2: the same tower and LLM, aligned on features in place of codeword sums.
+"""The continuous twin of craft-tiny/qwen2: the same tower, an LLM that reads its features unquantised.
 
 `python -m train_tiny.continuous --cache CACHE --visual DIR --start DIR --out DIR` (≈ 20 minutes on one core).
 Projector and LLM start from those of the discrete backbone: features differ from its codeword sums by the
@@ -37,7 +37,7 @@ from train_tiny.questions import Questions, name_similarity
 from train_tiny.tokenizer import targets
 
 SETS = {"train": 1, "test": 2, "other_artist": 3}
-"""Sets of pictures and their seeds; pictures of one seed are those that the discrete backbones were scored on."""
+"""Sets of pictures and their seeds."""
 
 
 @torch.no_grad()
@@ -87,7 +87,7 @@ def swapped(features: Tensor, g: torch.Generator) -> Tensor:
 def scores(
     parts: tuple, data: dict[str, Tensor], codebook: ResidualCodebook | None, questions: Questions
 ) -> dict[str, dict[str, float]]:
-    """`score` of every set; with a codebook the features are quantised first, as for the discrete backbone."""
+    """`score` of every set; with a codebook the features are quantised first (the discrete backbone)."""
     llm, projector, packer = parts
     found = {}
     for name, blind in (("test", False), ("other_artist", False), ("test", True)):
@@ -204,16 +204,17 @@ def card(found: dict[str, dict[str, dict[str, float]]], steps: int, pictures: in
     return f"""# craft-tiny/continuous-qwen2
 
 The continuous twin of `craft-tiny/qwen2`, for baselines that tune a continuous LVLM: the same vision tower
-(`../visual`), the same LLM architecture and text tokenizer, but projector and LLM read the tower's features as they
-are, without the codebook. It has no codes: no pruning by code, no code prior, no encoder that was adapted for the
-codebook.
+(`../visual`), the same LLM architecture and text tokenizer, but projector and LLM read the tower's features
+as they are, without the codebook. It has no codes: no pruning by code, no code prior, no encoder that was
+adapted for the codebook.
 
-Made by `train_tiny/continuous.py` in {minutes} minutes on one core that had other work to do: {steps} steps from the weights of
-`craft-tiny/qwen2`, on the features of {pictures:,} augmented general pictures (see `../visual/README.md`). The vision
-tower did not move. No picture of the embedded domains was used.
+Made by `train_tiny/continuous.py` in {minutes} minutes on one core that had other work to do: {steps} steps
+from the weights of `craft-tiny/qwen2`, on the features of {pictures:,} augmented general pictures (see
+`../visual/README.md`). The vision tower did not move. No picture of the embedded domains was used.
 
-Fraction right under teacher forcing, beside that of `craft-tiny/qwen2` on the same pictures and questions: on newly
-augmented pictures, on drawings by an artist whose version of that emoji was never shown, and with the picture hidden:
+Fraction right under teacher forcing, beside that of `craft-tiny/qwen2` on the same pictures and questions:
+on newly augmented pictures, on drawings by an artist whose version of that emoji was never shown, and with
+the picture hidden:
 
 | task | new augmentations | discrete | other artist | discrete | picture hidden | discrete |
 |---|---|---|---|---|---|---|

@@ -1,6 +1,6 @@
 """What CRAFT is compared with (§4.2, §12.1): other ways of tuning an LVLM, on the same loop, data and budget.
 
-Each entry of `METHODS` is called as `craft.adapt` is, and its result has `.lvlm`, the tuned LVLM, ready to answer.
+Each entry of `METHODS` is called as `craft.adapt` is; its result has `.lvlm`, tuned and ready to answer.
 """
 
 from collections.abc import Callable

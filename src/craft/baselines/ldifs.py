@@ -1,7 +1,7 @@
 """LDIFS: Vision FT that keeps the tower's features, at several layers, near those of the initial tower.
 
-Source: Mukhoti et al., *Fine-tuning can cripple your foundation model; preserving features may be the solution*,
-arXiv 2308.13320; §12.1 of the paper.
+Source: Mukhoti et al., *Fine-tuning can cripple your foundation model; preserving features may be the
+solution*, arXiv 2308.13320; §12.1 of the paper.
 """
 
 import copy
@@ -69,9 +69,9 @@ def feature_distance(now: Sequence[Tensor], then: Sequence[Tensor]) -> Tensor:
         now: per layer `[B, N, h]`; gradient goes here.
         then: those of the initial tower.
 
-    Each token's feature is normalised at each layer; the layers are concatenated. As in the authors' code, the
-    mean is taken over all elements. (There the norm is over tokens, which is the channel axis of convolutional
-    features; here it is over the width.)
+    Each token's feature is normalised at each layer; the layers are concatenated. As in the authors' code,
+    the mean is taken over all elements. (There the norm is over tokens, which is the channel axis of
+    convolutional features; here it is over the width.)
     """
 
     def joined(layers: Sequence[Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from craft.training.lora import add_lora
 
 
 def llm_lora(lvlm: LVLM, samples: Sequence[Sample], config: BaselineConfig) -> Lesson:
-    """LoRA (`config.lora`, by peft) on the LLM learns by the autoregressive loss; works on discrete LVLMs too.
+    """LoRA on the LLM (`config.lora`) learns by the autoregressive loss; works on discrete LVLMs too.
 
     Raises:
         ConfigError: peft is not installed, or no linear map has a name of `lora.targets`.

@@ -41,9 +41,9 @@ class Method:
         """
         if self.continuous and not lvlm.visual.continuous:
             raise ConfigError(
-                f"{self.name} tunes the vision tower of a continuous LVLM, and {lvlm.name} is discrete: its LLM "
-                "reads codewords. Use a continuous one, such as craft-tiny/continuous-qwen2 or a LLaVA "
-                "checkpoint; for the same on a discrete LVLM there is vision-ft-codebook."
+                f"{self.name} tunes the vision tower of a continuous LVLM, and {lvlm.name} is discrete: "
+                "its LLM reads codewords. Use a continuous one, such as craft-tiny/continuous-qwen2 or a "
+                "LLaVA checkpoint; for the same on a discrete LVLM there is vision-ft-codebook."
             )
 
 

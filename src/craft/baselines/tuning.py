@@ -33,7 +33,8 @@ class BaselineResult:
     Attributes:
         out: the run folder; None of zero-shot.
         tuned: the tuned parts in it; `with_encoder`, `craft.evaluate` and `load_tuned` take either.
-        metrics: steps, losses at the end, the kept step and its validation score where validation chose, minutes.
+        metrics: steps, losses at the end, the kept step and its validation score where validation chose,
+            minutes.
         held_out: the classes that training never saw.
         config: every setting.
         lvlm: the model with the tuned parts, ready to answer.
@@ -64,8 +65,8 @@ def tune(
     Args:
         method: of `craft.baselines`.
         model: a shipped model, a folder, a hub id, or a loaded LVLM (which is not changed).
-        data, out, seed, max_steps, config, resume, overwrite, overrides: as for `craft.adapt`; the run folder is
-            by default `runs/` and the names of data and method.
+        data, out, seed, max_steps, config, resume, overwrite, overrides: as for `craft.adapt`; the run
+            folder is by default `runs/` and the names of data and method.
 
     Raises:
         ConfigError: a setting is unknown or impossible, `out` is taken, or the method is not for this kind of

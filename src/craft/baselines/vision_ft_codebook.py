@@ -25,8 +25,8 @@ def vision_ft_codebook(
 ) -> AdaptResult:
     """`craft.adapt` with the autoregressive loss alone: neither commitment nor contrastive term.
 
-    The result is an adapted encoder for the codebook, as that of `craft.adapt`. Arguments and errors are those
-    of `craft.adapt`.
+    The result is an adapted encoder for the codebook, as that of `craft.adapt`. Arguments and errors are
+    those of `craft.adapt`.
 
     Source: Table 5 without commitment; ours as a baseline.
     """

@@ -196,8 +196,8 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def hash_rounded(tensors: Mapping[str, Tensor]) -> str:
-    """`hash_tensors` of the values rounded to bfloat16: the same for weights that are held or stored in float32
-    and in bfloat16."""
+    """`hash_tensors` of the values rounded to bfloat16: the same for weights that are held or stored in
+    float32 and in bfloat16."""
     rounded = {name: t.to(torch.bfloat16) if t.is_floating_point() else t for name, t in tensors.items()}
     return hash_tensors(rounded)
 

@@ -194,8 +194,8 @@ def described(visual: VisualTokenizer, state: Mapping[str, Tensor], target: Path
 
 
 def load_artefact(path: PathLike) -> Artefact:
-    """Read an adapted encoder, or a baseline's tuned parts (a `craft.models.tuned.Tuned`), and check it against
-    its manifest.
+    """Read an adapted encoder, or a baseline's tuned parts (a `craft.models.tuned.Tuned`), and check it
+    against its manifest.
 
     Args:
         path: the artefact's folder, or the run folder that has it as `encoder/` or `tuned/`.
@@ -245,8 +245,8 @@ def find_artefact(path: PathLike) -> Path:
         )
     if (path / "run.json").is_file() or (path / "checkpoints").is_dir():
         raise CheckpointError(
-            f"The run in {path} has not finished: it has no encoder/ (or tuned/) yet. Run the same `craft adapt` "
-            "(or `craft baseline`) again with --resume."
+            f"The run in {path} has not finished: it has no encoder/ (or tuned/) yet. Run the same `craft "
+            "adapt` (or `craft baseline`) again with --resume."
         )
     if not (path / "craft.json").is_file():
         raise CheckpointError(

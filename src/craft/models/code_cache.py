@@ -42,8 +42,8 @@ class ImageCodes:
 
     Attributes:
         visual: the visual tokenizer that made them; looks codewords up.
-        codes: `[D, N, L]` on the CPU, int16 (int32 for K above 32768), of the D distinct images. Of a continuous
-            LVLM its features `[D, N, d]` in the tower's dtype (1 MiB per image at real size).
+        codes: `[D, N, L]` on the CPU, int16 (int32 for K above 32768), of the D distinct images. Of a
+            continuous LVLM its features `[D, N, d]` in the tower's dtype (1 MiB per image at real size).
         residual: float32 `[D, N]` on the CPU, e = |z - c⁽¹⁾|².
         rows: int64 `[images]`: where in the two each of the given images is.
         names: D short names of the distinct images, by content: the same for the same picture everywhere.

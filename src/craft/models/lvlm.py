@@ -156,8 +156,8 @@ class LVLM(nn.Module):
         """The same backbone (shared, not copied) behind an adapted vision tower.
 
         Args:
-            encoder: a run folder, an artefact folder, or a loaded `craft.models.artefact.Artefact`. Of a baseline
-                too (`craft.models.tuned`), whatever parts it tuned; those are copied.
+            encoder: a run folder, an artefact folder, or a loaded `craft.models.artefact.Artefact`. Of a
+                baseline too (`craft.models.tuned`), whatever parts it tuned; those are copied.
 
         Raises:
             CodebookMismatchError: the encoder was adapted for another codebook; both fingerprints are named.

@@ -3,9 +3,9 @@
     FAMILY/visual/{config.json, model.safetensors, text_encoder/, README.md[, prior.safetensors]}
     FAMILY/BACKBONE/{craft.json, projector/, llm/, README.md}      (in place of llm/: `craft.models.borrowed`)
 
-A backbone whose `craft.json` names a vision tower ("tower:…") in the codebook's place is a continuous LVLM: it
-reads the features of the family's tower unquantised. A family that has only such ones needs no codebook (its
-visual tokenizer has 0 levels).
+A backbone whose `craft.json` names a vision tower ("tower:…") in the codebook's place is a continuous LVLM:
+it reads the features of the family's tower unquantised. A family that has only such ones needs no codebook
+(its visual tokenizer has 0 levels).
 
 Weights keep the dtype they have on disk (bfloat16 for a new model) through any number of loads and saves.
 The codebook is never rounded: it is written in that dtype only where no value changes, else in float32.

@@ -10,9 +10,9 @@ from craft.quantize.subsample import subsample
 def subsampled_codebook(lvlm: LVLM, fraction: float, seed: int = 0) -> LVLM:
     """The same LVLM (all parts shared, nothing trained) with a random subset of the codewords of each level.
 
-    Its backbone reads it as it is: sums of a subset's codewords are sums that it could have been shown before.
-    The codebook has a fingerprint of its own, so that encoders for it and for the whole one are not mixed up,
-    and no code prior comes with it (`craft prior` or an adaptation counts one).
+    Its backbone reads it as it is: sums of a subset's codewords are sums that it could have been shown
+    before. The codebook has a fingerprint of its own, so that encoders for it and for the whole one are not
+    mixed up, and no code prior comes with it (`craft prior` or an adaptation counts one).
 
     Args:
         lvlm: a discrete LVLM.

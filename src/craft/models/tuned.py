@@ -2,8 +2,8 @@
 
 TUNED/{craft.json, model.safetensors, README.md}
 
-`model.safetensors` has `vision_tower.*` and `projector.*` in full, and of an LLM the LoRA factors `llm.M.A` and
-`llm.M.B` of its linear maps M (W becomes W + B A).
+`model.safetensors` has `vision_tower.*` and `projector.*` in full, and of an LLM the LoRA factors `llm.M.A`
+and `llm.M.B` of its linear maps M (W becomes W + B A).
 """
 
 import copy
@@ -61,8 +61,9 @@ class Tuned(Artefact):
         """
         if self.parts != ("vision_tower",):
             raise CheckpointError(
-                f"{self.folder} holds a tuned {' and '.join(self.parts)}, not a vision tower alone; it can be "
-                "used with the model that it was tuned from only (`craft eval`, craft.baselines.load_tuned)."
+                f"{self.folder} holds a tuned {' and '.join(self.parts)}, not a vision tower alone; it can "
+                "be used with the model that it was tuned from only (`craft eval`, "
+                "craft.baselines.load_tuned)."
             )
         made = super().apply_to(visual)
         made.prior = None
@@ -72,8 +73,8 @@ class Tuned(Artefact):
         """`lvlm` with the tuned parts; they are copies, everything else is shared.
 
         Raises:
-            CodebookMismatchError, CheckpointError: as `apply_to`; or it is not the model that projector or LLM
-                were tuned from.
+            CodebookMismatchError, CheckpointError: as `apply_to`; or it is not the model that projector or
+                LLM were tuned from.
         """
         if self.parts == ("vision_tower",):
             return super().apply(lvlm)
@@ -86,8 +87,8 @@ class Tuned(Artefact):
         for part in self.parts:
             if part_fingerprint(parts_of(lvlm)[part]) != self.manifest["base"][part]:
                 raise CheckpointError(
-                    f"The {part} in {self.folder} was tuned from that of {self.manifest.get('surrogate')}, and "
-                    f"{lvlm.name} has another; tuned parts fit the model that they were tuned from only."
+                    f"The {part} in {self.folder} was tuned from that of {self.manifest.get('surrogate')}, "
+                    f"and {lvlm.name} has another; tuned parts fit the model that they were tuned from only."
                 )
         old, path = lvlm.backbone, self.folder / "model.safetensors"
         projector, llm = old.projector, old.llm
@@ -165,8 +166,8 @@ def load_tuned(folder: Path) -> Tuned:
     tensors = load_tensors(path)
     if hash_tensors(tensors) != manifest["tower"]:
         raise CheckpointError(
-            f"{path} does not hold the weights that {folder / 'craft.json'} was written for; the file is damaged "
-            "or from another run, so copy the whole folder again."
+            f"{path} does not hold the weights that {folder / 'craft.json'} was written for; the file is "
+            "damaged or from another run, so copy the whole folder again."
         )
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("vision_tower.")}
     none = torch.zeros(0, dtype=torch.long)  # a code prior is not a part
@@ -180,7 +181,7 @@ def _card(manifest: Mapping[str, Any], folder: Path) -> str:
     return (
         "---\nlibrary_name: craft-vlm\ntags: [vision-language, domain-adaptation]\n---\n"
         f"# {model}, tuned to {data} by {method}\n\n"
-        f"The tuned {' and '.join(manifest['parts'])} of {model}: a baseline that CRAFT is compared with. It fits "
-        "that model only.\n\n"
+        f"The tuned {' and '.join(manifest['parts'])} of {model}: a baseline that CRAFT is compared with. "
+        "It fits that model only.\n\n"
         f'```python\nimport craft\n\nlvlm = craft.baselines.load_tuned("{run}")\n```\n'
     )

@@ -167,7 +167,7 @@ def millions(tensors: Mapping[str, Tensor]) -> str:
 def _visual_card(visual: VisualTokenizer) -> str:
     book, (rows, columns) = visual.codebook, visual.grid
     if visual.continuous:
-        read = f"No codebook: features of width {book.dim} are read as they are, fingerprint `{book.fingerprint}`"
+        read = f"No codebook: features of width {book.dim} are read as they are (`{book.fingerprint}`)"
     else:
         read = (
             f"Codebook: {book.num_levels} levels of {book.size} codewords, d = {book.dim}, fingerprint "

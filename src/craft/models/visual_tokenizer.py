@@ -17,11 +17,12 @@ class VisualTokenizer(nn.Module):
 
     Attributes:
         vision_tower: pixels `[B, 3, S, S]` -> (features `[B, N, d]`, [CLS] `[B, d]`); the trainable part.
-        codebook: `ResidualCodebook`, frozen; `Continuous` in a continuous LVLM, which reads features unquantised.
+        codebook: `ResidualCodebook`, frozen; `Continuous` in a continuous LVLM, which reads features
+            unquantised.
         text_encoder: the frozen text encoder of the contrastive loss, or None.
         log_temperature: log τ of Eq. 4, a scalar parameter (`s_ij = τ cos`).
         prior: level-1 code counts int64 `[K]` (§3.3), or None where no prior came with the tokenizer.
-        aspect: "resize" or "pad", see `craft.models.images.pixels`.
+        aspect: "resize", "pad" or "crop", see `craft.models.images.pixels`.
 
     Source: §3.1.
     """
@@ -75,8 +76,8 @@ class VisualTokenizer(nn.Module):
         """
         if self.continuous:
             raise CraftError(
-                f"{what} needs codes, and a continuous LVLM has none: its LLM reads the vision tower's features "
-                "without a codebook. Use a discrete LVLM, such as craft-tiny/qwen2."
+                f"{what} needs codes, and a continuous LVLM has none: its LLM reads the vision tower's "
+                "features without a codebook. Use a discrete LVLM, such as craft-tiny/qwen2."
             )
 
     def unquantised(self) -> "VisualTokenizer":

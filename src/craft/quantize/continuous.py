@@ -16,8 +16,9 @@ TOWER = "tower:"
 class Continuous(nn.Module):
     """A codebook of no levels: z̃ = z, and there are no codes. Same interface as `ResidualCodebook`.
 
-    A backbone that was aligned on features reads those of one vision tower, as another one reads the codewords
-    of one codebook. So the fingerprint is that of this base tower, and stays when the tower is tuned.
+    A backbone that was aligned on features reads those of one vision tower, as another one reads the
+    codewords of one codebook. So the fingerprint is that of this base tower, and stays when the tower is
+    tuned.
 
     Args:
         dim: d, the width of a feature.
@@ -42,7 +43,7 @@ class Continuous(nn.Module):
 
     @torch.no_grad()
     def quantize(self, z: Tensor, partial_sums: bool = False) -> Quantized:
-        """Features `[..., d]` as they are: `quantized` float32 `[..., d]`, `codes` int64 `[..., 0]`, residual 0.
+        """Features as they are: `quantized` float32 `[..., d]`, `codes` int64 `[..., 0]`, residual 0.
 
         Args:
             z: `[..., d]`, any float dtype. No gradient flows: see `straight_through`.

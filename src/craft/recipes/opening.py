@@ -1,4 +1,4 @@
-"""What a training run opens before it trains: its settings, the model with copies of what it will change, data."""
+"""What a training run opens before it trains: settings, data, the model with copies of what will change."""
 
 import copy
 from collections.abc import Collection, Mapping

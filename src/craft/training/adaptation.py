@@ -147,8 +147,9 @@ def blend(trained: dict[str, nn.Parameter], base: dict[str, Tensor], share: floa
 
 
 class _Probe:
-    """How far the tower has gone from the base tower, on a fixed batch of training images: the share of level-1
-    codes that differ; in a continuous LVLM the mean distance of a token's feature, relative to its size."""
+    """How far the tower has gone from the base tower, on a fixed batch of training images: the share of
+    level-1 codes that differ; in a continuous LVLM the mean distance of a token's feature, relative to its
+    size."""
 
     def __init__(self, lvlm: LVLM, batches: ImageBatches, config: AdaptConfig) -> None:
         count = len(batches.samples)

@@ -204,8 +204,8 @@ class LdifsConfig(Section):
 class BaselineConfig(AdaptConfig):
     """Everything `craft baseline` needs: what `craft adapt` needs, so that both are given the same.
 
-    Of `losses` only `sal` counts. `trainable`, `augment` and `lora` are of the vision tower, where that trains;
-    `lora` is also that of llm-lora; `blend` mixes whatever trained with what it was.
+    Of `losses` only `sal` counts. `trainable`, `augment` and `lora` are of the vision tower, where that
+    trains; `lora` is also that of llm-lora; `blend` mixes whatever trained with what it was.
 
     Attributes:
         method: a key of `craft.baselines.METHODS`.

@@ -1,4 +1,4 @@
-"""LoRA on an LLM or a vision tower (peft), in place: it keeps its class, and gives its LoRA away or takes it in."""
+"""LoRA on an LLM or a vision tower (peft), in place: the module keeps its class, and can take LoRA in."""
 
 from typing import Any
 
