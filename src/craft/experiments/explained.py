@@ -4,6 +4,7 @@ import base64
 import io
 import textwrap
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -207,18 +208,20 @@ def draw_fig2(data: Data, path: Path) -> list[Path]:
     return [path]
 
 
+@cache
+def drawable() -> frozenset[int]:
+    """Characters of the font that matplotlib brings: an LLM may write others."""
+    from matplotlib.font_manager import findfont, get_font
+
+    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
+
+
 def _text(axes: Any, text: str, width: int, colour: str) -> None:
     wrapped: Sequence[str] = [
         piece for line in text.split("\n") for piece in textwrap.wrap(line, width) or [""]
     ]
     shown = [*wrapped[:10], "…"] if len(wrapped) > 11 else wrapped
+    known = drawable()
+    told = "\n".join("".join(c if ord(c) in known else "□" for c in line) for line in shown)
     axes.set_axis_off()
-    axes.text(
-        0,
-        1,
-        "\n".join(shown).replace("$", r"\$"),
-        va="top",
-        fontsize=7,
-        color=colour,
-        transform=axes.transAxes,
-    )
+    axes.text(0, 1, told.replace("$", r"\$"), va="top", fontsize=7, color=colour, transform=axes.transAxes)

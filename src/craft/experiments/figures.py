@@ -101,7 +101,7 @@ def page4(data: Data) -> str:
         rows.append([one["domain"], *shares, str(one["used_before"]), str(one["used"])])
     parts = [
         "# Figure 4: which tokens are kept\n",
-        "Level-1 codes over the first test picture of each domain, repeated ones in one colour; how rare each "
+        "Level-1 codes over the first test picture of each domain, repeats in one colour; how rare each "
         "code is in the domain's training pictures; what pruning keeps. Above the base tower, below the "
         "adapted one.\n",
         *_images(data, "fig4"),

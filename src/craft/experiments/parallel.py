@@ -66,7 +66,7 @@ def estimate(work: Work, cells: Sequence[Cell]) -> Estimate:
     waiting = [cell for cell in cells if not work.file(cell).is_file()]
     known = measured_seconds(work.plan.work)
     needed = [*("training" for _ in missing), *(cell.measure for cell in waiting)]
-    seconds = sum(known.get(name, SECONDS[name]) for name in needed)
+    seconds = float(sum(known.get(name, SECONDS[name]) for name in needed))
     return Estimate(len(wanted), len(cells), len(missing), len(waiting), seconds, {*needed} <= {*known})
 
 
