@@ -65,6 +65,18 @@ def table(runs: list[dict], surrogate: str) -> str:
     return "\n".join(lines)
 
 
+def page(told: dict) -> str:
+    """The Markdown page of the JSON beside it."""
+    seeds = list(dict.fromkeys(run["seed"] for run in told["runs"]))
+    head = (
+        "Strict exact match in percent over the test split, mean ± standard deviation over the seeds "
+        f"{seeds}; four options, so a blind guess scores 25. Seen and unseen: zero-shot → adapted. "
+        "Made by `python scripts/measure_domains.py`.\n\n"
+    )
+    text = table(told["runs"], told["settings"]["surrogate"])
+    return f"# Adaptation on the embedded domains\n\n{head}{text}\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--domains", nargs="+", default=["apparel", "digits"])
@@ -82,24 +94,16 @@ def main() -> None:
     for domain in args.domains:
         for seed in args.seeds:
             runs.append(measure(domain, args.surrogate, args.others, seed, args.limit, chosen))
-            text = table(runs, args.surrogate)
-            print(text, flush=True)
+            print(table(runs, args.surrogate), flush=True)
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
     versions = {name: version(name) for name in ("torch", "transformers", "accelerate")}
     machine = {"python": platform.python_version(), "processor": platform.machine(), **versions}
     settings = {"surrogate": args.surrogate, "set": chosen, "limit": args.limit}
-    write_json(
-        args.out.with_suffix(".json"),
-        {"commit": commit, "machine": machine, "settings": settings, "runs": runs},
-    )
-    head = (
-        "Strict exact match in percent over the test split, mean ± standard deviation over the seeds "
-        f"{args.seeds}; four options, so a blind guess scores 25. Seen and unseen: zero-shot → adapted. "
-        "Made by `python scripts/measure_domains.py`.\n\n"
-    )
-    atomic_write_text(args.out.with_suffix(".md"), f"# Adaptation on the embedded domains\n\n{head}{text}\n")
+    told = {"commit": commit, "machine": machine, "settings": settings, "runs": runs}
+    write_json(args.out.with_suffix(".json"), told)
+    atomic_write_text(args.out.with_suffix(".md"), page(told))
 
 
 if __name__ == "__main__":

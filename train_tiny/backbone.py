@@ -236,7 +236,10 @@ def quantised(codebook: ResidualCodebook, codes: Tensor, g: torch.Generator | No
 def score(
     parts: tuple, codes: Tensor, labels: Tensor, questions: Questions, blind: bool = False
 ) -> dict[str, float]:
-    """Per task: the fraction of turns whose every answer token is right under teacher forcing."""
+    """Per task: the fraction of turns whose every answer token is right under teacher forcing.
+
+    Where the codebook among the parts is None, `codes` are features, which are read as they are.
+    """
     llm, projector, codebook, packer = parts
     rng = random.Random(7)
     hits: dict[str, list[float]] = defaultdict(list)
@@ -246,7 +249,10 @@ def score(
         rows = [[*questions.row(c, rng), questions.text_only(rng)] for c in chosen]
         hidden_image = torch.full((len(rows),), blind)
         batch = packer.pack(rows, hidden_image, torch.zeros(len(rows), packer.image_tokens, dtype=torch.bool))
-        hidden = forward(llm, projector, quantised(codebook, codes[start : start + 32], None), batch)
+        image = codes[start : start + 32]
+        hidden = forward(
+            llm, projector, image if codebook is None else quantised(codebook, image, None), batch
+        )
         _, right, places = answer_scores(hidden, llm, batch["labels"])
         turn_of = []
         for turns in rows:

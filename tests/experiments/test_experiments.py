@@ -1,56 +1,18 @@
-"""`craft reproduce` on tiny models: cells once, pages from JSON, figures that agree with `evaluate`."""
+"""The pruning experiments on tiny models: cells once, pages from JSON, figures that agree with `evaluate`."""
 
-import functools
 import json
-from pathlib import Path
 
 import pytest
 
-from builders import tiny_lvlm
-from cli.conftest import COLOURS, paint
 from craft.core.errors import ConfigError
 from craft.experiments import EXPERIMENTS, Plan, Work, publish
 from craft.experiments.pruned import How, Subject, marks
 from craft.experiments.pruning import COLOURS as LINES
 from craft.experiments.publish import write_result
-from craft.models.native import save_native
 from craft.pruning import STRATEGIES
 from craft.recipes import evaluate
 
-DOCS = Path(__file__).parents[2] / "docs" / "results"
-
-
-@pytest.fixture(scope="module")
-def plan(tmp_path_factory):
-    """Two random backbones with a general prior, five classes of pictures, one seed, three steps."""
-    base = tmp_path_factory.mktemp("experiments")
-    for kind in ("llama", "qwen2"):
-        lvlm = tiny_lvlm(kind)
-        lvlm.visual.prior = (lvlm.visual.codebook.codewords[0, :, 0] * 100).abs().long()
-        save_native(base / "models" / "tiny", kind, lvlm, dtype="float32")
-    names = [str(base / "models" / "tiny" / kind) for kind in ("qwen2", "llama")]
-    return Plan(
-        work=base / "work",
-        domains=(str(paint(base / "blobs", COLOURS, count=6)),),
-        surrogate=names[0],
-        backbones=tuple(names),
-        seeds=(0,),
-        limit=8,
-    )
-
-
-@pytest.fixture(autouse=True)
-def short(monkeypatch):
-    """Adaptations of two steps."""
-    from craft.experiments import work
-    from craft.training.config import AdaptConfig
-
-    quick = {"max_steps": 2, "batch_size": 4, "device": "cpu"}
-    monkeypatch.setattr(work, "adapt", functools.partial(work.adapt, **quick))
-    build = AdaptConfig.build
-    monkeypatch.setattr(
-        AdaptConfig, "build", lambda config=None, over=None: build(config, {**(over or {}), **quick})
-    )
+PRUNING = ("fig5", "pruning-ablation", "pruning-choices")
 
 
 def test_a_cell_is_what_evaluate_finds(plan):
@@ -89,13 +51,14 @@ def test_cells_are_measured_once_and_apart(plan, monkeypatch):
     assert other.ask(How("cls-attention", 0.75)) == {"measured": "now"}
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", PRUNING)
 def test_an_experiment_is_published_and_goes_on(plan, name, tmp_path, monkeypatch):
     work = plan.work
     plan = Plan(**{**plan.__dict__, "work": work.parent / name})
-    (work / "encoders").mkdir(parents=True, exist_ok=True)
     (work.parent / name).mkdir()
-    (work.parent / name / "encoders").symlink_to(work / "encoders")
+    for part in ("encoders", "times"):
+        (work / part).mkdir(parents=True, exist_ok=True)
+        (work.parent / name / part).symlink_to(work / part)
     stop = iter(range(6))
     measure = Subject._measure
 
@@ -108,8 +71,7 @@ def test_an_experiment_is_published_and_goes_on(plan, name, tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         publish(name, EXPERIMENTS[name], plan, tmp_path)
     assert not list(tmp_path.iterdir())
-    kept = json.loads((plan.work / "cells.json").read_text())
-    assert len(kept) == 6
+    assert len(list((plan.work / "cells").glob("pruned-*.json"))) == 6
     monkeypatch.setattr(Subject, "_measure", lambda self, how: invented(how, len(self.samples)))
     written = publish(name, EXPERIMENTS[name], plan, tmp_path)
     data = json.loads(written[0].read_text())
@@ -138,13 +100,3 @@ def test_every_strategy_has_a_line():
 def test_an_empty_plan_is_refused(plan):
     with pytest.raises(ConfigError, match="without seeds"):
         Work(Plan(work=plan.work, seeds=()))
-
-
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_published_pages_are_made_of_their_json(name):
-    """docs/results: no figure was typed by hand; a page without its JSON is refused too."""
-    path = DOCS / f"{name}.json"
-    assert path.is_file() == (DOCS / f"{name}.md").is_file()
-    if path.is_file():
-        data = json.loads(path.read_text())
-        assert EXPERIMENTS[name].page(data) == (DOCS / f"{name}.md").read_text()

@@ -21,6 +21,7 @@ from craft.cli.export import export
 from craft.cli.inspect import inspect
 from craft.cli.judge import judge
 from craft.cli.prior import prior
+from craft.cli.report import report
 from craft.cli.reproduce import reproduce
 from craft.cli.texts import captions, options, statements
 from craft.cli.transfer import transfer
@@ -53,6 +54,7 @@ _verbs = {
     "inspect": inspect,
     "export": export,
     "reproduce": reproduce,
+    "report": report,
 }
 for _order, (_name, _verb) in enumerate(_verbs.items()):
     app.command(_verb, name=_name, sort_key=_order)

@@ -1,71 +1,208 @@
 """`craft reproduce`."""
 
 from pathlib import Path
+from typing import Any
 
-from craft.cli.options import COMMON, Common, Flag, Several, numbers
-from craft.cli.show import show_json, show_pairs
+from craft.cli.options import COMMON, Common, Flag, Settings, Several, seeds_of, settings_of
+from craft.cli.show import show_json, show_pairs, show_table
 
 
 def reproduce(
-    name: str | None = None,
-    *,
-    out: Path = Path("docs/results"),
-    work: Path = Path("runs/reproduce"),
+    *names: str,
+    out: Path | None = None,
+    work: Path | None = None,
+    scale: str = "tiny",
+    quick: Flag = False,
+    jobs: int = 1,
     domains: Several = None,
-    surrogate: str | None = None,
+    surrogates: Several = None,
     backbones: Several = None,
+    continuous: str | None = None,
+    explainer: str | None = None,
     seeds: str | None = None,
     limit: int | None = None,
+    root: Path | None = None,
     encoders: Several = None,
+    settings: Settings = None,
     redraw: Flag = False,
+    dry_run: Flag = False,
     common: Common = COMMON,
 ) -> None:
-    """Measure one of the paper's tables or figures at the scale of this machine. Without a name: list them.
+    """Measure the paper's tables and figures at the scale of this machine. Without a name: list them.
 
-    Encoders are adapted, images encoded and answers measured once each, and kept: an interrupted run goes on
+    Models are trained, images encoded and questions answered once each, and kept: an interrupted run goes on
     where it stopped, and another experiment uses what it can.
 
     Args:
-        name: of the experiment.
-        out: a folder for NAME.json, NAME.md and NAME.png.
+        names: of experiments; all stands for every one.
+        out: a folder for NAME.json, NAME.md and NAME.png; by default docs/results (of the paper's scale
+            docs/results/paper), with --quick runs/quick.
         work: a folder for what is kept.
-        domains: data sets to adapt to; by default every embedded one.
-        surrogate: the model to adapt with.
-        backbones: the models to ask.
+        scale: tiny: the shipped models and embedded domains. paper: configs/paper/reproduce.yaml. Or a file
+            like that one.
+        quick: one seed, two domains, few questions, a few steps: to see that all works.
+        jobs: processes that measure side by side, each on domains and seeds of its own.
+        domains: data sets to adapt to and ask about; by default every embedded one.
+        surrogates: the models to adapt with; tables with one surrogate take the first.
+        backbones: the models to ask; tables with one backbone take the first.
+        continuous: a model without a codebook, for the baselines of Table 1.
+        explainer: a backbone that can justify its answers, for Table 2 and Figure 2.
         seeds: as in 0,1,2.
         limit: test questions per domain and seed.
-        encoders: run folders of adaptations to use; the others are made.
-        redraw: measure nothing; make page and picture again from NAME.json.
+        root: the folder that the benchmarks lie in.
+        encoders: run folders of adaptations with the first surrogate to use; the others are made.
+        settings: NAME=VALUE, a setting of every training; may be given several times.
+        redraw: measure nothing; make pages and pictures again from NAME.json.
+        dry_run: say what there is to do and how long it will take; do nothing.
     """
-    from craft.core.errors import ConfigError
+    from craft.core.errors import ConfigError, CraftError
     from craft.core.files import read_json
-    from craft.experiments import EXPERIMENTS, Plan, publish
-    from craft.experiments.publish import write_result
+    from craft.core.progress import say
+    from craft.experiments import EXPERIMENTS, publish, write_result
+    from craft.experiments.parallel import estimate
+    from craft.experiments.plan import QUICK_OUT, plan_for
+    from craft.experiments.work import Work
 
-    if name is None:
-        print("craft reproduce NAME, one of: " + ", ".join(EXPERIMENTS))
+    if not names:
+        print("craft reproduce NAME..., of: all, " + ", ".join(EXPERIMENTS))
         return
-    if name not in EXPERIMENTS:
-        raise ConfigError(f"There is no experiment {name!r}; choose one of {', '.join(EXPERIMENTS)}.")
-    usual = Plan()
-    plan = Plan(
-        work=work,
-        domains=tuple(domains or usual.domains),
-        surrogate=surrogate or usual.surrogate,
-        backbones=tuple(backbones or usual.backbones),
-        seeds=tuple(numbers(seeds, "--seeds") or ([common.seed] if common.seed is not None else usual.seeds)),
-        limit=limit or usual.limit,
-        encoders=tuple(encoders or ()),
-        device=common.device,
-        dtype=common.dtype,
-    )
-    experiment = EXPERIMENTS[name]
+    if unknown := [name for name in names if name not in (*EXPERIMENTS, "all")]:
+        raise ConfigError(f"There is no experiment {unknown[0]!r}; choose of all, {', '.join(EXPERIMENTS)}.")
+    if jobs < 1:
+        raise ConfigError(f"--jobs must be at least 1, not {jobs}.")
+    chosen = list(EXPERIMENTS) if "all" in names else list(dict.fromkeys(names))
+    given = {
+        "work": work,
+        "domains": domains,
+        "surrogates": surrogates,
+        "backbones": backbones,
+        "continuous": continuous,
+        "explainer": explainer,
+        "seeds": seeds_of(seeds, common),
+        "limit": limit,
+        "root": root,
+        "encoders": encoders,
+        "adapt": _settings(settings) or None,
+        "device": common.device,
+        "dtype": common.dtype,
+    }
+    plan = plan_for(scale, quick, given)
+    usual = {"tiny": Path("docs/results"), "paper": Path("docs/results/paper")}[plan.scale]
+    place = out or (QUICK_OUT if quick else usual)
+    written: list[Path] = []
+    left_out: dict[str, str] = {}
     if redraw:
-        written = write_result(name, experiment, read_json(out / f"{name}.json"), out)
-    else:
-        written = publish(name, experiment, plan, out)
-    if common.json:
-        show_json(read_json(written[0]))
+        for name in chosen:
+            if len(chosen) == 1 or (place / f"{name}.json").is_file():
+                written += write_result(name, EXPERIMENTS[name], read_json(place / f"{name}.json"), place)
+    elif dry_run:
+        _rehearse(chosen, plan, jobs, common)
         return
-    print(written[1].read_text(encoding="utf-8"))
+    else:
+        for name in chosen:
+            try:
+                say(f"{name}: {estimate(Work(plan), EXPERIMENTS[name].cells(plan)).line(jobs)}")
+                written += publish(name, EXPERIMENTS[name], plan, place, jobs)
+            except CraftError as error:
+                if len(chosen) == 1 or type(error).__name__ == "Interrupted":
+                    raise
+                left_out[name] = " ".join(str(error).split())
+                say(f"{name} is left out: {left_out[name]}")
+    if common.json:
+        results = [path for path in written if path.suffix == ".json"]
+        found = {path.stem: read_json(path) for path in results}
+        show_json(found if len(chosen) > 1 else next(iter(found.values())))
+        return
+    for path in written:
+        if path.suffix == ".md":
+            print(path.read_text(encoding="utf-8"))
     show_pairs({"written": ", ".join(map(str, written))})
+    show_pairs({f"left out: {name}": reason for name, reason in left_out.items()})
+
+
+def _settings(given: list[str] | None) -> dict[str, Any]:
+    """`--set` as overrides by dotted name, their values read as YAML.
+
+    Raises:
+        ConfigError: a setting is unknown, or an entry is not NAME=VALUE.
+    """
+    import yaml
+
+    from craft.training.config import AdaptConfig
+    from craft.training.settings import resolve_name
+
+    found = settings_of(given, Common())
+    return {resolve_name(name, AdaptConfig): yaml.safe_load(value) for name, value in found.items()}
+
+
+def _rehearse(names: list[str], plan: Any, jobs: int, common: Common) -> None:
+    """What there is to do for each experiment, and for all of them together."""
+    from craft.experiments import EXPERIMENTS
+    from craft.experiments.parallel import estimate
+    from craft.experiments.sizes import is_there
+    from craft.experiments.work import Work
+
+    if plan.scale == "paper" and not all(map(is_there, (*plan.surrogates, *plan.backbones))):
+        _rehearse_sizes(names, plan, common)
+        return
+    work, rows, together = Work(plan), [], []
+    for name in [*names, *(["together"] if len(names) > 1 else [])]:
+        cells = together if name == "together" else EXPERIMENTS[name].cells(plan)
+        together += cells if name != "together" else []
+        found = estimate(work, cells)
+        rows.append([name, *map(str, (found.trainings_left, found.cells_left)), _time(found.seconds / jobs)])
+    columns = ("experiment", "trainings left", "cells left", "time")
+    if common.json:
+        show_json([dict(zip(columns, row, strict=True)) for row in rows])
+        return
+    show_table(f"To do, with {jobs} job{'s' if jobs > 1 else ''}", columns, rows)
+    print("A dry run: nothing was done. Experiments share trainings and cells; together counts each once.")
+
+
+def _rehearse_sizes(names: list[str], plan: Any, common: Common) -> None:
+    """The same where the checkpoints are not there: counts, and what a step takes, from sizes alone."""
+    from craft.cli.show import size
+    from craft.experiments import EXPERIMENTS
+    from craft.experiments.cells import CRAFT, Method
+    from craft.experiments.sizes import DEVICES, counted, rehearse, surrogates
+    from craft.experiments.work import settings_of_training
+
+    asked = {name: EXPERIMENTS[name].cells(plan) for name in names}
+    counts = {name: counted(cells) for name, cells in asked.items()}
+    together = [cell for cells in asked.values() for cell in cells]
+    counts["together"] = counted(together)
+    steps = []
+    for model in surrogates(plan, together):
+        config = settings_of_training(plan, plan.domains[0], plan.seeds[0], Method(CRAFT, model))
+        step = rehearse(model, config)
+        steps.append(
+            [model]
+            + (
+                ["size unknown"] * 4
+                if step is None
+                else [
+                    f"{step.parameters / 1e9:.2f} G",
+                    f"{step.trained / 1e6:.0f} M",
+                    str(step.micro_batch),
+                    size(step.memory),
+                ]
+            )
+        )
+    rows = [[name, *map(str, found)] for name, found in counts.items()]
+    columns = ("experiment", "trainings", "cells")
+    heads = ("surrogate", "parameters", "trained", "samples", "memory")
+    if common.json:
+        listed = [dict(zip(columns, row, strict=True)) for row in rows]
+        show_json({"experiments": listed, "steps": [dict(zip(heads, row, strict=True)) for row in steps]})
+        return
+    show_table("To do, at the paper's scale", columns, rows)
+    if steps:
+        show_table(f"One step, on each of {DEVICES} devices", heads, steps)
+    print(
+        "A dry run from sizes alone: the checkpoints are not there. Shapes were followed through a step, "
+        "forward and backward, without values."
+    )
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.0f} min"

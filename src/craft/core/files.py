@@ -195,6 +195,13 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def hash_rounded(tensors: Mapping[str, Tensor]) -> str:
+    """`hash_tensors` of the values rounded to bfloat16: the same for weights that are held or stored in
+    float32 and in bfloat16."""
+    rounded = {name: t.to(torch.bfloat16) if t.is_floating_point() else t for name, t in tensors.items()}
+    return hash_tensors(rounded)
+
+
 def sha256_file(path: PathLike) -> str:
     """SHA-256 (hex) of a file's bytes.
 

@@ -1,8 +1,9 @@
 """Answers under one way of pruning: what the pruning experiments measure, from codes encoded once."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from craft.core.files import hash_tensors
 from craft.evaluation import Report, lenient, strict, unparseable
+from craft.experiments.cells import CRAFT, Cell, Method
+from craft.experiments.plan import Plan
 from craft.experiments.work import Work
 from craft.models.attention import cls_attention, received_attention
 from craft.models.code_cache import ImageCodes
 from craft.pruning import prune_tokens
 from craft.recipes.prior import GENERAL, chosen_prior
-from craft.recipes.questions import take
 
 FASTV_LAYER = 2
 """The LLM layer whose attention FastV goes by (its K)."""
@@ -55,15 +57,17 @@ class Subject:
 
     def __init__(self, work: Work, domain: str, seed: int, backbone: str, split: Any = "test") -> None:
         self.work, self.domain, self.seed, self.backbone, self.split = work, domain, seed, backbone, split
-        self.artefact = work.encoder(domain, seed)
-        self.data = work.questions(domain, seed)
-        self.samples = take(self.data.samples(split), work.plan.limit, seed)
+        self.samples = work.samples(self.cell(How()), split)
         self.prompts = [sample.prompt() for sample in self.samples]
+
+    def cell(self, how: How) -> Cell:
+        """The cell of one way of pruning."""
+        return pruned_cell(self.work.plan, self.domain, self.seed, self.backbone, how, self.split)
 
     @cached_property
     def lvlm(self) -> Any:
         """The backbone behind the adapted encoder."""
-        return self.work.lvlm(self.backbone).with_encoder(self.artefact)
+        return self.work.made(self.cell(How()))
 
     @cached_property
     def images(self) -> ImageCodes:
@@ -94,9 +98,8 @@ class Subject:
 
     def prior(self, name: str) -> Tensor:
         """Level-1 code counts: "own" or "general"."""
-        return (
-            chosen_prior(GENERAL, self.work.lvlm(self.backbone)) if name == GENERAL else self.artefact.prior
-        )
+        base = self.work.lvlm(self.backbone)
+        return chosen_prior(GENERAL, base) if name == GENERAL else self.lvlm.visual.prior
 
     def ask(self, how: How) -> dict[str, Any]:
         """Accuracy and its company under one way of pruning; from the cells on disk where it is known.
@@ -106,19 +109,8 @@ class Subject:
             question: right or wrong), `floor` (share of images with more codes than tokens kept), `codes`
             (mean number of different level-1 codes per image).
         """
-        key = {
-            "measured": "answers under pruning",
-            "tower": self.artefact.manifest["tower"],
-            "backbone": self.work.parts[self.backbone],
-            "data": self.data.fingerprint,
-            "seed": self.seed,
-            "split": self.split,
-            "limit": self.work.plan.limit,
-            "dtype": self.work.plan.dtype,
-            "prior": hash_tensors({"counts": self.prior(how.prior)}) if how.keep < 1 else None,
-            "how": asdict(how) if how.keep < 1 else None,
-        }
-        return self.work.cell(key, lambda: self._measure(how))
+        prior = hash_tensors({"counts": self.prior(how.prior)}) if how.keep < 1 else None
+        return self.work.cell(self.cell(how), lambda _: self._measure(how), {"pruned by": prior})
 
     def _measure(self, how: How) -> dict[str, Any]:
         scores = {"cls-attention": "cls_scores", "fastv": "fastv_scores"}.get(how.strategy)
@@ -165,6 +157,40 @@ class Subject:
 def marks(found: dict[str, Any]) -> np.ndarray:
     """Right and wrong per question, float64 in {0, 1}."""
     return np.frombuffer(found["marks"].encode(), dtype=np.uint8).astype(np.float64) - ord("0")
+
+
+def pruned_cell(plan: Plan, domain: str, seed: int, backbone: str, how: How, split: str = "test") -> Cell:
+    """The cell of a backbone behind the encoder of the plan's first surrogate, under one way of pruning."""
+    detail = {"split": split, "how": asdict(how) if how.keep < 1 else None}
+    method = Method(CRAFT, plan.surrogates[0])
+    return Cell("pruned", domain, seed, backbone, method, domain, plan.limit, json.dumps(detail))
+
+
+def pruned_cells(plan: Plan, ways: Iterable[How], split: str = "test") -> list[Cell]:
+    """Every way of pruning for all domains, seeds and backbones of a plan."""
+    ways = list(ways)
+    return [
+        pruned_cell(plan, domain, seed, backbone, how, split)
+        for domain in plan.domains
+        for seed in plan.seeds
+        for backbone in plan.backbones
+        for how in ways
+    ]
+
+
+def pruned(work: Work, cell: Cell) -> dict[str, Any]:
+    """What `Subject.ask` measures, of a cell of `pruned_cell`."""
+    detail = json.loads(cell.detail)
+    told = detail["how"] or {}
+    options = tuple((name, value) for name, value in told.pop("options", ()))
+    subject = _subject(work, cell.domain, cell.seed, cell.backbone, detail["split"])
+    return subject.ask(How(**told, options=options))
+
+
+@lru_cache(maxsize=1)
+def _subject(work: Work, domain: str, seed: int, backbone: str, split: str) -> "Subject":
+    """The last one is kept: attention is measured once for all ways."""
+    return Subject(work, domain, seed, backbone, split)
 
 
 def subjects(work: Work, split: str = "test") -> Sequence[Subject]:

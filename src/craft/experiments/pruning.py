@@ -48,25 +48,31 @@ COLOURS = {
 }
 
 
+FIG5_WAYS = [How(), *(How(strategy, ratio) for strategy in STRATEGIES for ratio in RATIOS)]
+"""What Figure 5 compares: every strategy at every keep ratio, and no pruning."""
+
+
 def measure_fig5(work: Work) -> Data:
     """Accuracy by domain, backbone, seed, strategy and keep ratio."""
-    ways = [How(), *(How(strategy, ratio) for strategy in STRATEGIES for ratio in RATIOS)]
-    return measured(work, {f"{how.strategy} at {how.keep:g}": how for how in ways})
+    return measured(work, {f"{how.strategy} at {how.keep:g}": how for how in FIG5_WAYS})
+
+
+ABLATION_WAYS = {
+    "no pruning": How(),
+    "strided": How("strided", 0.8),
+    "random": How("random", 0.8),
+    "quota": How("quota", 0.8),
+    "quota+residual": How("quota+residual", 0.8),
+    "full": How("full", 0.8),
+    "full, general prior": How("full", 0.8, prior="general"),
+    "full, positions kept": How("full", 0.8, keep_positions=True),
+}
+"""The paper's ladder at 0.8, the general prior, and positions that are kept."""
 
 
 def measure_ablation(work: Work) -> Data:
-    """The paper's ladder at 0.8, the general prior, and positions that are kept."""
-    ways = {
-        "no pruning": How(),
-        "strided": How("strided", 0.8),
-        "random": How("random", 0.8),
-        "quota": How("quota", 0.8),
-        "quota+residual": How("quota+residual", 0.8),
-        "full": How("full", 0.8),
-        "full, general prior": How("full", 0.8, prior="general"),
-        "full, positions kept": How("full", 0.8, keep_positions=True),
-    }
-    return measured(work, ways)
+    """Accuracy under `ABLATION_WAYS`."""
+    return measured(work, ABLATION_WAYS)
 
 
 def measured(work: Work, ways: dict[str, How], split: str = "test") -> Data:
@@ -222,7 +228,7 @@ def _codes(data: Data) -> str:
     )
 
 
-def fig5_picture(data: Data, path: Path) -> Path:
+def fig5_picture(data: Data, path: Path) -> list[Path]:
     """A panel per domain and backbone, a line per strategy."""
     from matplotlib.figure import Figure
 
@@ -258,7 +264,7 @@ def fig5_picture(data: Data, path: Path) -> Path:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     atomic_write_bytes(path, buffer.getvalue())
-    return path
+    return [path]
 
 
 def ablation_page(data: Data) -> str:

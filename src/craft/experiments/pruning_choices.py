@@ -31,12 +31,15 @@ def at(how: How, ratio: float) -> How:
     return How(how.strategy, ratio, how.prior, how.keep_positions, how.options)
 
 
+TRIED = {"no pruning": How()} | {
+    f"{name} at {ratio:g}": at(how, ratio) for name, how in VARIANTS.items() for ratio in RATIOS
+}
+"""What is asked about validation images."""
+
+
 def measure(work: Work) -> Data:
     """All variants on validation images; the best of them and the present one on test images."""
-    ways = {"no pruning": How()} | {
-        f"{name} at {ratio:g}": at(how, ratio) for name, how in VARIANTS.items() for ratio in RATIOS
-    }
-    tried = measured(work, ways, "validation")
+    tried = measured(work, TRIED, "validation")
     score = {
         name: float(np.mean([averages(tried, f"{name} at {ratio:g}") for ratio in RATIOS]))
         for name in VARIANTS

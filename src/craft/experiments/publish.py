@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.files import atomic_write_text, write_json
-from craft.experiments.work import Plan, Work
+from craft.experiments.cells import Cell
+from craft.experiments.parallel import fill_all
+from craft.experiments.plan import Plan, plan_for
+from craft.experiments.work import Work
 
 Data = dict[str, Any]
 
@@ -17,17 +20,19 @@ class Experiment:
     """One table or figure.
 
     Attributes:
-        measure: runs it; the result is JSON-able.
+        cells: what it asks for, known beforehand: for the estimate, and to be measured in parallel.
+        measure: puts the cells together; the result is JSON-able.
         page: the result -> Markdown.
-        picture: draws the result as PNG at a path; None where there is none.
+        pictures: draws the result as PNGs at a path and beside it; None where there are none.
     """
 
+    cells: Callable[[Plan], list[Cell]]
     measure: Callable[[Work], Data]
     page: Callable[[Data], str]
-    picture: Callable[[Data, Path], Path] | None = None
+    pictures: Callable[[Data, Path], list[Path]] | None = None
 
 
-def publish(name: str, experiment: Experiment, plan: Plan, out: str | Path) -> list[Path]:
+def publish(name: str, experiment: Experiment, plan: Plan, out: str | Path, jobs: int = 1) -> list[Path]:
     """Measure an experiment and write NAME.json, NAME.md and, where it has one, NAME.png.
 
     An interrupted measurement goes on where it stopped: cells are kept in `plan.work`.
@@ -37,6 +42,7 @@ def publish(name: str, experiment: Experiment, plan: Plan, out: str | Path) -> l
         experiment: what to run.
         plan: at what scale.
         out: the folder.
+        jobs: processes that measure cells side by side.
 
     Returns:
         What was written.
@@ -45,6 +51,8 @@ def publish(name: str, experiment: Experiment, plan: Plan, out: str | Path) -> l
         CraftError: a model or data set is missing, or a place cannot be written to.
     """
     began, work = time.monotonic(), Work(plan)
+    if jobs > 1:
+        fill_all(plan, experiment.cells(plan), jobs)
     found = experiment.measure(work)
     data = {
         "experiment": name,
@@ -61,26 +69,27 @@ def write_result(name: str, experiment: Experiment, data: Data, out: str | Path)
     write_json(folder / f"{name}.json", data)
     atomic_write_text(folder / f"{name}.md", experiment.page(data))
     written = [folder / f"{name}.json", folder / f"{name}.md"]
-    return (
-        written
-        if experiment.picture is None
-        else [*written, experiment.picture(data, folder / f"{name}.png")]
-    )
+    drawn = experiment.pictures(data, folder / f"{name}.png") if experiment.pictures else []
+    return [*written, *drawn]
 
 
 def command(name: str, plan: Plan) -> str:
     """The command that makes the result again."""
     words = ["craft reproduce", name]
-    usual = Plan()
-    for field, flag in (("domains", "--domains"), ("backbones", "--backbones")):
-        if getattr(plan, field) != getattr(usual, field):
-            words.append(f"{flag} {' '.join(getattr(plan, field))}")
-    if plan.surrogate != usual.surrogate:
-        words.append(f"--surrogate {plan.surrogate}")
+    words += ["--quick"] if plan.quick else []
+    words += ["--scale paper"] if plan.scale == "paper" else []
+    usual = plan_for(plan.scale, plan.quick, {})
+    for field in ("domains", "surrogates", "backbones", "continuous", "explainer"):
+        given = getattr(plan, field)
+        if given != getattr(usual, field):
+            words.append(f"--{field} {given if isinstance(given, str) else ' '.join(given)}")
     if plan.seeds != usual.seeds:
         words.append(f"--seeds {','.join(map(str, plan.seeds))}")
     if plan.limit != usual.limit:
         words.append(f"--limit {plan.limit}")
+    for key, value in plan.adapt.items():
+        if key not in usual.adapt or usual.adapt[key] != value:
+            words.append(f"--set {key}={'null' if value is None else value}")
     return " ".join(words)
 
 
@@ -99,12 +108,30 @@ def percent(values: Sequence[float]) -> str:
     return f"{100 * mean:.1f} ± {100 * deviation:.1f}"
 
 
+def escaped(text: str) -> str:
+    """Any text on one line of a Markdown table: nothing in it is markup."""
+    plain = " ".join(text.split()).replace("\\", "\\\\")
+    for sign in "|*_`[]<>#$":
+        plain = plain.replace(sign, f"\\{sign}")
+    return plain
+
+
+def signed(values: Sequence[float]) -> str:
+    """As `percent`, with its sign: "+4.2 ± 0.8"."""
+    text = percent(values)
+    return text if text.startswith("-") else f"+{text}"
+
+
 def footer(data: Mapping[str, Any]) -> str:
-    """The last lines of a page: how it was made."""
+    """The last lines of a page: how it was made, and what its figures are worth."""
     told = data["provenance"]
     plan, versions = told["plan"], told["versions"]
-    return (
+    limit = "all" if plan["limit"] is None else f"at most {plan['limit']}"
+    lines = [
         f"Made by `{data['command']}` at commit `{(told['commit'] or 'unknown')[:10]}`; seeds "
-        f"{', '.join(map(str, plan['seeds']))}; at most {plan['limit']} questions per domain and seed; torch "
-        f"{versions['torch']}, {', '.join(told['devices'])}. All figures: the JSON file beside this page.\n"
-    )
+        f"{', '.join(map(str, plan['seeds']))}; {limit} questions per domain and seed; torch "
+        f"{versions['torch']}, {', '.join(told['devices'])}. All figures: the JSON file beside this page."
+    ]
+    if plan["quick"]:
+        lines.append("**A quick run: it shows that everything works. Its figures mean nothing.**")
+    return "\n\n".join(lines) + "\n"

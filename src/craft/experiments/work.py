@@ -1,52 +1,31 @@
-"""What experiments share: models, encoders, codes and measured cells, each made once."""
+"""What experiments share: models, trainings, codes and measured cells, each made once.
 
-import hashlib
-import json
+WORK/{encoders/: run folders, tuned/: baselines, codes/, cells/: one JSON for each measurement, times/}
+"""
+
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from craft.baselines import METHODS, load_tuned
 from craft.core.errors import ConfigError
-from craft.core.files import read_json, write_json
+from craft.core.files import hash_tensors, read_json, write_json
 from craft.core.progress import say
-from craft.data import EMBEDDED, Data
+from craft.data import BENCHMARKS, Data, Sample
+from craft.experiments.cells import CRAFT, ZERO_SHOT, Cell, Method, digest, plain
+from craft.experiments.plan import Plan
 from craft.models.artefact import Artefact, load_artefact
 from craft.models.code_cache import CodeCache
 from craft.models.freezing import part_hashes
 from craft.models.load import load
 from craft.models.lvlm import LVLM
 from craft.recipes.adapt import adapt
-from craft.recipes.questions import questions_for
-from craft.training.config import AdaptConfig
+from craft.recipes.questions import open_data, questions_for, take
+from craft.training.config import AdaptConfig, BaselineConfig
 from craft.training.run_folder import machine
-
-
-@dataclass(frozen=True)
-class Plan:
-    """At what scale an experiment is run.
-
-    Attributes:
-        work: a folder for encoders, codes and measured cells; what is there is not made again.
-        domains: data sets that encoders are adapted to and asked about.
-        surrogate: the model to adapt with.
-        backbones: the models that are asked.
-        seeds: of adaptation (held-out classes too) and questions.
-        limit: at most so many test questions per domain and seed, evenly from the classes.
-        encoders: run folders of adaptations that are there already; the others are made.
-        device, dtype: where and in what to run.
-    """
-
-    work: Path = Path("runs/reproduce")
-    domains: tuple[str, ...] = tuple(EMBEDDED)
-    surrogate: str = "craft-tiny/qwen2"
-    backbones: tuple[str, ...] = ("craft-tiny/qwen2", "craft-tiny/llama")
-    seeds: tuple[int, ...] = (0, 1, 2)
-    limit: int | None = 300
-    encoders: tuple[str, ...] = ()
-    device: str | None = None
-    dtype: str | None = None
 
 
 class Work:
@@ -56,102 +35,234 @@ class Work:
         plan: the plan.
 
     Raises:
-        ConfigError: the plan names no domain, no backbone or no seed.
+        ConfigError: the plan names no domain, no surrogate, no backbone or no seed.
     """
 
     def __init__(self, plan: Plan) -> None:
-        for name in ("domains", "backbones", "seeds"):
+        for name in ("domains", "surrogates", "backbones", "seeds"):
             if not getattr(plan, name):
                 raise ConfigError(f"Nothing to do without {name}; name at least one.")
         self.plan = plan
         self.codes = CodeCache(plan.work / "codes")
-        self._lvlms: dict[str, LVLM] = {}
-        self._encoders: dict[tuple[str, int], Artefact] = {}
+        self._lvlms: dict[tuple[str, float, int], LVLM] = {}
+        self._hashes: dict[tuple[str, float, int], dict[str, str]] = {}
+        self._questions: dict[tuple[str, int], Data] = {}
+        self._made: tuple[Any, LVLM, str] | None = None
         self.told: dict[str, Any] = {}
 
-    def lvlm(self, name: str) -> LVLM:
-        """A model, loaded once.
+    @cached_property
+    def _given(self) -> dict[tuple[str, int], Artefact]:
+        """The plan's own encoders, by data and seed."""
+        found = map(load_artefact, self.plan.encoders)
+        return {(str(a.manifest["data"]["settings"]["name"]), int(a.manifest["seed"])): a for a in found}
+
+    # Models
+
+    def lvlm(self, name: str, fraction: float = 1.0, seed: int = 0) -> LVLM:
+        """A model, loaded once; with a share of its codebook, drawn by seed (Table 6).
 
         Raises:
             CraftError: it is missing or damaged.
         """
-        if name not in self._lvlms:
-            self._lvlms[name] = load(name, self.plan.device, self.plan.dtype)
-        return self._lvlms[name]
+        key = (name, fraction, seed if fraction < 1 else 0)
+        if key not in self._lvlms:
+            if fraction < 1:
+                from craft.models.subsample import subsampled_codebook
 
-    def encoder(self, domain: str, seed: int) -> Artefact:
+                self._lvlms[key] = subsampled_codebook(self.lvlm(name), fraction, seed)
+            else:
+                self._lvlms[key] = load(name, self.plan.device, self.plan.dtype)
+        return self._lvlms[key]
+
+    def hashes(self, name: str, fraction: float = 1.0, seed: int = 0) -> dict[str, str]:
+        """A hash of each of a model's parts."""
+        key = (name, fraction, seed if fraction < 1 else 0)
+        if key not in self._hashes:
+            self._hashes[key] = part_hashes(self.lvlm(*key))
+        return self._hashes[key]
+
+    def made(self, cell: Cell) -> LVLM:
+        """The LVLM of a cell; what it takes is trained now where that never happened."""
+        return self._made_with_hash(cell)[1]
+
+    def _made_with_hash(self, cell: Cell) -> tuple[Any, LVLM, str]:
+        """The last LVLM is kept, with a hash of its parts: the next cell mostly asks for it again."""
+        key = (cell.backbone, cell.method, cell.domain, cell.seed)
+        if self._made is None or self._made[0] != key:
+            lvlm = self._make(cell)
+            self._made = (key, lvlm, digest(self._parts(cell, lvlm)))
+        return self._made
+
+    def _make(self, cell: Cell) -> LVLM:
+        method = cell.method
+        if method.name == ZERO_SHOT:
+            return self.lvlm(cell.backbone, method.fraction, cell.seed)
+        if method.name == CRAFT:
+            lvlm = self.lvlm(cell.backbone, method.fraction, cell.seed)
+            return lvlm.with_encoder(self.encoder(cell.domain, cell.seed, method))
+        return load_tuned(self.trained(cell.domain, cell.seed, method), self.lvlm(method.model))
+
+    # Trainings
+
+    def encoder(self, domain: str, seed: int, method: Method | None = None) -> Artefact:
         """The encoder adapted to a domain: one of the plan's, or of an earlier run with this model and these
         settings, or made now.
+
+        Args:
+            domain, seed: what it is adapted to.
+            method: with which surrogate and settings; None is the plan's first surrogate.
 
         Raises:
             CraftError: as `craft.adapt`.
         """
-        if not self._encoders:
-            self._encoders = {_subject(found): found for found in map(load_artefact, self.plan.encoders)}
-        if (domain, seed) not in self._encoders:
-            surrogate = self.lvlm(self.plan.surrogate)
-            named = {"surrogate": self.plan.surrogate, "data.name": domain, "seed": seed}
-            settings = AdaptConfig.build(None, named).model_dump(mode="json")
-            key = _digest({"parts": part_hashes(surrogate), "settings": settings})[:10]
-            folder = self.plan.work / "encoders" / f"{Path(domain).stem}-{seed}-{key}"
-            if not (folder / "encoder" / "craft.json").is_file():
-                adapt(surrogate, domain, folder, seed, resume=(folder / "run.json").is_file())
-            self._encoders[domain, seed] = load_artefact(folder)
-        return self._encoders[domain, seed]
+        usual = Method(CRAFT, self.plan.surrogates[0])
+        if (method or usual) == usual and (domain, seed) in self._given:
+            return self._given[domain, seed]
+        return load_artefact(self.trained(domain, seed, method or usual))
+
+    def place(self, domain: str, seed: int, method: Method) -> Path:
+        """The run folder of a training: another one for other weights or settings."""
+        settings = self.settings(domain, seed, method).model_dump(mode="json")
+        parts = self.hashes(method.model, method.fraction, seed)
+        told = {"parts": parts, "settings": settings}
+        if method.name == CRAFT:
+            return self.plan.work / "encoders" / f"{plain(domain)}-{seed}-{digest(told)[:10]}"
+        return self.plan.work / "tuned" / f"{method.name}-{plain(domain)}-{seed}-{digest(told)[:10]}"
+
+    def is_trained(self, domain: str, seed: int, method: Method) -> bool:
+        """Whether a training is there already."""
+        if method == Method(CRAFT, self.plan.surrogates[0]) and (domain, seed) in self._given:
+            return True
+        return _record(self.place(domain, seed, method)).is_file()
+
+    def trained(self, domain: str, seed: int, method: Method) -> Path:
+        """The run folder of a training, which is done now where that never happened.
+
+        Raises:
+            CraftError: as `craft.adapt`, or the baselines.
+        """
+        folder = self.place(domain, seed, method)
+        if _record(folder).is_file():
+            return folder
+        began = time.monotonic()
+        model = self.lvlm(method.model, method.fraction, seed)
+        say(f"training: {method.name} with {method.model} on {domain}, seed {seed}")
+        train = adapt if method.name == CRAFT else METHODS[method.name]
+        config, resume = self.settings(domain, seed, method), (folder / "run.json").is_file()
+        train(model, domain, folder, seed, config=config, resume=resume)
+        write_json(_record(folder), {"seconds": round(time.monotonic() - began, 1)})
+        return folder
+
+    def settings(self, domain: str, seed: int, method: Method) -> AdaptConfig:
+        """The configuration of a training."""
+        return settings_of_training(self.plan, domain, seed, method)
+
+    # Questions
 
     def questions(self, domain: str, seed: int) -> Data:
-        """The questions of a domain, with the classes that its encoder never saw as the unseen ones."""
-        artefact = self.encoder(domain, seed)
-        surrogate = self.lvlm(self.plan.surrogate)
-        data = questions_for({"name": domain}, seed, artefact.manifest, lambda: surrogate)
-        self.told[f"{domain}, seed {seed}"] = {
-            "data": data.fingerprint,
-            "held_out": list(data.held_out),
-            "tower": artefact.manifest["tower"],
-        }
-        return data
+        """The questions of a domain: training, validation and test, the same for every method."""
+        if (domain, seed) not in self._questions:
+            given = self._given.get((domain, seed))
+            lvlm = lambda: self.lvlm(self.plan.surrogates[0])  # noqa: E731  (hard distractors ask it)
+            if given is not None:
+                data = questions_for({"name": domain}, seed, given.manifest, lvlm)
+            else:
+                usual = Method(CRAFT, self.plan.surrogates[0])
+                data = open_data(self.settings(domain, seed, usual).data, seed, lvlm)
+            self._questions[domain, seed] = data
+            self.told[f"{domain}, seed {seed}"] = {
+                "data": data.fingerprint,
+                "held_out": list(data.held_out),
+            }
+        return self._questions[domain, seed]
 
-    @cached_property
-    def parts(self) -> dict[str, str]:
-        """A hash of each backbone's weights, for the keys of cells."""
-        found = {name: part_hashes(self.lvlm(name)) for name in self.plan.backbones}
-        return {name: _digest([parts["llm"], parts["projector"]]) for name, parts in found.items()}
+    def samples(self, cell: Cell, split: Any = "test") -> list[Sample]:
+        """The questions that a cell asks."""
+        return take(self.questions(cell.asked, cell.seed).samples(split), cell.limit, cell.seed)
 
-    @cached_property
-    def _cells(self) -> dict[str, Any]:
-        path = self.plan.work / "cells.json"
-        return read_json(path) if path.is_file() else {}
+    # Measurements
 
-    def cell(self, key: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What was measured under a key; measured now, and kept on disk, where that never happened.
+    def file(self, cell: Cell) -> Path:
+        """Where a cell is kept: a file of its own, so that processes never write the same one."""
+        told = [asdict(cell), self.plan.adapt, self.plan.keep_ratio, self.plan.dtype]
+        asked = "" if cell.asked == cell.domain else f"-on-{plain(cell.asked)}"
+        words = (cell.measure, plain(cell.domain) + asked, str(cell.seed), cell.method.name)
+        return self.plan.work / "cells" / f"{'-'.join(words)}-{digest(told)[:12]}.json"
+
+    def cell(
+        self, cell: Cell, measure: Callable[[LVLM], dict[str, Any]], more: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """What was measured in a cell; measured now, and kept on disk, where that never happened with these
+        weights and questions.
 
         Args:
-            key: all that the result depends on, JSON-able.
-            measure: gives the result, JSON-able.
+            cell: which.
+            measure: gives the result, JSON-able, of the cell's LVLM.
+            more: what else the result depends on, JSON-able.
         """
-        name = _digest(dict(key))
-        if name not in self._cells:
-            self._cells[name] = {"key": dict(key), "found": measure()}
-            write_json(self.plan.work / "cells.json", self._cells)
-        return self._cells[name]["found"]
+        data = self.questions(cell.asked, cell.seed)
+        _, lvlm, parts = self._made_with_hash(cell)
+        key = {
+            "lvlm": parts,
+            "data": data.fingerprint,
+            "held_out": list(data.held_out),
+            **(more or {}),
+        }
+        place = self.file(cell)
+        if place.is_file():
+            known = read_json(place)
+            if known["key"] == key:
+                return known["found"]
+        began = time.monotonic()
+        found = measure(lvlm)
+        seconds = round(time.monotonic() - began, 2)
+        told = {"measure": cell.measure, "key": key, "seconds": seconds, "found": found}
+        write_json(place, told)
+        return found
+
+    def _parts(self, cell: Cell, lvlm: LVLM) -> list[str | None]:
+        """Hashes of all that answers depend on. What did not change is not read again: LLMs are large."""
+        method = cell.method
+        base = self.hashes(cell.backbone, method.fraction, cell.seed)
+        if method.name not in (ZERO_SHOT, CRAFT):
+            base = part_hashes(lvlm)
+        elif method.name == CRAFT:
+            base = {**base, "vision_tower": hash_tensors(lvlm.visual.vision_tower.state_dict())}
+        prior = lvlm.visual.prior
+        counts = None if prior is None else hash_tensors({"counts": prior})
+        return [*(base.get(name) for name in ("vision_tower", "codebook", "projector", "llm")), counts]
 
     def provenance(self) -> dict[str, Any]:
-        """Plan, commit, versions, device, and the data and encoders that were used."""
-        plan = {name: value for name, value in asdict(self.plan).items() if name not in ("work", "encoders")}
+        """Plan, commit, versions, device, and the data that was used."""
+        plan = self.plan.model_dump(mode="json", exclude={"work", "encoders", "benches"})
         devices = sorted({str(lvlm.device) for lvlm in self._lvlms.values()})
         return {**machine(), "devices": devices, "plan": plan, "used": self.told}
 
 
-def _subject(artefact: Artefact) -> tuple[str, int]:
-    """What an encoder was adapted to, and with which seed."""
-    told = artefact.manifest
-    return str(told["data"]["settings"]["name"]), int(told["seed"])
+def _record(folder: Path) -> Path:
+    """What says that a training is done, and how long it took."""
+    return folder.parent.parent / "times" / f"{folder.parent.name}-{folder.name}.json"
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+def settings_of_training(plan: Plan, domain: str, seed: int, method: Method) -> AdaptConfig:
+    """The plan's settings, and on top of them the method's."""
+    named = {"surrogate": method.model, "data.name": domain, "seed": seed}
+    root = plan.root / domain if plan.root is not None and domain in BENCHMARKS else plan.root
+    device = {key: value for key in ("device", "dtype") if (value := getattr(plan, key)) is not None}
+    place = {} if root is None else {"data.root": str(root)}
+    given = {**named, **place, **device, **plan.adapt, **dict(method.settings)}
+    if method.name == CRAFT:
+        return AdaptConfig.build(None, given)
+    return BaselineConfig.build(None, {**given, "method": method.name})
 
 
 def announce(done: int, cells: int, what: str) -> None:
     """One line of progress for a cell."""
     say(f"cell {done} of {cells}: {what}")
+
+
+def told_method(method: Method) -> Mapping[str, Any]:
+    """A method as JSON."""
+    return {"name": method.name, "model": method.model, "settings": dict(method.settings)} | (
+        {} if method.fraction == 1 else {"fraction": method.fraction}
+    )

@@ -23,6 +23,7 @@ from craft.core.files import (
     save_tensors,
     write_json,
 )
+from craft.models.lvlm import LVLM
 from craft.models.visual_folder import read_prior
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.models.weights import load_strict, read_manifest
@@ -101,6 +102,14 @@ class Artefact:
         )
         return adapted.to(visual.device).eval()
 
+    def apply(self, lvlm: LVLM) -> LVLM:
+        """`lvlm` behind the adapted tower; its backbone is shared, not copied.
+
+        Raises:
+            CodebookMismatchError, CheckpointError: as `apply_to`.
+        """
+        return LVLM(self.apply_to(lvlm.visual), lvlm.backbone, lvlm.name, lvlm.origin)
+
     def _takers(self) -> str:
         """Which models could take it, as far as this machine knows."""
         from craft.models.load import shipped, shipped_folder
@@ -138,31 +147,14 @@ def save_artefact(
     Raises:
         CheckpointError: the prior does not have one count per codeword, or weights are not finite.
     """
-    target, book, tower = Path(folder), visual.codebook, visual.vision_tower
+    target, book = Path(folder), visual.codebook
     if prior.shape != (book.size,) or prior.dtype != torch.int64:
         raise CheckpointError(
             f"The prior has shape {list(prior.shape)} and dtype {prior.dtype}; it needs int64 [{book.size}]."
         )
-    state = tower.state_dict()
-    damaged = [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
-    if damaged:
-        raise CheckpointError(
-            f"The adapted tower is not finite ({damaged[0]}); it is not written to {target}."
-        )
+    state = visual.vision_tower.state_dict()
     given = dict(manifest)
-    filled = {
-        "format": FORMAT,
-        "version": VERSION,
-        "codebook": {
-            "fingerprint": book.fingerprint,
-            "levels": book.num_levels,
-            "size": book.size,
-            "dim": book.dim,
-        },
-        "vision_tower": tower.config,
-        "tower": hash_tensors(state),
-        "log_temperature": float(visual.log_temperature.detach()),
-    }
+    filled = {"format": FORMAT, "version": VERSION, **described(visual, state, target)}
     asked = {
         key: given.pop(key, None)
         for key in ("surrogate", "base_tower", "data", "held_out", "config", "metrics")
@@ -176,17 +168,48 @@ def save_artefact(
     return target
 
 
+def described(visual: VisualTokenizer, state: Mapping[str, Tensor], target: Path) -> dict[str, Any]:
+    """What a manifest says of the tensors beside it: codebook, shape of the tower, hash, log τ.
+
+    Raises:
+        CheckpointError: a tensor is not finite.
+    """
+    damaged = [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
+    if damaged:
+        raise CheckpointError(
+            f"The adapted tower is not finite ({damaged[0]}); it is not written to {target}."
+        )
+    book = visual.codebook
+    return {
+        "codebook": {
+            "fingerprint": book.fingerprint,
+            "levels": book.num_levels,
+            "size": book.size,
+            "dim": book.dim,
+        },
+        "vision_tower": visual.vision_tower.config,
+        "tower": hash_tensors(dict(state)),
+        "log_temperature": float(visual.log_temperature.detach()),
+    }
+
+
 def load_artefact(path: PathLike) -> Artefact:
-    """Read an adapted encoder and check it against its manifest.
+    """Read an adapted encoder, or a baseline's tuned parts (a `craft.models.tuned.Tuned`), and check it
+    against its manifest.
 
     Args:
-        path: the artefact's folder, or the run folder that has it as `encoder/`.
+        path: the artefact's folder, or the run folder that has it as `encoder/` or `tuned/`.
 
     Raises:
         CheckpointError: there is none, the run has not finished, a file is missing or damaged, or the
             weights are not those that the manifest was written for.
     """
+    from craft.models import tuned  # late: it builds on this file
+
     folder = find_artefact(path)
+    told = read_json(folder / "craft.json")
+    if isinstance(told, dict) and told.get("format") == tuned.FORMAT:
+        return tuned.load_tuned(folder)
     manifest = read_manifest(folder / "craft.json", FORMAT, VERSION, "an adapted encoder")
     weights = folder / "model.safetensors"
     state = load_tensors(weights)
@@ -213,16 +236,17 @@ def find_artefact(path: PathLike) -> Path:
         CheckpointError: there is none; the message says what is there instead.
     """
     path = Path(path)
-    if (path / "encoder" / "craft.json").is_file():
-        return path / "encoder"
+    for name in ("encoder", "tuned"):
+        if (path / name / "craft.json").is_file():
+            return path / name
     if not path.exists():
         raise CheckpointError(
             f"{path} does not exist; give a run folder of `craft adapt`, or its encoder/ folder."
         )
     if (path / "run.json").is_file() or (path / "checkpoints").is_dir():
         raise CheckpointError(
-            f"The run in {path} has not finished: it has no encoder/ yet. Run the same `craft adapt` "
-            "again with --resume."
+            f"The run in {path} has not finished: it has no encoder/ (or tuned/) yet. Run the same `craft "
+            "adapt` (or `craft baseline`) again with --resume."
         )
     if not (path / "craft.json").is_file():
         raise CheckpointError(

@@ -42,7 +42,8 @@ class ImageCodes:
 
     Attributes:
         visual: the visual tokenizer that made them; looks codewords up.
-        codes: `[D, N, L]` on the CPU, int16 (int32 for K above 32768), of the D distinct images.
+        codes: `[D, N, L]` on the CPU, int16 (int32 for K above 32768), of the D distinct images. Of a
+            continuous LVLM its features `[D, N, d]` in the tower's dtype (1 MiB per image at real size).
         residual: float32 `[D, N]` on the CPU, e = |z - c⁽¹⁾|².
         rows: int64 `[images]`: where in the two each of the given images is.
         names: D short names of the distinct images, by content: the same for the same picture everywhere.
@@ -72,8 +73,12 @@ class ImageCodes:
         else:
             rows = self.rows[torch.as_tensor(list(images), dtype=torch.long)]
         device = self.visual.codebook.codewords.device
-        codes = self.codes[rows].long().to(device)
-        quantized = self.visual.codebook.lookup(codes)
+        if self.visual.continuous:
+            quantized = self.codes[rows].to(device).float()
+            codes = torch.zeros(*quantized.shape[:2], 0, dtype=torch.long, device=device)
+        else:
+            codes = self.codes[rows].long().to(device)
+            quantized = self.visual.codebook.lookup(codes)
         batch, count = codes.shape[:2]
         return VisionTokens(
             features=quantized,
@@ -133,8 +138,7 @@ class CodeCache:
             _encode_missing(visual, missing, known, place, batch_size, progress)
         order = {digest: row for row, digest in enumerate(dict.fromkeys(digests))}
         found = [known[digest] for digest in order]
-        rows, columns, levels = *visual.grid, visual.codebook.num_levels
-        empty = torch.zeros(0, rows * columns, levels, dtype=_integer(visual))
+        empty = torch.zeros(0, *_shape(visual), dtype=_dtype(visual))
         return ImageCodes(
             visual=visual,
             codes=torch.stack([codes for codes, _ in found]) if found else empty,
@@ -179,7 +183,8 @@ def _encode_missing(
     try:
         for start in track(starts, "encoding images") if progress and len(starts) > 1 else starts:
             tokens = visual.encode(sources[start : start + batch_size], batch_size=batch_size)
-            codes, residual = tokens.codes.to(_integer(visual)).cpu(), tokens.residual.float().cpu()
+            kept = tokens.features if visual.continuous else tokens.codes
+            codes, residual = kept.to(_dtype(visual)).cpu(), tokens.residual.float().cpu()
             batch = digests[start : start + batch_size]
             known.update(zip(batch, zip(codes.unbind(), residual.unbind(), strict=True), strict=True))
             unsaved += batch
@@ -206,17 +211,19 @@ def _write_part(
 def _read_parts(place: Path, visual: VisualTokenizer) -> dict[bytes, tuple[Tensor, Tensor]]:
     """Everything that lies in a cache folder. A damaged file is named and passed over: its images are encoded
     again."""
-    rows, columns = visual.grid
-    shape = (rows * columns, visual.codebook.num_levels)
+    shape = _shape(visual)
     known: dict[bytes, tuple[Tensor, Tensor]] = {}
     for path in sorted(place.glob("part-*.safetensors")):
         try:
             part = load_tensors(path)
             digests, codes, residual = part["digests"], part["codes"], part["residual"]
             fits = len(digests) == len(codes) == len(residual) and tuple(codes.shape[1:]) == shape
-            if not fits or tuple(residual.shape[1:]) != shape[:1] or codes.dtype != _integer(visual):
+            if not fits or tuple(residual.shape[1:]) != shape[:1] or codes.dtype != _dtype(visual):
                 raise CheckpointError(f"{path} holds codes of another shape")
-            if int(codes.min()) < 0 or int(codes.max()) >= visual.codebook.size:
+            beyond = not visual.continuous and (
+                int(codes.min()) < 0 or int(codes.max()) >= visual.codebook.size
+            )
+            if beyond:
                 raise CheckpointError(f"{path} holds codes that the codebook does not have")
         except (CheckpointError, KeyError) as error:
             say(f"{error}; its images are encoded again")
@@ -241,5 +248,13 @@ def _source(image: Any) -> Any:
     return os.fspath(image) if isinstance(image, str | os.PathLike) else id(image)
 
 
-def _integer(visual: VisualTokenizer) -> torch.dtype:
+def _shape(visual: VisualTokenizer) -> tuple[int, int]:
+    """Of what is kept per image: codes `[N, L]`, or features `[N, d]`."""
+    rows, columns = visual.grid
+    return rows * columns, visual.codebook.num_levels or visual.codebook.dim
+
+
+def _dtype(visual: VisualTokenizer) -> torch.dtype:
+    if visual.continuous:
+        return next(visual.vision_tower.parameters()).dtype
     return torch.int16 if visual.codebook.size <= 2**15 else torch.int32

@@ -25,6 +25,16 @@ def _square(image: Image.Image) -> Image.Image:
     return canvas
 
 
+def _cropped(image: Image.Image, size: int) -> Image.Image:
+    """The shorter side scaled to `size`, and the middle square of it (CLIP's and LLaVA's way)."""
+    width, height = image.size
+    scale = size / min(width, height)
+    wide, high = (size if side == min(width, height) else int(side * scale) for side in (width, height))
+    image = image.resize((wide, high), Image.Resampling.BICUBIC)
+    left, top = (wide - size) // 2, (high - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
 def square_bytes(source: Any, size: int, aspect: str = "resize") -> np.ndarray:
     """One image as the square of bytes that the tower takes, before scaling: uint8 `[3, S, S]`.
 
@@ -34,9 +44,11 @@ def square_bytes(source: Any, size: int, aspect: str = "resize") -> np.ndarray:
     Raises:
         DataError: the image cannot be read, or the aspect mode is unknown.
     """
-    if aspect not in ("resize", "pad"):
-        raise DataError(f"Image aspect mode {aspect!r} is not known; use 'resize' or 'pad'.")
+    if aspect not in ("resize", "pad", "crop"):
+        raise DataError(f"Image aspect mode {aspect!r} is not known; use 'resize', 'pad' or 'crop'.")
     image = open_image(source)
+    if aspect == "crop":
+        image = _cropped(image, size)
     if aspect == "pad":
         image = _square(image)
     if image.size != (size, size):
@@ -62,7 +74,7 @@ def pixels(images: Sequence[Any], size: int, aspect: str = "resize") -> Tensor:
     Args:
         images: paths, bytes, PIL images or arrays, as `craft.data.images.open_image` takes them.
         size: side S of the square.
-        aspect: "resize" (squeeze to the square, bicubic) or "pad" (grey bars first).
+        aspect: "resize" (squeeze to the square, bicubic), "pad" (grey bars first) or "crop" (the middle).
 
     Returns:
         float32 `[B, 3, S, S]`, `(x / 255 - 0.5) / 0.5`.

@@ -33,8 +33,9 @@ def load(
     """Load an LVLM.
 
     Args:
-        name_or_path: a shipped model (`craft.models.load.shipped()` lists them), a folder in the native or
-            VILA-U layout, or a hub id `org/name` (`org/name/backbone` where a family has several).
+        name_or_path: a shipped model (`craft.models.load.shipped()` lists them), a folder in the native,
+            VILA-U or LLaVA (transformers) layout, or a hub id `org/name` (`org/name/backbone` where a family
+            has several).
         device: "auto" (None), "cpu", "cuda", "mps", ...
         dtype: of the weights in memory: "float32", "bfloat16" or "auto" (None): bfloat16 where the device
             has it. The codebook is float32 always.
@@ -132,6 +133,7 @@ def hub_folder(name: str) -> Path:
 
 def _load_folder(folder: Path, device: str | torch.device | None, dtype: str | torch.dtype | None) -> LVLM:
     """Load a folder by the layout it has."""
+    from craft.models.llava import is_llava, load_llava
     from craft.models.native import NATIVE_FORMAT, load_native
     from craft.models.vila_u import is_vila_u, load_vila_u
 
@@ -144,11 +146,13 @@ def _load_folder(folder: Path, device: str | torch.device | None, dtype: str | t
             f"craft.load(BACKBONE).with_encoder({str(folder)!r}), "
             "or --encoder on the command line."
         )
-    if (folder / "encoder" / "craft.json").is_file():
+    if any((folder / name / "craft.json").is_file() for name in ("encoder", "tuned")):
         raise CheckpointError(
             f"{folder} is a run, whose adapted encoder needs a backbone: craft.load(BACKBONE).with_encoder"
             f"({str(folder)!r}), or --encoder on the command line."
         )
+    if is_llava(folder):
+        return load_llava(folder, device, dtype)
     if _says_vila_u(folder) or is_vila_u(folder):
         return load_vila_u(folder, device, dtype)
     members = sorted(path.parent.name for path in folder.glob("*/craft.json"))
@@ -157,8 +161,8 @@ def _load_folder(folder: Path, device: str | torch.device | None, dtype: str | t
     if members:
         raise CheckpointError(f"{folder} is a family of models; add one of {', '.join(members)} to the path.")
     raise CheckpointError(
-        f"{folder} holds no model: neither craft.json (native layout) nor VILA-U's llm/, vision_tower/ and "
-        f"mm_projector/ is there. Shipped models: {', '.join(shipped()) or 'none'}."
+        f"{folder} holds no model: neither craft.json (native layout), nor VILA-U's llm/, vision_tower/ and "
+        f"mm_projector/, nor a LLaVA config.json is there. Shipped models: {', '.join(shipped()) or 'none'}."
     )
 
 

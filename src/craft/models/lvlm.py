@@ -1,4 +1,4 @@
-"""The discrete LVLM: visual tokenizer + backbone (§3.1)."""
+"""The LVLM: visual tokenizer + backbone (§3.1)."""
 
 import copy
 from collections.abc import Sequence
@@ -36,7 +36,8 @@ class LVLM(nn.Module):
         if not abstract and backbone.codebook_fingerprint != visual.codebook.fingerprint:
             raise CodebookMismatchError(
                 f"Backbone {name} was made for codebook {backbone.codebook_fingerprint}, and the visual "
-                f"tokenizer has codebook {visual.codebook.fingerprint}; combine parts of one model family."
+                f"tokenizer has codebook {visual.codebook.fingerprint}; combine parts of one model family. "
+                "(tower:… stands for the features of a vision tower, which a continuous LVLM reads.)"
             )
         self.visual = visual
         self.backbone = backbone
@@ -114,6 +115,8 @@ class LVLM(nn.Module):
                 another codebook's size.
         """
         budget_of(keep_ratio, 1)
+        if keep_ratio != 1:
+            self.visual.need_codes(f"keep_ratio={keep_ratio}")
         prior, size = self.visual.prior, self.visual.codebook.size
         if keep_ratio == 1 or (prior is not None and prior.shape == (size,)):
             return
@@ -153,7 +156,8 @@ class LVLM(nn.Module):
         """The same backbone (shared, not copied) behind an adapted vision tower.
 
         Args:
-            encoder: a run folder, an artefact folder, or a loaded `craft.models.artefact.Artefact`.
+            encoder: a run folder, an artefact folder, or a loaded `craft.models.artefact.Artefact`. Of a
+                baseline too (`craft.models.tuned`), whatever parts it tuned; those are copied.
 
         Raises:
             CodebookMismatchError: the encoder was adapted for another codebook; both fingerprints are named.
@@ -162,4 +166,4 @@ class LVLM(nn.Module):
         from craft.models.artefact import Artefact, load_artefact
 
         artefact = encoder if isinstance(encoder, Artefact) else load_artefact(encoder)
-        return LVLM(artefact.apply_to(self.visual), self.backbone, self.name, self.origin)
+        return artefact.apply(self)

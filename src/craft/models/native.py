@@ -3,6 +3,10 @@
     FAMILY/visual/{config.json, model.safetensors, text_encoder/, README.md[, prior.safetensors]}
     FAMILY/BACKBONE/{craft.json, projector/, llm/, README.md}      (in place of llm/: `craft.models.borrowed`)
 
+A backbone whose `craft.json` names a vision tower ("tower:…") in the codebook's place is a continuous LVLM:
+it reads the features of the family's tower unquantised. A family that has only such ones needs no codebook
+(its visual tokenizer has 0 levels).
+
 Weights keep the dtype they have on disk (bfloat16 for a new model) through any number of loads and saves.
 The codebook is never rounded: it is written in that dtype only where no value changes, else in float32.
 """
@@ -40,7 +44,8 @@ from craft.models.visual_folder import (
     write_card,
 )
 from craft.models.visual_tokenizer import VisualTokenizer
-from craft.models.weights import cast, dtype_named, load_strict, read_manifest, stored_dtype
+from craft.models.weights import cast, dtype_named, load_strict, read_manifest, stored_dtype, under
+from craft.quantize.continuous import TOWER
 
 __all__ = ["NATIVE_FORMAT", "load_native", "load_visual", "save_native", "save_visual"]
 
@@ -101,13 +106,16 @@ def load_native(
             f"{folder / 'craft.json'} names prompt format {manifest['prompt']!r}; "
             f"this version has {', '.join(FORMATS)}."
         )
-    visual = load_visual(folder / str(manifest["visual"]), "cpu", precision)
+    visual = load_visual(folder / str(manifest["visual"]), "cpu")
+    if str(manifest["codebook"]).startswith(TOWER) and not visual.continuous:
+        visual = visual.unquantised()
+    visual.vision_tower.to(precision)
     if visual.codebook.fingerprint != manifest["codebook"]:
         raise CodebookMismatchError(
             f"The backbone in {folder} was made for codebook {manifest['codebook']}, and the visual "
             "tokenizer in "
             f"{(folder / str(manifest['visual'])).resolve()} has codebook {visual.codebook.fingerprint}; "
-            "put it back into its own family's folder."
+            "put it back into its own family's folder. (tower:… stands for the features of a vision tower.)"
         )
     borrowed = None
     if "llm" in manifest:
@@ -134,14 +142,19 @@ def _same_visual(folder: Path, visual: VisualTokenizer, dtype: str | None) -> No
     """Check that a family's visual tokenizer on disk is `visual`, so that no other backbone loses its own."""
     config = read_manifest(folder / "config.json", VISUAL_FORMAT, VERSION, "a visual tokenizer")
     own = visual.codebook.fingerprint
-    if config["fingerprint"] != own:
+    stored, mine = (
+        load_tensors(folder / "model.safetensors"),
+        visual_tensors(visual, dtype or config["dtype"]),
+    )
+    if visual.continuous:  # a continuous backbone shares the tower, whatever codebook is beside it
+        stored, mine = under(stored, "vision_tower."), under(mine, "vision_tower.")
+    elif config["fingerprint"] != own:
         raise CodebookMismatchError(
             f"The family in {folder.parent} has codebook {config['fingerprint']}, and this model has "
             f"codebook {own}; "
             "save it into another folder."
         )
-    stored = load_tensors(folder / "model.safetensors")
-    if hash_tensors(stored) != hash_tensors(visual_tensors(visual, dtype or config["dtype"])):
+    if hash_tensors(stored) != hash_tensors(mine):
         raise CheckpointError(
             f"The family in {folder.parent} has another vision tower than this model; save it into "
             "another folder, "

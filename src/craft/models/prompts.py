@@ -14,6 +14,7 @@ VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+_LLAVA_IMAGE = "<image>"
 _SLOT = "\ue000"  # a private-use character stands for the image while a chat template is filled in
 
 
@@ -127,7 +128,43 @@ def plain(tokenizer: Any, question: str, answer: str | None = None, image: bool 
     return Prompt(before, after, tail) if image else Prompt(before + after, [], tail)
 
 
-FORMATS: dict[str, Callable[..., Prompt]] = {"vila-u": vila_u, "chat-template": chat_template, "plain": plain}
+def llava(tokenizer: Any, question: str, answer: str | None = None, image: bool = True) -> Prompt:
+    """LLaVA's: the checkpoint's chat template, whose `<image>` stands for the picture's tokens.
+
+    Without a template, LLaVA-1.5's: `USER: <image>\nQUESTION ASSISTANT:`, ` ANSWER</s>`. The text is
+    tokenised as a whole, as transformers' processor does it.
+    """
+    question = question.replace(_LLAVA_IMAGE, "")
+    parts = [{"type": "image"}] * image + [{"type": "text", "text": question}]
+    turns: list[dict[str, Any]] = [{"role": "user", "content": parts}]
+    text = f"USER: {f'{_LLAVA_IMAGE}{chr(10)}' if image else ''}{question} ASSISTANT:"
+    whole = f"{text} {answer}"
+    if getattr(tokenizer, "chat_template", None):
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        turns += [{"role": "assistant", "content": [{"type": "text", "text": answer or ""}]}]
+        whole = tokenizer.apply_chat_template(turns, tokenize=False).rstrip()
+
+    def ids(piece: str) -> list[int]:  # BOS once: where the template does not write it already
+        first = not (tokenizer.bos_token and piece.startswith(tokenizer.bos_token))
+        return list(tokenizer(piece, add_special_tokens=first)["input_ids"])
+
+    asked, tail = ids(text), list[int]()
+    if answer is not None:
+        end = tokenizer.eos_token or ""
+        full = ids(whole if whole.endswith(end) else whole + end)
+        asked, tail = _split_answer(full, asked)
+    if not image:
+        return Prompt(asked, [], tail)
+    place = asked.index(tokenizer.convert_tokens_to_ids(_LLAVA_IMAGE))
+    return Prompt(asked[:place], asked[place + 1 :], tail)
+
+
+FORMATS: dict[str, Callable[..., Prompt]] = {
+    "vila-u": vila_u,
+    "chat-template": chat_template,
+    "plain": plain,
+    "llava": llava,
+}
 
 
 def build_prompt(
@@ -183,6 +220,8 @@ def build_dialogue(
     first = build_prompt(name, tokenizer, *turns[0], image)
     before, asked = (first.before, first.after) if image else ([], first.before + first.after)
     pieces = [(asked, False), (first.answer, True)]
+    if len(turns) > 1 and name not in _NEXT:
+        raise ConfigError(f"The prompt format {name!r} has one question per conversation; give single turns.")
     for number in range(1, len(turns)):
         asked, answer = _NEXT[name](tokenizer, turns[:number], *turns[number])
         pieces += [(asked, False), (answer, True)]

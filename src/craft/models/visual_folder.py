@@ -22,7 +22,7 @@ from craft.models.text_encoder import load_text_encoder, save_text_encoder
 from craft.models.vision_tower import build_tower
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.models.weights import cast, dtype_named, load_strict, read_manifest, stored_dtype, under
-from craft.quantize import ResidualCodebook
+from craft.quantize import Continuous, ResidualCodebook, tower_fingerprint
 
 VISUAL_FORMAT, VERSION = "craft-visual", 1
 
@@ -47,6 +47,8 @@ def save_visual(folder: PathLike, visual: VisualTokenizer, dtype: str | None = N
         "dtype": dtype,
         "fingerprint": codebook.fingerprint,
     }
+    if visual.continuous:  # the tower that is written is the base tower of whoever reads it
+        config["fingerprint"] = tower_fingerprint(tower.state_dict())
     with atomic_directory(target) as building:
         write_json(building / "config.json", config)
         save_tensors(building / "model.safetensors", visual_tensors(visual, dtype))
@@ -75,12 +77,16 @@ def load_visual(
     config = read_manifest(folder / "config.json", VISUAL_FORMAT, VERSION, "a visual tokenizer")
     path = folder / "model.safetensors"
     tensors = load_tensors(path)
+    continuous = config["levels"] == 0
     for name in ("codebook.codewords", "log_temperature"):
-        if name not in tensors:
+        if name not in tensors and not (continuous and name.startswith("codebook")):
             raise CheckpointError(f"{path} lacks tensor {name}; copy the folder again.")
     tower = build_tower(config["vision_tower"])
     load_strict(tower, cast(under(tensors, "vision_tower."), torch.float32), path)
-    codebook = _codebook(tensors["codebook.codewords"], int(config["levels"]), path)
+    if continuous:
+        codebook = Continuous(tower.dim, tower_fingerprint(tower.state_dict()))
+    else:
+        codebook = _codebook(tensors["codebook.codewords"], int(config["levels"]), path)
     if codebook.fingerprint != config["fingerprint"]:
         raise CheckpointError(
             f"{path} holds codebook {codebook.fingerprint}, and {folder / 'config.json'} says "
@@ -121,9 +127,10 @@ def visual_tensors(visual: VisualTokenizer, dtype: str) -> dict[str, Tensor]:
     tower = cast(visual.vision_tower.state_dict(), precision)
     exact = visual.codebook.codewords
     small = exact.to(precision)
+    codebook = {"codebook.codewords": small if torch.equal(small.float(), exact) else exact}
     return {
         **{f"vision_tower.{name}": tensor for name, tensor in tower.items()},
-        "codebook.codewords": small if torch.equal(small.float(), exact) else exact,
+        **({} if visual.continuous else codebook),
         "log_temperature": visual.log_temperature.detach().float(),
     }
 
@@ -159,10 +166,15 @@ def millions(tensors: Mapping[str, Tensor]) -> str:
 
 def _visual_card(visual: VisualTokenizer) -> str:
     book, (rows, columns) = visual.codebook, visual.grid
+    if visual.continuous:
+        read = f"No codebook: features of width {book.dim} are read as they are (`{book.fingerprint}`)"
+    else:
+        read = (
+            f"Codebook: {book.num_levels} levels of {book.size} codewords, d = {book.dim}, fingerprint "
+            f"`{book.fingerprint}`"
+        )
     return (
         "# Visual tokenizer\n\n"
         f"Vision tower ({visual.vision_tower.config['type']}, {millions(visual.vision_tower.state_dict())} "  # type: ignore[index]
-        f"parameters): {visual.image_size} px, {rows} × {columns} tokens. Codebook: {book.num_levels} "
-        "levels of "
-        f"{book.size} codewords, d = {book.dim}, fingerprint `{book.fingerprint}`.\n"
+        f"parameters): {visual.image_size} px, {rows} × {columns} tokens. {read}.\n"
     )

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from craft.core.errors import CraftError
 from craft.core.tokens import VisionTokens
 from craft.models.images import pixels
-from craft.quantize import ResidualCodebook, straight_through
+from craft.quantize import Continuous, ResidualCodebook, straight_through, tower_fingerprint
 
 
 class VisualTokenizer(nn.Module):
@@ -16,11 +17,12 @@ class VisualTokenizer(nn.Module):
 
     Attributes:
         vision_tower: pixels `[B, 3, S, S]` -> (features `[B, N, d]`, [CLS] `[B, d]`); the trainable part.
-        codebook: `ResidualCodebook`, frozen.
+        codebook: `ResidualCodebook`, frozen; `Continuous` in a continuous LVLM, which reads features
+            unquantised.
         text_encoder: the frozen text encoder of the contrastive loss, or None.
         log_temperature: log τ of Eq. 4, a scalar parameter (`s_ij = τ cos`).
         prior: level-1 code counts int64 `[K]` (§3.3), or None where no prior came with the tokenizer.
-        aspect: "resize" or "pad", see `craft.models.images.pixels`.
+        aspect: "resize", "pad" or "crop", see `craft.models.images.pixels`.
 
     Source: §3.1.
     """
@@ -30,7 +32,7 @@ class VisualTokenizer(nn.Module):
     def __init__(
         self,
         vision_tower: nn.Module,
-        codebook: ResidualCodebook,
+        codebook: ResidualCodebook | Continuous,
         text_encoder: nn.Module | None = None,
         log_temperature: float | Tensor = 2.302585,
         prior: Tensor | None = None,
@@ -60,6 +62,32 @@ class VisualTokenizer(nn.Module):
     def grid(self) -> tuple[int, int]:
         """(rows, columns) of the patch grid; N is their product."""
         return self.vision_tower.grid  # type: ignore[return-value]
+
+    @property
+    def continuous(self) -> bool:
+        """Whether features leave unquantised: there are no codes then (`codes` is `[B, N, 0]`)."""
+        return self.codebook.num_levels == 0
+
+    def need_codes(self, what: str) -> None:
+        """Refuse what cannot be done without codes.
+
+        Raises:
+            CraftError: this is the visual tokenizer of a continuous LVLM.
+        """
+        if self.continuous:
+            raise CraftError(
+                f"{what} needs codes, and a continuous LVLM has none: its LLM reads the vision tower's "
+                "features without a codebook. Use a discrete LVLM, such as craft-tiny/qwen2."
+            )
+
+    def unquantised(self) -> "VisualTokenizer":
+        """The same (all parts shared) without its codebook: that of a continuous LVLM."""
+        tower: Any = self.vision_tower
+        codebook = Continuous(int(tower.dim), tower_fingerprint(tower.state_dict()))
+        made = VisualTokenizer(
+            tower, codebook, self.text_encoder, self.log_temperature.detach(), None, self.aspect
+        )
+        return made.to(self.device).train(self.training)
 
     def preprocess(self, images: Sequence[Any]) -> Tensor:
         """Images (paths, bytes, PIL, arrays) -> pixels float32 `[B, 3, S, S]` on the CPU.

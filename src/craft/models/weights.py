@@ -15,6 +15,7 @@ _ENTRIES = {
     "craft-visual": ("vision_tower", "levels", "aspect", "dtype", "fingerprint"),
     "craft-native": ("visual", "codebook", "prompt", "dtype"),
     "craft-encoder": ("codebook", "vision_tower", "tower"),
+    "craft-tuned": ("codebook", "vision_tower", "tower", "parts", "base"),
 }
 
 

@@ -3,10 +3,8 @@
 Read `adapt` from top to bottom: it is the paper's method in one page.
 """
 
-import copy
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,20 +20,18 @@ from craft.core.progress import say
 from craft.data import Data, Sample, verify_images
 from craft.evaluation import evaluate_lvlm
 from craft.models.artefact import load_artefact, save_artefact
-from craft.models.load import load
 from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.quantize.usage import code_counts
-from craft.recipes.questions import describe, open_data, take
+from craft.recipes.opening import Config, Model, run_data, run_settings
+from craft.recipes.questions import describe, take
 from craft.training.adaptation import adaptation
 from craft.training.config import AdaptConfig
-from craft.training.engine import join_processes, loading_device
+from craft.training.engine import join_processes
 from craft.training.fit import fit
 from craft.training.image_cache import ImageCache, image_key
 from craft.training.rehearsal import Rehearsal, rehearse_step
 from craft.training.run_folder import RunFolder
-
-Config = AdaptConfig | Mapping[str, Any] | str | Path | None
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ def adapt(
 
     Source: §3.2, Eq. 2 to 5; §4.1.
     """
-    settings = _settings(surrogate, data, out, seed, max_steps, config, overrides)
+    settings = run_settings(AdaptConfig, surrogate, data, out, seed, max_steps, config, overrides)
     assert settings.out is not None
     join_processes(settings.device)
     run = RunFolder(settings.out)
@@ -104,8 +100,8 @@ def adapt(
         return _finished(run, settings, surrogate)
 
     # 1. The data: every image is opened once before anything is trained.
-    model = _Surrogate(surrogate, settings)
-    given = _data(data, settings, model)
+    model = Model(surrogate, settings)
+    given = run_data(data, settings, model)
     train = given.samples("train")
     verify_images(given)
     if settings.eval_every and not given.validation:
@@ -113,6 +109,7 @@ def adapt(
 
     # 2. The surrogate, with a tower of its own to train.
     lvlm = model()
+    lvlm.visual.need_codes("CRAFT's adaptation")
     base_prior = lvlm.visual.prior
     start = settings.losses.contrastive.temperature
     if start is not None and settings.contrastive_weight(given.task) > 0:
@@ -178,11 +175,13 @@ def rehearse(
     Raises:
         CraftError: whatever `adapt` with the same arguments would stumble over at its start.
     """
-    settings = _settings(surrogate, data, None, seed, max_steps, config, overrides)
-    model = _Surrogate(surrogate, settings)
-    given = _data(data, settings, model)
+    settings = run_settings(AdaptConfig, surrogate, data, None, seed, max_steps, config, overrides)
+    model = Model(surrogate, settings)
+    given = run_data(data, settings, model)
     verify_images(given)
-    return rehearse_step(model(), given.samples("train"), settings, given.task)
+    lvlm, train = model(), given.samples("train")
+    lvlm.visual.need_codes("CRAFT's adaptation")
+    return rehearse_step(lvlm, train, settings, lambda: adaptation(lvlm, train, settings, given.task))
 
 
 @torch.no_grad()
@@ -204,61 +203,6 @@ def code_prior(
     return total(counts)
 
 
-class _Surrogate:
-    """Loads the surrogate when first needed, and keeps it. Of a given LVLM the tower is copied, no more."""
-
-    def __init__(self, surrogate: str | Path | LVLM | None, settings: AdaptConfig) -> None:
-        self.given = surrogate
-        self.settings = settings
-        self.lvlm: LVLM | None = None
-
-    def __call__(self) -> LVLM:
-        if self.lvlm is None:
-            given = self.given
-            if isinstance(given, LVLM):
-                visual = VisualTokenizer(
-                    copy.deepcopy(given.visual.vision_tower),
-                    given.visual.codebook,
-                    given.visual.text_encoder,
-                    given.visual.log_temperature.detach(),
-                    given.visual.prior,
-                    given.visual.aspect,
-                )
-                self.lvlm = LVLM(visual.to(given.device), given.backbone, given.name, given.origin)
-            else:
-                place = loading_device(self.settings.device)
-                self.lvlm = load(self.settings.surrogate, place, self.settings.dtype)
-        return self.lvlm
-
-
-def _settings(
-    surrogate: str | Path | LVLM | None,
-    data: str | Path | Data | None,
-    out: str | Path | None,
-    seed: int | None,
-    max_steps: int | None,
-    config: Config,
-    overrides: Mapping[str, Any],
-) -> AdaptConfig:
-    """The config, with the arguments of `adapt` on top of it."""
-    named = {
-        "surrogate": surrogate.name if isinstance(surrogate, LVLM) else surrogate and str(surrogate),
-        "data.name": data.name if isinstance(data, Data) else data and str(data),
-        "out": out and str(out),
-        "seed": seed,
-        "max_steps": max_steps,
-    }
-    given = {key: value for key, value in named.items() if value is not None}
-    settings = AdaptConfig.build(config, {**given, **overrides})
-    if settings.out is None:
-        settings = settings.model_copy(update={"out": str(Path("runs") / Path(settings.data.name).stem)})
-    return settings
-
-
-def _data(data: str | Path | Data | None, settings: AdaptConfig, model: _Surrogate) -> Data:
-    return data if isinstance(data, Data) else open_data(settings.data, settings.seed, model)
-
-
 def _announcement(lvlm: LVLM, data: Data, settings: AdaptConfig) -> str:
     unseen = f", held out: {', '.join(data.held_out)}" if data.held_out else ""
     return (
@@ -270,7 +214,7 @@ def _announcement(lvlm: LVLM, data: Data, settings: AdaptConfig) -> str:
 def _finished(run: RunFolder, settings: AdaptConfig, surrogate: str | Path | LVLM | None) -> AdaptResult:
     """The result of a run that had come to its end before."""
     artefact = load_artefact(run.path)
-    lvlm = _Surrogate(surrogate, settings)().with_encoder(artefact)
+    lvlm = Model(surrogate, settings)().with_encoder(artefact)
     held_out = tuple(read_json(run.path / "run.json").get("held_out") or ())
     return AdaptResult(
         run.path, artefact.folder, run.record["metrics"], artefact.prior, held_out, settings, lvlm

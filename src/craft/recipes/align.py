@@ -245,9 +245,10 @@ def _with_lora(settings: AlignConfig) -> bool:
 
 
 def _visual(settings: AlignConfig, given: Any) -> VisualTokenizer:
-    if isinstance(given, VisualTokenizer):
-        return given
-    return load_visual_tokenizer(settings.visual, settings.device, settings.dtype)
+    if not isinstance(given, VisualTokenizer):
+        given = load_visual_tokenizer(settings.visual, settings.device, settings.dtype)
+    given.need_codes("Aligning an LLM")
+    return given
 
 
 def _lvlm(settings: AlignConfig, visual: VisualTokenizer) -> LVLM:

@@ -165,7 +165,7 @@ class TransferMatrix:
         """The matrix as a page: accuracies, gains with intervals, seen and unseen classes, means."""
         from craft.recipes.matrix_page import page
 
-        return page(self)
+        return page(self.to_json())
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write transfer.json, transfer.md and transfer.png, a heat map.

@@ -3,19 +3,24 @@
 from collections.abc import Mapping
 from typing import Any
 
-from craft.recipes.matrix import GROUPS, ZERO_SHOT, Cell, TransferMatrix
+from craft.recipes.matrix import GROUPS, ZERO_SHOT
+
+Told = Mapping[str, Any]
 
 
-def page(matrix: TransferMatrix) -> str:
-    """The page of `TransferMatrix.to_markdown`. Source: the layout of Tables 3 and 7."""
+def page(matrix: Told) -> str:
+    """The page of `TransferMatrix.to_markdown`, made of its `to_json` alone: the JSON on disk gives it again.
+
+    Source: the layout of Tables 3 and 7.
+    """
     parts = ["# Transfer matrix", _about(matrix), _accuracies(matrix), "## Gains", _gains(matrix)]
     parts += ["## Means over cells", _means(matrix)]
     return "\n\n".join(parts) + "\n"
 
 
-def _about(matrix: TransferMatrix) -> str:
-    told = matrix.settings
-    chances = {report.chance for cell in matrix.cells.values() for report in cell.reports}
+def _about(matrix: Told) -> str:
+    told = matrix["settings"]
+    chances = {report["chance"] for cell in matrix["cells"] for report in cell["reports"]}
     chance = sorted(value for value in chances if value is not None)
     lines = [
         "Strict exact match in percent, mean ± standard deviation over seeds; in brackets the gain over "
@@ -35,48 +40,49 @@ def _about(matrix: TransferMatrix) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _accuracies(matrix: TransferMatrix) -> str:
+def _accuracies(matrix: Told) -> str:
     """Backbone by backbone: zero-shot, then each encoder; one column per data set, and their mean."""
-    several = len(matrix.data) > 1
+    several = len(matrix["data"]) > 1
+    known = {(cell["data"], cell["encoder"], cell["backbone"]): cell for cell in matrix["table"]}
     rows = []
-    for backbone in matrix.backbones:
-        for encoder in matrix.encoders:
-            cells = [matrix.cells.get((data, encoder, backbone)) for data in matrix.data]
-            own = any(cell is not None and cell.diagonal for cell in cells) and encoder != ZERO_SHOT
+    for backbone in matrix["backbones"]:
+        for encoder in matrix["encoders"]:
+            cells = [known.get((data, encoder, backbone)) for data in matrix["data"]]
+            own = any(cell is not None and cell["diagonal"] for cell in cells) and encoder != ZERO_SHOT
             row = [backbone, encoder + (" *" if own else ""), *map(_accuracy, cells)]
             if several:
-                known = [cell for cell in cells if cell is not None]
-                row.append(_mean_accuracy(known) if len(known) == len(cells) else "-")
+                there = [cell for cell in cells if cell is not None]
+                row.append(_mean_accuracy(there) if len(there) == len(cells) else "-")
             rows.append(row)
-    return _table(["backbone", "encoder adapted with", *matrix.data, *(["mean"] if several else [])], rows)
+    heads = ["backbone", "encoder adapted with", *matrix["data"], *(["mean"] if several else [])]
+    return _table(heads, rows)
 
 
-def _accuracy(cell: Cell | None) -> str:
+def _accuracy(cell: Told | None) -> str:
     if cell is None:
         return "-"
-    found = cell.to_json()["accuracy"]
+    found, gain = cell["accuracy"], cell["gain"]["accuracy"]
     text = _percent(found["mean"]) + (f" ± {_percent(found['std'])}" if found["runs"] > 1 else "")
-    gain = cell.gain()
     return text if gain is None else f"{text} ({_signed(gain['mean'])})"
 
 
-def _mean_accuracy(cells: list[Cell]) -> str:
-    mean = sum(cell.figure() or 0.0 for cell in cells) / len(cells)
-    gains = [gain["mean"] for cell in cells if (gain := cell.gain()) is not None]
+def _mean_accuracy(cells: list[Told]) -> str:
+    mean = sum(cell["accuracy"]["mean"] for cell in cells) / len(cells)
+    gains = [gain["mean"] for cell in cells if (gain := cell["gain"]["accuracy"]) is not None]
     return _percent(mean) + (f" ({_signed(sum(gains) / len(gains))})" if gains else "")
 
 
-def _gains(matrix: TransferMatrix) -> str:
+def _gains(matrix: Told) -> str:
     intro = (
         "Points over zero-shot [95 % bootstrap interval over questions], for all classes, those that "
         "training had (seen), and those held out of it (unseen)."
     )
     rows = []
-    for cell in matrix.cells.values():
-        gains = [cell.gain(name) for name in GROUPS]
+    for cell in matrix["table"]:
+        gains = [cell["gain"][name] for name in GROUPS]
         if gains[0] is not None:
-            star = " *" if cell.diagonal else ""
-            rows.append([cell.data, cell.encoder + star, cell.backbone, *map(_with_interval, gains)])
+            star = " *" if cell["diagonal"] else ""
+            rows.append([cell["data"], cell["encoder"] + star, cell["backbone"], *map(_with_interval, gains)])
     return f"{intro}\n\n" + _table(
         ["data", "encoder adapted with", "backbone", "all", "seen", "unseen"], rows
     )
@@ -89,7 +95,7 @@ def _with_interval(gain: Mapping[str, Any] | None) -> str:
     return f"{_signed(gain['mean'])} [{_signed(low)}, {_signed(high)}]"
 
 
-def _means(matrix: TransferMatrix) -> str:
+def _means(matrix: Told) -> str:
     rows = [
         [
             found["data"],
@@ -98,7 +104,7 @@ def _means(matrix: TransferMatrix) -> str:
             f"{found['positive']} of {found['cells']}",
             _signed(found["lowest"]),
         ]
-        for found in matrix.summary()
+        for found in matrix["summary"]
     ]
     return _table(["data", "backbone", "all", "seen", "unseen", "cells above zero-shot", "lowest"], rows)
 

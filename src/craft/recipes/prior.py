@@ -79,6 +79,7 @@ def build_prior(
     if model is None:
         model = str(manifest.get("surrogate") or DEFAULT)
     lvlm = model if isinstance(model, LVLM) else load(model, device, dtype)
+    lvlm.visual.need_codes("A code prior")
     visual = (lvlm if artefact is None else lvlm.with_encoder(artefact)).visual
     wanted = {"name": str(data), "root": None if root is None else str(root)}
     given = questions_for(wanted, seed, manifest, lambda: lvlm)

@@ -78,6 +78,7 @@ def show(
     if model is None:
         model = str((artefact.manifest if artefact else {}).get("surrogate") or DEFAULT)
     base = model if isinstance(model, LVLM) else load(model, device, dtype)
+    base.visual.need_codes("A picture of codes")
     towers = {"base": base} | ({"adapted": base.with_encoder(artefact)} if artefact else {})
     if prior is not None:
         towers = {name: lvlm.with_prior(chosen_prior(prior, base)) for name, lvlm in towers.items()}

@@ -1,7 +1,7 @@
 """What `craft adapt` trains: the vision tower, by Eq. 5, on labelled pictures (§3.2)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from craft.training.checks import choose_trainable
 from craft.training.config import AdaptConfig
 from craft.training.image_cache import ImageCache
 from craft.training.lesson import Lesson
+from craft.training.lora import scale_lora, take_lora
 from craft.training.objective import Batch, CraftObjective, TextTable, class_numbers, class_of
 from craft.training.order import batch_indices
 from craft.training.pixel_store import PixelStore, decoders
@@ -41,8 +42,7 @@ def adaptation(
     con = config.contrastive_weight(task)
     lvlm.visual.vision_tower.float()
     trained = choose_trainable(lvlm, config, con)
-    stem = config.trainable == "layers" and isinstance(lvlm.visual.vision_tower, HybridTower)
-    stem = stem and config.augment == 0  # each step has new pixels otherwise
+    stem = config.trainable != "all" and stem_suffices(lvlm, config)
     base = {name: p.detach().clone() for name, p in trained.items()} if config.blend < 1 else {}
     images = image_cache(lvlm, samples, config, stem)
     batches = ImageBatches(lvlm, samples, config, con, images)
@@ -52,11 +52,17 @@ def adaptation(
         batches=batches,
         parts=("vision_tower",),
         probe=_Probe(lvlm, batches, config),
-        finish=lambda: _finish(trained, base, config.blend, images),
+        finish=lambda: _finish(lvlm, trained, base, config, images),
         verb="adapting",
         images=images,
         ahead=lambda indices: images.expect([samples[index] for index in indices]),
     )
+
+
+def stem_suffices(lvlm: LVLM, config: AdaptConfig) -> bool:
+    """Whether the output of a frozen stem can stand for the pixels: it is computed once per image then."""
+    stem = isinstance(lvlm.visual.vision_tower, HybridTower)
+    return stem and config.augment == 0  # each step has new pixels otherwise
 
 
 def image_cache(lvlm: LVLM, samples: Sequence[Sample], config: AdaptConfig, stem: bool) -> ImageCache:
@@ -117,22 +123,33 @@ class ImageBatches:
 
 
 def _finish(
-    trained: dict[str, nn.Parameter], base: dict[str, Tensor], share: float, images: ImageCache
+    lvlm: LVLM,
+    trained: dict[str, nn.Parameter],
+    base: dict[str, Tensor],
+    config: AdaptConfig,
+    images: ImageCache,
 ) -> None:
+    tower = lvlm.visual.vision_tower
+    if config.trainable == "lora":
+        scale_lora(tower, config.blend)
+        take_lora(tower, merge=True)
+        base = {name: value for name, value in base.items() if "lora_" not in name}
     if base:
-        _blend(trained, base, share)
+        blend({name: trained[name] for name in base}, base, config.blend)
     images.close()
 
 
 @torch.no_grad()
-def _blend(trained: dict[str, nn.Parameter], base: dict[str, Tensor], share: float) -> None:
+def blend(trained: dict[str, nn.Parameter], base: dict[str, Tensor], share: float) -> None:
     """`share` of the trained weights with `1 - share` of the base's, in place (WiSE-FT, arXiv 2109.01903)."""
     for name, parameter in trained.items():
         parameter.copy_(torch.lerp(base[name], parameter, share))
 
 
 class _Probe:
-    """The share of level-1 codes that differ from the base tower's, on a fixed batch of training images."""
+    """How far the tower has gone from the base tower, on a fixed batch of training images: the share of
+    level-1 codes that differ; in a continuous LVLM the mean distance of a token's feature, relative to its
+    size."""
 
     def __init__(self, lvlm: LVLM, batches: ImageBatches, config: AdaptConfig) -> None:
         count = len(batches.samples)
@@ -140,13 +157,18 @@ class _Probe:
         self.lvlm = lvlm
         self.images = batches.images.get([batches.samples[index] for index in chosen]).to(lvlm.device)
         self.from_stem = batches.images.through_stem
-        self.base = self._codes()
+        self.base = self._look()
 
     @torch.no_grad()
-    def _codes(self) -> Tensor:
-        tower: Any = self.lvlm.visual.vision_tower
+    def _look(self) -> Tensor:
+        """Level-1 codes int64 `[B, N]`; of a continuous LVLM features float32 `[B, N, d]`."""
+        visual, tower = self.lvlm.visual, cast(Any, self.lvlm.visual.vision_tower)
         features, _ = tower.after_stem(self.images) if self.from_stem else tower(self.images)
-        return self.lvlm.visual.codebook.quantize(features.float()).codes[..., 0]
+        return features.float() if visual.continuous else visual.quantize(features, None).codes[..., 0]
 
     def __call__(self) -> dict[str, float]:
-        return {"codes_changed": float((self._codes() != self.base).float().mean())}
+        now = self._look()
+        if self.lvlm.visual.continuous:
+            far = (now - self.base).norm(dim=-1) / self.base.norm(dim=-1).clamp(min=1e-12)
+            return {"features_moved": float(far.mean())}
+        return {"codes_changed": float((now != self.base).float().mean())}

@@ -10,13 +10,14 @@ from craft.core.processes import agree
 from craft.models.freezing import freeze_all_but, parameter_table
 from craft.models.lvlm import LVLM
 from craft.training.config import AdaptConfig
+from craft.training.lora import add_lora
 
 # What pixels enter first: it stays as it was when only the layers train.
 _ENTRANCE = ("stem", "embeddings")
 
 
 def choose_trainable(lvlm: LVLM, config: AdaptConfig, contrastive_weight: float) -> dict[str, nn.Parameter]:
-    """Freeze all but the vision tower (or its layers), [CLS] and τ; return what trains, by name.
+    """Freeze all but the vision tower (its layers, LoRA on them), [CLS] and τ; return what trains, by name.
 
     Without a contrastive loss [CLS] and τ get no gradient, so they do not train.
     """
@@ -29,7 +30,14 @@ def choose_trainable(lvlm: LVLM, config: AdaptConfig, contrastive_weight: float)
         names.append("log_temperature")
     elif "cls_token" in children:
         names.remove("vision_tower.cls_token")
-    freeze_all_but(lvlm, names)
+    if config.trainable == "lora":
+        wanted = {"log_temperature", "vision_tower.cls_token"} & set(names)
+        freeze_all_but(lvlm, sorted(wanted))
+        add_lora(tower, config.lora)  # peft freezes the tower's own weights, [CLS] too
+        for name, parameter in tower.named_parameters():
+            parameter.requires_grad_("lora_" in name or f"vision_tower.{name}" in wanted)
+    else:
+        freeze_all_but(lvlm, names)
     return {name: parameter for name, parameter in lvlm.named_parameters() if parameter.requires_grad}
 
 

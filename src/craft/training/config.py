@@ -87,6 +87,22 @@ class LossesConfig(Section):
     contrastive: ContrastiveConfig = ContrastiveConfig()
 
 
+class LoraConfig(Section):
+    """LoRA (arXiv 2106.09685) by peft (`pip install "craft-vlm[lora]"`).
+
+    Attributes:
+        rank: of the update.
+        alpha: the update is scaled by alpha / rank; None is twice the rank.
+        layers: only this many layers, counted from the input; None is all.
+        targets: the linear maps that get it, by the ends of their names; "all-linear" is all of every layer.
+    """
+
+    rank: int = Field(default=8, ge=1)
+    alpha: float | None = Field(default=None, gt=0)
+    layers: int | None = Field(default=None, ge=1)
+    targets: tuple[str, ...] = Field(default=("all-linear",), strict=False)
+
+
 class LoopConfig(Settings):
     """What the training loop is told, whatever it trains.
 
@@ -144,7 +160,9 @@ class AdaptConfig(LoopConfig):
         surrogate: a shipped model, a folder or a hub id whose frozen LLM scores the answers.
         data, losses: the sections above.
         trainable: "all" of the vision tower, or its "layers" (what pixels enter first stays as it was: the
-            convolutional stem of the hybrid tower, the patch embedding of SigLIP).
+            convolutional stem of the hybrid tower, the patch embedding of SigLIP), or LoRA on the layers
+            ("lora"), merged when training ends: the artefact is a plain tower. Source of the last two: ours.
+        lora: the section above, for "lora".
         blend: 1 keeps the trained tower; less mixes `blend` of it with `1 - blend` of the base tower's
             weights (WiSE-FT). Source: ours, optional.
         augment: strength of random turns, shifts, zoom and light on training images; 0 is none. Source: ours.
@@ -157,7 +175,8 @@ class AdaptConfig(LoopConfig):
     data: DataConfig = DataConfig()
     losses: LossesConfig = LossesConfig()
     max_steps: int | None = Field(default=200, ge=1)
-    trainable: Literal["all", "layers"] = "layers"
+    trainable: Literal["all", "layers", "lora"] = "layers"
+    lora: LoraConfig = LoraConfig()
     blend: float = Field(default=0.3, gt=0, le=1)
     augment: float = Field(default=1.0, ge=0, le=2)
     cache_mib: int = Field(default=2048, ge=0)
@@ -170,22 +189,43 @@ class AdaptConfig(LoopConfig):
         return given if given is not None else (1.0 if task == "classification" else 0.1)
 
 
-class LoraConfig(Section):
-    """LoRA in place of training the whole LLM in stage 2 (`pip install "craft-vlm[lora]"`). Source: ours.
+class LdifsConfig(Section):
+    """The feature distance of the baseline LDIFS (arXiv 2308.13320).
+
+    Attributes:
+        weight: of the distance; 10 is the default of the authors' code.
+        layers: at so many layers, evenly spaced, the last among them.
+    """
+
+    weight: float = Field(default=10.0, ge=0)
+    layers: int = Field(default=4, ge=1)
+
+
+class BaselineConfig(AdaptConfig):
+    """Everything `craft baseline` needs: what `craft adapt` needs, so that both are given the same.
+
+    Of `losses` only `sal` counts. `trainable`, `augment` and `lora` are of the vision tower, where that
+    trains; `lora` is also that of llm-lora; `blend` mixes whatever trained with what it was.
+
+    Attributes:
+        method: a key of `craft.baselines.METHODS`.
+        ldifs: the section above.
+    """
+
+    method: str = ""
+    ldifs: LdifsConfig = LdifsConfig()
+
+
+class AlignLoraConfig(LoraConfig):
+    """LoRA in place of training the whole LLM in stage 2. Source: ours.
 
     Attributes:
         rank: 0 trains the LLM in full, as §8.
-        alpha: the update is scaled by alpha / rank; None is twice the rank.
-        layers: only this many layers, counted from the embeddings; None is all.
-        targets: the linear maps that get it, by the ends of their names; "all-linear" is all of every layer.
         merge: save the LLM, with LoRA merged in; False saves LoRA apart, and of an LLM that is otherwise as
             it was its name only.
     """
 
     rank: int = Field(default=0, ge=0)
-    alpha: float | None = Field(default=None, gt=0)
-    layers: int | None = Field(default=None, ge=1)
-    targets: tuple[str, ...] = Field(default=("all-linear",), strict=False)
     merge: bool = True
 
 
@@ -231,7 +271,7 @@ class AlignConfig(LoopConfig):
     prompt: str | None = None
     projector: str = "mlp2x_gelu"
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
-    lora: LoraConfig = LoraConfig()
+    lora: AlignLoraConfig = AlignLoraConfig()
     batch_size: int = Field(default=128, ge=1)
     max_length: int = Field(default=8192, ge=8)
     questions_per_row: int = Field(default=1, ge=1)

@@ -83,15 +83,15 @@ def fit(
 
     Source: §3.2 and §4.1.
     """
-    # 1. What trains (in float32) and what is frozen, hashed to prove it.
+    # 1. What is frozen, hashed to prove it, and what trains (in float32).
     engine = Engine(config, run.path / "trackers")
     if engine.zero and (resume or config.checkpoint_every):
         raise ConfigError("ZeRO-2 writes no checkpoints here: leave out checkpoint_every, or use FSDP2.")
     seed_everything(config.seed)
     engine.place(lvlm)
+    hashes = part_hashes(lvlm)  # as it came: what trains becomes float32, or gets LoRA
     work = processes.jointly(lambda: lesson(lvlm, samples, config), "the start")
     trained = work.trained
-    hashes = part_hashes(lvlm)
     if resume and run.record.get("hashes_before", hashes) != hashes:
         raise ConfigError("The model's weights are not those this run began with; give the same one.")
     total = config.steps(len(samples))

@@ -1,4 +1,4 @@
-"""LoRA on an LLM (peft), in place: the LLM keeps its class, and gives its LoRA away or takes it in."""
+"""LoRA on an LLM or a vision tower (peft), in place: the module keeps its class, and can take LoRA in."""
 
 from importlib.util import find_spec
 from typing import Any
@@ -17,11 +17,11 @@ def need_peft() -> None:
         ConfigError: peft is not installed.
     """
     if find_spec("peft") is None:
-        raise ConfigError('LoRA needs peft: pip install "craft-vlm[lora]", or set lora.rank to 0.')
+        raise ConfigError('LoRA needs peft: pip install "craft-vlm[lora]", or train without it.')
 
 
 def lora_targets(llm: nn.Module, config: LoraConfig) -> list[str]:
-    """Full names of the linear maps below the LLM's layers that get LoRA.
+    """Full names of the linear maps below the layers (of an LLM or a vision tower) that get LoRA.
 
     Raises:
         ConfigError: no linear map has such a name.
@@ -37,14 +37,14 @@ def lora_targets(llm: nn.Module, config: LoraConfig) -> list[str]:
             chosen.append(name)
     if not chosen:
         raise ConfigError(
-            f"No linear map of the LLM is called {' or '.join(config.targets)} (lora.targets); its layers "
+            f"No linear map of the layers is called {' or '.join(config.targets)} (lora.targets); they "
             f"have {', '.join(sorted(ends))}. Name some of these, or all-linear."
         )
     return chosen
 
 
 def add_lora(llm: nn.Module, config: LoraConfig) -> None:
-    """Put LoRA beside the linear maps of `llm` that the config names; the update starts at zero.
+    """Put LoRA beside the linear maps of `llm` (or a vision tower) that the config names; it starts at zero.
 
     Raises:
         ConfigError: peft is not installed, or no linear map has such a name.
@@ -57,6 +57,14 @@ def add_lora(llm: nn.Module, config: LoraConfig) -> None:
     alpha = config.alpha if config.alpha is not None else 2.0 * config.rank
     settings = PeftLora(r=config.rank, lora_alpha=alpha, target_modules=names)  # type: ignore[arg-type]
     inject_adapter_in_model(settings, llm)
+
+
+@torch.no_grad()
+def scale_lora(llm: nn.Module, share: float) -> None:
+    """Keep `share` of the update: W + B A becomes W + share · B A."""
+    for name, parameter in llm.named_parameters():
+        if "lora_B" in name:
+            parameter.mul_(share)
 
 
 @torch.no_grad()

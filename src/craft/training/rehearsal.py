@@ -13,7 +13,6 @@ from craft.models.freezing import freeze_all_but, parameter_table
 from craft.models.lvlm import LVLM
 from craft.models.memory import estimate_memory
 from craft.models.recompute import recompute
-from craft.training.adaptation import adaptation
 from craft.training.alignment import Row, alignment, batch_inputs
 from craft.training.checks import check_gradients, freeze_report
 from craft.training.config import AdaptConfig, AlignConfig, LoopConfig
@@ -43,13 +42,15 @@ class Rehearsal:
     tokens: int
 
 
-def rehearse_step(lvlm: LVLM, samples: Sequence[Sample], config: AdaptConfig, task: str) -> Rehearsal:
-    """Build, freeze, take one batch forward and backward, check the gradients; change nothing.
+def rehearse_step(
+    lvlm: LVLM, samples: Sequence[Sample], config: AdaptConfig, lesson: Callable[[], Lesson]
+) -> Rehearsal:
+    """Build, freeze, take one batch of `lesson` forward and backward, check the gradients; change nothing.
 
     Raises:
         ConfigError, DataError, TrainingError: as training would.
     """
-    batch, parts = _one_step(lvlm, config, len(samples), lambda: adaptation(lvlm, samples, config, task))
+    batch, parts = _one_step(lvlm, config, len(samples), lesson)
     texts = lvlm.backbone.inputs(None, batch.questions, batch.answers)["attention_mask"].shape[1]
     tokens = texts + lvlm.visual.grid[0] * lvlm.visual.grid[1]
     dtype = resolve_dtype(config.dtype, resolve_device(config.device))

@@ -15,7 +15,14 @@ from craft.core.files import atomic_write_text, clear_leftovers, is_leftover, re
 from craft.core.processes import is_main, on_main
 from craft.training.settings import Settings
 
-_OURS = ("config.resolved.yaml", "metrics.jsonl", "checkpoints", "encoder", "trackers")  # and run.json
+_OURS = (
+    "config.resolved.yaml",
+    "metrics.jsonl",
+    "checkpoints",
+    "encoder",
+    "tuned",
+    "trackers",
+)  # and run.json
 _OURS += ("stage-1", "stage-2", "visual", "backbone")  # of an alignment
 # Settings that may differ between a run and its continuation: they do not change the result.
 _FREE = frozenset(

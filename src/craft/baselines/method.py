@@ -1,0 +1,101 @@
+"""What sets one baseline apart from another, and the lesson that most of them share."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from craft.core.errors import ConfigError
+from craft.data import Sample
+from craft.models.lvlm import LVLM
+from craft.training.adaptation import ImageBatches, blend, image_cache, stem_suffices
+from craft.training.config import BaselineConfig, CommitmentConfig, ContrastiveConfig, LossesConfig
+from craft.training.image_cache import ImageCache
+from craft.training.lesson import Lesson
+from craft.training.lora import scale_lora
+from craft.training.objective import CraftObjective
+
+
+@dataclass(frozen=True)
+class Method:
+    """A baseline.
+
+    Attributes:
+        name: its key in `METHODS`.
+        parts: what it tunes: of `vision_tower`, `projector`, `llm`.
+        lesson: LVLM, training set, settings -> the lesson that `fit` trains.
+        continuous: whether it is defined on continuous LVLMs only.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    lesson: Callable[[LVLM, Sequence[Sample], BaselineConfig], Lesson]
+    continuous: bool = False
+
+    def check(self, lvlm: LVLM) -> None:
+        """Refuse a model of the wrong kind.
+
+        Raises:
+            ConfigError: the method needs a continuous LVLM.
+        """
+        if self.continuous and not lvlm.visual.continuous:
+            raise ConfigError(
+                f"{self.name} tunes the vision tower of a continuous LVLM, and {lvlm.name} is discrete: "
+                "its LLM reads codewords. Use a continuous one, such as craft-tiny/continuous-qwen2 or a "
+                "LLaVA checkpoint; for the same on a discrete LVLM there is vision-ft-codebook."
+            )
+
+
+def answers_only(config: BaselineConfig) -> BaselineConfig:
+    """The same settings with the autoregressive loss alone: no commitment, no contrastive term."""
+    losses = LossesConfig(
+        sal=config.losses.sal,
+        commitment=CommitmentConfig(weight=0.0),
+        contrastive=ContrastiveConfig(weight=0.0),
+    )
+    return config.model_copy(update={"losses": losses})
+
+
+def frozen_tower_lesson(
+    lvlm: LVLM,
+    samples: Sequence[Sample],
+    config: BaselineConfig,
+    trained: dict[str, nn.Parameter],
+    part: str,
+) -> Lesson:
+    """Parameters behind the vision tower learn to answer; pictures are augmented as for all other methods.
+
+    Args:
+        lvlm: with `requires_grad` set.
+        samples: the training set.
+        config: all settings.
+        trained: what trains, by name; made float32 here.
+        part: the part of the LVLM that it belongs to.
+    """
+    for parameter in trained.values():
+        parameter.data = parameter.data.float()
+    config = answers_only(config)
+    base = {name: parameter.detach().clone() for name, parameter in trained.items() if config.blend < 1}
+    images = image_cache(lvlm, samples, config, stem_suffices(lvlm, config))
+    return Lesson(
+        objective=CraftObjective(lvlm, config.losses, 0.0, from_stem=images.through_stem),
+        trained=trained,
+        batches=ImageBatches(lvlm, samples, config, 0.0, images),
+        parts=(part,),
+        finish=partial(_finish, lvlm, trained, base, config.blend, images),
+        verb="tuning",
+        images=images,
+        ahead=lambda indices: images.expect([samples[index] for index in indices]),
+    )
+
+
+def _finish(
+    lvlm: LVLM, trained: dict[str, nn.Parameter], base: dict[str, object], share: float, images: ImageCache
+) -> None:
+    """The weights to keep: `blend` of what was learned, as for the vision tower."""
+    if any("lora_" in name for name in trained):
+        scale_lora(lvlm.backbone.llm, share)
+    elif base:
+        blend(trained, base, share)  # type: ignore[arg-type]
+    images.close()

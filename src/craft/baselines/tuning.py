@@ -1,0 +1,186 @@
+"""The recipe of every baseline that trains: `craft.adapt`'s, with another lesson and other parts written."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from craft.baselines.method import Method
+from craft.core.errors import ConfigError
+from craft.core.processes import on_main
+from craft.core.progress import say
+from craft.data import Data, verify_images
+from craft.evaluation import evaluate_lvlm
+from craft.models.artefact import load_artefact
+from craft.models.freezing import part_hashes, parts
+from craft.models.load import load
+from craft.models.lvlm import LVLM
+from craft.models.tuned import part_fingerprint, save_tuned
+from craft.recipes.opening import Config, Model, run_data, run_settings
+from craft.recipes.questions import describe, take
+from craft.training.config import BaselineConfig
+from craft.training.engine import join_processes
+from craft.training.fit import fit
+from craft.training.lora import take_lora
+from craft.training.rehearsal import Rehearsal, rehearse_step
+from craft.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class BaselineResult:
+    """A tuned LVLM.
+
+    Attributes:
+        out: the run folder; None of zero-shot.
+        tuned: the tuned parts in it; `with_encoder`, `craft.evaluate` and `load_tuned` take either.
+        metrics: steps, losses at the end, the kept step and its validation score where validation chose,
+            minutes.
+        held_out: the classes that training never saw.
+        config: every setting.
+        lvlm: the model with the tuned parts, ready to answer.
+    """
+
+    out: Path | None
+    tuned: Path | None
+    metrics: dict[str, Any]
+    held_out: tuple[str, ...]
+    config: BaselineConfig = field(repr=False)
+    lvlm: LVLM = field(repr=False)
+
+
+def tune(
+    method: Method,
+    model: str | Path | LVLM | None = None,
+    data: str | Path | Data | None = None,
+    out: str | Path | None = None,
+    seed: int | None = None,
+    max_steps: int | None = None,
+    config: Config = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    **overrides: Any,
+) -> BaselineResult:
+    """Tune a model by one method, with the data, order, budget and settings that `craft.adapt` would have.
+
+    Args:
+        method: of `craft.baselines`.
+        model: a shipped model, a folder, a hub id, or a loaded LVLM (which is not changed).
+        data, out, seed, max_steps, config, resume, overwrite, overrides: as for `craft.adapt`; the run
+            folder is by default `runs/` and the names of data and method.
+
+    Raises:
+        ConfigError: a setting is unknown or impossible, `out` is taken, or the method is not for this kind of
+            model.
+        DataError, CheckpointError, TrainingError: as `craft.adapt`.
+
+    Source: §4.2, §12.1.
+    """
+    settings = _settings(method, model, data, out, seed, max_steps, config, overrides)
+    join_processes(settings.device)
+    run = RunFolder(str(settings.out))
+    opened = Model(model, settings, method.parts)
+    if run.check(settings, resume, overwrite) and run.finished:
+        say(f"the run in {run.path} is finished already")
+        record, lvlm = run.record, load_tuned(run.path, opened())
+        held_out = tuple(record["held_out"])
+        return BaselineResult(run.path, run.path / "tuned", record["metrics"], held_out, settings, lvlm)
+
+    given = run_data(data, settings, opened)
+    train = given.samples("train")
+    verify_images(given)
+    if settings.eval_every and not given.validation:
+        raise ConfigError(f"eval_every needs validation samples, and {given.name} has none; unset it.")
+    lvlm = opened()
+    method.check(lvlm)
+    base = {name: part_fingerprint(parts(lvlm)[name]) for name in method.parts}
+    run.open(settings, resume, overwrite)
+    if run.record.get("data_fingerprint", given.fingerprint) != given.fingerprint:
+        raise ConfigError(f"{given.name} is not the data that the run in {run.path} began with; restore it.")
+    run.update(data=describe(given, settings.data), data_fingerprint=given.fingerprint, method=method.name)
+    run.update(held_out=list(given.held_out), seed=settings.seed, surrogate=lvlm.name)
+    steps = settings.steps(len(train))
+    say(f"{method.name}: {lvlm.name} on {given.name}, {steps} steps of {settings.batch_size}")
+
+    held, began = take(given.validation, settings.eval_limit, settings.seed), time.monotonic()
+    result = fit(
+        lvlm,
+        train,
+        settings,
+        run,
+        lesson=method.lesson,
+        resume=resume,
+        validate=(lambda now: evaluate_lvlm(now, held, progress=False).accuracy) if held else None,
+    )
+    factors = take_lora(lvlm.backbone.llm, merge=True) if "llm" in method.parts else {}
+    run.update(hashes_after=part_hashes(lvlm))
+    metrics = {
+        "steps": result.steps,
+        "train": {key: value for key, value in result.metrics.items() if isinstance(value, int | float)},
+        "best_step": result.best_step,
+        "best_validation": result.best_validation,
+        "minutes": round((time.monotonic() - began) / 60, 3),
+    }
+    manifest = {
+        "method": method.name,
+        "surrogate": lvlm.name,
+        "data": run.record["data"],
+        "held_out": list(given.held_out),
+        "config": settings.model_dump(mode="json"),
+        "metrics": metrics,
+        "seed": settings.seed,
+        "made_with": run.record["machine"],
+    }
+    place = run.path / "tuned"
+    told = {"base": base, "factors": factors, "manifest": manifest}
+    on_main(lambda: save_tuned(place, lvlm, method.parts, **told))
+    run.update(status="finished", metrics=metrics)
+    return BaselineResult(run.path, place, metrics, given.held_out, settings, lvlm)
+
+
+def rehearse(
+    method: Method,
+    model: str | Path | LVLM | None = None,
+    data: str | Path | Data | None = None,
+    seed: int | None = None,
+    max_steps: int | None = None,
+    config: Config = None,
+    **overrides: Any,
+) -> Rehearsal:
+    """The dry run of `tune`: build, check the data, one batch forward and backward; nothing is written.
+
+    Raises:
+        CraftError: whatever `tune` with the same arguments would stumble over at its start.
+    """
+    settings = _settings(method, model, data, None, seed, max_steps, config, overrides)
+    opened = Model(model, settings, method.parts)
+    given = run_data(data, settings, opened)
+    verify_images(given)
+    lvlm, train = opened(), given.samples("train")
+    method.check(lvlm)
+    return rehearse_step(lvlm, train, settings, lambda: method.lesson(lvlm, train, settings))
+
+
+def load_tuned(out: str | Path, model: str | Path | LVLM | None = None, **where: Any) -> LVLM:
+    """The tuned LVLM of a finished run of any baseline (or of `craft.adapt`).
+
+    Args:
+        out: the run folder.
+        model: what was tuned; None is the model of the name that the run has.
+        where: `device` and `dtype`, as for `craft.load`.
+
+    Raises:
+        CheckpointError: the run has not finished, or the model is not the one that was tuned.
+        CodebookMismatchError: it has another codebook.
+    """
+    artefact = load_artefact(out)
+    given = model if model is not None else str(artefact.manifest["surrogate"])
+    return (given if isinstance(given, LVLM) else load(given, **where)).with_encoder(artefact)
+
+
+def _settings(
+    method: Method, model: Any, data: Any, out: Any, seed: Any, max_steps: Any, config: Config, overrides: Any
+) -> BaselineConfig:
+    named = {**overrides, "method": method.name}
+    return run_settings(
+        BaselineConfig, model, data, out, seed, max_steps, config, named, suffix=f"-{method.name}"
+    )

@@ -1,0 +1,114 @@
+"""What can be measured in a cell, by name; `fill` measures one, unless it is known."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from craft.core.files import hash_tensors
+from craft.data import Sample
+from craft.evaluation import evaluate_lvlm
+from craft.evaluation.judge import BINARY
+from craft.evaluation.judge_answers import explain
+from craft.evaluation.judge_offline import RULES, offline_judge
+from craft.evaluation.judge_run import VerdictCache, judge_cases
+from craft.experiments.cells import Cell, digest
+from craft.experiments.pruned import pruned
+from craft.experiments.work import Work
+from craft.models.lvlm import LVLM
+
+
+def fill(work: Work, cell: Cell) -> dict[str, Any]:
+    """The result of a cell.
+
+    Raises:
+        CraftError: a model or data set is missing.
+    """
+    return MEASURES[cell.measure](work, cell)
+
+
+def answers(work: Work, cell: Cell) -> dict[str, Any]:
+    """Exact match of greedy answers (§4.1).
+
+    Returns:
+        accuracy, seen, unseen, lenient, unparseable (fractions or None), count, and per question `marks` and
+        `unseen_marks`: "1" right, "0" wrong; in the second "-" for seen classes.
+    """
+
+    def measure(lvlm: LVLM) -> dict[str, Any]:
+        report = evaluate_lvlm(
+            lvlm,
+            work.samples(cell),
+            keep_ratio=1.0 if lvlm.visual.continuous else work.plan.keep_ratio,
+            progress=False,
+            cache=work.codes,
+        )
+        marks = ["1" if row["strict"] else "0" for row in report.samples]
+        unseen = ["-" if row["seen"] else mark for row, mark in zip(report.samples, marks, strict=True)]
+        names = ("accuracy", "seen", "unseen", "lenient", "unparseable")
+        return {
+            **{name: getattr(report, name) for name in names},
+            "count": len(marks),
+            "marks": "".join(marks),
+            "unseen_marks": "".join(unseen),
+        }
+
+    return work.cell(cell, measure)
+
+
+def codes(work: Work, cell: Cell) -> dict[str, Any]:
+    """How many codes of the test pictures the adapted tower changed.
+
+    Returns:
+        first: the share of level-1 codes that are others than the base tower's; all: the same over all
+        levels; used, used_before: different level-1 codes in these pictures.
+    """
+    base = work.lvlm(cell.backbone, cell.method.fraction, cell.seed)
+
+    def measure(lvlm: LVLM) -> dict[str, Any]:
+        images = [sample.image for sample in work.samples(cell)]
+        before, after = (work.codes.encode(m.visual, images, progress=False).tokens() for m in (base, lvlm))
+        changed = (before.codes != after.codes).float()
+        used = [int(torch.unique(tokens.codes[..., 0]).numel()) for tokens in (after, before)]
+        return {
+            "first": float(changed[..., 0].mean()),
+            "all": float(changed.mean()),
+            "used": used[0],
+            "used_before": used[1],
+        }
+
+    return work.cell(cell, measure)
+
+
+def judged(work: Work, cell: Cell) -> dict[str, Any]:
+    """Justified answers, judged by rules: Correctness and Presence only (§4.3, §7).
+
+    Returns:
+        correctness, presence: shares; count; rows: id, response, correctness, presence of each.
+    """
+
+    def measure(lvlm: LVLM) -> dict[str, Any]:
+        samples: list[Sample] = work.samples(cell)
+        tower = hash_tensors(lvlm.visual.vision_tower.state_dict())
+        settings = {"method": cell.method.name, "samples": digest([sample.id for sample in samples])}
+        folder = work.plan.work / "judged" / work.file(cell).stem / tower[:8]
+        cases = explain(lvlm, samples, folder, settings, work.plan.explain_tokens, batch_size=16)
+        replies = judge_cases(offline_judge(), cases, VerdictCache(folder / "verdicts.jsonl"))
+        rows = [
+            {"id": case.id, "response": case.response, "seen": case.seen}
+            | {name: bool(reply.scores[name]) for name in BINARY}
+            for case, reply in zip(cases, replies, strict=True)
+        ]
+        shares = {name: sum(row[name] for row in rows) / len(rows) for name in BINARY}
+        return {**shares, "count": len(rows), "rows": rows}
+
+    return work.cell(cell, measure, {"rules": RULES, "tokens": work.plan.explain_tokens})
+
+
+MEASURES: dict[str, Callable[[Work, Cell], dict[str, Any]]] = {
+    "answers": answers,
+    "codes": codes,
+    "judged": judged,
+    "pruned": pruned,
+}
+"""By the name that a cell gives."""

@@ -1,0 +1,123 @@
+"""Cells in several processes, and how long they will take."""
+
+import os
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from craft.core.files import read_json
+from craft.core.progress import say
+from craft.experiments.cells import ZERO_SHOT, Cell, Method
+from craft.experiments.plan import Plan
+from craft.experiments.work import Work
+
+SECONDS = {"training": 110.0, "answers": 8.0, "codes": 2.0, "judged": 60.0, "pruned": 4.0}
+"""Seconds of one training and one cell of each measure with the shipped models on two CPU cores: a first
+guess, until the work folder holds measured ones."""
+
+Training = tuple[str, int, Method]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a set of cells asks for.
+
+    Attributes:
+        trainings, cells: all of them.
+        trainings_left, cells_left: those that are not there yet.
+        seconds: of what is left, one after the other.
+        measured: whether every figure behind it was measured in this work folder, not guessed.
+    """
+
+    trainings: int
+    cells: int
+    trainings_left: int
+    cells_left: int
+    seconds: float
+    measured: bool
+
+    def line(self, jobs: int = 1) -> str:
+        """In words."""
+        minutes = self.seconds / 60 / jobs
+        time = f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min"
+        base = "by what was measured here" if self.measured else "partly by guess, for two CPU cores"
+        return (
+            f"{self.trainings_left} of {self.trainings} trainings and {self.cells_left} of {self.cells} "
+            f"cells are left: about {time} with {jobs} job{'s' if jobs > 1 else ''} ({base})"
+        )
+
+
+def trainings(cells: Iterable[Cell]) -> list[Training]:
+    """The trainings that cells ask for, each once."""
+    found = {(cell.domain, cell.seed, cell.method): 0 for cell in cells if cell.method.name != ZERO_SHOT}
+    return list(found)
+
+
+def estimate(work: Work, cells: Sequence[Cell]) -> Estimate:
+    """How much there is to do. Models are loaded for it, since a training belongs to its weights; nothing is
+    trained."""
+    cells = list(dict.fromkeys(cells))
+    wanted = {work.place(*one): one for one in trainings(cells)}  # two settings may come to the same
+    missing = [one for one in wanted.values() if not work.is_trained(*one)]
+    waiting = [cell for cell in cells if not work.file(cell).is_file()]
+    known = measured_seconds(work.plan.work)
+    needed = [*("training" for _ in missing), *(cell.measure for cell in waiting)]
+    seconds = float(sum(known.get(name, SECONDS[name]) for name in needed))
+    return Estimate(len(wanted), len(cells), len(missing), len(waiting), seconds, {*needed} <= {*known})
+
+
+def measured_seconds(folder: Path) -> dict[str, float]:
+    """Median seconds of trainings and cells in a work folder, by measure."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for path in folder.glob("times/*.json"):
+        found["training"].append(read_json(path)["seconds"])
+    for path in folder.glob("cells/*.json"):
+        told = read_json(path)
+        found[told["measure"]].append(told["seconds"])
+    return {name: statistics.median(seconds) for name, seconds in found.items()}
+
+
+def fill_all(plan: Plan, cells: Sequence[Cell], jobs: int) -> None:
+    """Measure cells in several processes. Those of one domain and seed share trainings, so they stay in one
+    process; no two processes write one file.
+
+    Args:
+        plan: the plan.
+        cells: what to measure; what is there is not measured again.
+        jobs: processes at once.
+
+    Raises:
+        CraftError: as measuring in this process would; what others measured is kept.
+    """
+    groups: dict[tuple[str, int], list[Cell]] = defaultdict(list)
+    for cell in dict.fromkeys(cells):
+        groups[cell.domain, cell.seed].append(cell)
+    if not groups:
+        return
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ProcessPoolExecutor(min(jobs, len(groups)), mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(_fill, plan, group, threads): key for key, group in groups.items()}
+        try:
+            for number, one in enumerate(as_completed(waiting), start=1):
+                one.result()
+                domain, seed = waiting[one]
+                say(f"{number} of {len(groups)} done: {domain}, seed {seed}")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _fill(plan: Plan, cells: Sequence[Cell], threads: int) -> None:
+    """What a process does."""
+    import torch
+
+    from craft.experiments.measures import fill
+
+    torch.set_num_threads(threads)
+    work = Work(plan)
+    for cell in sorted(cells, key=lambda cell: (repr(cell.method), cell.backbone)):  # an LVLM is made once
+        fill(work, cell)

@@ -1,0 +1,126 @@
+"""What a training run opens before it trains: settings, data, the model with copies of what will change."""
+
+import copy
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from craft.data import Data
+from craft.models.backbone import Backbone
+from craft.models.load import load
+from craft.models.lvlm import LVLM
+from craft.models.visual_tokenizer import VisualTokenizer
+from craft.recipes.questions import open_data
+from craft.training.config import AdaptConfig
+from craft.training.engine import loading_device
+
+Config = AdaptConfig | Mapping[str, Any] | str | Path | None
+C = TypeVar("C", bound=AdaptConfig)
+
+
+def run_settings(
+    kind: type[C],
+    model: str | Path | LVLM | None,
+    data: str | Path | Data | None,
+    out: str | Path | None,
+    seed: int | None,
+    max_steps: int | None,
+    config: Config,
+    overrides: Mapping[str, Any],
+    suffix: str = "",
+) -> C:
+    """The config, with the arguments of `craft.adapt` on top of it.
+
+    Args:
+        kind: the class of the config.
+        model, data, out, seed, max_steps, config, overrides: as `craft.adapt` takes them.
+        suffix: behind the data's name in the default run folder.
+
+    Raises:
+        ConfigError: a setting is unknown or impossible.
+    """
+    named = {
+        "surrogate": model.name if isinstance(model, LVLM) else model and str(model),
+        "data.name": data.name if isinstance(data, Data) else data and str(data),
+        "out": out and str(out),
+        "seed": seed,
+        "max_steps": max_steps,
+    }
+    given = {key: value for key, value in named.items() if value is not None}
+    settings = kind.build(config, {**given, **overrides})
+    if settings.out is None:
+        place = Path("runs") / f"{Path(settings.data.name).stem}{suffix}"
+        settings = settings.model_copy(update={"out": str(place)})
+    return settings
+
+
+def run_data(data: str | Path | Data | None, settings: AdaptConfig, model: "Model") -> Data:
+    """The data that the settings name, unless it is given.
+
+    Raises:
+        DataError: it is missing or broken.
+    """
+    return data if isinstance(data, Data) else open_data(settings.data, settings.seed, model)
+
+
+class Model:
+    """Loads the model when first needed, and keeps it. Of a given LVLM the parts that train are copied.
+
+    Args:
+        given: an LVLM, or what the settings name.
+        settings: model, device and dtype count.
+        parts: what will change: of `vision_tower`, `projector`, `llm`.
+    """
+
+    def __init__(
+        self,
+        given: str | Path | LVLM | None,
+        settings: AdaptConfig,
+        parts: Collection[str] = ("vision_tower",),
+    ) -> None:
+        self.given = given
+        self.settings = settings
+        self.parts = parts
+        self.lvlm: LVLM | None = None
+
+    def __call__(self) -> LVLM:
+        """The LVLM.
+
+        Raises:
+            CheckpointError: it is missing or damaged.
+        """
+        if self.lvlm is None:
+            given = self.given
+            if isinstance(given, LVLM):
+                self.lvlm = with_own(given, self.parts)
+            else:
+                place = loading_device(self.settings.device)
+                self.lvlm = load(self.settings.surrogate, place, self.settings.dtype)
+        return self.lvlm
+
+
+def with_own(lvlm: LVLM, parts: Collection[str]) -> LVLM:
+    """The same LVLM with copies of the named parts, so that they can be trained; τ is always its own."""
+    visual, backbone = lvlm.visual, lvlm.backbone
+
+    def own(name: str, part: Any) -> Any:
+        return copy.deepcopy(part) if name in parts else part
+
+    tokenizer = VisualTokenizer(
+        own("vision_tower", visual.vision_tower),
+        visual.codebook,
+        visual.text_encoder,
+        visual.log_temperature.detach(),
+        visual.prior,
+        visual.aspect,
+    )
+    if {"projector", "llm"} & set(parts):
+        backbone = Backbone(
+            own("projector", backbone.projector),
+            own("llm", backbone.llm),
+            backbone.tokenizer,
+            backbone.prompt,
+            backbone.codebook_fingerprint,
+            backbone.borrowed,
+        )
+    return LVLM(tokenizer.to(lvlm.device), backbone, lvlm.name, lvlm.origin)

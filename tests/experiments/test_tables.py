@@ -1,0 +1,239 @@
+"""`craft reproduce` on tiny models: what stands in tables is what `evaluate` finds; nothing is done twice."""
+
+import functools
+import json
+import re
+
+import numpy as np
+import pytest
+
+from craft.core.errors import ConfigError
+from craft.core.files import read_json, write_json
+from craft.experiments import EXPERIMENTS, Work, publish, write_result
+from craft.experiments.accuracy import ALL, Line, by_seed, cells_of, difference, measured
+from craft.experiments.benches import FILES
+from craft.experiments.cells import CRAFT, Method
+from craft.experiments.measures import fill
+from craft.experiments.paper import theirs
+from craft.experiments.parallel import estimate, fill_all, trainings
+from craft.experiments.plan import QUICK, plan_for
+from craft.experiments.publish import command, escaped
+from craft.experiments.tables import lines5
+from craft.recipes import evaluate
+from craft.training.config import AdaptConfig
+
+NAMES = [
+    "table1", "table2", "table3", "table4", "table7", "fig2", "fig4", "fig7",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("table5", "table6", "lambdas")),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def results(plan, tmp_path_factory):
+    """What an experiment wrote, by name; each is run when it is first asked for."""
+    out = tmp_path_factory.mktemp("results")
+    for name in FILES.values():
+        write_json(plan.benches / f"{name}.json", {"rows": [{"method": "ours", "ms": 1.25, "codes": None}]})
+    return functools.cache(lambda name: publish(name, EXPERIMENTS[name], plan, out))
+
+
+def data_of(results, name):
+    return json.loads(results(name)[0].read_text())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_page_and_pictures_are_made_of_the_json_alone(results, name, tmp_path):
+    data = data_of(results, name)
+    again = write_result(name, EXPERIMENTS[name], data, tmp_path)
+    assert [path.name for path in again] == [path.name for path in results(name)]
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in results(name)]
+    page = again[1].read_text()
+    assert page.startswith("# ") and f"`craft reproduce {name}" in page
+    for picture in re.findall(r"!\[.*\]\((.*)\)", page):
+        assert (tmp_path / picture).is_file()
+    if name.startswith("table"):
+        assert "*Theirs*, at another scale" in page
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_left_to_do(results, plan, name):
+    results(name)
+    work = Work(plan)
+    cells = EXPERIMENTS[name].cells(plan)
+    found = estimate(work, cells)
+    assert (found.trainings_left, found.cells_left, found.seconds) == (0, 0, 0)
+    assert found.cells == len(set(cells)) and found.measured
+    assert "0 of" in found.line(2)
+
+
+def test_the_estimate_counts_what_is_not_there(plan, tmp_path):
+    fresh = plan.model_copy(update={"work": tmp_path})
+    cells = EXPERIMENTS["table5"].cells(fresh)
+    found = estimate(Work(fresh), cells)
+    assert found.trainings == found.trainings_left == 4 and found.cells_left == len(cells) == 9
+    assert found.seconds > 400 and not found.measured and "guess" in found.line()
+    assert not list(tmp_path.iterdir())  # an estimate makes nothing
+
+
+def test_a_row_is_what_evaluate_finds(results, plan):
+    data, work = data_of(results, "table7"), Work(plan)
+    domain, (own, other) = plan.domains[0], plan.backbones
+    folder = work.trained(domain, 0, Method(CRAFT, own))
+    line = f"{other}, adapted with {own}"
+    after = evaluate(other, folder, limit=8)
+    before = evaluate(other, like=folder, limit=8)
+    row = next(row for row in data["rows"] if row["line"] == line)
+    for name in ("accuracy", "seen", "unseen", "unparseable"):
+        assert (row[name], row["before"][name]) == (getattr(after, name), getattr(before, name))
+    marks = [np.array([one["strict"] for one in report.samples], float) for report in (after, before)]
+    gap = difference(data, line)
+    assert gap is not None and gap["mean"] == pytest.approx((marks[0] - marks[1]).mean())
+    assert gap["low"] <= gap["mean"] <= gap["high"]
+
+
+def test_codes_changed_are_counted_on_the_test_pictures(results, plan):
+    data, work, domain = data_of(results, "table7"), Work(plan), plan.domains[0]
+    name = plan.surrogates[1]
+    base = work.lvlm(name)
+    after = base.with_encoder(work.trained(domain, 0, Method(CRAFT, name)))
+    cell = next(cell for cell in EXPERIMENTS["table7"].cells(plan) if cell.measure == "codes")
+    images = [sample.image for sample in work.samples(cell)]
+    before, now = (lvlm.encode(images).codes[..., 0] for lvlm in (base, after))
+    row = next(row for row in data["rows"] if row["line"] == f"{name}, adapted with {name}")
+    assert row["codes"] == pytest.approx(float((before != now).float().mean()))
+
+
+def test_forgetting_is_measured_on_other_data(results, plan):
+    data, other = data_of(results, "table1"), plan.general[1]
+    line = f"CRAFT, {plan.surrogates[0]}"
+    row = next(row for row in data["rows"] if row["line"] == line)
+    folder = Work(plan).trained(plan.domains[0], 0, Method(CRAFT, plan.surrogates[0]))
+    after, before = (
+        evaluate(plan.backbones[0], encoder, other, seed=0, limit=plan.general_limit).accuracy
+        for encoder in (folder, None)
+    )
+    assert row["general"] == pytest.approx(after - before)
+    assert all(row["general"] is None for row in data["rows"] if row["line"].startswith("zero-shot"))
+
+
+def test_table_1_has_each_method_beside_its_own_zero_shot(results, plan):
+    data = data_of(results, "table1")
+    lines = {line["line"]: line for line in data["lines"]}
+    assert [name for name, line in lines.items() if line["tokens"] == "continuous"] == [
+        "zero-shot, continuous", "Vision FT", "Projector FT", "LDIFS",
+    ]  # fmt: skip
+    zero = by_seed(data, "zero-shot, continuous")
+    assert by_seed(data, "LDIFS", ALL, "before.accuracy") == zero
+    assert by_seed(data, f"CRAFT, {plan.surrogates[1]}", ALL, "before.accuracy") == by_seed(data, "zero-shot")
+    assert difference(data, "zero-shot") is None
+
+
+def test_table_5_removes_one_loss_at_a_time(plan):
+    weights = {}
+    for line in lines5(plan):
+        config = AdaptConfig.build(None, dict(line.method.settings))
+        losses = config.losses
+        weights[line.label] = (
+            config.contrastive_weight("classification"), losses.commitment.weight, losses.sal.weight,
+        )  # fmt: skip
+    assert weights == {
+        "all": (1.0, 0.1, 1.0),
+        "without contrastive": (0.0, 0.1, 1.0),
+        "without commitment": (1.0, 0.0, 1.0),
+        "without SAL": (1.0, 0.1, 0.0),
+    }
+
+
+@pytest.mark.slow
+def test_table_6_compares_with_zero_shot_of_the_same_size(results, plan):
+    data, work = data_of(results, "table6"), Work(plan)
+    assert [line["line"] for line in data["lines"]] == ["10 %", "25 %", "50 %", "100 %"]
+    small = evaluate(work.lvlm(plan.backbones[0], 0.25, 0), data=plan.domains[0], seed=0, limit=8)
+    assert by_seed(data, "25 %", ALL, "before.accuracy") == [small.accuracy]
+    assert difference(data, "10 %", "100 %") is not None
+
+
+def test_means_over_seeds_and_domains():
+    rows = [
+        {"line": "a", "domain": domain, "seed": seed, "accuracy": value, "before": {"accuracy": 0.1}}
+        for domain, seed, value in (("x", 0, 0.2), ("x", 1, 0.4), ("y", 0, 0.6), ("y", 1, 0.6))
+    ]
+    data = {"rows": rows}
+    assert by_seed(data, "a") == pytest.approx([0.4, 0.5])
+    assert by_seed(data, "a", "x", "gain.accuracy") == pytest.approx([0.1, 0.3])
+    rows[0]["accuracy"] = None
+    assert by_seed(data, "a") is None
+
+
+def test_other_weights_are_another_cell(plan, tmp_path, monkeypatch):
+    """What is kept belongs to weights and questions: a retrained encoder is asked again."""
+    cell = EXPERIMENTS["table3"].cells(plan)[0]
+    work = Work(plan)
+    fill(work, cell)
+    kept = read_json(work.file(cell))
+    write_json(work.file(cell), {**kept, "key": {**kept["key"], "lvlm": "other"}, "found": {}})
+    assert fill(Work(plan), cell) == kept["found"]
+    assert read_json(work.file(cell))["key"] == kept["key"]
+
+
+def test_groups_share_no_file(plan):
+    """Cells of one domain and seed stay in one process: no two groups have a cell or a training in common."""
+    wide = plan.model_copy(update={"domains": plan.general, "seeds": (0, 1)})
+    cells = [cell for experiment in EXPERIMENTS.values() for cell in experiment.cells(wide)]
+    work = Work(wide)
+    files = {}
+    for cell in cells:
+        files.setdefault(work.file(cell), set()).add((cell.domain, cell.seed))
+    assert all(len(owners) == 1 for owners in files.values())
+    assert all(f"-{seed}-" in work.place(*one).name for one in trainings(cells) for seed in [one[1]])
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(plan, tmp_path):
+    found = []
+    for jobs in (1, 2):
+        many = plan.model_copy(
+            update={"work": tmp_path / str(jobs), "seeds": (0, 1), "backbones": plan.backbones[:1]}
+        )
+        lines = [Line("craft", Method(CRAFT, plan.surrogates[0]), plan.backbones[0])]
+        if jobs > 1:
+            fill_all(many, cells_of(many, lines), jobs)
+            assert estimate(Work(many), cells_of(many, lines)).cells_left == 0
+        found.append(measured(Work(many), lines))
+    assert found[0] == found[1]
+
+
+def test_table_4_names_the_commands_that_are_missing(plan, tmp_path):
+    empty = plan.model_copy(update={"benches": tmp_path})
+    with pytest.raises(ConfigError, match="craft bench train"):
+        publish("table4", EXPERIMENTS["table4"], empty, tmp_path)
+
+
+def test_answers_with_markup_stay_in_their_cell():
+    assert escaped("a | b\n**c** <d>") == r"a \| b \*\*c\*\* \<d\>"
+
+
+def test_the_command_on_the_page_makes_the_result_again():
+    plan = plan_for("tiny", True, {"seeds": [3], "limit": 5, "adapt": {"blend": 1}})
+    assert plan.adapt == {**QUICK["adapt"], "blend": 1} and plan.quick
+    assert command("fig7", plan) == "craft reproduce fig7 --quick --seeds 3 --limit 5 --set blend=1"
+    assert command("fig7", plan_for("tiny", False, {})) == "craft reproduce fig7"
+    with pytest.raises(ConfigError, match="limit"):
+        plan_for("tiny", False, {"limit": 0})
+
+
+def test_the_papers_averages_are_those_of_its_rows():
+    """A slip in copying would show: the printed averages are those of the printed figures."""
+    tables = theirs()
+    for row in tables["table1"]:
+        assert sum(row["accuracy"].values()) / 10 == pytest.approx(row["average"], abs=0.006)
+    whole = {(row["surrogate"], row["backbone"]): row["accuracy"] for row in tables["table7"]}
+    for row in tables["table1"]:
+        if row["tokens"] == "Discrete":
+            assert whole[row["surrogate"], row["backbone"]] == row["accuracy"]
+    for row in tables["table6"]:
+        figures = [value for name, value in row.items() if name not in ("codebook", "average")]
+        assert sum(figures) / 5 == pytest.approx(row["average"], abs=0.006)
+    for row in tables["table2"]:
+        overall = row["faithfulness"] + row["relevance"] - row["verbosity"] / 2
+        assert overall == pytest.approx(row["overall"], abs=0.011)
