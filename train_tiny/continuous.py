@@ -14,7 +14,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    get_cosine_schedule_with_warmup,
+)
 
 from craft.core.files import atomic_write_text, load_tensors, save_tensors, write_json
 from craft.models.projector import Projector
@@ -84,20 +89,32 @@ def swapped(features: Tensor, g: torch.Generator) -> Tensor:
     return torch.where(swap[..., None], other, features).float()
 
 
+def load_backbone(folder: Path) -> tuple[PreTrainedModel, Projector]:
+    """LLM and projector in float32."""
+    llm = AutoModelForCausalLM.from_pretrained(folder / "llm", dtype=torch.float32)
+    projector = Projector(json.loads((folder / "projector/config.json").read_text()))
+    state = load_tensors(folder / "projector/model.safetensors")
+    projector.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    return llm, projector
+
+
 def scores(
-    parts: tuple, data: dict[str, Tensor], codebook: ResidualCodebook | None, questions: Questions
+    backbone: Path,
+    data: dict[str, Tensor],
+    packer: Packer,
+    codebook: ResidualCodebook | None,
+    questions: Questions,
 ) -> dict[str, dict[str, float]]:
     """`score` of every set; with a codebook the features are quantised first (the discrete backbone)."""
-    llm, projector, packer = parts
+    reader = (*load_backbone(backbone), codebook, packer)
     found = {}
     for name, blind in (("test", False), ("other_artist", False), ("test", True)):
         seen = data[f"{name}.features"].float()
         if codebook is not None:
             seen = codebook.quantize(seen).codes
-        reader = (llm, projector, codebook, packer)
-        found["hidden" if blind else name] = score(
-            reader, seen, data[f"{name}.labels"], questions, blind=blind
-        )
+        told = score(reader, seen, data[f"{name}.labels"], questions, blind=blind)
+        print(backbone.name, "hidden" if blind else name, told, flush=True)
+        found["hidden" if blind else name] = told
     return found
 
 
@@ -107,9 +124,10 @@ def main() -> None:
     parser.add_argument("--visual", type=Path, required=True)
     parser.add_argument("--start", type=Path, required=True, help="the discrete backbone: projector/, llm/")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--pictures", type=int, default=8000)
+    parser.add_argument("--test", type=int, default=160, help="pictures of each kind that it is scored on")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -118,21 +136,12 @@ def main() -> None:
     things = concepts(args.cache)
     questions = Questions(things, name_similarity(targets(things, args.cache)[0]))
     tower, codebook = load_visual(args.visual)
-    counts = {"train": args.pictures, "test": 640, "other_artist": 640}
+    counts = {"train": args.pictures, "test": args.test, "other_artist": args.test}
     data = picture_features(tower, things, args.cache, args.out, counts)
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start / "llm")
-    llm = AutoModelForCausalLM.from_pretrained(args.start / "llm", dtype=torch.float32)
-    projector = Projector(json.loads((args.start / "projector/config.json").read_text()))
-    state = load_tensors(args.start / "projector/model.safetensors")
-    projector.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    llm, projector = load_backbone(args.start)
     packer = Packer(tokenizer, data["train.features"].shape[1])
-    parts = (llm, projector, packer)
-    found = {"discrete": scores(parts, data, codebook, questions)}
-    found["before"] = scores(parts, data, None, questions)
-    for name, told in found.items():
-        print(name, told, flush=True)
-
     useful = torch.tensor([things[i].category not in PASSED_OVER for i in data["train.labels"].tolist()])
     features, labels = data["train.features"][useful], data["train.labels"][useful]
     weights = torch.tensor([FOCUS.get(things[i].category, 1.0) for i in labels.tolist()])
@@ -164,17 +173,15 @@ def main() -> None:
             schedule.step()
         running["loss"].append(losses.mean().item())
         running["token"].append(right.float().mean().item())
-        if step % 50 == 49:
+        if step % 20 == 19:
             means = {name: round(sum(v) / len(v), 3) for name, v in running.items()}
             told = {"step": step + 1, **means, "seconds": round(time.time() - began)}
             print(json.dumps(told), flush=True)
             running.clear()
     minutes = round((time.time() - began) / 60)
     save(args.out, "qwen2", llm, projector, tokenizer)
-    llm.to(torch.bfloat16).float()  # as they were saved
-    projector.to(torch.bfloat16).float()
-    found["continuous"] = scores(parts, data, None, questions)
-    print("continuous", found["continuous"], flush=True)
+    found = {"continuous": scores(args.out, data, packer, None, questions)}
+    found["discrete"] = scores(args.start, data, packer, codebook, questions)
     write_json(args.out / "scores.json", found)
     atomic_write_text(args.out / "README.md", card(found, args.steps, len(labels), minutes))
 
