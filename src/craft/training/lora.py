@@ -37,7 +37,7 @@ def lora_targets(llm: nn.Module, config: LoraConfig) -> list[str]:
             chosen.append(name)
     if not chosen:
         raise ConfigError(
-            f"No linear map of the layers is called {' or '.join(config.targets)} (lora.targets); they "
+            f"No linear map is called {' or '.join(config.targets)} (lora.targets); its layers "
             f"have {', '.join(sorted(ends))}. Name some of these, or all-linear."
         )
     return chosen
