@@ -1,11 +1,9 @@
-"""Shared by the benchmarks: time, peak memory, tables, JSON."""
+"""Shared by the benchmarks: options, tables, JSON. How they measure: `craft.experiments.bench.measure`."""
 
 import argparse
 import os
 import platform
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,9 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler is chatty; read 
 import torch
 
 from craft.core.files import write_json
+from craft.experiments.bench.measure import Seconds, fastest, peak_bytes
+
+__all__ = ["Seconds", "arguments", "fastest", "peak_bytes", "report", "table"]
 
 
 def arguments(
@@ -34,62 +35,6 @@ def arguments(
     if options.threads:
         torch.set_num_threads(options.threads)
     return options
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-@dataclass
-class Seconds:
-    """Time of the fastest run: on the clock, and of all processor threads (which waiting does not add to)."""
-
-    wall: float = float("inf")
-    cpu: float = float("inf")
-
-
-def fastest(variants: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, Seconds]:
-    """Time each variant; they take turns, so that noise hits all of them alike."""
-    best = {name: Seconds() for name in variants}
-    for function in variants.values():
-        function()  # warm caches and lazy initialisation
-    for _ in range(repeats):
-        for name, function in variants.items():
-            _wait(device)
-            wall, cpu = time.perf_counter(), time.process_time()
-            function()
-            _wait(device)
-            best[name].wall = min(best[name].wall, time.perf_counter() - wall)
-            best[name].cpu = min(best[name].cpu, time.process_time() - cpu)
-    return best
-
-
-def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
-    """The most memory that torch held at one time during a call beyond what it held before.
-
-    CPU: the running sum of the profiler's allocation records. CUDA: the allocator's own peak. Results are
-    included; scratch space that a BLAS library takes for itself is not seen.
-    """
-    if device.type == "cuda":
-        _wait(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        result = function()
-        _wait(device)
-        del result
-        return torch.cuda.max_memory_allocated(device) - before
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        result = function()
-    del result
-    records = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
-    changes = sorted((r.start_ns(), r.nbytes()) for r in records if r.name() == "[memory]")
-    held = peak = 0
-    for _, change in changes:
-        held += change
-        peak = max(peak, held)
-    return peak
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -9,7 +9,7 @@ from torch import nn
 from craft.core.errors import ConfigError
 from craft.data import Sample
 from craft.models.lvlm import LVLM
-from craft.training.adaptation import ImageBatches, blend, image_cache, stem_suffices
+from craft.training.adaptation import ImageBatches, blend, chosen_search, image_cache, stem_suffices
 from craft.training.config import BaselineConfig, CommitmentConfig, ContrastiveConfig, LossesConfig
 from craft.training.image_cache import ImageCache
 from craft.training.lesson import Lesson
@@ -78,15 +78,18 @@ def frozen_tower_lesson(
     config = answers_only(config)
     base = {name: parameter.detach().clone() for name, parameter in trained.items() if config.blend < 1}
     images = image_cache(lvlm, samples, config, stem_suffices(lvlm, config))
+    batches, search = ImageBatches(lvlm, samples, config, 0.0, images), chosen_search(lvlm, config)
+    known = config.prefix_cache and part != "llm"  # an LLM that learns reads the text before an image anew
     return Lesson(
-        objective=CraftObjective(lvlm, config.losses, 0.0, from_stem=images.through_stem),
+        objective=CraftObjective(lvlm, config.losses, 0.0, images.through_stem, search.name, known),
         trained=trained,
-        batches=ImageBatches(lvlm, samples, config, 0.0, images),
+        batches=batches,
         parts=(part,),
         finish=partial(_finish, lvlm, trained, base, config.blend, images),
         verb="tuning",
         images=images,
-        ahead=lambda indices: images.expect([samples[index] for index in indices]),
+        ahead=lambda indices: images.expect([batches.groups[index][0] for index in indices]),
+        count=len(batches.groups),
     )
 
 

@@ -62,14 +62,13 @@ def estimate_memory(
         patches = lvlm.visual.grid[0] * lvlm.visual.grid[1]
         vision: Any = lvlm.visual.vision_tower.siglip_config
         layers = len(lvlm.visual.vision_tower.layers)  # type: ignore[arg-type]
-        tower = vision.hidden_size * layers + _per_token(vision) if gradient_checkpointing else 0
-        activations = batch_size * patches * (tower or layers * _per_token(vision)) * width
+        tower = vision.hidden_size * layers + kept_per_token(vision) if gradient_checkpointing else 0
+        if any(p.requires_grad for p in lvlm.visual.vision_tower.parameters()):
+            activations = batch_size * patches * (tower or layers * kept_per_token(vision)) * width
         search = 3 * min(batch_size * patches, ROW_BLOCK) * min(lvlm.visual.codebook.size, CODE_BLOCK) * 4
     text: Any = lvlm.backbone.llm.config
     llm_layers = text.num_hidden_layers
-    kept = _per_token(text)
-    if any(parameter.requires_grad for parameter in lvlm.backbone.llm.parameters()):
-        kept = round(kept * _TRAINED)
+    kept = kept_per_token(text, any(p.requires_grad for p in lvlm.backbone.llm.parameters()))
     if gradient_checkpointing:
         activations += batch_size * seq_len * width * (llm_layers * text.hidden_size + kept)
     else:
@@ -89,6 +88,7 @@ def estimate_memory(
     }
 
 
-def _per_token(config: Any) -> int:
-    """Values that one transformer layer keeps per token."""
-    return _WIDE * int(config.hidden_size) + _INNER * int(config.intermediate_size)
+def kept_per_token(config: Any, trained: bool = False) -> int:
+    """Values that one transformer layer keeps per token; more where its own weights train."""
+    kept = _WIDE * int(config.hidden_size) + _INNER * int(config.intermediate_size)
+    return round(kept * _TRAINED) if trained else kept

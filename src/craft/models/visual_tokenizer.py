@@ -111,10 +111,15 @@ class VisualTokenizer(nn.Module):
         """
         return self.quantize(*self.vision_tower(pixel_values), partial_sums=partial_sums)
 
-    def quantize(self, features: Tensor, cls: Tensor | None, partial_sums: bool = False) -> VisionTokens:
-        """The second half of `forward`: what the tower returned -> `VisionTokens`."""
+    def quantize(
+        self, features: Tensor, cls: Tensor | None, partial_sums: bool = False, search: str = "exact"
+    ) -> VisionTokens:
+        """The second half of `forward`: what the tower returned -> `VisionTokens`.
+
+        `search` is that of `ResidualCodebook.quantize`.
+        """
         features = features.float()
-        found = self.codebook.quantize(features, partial_sums=partial_sums)
+        found = self.codebook.quantize(features, partial_sums=partial_sums, search=search)
         batch, count = features.shape[:2]
         return VisionTokens(
             features=features,

@@ -3,12 +3,13 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from craft.core.errors import CheckpointError
-from craft.quantize.search import exact_matmul, nearest_codes
+from craft.quantize.search import exact_matmul, search_named
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class ResidualCodebook(nn.Module):
                 "The codebook holds values that are not finite; the file it came from is damaged."
             )
         self.register_buffer("codewords", codewords)
-        self._norms: tuple[tuple[int, int, torch.device], Tensor] | None = None
+        self._derived: dict[str, tuple[tuple[int, int, torch.device], Tensor]] = {}
         self._fingerprint: tuple[tuple[int, int, torch.device], str] | None = None
 
     @property
@@ -82,6 +83,19 @@ class ResidualCodebook(nn.Module):
         return self.codewords.shape[2]
 
     @property
+    def half_norms(self) -> Tensor:
+        """float32 `[L, K]`, `|c|²/2`."""
+        return self.derived("half norms", lambda c: c.square().sum(-1) / 2).expand(self.num_levels, -1)
+
+    def derived(self, name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """`make(codewords)` for codewords float32 `[1 or L, K, d]`, kept until they change or move."""
+        key = self._key()
+        if name not in self._derived or self._derived[name][0] != key:
+            with exact_matmul(self.codewords.device):
+                self._derived[name] = (key, make(self.codewords))
+        return self._derived[name][1]
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the little-endian float32 bytes of all levels, then K, L, d and the metric.
 
@@ -97,18 +111,21 @@ class ResidualCodebook(nn.Module):
         return self._fingerprint[1]
 
     @torch.no_grad()
-    def quantize(self, z: Tensor, partial_sums: bool = False) -> Quantized:
+    def quantize(self, z: Tensor, partial_sums: bool = False, search: str = "exact") -> Quantized:
         """Quantise features level by level, in float32 whatever the dtype of `z` or of autocast.
 
         Args:
             z: `[..., d]`, any float dtype. No gradient flows: see `straight_through`.
             partial_sums: also return the sum after each level (for the cumulative commitment form).
+            search: how codewords are found: a key of `craft.quantize.search.SEARCHES`, or "auto". All but
+                "exact" may differ from it where codewords are equally near.
 
         Returns:
             `Quantized`.
 
         Raises:
             CheckpointError: the last dimension of `z` is not d.
+            ConfigError: there is no such search, or it does not fit this codebook or device.
 
         Source: Eq. 1 at each level; §9 for the residuals.
         """
@@ -118,24 +135,20 @@ class ResidualCodebook(nn.Module):
             )
         with exact_matmul(z.device):
             remainder = z.detach().reshape(-1, self.dim).to(torch.float32, copy=True)
+            codes = search_named(search, self)(remainder, self)  # Eq. 1, level by level
             total = torch.zeros_like(remainder)
-            codes, sums = [], []
+            sums = []
             residual = remainder.new_zeros(remainder.shape[0])
-            norms = self._half_norms().expand(self.num_levels, -1)
-            for level, (table, half_norms) in enumerate(zip(self.levels, norms, strict=True)):
-                index = nearest_codes(remainder, table, half_norms)  # Eq. 1
-                chosen = table[index]
-                remainder -= chosen  # r⁽ˡ⁾ = r⁽ˡ⁻¹⁾ - c⁽ˡ⁾ (§9)
+            for level, table in enumerate(self.levels):
+                chosen = table[codes[:, level]]
                 total += chosen  # z̃ = Σ c⁽ˡ⁾ (§9)
-                del chosen  # not held during the next level's search
                 if level == 0:
-                    residual = remainder.square().sum(-1)  # e (§9)
-                codes.append(index)
+                    residual = (remainder - chosen).square().sum(-1)  # e (§9)
                 if partial_sums:
                     sums.append(total.clone())
         shape = z.shape[:-1]
         return Quantized(
-            codes=torch.stack(codes, dim=-1).reshape(*shape, self.num_levels),
+            codes=codes.reshape(*shape, self.num_levels),
             quantized=total.reshape(z.shape),
             residual=residual.reshape(shape),
             partial_sums=torch.stack(sums, dim=-2).reshape(*shape, self.num_levels, self.dim)
@@ -155,14 +168,11 @@ class ResidualCodebook(nn.Module):
         """Sizes for `print(module)`."""
         return f"L={self.num_levels}, K={self.size}, d={self.dim}, shared={self.shared}"
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_derived": {}}  # a copy makes its own, when it needs them
+
     def _key(self) -> tuple[int, int, torch.device]:
         return (self.codewords.data_ptr(), self.codewords._version, self.codewords.device)
-
-    def _half_norms(self) -> Tensor:
-        key = self._key()
-        if self._norms is None or self._norms[0] != key:
-            self._norms = (key, self.codewords.square().sum(-1) / 2)
-        return self._norms[1]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ResidualCodebook":
         exact = self.codewords

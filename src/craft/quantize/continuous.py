@@ -42,12 +42,13 @@ class Continuous(nn.Module):
         return self.codewords
 
     @torch.no_grad()
-    def quantize(self, z: Tensor, partial_sums: bool = False) -> Quantized:
+    def quantize(self, z: Tensor, partial_sums: bool = False, search: str = "exact") -> Quantized:
         """Features as they are: `quantized` float32 `[..., d]`, `codes` int64 `[..., 0]`, residual 0.
 
         Args:
             z: `[..., d]`, any float dtype. No gradient flows: see `straight_through`.
             partial_sums: return them too; there are none, `[..., 0, d]`.
+            search: of no effect: there is nothing to search.
         """
         shape, exact = z.shape[:-1], z.detach().float()
         return Quantized(

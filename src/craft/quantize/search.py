@@ -1,13 +1,49 @@
-"""Nearest-codeword search, exact in float32 and blocked over codewords (Eq. 1)."""
+"""Searches for the nearest codewords, level by level (Eq. 1, §9): one function each, all with float32 scores.
 
-from collections.abc import Iterator
+codes = SEARCHES["exact"](x, codebook)   # float32 [n, d] -> int64 [n, L]
+choose(codebook).name                    # what `auto` takes here, and .why
+"""
+
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from craft.core.device import free_memory, has_bfloat16
+from craft.core.errors import ConfigError
+
 ROW_BLOCK = 4096
 CODE_BLOCK = 1024
+_ROWS = 256  # rows whose scores against all codewords `gram` holds, and whose candidates `rerank` does
+_GROUP, _GROUPS = 16, 4  # `rerank` scores the best 4 groups of 16 codewords again
+_GRAM_SHARE = 0.25  # of free memory that `auto` gives the Gram matrix
+
+
+@runtime_checkable
+class Tables(Protocol):
+    """What a search reads of a codebook (`ResidualCodebook` is one)."""
+
+    @property
+    def levels(self) -> Tensor:
+        """float32 `[L, K, d]`."""
+        ...
+
+    @property
+    def shared(self) -> bool:
+        """Whether all levels are one table."""
+        ...
+
+    @property
+    def half_norms(self) -> Tensor:
+        """float32 `[L, K]`, `|c|²/2`."""
+        ...
+
+    def derived(self, name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """`make(codewords)`, computed once: codewords are float32 `[1 or L, K, d]`."""
+        ...
 
 
 @contextmanager
@@ -63,3 +99,207 @@ def _nearest_rows(x: Tensor, codewords: Tensor, half_norms: Tensor) -> Tensor:
         best = torch.where(better, score, best)
         index = torch.where(better, arg + start, index)
     return index
+
+
+def exact(x: Tensor, tables: Tables) -> Tensor:
+    """The default: `nearest_codes` at each level, no approximation, at most 16 MiB of scores.
+
+    Args:
+        x: float32 `[n, d]`.
+        tables: the codebook.
+
+    Returns:
+        int64 `[n, L]`.
+
+    Source: Eq. 1 and §9.
+    """
+    levels, norms = tables.levels, tables.half_norms
+    return _by_level(x, tables, lambda rest, level: nearest_codes(rest, levels[level], norms[level]))
+
+
+def gram(x: Tensor, tables: Tables) -> Tensor:
+    """One matrix product for all levels of a shared codebook, a quarter of the work at L = 4.
+
+    With r⁽ˡ⁾ = r⁽ˡ⁻¹⁾ - c, the scores of the next level are those of this one minus the row of `C Cᵀ` that
+    belongs to c. Takes K² float32 of memory (1 GiB at K = 16384), made once, and two `[256, K]` blocks.
+
+    Args:
+        x: float32 `[n, d]`.
+        tables: the codebook.
+
+    Returns:
+        int64 `[n, L]`; other codes than `exact` only where two codewords are as near as float32 can tell.
+
+    Raises:
+        ConfigError: the levels have tables of their own, or memory does not suffice.
+
+    Source: ours.
+    """
+    if not tables.shared:
+        raise ConfigError(
+            "search=gram needs one table that all levels share, and this codebook has one per level, which "
+            "would save nothing; use search=exact, or auto."
+        )
+    table, half_norms = tables.levels[0], tables.half_norms[0]
+    products = tables.derived("gram", _gram_matrix)
+    found = []
+    for rows in x.split(_ROWS):
+        scores = torch.addmm(half_norms, rows, table.T, beta=-1)
+        codes = [scores.argmax(dim=1)]
+        for _ in range(tables.levels.shape[0] - 1):
+            scores -= products[codes[-1]]
+            codes.append(scores.argmax(dim=1))
+        found.append(torch.stack(codes, dim=1))
+    return torch.cat(found)
+
+
+def rerank(x: Tensor, tables: Tables) -> Tensor:
+    """Scores in bfloat16 choose 64 candidates, scores in float32 choose among them.
+
+    Pays where bfloat16 has units of its own (tensor cores, AVX-512 BF16, AMX); elsewhere it is slower than
+    `exact`. Takes half the codebook's memory for its bfloat16 copy. Candidates are the best groups of
+    neighbouring codewords, by each group's best: a choice among K / 16 is cheap where one among K is not.
+
+    Args:
+        x: float32 `[n, d]`.
+        tables: the codebook.
+
+    Returns:
+        int64 `[n, L]`; other codes than `exact` only where 4 groups of codewords are nearer, by less than
+        bfloat16 can tell, than the nearest.
+
+    Source: ours.
+    """
+    narrow = tables.derived("bfloat16", lambda codewords: codewords.to(torch.bfloat16))
+    narrow = narrow.expand(tables.levels.shape[0], -1, -1)
+
+    def nearest(rest: Tensor, level: int) -> Tensor:
+        given = tables.levels[level], tables.half_norms[level], narrow[level]
+        return torch.cat([_reranked(rows, *given) for rows in rest.split(_ROWS)])
+
+    return _by_level(x, tables, nearest)
+
+
+def fused(x: Tensor, tables: Tables) -> Tensor:
+    """`exact` as one Triton kernel per level, for CUDA: product and running maximum, no scores in memory.
+
+    Args:
+        x: float32 `[n, d]` on a CUDA device.
+        tables: the codebook.
+
+    Returns:
+        int64 `[n, L]`.
+
+    Raises:
+        ConfigError: there is no CUDA device, or Triton is not installed.
+
+    Source: ours.
+    """
+    if x.device.type != "cuda":
+        raise ConfigError(f"search=fused is a kernel for CUDA, and this runs on {x.device.type}; use auto.")
+    try:
+        from craft.quantize.triton_search import nearest
+    except ImportError as error:
+        raise ConfigError("search=fused needs Triton (pip install triton); or use search=exact.") from error
+    levels, norms = tables.levels, tables.half_norms
+    return _by_level(x, tables, lambda rest, level: nearest(rest, levels[level], norms[level]))
+
+
+SEARCHES: dict[str, Callable[[Tensor, Tables], Tensor]] = {
+    "exact": exact,
+    "gram": gram,
+    "rerank": rerank,
+    "fused": fused,
+}
+"""Searches by the names that `ResidualCodebook.quantize` and the setting `search` take, besides `auto`."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A search: its `name` in `SEARCHES`, and `why` it was taken."""
+
+    name: str
+    why: str
+
+
+def choose(tables: Tables) -> Choice:
+    """What `auto` takes for a codebook, where it lies now."""
+    count, size, width = tables.levels.shape
+    device = tables.levels.device
+    levels = "one table for all levels" if tables.shared else f"{count} tables"
+    told = f"{device.type}, K={size}, d={width}, {levels}"
+    if device.type == "cuda":
+        if _installed("triton"):
+            return Choice("fused", f"{told}: one kernel, no scores in memory")
+        return Choice("exact", f"{told}, and Triton is not installed")
+    if device.type == "cpu" and tables.shared:
+        needed, free = size * size * 4, free_memory(device)
+        memory = f"{needed / 2**20:.0f} MiB for products of codewords, {free / 2**20:.0f} MiB free"
+        if needed <= _GRAM_SHARE * free:
+            return Choice("gram", f"{told}: {memory}")
+        told = f"{told}; too much for gram: {memory}"
+    if device.type == "cpu" and has_bfloat16(device) and size >= 4 * CODE_BLOCK:
+        return Choice("rerank", f"{told}: this processor multiplies bfloat16")
+    return Choice("exact", told)
+
+
+def search_named(name: str, tables: Tables) -> Callable[[Tensor, Tables], Tensor]:
+    """The search called `name`, or the one that `auto` takes.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    name = choose(tables).name if name == "auto" else name
+    if name not in SEARCHES:
+        raise ConfigError(f"There is no search {name!r}; use auto, {', '.join(SEARCHES)}.")
+    return SEARCHES[name]
+
+
+def _by_level(x: Tensor, tables: Tables, nearest: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Level by level: the codeword nearest to what is left, which is then taken off (§9)."""
+    rest, codes = x.clone(), []
+    for level in range(tables.levels.shape[0]):
+        if level:
+            rest -= tables.levels[level - 1][codes[-1]]
+        codes.append(nearest(rest, level))
+    return torch.stack(codes, dim=1)
+
+
+def _gram_matrix(codewords: Tensor) -> Tensor:
+    needed, free = codewords.shape[1] ** 2 * 4, free_memory(codewords.device)
+    if needed > free:
+        raise ConfigError(
+            f"search=gram needs {needed / 2**20:.0f} MiB for the products of all codewords, and "
+            f"{free / 2**20:.0f} MiB are free; use search=exact, or auto."
+        )
+    return codewords[0] @ codewords[0].T
+
+
+def _reranked(x: Tensor, table: Tensor, half_norms: Tensor, narrow: Tensor) -> Tensor:
+    """int64 `[n]`: the best of the codewords that stand in the groups with the best bfloat16 scores."""
+    rows, tops = x.to(torch.bfloat16), []
+    for start in range(0, len(table), CODE_BLOCK):
+        scores = _wide_product(rows, narrow[start : start + CODE_BLOCK])
+        scores -= half_norms[start : start + CODE_BLOCK]
+        if scores.shape[1] % _GROUP:
+            scores = torch.nn.functional.pad(scores, (0, -scores.shape[1] % _GROUP), value=float("-inf"))
+        tops.append(scores.unflatten(1, (-1, _GROUP)).amax(dim=2))
+    best = torch.cat(tops, dim=1)
+    groups = best.topk(min(_GROUPS, best.shape[1]), dim=1).indices.sort(dim=1).values  # ties: lowest first
+    codes = (groups[:, :, None] * _GROUP + torch.arange(_GROUP, device=x.device)).flatten(1)
+    codes.clamp_(max=len(table) - 1)
+    scores = torch.bmm(table[codes], x[:, :, None])[:, :, 0] - half_norms[codes]
+    return codes.gather(1, scores.argmax(dim=1, keepdim=True))[:, 0]
+
+
+def _wide_product(x: Tensor, table: Tensor) -> Tensor:
+    """float32 `[n, k]` of bfloat16 factors; on CUDA the sums are not rounded to bfloat16 either."""
+    if x.device.type == "cuda":
+        return torch.mm(x, table.T, out_dtype=torch.float32)
+    return torch.mm(x, table.T).float()
+
+
+def _installed(name: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(name) is not None

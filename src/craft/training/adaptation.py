@@ -1,20 +1,23 @@
 """What `craft adapt` trains: the vision tower, by Eq. 5, on labelled pictures (§3.2)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from craft.core.errors import ConfigError
 from craft.core.processes import on_main
+from craft.core.progress import say
 from craft.data import Sample
 from craft.models.lvlm import LVLM
-from craft.models.prompts import build_prompt
+from craft.models.prompts import Dialogue, build_dialogue, build_prompt
 from craft.models.vision_tower import HybridTower
+from craft.quantize.search import Choice, choose
 from craft.training.augment import augment
 from craft.training.checks import choose_trainable
 from craft.training.config import AdaptConfig
-from craft.training.image_cache import ImageCache
+from craft.training.image_cache import ImageCache, image_key
 from craft.training.lesson import Lesson
 from craft.training.lora import scale_lora, take_lora
 from craft.training.objective import Batch, CraftObjective, TextTable, class_numbers, class_of
@@ -37,8 +40,12 @@ def adaptation(
         task: "classification" or "vqa"; settles λ_con.
 
     Raises:
-        ConfigError: the settings contradict the model.
+        ConfigError: the settings contradict the model, or each other.
     """
+    if config.compile and config.gradient_checkpointing:
+        raise ConfigError(
+            "compile and gradient_checkpointing both take the tower's layers apart; set one of them to false."
+        )
     con = config.contrastive_weight(task)
     lvlm.visual.vision_tower.float()
     trained = choose_trainable(lvlm, config, con)
@@ -46,23 +53,50 @@ def adaptation(
     base = {name: p.detach().clone() for name, p in trained.items()} if config.blend < 1 else {}
     images = image_cache(lvlm, samples, config, stem)
     batches = ImageBatches(lvlm, samples, config, con, images)
+    search = chosen_search(lvlm, config)
+    if search.name != "exact":
+        say(f"search: {search.name} ({search.why})")
+    layers: Any = lvlm.visual.vision_tower.layers
+    for layer in layers if config.compile else ():
+        layer.compile()
     return Lesson(
-        objective=CraftObjective(lvlm, config.losses, con, from_stem=stem),
+        objective=CraftObjective(lvlm, config.losses, con, stem, search.name, config.prefix_cache),
         trained=trained,
         batches=batches,
         parts=("vision_tower",),
         probe=_Probe(lvlm, batches, config),
-        finish=lambda: _finish(lvlm, trained, base, config, images),
+        finish=lambda: _finish(lvlm, trained, base, config, images, layers),
         verb="adapting",
         images=images,
-        ahead=lambda indices: images.expect([samples[index] for index in indices]),
+        ahead=lambda indices: images.expect([batches.groups[index][0] for index in indices]),
+        count=len(batches.groups),
+        notes={"search": {"name": search.name, "why": search.why}},
     )
+
+
+def chosen_search(lvlm: LVLM, config: AdaptConfig) -> Choice:
+    """How codewords are found, and why so; a continuous LVLM has none to find."""
+    if lvlm.visual.continuous:
+        return Choice("exact", "a continuous LVLM has no codebook")
+    return choose(lvlm.visual.codebook) if config.search == "auto" else Choice(config.search, "as set")
 
 
 def stem_suffices(lvlm: LVLM, config: AdaptConfig) -> bool:
     """Whether the output of a frozen stem can stand for the pixels: it is computed once per image then."""
     stem = isinstance(lvlm.visual.vision_tower, HybridTower)
     return stem and config.augment == 0  # each step has new pixels otherwise
+
+
+def image_groups(samples: Sequence[Sample], most: int) -> list[tuple[Sample, ...]]:
+    """Samples of one image together, at most `most` of them; in the order of their first ones."""
+    if most == 1:
+        return [(sample,) for sample in samples]
+    found: dict[Any, list[Sample]] = {}
+    for sample in samples:
+        found.setdefault(image_key(sample.image), []).append(sample)
+    return [
+        tuple(some[start : start + most]) for some in found.values() for start in range(0, len(some), most)
+    ]
 
 
 def image_cache(lvlm: LVLM, samples: Sequence[Sample], config: AdaptConfig, stem: bool) -> ImageCache:
@@ -90,6 +124,7 @@ class ImageBatches:
         self, lvlm: LVLM, samples: Sequence[Sample], config: AdaptConfig, con: float, images: ImageCache
     ) -> None:
         self.samples = samples
+        self.groups = image_groups(samples, config.questions_per_image)
         self.config = config
         self.images = images
         self.texts = TextTable(lvlm.visual, samples, config.seed) if con else None
@@ -98,11 +133,15 @@ class ImageBatches:
         self.device = lvlm.device
 
     def make(self, indices: Sequence[int], step: int) -> Batch:
-        """The batch of these samples; `step` seeds which of its texts each image gets."""
-        samples = [self.samples[index] for index in indices]
+        """The batch of these groups; `step` seeds which of its texts each image gets."""
+        groups = [self.groups[index] for index in indices]
+        samples = [group[step % len(group)] for group in groups]
         classes = torch.tensor([self.classes[class_of(sample)] for sample in samples])
         ids = tuple(sample.id for sample in samples)
-        images = self.images.get(samples).to(self.device)
+        images = self.images.get([group[0] for group in groups])
+        if self.device.type == "cuda":  # copied while the step before it still runs
+            images = images.pin_memory()
+        images = images.to(self.device, non_blocking=True)
         return Batch(
             ids=ids,
             images=augment(images, ids, self.config.seed, step, self.config.augment),
@@ -110,16 +149,30 @@ class ImageBatches:
             answers=tuple(sample.answer for sample in samples),
             texts=None if self.texts is None else self.texts.sample(samples, step).to(self.device),
             classes=classes.to(self.device),
+            dialogues=tuple(map(self._dialogues, groups)) if self.config.questions_per_image > 1 else None,
         )
 
     def answer_tokens(self, batch: Batch) -> int:
         """How many answer tokens SAL takes its mean over."""
+        if batch.dialogues is not None:
+            return sum(sum(dialogue.learned) for listed in batch.dialogues for dialogue in listed)
         backbone, pairs = self.backbone, zip(batch.questions, batch.answers, strict=True)
         return sum(len(build_prompt(backbone.prompt, backbone.tokenizer, q, a).answer) for q, a in pairs)
 
     def length(self, index: int) -> int:
-        """Characters of question and answer."""
-        return len(self.samples[index].prompt()) + len(self.samples[index].answer)
+        """Characters of questions and answers."""
+        return sum(len(sample.prompt()) + len(sample.answer) for sample in self.groups[index])
+
+    def tokens(self, index: int) -> tuple[int, int]:
+        """How many tokens the questions about an image have, image included, and how many are learned."""
+        listed = self._dialogues(self.groups[index])
+        rows, columns = self.images.visual.grid
+        text = len(listed[0].before) + sum(len(dialogue.after) for dialogue in listed)
+        return rows * columns + text, sum(sum(dialogue.learned) for dialogue in listed)
+
+    def _dialogues(self, group: Sequence[Sample]) -> tuple[Dialogue, ...]:
+        name, tokenizer = self.backbone.prompt, self.backbone.tokenizer
+        return tuple(build_dialogue(name, tokenizer, [(s.prompt(), s.answer)]) for s in group)
 
 
 def _finish(
@@ -128,7 +181,10 @@ def _finish(
     base: dict[str, Tensor],
     config: AdaptConfig,
     images: ImageCache,
+    layers: Iterable[nn.Module],
 ) -> None:
+    for layer in layers:
+        layer._compiled_call_impl = None  # of `compile`: what trained is an ordinary module again
     tower = lvlm.visual.vision_tower
     if config.trainable == "lora":
         scale_lora(tower, config.blend)

@@ -116,6 +116,16 @@ class RowBatches:
         """Characters of the row's questions and answers."""
         return sum(len(text) for c in self.rows[index].conversations for turn in c.turns for text in turn)
 
+    def tokens(self, index: int) -> tuple[int, int]:
+        """How many tokens a row has, image included, and how many of them are learned."""
+        row, image = self.rows[index], 0
+        if row.image is not None:
+            assert self.codes is not None
+            image = self.codes.codes.shape[1]
+        listed = self._dialogues(row, image)
+        length = len(listed[0].before) + image + sum(len(dialogue.after) for dialogue in listed)
+        return length, sum(sum(dialogue.learned) for dialogue in listed)
+
     def _dialogues(self, row: Row, image_tokens: int) -> tuple[Dialogue, ...]:
         """The row's dialogues as token ids, cut off at `max_length`."""
         room, listed = self.config.max_length, []
@@ -158,7 +168,7 @@ class AlignObjective(nn.Module):
         """The mean loss over all answer tokens times the batch's share of them (a scalar with gradient), and
         the same detached by name."""
         backbone = self.lvlm.backbone
-        inputs = batch_inputs(backbone, batch)
+        inputs = pack(backbone, batch.tokens, batch.rows)
         hidden = backbone.hidden_states(inputs)
         mean = surrogate_alignment(hidden, backbone.lm_head, inputs["labels"])
         loss = batch.share.answers * mean
@@ -167,15 +177,22 @@ class AlignObjective(nn.Module):
         return loss, {"loss": loss.detach()}
 
 
-def batch_inputs(backbone: Backbone, batch: AlignBatch) -> dict[str, Tensor]:
+def pack(
+    backbone: Backbone, tokens: VisionTokens | None, rows: Sequence[tuple[bool, Sequence[Dialogue]]]
+) -> dict[str, Tensor]:
     """`inputs_embeds`, `attention_mask`, `position_ids`, `labels` of a batch.
 
     Where rows hold several dialogues, each continues from the image as if it were alone: its positions start
     behind the image, and `attention_mask` is bool `[B, 1, T, T]`.
+
+    Args:
+        backbone: the backbone.
+        tokens: of the rows that have an image, in their order; None where none has.
+        rows: for each row whether it has an image, and its dialogues.
     """
-    images = iter(()) if batch.tokens is None else _images(backbone, batch.tokens)
+    images = iter(()) if tokens is None else _images(backbone, tokens)
     segments, positions, blocks, labels = [], [], [], []
-    for seeing, dialogues in batch.rows:
+    for seeing, dialogues in rows:
         before = torch.tensor(dialogues[0].before, dtype=torch.long)
         row: list[Tensor] = [before, next(images)] if seeing else [before]
         prefix = sum(len(piece) for piece in row)
@@ -194,7 +211,7 @@ def batch_inputs(backbone: Backbone, batch: AlignBatch) -> dict[str, Tensor]:
     device = inputs["inputs_embeds"].device
     pad = torch.nn.utils.rnn.pad_sequence
     inputs["labels"] = pad(labels, batch_first=True, padding_value=IGNORED).to(device)
-    if any(len(dialogues) > 1 for _, dialogues in batch.rows):
+    if any(len(dialogues) > 1 for _, dialogues in rows):
         block = pad(blocks, batch_first=True, padding_value=-1.0)
         same = (block[:, :, None] == block[:, None, :]) | (block[:, None, :] == 0)
         inputs["attention_mask"] = same.tril()[:, None].to(device)

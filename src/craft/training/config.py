@@ -36,6 +36,7 @@ class OptimizerConfig(Section):
         warmup_ratio: share of the steps that warm up linearly.
         weight_decay, betas, eps: of AdamW.
         max_grad_norm: clip the gradient's norm; None does not clip.
+        fused: AdamW's step as one kernel, where the device has it; the same but for rounding.
     """
 
     learning_rate: float = Field(default=3e-4, gt=0)
@@ -44,6 +45,7 @@ class OptimizerConfig(Section):
     betas: tuple[float, float] = Field(default=(0.9, 0.999), strict=False)
     eps: float = Field(default=1e-8, gt=0)
     max_grad_norm: float | None = Field(default=None, gt=0)
+    fused: bool = False
 
 
 class SalConfig(Section):
@@ -115,7 +117,8 @@ class LoopConfig(Settings):
             "auto" the largest that fits into memory. The loss is the same but for rounding, except for Eq. 4,
             which sees the pairs within one micro-batch of all processes.
         gradient_checkpointing: layers of tower and LLM keep their inputs only and run again in the backward
-            pass: less memory, the same result.
+            pass: less memory, the same result. "auto" does so where the estimate of `--dry-run` says that
+            memory would not suffice without.
         max_steps: optimiser steps; None means `epochs` passes over the training set.
         epochs: passes, where `max_steps` is None.
         eval_every: measure on validation samples every so many steps, and keep the best weights (the earliest
@@ -135,7 +138,7 @@ class LoopConfig(Settings):
     optimizer: OptimizerConfig = OptimizerConfig()
     batch_size: int = Field(default=24, ge=1)
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["auto"] = False
     max_steps: int | None = Field(default=None, ge=1)
     epochs: float = Field(default=1.0, gt=0)
     eval_every: int | None = Field(default=None, ge=1)
@@ -169,6 +172,13 @@ class AdaptConfig(LoopConfig):
         cache_mib: memory for decoded images (without augmentation, of a frozen stem's output).
         workers: processes that decode images ahead of the step that needs them; 0 decodes in this one.
         pixel_cache: a folder in which decoded images are kept between runs, read as mapped memory.
+        search: how codewords are found in training: "exact", "gram" (a shared codebook), "rerank", "fused",
+            or "auto" (see `craft.quantize.search`). All but "exact" may differ where codewords are equally
+            near.
+        questions_per_image: so many questions about one image share its tokens in one row; each of them sees
+            the image and itself. The same SAL for less work; `batch_size` then counts images.
+        prefix_cache: the text before the image is read once per run. The same loss but for rounding.
+        compile: torch.compile for the tower's layers; worth it for long runs on a GPU.
     """
 
     surrogate: str = "craft-tiny/qwen2"
@@ -182,6 +192,10 @@ class AdaptConfig(LoopConfig):
     cache_mib: int = Field(default=2048, ge=0)
     workers: int = Field(default=0, ge=0)
     pixel_cache: str | None = None
+    search: Literal["auto", "exact", "gram", "rerank", "fused"] = "exact"
+    questions_per_image: int = Field(default=1, ge=1)
+    prefix_cache: bool = False
+    compile: bool = False
 
     def contrastive_weight(self, task: str) -> float:
         """λ_con for "classification" or "vqa" (§4.1), unless the config names one."""
@@ -276,6 +290,6 @@ class AlignConfig(LoopConfig):
     max_length: int = Field(default=8192, ge=8)
     questions_per_row: int = Field(default=1, ge=1)
     keep_least: float = Field(default=1.0, gt=0, le=1)
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: bool | Literal["auto"] = True
     codes: str | None = None
     dtype: Literal["auto", "float32", "fp32", "bfloat16", "bf16"] = "auto"

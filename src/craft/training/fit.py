@@ -25,7 +25,7 @@ from craft.training.engine import Engine
 from craft.training.image_cache import ImageCache
 from craft.training.interrupt import Interrupted, stop_wish
 from craft.training.lesson import Lesson, Share
-from craft.training.micro_batch import ballast, fitting
+from craft.training.micro_batch import ballast, checkpointing, fitting
 from craft.training.order import batch_indices, micro_batches
 from craft.training.run_folder import RunFolder
 
@@ -94,10 +94,14 @@ def fit(
     trained = work.trained
     if resume and run.record.get("hashes_before", hashes) != hashes:
         raise ConfigError("The model's weights are not those this run began with; give the same one.")
-    total = config.steps(len(samples))
+    count = work.count or len(samples)
+    total = config.steps(count)
+    share = -(-config.batch_size // processes.world())
+    again = checkpointing(lvlm, work.batches, count, config, share, engine.dtype)
+    config = config.model_copy(update={"gradient_checkpointing": again})
     say(freeze_report(lvlm))
     run.update(status="running", device=str(engine.device), processes=processes.world(), steps=total)
-    run.update(hashes_before=hashes)
+    run.update(hashes_before=hashes, gradient_checkpointing=again, **work.notes)
 
     # 2. Where an earlier run stopped.
     start, best_step, best_score = 0, None, None
@@ -116,7 +120,7 @@ def fit(
     if found is not None:
         engine.restore(found.optimizer)
         schedule.load_state_dict(found.scheduler)
-    size = _micro_batch(engine, work, len(samples), config, run)
+    size = _micro_batch(engine, work, count, config, run)
     engine.start_trackers(config)
     probe_every = config.probe_every or max(1, total // 20)
 
@@ -126,9 +130,9 @@ def fit(
     with run.noting_failure(), stop_wish() as wish, closing(progress) as steps:
         for index in steps:
             step = index + 1
-            batch = batch_indices(len(samples), config.batch_size, index, config.seed)
+            batch = batch_indices(count, config.batch_size, index, config.seed)
             for later in range(step, min(step + AHEAD, total)):
-                coming = batch_indices(len(samples), config.batch_size, later, config.seed)
+                coming = batch_indices(count, config.batch_size, later, config.seed)
                 for share in micro_batches(coming, processes.rank(), processes.world(), size):
                     work.ahead(share)
             parts = _step(engine, work, batch, index, size, config)
@@ -202,7 +206,7 @@ def _step(
     found: list[dict[str, Tensor]] = []
     for number, micro in enumerate(batches, start=1):
         with engine.micro_batch(last=number == len(batches)):
-            loss, parts = engine.loss(micro, config.gradient_checkpointing)
+            loss, parts = engine.loss(micro, bool(config.gradient_checkpointing))
             engine.backward(loss)
         found.append(parts)
     return _summed(found, batches, index + 1)
@@ -260,7 +264,7 @@ def _micro_batch(engine: Engine, work: Lesson, count: int, config: LoopConfig, r
         weight = ballast(list(work.trained.values()))
         micro = work.batches.make([longest[number % count] for number in range(samples)], 0)
         with engine.micro_batch(last=False):
-            loss, _ = engine.loss(micro, config.gradient_checkpointing)
+            loss, _ = engine.loss(micro, bool(config.gradient_checkpointing))
             engine.backward(loss)
         del weight
 
@@ -279,7 +283,12 @@ def _optimizer(trainee: nn.Module, config: LoopConfig, total: int) -> tuple[Any,
     o = config.optimizer
     learning = [parameter for parameter in trainee.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        learning, lr=o.learning_rate, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay
+        learning,
+        lr=o.learning_rate,
+        betas=o.betas,
+        eps=o.eps,
+        weight_decay=o.weight_decay,
+        fused=o.fused or None,
     )
     warmup = round(o.warmup_ratio * total)  # very short runs have none: their first step counts too
     return optimizer, get_cosine_schedule_with_warmup(optimizer, warmup, total)

@@ -1,7 +1,7 @@
 """What a run trains and how: all that `fit` does not know itself."""
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -47,6 +47,10 @@ class Batches(Protocol):
         """How much memory a sample takes compared with others, by any measure: that of its text."""
         ...
 
+    def tokens(self, index: int) -> tuple[int, int]:
+        """How many tokens a sample has, image included, and how many of them are learned."""
+        ...
+
 
 def _nothing() -> None: ...
 
@@ -69,6 +73,8 @@ class Lesson:
         verb: what the progress bar says.
         images: the cache of decoded images, where one is used.
         ahead: told the samples of micro-batches that will be made soon.
+        count: how many samples `batches` has, where that is not how many were given.
+        notes: what was settled at the start, for run.json.
     """
 
     objective: nn.Module
@@ -80,3 +86,5 @@ class Lesson:
     verb: str = "training"
     images: ImageCache | None = None
     ahead: Callable[[Sequence[int]], None] = _ignored
+    count: int | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)

@@ -1,12 +1,19 @@
-"""How many samples fit into memory at once (`micro_batch=auto`)."""
+"""What fits into memory: how many samples at once (`micro_batch=auto`), and whether layers run twice."""
 
 from collections.abc import Callable
 
 import torch
 
+from craft.core.device import free_memory
 from craft.core.errors import TrainingError
 from craft.core.processes import agree
 from craft.core.progress import say
+from craft.models.lvlm import LVLM
+from craft.models.memory import estimate_memory
+from craft.training.config import AlignConfig, LoopConfig
+from craft.training.lesson import Batches
+
+_MARGIN = 1.3  # the estimate of activations is good to 30 %
 
 
 def fitting(trial: Callable[[int], object], most: int) -> int:
@@ -42,6 +49,36 @@ def fitting(trial: Callable[[int], object], most: int) -> int:
             )
         say(f"micro-batches of {size} do not fit into memory; trying {size // 2}")
         size //= 2
+
+
+def checkpointing(
+    lvlm: LVLM, batches: Batches, count: int, config: LoopConfig, samples: int, dtype: torch.dtype
+) -> bool:
+    """What `gradient_checkpointing` comes to; "auto": on where the longest samples would not fit without.
+
+    Args:
+        lvlm: the model, on its device, with `requires_grad` set as it trains.
+        batches: the training set.
+        count: its size.
+        config: the settings.
+        samples: in one process's share of a step.
+        dtype: of activations.
+    """
+    if config.gradient_checkpointing != "auto":
+        return config.gradient_checkpointing
+    longest = max(range(count), key=batches.length)
+    tokens, answers = batches.tokens(longest)
+    rows = config.micro_batch if isinstance(config.micro_batch, int) else samples
+    needed = estimate_memory(
+        lvlm, min(rows, samples), tokens, dtype, answers, from_codes=isinstance(config, AlignConfig)
+    )
+    more, free = needed["total"] - needed["weights"], free_memory(lvlm.device)
+    again = agree(more * _MARGIN > free)
+    told = (
+        f"a step takes about {more / 2**20:.0f} MiB beside the weights, and {free / 2**20:.0f} MiB are free"
+    )
+    say(f"gradient checkpointing: {'on' if again else 'off'} ({told})")
+    return again
 
 
 def ballast(parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:

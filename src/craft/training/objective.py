@@ -10,10 +10,14 @@ from torch import Tensor, nn
 from craft.core.errors import ConfigError
 from craft.core.processes import gather, world
 from craft.core.seeding import rng
+from craft.core.tokens import VisionTokens
 from craft.data import Sample
 from craft.losses import commitment, commitment_cumulative, contrastive, surrogate_alignment
 from craft.models.lvlm import LVLM
+from craft.models.prefix import Prefix, hidden_behind, read_prefix
+from craft.models.prompts import Dialogue
 from craft.models.visual_tokenizer import VisualTokenizer
+from craft.training.alignment import pack
 from craft.training.config import LossesConfig
 from craft.training.lesson import WHOLE, Share
 
@@ -25,7 +29,8 @@ class Batch:
     Attributes:
         ids: the samples', for messages.
         images: pixels `[B, 3, S, S]`, or the frozen stem's maps `[B, C, h, w]`.
-        questions, answers: t and y of Eq. 2.
+        questions, answers: t and y of Eq. 2, one of each per image.
+        dialogues: per image the dialogues that SAL learns in their place, where there are several.
         texts: embeddings `[B, d]` of the sampled texts, or None without a contrastive loss.
         classes: int64 `[B]`, y of Eq. 4.
         share: how much of the step's whole batch this is.
@@ -37,6 +42,7 @@ class Batch:
     answers: tuple[str, ...]
     texts: Tensor | None
     classes: Tensor
+    dialogues: tuple[tuple[Dialogue, ...], ...] | None = None
     share: Share = WHOLE
 
 
@@ -98,16 +104,27 @@ class CraftObjective(nn.Module):
         losses: weights and reductions.
         contrastive_weight: λ_con.
         from_stem: batches hold the frozen stem's maps instead of pixels.
+        search: how codewords are found (`craft.quantize.search.SEARCHES`).
+        prefix_cache: read the text before the image once, when it is first needed.
     """
 
     def __init__(
-        self, lvlm: LVLM, losses: LossesConfig, contrastive_weight: float, from_stem: bool = False
+        self,
+        lvlm: LVLM,
+        losses: LossesConfig,
+        contrastive_weight: float,
+        from_stem: bool = False,
+        search: str = "exact",
+        prefix_cache: bool = False,
     ) -> None:
         super().__init__()
         self.lvlm = lvlm
         self.losses = losses
         self.contrastive_weight = contrastive_weight
         self.from_stem = from_stem
+        self.search = search
+        self.prefix_cache = prefix_cache
+        self._prefix: Prefix | None = None
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss (a scalar with gradient) and its parts, unweighted and detached, with `distance`: the mean
@@ -118,14 +135,12 @@ class CraftObjective(nn.Module):
         cumulative = losses.commitment.form == "cumulative"
         tower: Any = visual.vision_tower
         features, cls = tower.after_stem(batch.images) if self.from_stem else tower(batch.images)
-        tokens = visual.quantize(features, cls, partial_sums=cumulative)  # z, z̃ = q(E_θ(x)), Eq. 1
+        tokens = visual.quantize(features, cls, cumulative, self.search)  # z, z̃ = q(E_θ(x)), Eq. 1
 
         zero = tokens.features.new_zeros(())
         sal = zero
         if losses.sal.weight:
-            inputs = backbone.inputs(tokens, batch.questions, batch.answers)
-            hidden = backbone.hidden_states(inputs)
-            labels = inputs["labels"]
+            hidden, labels = self._read(tokens, batch)
             share = answers if losses.sal.reduction == "mean" else samples
             sal = share * surrogate_alignment(hidden, backbone.lm_head, labels, losses.sal.reduction)  # Eq. 2
 
@@ -150,3 +165,17 @@ class CraftObjective(nn.Module):
         distance = samples * commitment(tokens.features.detach(), tokens.quantized.detach(), "mean")
         parts = {"loss": loss, "sal": sal, "commitment": commit, "contrastive": con, "distance": distance}
         return loss, {name: value.detach() for name, value in parts.items()}
+
+    def _read(self, tokens: VisionTokens, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The LLM's last hidden states `[B, T, h]` and the labels int64 `[B, T]`; both without a prefix that
+        was read before."""
+        backbone = self.lvlm.backbone
+        if batch.dialogues is None:
+            inputs = backbone.inputs(tokens, batch.questions, batch.answers)
+        else:
+            inputs = pack(backbone, tokens, [(True, listed) for listed in batch.dialogues])
+        if not self.prefix_cache:
+            return backbone.hidden_states(inputs), inputs["labels"]
+        if self._prefix is None:
+            self._prefix = read_prefix(backbone)
+        return hidden_behind(backbone, self._prefix, inputs), inputs["labels"][:, self._prefix.length :]

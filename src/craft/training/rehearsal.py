@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -13,10 +12,11 @@ from craft.models.freezing import freeze_all_but, parameter_table
 from craft.models.lvlm import LVLM
 from craft.models.memory import estimate_memory
 from craft.models.recompute import recompute
-from craft.training.alignment import Row, alignment, batch_inputs
+from craft.training.alignment import Row, alignment, pack
 from craft.training.checks import check_gradients, freeze_report
 from craft.training.config import AdaptConfig, AlignConfig, LoopConfig
 from craft.training.lesson import Lesson
+from craft.training.micro_batch import checkpointing
 from craft.training.order import batch_indices, micro_batches
 
 
@@ -50,13 +50,12 @@ def rehearse_step(
     Raises:
         ConfigError, DataError, TrainingError: as training would.
     """
-    batch, parts = _one_step(lvlm, config, len(samples), lesson)
-    texts = lvlm.backbone.inputs(None, batch.questions, batch.answers)["attention_mask"].shape[1]
-    tokens = texts + lvlm.visual.grid[0] * lvlm.visual.grid[1]
+    work, indices, parts, again = _one_step(lvlm, config, len(samples), lesson)
+    sizes = [work.batches.tokens(index) for index in indices]
+    tokens, answers = max(size[0] for size in sizes), max(size[1] for size in sizes)
     dtype = resolve_dtype(config.dtype, resolve_device(config.device))
-    again = config.gradient_checkpointing
-    memory = estimate_memory(lvlm, len(batch.ids), tokens, dtype, gradient_checkpointing=again)
-    return _told(lvlm, parts, memory, config, len(samples), tokens)
+    memory = estimate_memory(lvlm, len(indices), tokens, dtype, answers, gradient_checkpointing=again)
+    return _told(lvlm, parts, memory, config, work.count or len(samples), tokens)
 
 
 def rehearse_alignment(
@@ -67,15 +66,16 @@ def rehearse_alignment(
     Raises:
         ConfigError, TrainingError: as training would.
     """
-    batch, parts = _one_step(lvlm, config, len(rows), lambda: alignment(lvlm, rows, config, stage, codes))
+    work, indices, parts, again = _one_step(
+        lvlm, config, len(rows), lambda: alignment(lvlm, rows, config, stage, codes)
+    )
+    batch = work.batches.make(indices, 0)
     with torch.no_grad():
-        labels = batch_inputs(lvlm.backbone, batch)["labels"]
+        labels = pack(lvlm.backbone, batch.tokens, batch.rows)["labels"]
     answers = -(-int((labels >= 0).sum()) // len(labels))
     dtype = resolve_dtype(config.dtype, resolve_device(config.device))
     count, tokens = labels.shape
-    memory = estimate_memory(
-        lvlm, count, tokens, dtype, answers, config.gradient_checkpointing, from_codes=True
-    )
+    memory = estimate_memory(lvlm, count, tokens, dtype, answers, again, from_codes=True)
     return _told(lvlm, parts, memory, config, len(rows), tokens)
 
 
@@ -93,30 +93,32 @@ def rehearse_sizes(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     rows = config.micro_batch if isinstance(config.micro_batch, int) else config.batch_size
-    memory = estimate_memory(
-        lvlm, rows, tokens, torch.bfloat16, answers, config.gradient_checkpointing, from_codes=True
-    )
+    again = config.gradient_checkpointing is not False  # "auto" has no device to measure
+    memory = estimate_memory(lvlm, rows, tokens, torch.bfloat16, answers, again, from_codes=True)
     return _told(lvlm, {}, memory, config, samples, tokens)
 
 
 def _one_step(
     lvlm: LVLM, config: LoopConfig, count: int, lesson: Callable[[], Lesson]
-) -> tuple[Any, dict[str, float]]:
-    """The first batch and the parts of its loss; gradients are checked and dropped."""
+) -> tuple[Lesson, list[int], dict[str, float], bool]:
+    """What trains, the samples of the first batch, the parts of its loss, and whether layers ran again;
+    gradients are checked and dropped."""
     device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
     lvlm.to(device)
     work = lesson()
+    count = work.count or count
     first = batch_indices(count, config.batch_size, 0, config.seed)
     size = None if config.micro_batch == "auto" else config.micro_batch
-    batch = work.batches.make(micro_batches(first, 0, 1, size)[0], 0)
-    precision = autocast(device, resolve_dtype(config.dtype, device))
-    with precision, recompute(lvlm, config.gradient_checkpointing):
-        loss, parts = work.objective(batch)
+    indices = micro_batches(first, 0, 1, size)[0]
+    again = checkpointing(lvlm, work.batches, count, config, config.batch_size, dtype)
+    with autocast(device, dtype), recompute(lvlm, again):
+        loss, parts = work.objective(work.batches.make(indices, 0))
     loss.backward()
     check_gradients(lvlm)
     for parameter in work.trained.values():
         parameter.grad = None
-    return batch, {name: float(value) for name, value in parts.items()}
+    return work, indices, {name: float(value) for name, value in parts.items()}, again
 
 
 def _told(

@@ -1,0 +1,159 @@
+"""`craft bench`: speed, memory and FLOPs at the paper's sizes."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from craft.cli.options import COMMON, Common, Flag
+from craft.cli.show import show_json, show_pairs, show_table
+
+Size = Literal["tiny", "reduced", "real"]
+
+
+def train(
+    *, size: Size = "reduced", repeats: int = 3, threads: int | None = None, out: Path | None = None,
+    common: Common = COMMON,
+) -> None:  # fmt: skip
+    """Table 4: CRAFT with a small and with the large LLM against tuning the large one; each lever. One run.
+
+    Args:
+        size: tiny (seconds), reduced (a quarter of every width and depth: for a processor), or real (a GPU).
+        repeats: runs of each way; the fastest counts.
+        threads: of torch, on a processor.
+        out: write the numbers as JSON here.
+    """
+    from craft.experiments.bench.train import measure
+
+    found = _measured(measure, size, repeats, threads, out, common)
+    if found is None:
+        return
+    _table("Training (Table 4)", [_without(row, "questions/s") for row in found["rows"]])
+    _table("Levers, CRAFT with the small LLM", [_without(row, "images/s", "MFU") for row in found["levers"]])
+    show_pairs(found["ratios"])
+    if found["calculated"]:
+        _table("Calculated at real size, nothing measured", found["calculated"]["levers"])
+        show_pairs({k: v for k, v in found["calculated"].items() if k != "levers"})
+
+
+def infer(
+    *, size: Size = "reduced", repeats: int = 5, threads: int | None = None, out: Path | None = None,
+    common: Common = COMMON,
+) -> None:  # fmt: skip
+    """Table 4: time and FLOPs of answering by keep ratio, at batch 1 and 16.
+
+    Args:
+        size: as for `craft bench train`.
+        repeats: runs of each way; the fastest counts.
+        threads: of torch, on a processor.
+        out: write the numbers as JSON here.
+    """
+    from craft.experiments.bench.infer import measure
+
+    found = _measured(measure, size, repeats, threads, out, common)
+    if found is not None:
+        _table("Answering (Table 4)", found["rows"])
+
+
+def search(
+    *, size: Size = "real", repeats: int = 5, threads: int | None = None, out: Path | None = None,
+    common: Common = COMMON,
+) -> None:  # fmt: skip
+    """Every search for codewords against the reference formulation.
+
+    Args:
+        size: as for `craft bench train`; real needs no GPU here.
+        repeats: runs of each way; the fastest counts.
+        threads: of torch, on a processor.
+        out: write the numbers as JSON here.
+    """
+    from craft.experiments.bench.search import measure
+
+    found = _measured(measure, size, repeats, threads, out, common)
+    if found is not None:
+        _table("Residual search", found["rows"])
+        show_pairs(found["facts"])
+
+
+def plan(
+    *,
+    gpus: str = "8xA100-40",
+    surrogate: str = "qwen2-0.5b",
+    batch: int = 24,
+    tune: Literal["vision", "projector", "lora"] = "vision",
+    parallel: Literal["ddp", "zero2", "fsdp2"] = "ddp",
+    gradient_checkpointing: Flag = False,
+    all_logits: Flag = False,
+    mfu: float = 0.4,
+    images: int = 10_000,
+    paper: Flag = False,
+    common: Common = COMMON,
+) -> None:
+    """Time and memory of a training run on GPUs that you do not have yet. Calculated, not measured.
+
+    Args:
+        gpus: how many and which: 8xA100-40, H100-80, 4xRTX4090-24, ...
+        surrogate: an LLM of the paper: qwen2-0.5b, qwen2-1.5b, qwen2.5-0.5b, qwen2.5-3b, llama2-7b.
+        batch: images per step, over all GPUs.
+        tune: what trains: the vision tower (CRAFT), the projector, or LoRA on the LLM.
+        parallel: how GPUs share the work.
+        gradient_checkpointing: of tower and LLM.
+        all_logits: with the loss of transformers' `labels=`.
+        mfu: the share of the data sheet's FLOP/s that you expect to reach.
+        images: per epoch.
+        paper: instead, Table 4's rows beside what is calculated for them.
+    """
+    from craft.experiments.bench.plan import Run, against_paper
+    from craft.experiments.bench.plan import plan as calculate
+
+    if paper:
+        rows = against_paper()
+        show_json(rows) if common.json else _table("Memory per GPU, Table 4", rows)
+        return
+    found = calculate(
+        Run(gpus, surrogate, batch, tune, parallel, gradient_checkpointing, True, all_logits, mfu, images)
+    )
+    if common.json:
+        show_json(found)
+        return
+    memory = [(part, f"{value:,}") for part, value in found["memory MiB per GPU"].items()]
+    memory.append(("total", f"{found['total MiB per GPU']:,}"))
+    show_table("Memory per GPU (calculated)", ("part", "MiB"), memory, sections=[len(memory) - 2])
+    names = ("fits", "s per step", "bound by", "images/s", "minutes per epoch")
+    show_pairs({name: str(found[name]) for name in names})
+
+
+def _measured(
+    measure: Any, size: Size, repeats: int, threads: int | None, out: Path | None, common: Common
+) -> dict[str, Any] | None:
+    """What was measured, and written; None where it was printed as JSON."""
+    import torch
+
+    from craft.core.device import resolve_device
+    from craft.core.errors import ConfigError
+    from craft.core.files import write_json
+
+    if repeats < 1 or (threads is not None and threads < 1):
+        raise ConfigError("--repeats and --threads are whole numbers from 1.")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    found = measure(size, resolve_device(common.device), repeats)
+    if out is not None:
+        write_json(out, found)
+    if common.json:
+        show_json(found)
+        return None
+    return found
+
+
+def _without(row: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in names}
+
+
+_SHORT = {"estimate MiB": "estimate", "s per step": "s", "GFLOP per image": "GFLOP/image"}
+_UNSEEN = ("cpu ms", "s by FLOPs", "search TFLOP", "projector TFLOP")
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> None:
+    """All but what only the JSON has; the same on a terminal and in a file."""
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in _UNSEEN]
+    head = [_SHORT.get(name, name) for name in names]
+    show_table(title, head, [[str(row.get(name, "")) for name in names] for row in rows])

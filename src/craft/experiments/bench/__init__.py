@@ -1,0 +1,1 @@
+"""Speed, memory and FLOPs at the paper's sizes (`craft bench`), with random weights."""

@@ -1,0 +1,206 @@
+"""How long a run will take and how much memory per GPU, before one is rented (`craft bench plan`).
+
+A small model: bytes and FLOPs from the sizes of the models, an assumed share of the GPU's matrix rate, and
+gradients (or sharded weights) sent while the backward pass runs. Everything here is calculated, not measured.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from craft.core.errors import ConfigError
+from craft.experiments.bench.flops import LORA, Step, flops_per_image, lengths
+from craft.experiments.bench.shapes import SHAPES
+from craft.models.memory import kept_per_token, weight_bytes
+from craft.models.paper_sizes import LLMS, paper_lvlm
+
+GIB, MIB = 2**30, 2**20
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Data sheet: dense bfloat16 FLOP/s, bytes/s between GPUs (both directions together), bytes of memory."""
+
+    flops: float
+    link: float
+    memory: float
+
+
+GPUS = {
+    "A100-40": Gpu(312e12, 600e9, 40 * GIB),
+    "A100-80": Gpu(312e12, 600e9, 80 * GIB),
+    "H100-80": Gpu(989e12, 900e9, 80 * GIB),
+    "H200-141": Gpu(989e12, 900e9, 141 * GIB),
+    "L40S-48": Gpu(362e12, 64e9, 48 * GIB),
+    "RTX4090-24": Gpu(165e12, 32e9, 24 * GIB),
+}
+Parallel = Literal["ddp", "zero2", "fsdp2"]
+_CONTEXT = 500 * MIB  # CUDA's own, and its libraries'
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to be trained, and on what.
+
+    Attributes:
+        gpus: how many and which, as in 8xA100-40.
+        surrogate: an LLM of `craft.models.paper_sizes.LLMS`, without "paper/".
+        batch: images per step, over all GPUs.
+        trains: as `Step.trains`.
+        parallel: how several GPUs share the work.
+        checkpointing: of the LLM's layers, and of the tower's.
+        tower_checkpointing: of the tower's layers too, where the LLM's are checkpointed.
+        all_logits: transformers' `labels=` loss.
+        mfu: share of the data sheet's FLOP/s that a step is assumed to reach.
+        images: per epoch.
+    """
+
+    gpus: str = "8xA100-40"
+    surrogate: str = "qwen2-0.5b"
+    batch: int = 24
+    trains: Literal["vision", "projector", "lora"] = "vision"
+    parallel: Parallel = "ddp"
+    checkpointing: bool = False
+    tower_checkpointing: bool = True
+    all_logits: bool = False
+    mfu: float = 0.4
+    images: int = 10_000
+
+
+def plan(run: Run) -> dict[str, Any]:
+    """Memory in MiB per GPU by part, seconds per step, images/s, minutes per epoch, and whether it fits.
+
+    Raises:
+        ConfigError: GPU or LLM are not known, or the batch is no multiple of the number of GPUs.
+    """
+    count, gpu = parse_gpus(run.gpus)
+    name = f"paper/{run.surrogate.removeprefix('paper/')}"
+    if name not in LLMS:
+        raise ConfigError(
+            f"There are no sizes for {run.surrogate!r}; there are "
+            f"{', '.join(known.removeprefix('paper/') for known in LLMS)}."
+        )
+    if run.batch % count:
+        raise ConfigError(f"A batch of {run.batch} does not divide among {count} GPUs; give a multiple.")
+    if not 0 < run.mfu <= 1:
+        raise ConfigError(f"--mfu is a share in (0, 1], not {run.mfu}.")
+    memory, trained, whole = _memory(run, name, run.batch // count, count)
+    step = Step(trains=run.trains, all_logits=run.all_logits, prefix=False)
+    parts = dict(flops_per_image("real", step, name))
+    if run.checkpointing:
+        parts["LLM"] = round(parts["LLM"] * 1.5)  # forward, forward again, backward to the inputs
+    each = sum(parts.values()) * run.batch / count
+    compute = each / (gpu.flops * run.mfu)
+    share = (count - 1) / count
+    sent = {"ddp": 2 * trained * 4, "zero2": 2 * trained * 4, "fsdp2": 2 * whole + trained * 4}[run.parallel]
+    talk = share * sent / (gpu.link / 2) if count > 1 else 0.0
+    seconds = max(compute, talk)
+    total = sum(memory.values())
+    return {
+        "memory MiB per GPU": {part: round(value / MIB) for part, value in memory.items()},
+        "total MiB per GPU": round(total / MIB),
+        "fits": total < 0.95 * gpu.memory,
+        "GFLOP per image": {part: round(value / 1e9, 1) for part, value in parts.items()},
+        "s per step": round(seconds, 4),
+        "bound by": "computing" if compute >= talk else "sending between GPUs",
+        "images/s": round(run.batch / seconds, 1),
+        "minutes per epoch": round(run.images / run.batch * seconds / 60, 2),
+    }
+
+
+def parse_gpus(text: str) -> tuple[int, Gpu]:
+    """`8xA100-40` -> 8 and its data sheet.
+
+    Raises:
+        ConfigError: it is not of that form, or the GPU is not known.
+    """
+    found = re.fullmatch(r"(?:(\d+)x)?([\w-]+)", text)
+    known = {name.lower(): gpu for name, gpu in GPUS.items()}
+    if not found or found[2].lower() not in known or found[1] == "0":
+        raise ConfigError(f"--gpus takes NUMBERxGPU, as in 8xA100-40, not {text!r}; GPUs: {', '.join(GPUS)}.")
+    return int(found[1] or 1), known[found[2].lower()]
+
+
+def _memory(run: Run, name: str, images: int, count: int) -> tuple[dict[str, float], int, int]:
+    """Bytes per GPU by part; how many weights train; bytes of all weights."""
+    lvlm = paper_lvlm(name)
+    shape, text = SHAPES["real"], lvlm.backbone.llm.config
+    before, behind, learned = lengths(shape)
+    tokens = images * (before + shape.patches + behind)
+    if run.trains != "vision":
+        lvlm.visual.vision_tower.to(torch.bfloat16)
+    weights = weight_bytes(lvlm)
+    trained = {
+        "vision": sum(p.numel() for p in lvlm.visual.vision_tower.parameters()),
+        "projector": sum(p.numel() for p in lvlm.backbone.projector.parameters()),
+        "lora": _lora_weights(text),
+    }[run.trains]
+    if run.trains != "vision":
+        weights += trained * 4
+    split = {"ddp": 1, "zero2": count, "fsdp2": count}[run.parallel] if count > 1 else 1
+    vision: Any = lvlm.visual.vision_tower.siglip_config
+    layers, patches = len(lvlm.visual.vision_tower.layers), images * shape.patches  # type: ignore[arg-type]
+    tower = layers * kept_per_token(vision)
+    if run.checkpointing and run.tower_checkpointing:
+        tower = layers * vision.hidden_size + kept_per_token(vision)
+    llm = text.num_hidden_layers * kept_per_token(text, run.trains == "lora")
+    if run.checkpointing:
+        llm = text.num_hidden_layers * text.hidden_size + kept_per_token(text, run.trains == "lora")
+    positions, each = (tokens, 16) if run.all_logits else (images * learned, 8)
+    found = {
+        "weights": weights / split if run.parallel == "fsdp2" else float(weights),
+        "gradients": trained * 4 / split,
+        "DDP's buckets": trained * 4.0 if run.parallel == "ddp" and count > 1 else 0.0,
+        "AdamW": trained * 8 / split,
+        "tower's activations": patches * tower * 2.0 if run.trains == "vision" else 0.0,
+        "LLM's activations": tokens * llm * 2.0,
+        "logits": float(positions * text.vocab_size * each),
+        "CUDA": float(_CONTEXT),
+    }
+    return found, trained, weights
+
+
+def _lora_weights(text: Any) -> int:
+    """Weights of LoRA on all linear maps of all layers."""
+    wide, inner = text.hidden_size, text.intermediate_size
+    keys = text.num_key_value_heads * (wide // text.num_attention_heads)
+    sides = 2 * (wide + wide) + 2 * (wide + keys) + 3 * (wide + inner)
+    return text.num_hidden_layers * LORA.rank * sides
+
+
+PAPER = {
+    "Qwen2-0.5B, ours": (Run(batch=32), 10_678),
+    "VILA-U-7B, ours": (Run(batch=32, surrogate="llama2-7b"), 20_754),
+    "VILA-7B, LoRA FT": (Run(batch=32, surrogate="llama2-7b", trains="lora"), 27_725),
+    "VILA-7B, Vision FT": (Run(batch=32, surrogate="llama2-7b"), 27_671),
+    "VILA-7B, Projector FT": (Run(batch=32, surrogate="llama2-7b", trains="projector"), 27_383),
+}
+"""Table 4's rows on 8xA100-40 with 32 images per step, and the MiB that the paper gives for them."""
+
+
+def against_paper() -> list[dict[str, Any]]:
+    """Table 4's memory: the paper's, calculated for the path that VILA-U's code takes (logits everywhere, the
+    LLM's layers checkpointed), and calculated with logits at answer positions.
+
+    The three rows on VILA-7B are of another model, with a continuous tower whose size the paper does not
+    give; they are calculated as if it were VILA-U-7B, without checkpointing.
+    """
+    rows = []
+    for name, (run, reported) in PAPER.items():
+        ours = "ours" in name
+        theirs = replace(run, all_logits=True, checkpointing=ours, tower_checkpointing=False)
+        calculated = plan(theirs)["total MiB per GPU"]
+        rows.append(
+            {
+                "row": name,
+                "paper MiB": reported,
+                "calculated MiB": calculated,
+                "off": f"{calculated / reported - 1:+.0%}",
+                "with answer positions only, MiB": plan(replace(theirs, all_logits=False))[
+                    "total MiB per GPU"
+                ],
+            }
+        )
+    return rows

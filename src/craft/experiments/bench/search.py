@@ -1,0 +1,95 @@
+"""Residual search: every search of the package against the reference formulation, in one run, same features.
+
+The reference is how VILA-U and RQ-VAE search: per level `addmm` of |x|² + |c|² - 2 x·c, then `argmin`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from craft.core.device import has_bfloat16
+from craft.experiments.bench.measure import fastest, peak_bytes, where
+from craft.experiments.bench.shapes import SHAPES
+from craft.quantize import ResidualCodebook
+from craft.quantize.search import choose
+
+
+def reference(features: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes `[N, L]` and their sum `[N, d]` by the reference formulation, in float32."""
+    remainder, total, codes = features, torch.zeros_like(features), []
+    for codewords in levels:
+        squares = remainder.square().sum(1, keepdim=True) + codewords.square().sum(1)
+        index = torch.addmm(squares, remainder, codewords.T, alpha=-2.0).argmin(1)
+        del squares
+        chosen = codewords[index]
+        remainder, total = remainder - chosen, total + chosen
+        codes.append(index)
+    return torch.stack(codes, 1), total
+
+
+def make(tokens: int, size: int, width: int, levels: int, shared: bool) -> tuple[Tensor, ResidualCodebook]:
+    """Features that are sums of codewords plus noise; codebooks that get finer by level, or one for all."""
+    g = torch.Generator().manual_seed(0)
+    scale = 1.0 if shared else 0.5 ** torch.arange(levels)[:, None, None]
+    codewords = torch.randn(1 if shared else levels, size, width, generator=g) * scale
+    features = 0.3 * torch.randn(tokens, width, generator=g)
+    for level in range(levels):
+        features += codewords[level % len(codewords), torch.randint(size, (tokens,), generator=g)]
+    return features, ResidualCodebook([codewords[0]] * levels if shared else codewords)
+
+
+@torch.no_grad()
+def measure(
+    size: str, device: torch.device, repeats: int = 5, images: tuple[int, ...] = (1, 4)
+) -> dict[str, Any]:
+    """Time, memory and agreement of each search, for a codebook per level and for a shared one.
+
+    Returns:
+        `rows`, `facts` and `machine`; `bfloat16 units` says whether `rerank` has what it needs.
+    """
+    shape = SHAPES[size]
+    rows: list[dict[str, Any]] = []
+    facts: dict[str, Any] = {"bfloat16 units": has_bfloat16(device)}
+    for shared in (False, True):
+        kind = "shared" if shared else "one per level"
+        for count in images:
+            features, codebook = make(shape.patches * count, shape.codes, shape.width, shape.levels, shared)
+            features, codebook = features.to(device), codebook.to(device)
+            names = ["exact", *(["gram"] if shared else []), *(["rerank"] if facts["bfloat16 units"] else [])]
+            if device.type == "cuda":
+                names.append("fused")
+            variants: dict[str, Callable[[], Any]] = {
+                "reference": lambda f=features, c=codebook: reference(f, c.levels)
+            }
+            variants |= {n: lambda n=n, f=features, c=codebook: c.quantize(f, search=n) for n in names}
+            seconds = fastest(variants, repeats, device)
+            codes = reference(features, codebook.levels)[0]
+            flops = 2 * len(features) * shape.width * shape.codes
+            for name, function in variants.items():
+                found = codes if name == "reference" else codebook.quantize(features, search=name).codes
+                products = 1 if name == "gram" else shape.levels
+                rows.append(
+                    {
+                        "codebook": kind,
+                        "images": count,
+                        "search": name,
+                        "ms": round(1000 * seconds[name].wall, 1),
+                        "cpu ms": round(1000 * seconds[name].cpu, 1),
+                        "speed": round(seconds["reference"].wall / seconds[name].wall, 2),
+                        "by cpu": round(seconds["reference"].cpu / seconds[name].cpu, 2),
+                        "peak MiB": round(peak_bytes(function, device) / 2**20, 2),
+                        "products, GFLOP/s": round(products * flops / seconds[name].wall / 1e9, 1),
+                        "same codes": round(float((found == codes).all(1).double().mean()), 4),
+                    }
+                )
+            facts[f"auto, {kind}"] = vars(choose(codebook))
+    facts["gram holds besides, MiB"] = round(shape.codes**2 * 4 / 2**20, 1)
+    facts["sizes"] = {
+        "K": shape.codes,
+        "d": shape.width,
+        "L": shape.levels,
+        "tokens per image": shape.patches,
+    }
+    return {"rows": rows, "facts": facts, "machine": where(device)}

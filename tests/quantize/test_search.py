@@ -1,0 +1,186 @@
+"""Every search against float64: the same codes, but where two codewords are as near as float32 can tell."""
+
+import copy
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import Tensor
+
+from craft.core.errors import ConfigError
+from craft.quantize import ResidualCodebook, search
+from craft.quantize.search import SEARCHES, choose
+
+CPU = ("exact", "gram", "rerank")
+
+
+def features(kind: str, codebook: ResidualCodebook, count: int) -> Tensor:
+    g = torch.Generator().manual_seed(1)
+    noise = torch.randn(count, codebook.dim, generator=g)
+    if kind == "gaussian":
+        return noise
+    if kind == "outlier channels":  # like the stream between the layers of a ViT
+        return noise * (1 + 50 * (torch.arange(codebook.dim) % 17 == 0))
+    picked = [table[torch.randint(codebook.size, (count,), generator=g)] for table in codebook.levels]
+    return 0.3 * noise + torch.stack(picked).sum(0)
+
+
+def codebook(shared: bool, size: int = 1500, dim: int = 48) -> ResidualCodebook:
+    g = torch.Generator().manual_seed(0)
+    if shared:
+        return ResidualCodebook([torch.randn(size, dim, generator=g)] * 4)
+    return ResidualCodebook(torch.randn(4, size, dim, generator=g) * 0.5 ** torch.arange(4)[:, None, None])
+
+
+def unexplained(z: Tensor, codes: Tensor, book: ResidualCodebook) -> tuple[int, int]:
+    """Rows whose codes are not float64's: all of them, and those that rounding does not explain.
+
+    A row is explained where, at the first level that differs, the score of the code is within the rounding of
+    a float32 sum of d products of the best score.
+    """
+    rest, alive = z.double(), torch.ones(len(z), dtype=torch.bool)
+    wrong = torch.zeros_like(alive)
+    for level, table in enumerate(book.levels.double()):
+        scores = rest @ table.T - table.square().sum(1) / 2
+        best = scores.max(1)
+        found = scores.gather(1, codes[:, level : level + 1])[:, 0]
+        rounding = 8 * torch.finfo(torch.float32).eps * rest.norm(dim=1) * table.norm(dim=1).max()
+        differs = alive & (best.indices != codes[:, level])
+        wrong |= differs & (best.values - found > rounding)
+        alive &= ~differs
+        rest = rest - table[codes[:, level]]
+    return int((~alive).sum()), int(wrong.sum())
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "outlier channels", "sums of codewords"])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("name", CPU)
+def test_codes_are_those_of_float64_but_for_near_ties(name, shared, kind):
+    book = codebook(shared)
+    z = features(kind, book, 700)
+    if name == "gram" and not shared:
+        with pytest.raises(ConfigError, match="one table that all levels share"):
+            book.quantize(z, search=name)
+        return
+    found = book.quantize(z, search=name)
+    ties, wrong = unexplained(z, found.codes, book)
+    assert wrong == 0
+    assert ties <= 2
+    assert torch.equal(found.quantized, book.lookup(found.codes))
+    exact = book.quantize(z)
+    same = (found.codes == exact.codes).all(1)
+    assert torch.equal(found.residual[same], exact.residual[same])
+
+
+@pytest.mark.parametrize("name", CPU)
+def test_the_counting_of_near_ties_would_notice_wrong_codes(name):
+    book = codebook(True)
+    z = features("gaussian", book, 100)
+    codes = book.quantize(z, search=name).codes
+    codes[3, 2] = (codes[3, 2] + 1) % book.size
+    assert unexplained(z, codes, book) == (1, 1)
+
+
+@pytest.mark.parametrize("name", CPU)
+@pytest.mark.parametrize("count", [0, 1, 257])
+def test_any_number_of_rows_and_sizes_that_blocks_do_not_divide(name, count):
+    book = codebook(True, size=1030, dim=7)
+    z = features("gaussian", book, count).reshape(count, 7)
+    found = book.quantize(z, search=name)
+    assert found.codes.shape == (count, 4)
+    assert unexplained(z, found.codes, book) == (0, 0)
+
+
+@pytest.mark.parametrize("name", CPU)
+def test_ties_go_to_the_lowest_index(name):
+    table = torch.randn(1100, 6, generator=torch.Generator().manual_seed(0))
+    table[[5, 700, 1090]] = 2.0  # one codeword in three places
+    found = ResidualCodebook([table] * 2).quantize(torch.full((4, 6), 2.0), search=name)
+    assert found.codes[:, 0].tolist() == [5] * 4
+
+
+def test_gram_subtracts_what_bare_differences_give():
+    """float64 in place of rounding: the algebra itself."""
+    book = codebook(True, size=60, dim=5)
+    table, z = book.levels[0].double(), torch.randn(30, 5, dtype=torch.float64)
+    products, scores = table @ table.T, z @ table.T - table.square().sum(1) / 2
+    first = scores.argmax(1)
+    after = (z - table[first]) @ table.T - table.square().sum(1) / 2
+    torch.testing.assert_close(scores - products[first], after)
+
+
+def test_auto_says_what_it_takes_and_why(monkeypatch):
+    monkeypatch.setattr(search, "has_bfloat16", lambda device: True)
+    shared, apart = codebook(True), codebook(False)
+    monkeypatch.setattr(search, "free_memory", lambda device: 2**30)
+    assert choose(shared).name == "gram" and "9 MiB" in choose(shared).why
+    assert choose(apart).name == "exact"  # too small for bfloat16 to pay
+    monkeypatch.setattr(search, "free_memory", lambda device: 2**24)
+    assert choose(shared).name == "exact" and "too much for gram" in choose(shared).why
+    large = ResidualCodebook(torch.zeros(2, 4096, 2))
+    assert choose(large).name == "rerank"
+    monkeypatch.setattr(search, "has_bfloat16", lambda device: False)
+    assert choose(large).name == "exact"
+    z = features("gaussian", apart, 40)
+    assert torch.equal(apart.quantize(z, search="auto").codes, apart.quantize(z).codes)
+
+
+def test_what_does_not_fit_is_refused(monkeypatch):
+    book, z = codebook(True), torch.zeros(3, 48)
+    with pytest.raises(ConfigError, match="no search 'fast'; use auto, exact, gram"):
+        book.quantize(z, search="fast")
+    with pytest.raises(ConfigError, match="kernel for CUDA"):
+        book.quantize(z, search="fused")
+    monkeypatch.setattr(search, "free_memory", lambda device: 1000)
+    with pytest.raises(ConfigError, match=r"9 MiB .* are free"):
+        book.quantize(z, search="gram")
+
+
+def test_what_is_derived_from_codewords_follows_them_and_is_not_copied():
+    book = codebook(True)
+    z = features("gaussian", book, 50)
+    book.quantize(z, search="gram")
+    twin = copy.deepcopy(book)
+    assert book._derived and not twin._derived
+    book.codewords.mul_(-1)
+    assert torch.equal(
+        book.quantize(z, search="gram").codes, ResidualCodebook([book.codewords[0]] * 4).quantize(z).codes
+    )
+
+
+KERNEL = """
+import torch
+from craft.quantize.search import nearest_codes
+from craft.quantize.triton_search import nearest
+g = torch.Generator().manual_seed(0)
+for n, size, dim in ((70, 300, 40), (1, 5, 3), (64, 128, 32), (0, 9, 4)):
+    x, table = torch.randn(n, dim, generator=g), torch.randn(size, dim, generator=g)
+    half_norms = table.square().sum(1) / 2
+    assert torch.equal(nearest(x, table, half_norms), nearest_codes(x, table, half_norms)), (n, size, dim)
+table = torch.zeros(200, 3)
+table[5:] = 1.0
+half_norms = table.square().sum(1) / 2
+assert nearest(torch.ones(4, 3), table, half_norms).tolist() == [5] * 4
+assert nearest(torch.zeros(4, 3), table, half_norms).tolist() == [0] * 4
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_the_kernel_in_tritons_interpreter():
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", KERNEL], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", list(SEARCHES))
+def test_searches_on_cuda(name):
+    book = codebook(True).to("cuda")
+    z = features("sums of codewords", codebook(True), 700).cuda()
+    found = book.quantize(z, search=name)
+    assert unexplained(z.cpu(), found.codes.cpu(), book.cpu())[1] == 0

@@ -1,0 +1,237 @@
+"""What makes a step of an adaptation cheaper changes neither its loss nor its gradients."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from builders import tiny_images, tiny_lvlm
+from craft.core.errors import ConfigError
+from craft.models import prompts
+from craft.models.prefix import read_prefix
+from craft.models.recompute import recompute
+from craft.quantize import ResidualCodebook
+from craft.training import AdaptConfig, RunFolder, fit
+from craft.training import micro_batch as memory
+from craft.training.adaptation import ImageBatches, adaptation, image_groups
+from craft.training.image_cache import ImageCache
+from craft.training.objective import CraftObjective
+from craft.training.rehearsal import rehearse_step
+from tiny_data import tiny_data
+
+FAST = {
+    "max_steps": 2,
+    "batch_size": 3,
+    "device": "cpu",
+    "trainable": "all",
+    "blend": 1.0,
+    "augment": 0.0,
+    "losses": {"contrastive": {"weight": 0.0}},
+}
+
+
+def asked(questions=(3, 3, 3)):
+    """Some questions about each of a few images."""
+    samples = tiny_data().train[: len(questions)]
+    return [
+        replace(sample, id=f"{sample.id}-{n}", question=f"Number {n}: what is it?", answer=f"a bag {n}")
+        for sample, count in zip(samples, questions, strict=True)
+        for n in range(count)
+    ]
+
+
+def step(lvlm, samples, indices, again=False, **settings):
+    """Loss and gradients of one batch."""
+    config = AdaptConfig.build(FAST, settings)
+    work = adaptation(lvlm, samples, config)
+    batch = work.batches.make(indices, 0)
+    with recompute(lvlm, again):
+        loss, parts = work.objective(batch)
+    gradients = torch.autograd.grad(loss, list(work.trained.values()), allow_unused=True)
+    return loss.detach(), dict(zip(work.trained, gradients, strict=True)), parts
+
+
+def same(one, other, rtol=1e-4):
+    torch.testing.assert_close(one[0], other[0], rtol=1e-5, atol=1e-6)
+    scale = max(float(g.abs().max()) for g in one[1].values() if g is not None)
+    assert scale > 0
+    for name, gradient in one[1].items():
+        if gradient is None:
+            assert other[1][name] is None
+        else:
+            torch.testing.assert_close(gradient, other[1][name], rtol=rtol, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("prompt", ["plain", "chat-template"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("per_image", [1, 3])
+@pytest.mark.parametrize("again", [False, True])
+def test_the_prefix_is_read_once(kind, prompt, per_image, again):
+    lvlm, samples = tiny_lvlm(kind, prompt=prompt), asked((3, 2, 3))
+    settings = {"questions_per_image": per_image}
+    plain = step(lvlm, samples, [0, 1, 2], **settings)
+    cached = step(lvlm, samples, [0, 1, 2], again, prefix_cache=True, **settings)
+    same(plain, cached)
+
+
+def test_the_prefix_is_kept_and_has_no_gradient():
+    lvlm, samples = tiny_lvlm(prompt="chat-template"), asked()
+    config = AdaptConfig.build(FAST, {"prefix_cache": True})
+    work = adaptation(lvlm, samples, config)
+    for _ in range(2):
+        work.objective(work.batches.make([0, 1], 0))[0].backward()
+    kept = work.objective._prefix
+    assert kept.length > 1 and not any(t.requires_grad for layer in kept.layers for t in layer)
+    calls, llm = [], lvlm.backbone.llm.model
+    handle = llm.register_forward_pre_hook(
+        lambda m, a, k: calls.append(k["inputs_embeds"].shape), with_kwargs=True
+    )
+    work.objective(work.batches.make([0, 1], 0))
+    handle.remove()
+    full = lvlm.backbone.inputs(None, ["x"], ["y"])["inputs_embeds"].shape[1]
+    assert len(calls) == 1 and calls[0][1] > 16 - kept.length and full > 0
+    assert work.objective._prefix is kept
+
+
+@pytest.mark.parametrize("name", list(prompts.FORMATS))
+def test_what_stands_before_the_image_does_not_depend_on_the_question(name):
+    backbone = tiny_lvlm(prompt="chat-template").backbone
+    backbone.prompt = name
+    for question in ("?", "Which of these is it?", " \n[INST] odd"):
+        found = prompts.build_prompt(name, backbone.tokenizer, question, "a coat").before
+        assert len(found) == read_prefix(backbone).length
+        assert found == prompts.build_prompt(name, backbone.tokenizer, "?", "?").before
+
+
+def test_questions_about_one_image_share_it():
+    """The same loss and gradients as with one row per question: images have equally many."""
+    lvlm, samples = tiny_lvlm(), asked((3, 3))
+    apart = step(lvlm, samples, range(6))
+    packed = step(lvlm, samples, [0, 1], questions_per_image=3)
+    same(apart, packed)
+
+
+def test_uneven_groups_keep_the_mean_over_answer_tokens():
+    lvlm, samples = tiny_lvlm(), asked((1, 3, 2))
+    apart, packed = (
+        step(lvlm, samples, indices, questions_per_image=most)[2]
+        for indices, most in ((range(6), 1), (range(3), 3))
+    )
+    torch.testing.assert_close(apart["sal"], packed["sal"], rtol=1e-5, atol=1e-6)
+
+
+def test_groups():
+    samples = asked((3, 1, 2))
+    assert image_groups(samples, 1) == [(s,) for s in samples]
+    assert [len(group) for group in image_groups(samples, 2)] == [2, 1, 1, 2]
+    groups = image_groups(samples, 5)
+    assert [len(group) for group in groups] == [3, 1, 2]
+    assert [s.id for group in groups for s in group] == [s.id for s in samples]
+
+
+def test_batch_size_counts_images(tmp_path):
+    lvlm = tiny_lvlm()
+    config = AdaptConfig.build(
+        FAST, {"questions_per_image": 3, "max_steps": None, "out": str(tmp_path / "run")}
+    )
+    run = RunFolder(tmp_path / "run")
+    run.open(config)
+    assert fit(lvlm, asked((3, 3, 2, 2, 1, 3)), config, run).steps == 2
+
+
+@pytest.mark.parametrize("search", ["gram", "rerank", "auto"])
+def test_the_search_of_a_run(search):
+    lvlm = tiny_lvlm()
+    codebook = ResidualCodebook([lvlm.visual.codebook.codewords[0]] * 2)
+    lvlm.visual.codebook = codebook
+    same(step(lvlm, asked(), [0, 1]), step(lvlm, asked(), [0, 1], search=search))
+    notes = adaptation(lvlm, asked(), AdaptConfig.build(FAST, {"search": search})).notes
+    assert notes["search"]["name"] == ("gram" if search == "auto" else search)
+
+
+def test_a_search_that_does_not_fit_is_refused():
+    with pytest.raises(ConfigError, match="one table that all levels share"):
+        step(tiny_lvlm(), asked(), [0, 1], search="gram")
+
+
+def test_the_fused_optimiser_does_the_same(tmp_path):
+    towers = []
+    for fused in (False, True):
+        lvlm = tiny_lvlm()
+        config = AdaptConfig.build(FAST, {"optimizer.fused": fused, "out": str(tmp_path / str(fused))})
+        run = RunFolder(config.out)
+        run.open(config)
+        fit(lvlm, asked(), config, run)
+        towers.append(torch.cat([p.detach().flatten() for p in lvlm.visual.vision_tower.parameters()]))
+    torch.testing.assert_close(*towers, rtol=1e-4, atol=2e-5)  # a fifteenth of one step
+    assert not torch.equal(
+        towers[0], torch.cat([p.flatten() for p in tiny_lvlm().visual.vision_tower.parameters()])
+    )
+
+
+@pytest.mark.parametrize("free, again", [(2**40, False), (1000, True)])
+def test_checkpointing_by_the_memory_there_is(tmp_path, monkeypatch, free, again):
+    monkeypatch.setattr(memory, "free_memory", lambda device: free)
+    lvlm = tiny_lvlm()
+    config = AdaptConfig.build(FAST, {"gradient_checkpointing": "auto", "out": str(tmp_path / "run")})
+    run = RunFolder(config.out)
+    run.open(config)
+    fit(lvlm, asked(), config, run)
+    assert run.record["gradient_checkpointing"] is again
+    found = rehearse_step(tiny_lvlm(), asked(), config, "vqa")
+    fixed = config.model_copy(update={"gradient_checkpointing": again})
+    assert found.memory == rehearse_step(tiny_lvlm(), asked(), fixed, "vqa").memory
+
+
+def test_tokens_of_a_sample_are_those_of_its_batch():
+    lvlm, samples = tiny_lvlm(), asked((3, 1))
+    for most, index in ((1, 0), (3, 0), (3, 1)):
+        config = AdaptConfig.build(FAST, {"questions_per_image": most})
+        batches = ImageBatches(lvlm, samples, config, 0.0, ImageCache(lvlm.visual, 2**20))
+        objective = CraftObjective(lvlm, config.losses, 0.0)
+        batch = batches.make([index], 0)
+        hidden, labels = objective._read(lvlm.visual(tiny_images(1)), batch)
+        assert batches.tokens(index) == (hidden.shape[1], int((labels >= 0).sum()))
+        assert batches.answer_tokens(batch) == batches.tokens(index)[1]
+
+
+def test_compile_and_checkpointing_exclude_each_other():
+    with pytest.raises(ConfigError, match="set one of them to false"):
+        adaptation(
+            tiny_lvlm(), asked(), AdaptConfig.build(FAST, {"compile": True, "gradient_checkpointing": True})
+        )
+
+
+COMPILED = """
+import sys
+from functools import partialmethod
+import torch
+torch.nn.Module.compile = partialmethod(torch.nn.Module.compile, backend="aot_eager")  # no C++ to build
+from builders import tiny_lvlm
+from training.test_levers import FAST, asked, same, step
+from craft.training import AdaptConfig, RunFolder, fit
+lvlm = tiny_lvlm(tower="siglip")
+same(step(lvlm, asked(), [0, 1]), step(lvlm, asked(), [0, 1], compile=True))
+config = AdaptConfig.build(FAST, {"compile": True, "out": sys.argv[1]})
+run = RunFolder(config.out)
+run.open(config)
+fit(lvlm, asked(), config, run)
+assert all(layer._compiled_call_impl is None for layer in lvlm.visual.vision_tower.layers)
+"""
+
+
+@pytest.mark.slow
+def test_compiled_layers_do_the_same(tmp_path):
+    """In a process of its own: checks of types at run time are no code that can be compiled."""
+    result = subprocess.run(
+        [sys.executable, "-c", COMPILED, str(tmp_path / "run")],
+        env=os.environ | {"CRAFT_TYPECHECK": "0", "PYTHONPATH": os.pathsep.join(["src", "tests"])},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
