@@ -211,7 +211,7 @@ def read_data(
     raise DataError(
         f"there is no data at '{data}', and no embedded domain or benchmark of that name.{hint} "
         f"Embedded: {', '.join(EMBEDDED)}; or a benchmark (`craft data list`), a folder of class folders, or "
-        "a .jsonl file."
+        f"a table ({', '.join(TABLES)})."
     )
 
 
