@@ -104,7 +104,7 @@ def compose(
     """
     if limit is not None and limit < 1:
         raise DataError(f"limit must be at least 1, not {limit}.")
-    where = raw.source or raw.name
+    where = raw.name if raw.name in BENCHMARKS else raw.source or raw.name
     train, validation, test = divide(raw, split_seed)
     classes: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
