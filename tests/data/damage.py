@@ -178,6 +178,17 @@ def url_unasked(root: Path) -> Path:
     return lines(root, row(1, image="https://example.org/a.png"))
 
 
+@damage(
+    "6 of 6 rows cannot be used. {root}/q.jsonl:1: the image is a URL (https://example.org/0.png), and nothing is "
+    "downloaded unasked. Run `craft data prepare --download`, and use what it writes. (And 5 more rows alike.)"
+)
+def urls_throughout(root: Path) -> Path:
+    path = lines(root)
+    rows = (row(n, image=f"https://example.org/{n}.png") for n in range(6))
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
 @damage("{root}/q.jsonl:2: the image is a data URI that cannot be read (not base64).")
 def data_uri_without_base64(root: Path) -> Path:
     return lines(root, row(1, image="data:image/png,abc"))
@@ -269,6 +280,15 @@ def empty_cell(root: Path) -> Path:
 def not_parquet(root: Path) -> Path:
     (root / "p.parquet").write_bytes(b"PAR")
     return root / "p.parquet"
+
+
+@damage(
+    "4 of 4 rows cannot be used. {root}/p.parquet, row 1: the field 'image' is missing. A row needs image, question, "
+    "answer, or image and label; this one has picture, caption. Say which is which: --column image=NAME. "
+    "(And 3 more rows alike.)"
+)
+def columns_of_other_names(root: Path) -> Path:
+    return parquet(root / "p.parquet", [{"picture": png(n), "caption": str(n)} for n in range(4)])
 
 
 @damage("{root} holds several configurations: one, two. Give the folder of one of them.")

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -273,6 +274,59 @@ def test_several_configurations_must_be_told_apart(tmp_path: Path) -> None:
     data = load_data("scienceqa", root=tmp_path / "ScienceQA-IMG")
     assert data.notes == ["left out: questions without a picture"] and len(data.test) == 3
     assert verify_images(data, progress=False) == 6
+
+
+COPIES: dict[str, tuple[dict[str, Any], list[str], set[str]]] = {
+    # columns besides the image, class names in the file's own order, what questions and labels then hold
+    "ocr-vqa": (
+        {"image_id": "0123", "questions": ["Who wrote it?", "What is it?"], "answers": ["Ann", "a novel"]},
+        [],
+        {"Who wrote it?", "What is it?"},
+    ),
+    "scienceqa": (
+        {
+            "question": "Which?",
+            "choices": ["ice", "fire"],
+            "answer": 1,
+            "hint": "Look.",
+            "task": "closed choice",
+        },
+        [],
+        {"Look.\nWhich?"},
+    ),
+    "plantvillage": (
+        {"label": 0},
+        ["Tomato___healthy", "Background_without_leaves", "Pepper,_bell___Bacterial_spot"],
+        {"Tomato, healthy", "Bell pepper, bacterial spot"},
+    ),
+    "stanford-cars": (
+        {"label": 0},
+        ["BMW M3 Coupe 2012", "Acura_RL_Sedan 2012"],
+        {"BMW M3 Coupe 2012", "Acura RL Sedan 2012"},
+    ),
+    "stanford-dogs": ({"label": 0}, ["n02087046-toy_terrier", "Shih-Tzu"], {"toy terrier", "Shih-Tzu"}),
+    "kvasir": ({"label": 0}, ["polyps", "normal-z-line"], {"polyps", "normal z-line"}),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_a_hub_copy_in_its_own_columns(name: str, tmp_path: Path) -> None:
+    columns, names, wanted = COPIES[name]
+    for split, count in (("train", 6), ("test", 3)):
+        rows = [{"image": png(n), **columns} for n in range(count)]
+        for n, row in enumerate(rows):
+            row |= {"label": n % len(names)} if names else {}
+            row |= {"image_id": f"{n}"} if "image_id" in columns else {}
+            row |= {"answer": n % 2} if "answer" in columns else {}
+        place = tmp_path / "data" / f"{split}-00000-of-00001.parquet"
+        parquet(place, rows, {"label": names} if names else None)
+    data = load_data(name, root=tmp_path, unseen_fraction=0)
+    assert {s.label or s.question for s in data.all_samples()} == wanted
+    assert data.test and verify_images(data, progress=False) in (6, 9)
+    if name == "plantvillage":
+        assert data.notes == [
+            "left out: images of 'Background_without_leaves', which is not one of the 38 classes"
+        ]
 
 
 def test_the_hub_copy_of_iconqa_has_its_options_in_one_text(tmp_path: Path) -> None:

@@ -164,6 +164,6 @@ def test_urls_are_fetched_once_and_only_when_asked(tmp_path: Path, server: tuple
     assert sorted(asked) == ["/p0", "/p1", "/p2", "/p3"]
     assert verify_images(load_data(tmp_path / "m"), progress=False) == 4
     (tmp_path / "b.jsonl").write_text(json.dumps(rows[0] | {"image": f"{place}/gone"}))
-    with pytest.raises(DataError, match=r"/gone cannot be downloaded \(HTTP Error 404"):
+    with pytest.raises(DataError, match=r"b\.jsonl:1: http.*/gone cannot be downloaded \(HTTP Error 404"):
         prepare(tmp_path / "b.jsonl", None, tmp_path / "n", Wanted(download=True), progress=False)
     assert not (tmp_path / "n").exists()

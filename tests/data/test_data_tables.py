@@ -75,6 +75,26 @@ def test_files_called_like_splits(root: Path) -> None:
         (root / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     data = load_data(root)
     assert (data.name, len(data.train), len(data.validation), len(data.test)) == (root.name, 5, 2, 2)
+    for name in ("val.jsonl", "test.jsonl"):
+        (root / name).unlink()
+    (root / "train.jsonl").rename(root / "metadata.jsonl")
+    assert load_data(root).name == root.name  # not "metadata"
+
+
+def test_a_hub_data_set_with_its_own_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`hub:OWNER/NAME` from the local cache, without a network, columns mapped."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    folder = tmp_path / "datasets--some--trees" / "snapshots" / ("0" * 40)
+    refs = tmp_path / "datasets--some--trees" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text("0" * 40)
+    rows = [{"photo": png(n), "q": "What is it?", "a": ("oak", "elm")[n % 2]} for n in range(8)]
+    parquet(folder / "data" / "train-00000-of-00001.parquet", rows[:6])
+    parquet(folder / "data" / "test-00000-of-00001.parquet", rows[6:])
+    columns = {"image": "photo", "question": "q", "answer": "a"}
+    data = load_data("hub:some/trees", columns=columns)
+    assert [s.answer for s in data.test] == ["oak", "elm"] and verify_images(data, progress=False) == 8
 
 
 def test_parquet_leaves_pictures_in_the_file(tmp_path: Path) -> None:

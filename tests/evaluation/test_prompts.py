@@ -39,7 +39,7 @@ def question_of(name: str, root: Path | None) -> list[str]:
 def format_of(name: str) -> list[str]:
     """A prompt format around a question: at inference and in training, with an image and without."""
     words = tiny_tokenizer()
-    words.chat_template = CHAT
+    words.chat_template = None if name == "llava" else CHAT  # LLaVA-1.5's own, without a template
     lines = []
     for answer, image in ((None, True), ("a coat", True), (None, False)):
         prompt = build_prompt(name, words, "What is shown?\nA. a coat\nB. a bag", answer, image)

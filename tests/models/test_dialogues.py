@@ -23,6 +23,8 @@ def tokenizer():
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("image", [True, False])
 def test_first_turn_is_the_prompt(tokenizer, name, image):
+    if name == "llava":  # its templates are for lists of parts: without one it is LLaVA-1.5's own
+        tokenizer.chat_template = None
     prompt = build_prompt(name, tokenizer, *TURNS[0], image)
     found = build_dialogue(name, tokenizer, TURNS[:1], image)
     asked = prompt.after if image else prompt.before + prompt.after
@@ -33,6 +35,8 @@ def test_first_turn_is_the_prompt(tokenizer, name, image):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_later_turns_follow(tokenizer, name):
+    if name == "llava":
+        tokenizer.chat_template = None
     one, all_three = (build_dialogue(name, tokenizer, TURNS[:n]) for n in (1, 3))
     assert all_three.after[: len(one.after)] == one.after
     learned = [t for t, keep in zip(all_three.after, all_three.learned, strict=True) if keep]

@@ -128,8 +128,9 @@ def evaluate(
     else:
         _show(reports)
     if classes:
-        for found in row.reports.values():
-            _show_classes([sample for report in found for sample in report.samples])
+        for name, found in row.reports.items():
+            about = f": {name}" if len(row.reports) > 1 else ""
+            _show_classes([sample for report in found for sample in report.samples], about)
     if dry_run:
         print("A dry run: everything loads and answers; these few figures mean nothing.")
     elif not encoder and not like:
@@ -170,26 +171,27 @@ def _show_row(row: Any) -> None:
     """A benchmark per line, and the whole as the line of Table 1 that it is."""
     from craft.evaluation import merge
 
+    names = ["accuracy", "seen", "unseen", "lenient", "unparseable"]
+    if all(reports[0].settings["protocol"] == "both" for reports in row.reports.values()):
+        names += ["scored", "agreement"]  # of open questions there are none
     rows = []
     for (name, reports), head in zip(row.reports.items(), row.heads()[3:], strict=False):
         found = merge(reports)
-        shares = [spread(found[key]) for key in ("accuracy", "seen", "unseen", "lenient", "unparseable")]
+        shares = [spread(found[key]) for key in names]
         rows.append(
             [head if head == name else f"{head} ({name})", str(sum(len(r.samples) for r in reports)), *shares]
         )
-    last = [percent(row.average(key)) for key in ("accuracy", "seen", "unseen", "lenient", "unparseable")]
-    rows.append(["average", "", *last])
+    rows.append(["average", "", *(percent(row.average(key)) for key in names)])
     title = (
         f"{row.backbone}, {'zero-shot' if row.surrogate == '-' else 'encoders adapted with ' + row.surrogate}"
     )
-    columns = ("benchmark", "questions", "strict", "seen", "unseen", "lenient", "unparseable")
-    show_table(title, columns, rows, sections=[len(rows) - 2])
+    show_table(title, ("benchmark", "questions", "strict", *names[1:]), rows, sections=[len(rows) - 2])
     print("As in Table 1:")
     for line in (row.heads(), row.cells()):
         print(f"| {' | '.join(line)} |")
 
 
-def _show_classes(samples: list[dict[str, Any]]) -> None:
+def _show_classes(samples: list[dict[str, Any]], about: str) -> None:
     from craft.evaluation import class_table, confusion
 
     table = [
@@ -198,10 +200,10 @@ def _show_classes(samples: list[dict[str, Any]]) -> None:
         for row in class_table(samples)
     ]
     if table:
-        show_table("By class", ("class", "", "questions", "strict", "lenient", "unparseable"), table)
+        show_table(f"By class{about}", ("class", "", "questions", "strict", "lenient", "unparseable"), table)
     pairs = [
         [row["correct"], row["named"] or "(no option)", str(row["count"]), str(row["offered"])]
         for row in confusion(samples)[:_WORST]
     ]
     if pairs:
-        show_table("Taken for another", ("correct", "named", "times", "of offered"), pairs)
+        show_table(f"Taken for another{about}", ("correct", "named", "times", "of offered"), pairs)

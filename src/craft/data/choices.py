@@ -23,7 +23,7 @@ DIRECTIVES: dict[str, str] = {
     "open": "Answer as succinctly as possible.",
     "reasons": "Justify your answer.",
 }
-"""The closing line by kind of answer. Source: §4.3 quotes "letter", "open" and "reasons"; "option" is ours."""
+"""The closing line by kind of answer. Source: §4.3, but for "option", which is ours."""
 
 
 def multiple_choice(

@@ -104,7 +104,7 @@ def compose(
     """
     if limit is not None and limit < 1:
         raise DataError(f"limit must be at least 1, not {limit}.")
-    where = raw.source or raw.name
+    where = raw.name if raw.name in BENCHMARKS else raw.source or raw.name
     train, validation, test = divide(raw, split_seed)
     classes: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
@@ -211,7 +211,7 @@ def read_data(
     raise DataError(
         f"there is no data at '{data}', and no embedded domain or benchmark of that name.{hint} "
         f"Embedded: {', '.join(EMBEDDED)}; or a benchmark (`craft data list`), a folder of class folders, or "
-        "a .jsonl file."
+        f"a table ({', '.join(TABLES)})."
     )
 
 

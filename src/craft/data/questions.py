@@ -25,7 +25,7 @@ from craft.data.parquet import Row
 from craft.data.problems import Problems
 from craft.data.raw import Raw
 from craft.data.sample import LETTERS, Sample
-from craft.data.tables import EXAMPLE, read_rows
+from craft.data.tables import EXAMPLE, SPLITLIKE, read_rows
 
 REQUIRED = ("image", "question", "answer")
 OPTIONAL = ("choices", "label", "captions", "split", "id", "directive", "kind", "text", "distractors")
@@ -61,7 +61,8 @@ def read_questions(
             images; the first few are named with file and line. Also tables without a single row.
     """
     samples: list[Sample] = []
-    name = paths[0].stem if len(paths) == 1 else paths[0].parent.resolve().name
+    one = len(paths) == 1 and paths[0].stem.lower() not in SPLITLIKE
+    name = paths[0].stem if one else paths[0].parent.resolve().name
     problems, rows, ids = Problems("rows"), 0, dict[str, str]()
     for path in paths:
         base = root if root is not None else path.parent
@@ -171,9 +172,11 @@ class Reader:
             if name not in values:
                 near = difflib.get_close_matches(name, [key for key in values if key not in OPTIONAL], 1, 0.7)
                 hint = f" (did you mean it by '{near[0]}'?)" if near else ""
+                others = [key for key in values if key not in _KNOWN]
+                more = f"; this one has {', '.join(others)}. Say which is which: --column {name}=NAME"
                 raise DataError(
-                    f"{origin}: the field '{name}' is missing{hint}. "
-                    f"A row needs {', '.join(REQUIRED)}, or image and label."
+                    f"{origin}: the field '{name}' is missing{hint}. A row needs {', '.join(REQUIRED)}, "
+                    f"or image and label{more if others and not near else ''}."
                 )
         for name in values.keys() - _KNOWN:
             if near := _near(name):
@@ -229,7 +232,10 @@ class Reader:
                     f"{origin}: the image is a URL ({text[:80]}), and nothing is downloaded unasked. "
                     "Run `craft data prepare --download`, and use what it writes."
                 )
-            return str(self.fetch(text))
+            try:
+                return str(self.fetch(text))
+            except DataError as error:
+                raise DataError(f"{origin}: {error}") from error
         return str(self.base / text)
 
 

@@ -18,6 +18,9 @@ from craft.data.problems import Problems
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".tar")
 """File name endings (lower case) of what is read as rows."""
 
+SPLITLIKE = (*SPLIT_NAMES, "metadata")
+"""Names (lower case) of files that say what they are in their folder, not what the data set is called."""
+
 EXAMPLE = '{"image": "a.jpg", "question": "What is this?", "answer": "an oak"}'
 """A row as messages show it."""
 
@@ -43,7 +46,7 @@ def tables_in(folder: Path) -> list[Path]:
         return next(iter(configurations.values()))
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in TABLES and not p.name.startswith("."))
     tars = [path for path in files if path.suffix.lower() == ".tar"]
-    named = [path for path in files if path.stem.lower() in (*SPLIT_NAMES, "metadata")]
+    named = [path for path in files if path.stem.lower() in SPLITLIKE]
     return tars or named
 
 

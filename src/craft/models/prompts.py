@@ -155,7 +155,11 @@ def llava(tokenizer: Any, question: str, answer: str | None = None, image: bool 
         asked, tail = _split_answer(full, asked)
     if not image:
         return Prompt(asked, [], tail)
-    place = asked.index(tokenizer.convert_tokens_to_ids(_LLAVA_IMAGE))
+    mark = tokenizer.get_vocab().get(_LLAVA_IMAGE)
+    if mark is None:  # not a LLaVA checkpoint's tokenizer: the two sides of the mark by themselves
+        before, _, after = text.partition(_LLAVA_IMAGE)
+        return Prompt(ids(before), list(tokenizer(after, add_special_tokens=False)["input_ids"]), tail)
+    place = asked.index(mark)
     return Prompt(asked[:place], asked[place + 1 :], tail)
 
 
@@ -220,8 +224,6 @@ def build_dialogue(
     first = build_prompt(name, tokenizer, *turns[0], image)
     before, asked = (first.before, first.after) if image else ([], first.before + first.after)
     pieces = [(asked, False), (first.answer, True)]
-    if len(turns) > 1 and name not in _NEXT:
-        raise ConfigError(f"The prompt format {name!r} has one question per conversation; give single turns.")
     for number in range(1, len(turns)):
         asked, answer = _NEXT[name](tokenizer, turns[:number], *turns[number])
         pieces += [(asked, False), (answer, True)]
@@ -270,7 +272,20 @@ def _next_chat(
     return asked, tail
 
 
-_NEXT = {"vila-u": _next_vila_u, "chat-template": _next_chat, "plain": _next_plain}
+def _next_llava(tokenizer: Any, _: Any, question: str, answer: str) -> tuple[list[int], list[int]]:
+    if getattr(tokenizer, "chat_template", None):
+        raise ConfigError(
+            "Prompts of the format 'llava' with a chat template have one turn; give single turns."
+        )
+    return _next_vila_u(tokenizer, _, question, answer)  # LLaVA-1.5 and VILA-U have vicuna's
+
+
+_NEXT = {
+    "vila-u": _next_vila_u,
+    "chat-template": _next_chat,
+    "plain": _next_plain,
+    "llava": _next_llava,
+}
 
 
 def decode(tokenizer: Any, ids: list[int]) -> str:
