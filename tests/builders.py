@@ -188,6 +188,14 @@ def tiny_lvlm(
     return LVLM(visual, tiny_backbone(kind, seed, visual.codebook, prompt), f"tiny/{kind}").eval()
 
 
+def tiny_continuous(kind: str = "llama", seed: int = 0, tower: str = "hybrid") -> LVLM:
+    """The continuous twin of `tiny_lvlm`: the same weights, features read as they are."""
+    visual = tiny_visual(tower, seed).unquantised()
+    backbone = tiny_backbone(kind, seed)
+    backbone.codebook_fingerprint = visual.codebook.fingerprint
+    return LVLM(visual, backbone, f"tiny/continuous-{kind}").eval()
+
+
 def tiny_images(count: int = 3, seed: int = 0, size: int = 32) -> torch.Tensor:
     """Pixels float32 `[count, 3, size, size]` in [-1, 1]: smooth blobs, all different."""
     generator = torch.Generator().manual_seed(seed)

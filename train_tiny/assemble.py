@@ -1,6 +1,7 @@
 """Put the trained parts together as the shipped family, in the native layout.
 
-`python -m train_tiny.assemble --visual DIR --backbones DIR [--smollm2 DIR] --out SHIPPED/craft-tiny`
+`python -m train_tiny.assemble --visual DIR --backbones DIR [--smollm2 DIR] [--continuous DIR]
+--out SHIPPED/craft-tiny`
 """
 
 import argparse
@@ -49,11 +50,23 @@ def add_smollm2(folder: Path, out: Path, fingerprint: str) -> Path:
     return Path(shutil.copytree(folder / "backbone", out / "smollm2", dirs_exist_ok=True))
 
 
+def add_continuous(folder: Path, out: Path, visual: VisualTokenizer) -> Path:
+    """The twin that `train_tiny.continuous` made; it reads the family's tower without its codebook."""
+    twin = visual.unquantised()
+    reader = backbone(folder, twin.codebook.fingerprint)
+    place = save_native(
+        out, "continuous-qwen2", LVLM(twin, reader, "craft-tiny/continuous-qwen2"), "bfloat16"
+    )
+    shutil.copyfile(folder / "README.md", place / "README.md")
+    return place
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--visual", type=Path, required=True)
     parser.add_argument("--backbones", type=Path, required=True, help="folder that holds llama/ and qwen2/")
     parser.add_argument("--smollm2", type=Path, help="what `train_tiny.smollm2 --out` made")
+    parser.add_argument("--continuous", type=Path, help="what `train_tiny.continuous --out` made")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     visual = visual_tokenizer(args.visual)
@@ -63,6 +76,8 @@ def main() -> None:
         print(save_native(args.out, folder.name, lvlm, "bfloat16"))
     if args.smollm2:
         print(add_smollm2(args.smollm2 / "aligned", args.out, visual.codebook.fingerprint))
+    if args.continuous:
+        print(add_continuous(args.continuous, args.out, visual))
 
 
 if __name__ == "__main__":

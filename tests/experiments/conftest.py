@@ -3,7 +3,7 @@
 import pytest
 
 from builders import tiny_lvlm
-from cli.conftest import COLOURS, paint
+from cli.conftest import COLOURS, encoder, family, paint, pictures  # noqa: F401 (the last are fixtures)
 from craft.experiments import Plan
 from craft.models.backbone import Backbone
 from craft.models.lvlm import LVLM

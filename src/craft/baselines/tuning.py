@@ -137,7 +137,7 @@ def tune(
     return BaselineResult(run.path, place, metrics, given.held_out, settings, lvlm)
 
 
-def rehearse(
+def rehearse_tuning(
     method: Method,
     model: str | Path | LVLM | None = None,
     data: str | Path | Data | None = None,

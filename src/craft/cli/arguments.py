@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-TUNED = ("adapt", "align", "demo")
+TUNED = ("adapt", "align", "baseline", "demo")
 """Verbs whose `--config` is the settings of a training run; for the others it is a file of their flags."""
 
 _DATA = {"name": "data"}  # other keys of the section `data` are flags of their own name
@@ -13,9 +13,9 @@ _DATA = {"name": "data"}  # other keys of the section `data` are flags of their 
 def expand(tokens: Sequence[str]) -> list[str]:
     """The words as the parser takes them.
 
-    For `adapt`, `align` and `demo` a dotted setting, `--losses.commitment.weight 0.2`, becomes `--set
-    losses.commitment.weight=0.2`. For the other verbs `--data.answer_with letter` is `--answer-with letter`,
-    and each entry of the `--config` file is a flag, unless that flag is among the words already.
+    For `adapt`, `align`, `baseline` and `demo` a dotted setting, `--losses.commitment.weight 0.2`, becomes
+    `--set losses.commitment.weight=0.2`. For the other verbs `--data.answer_with letter` is `--answer-with
+    letter`, and each entry of the `--config` file is a flag, unless that flag is among the words already.
 
     Raises:
         ConfigError: the config file is missing or not a YAML file of settings.

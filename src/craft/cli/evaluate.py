@@ -47,8 +47,8 @@ def evaluate(
 
     Args:
         backbone: a shipped model, a folder, or a hub id.
-        encoder: a run folder of `craft adapt`, or its encoder/; none is zero-shot. Several go each with its
-            own data, or with one of --data each.
+        encoder: a run folder of `craft adapt` or `craft baseline`; none is zero-shot. Several go each with
+            its own data, or with one of --data each.
         data: as `craft adapt` takes it; by default the encoder's own.
         keep_ratio: share of the visual tokens that the LLM sees, as in 0.8; frequent codes give way first.
         prior: whose code counts say what is frequent: by default the encoder's; "general" is the model's;

@@ -29,12 +29,14 @@ def describe(thing: str, common: Common = COMMON) -> dict[str, Any]:
     from craft.core.files import read_json
     from craft.models.artefact import FORMAT
     from craft.models.load import shipped
+    from craft.models.tuned import FORMAT as TUNED
 
     path = Path(thing).expanduser()
     if thing not in shipped() and path.is_dir():
         if (path / "run.json").is_file():
             return _run(path)
-        if (path / "craft.json").is_file() and read_json(path / "craft.json").get("format") == FORMAT:
+        kind = read_json(path / "craft.json").get("format") if (path / "craft.json").is_file() else None
+        if kind in (FORMAT, TUNED):
             return _encoder(path)
         members = sorted(found.parent.name for found in path.glob("*/craft.json"))
         if len(members) > 1 and (path / "visual").is_dir():
@@ -62,17 +64,28 @@ def _run(path: Path) -> dict[str, Any]:
         "last": lines[-1] if lines else None,
         "changed_parts": sorted(part for part in after if before.get(part) != after[part]) or None,
     }
-    if (path / "encoder" / "craft.json").is_file():
-        found["encoder"] = _encoder(path / "encoder")
+    for name in ("encoder", "tuned"):
+        if (path / name / "craft.json").is_file():
+            found["encoder"] = _encoder(path / name)
     return found
 
 
 def _encoder(path: Path) -> dict[str, Any]:
-    """An adapted encoder, with its weights checked."""
+    """An adapted encoder or a baseline's tuned parts, with the weights checked."""
     from craft.models.artefact import load_artefact
+    from craft.models.tuned import Tuned
 
     artefact = load_artefact(path)
     told = artefact.manifest
+    sizes = {"vision_tower": sum(tensor.numel() for tensor in artefact.state.values())}
+    if isinstance(artefact, Tuned):
+        return {
+            "kind": "set of tuned parts",
+            "path": str(path),
+            **{key: told.get(key) for key in ("method", "parts", "codebook", "surrogate", "data")},
+            **{key: told.get(key) for key in ("held_out", "metrics", "seed", "tower")},
+            "parameters": {**sizes, "rest": sum(tensor.numel() for tensor in artefact.rest.values())},
+        }
     return {
         "kind": "adapted encoder",
         "path": str(path),
@@ -83,7 +96,7 @@ def _encoder(path: Path) -> dict[str, Any]:
         "held_out": told.get("held_out"),
         "metrics": told.get("metrics"),
         "seed": told.get("seed"),
-        "parameters": {"vision_tower": sum(tensor.numel() for tensor in artefact.state.values())},
+        "parameters": sizes,
         "tower": told.get("tower"),
         "base_tower": told.get("base_tower"),
         "codes_used": int((artefact.prior > 0).sum()),
@@ -93,12 +106,14 @@ def _encoder(path: Path) -> dict[str, Any]:
 def _model(thing: str, common: Common) -> dict[str, Any]:
     """A model; its weights are read in bfloat16, since they are only counted."""
     from craft.models.freezing import parameter_table
+    from craft.models.llava import is_llava
     from craft.models.load import load, shipped
     from craft.models.vila_u import is_vila_u
 
     lvlm = load(thing, common.device or "cpu", common.dtype or "bfloat16")
     book, llm = lvlm.visual.codebook, lvlm.backbone.llm
-    layout = "VILA-U" if lvlm.origin is not None and is_vila_u(lvlm.origin) else "native"
+    layouts = {"VILA-U": is_vila_u, "LLaVA": is_llava}
+    layout = next((name for name, fits in layouts.items() if lvlm.origin and fits(lvlm.origin)), "native")
     return {
         "kind": "model",
         "name": lvlm.name,
@@ -158,9 +173,9 @@ def _show(found: dict[str, Any]) -> None:
             }
         )
         if encoder is None:
-            print("no adapted encoder yet: the same `craft adapt` with --resume goes on")
+            print("nothing adapted yet: the same command with --resume goes on")
             return
-        print(f"\n{encoder['path']}: the adapted encoder")
+        print(f"\n{encoder['path']}: the {encoder['kind']}")
         found = encoder
     if kind == "family":
         show_pairs({"backbones": ", ".join(found["backbones"])})
@@ -171,12 +186,16 @@ def _show(found: dict[str, Any]) -> None:
 def _show_parts(found: dict[str, Any]) -> None:
     book, data, metrics = found["codebook"], found.get("data") or {}, found.get("metrics") or {}
     shape = f"{book['levels']} levels of {book['size']} codewords, d = {book['dim']}"
+    if not book["levels"]:
+        shape = f"none: a continuous LVLM, d = {book['dim']}"
     validation = metrics.get("best_validation")
     grid = found.get("grid")
     show_pairs(
         {
             "codebook": shape,
             "fingerprint": book["fingerprint"],
+            "tuned parts": listed(found.get("parts") or []),
+            "by": found.get("method"),
             "fits": ", ".join([*found["fits"], "any backbone of this codebook"]) if "fits" in found else None,
             "shares it with": ", ".join(found.get("shares_codebook_with") or []),
             "layout": found.get("layout"),

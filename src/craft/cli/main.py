@@ -12,6 +12,7 @@ from craft import __version__
 from craft.cli.adapt import adapt
 from craft.cli.align import align
 from craft.cli.arguments import TUNED, expand
+from craft.cli.baseline import baseline
 from craft.cli.codes import show
 from craft.cli.compare import compare
 from craft.cli.data import check, list_domains, prepare, stats
@@ -48,6 +49,7 @@ _verbs = {
     "compare": compare,
     "transfer": transfer,
     "align": align,
+    "baseline": baseline,
     "show": show,
     "prior": prior,
     "judge": judge,
@@ -132,7 +134,7 @@ def _is(error: Exception, module: str, name: str) -> bool:
 
 
 def _how_to_go_on(tokens: Sequence[str]) -> str:
-    if tokens[:1] in (["adapt"], ["demo"]):
+    if tokens[:1] in (["adapt"], ["baseline"], ["demo"]):
         return "stopped. The same command with --resume goes on from the last checkpoint, if there is one."
     if tokens[:1] == ["judge"]:
         return "stopped. The same command goes on from there."

@@ -73,6 +73,8 @@ def prune_tokens(
     _check(strategy, budget, delta, beta, alpha, neighbours)
     if keep == count:
         return tokens
+    if tokens.codes.shape[2] == 0:
+        raise CraftError("The tokens of a continuous LVLM have no codes to be pruned by; keep all of them.")
     if tokens.attention_mask is not None:
         raise CraftError("These tokens are padded (rows of different lengths); prune before padding.")
     settings = Settings(prior, scores, delta, beta, alpha, neighbours, seed)

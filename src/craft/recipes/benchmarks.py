@@ -39,11 +39,13 @@ class Row:
         backbone: its name.
         surrogate: which LLM its encoder was adapted with; "-" is zero-shot.
         reports: by benchmark, in the order of Table 1: one report per seed, of questions or of encoders.
+        vision: "Discrete" or "Continuous", what its visual tokens are.
     """
 
     backbone: str
     surrogate: str
     reports: dict[str, list[Report]] = field(repr=False)
+    vision: str = "Discrete"
 
     def average(self, name: str = "accuracy") -> float | None:
         """The mean over benchmarks of a figure's mean over seeds; None where a benchmark lacks it."""
@@ -58,7 +60,7 @@ class Row:
         return [
             self.surrogate,
             self.backbone,
-            "Discrete",
+            self.vision,
             *("-" if share is None else f"{100 * share:.2f}" for share in shares),
         ]
 
@@ -154,6 +156,7 @@ def evaluate_all(
         lvlm.name,
         ", ".join(surrogates) if encoders else "-",
         {name: reports[name] for name in order},
+        "Continuous" if lvlm.visual.continuous else "Discrete",
     )
 
 
