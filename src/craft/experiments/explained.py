@@ -83,7 +83,7 @@ def page2(data: Data) -> str:
         f'Every question ends with "{DIRECTIVE}" in place of the directive to be short, and up to '
         f"{plan['explain_tokens']} tokens may be written; {plan['explained']} questions per domain and seed. "
         f"`{data['lines'][0]['backbone']}` answers throughout. Mean ± standard deviation over seeds.\n",
-        f"**{data['judge'].capitalize()}.** `craft judge RUN --judge anthropic` asks the paper's.\n",
+        f"**{data['judge'][0].upper() + data['judge'][1:]}.** `craft judge RUN --judge anthropic` asks the paper's.\n",
         table(["domain", "line", *shown], rows) + "\n",
         _verdict(data) + "\n",
         "## The paper's Table 2\n",

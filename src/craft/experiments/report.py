@@ -243,7 +243,7 @@ def _judged(told: Told, path: Path) -> Section:
     body = pairs(
         {
             "answered by": answers.get("backbone"),
-            "encoder": {True: "none: zero-shot", False: "adapted"}.get(answers.get("zero_shot")),
+            "encoder": "none: zero-shot" if answers.get("zero_shot") else None,
             "data": answers.get("data"),
             "judge": (told["settings"].get("judge") or {}).get("judge"),
             "cases": ", ".join(f"{count} {name}" for name, count in told["statuses"].items() if count),
