@@ -35,6 +35,7 @@ def plan(tmp_path_factory):
         limit=8,
         explained=3,
         explain_tokens=6,
+        lora={},
         adapt={"max_steps": 2, "batch_size": 4, "device": "cpu"},
         benches=base / "benches",
     )

@@ -59,7 +59,7 @@ def report(places: Sequence[str | Path], out: str | Path, title: str = "CRAFT re
         sections += found
     told = machine()
     versions = told["versions"]
-    about = f"craft {versions['craft-vlm']}, torch {versions['torch']}; {len(sections)} sections"
+    about = f"craft {versions['craft-vlm']}, torch {versions['torch']}"
     atomic_write_text(out, page(title, about, sections))
     return Path(out)
 
