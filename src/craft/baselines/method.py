@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
 
 from craft.core.errors import ConfigError
 from craft.data import Sample
@@ -91,11 +91,11 @@ def frozen_tower_lesson(
 
 
 def _finish(
-    lvlm: LVLM, trained: dict[str, nn.Parameter], base: dict[str, object], share: float, images: ImageCache
+    lvlm: LVLM, trained: dict[str, nn.Parameter], base: dict[str, Tensor], share: float, images: ImageCache
 ) -> None:
     """The weights to keep: `blend` of what was learned, as for the vision tower."""
     if any("lora_" in name for name in trained):
         scale_lora(lvlm.backbone.llm, share)
     elif base:
-        blend(trained, base, share)  # type: ignore[arg-type]
+        blend(trained, base, share)
     images.close()

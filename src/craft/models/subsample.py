@@ -27,11 +27,11 @@ def subsampled_codebook(lvlm: LVLM, fraction: float, seed: int = 0) -> LVLM:
     """
     if not 0 < fraction <= 1:
         raise ConfigError(f"fraction is {fraction}; it must be above 0 and at most 1.")
-    lvlm.visual.need_codes("Subsampling the codebook")
+    book = lvlm.visual.need_codes("Subsampling the codebook")
     if fraction == 1:
         return lvlm
     whole, backbone = lvlm.visual, lvlm.backbone
-    codebook = subsample(whole.codebook, fraction, seed)
+    codebook = subsample(book, fraction, seed)
     visual = VisualTokenizer(
         whole.vision_tower, codebook, whole.text_encoder, whole.log_temperature.detach(), None, whole.aspect
     )

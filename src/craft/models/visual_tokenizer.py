@@ -68,17 +68,18 @@ class VisualTokenizer(nn.Module):
         """Whether features leave unquantised: there are no codes then (`codes` is `[B, N, 0]`)."""
         return self.codebook.num_levels == 0
 
-    def need_codes(self, what: str) -> None:
-        """Refuse what cannot be done without codes.
+    def need_codes(self, what: str) -> ResidualCodebook:
+        """The codebook; `what` cannot be done without its codes.
 
         Raises:
             CraftError: this is the visual tokenizer of a continuous LVLM.
         """
-        if self.continuous:
+        if isinstance(self.codebook, Continuous):
             raise CraftError(
                 f"{what} needs codes, and a continuous LVLM has none: its LLM reads the vision tower's "
                 "features without a codebook. Use a discrete LVLM, such as craft-tiny/qwen2."
             )
+        return self.codebook
 
     def unquantised(self) -> "VisualTokenizer":
         """The same (all parts shared) without its codebook: that of a continuous LVLM."""

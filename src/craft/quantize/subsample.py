@@ -1,7 +1,6 @@
 """A random subset of a codebook's codewords, for the ablation of codebook size (Table 6)."""
 
 import math
-from typing import Any
 
 import torch
 
@@ -10,11 +9,11 @@ from craft.core.seeding import generator
 from craft.quantize.codebook import ResidualCodebook
 
 
-def subsample(codebook: Any, fraction: float, seed: int = 0) -> ResidualCodebook:
+def subsample(codebook: ResidualCodebook, fraction: float, seed: int = 0) -> ResidualCodebook:
     """A codebook with ⌊fraction · K + ½⌋ codewords per level, drawn uniformly, in their old order.
 
     Args:
-        codebook: a `ResidualCodebook`; a table that all levels share stays shared (one draw).
+        codebook: the whole; a table that all levels share stays shared (one draw).
         fraction: in (0, 1].
         seed: of the draw; each level has its own. Subsets of one seed are nested.
 

@@ -79,7 +79,7 @@ def build_prior(
     if model is None:
         model = str(manifest.get("surrogate") or DEFAULT)
     lvlm = model if isinstance(model, LVLM) else load(model, device, dtype)
-    lvlm.visual.need_codes("A code prior")
+    codebook = lvlm.visual.need_codes("A code prior")
     visual = (lvlm if artefact is None else lvlm.with_encoder(artefact)).visual
     wanted = {"name": str(data), "root": None if root is None else str(root)}
     given = questions_for(wanted, seed, manifest, lambda: lvlm)
@@ -91,7 +91,7 @@ def build_prior(
     told = usage(codes, visual.codebook.size)[0]
     if out is not None:
         about = {"data": given.name, "images": str(len(codes)), "tower": str(manifest.get("tower") or "base")}
-        out = save_prior(out, counts, visual.codebook, about)
+        out = save_prior(out, counts, codebook, about)
     return Prior(counts, len(codes), given.name, told["used"], told["perplexity"], out)
 
 
@@ -105,9 +105,11 @@ def chosen_prior(prior: str | Path, base: LVLM) -> Tensor:
     Raises:
         ConfigError: "general", and none came with the model.
         CheckpointError, CodebookMismatchError: as `craft.models.prior.load_prior`.
+        CraftError: the LVLM is continuous.
     """
+    codebook = base.visual.need_codes("A code prior")
     if str(prior) != GENERAL:
-        return load_prior(prior, base.visual.codebook)
+        return load_prior(prior, codebook)
     counts: Any = base.visual.prior
     if counts is None:
         raise ConfigError(

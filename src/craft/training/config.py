@@ -208,10 +208,12 @@ class BaselineConfig(AdaptConfig):
     trains; `lora` is also that of llm-lora; `blend` mixes whatever trained with what it was.
 
     Attributes:
+        surrogate: the model that is tuned.
         method: a key of `craft.baselines.METHODS`.
         ldifs: the section above.
     """
 
+    surrogate: str = "craft-tiny/continuous-qwen2"
     method: str = ""
     ldifs: LdifsConfig = LdifsConfig()
 
