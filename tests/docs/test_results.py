@@ -16,6 +16,7 @@ PAGES = sorted(path for path in RESULTS.rglob("*.md") if path.name != "README.md
 def domains_page(told):
     """The page of scripts/measure_domains.py."""
     spec = importlib.util.spec_from_file_location("measure", ROOT / "scripts" / "measure_domains.py")
+    assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     return script.page(told)

@@ -3,7 +3,7 @@
 import pytest
 
 from builders import tiny_lvlm
-from cli.conftest import COLOURS, paint
+from cli.conftest import COLOURS, encoder, family, paint, pictures  # noqa: F401 (the last are fixtures)
 from craft.experiments import Plan
 from craft.models.backbone import Backbone
 from craft.models.lvlm import LVLM
@@ -35,6 +35,7 @@ def plan(tmp_path_factory):
         limit=8,
         explained=3,
         explain_tokens=6,
+        lora={},
         adapt={"max_steps": 2, "batch_size": 4, "device": "cpu"},
         benches=base / "benches",
     )

@@ -16,6 +16,7 @@ from craft.training.config import AdaptConfig
 FILES = sorted((Path(__file__).parents[2] / "configs" / "paper").glob("*.yaml"))
 ADAPT = [path for path in FILES if path.stem.startswith("adapt-")]
 A100 = 40 * 2**30
+LIGHT = "adapt-qwen2-0.5b"
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +45,18 @@ def test_an_adaptation_at_the_papers_scale(path):
     config = AdaptConfig.build(path)
     as_the_paper(config)
     assert Path(config.surrogate).name == path.stem.removeprefix("adapt-")
-    if "0.5b" in path.stem:  # the large ones take seconds to build
+    if path.stem == LIGHT:  # the large ones take seconds to build
         step = rehearse(config.surrogate, config)
         assert step is not None and step.micro_batch == 3 and step.logits[:2] == (3, 3)
         assert 280e6 < step.trained < 300e6 < step.parameters and step.memory < A100
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [p for p in ADAPT if "0.5b" not in p.stem], ids=lambda path: path.stem)
-def test_a_large_surrogate_at_the_papers_scale(path):
+@pytest.mark.parametrize("path", [p for p in ADAPT if p.stem != LIGHT], ids=lambda path: path.stem)
+def test_another_surrogate_at_the_papers_scale(path):
     config = AdaptConfig.build(path)
     step = rehearse(config.surrogate, config)
-    assert step is not None and step.memory < A100 and step.parameters > 1.5e9
+    assert step is not None and step.memory < A100 and step.parameters > 0.8e9
 
 
 def test_the_plan_is_the_papers(plan):
@@ -72,7 +73,7 @@ def test_the_plan_is_the_papers(plan):
 
 
 def test_what_the_plan_asks_for(plan):
-    """Table 7: five surrogates on ten benchmarks with three seeds, asked of five backbones beside zero-shot."""
+    """Table 7: five surrogates, ten benchmarks, three seeds; five backbones, and zero-shot."""
     trained, cells = counted(EXPERIMENTS["table7"].cells(plan))
     assert trained == 5 * 10 * 3
     assert cells == 10 * 3 * (5 * 5 + 5 + 5)  # answers, zero-shot, codes of each encoder

@@ -9,6 +9,7 @@ from craft.experiments import benches, explained, figures, pruning, pruning_choi
 from craft.experiments.plan import Plan, plan_for
 from craft.experiments.pruned import pruned_cells
 from craft.experiments.publish import Experiment, publish, write_result
+from craft.experiments.sweeps import LAMBDAS, OPEN
 from craft.experiments.transfers import TABLE3, TABLE7
 from craft.experiments.work import Work
 
@@ -31,7 +32,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         pruning.fig5_picture,
     ),
     "fig7": Experiment(lambda _: [], figures.measure7, figures.page7, figures.draw),
-    "lambdas": Experiment(tables.cells_lambdas, tables.measure_lambdas, tables.page_lambdas),
+    "lambdas": Experiment(LAMBDAS.cells, LAMBDAS.measure, LAMBDAS.page),
+    "open-questions": Experiment(OPEN.cells, OPEN.measure, OPEN.page),
     "pruning-ablation": Experiment(
         lambda plan: pruned_cells(plan, pruning.ABLATION_WAYS.values()),
         pruning.measure_ablation,

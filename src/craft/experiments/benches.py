@@ -34,15 +34,28 @@ def page(data: Data) -> str:
     parts = ["# Table 4: what it costs\n"]
     for part, name in FILES.items():
         parts += [f"## {part.capitalize()}\n", *_about(data[part]), _rows(data[part]) + "\n"]
-        parts += [f"Measured by `craft {name.replace('_', ' ')}`; all figures: `{name}.json`.\n"]
+        parts += [
+            *_ratios(data[part]),
+            f"Measured by `craft {name.replace('_', ' ')}`; all figures: `{name}.json`.\n",
+        ]
     parts += ["## The paper's Table 4\n", NOTE + " Eight A100 with 40 GB, batch 32; inference at batch 1.\n"]
     parts += [plain_table(theirs()["table4"][part]) + "\n" for part in FILES]
     return "\n".join([*parts, footer(data)])
 
 
 def _about(found: Data) -> list[str]:
-    device = found.get("device")
-    return [f"On {device}.\n"] if isinstance(device, str) else []
+    """Where it was measured, and at what sizes."""
+    told, sizes = found.get("machine") or {}, found.get("sizes") or {}
+    words = [f"{name} {value}" for name, value in sizes.items()]
+    if "device" in told:
+        words.insert(0, f"on {told['device']}, {told.get('threads', '?')} threads")
+    return [f"Measured {', '.join(words)}; random weights.\n"] if words else []
+
+
+def _ratios(found: Data) -> list[str]:
+    ratios = found.get("ratios") or {}
+    rows = [[name, _cell(value)] for name, value in ratios.items()]
+    return [table(["ratio", "value"], rows) + "\n"] if rows else []
 
 
 def _rows(found: Data) -> str:

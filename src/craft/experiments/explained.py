@@ -34,7 +34,7 @@ def lines(plan: Plan) -> list[Line]:
     who = plan.explainer
     return [
         Line("zero-shot", Method(), who),
-        Line("LLM LoRA", Method("llm-lora", who), who),
+        Line("LLM LoRA", Method("llm-lora", who, tuple(sorted(plan.lora.items()))), who),
         Line("CRAFT", Method(CRAFT, plan.surrogates[0]), who),
     ]
 
@@ -82,8 +82,10 @@ def page2(data: Data) -> str:
         "# Table 2: answers that are to be justified\n",
         f'Every question ends with "{DIRECTIVE}" in place of the directive to be short, and up to '
         f"{plan['explain_tokens']} tokens may be written; {plan['explained']} questions per domain and seed. "
-        f"`{data['lines'][0]['backbone']}` answers throughout. Mean ± standard deviation over seeds.\n",
-        f"**{data['judge'].capitalize()}.** `craft judge RUN --judge anthropic` asks the paper's.\n",
+        f"`{data['lines'][0]['backbone']}` answers throughout. Mean ± standard deviation over seeds. "
+        f"{_lora(data)}\n",
+        f"**{data['judge'][0].upper() + data['judge'][1:]}.** The paper's: `craft judge RUN --judge "
+        "anthropic`.\n",
         table(["domain", "line", *shown], rows) + "\n",
         _verdict(data) + "\n",
         "## The paper's Table 2\n",
@@ -92,6 +94,13 @@ def page2(data: Data) -> str:
         footer(data),
     ]
     return "\n".join(parts)
+
+
+def _lora(data: Data) -> str:
+    """What LLM LoRA was given, where that differs from the other trainings."""
+    line = next(line for line in data["lines"] if line["line"] == "LLM LoRA")
+    own = ", ".join(f"{name} {value}" for name, value in line["settings"].items())
+    return f"LLM LoRA was trained with settings of its own ({own}): its LLM is large." if own else ""
 
 
 def _figures(data: Data, line: str, domain: str) -> list[str]:

@@ -15,9 +15,16 @@ from craft.experiments.cells import ZERO_SHOT, Cell, Method
 from craft.experiments.plan import Plan
 from craft.experiments.work import Work
 
-SECONDS = {"training": 110.0, "answers": 8.0, "codes": 2.0, "judged": 60.0, "pruned": 4.0}
-"""Seconds of one training and one cell of each measure with the shipped models on two CPU cores: a first
-guess, until the work folder holds measured ones."""
+SECONDS = {
+    "training": 150.0,
+    "training llm-lora": 300.0,
+    "answers": 5.0,
+    "codes": 2.0,
+    "judged": 60.0,
+    "pruned": 3.0,
+}
+"""Seconds of one training and one cell of each measure with the shipped models on one CPU core: a guess,
+until the work folder holds measured ones."""
 
 Training = tuple[str, int, Method]
 
@@ -44,7 +51,7 @@ class Estimate:
         """In words."""
         minutes = self.seconds / 60 / jobs
         time = f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min"
-        base = "by what was measured here" if self.measured else "partly by guess, for two CPU cores"
+        base = "by what was measured here" if self.measured else "partly by guess, for a CPU core a job"
         return (
             f"{self.trainings_left} of {self.trainings} trainings and {self.cells_left} of {self.cells} "
             f"cells are left: about {time} with {jobs} job{'s' if jobs > 1 else ''} ({base})"
@@ -65,7 +72,7 @@ def estimate(work: Work, cells: Sequence[Cell]) -> Estimate:
     missing = [one for one in wanted.values() if not work.is_trained(*one)]
     waiting = [cell for cell in cells if not work.file(cell).is_file()]
     known = measured_seconds(work.plan.work)
-    needed = [*("training" for _ in missing), *(cell.measure for cell in waiting)]
+    needed = [*(_kind(method.name) for _, _, method in missing), *(cell.measure for cell in waiting)]
     seconds = float(sum(known.get(name, SECONDS[name]) for name in needed))
     return Estimate(len(wanted), len(cells), len(missing), len(waiting), seconds, {*needed} <= {*known})
 
@@ -74,11 +81,16 @@ def measured_seconds(folder: Path) -> dict[str, float]:
     """Median seconds of trainings and cells in a work folder, by measure."""
     found: dict[str, list[float]] = defaultdict(list)
     for path in folder.glob("times/*.json"):
-        found["training"].append(read_json(path)["seconds"])
+        found[_kind("llm-lora" if "llm-lora" in path.name else "")].append(read_json(path)["seconds"])
     for path in folder.glob("cells/*.json"):
         told = read_json(path)
         found[told["measure"]].append(told["seconds"])
     return {name: statistics.median(seconds) for name, seconds in found.items()}
+
+
+def _kind(method: str) -> str:
+    """What a training counts as: the LLM of LLM LoRA is larger than all others."""
+    return "training llm-lora" if method == "llm-lora" else "training"
 
 
 def fill_all(plan: Plan, cells: Sequence[Cell], jobs: int) -> None:

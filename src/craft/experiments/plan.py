@@ -33,6 +33,7 @@ class Plan(Settings):
         limit: at most so many test questions per domain and seed, evenly from the classes; a third of them
             in the forgetting check.
         explained, explain_tokens: so many questions are to be justified, in so many tokens at most.
+        lora: settings of LLM LoRA in Table 2: the LLM that can explain is the largest of a plan.
         keep_ratio: share of the visual tokens that a discrete LVLM is shown (§4.1: 0.8).
         adapt: settings of every training, by dotted name.
         encoders: run folders of adaptations that are there already; the others are made.
@@ -54,6 +55,7 @@ class Plan(Settings):
     limit: int | None = Field(default=300, ge=1)
     explained: int = Field(default=40, ge=1)
     explain_tokens: int = Field(default=64, ge=1)
+    lora: dict[str, Any] = Field(default_factory=lambda: {"max_steps": 60, "batch_size": 8})
     keep_ratio: float = Field(default=1.0, gt=0, le=1)
     adapt: dict[str, Any] = Field(default_factory=dict)
     encoders: tuple[str, ...] = Field(default=(), strict=False)
@@ -76,6 +78,7 @@ QUICK: dict[str, Any] = {
     "limit": 24,
     "explained": 6,
     "explain_tokens": 16,
+    "lora": {"max_steps": 2, "batch_size": 4},
     "adapt": {"max_steps": 4, "data.limit": 120},
 }
 """What `--quick` changes: one seed, two domains, few questions, a few steps of training."""

@@ -59,7 +59,7 @@ def report(places: Sequence[str | Path], out: str | Path, title: str = "CRAFT re
         sections += found
     told = machine()
     versions = told["versions"]
-    about = f"craft {versions['craft-vlm']}, torch {versions['torch']}; {len(sections)} sections"
+    about = f"craft {versions['craft-vlm']}, torch {versions['torch']}"
     atomic_write_text(out, page(title, about, sections))
     return Path(out)
 
@@ -243,7 +243,7 @@ def _judged(told: Told, path: Path) -> Section:
     body = pairs(
         {
             "answered by": answers.get("backbone"),
-            "encoder": {True: "none: zero-shot", False: "adapted"}.get(answers.get("zero_shot")),
+            "encoder": "none: zero-shot" if answers.get("zero_shot") else None,
             "data": answers.get("data"),
             "judge": (told["settings"].get("judge") or {}).get("judge"),
             "cases": ", ".join(f"{count} {name}" for name, count in told["statuses"].items() if count),

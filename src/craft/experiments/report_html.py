@@ -66,7 +66,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def html_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of cells that are HTML already."""
-    texts = [all(not _is_number(row[n]) for row in rows if n < len(row)) for n in range(len(heads))]
+    columns = [[row[n] for row in rows if n < len(row)] for n in range(len(heads))]
+    texts = [any(not _is_number(cell) for cell in cells) for cells in columns]
 
     def line(cells: Sequence[str], tag: str) -> str:
         made = []
@@ -81,8 +82,9 @@ def html_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _is_number(cell: str) -> bool:
+    """Whether a cell begins like a figure; one without a value goes with its column."""
     plain = re.sub(r"<[^>]*>", "", cell).strip()
-    return bool(plain) and (plain == "-" or plain.lstrip("+-")[:1].isdigit())
+    return plain in ("", "-") or plain.lstrip("+-")[:1].isdigit()
 
 
 def pairs(told: Mapping[str, object]) -> str:

@@ -73,8 +73,8 @@ def rehearse(name: str, config: AdaptConfig, devices: int = DEVICES) -> Step | N
         torch.bfloat16,
         gradient_checkpointing=config.gradient_checkpointing,
     )
-    counts = [sum(row[column] for row in rows) for column in (1, 2)]
-    return Step(name, counts[0], counts[1], micro, memory["total"], logits)
+    total, trained = sum(row[1] for row in rows), sum(row[2] for row in rows)
+    return Step(name, total, trained, micro, memory["total"], logits)
 
 
 def _one_step(lvlm: LVLM, batch: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Tables 1, 5 and 6 and the sweep of λ: CRAFT beside its peers, and without its parts."""
+"""Tables 1, 5 and 6: CRAFT beside its peers, and without its parts."""
 
 from itertools import pairwise
 
@@ -209,54 +209,6 @@ def page6(data: Data) -> str:
         "## The paper's Table 6\n",
         NOTE + "\n",
         plain_table(theirs()["table6"]) + "\n",
-        footer(data),
-    ]
-    return "\n".join(parts)
-
-
-# λ
-
-
-SWEEP = {
-    "λ_con 0, λ_commit 0.1 (shipped)": (),
-    "λ_con 0.1": (("losses.contrastive.weight", 0.1),),
-    "λ_con 1": (("losses.contrastive.weight", 1.0),),
-    "λ_commit 0.01": (("losses.commitment.weight", 0.01),),
-    "λ_commit 1": (("losses.commitment.weight", 1.0),),
-}
-"""One weight changed at a time."""
-
-
-def lines_lambdas(plan: Plan) -> list[Line]:
-    """One setting each."""
-    return [
-        Line(label, Method(CRAFT, plan.surrogates[0], settings), plan.backbones[0])
-        for label, settings in SWEEP.items()
-    ]
-
-
-def cells_lambdas(plan: Plan) -> list[Cell]:
-    """What the sweep asks for."""
-    return cells_of(plan, lines_lambdas(plan))
-
-
-def measure_lambdas(work: Work) -> Data:
-    """The sweep."""
-    return measured(work, lines_lambdas(work.plan), than=next(iter(SWEEP)))
-
-
-def page_lambdas(data: Data) -> str:
-    """The sweep as Markdown."""
-    parts = [
-        "# The weights of the losses\n",
-        HOW,
-        "One weight is changed at a time. The paper takes λ_commit 0.1, and λ_con 1 for classification and "
-        "0.1 for VQA (§4.1); it prints no sweep.\n",
-        accuracies(data) + "\n",
-        "Points ahead of the shipped setting [95 % interval]:\n",
-        ahead(data, data["than"]) + "\n",
-        "## Seen and unseen classes, codes\n",
-        classes(data) + "\n",
         footer(data),
     ]
     return "\n".join(parts)
