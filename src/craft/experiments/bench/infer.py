@@ -27,7 +27,7 @@ def measure(
     shape = SHAPES[size]
     rows = []
     for large in (False, True):
-        lvlm = build_lvlm(shape, large, device)
+        lvlm = build_lvlm(shape, large, device).requires_grad_(False)
         lvlm.visual.prior = torch.arange(1, shape.codes + 1)
         side = shape.tower["image_size"]
         for count in batches:
@@ -35,7 +35,7 @@ def measure(
             variants = {str(keep): _answering(lvlm, pixels, keep, question(shape)) for keep in KEEP}
             seconds = fastest(variants, repeats, device)
             lvlm.backbone.llm.set_attn_implementation("eager")  # every multiplication in sight of the counter
-            flops = {name: counted(torch.no_grad()(function)) for name, function in variants.items()}
+            flops = {name: counted(function) for name, function in variants.items()}
             lvlm.backbone.llm.set_attn_implementation("sdpa")
             for keep in variants:
                 rows.append(

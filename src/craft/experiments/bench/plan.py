@@ -25,7 +25,7 @@ class Gpu:
 
     flops: float
     link: float
-    memory: float
+    memory: int
 
 
 GPUS = {
