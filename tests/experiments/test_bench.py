@@ -112,7 +112,7 @@ def test_answering_costs_less_with_fewer_tokens(capsys):
 
 
 def test_the_plan_comes_near_table_4():
-    """Ours within 10 %, as DDP with VILA-U's own path; its rivals are of a model whose sizes are not given."""
+    """Ours within 10 %, by VILA-U's own path; the rivals are of a model whose sizes are not given."""
     rows = {row["row"]: row for row in against_paper()}
     assert set(rows) == set(PAPER)
     for name, row in rows.items():

@@ -16,6 +16,7 @@ from craft.experiments.bench.shapes import SHAPES, Shape, build_llm
 from craft.losses import surrogate_alignment
 from craft.models.backbone import Backbone
 from craft.models.prefix import Prefix, hidden_behind
+from craft.models.projector import Projector
 from craft.models.vision_tower import SiglipTower
 
 CPU = torch.device("cpu")
@@ -78,7 +79,7 @@ def _llm(size: str, large: bool, past: int, length: int, trains: bool) -> int:
             "attention_mask": torch.ones(1, total, dtype=torch.bool),
             "position_ids": torch.arange(total)[None],
         }
-        backbone = Backbone(nn.Identity(), llm, None, "vila-u", "")  # type: ignore[arg-type]
+        backbone = Backbone(Projector({"type": "mlp2x_gelu", "in": 1, "out": 1}), llm, None, "vila-u", "")
         prefix = Prefix(past, kept)
         run = partial(hidden_behind, backbone, prefix, inputs)
         found.append(saved_bytes(run, [*llm.parameters(), *llm.buffers()]))

@@ -153,7 +153,7 @@ def _llm(kind: tuple[str, dict[str, Any]], past: int, length: int, trains: str) 
     kept = tuple(
         (torch.empty(1, heads, past, width, device=META),) * 2 for _ in range(config.num_hidden_layers)
     )
-    backbone = Backbone(nn.Identity(), llm, None, "vila-u", "")  # type: ignore[arg-type]
+    backbone = Backbone(Projector({"type": "mlp2x_gelu", "in": 1, "out": 1}), llm, None, "vila-u", "")
     total = past + length
     inputs = {
         "inputs_embeds": torch.empty(
