@@ -132,6 +132,6 @@ def footer(data: Mapping[str, Any]) -> str:
         f"{', '.join(map(str, plan['seeds']))}; {limit} questions per domain and seed; torch "
         f"{versions['torch']}, {', '.join(told['devices'])}. All figures: the JSON file beside this page."
     ]
-    if plan["quick"]:
+    if plan.get("quick"):  # results of before there was such a thing do not say
         lines.append("**A quick run: it shows that everything works. Its figures mean nothing.**")
     return "\n\n".join(lines) + "\n"
