@@ -130,7 +130,7 @@ def selection(options: Any, device: torch.device) -> tuple[list[dict[str, Any]],
         for images in batches:
             width = 64 if images * count > 50_000 else 1024  # vectors matter to DivPrune alone
             tokens, prior = grids(images, side, width=width)
-            few = tokens[:2].to(device)  # for those that take one image after the other
+            few = tokens[:2].to(device)  # for those that take image after image, however many there are
             tokens = tokens.to(device)
 
             def ours_by(
@@ -139,11 +139,9 @@ def selection(options: Any, device: torch.device) -> tuple[list[dict[str, Any]],
                 return lambda: prune_tokens(given, prior, 0.8, strategy=strategy)
 
             variants = {name: ours_by(name) for name in ("full", "quota+residual", "random")}
-            if images <= 32:
-                variants["divprune, running minimum"] = ours_by("divprune")
-            if images == 1:
-                variants["divprune, as published"] = lambda f=few, k=keep: divprune_as_published(f, k)
-                variants["search over γ"] = lambda f=few, k=keep, p=prior: searched(f, k, p)
+            variants["divprune, running minimum"] = ours_by("divprune")
+            variants["divprune, as published"] = lambda f=few, k=keep: divprune_as_published(f, k)
+            variants["search over γ"] = lambda f=few, k=keep, p=prior: searched(f, k, p)
             seconds = fastest(variants, options.repeats, device)
             for name, found in seconds.items():
                 each = len(few) if name in ("divprune, as published", "search over γ") else images
