@@ -71,7 +71,7 @@ def rehearse(name: str, config: AdaptConfig, devices: int = DEVICES) -> Step | N
         micro,
         TEXT + patches,
         torch.bfloat16,
-        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing=config.gradient_checkpointing is not False,  # "auto" has no device to measure
     )
     total, trained = sum(row[1] for row in rows), sum(row[2] for row in rows)
     return Step(name, total, trained, micro, memory["total"], logits)

@@ -39,6 +39,7 @@ class _Fixed(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """What stands in the cache, repeated for each sample, and the new keys and values behind it."""
         rows = key_states.shape[0]
+        assert self.keys is not None and self.values is not None
         keys, values = (kept.expand(rows, -1, -1, -1) for kept in (self.keys, self.values))
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
@@ -53,7 +54,8 @@ def read_prefix(backbone: Backbone) -> Prefix:
     if ids:
         inputs = backbone.splice([[torch.tensor(ids, dtype=torch.long)]])
         _base(backbone)(**inputs, past_key_values=cache, use_cache=True)
-    return Prefix(len(ids), tuple((layer.keys, layer.values) for layer in cache.layers))
+    layers: Any = cache.layers
+    return Prefix(len(ids), tuple((layer.keys, layer.values) for layer in layers))
 
 
 def hidden_behind(backbone: Backbone, prefix: Prefix, inputs: dict[str, Tensor]) -> Tensor:

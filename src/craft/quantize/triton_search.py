@@ -60,5 +60,6 @@ def nearest(x: Tensor, table: Tensor, half_norms: Tensor) -> Tensor:
     if len(x):
         grid = (triton.cdiv(len(x), _ROWS),)
         given = x.contiguous(), table.contiguous(), half_norms.contiguous(), index
-        _kernel[grid](*given, len(x), len(table), x.shape[1], ROWS=_ROWS, CODES=_CODES, DEPTH=_DEPTH)
+        sizes = len(x), len(table), x.shape[1]
+        _kernel[grid](*given, *sizes, ROWS=_ROWS, CODES=_CODES, DEPTH=_DEPTH)  # type: ignore[index]
     return index

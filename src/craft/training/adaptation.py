@@ -78,7 +78,8 @@ def chosen_search(lvlm: LVLM, config: AdaptConfig) -> Choice:
     """How codewords are found, and why so; a continuous LVLM has none to find."""
     if lvlm.visual.continuous:
         return Choice("exact", "a continuous LVLM has no codebook")
-    return choose(lvlm.visual.codebook) if config.search == "auto" else Choice(config.search, "as set")
+    tables: Any = lvlm.visual.codebook
+    return choose(tables) if config.search == "auto" else Choice(config.search, "as set")
 
 
 def stem_suffices(lvlm: LVLM, config: AdaptConfig) -> bool:

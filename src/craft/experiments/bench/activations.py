@@ -6,6 +6,7 @@ layers' activations are there), and grows with their number.
 """
 
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +81,7 @@ def _llm(size: str, large: bool, past: int, length: int, trains: bool) -> int:
             "position_ids": torch.arange(total)[None],
         }
         backbone = Backbone(Projector({"type": "mlp2x_gelu", "in": 1, "out": 1}), llm, None, "vila-u", "")
-        prefix = Prefix(past, kept)
+        prefix = Prefix(past, kept)  # type: ignore[arg-type]
         run = partial(hidden_behind, backbone, prefix, inputs)
         found.append(saved_bytes(run, [*llm.parameters(), *llm.buffers()]))
     return found[1] - found[0]
@@ -92,9 +93,8 @@ def _loss(size: str, large: bool, everywhere: bool) -> int:
     shape: Shape = SHAPES[size]
     config = (shape.large if large else shape.small)[1]
     width, vocabulary = config.get("hidden_size", 4096), config["vocab_size"]
-    head = nn.utils.skip_init(nn.Linear, width, vocabulary, bias=False, dtype=shape.dtype).requires_grad_(
-        False
-    )
+    head: Any = nn.utils.skip_init(nn.Linear, width, vocabulary, bias=False, dtype=shape.dtype)
+    head.requires_grad_(False)
     head.weight.zero_()
     hidden = torch.randn(1, _POSITIONS + 1, width).to(shape.dtype).requires_grad_()
     labels = torch.randint(vocabulary, (1, _POSITIONS + 1))

@@ -29,14 +29,15 @@ def measure(
     for large in (False, True):
         lvlm = build_lvlm(shape, large, device).requires_grad_(False)
         lvlm.visual.prior = torch.arange(1, shape.codes + 1)
+        llm: Any = lvlm.backbone.llm
         side = shape.tower["image_size"]
         for count in batches:
             pixels = torch.randn(count, 3, side, side, device=device)
             variants = {str(keep): _answering(lvlm, pixels, keep, question(shape)) for keep in KEEP}
             seconds = fastest(variants, repeats, device)
-            lvlm.backbone.llm.set_attn_implementation("eager")  # every multiplication in sight of the counter
+            llm.set_attn_implementation("eager")  # every multiplication in sight of the counter
             flops = {name: counted(function) for name, function in variants.items()}
-            lvlm.backbone.llm.set_attn_implementation("sdpa")
+            llm.set_attn_implementation("sdpa")
             for keep in variants:
                 rows.append(
                     {

@@ -61,7 +61,7 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         result = function()
     del result
-    records = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+    records: Any = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
     changes = sorted((r.start_ns(), r.nbytes()) for r in records if r.name() == "[memory]")
     held = peak = 0
     for _, change in changes:

@@ -126,7 +126,8 @@ def parse_gpus(text: str) -> tuple[int, Gpu]:
 def _memory(run: Run, name: str, images: int, count: int) -> tuple[dict[str, float], int, int]:
     """Bytes per GPU by part; how many weights train; bytes of all weights."""
     lvlm = paper_lvlm(name)
-    shape, text = SHAPES["real"], lvlm.backbone.llm.config
+    shape = SHAPES["real"]
+    text: Any = lvlm.backbone.llm.config
     before, behind, learned = lengths(shape)
     tokens = images * (before + shape.patches + behind)
     if run.trains != "vision":

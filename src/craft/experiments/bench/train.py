@@ -301,6 +301,7 @@ def _rest(lvlm: LVLM, losses: LossesConfig, tokens: Any, batch: Batch) -> Tensor
     from craft.losses import commitment, contrastive
 
     commit = commitment(tokens.features, tokens.quantized, losses.commitment.reduction)
+    assert batch.texts is not None
     con = contrastive(tokens.cls, batch.texts, batch.classes, lvlm.visual.log_temperature)
     return losses.commitment.weight * commit + con
 
