@@ -120,11 +120,10 @@ def judge_cases(judge: Judge, cases: Sequence[Case], cache: VerdictCache) -> lis
         return [cache.replies[key] for key in keys]
     ask, failed, answered = judge.start(), 0, 0
     with stop_wish() as wish, _warned_once():
-        calls = _Calls(ask, todo, judge.concurrency)
+        calls = _Calls(ask, todo, judge.concurrency, cache)
         try:
             for _ in track(range(len(todo)), f"judging with {judge.name}"):
-                key, reply = calls.get(wish)
-                cache.add(key, reply)
+                reply = calls.get(wish)
                 answered, failed = answered + (reply.status != "failed"), failed + (reply.status == "failed")
                 if not answered and failed >= PATIENCE:
                     raise ConfigError(
@@ -132,20 +131,22 @@ def judge_cases(judge: Judge, cases: Sequence[Case], cache: VerdictCache) -> lis
                         f"{reply.detail} Put that right and give the same command again."
                     )
         except Exception:  # what is under way may be paid for already; a second Ctrl-C does not wait for it
-            for key, reply in calls.rest():
-                cache.add(key, reply)
+            calls.finish()
             raise
     return [cache.replies[key] for key in keys]
 
 
 class _Calls:
-    """Cases asked in threads, replies in a queue. The threads are daemons: leaving at once is possible."""
+    """Cases asked in threads, replies in a queue. The threads are daemons: leaving at once is possible.
 
-    def __init__(self, ask: Ask, todo: dict[str, Case], concurrency: int) -> None:
+    A thread keeps its reply before it asks again, so that a power cut costs no more calls than run at once.
+    """
+
+    def __init__(self, ask: Ask, todo: dict[str, Case], concurrency: int, cache: VerdictCache) -> None:
         self.left: Iterator[tuple[str, Case]] = iter(todo.items())
-        self.lock = threading.Lock()
-        self.ask = ask
-        self.replies: queue.SimpleQueue[tuple[str, Reply | Exception]] = queue.SimpleQueue()
+        self.lock, self.writing = threading.Lock(), threading.Lock()
+        self.ask, self.cache = ask, cache
+        self.replies: queue.SimpleQueue[Reply | Exception] = queue.SimpleQueue()
         count = min(concurrency, len(todo))
         self.threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
         for thread in self.threads:
@@ -158,34 +159,33 @@ class _Calls:
             if case is None:
                 return
             try:
-                self.replies.put((key, self.ask(case)))
+                reply = self.ask(case)
+                with self.writing:
+                    self.cache.add(key, reply)
+                self.replies.put(reply)
             except Exception as error:  # for the thread that waits
-                self.replies.put((key, error))
+                self.replies.put(error)
                 return
 
-    def get(self, wish: StopWish) -> tuple[str, Reply]:
-        """The next reply; an error of `ask` is raised here."""
+    def get(self, wish: StopWish) -> Reply:
+        """The next reply, which is kept already; an error of `ask` or of the disk is raised here."""
         while not wish.asked:
             try:
-                key, reply = self.replies.get(timeout=0.5)
+                reply = self.replies.get(timeout=0.5)
             except queue.Empty:
                 continue
             if isinstance(reply, Exception):
                 raise reply
-            return key, reply
+            return reply
         say("stopping: waiting for the calls under way; Ctrl-C again leaves at once")
         raise Interrupted("stopped; what was judged is kept. The same command goes on from there.")
 
-    def rest(self) -> Iterator[tuple[str, Reply]]:
-        """Ask nothing more, wait for the calls under way, and give their replies."""
+    def finish(self) -> None:
+        """Ask nothing more, and wait until the calls under way are kept."""
         with self.lock:
             self.left = iter(())
         for thread in self.threads:
             thread.join()
-        while not self.replies.empty():
-            key, reply = self.replies.get()
-            if isinstance(reply, Reply):
-                yield key, reply
 
 
 @contextmanager
