@@ -132,10 +132,7 @@ def _nearest(found: QuotaOrder, keep: int) -> tuple[Tensor, Tensor]:
 def _take(tokens: VisionTokens, kept: Tensor, mask: Tensor | None, floor_hit: Tensor) -> VisionTokens:
     """The tokens at indices int64 `[B, M]`."""
     fields = ("features", "codes", "quantized", "residual", "positions", "partial_sums")
-    picked = {}
-    for name in fields:
-        value = getattr(tokens, name)
-        if value is not None:
-            index = kept.reshape(*kept.shape, *[1] * (value.ndim - 2)).expand(*kept.shape, *value.shape[2:])
-            picked[name] = value.gather(1, index)
+    row = torch.arange(len(kept), device=kept.device)[:, None]  # vectors are copied whole
+    present = {name: value for name in fields if (value := getattr(tokens, name)) is not None}
+    picked = {name: value[row, kept] for name, value in present.items()}
     return replace(tokens, **picked, attention_mask=mask, floor_hit=floor_hit)
