@@ -121,8 +121,8 @@ class Traffic(TorchDispatchMode):
 
 
 def selection(options: Any, device: torch.device) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Milliseconds per image of each way to choose, at keep ratio 0.8. Ours does not look at the vectors, so it
-    has short ones; what copying those of real width takes, with a choice by lot, stands beside it."""
+    """Milliseconds per image of each way to choose, at keep ratio 0.8. Ours never looks at vectors: its
+    are short; what copying those of real width takes, with a choice by lot, stands beside it."""
     sides, batches = ((8,), (1, 4)) if options.quick else ((16, 24, 27), (1, 32, 256))
     rows: list[dict[str, Any]] = []
     ours: dict[tuple[int, int], float] = {}
