@@ -192,7 +192,7 @@ def main() -> None:
     if args.overfit:
         codes, labels = codes[: args.overfit], labels[: args.overfit]
 
-    llm, tokenizer = open_llm("smollm2", torch.bfloat16)
+    llm, tokenizer = open_llm("smollm2", getattr(torch, args.dtype))
     projector = Projector({"type": "mlp2x_gelu", "in": codebook.dim, "out": llm.config.hidden_size})
     words = name_embeddings(llm, tokenizer, things)
     place = args.out / "words"
