@@ -29,6 +29,9 @@ NAMES = [
 ]
 
 
+CALCULATED = {"levers": [{"step": "naive", "TFLOP": 12345.678}], "FLOPs": 1.59, "sizes": {"B": 24}}
+
+
 @pytest.fixture(scope="module")
 def results(plan, tmp_path_factory):
     """What an experiment wrote, by name; each is run when it is first asked for."""
@@ -40,7 +43,8 @@ def results(plan, tmp_path_factory):
     }
     for name in FILES.values():
         rows = [{"way": "ours", "ms": 1.25, "parts": {}}, {"way": "theirs", "ms": None}]
-        write_json(plan.benches / f"{name}.json", {"rows": rows, **told})
+        more = {"levers": rows, "calculated": CALCULATED} if name == "bench_train" else {}
+        write_json(plan.benches / f"{name}.json", {"rows": rows, **told, **more})
     return functools.cache(lambda name: publish(name, EXPERIMENTS[name], plan, out))
 
 
@@ -214,6 +218,14 @@ def test_table_4_names_the_commands_that_are_missing(plan, tmp_path):
     empty = plan.model_copy(update={"benches": tmp_path})
     with pytest.raises(ConfigError, match="craft bench train"):
         publish("table4", EXPERIMENTS["table4"], empty, tmp_path)
+
+
+def test_table_4_keeps_what_was_calculated_apart(results):
+    page = results("table4")[1].read_text()
+    measured, _, calculated = page.partition("Calculated, not measured")
+    assert "| naive | 12346 |" in calculated and "naive" not in measured
+    assert "(B 24)" in calculated and "| FLOPs | 1.59 |" in calculated
+    assert "seed" not in page, "nothing in it was drawn by seed"
 
 
 def test_answers_with_markup_stay_in_their_cell():

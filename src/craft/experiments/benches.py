@@ -6,7 +6,7 @@ from typing import Any
 from craft.core.errors import ConfigError
 from craft.core.files import read_json
 from craft.experiments.paper import NOTE, plain_table, theirs
-from craft.experiments.publish import Data, footer, table
+from craft.experiments.publish import Data, table
 from craft.experiments.work import Work
 
 FILES = {"training": "bench_train", "inference": "bench_infer"}
@@ -33,14 +33,17 @@ def page(data: Data) -> str:
     """Table 4 as Markdown."""
     parts = ["# Table 4: what it costs\n"]
     for part, name in FILES.items():
-        parts += [f"## {part.capitalize()}\n", *_about(data[part]), _rows(data[part]) + "\n"]
-        parts += [
-            *_ratios(data[part]),
-            f"Measured by `craft {name.replace('_', ' ')}`; all figures: `{name}.json`.\n",
-        ]
+        found = data[part]
+        parts += [f"## {part.capitalize()}\n", *_about(found), _rows(found["rows"]) + "\n"]
+        if "levers" in found:
+            parts += ["CRAFT with the small LLM, one lever after the other:\n", _rows(found["levers"]) + "\n"]
+        parts += _ratios(found.get("ratios") or {})
+        parts += _calculated(found.get("calculated") or {})
+        parts.append(f"Measured by `craft {name.replace('_', ' ')}`; all figures: `{name}.json`.\n")
     parts += ["## The paper's Table 4\n", NOTE + " Eight A100 with 40 GB, batch 32; inference at batch 1.\n"]
     parts += [plain_table(theirs()["table4"][part]) + "\n" for part in FILES]
-    return "\n".join([*parts, footer(data)])
+    commit = (data["provenance"]["commit"] or "unknown")[:10]
+    return "\n".join([*parts, f"Made by `{data['command']}` at commit `{commit}`.\n"])
 
 
 def _about(found: Data) -> list[str]:
@@ -52,15 +55,25 @@ def _about(found: Data) -> list[str]:
     return [f"Measured {', '.join(words)}; random weights.\n"] if words else []
 
 
-def _ratios(found: Data) -> list[str]:
-    ratios = found.get("ratios") or {}
+def _ratios(ratios: Data) -> list[str]:
     rows = [[name, _cell(value)] for name, value in ratios.items()]
     return [table(["ratio", "value"], rows) + "\n"] if rows else []
 
 
-def _rows(found: Data) -> str:
-    """A result's rows as a table: every column that holds a number or a word."""
-    rows: list[Data] = found["rows"]
+def _calculated(found: Data) -> list[str]:
+    """What no machine here has run: FLOPs and activations at real size."""
+    if not found:
+        return []
+    sizes = ", ".join(f"{name} {value}" for name, value in found["sizes"].items())
+    return [
+        f"Calculated, not measured: CRAFT with the small LLM at real size ({sizes}).\n",
+        _rows(found["levers"]) + "\n",
+        *_ratios({name: value for name, value in found.items() if isinstance(value, float)}),
+    ]
+
+
+def _rows(rows: list[Data]) -> str:
+    """Rows as a table: every column that holds a number or a word."""
     heads = [key for key, value in rows[0].items() if isinstance(value, str | int | float)]
     return table(heads, [[_cell(row.get(head)) for head in heads] for row in rows])
 
@@ -68,4 +81,6 @@ def _rows(found: Data) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
