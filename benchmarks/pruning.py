@@ -299,6 +299,7 @@ def latency(options: Any, device: torch.device) -> tuple[list[dict[str, Any]], d
                         "ms": round(1000 * took, 1),
                         "cpu ms": round(1000 * seconds[str(keep)].cpu, 1),
                         "speed": f"{seconds['1.0'].wall / took:.2f}x",
+                        "by cpu": f"{seconds['1.0'].cpu / seconds[str(keep)].cpu:.2f}x",
                         "floor ms": round(1000 * weights / speed, 1),
                         "selection %": round(100 * picking / len(chosen) * images / took, 3),
                     }

@@ -44,3 +44,29 @@ def test_results_of_experiments_have_their_pages():
             assert path.with_suffix(".md") in PAGES
             plan = json.loads(path.read_text())["provenance"]["plan"]
             assert not plan.get("quick"), "a quick run is no result"
+
+
+def values(told):
+    """Every number and text in a result, as it is written."""
+    if isinstance(told, dict):
+        return {written for part in told.values() for written in values(part)}
+    if isinstance(told, list):
+        return {written for part in told for written in values(part)}
+    return {str(told)}
+
+
+def test_measured_tables_of_the_benchmarks_are_in_their_json():
+    known = {
+        written
+        for path in RESULTS.glob("*.json")
+        if path.stem not in EXPERIMENTS
+        for written in values(json.loads(path.read_text(encoding="utf-8")))
+    }
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    measured = text.partition("## Measured")[2]
+    lines = [line for line in measured.splitlines() if line.startswith("| ") and "---" not in line]
+    cells = {cell.strip() for line in lines for cell in line.strip("|").split("|")}
+    numbers = {cell for cell in cells if cell[:1].isdigit()}
+    assert len(numbers) > 100
+    missing = {cell for cell in numbers if not {cell, cell.rstrip("x")} & known}
+    assert not missing, "not in docs/results; put there what the benchmark wrote"
