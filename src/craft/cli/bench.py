@@ -84,6 +84,7 @@ def plan(
     all_logits: Flag = False,
     mfu: float = 0.4,
     images: int = 10_000,
+    llm_bits: Literal[4, 8] | None = None,
     paper: Flag = False,
     common: Common = COMMON,
 ) -> None:
@@ -99,6 +100,7 @@ def plan(
         all_logits: with the loss of transformers' `labels=`.
         mfu: the share of the data sheet's FLOP/s that you expect to reach.
         images: per epoch.
+        llm_bits: the frozen LLM's linear maps in 4 or 8 bits.
         paper: instead, Table 4's rows beside what is calculated for them.
     """
     from craft.experiments.bench.plan import Run, against_paper
@@ -108,9 +110,8 @@ def plan(
         rows = against_paper()
         show_json(rows) if common.json else _table("Memory per GPU, Table 4", rows)
         return
-    found = calculate(
-        Run(gpus, surrogate, batch, tune, parallel, gradient_checkpointing, True, all_logits, mfu, images)
-    )
+    sharing = (parallel, gradient_checkpointing, True)
+    found = calculate(Run(gpus, surrogate, batch, tune, *sharing, all_logits, mfu, images, llm_bits))
     if common.json:
         show_json(found)
         return

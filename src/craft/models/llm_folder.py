@@ -10,17 +10,22 @@ from torch import nn
 
 from craft.core.errors import CheckpointError
 from craft.core.files import read_json
+from craft.models.llm_bits import keep_packing, packing
 from craft.models.weight_folder import WeightFolder
 
 _FAST = {None, "TokenizersBackend", "PreTrainedTokenizerFast"}  # classes that are tokenizer.json and no more
 
 
-def load_llm(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+def load_llm(
+    folder: Path, dtype: torch.dtype, bits: int | None = None, device: torch.device | None = None
+) -> tuple[nn.Module, Any]:
     """Load `AutoModelForCausalLM` and `AutoTokenizer` from a local folder, safetensors only.
 
     Args:
         folder: config, weights and tokenizer files. `rope_scaling` and all else in the config is honoured.
         dtype: of the LLM's weights.
+        bits: 4 or 8 packs its linear maps on `device` as they are read (`craft.models.llm_bits`).
+        device: where the LLM is read to; None is the CPU.
 
     Returns:
         (the LLM in evaluation mode, the tokenizer).
@@ -32,15 +37,24 @@ def load_llm(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     WeightFolder(folder)
+    packed = {} if bits is None else {"quantization_config": packing(bits, dtype)}
+    placed = {} if device is None else {"device_map": {"": device}}
     read_json(folder / "config.json")
     try:
         with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                **packed,
+                **placed,
             )
         llm, report = loaded
     except Exception as error:
         raise CheckpointError(f"The LLM in {folder} cannot be loaded: {_first_line(error)}") from error
+    keep_packing(llm)
     missing = sorted(report["missing_keys"])
     if missing:
         raise CheckpointError(
