@@ -116,9 +116,3 @@ def test_manifest_benchmark_runs_both_commands(tmp_path):
     facts = run("manifest.py", tmp_path / "out.json")["facts"]
     assert facts["rows in the manifest"] == facts["rows"] == 1000
     assert facts["peak MiB"] < 1024
-
-
-@pytest.mark.slow
-def test_loader_benchmark_runs(tmp_path):
-    facts = run("loader.py", tmp_path / "out.json")["facts"]
-    assert set(facts["waits"]) == {"plain loop", "2 processes ahead", "mapped store"}
