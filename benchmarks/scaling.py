@@ -4,7 +4,7 @@
 
 Every process has one thread (on a processor; on GPUs one GPU). Time is that of the steps alone, from
 metrics.jsonl: the first two, the start of Python and the end of the run do not count. Ways take turns; of
-each the fastest run counts. Efficiency is the time of one process, divided by theirs and by how many they are.
+each the fastest run counts. Efficiency is the time of one process by theirs and by how many they are.
 """
 
 import argparse

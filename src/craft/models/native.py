@@ -31,7 +31,7 @@ from craft.core.files import (
 from craft.models.backbone import Backbone
 from craft.models.borrowed import load_borrowed, save_borrowed
 from craft.models.llm_bits import refuse_packed
-from craft.models.llm_folder import load_llm, load_tokenizer, quiet
+from craft.models.llm_folder import load_tokenizer, quiet, read_llm
 from craft.models.lvlm import LVLM
 from craft.models.projector import Projector
 from craft.models.prompts import FORMATS
@@ -133,7 +133,7 @@ def load_native(
     if "llm" in manifest:
         llm, tokenizer, borrowed = load_borrowed(folder, str(manifest["llm"]), precision)
     else:
-        llm = load_llm(folder / "llm", precision, llm_bits, target if llm_bits else None)[0]
+        llm = read_llm(folder / "llm", precision, llm_bits, target if llm_bits else None)
         tokenizer = load_tokenizer(folder / "llm")
     projector = _load_projector(folder / "projector")
     widths = (visual.codebook.dim, llm.get_input_embeddings().weight.shape[1])  # type: ignore[operator, union-attr]
