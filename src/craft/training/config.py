@@ -173,8 +173,8 @@ class AdaptConfig(LoopConfig):
         workers: processes that decode images ahead of the step that needs them; 0 decodes in this one.
         pixel_cache: a folder in which decoded images are kept between runs, read as mapped memory.
         search: how codewords are found in training: "exact", "gram" (a shared codebook), "rerank", "fused",
-            or "auto" (see `craft.quantize.search`). All but "exact" may differ where codewords are equally
-            near.
+            or "auto" (see `craft.quantize.search`; a resumed run keeps what it chose). All but "exact" may
+            differ where codewords are equally near.
         questions_per_image: so many questions about one image share its tokens in one row; each of them sees
             the image and itself. The same SAL for less work; `batch_size` then counts images.
         prefix_cache: the text before the image is read once per run. The same loss but for rounding.

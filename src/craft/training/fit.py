@@ -90,8 +90,8 @@ def fit(
     seed_everything(config.seed)
     engine.place(lvlm)
     hashes = part_hashes(lvlm)  # as it came: what trains becomes float32, or gets LoRA
-    config = resumed_search(lvlm, config, run.record if resume else {})
-    work = processes.jointly(lambda: lesson(lvlm, samples, config), "the start")
+    before = run.record if resume else {}
+    work = processes.jointly(lambda: lesson(lvlm, samples, resumed_search(lvlm, config, before)), "the start")
     trained = work.trained
     if resume and run.record.get("hashes_before", hashes) != hashes:
         raise ConfigError("The model's weights are not those this run began with; give the same one.")
@@ -102,8 +102,8 @@ def fit(
     config = config.model_copy(update={"gradient_checkpointing": again})
     say(freeze_report(lvlm))
     run.update(status="running", device=str(engine.device), processes=processes.world(), steps=total)
-    began = {name: run.record[name] for name in work.notes if resume and name in run.record}
-    run.update(hashes_before=hashes, gradient_checkpointing=again, **(work.notes | began))
+    began = {name: before[name] for name in work.notes if name in before}
+    run.update(hashes_before=hashes, gradient_checkpointing=again, **{**work.notes, **began})
 
     # 2. Where an earlier run stopped.
     start, best_step, best_score = 0, None, None

@@ -74,8 +74,8 @@ def measure(
         stored = store.fill([sample.image for sample in samples], workers, progress=False)
         filled = time.perf_counter() - began
         ways: dict[str, Callable[[], ImageCache]] = {"plain loop": lambda: ImageCache(visual, 0)}
-        if workers:
-            pool = decoders(workers)
+        pool = decoders(workers) if workers else None
+        if pool is not None:
             pool.submit(int).result()  # the processes are up
             ways[f"{workers} processes ahead"] = lambda: ImageCache(visual, 0, pool=pool)
         if stored:
@@ -85,7 +85,7 @@ def measure(
             for name, make in ways.items():
                 best[name] = max(best[name], _run(make(), batches, pause))
         seen = [make().get(batches[0]) for make in ways.values()]
-        if workers:
+        if pool is not None:
             pool.shutdown()
     assert all(seen[0].equal(other) for other in seen)
     slowest, _, alone = best["plain loop"]
