@@ -101,6 +101,17 @@ def test_a_tower_learns_and_the_packed_llm_stays(family, installed, tmp_path, bi
     assert changed == {"vision_tower"}
 
 
+def test_answering_leaves_the_gradient_where_the_processor_has_avx512_bf16(family, installed, monkeypatch):
+    """There bitsandbytes would pack 4 bits anew at the first answer, and gradient would no longer pass."""
+    _, wanted = loss_and_gradient(load(family / "qwen2", "cpu", llm_bits=4))
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    lvlm = load(family / "qwen2", "cpu", llm_bits=4)
+    hashes = part_hashes(lvlm)
+    lvlm.answer(tiny_images(2), QUESTIONS)
+    assert torch.equal(loss_and_gradient(lvlm)[1], wanted)
+    assert part_hashes(lvlm) == hashes
+
+
 def test_one_packed_weight_changed_is_noticed(family, installed):
     lvlm = load(family / "llama", "cpu", llm_bits=4)
     before = part_hashes(lvlm)["llm"]
