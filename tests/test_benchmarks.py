@@ -119,6 +119,12 @@ def test_manifest_benchmark_runs_both_commands(tmp_path):
 
 
 @pytest.mark.slow
-def test_loader_benchmark_runs(tmp_path):
-    facts = run("loader.py", tmp_path / "out.json")["facts"]
-    assert set(facts["waits"]) == {"plain loop", "2 processes ahead", "mapped store"}
+@pytest.mark.timeout(600)
+def test_scaling_trains_the_same_with_one_process_and_two(tmp_path):
+    found = run("scaling.py", tmp_path / "out.json", "--quick", "--repeats", "1", "--data", "digits")
+    assert [(row["way"], row["processes"]) for row in found["rows"]] == [
+        ("one process", 1),
+        ("DDP", 2),
+        ("FSDP2", 2),
+    ]
+    assert found["facts"]["largest difference of a step's loss from one process, relative"] < 1e-3

@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from craft.cli import main
 from craft.core.errors import ConfigError
-from craft.experiments.bench import flops, measure, plan, search, train
+from craft.experiments.bench import data, flops, measure, plan, search, train
 from craft.experiments.bench.activations import activation_bytes
 from craft.experiments.bench.flops import Step, flops_per_image, lengths
 from craft.experiments.bench.plan import PAPER, Run, against_paper
@@ -109,6 +110,36 @@ def test_answering_costs_less_with_fewer_tokens(capsys):
     for start in range(0, 16, 4):
         shares = [row["FLOPs"] for row in rows[start : start + 4]]
         assert shares[0] == 1 and shares == sorted(shares, reverse=True) and shares[3] < 1
+
+
+def loaded(capsys, *words):
+    assert (
+        main(["bench", "data", "--size", "tiny", "--repeats", "1", "--tower", "5000", "--json", *words]) == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert all(row["images/s"] > 0 for row in found["rows"])
+    return [row["loader"] for row in found["rows"]], found["facts"]
+
+
+def test_loading_is_measured_on_what_is_made_and_on_ones_own(capsys, tmp_path):
+    ways, facts = loaded(capsys, "--workers", "0", "--limit", "30")
+    assert ways == ["plain loop", "mapped store"] and facts["images"] == 30
+    for name in ("cup", "hat"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for sample in data.photographs(tmp_path / "mine" / name, 4, 24):
+            Image.open(sample.image).rotate(90 * (name == "hat")).save(sample.image)  # no two alike
+    ways, facts = loaded(capsys, "--workers", "0", "--data", str(tmp_path / "mine"))
+    assert ways == ["plain loop", "mapped store"] and 0 < facts["images"] < 8
+    ways, facts = loaded(capsys, "--workers", "0", "--data", "digits", "--limit", "30")
+    assert ways == ["plain loop"] and "not stored" in facts["filling the store, images/s"]
+    assert main(["bench", "data", "--workers", "-1"]) == 2
+    assert "--workers is 0 or more" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_processes_that_load_ahead_are_measured(capsys):
+    ways, _ = loaded(capsys)
+    assert ways == ["plain loop", "2 processes ahead", "mapped store"]
 
 
 def test_the_plan_comes_near_table_4():

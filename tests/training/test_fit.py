@@ -12,7 +12,8 @@ from builders import tiny_lvlm
 from craft.core.errors import ConfigError, DataError, TrainingError
 from craft.core.files import hash_tensors
 from craft.models.freezing import part_hashes
-from craft.training import AdaptConfig, Interrupted, RunFolder, fit
+from craft.quantize.search import SEARCHES, Choice, choose, rerank
+from craft.training import AdaptConfig, Interrupted, RunFolder, adaptation, fit
 from craft.training.adaptation import ImageBatches
 from craft.training.checks import check_frozen, check_gradients, choose_trainable
 from tiny_data import tiny_data
@@ -119,6 +120,41 @@ def test_resumed_after_a_crash_between_checkpoints(tmp_path):
     again, run, _ = train(tmp_path / "crashed", settings, resume=True)
     assert tower_hash(again) == tower_hash(whole)
     assert losses(run) == losses(whole_run)
+
+
+def test_a_resumed_run_keeps_the_search_that_auto_chose(tmp_path, monkeypatch):
+    settings = {"search": "auto", "checkpoint_every": 2}
+
+    def interrupted(out, chosen):
+        """A run that stopped at step 4 on a machine where auto took `chosen`."""
+        monkeypatch.setattr(adaptation, "choose", lambda tables: Choice(chosen, "another machine"))
+        with pytest.raises(KeyboardInterrupt):
+            train(out, settings | {"eval_every": 4}, validate=stop)
+        monkeypatch.undo()
+
+    def stop(lvlm):
+        raise KeyboardInterrupt
+
+    interrupted(tmp_path / "run", "rerank")
+    assert choose(tiny_lvlm().visual.codebook).name == "exact"  # what auto takes here
+    used = []
+    monkeypatch.setitem(SEARCHES, "rerank", lambda x, tables: used.append("rerank") or rerank(x, tables))
+    _, run, _ = train(tmp_path / "run", settings | {"eval_every": 4}, resume=True, validate=lambda _: 0.5)
+    assert used and run.record["search"] == {"name": "rerank", "why": "another machine"}
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["search"]["name"] == "rerank"
+
+    record = {"search": {"name": "fused", "why": "a GPU"}}
+    config = AdaptConfig.build(FAST, settings)
+    with pytest.raises(ConfigError, match=r"auto chose fused .*kernel for CUDA.*--overwrite"):
+        adaptation.resumed_search(tiny_lvlm(), config, record)
+    set_by_hand = config.model_copy(update={"search": "exact"})
+    assert adaptation.resumed_search(tiny_lvlm(), set_by_hand, record) is set_by_hand
+
+
+def test_a_search_that_cannot_run_is_refused_at_the_start(tmp_path):
+    with pytest.raises(ConfigError, match="search=gram needs one table that all levels share"):
+        train(tmp_path / "run", {"search": "gram"})
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_resume_refuses_other_weights_and_settings(tmp_path):

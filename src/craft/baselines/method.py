@@ -1,7 +1,7 @@
 """What sets one baseline apart from another, and the lesson that most of them share."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 
 from torch import Tensor, nn
@@ -90,6 +90,7 @@ def frozen_tower_lesson(
         images=images,
         ahead=lambda indices: images.expect([batches.groups[index][0] for index in indices]),
         count=len(batches.groups),
+        notes={"search": asdict(search)},
     )
 
 

@@ -73,6 +73,35 @@ def search(
         show_pairs(found["facts"])
 
 
+def loading(
+    *, data: str | None = None, root: str | None = None, limit: int | None = None, workers: int = 2,
+    tower: float = 400.0, size: Size = "real", repeats: int = 3, threads: int | None = None,
+    out: Path | None = None, common: Common = COMMON,
+) -> None:  # fmt: skip
+    """Images/s into the vision tower: decoded as they are needed, ahead in processes, or stored.
+
+    Args:
+        data: your own, as `craft adapt` takes it; by default JPEGs are made.
+        root: where a benchmark lies; else what relative paths in the data start from.
+        limit: at most this many pictures; by default 480.
+        workers: processes that decode ahead; 0 leaves them out.
+        tower: images/s that the tower takes at most; a pause stands for it.
+        size: as for `craft bench train`: of the tower's input, and of what is made.
+        repeats: runs of each way; the fastest counts.
+        threads: of torch.
+        out: write the numbers as JSON here.
+    """
+    from functools import partial
+
+    from craft.experiments.bench.data import measure
+
+    given = partial(measure, data=data, root=root, limit=limit, workers=workers, tower=tower)
+    found = _measured(given, size, repeats, threads, out, common)
+    if found is not None:
+        _table("Loading images", found["rows"])
+        show_pairs({name: str(value) for name, value in found["facts"].items()})
+
+
 def plan(
     *,
     gpus: str = "8xA100-40",
@@ -84,6 +113,7 @@ def plan(
     all_logits: Flag = False,
     mfu: float = 0.4,
     images: int = 10_000,
+    llm_bits: Literal[4, 8] | None = None,
     paper: Flag = False,
     common: Common = COMMON,
 ) -> None:
@@ -99,6 +129,7 @@ def plan(
         all_logits: with the loss of transformers' `labels=`.
         mfu: the share of the data sheet's FLOP/s that you expect to reach.
         images: per epoch.
+        llm_bits: the frozen LLM's linear maps in 4 or 8 bits.
         paper: instead, Table 4's rows beside what is calculated for them.
     """
     from craft.experiments.bench.plan import Run, against_paper
@@ -108,9 +139,8 @@ def plan(
         rows = against_paper()
         show_json(rows) if common.json else _table("Memory per GPU, Table 4", rows)
         return
-    found = calculate(
-        Run(gpus, surrogate, batch, tune, parallel, gradient_checkpointing, True, all_logits, mfu, images)
-    )
+    sharing = (parallel, gradient_checkpointing, True)
+    found = calculate(Run(gpus, surrogate, batch, tune, *sharing, all_logits, mfu, images, llm_bits))
     if common.json:
         show_json(found)
         return

@@ -33,6 +33,7 @@ def evaluate(
     unseen_fraction: float | None = None,
     batch_size: int = 64,
     max_new_tokens: int = 5,
+    llm_bits: Literal[4, 8] | None = None,
     protocol: Literal["generate", "options", "both"] = "generate",
     classes: Flag = False,
     cache: Path | None = None,
@@ -66,6 +67,7 @@ def evaluate(
         unseen_fraction: share of the classes that count as unseen (without an encoder).
         batch_size: questions per forward pass; no answer depends on it.
         max_new_tokens: cap on the length of an answer.
+        llm_bits: hold the LLM in 4 or 8 bits (bitsandbytes): less memory, somewhat other answers.
         protocol: generate is the paper's, the LLM writes; options takes the likeliest option in one pass,
             several times faster; both says how far they agree.
         classes: show figures per class, and which is taken for which.
@@ -91,7 +93,7 @@ def evaluate(
         load_artefact(folder) for folder in encoder or like or ()
     ]  # cheaper to get wrong than an LLM
     row = evaluate_all(
-        load(backbone, common.device, common.dtype),
+        load(backbone, common.device, common.dtype, llm_bits=llm_bits),
         artefacts if encoder else (),
         data or (),
         chosen,

@@ -13,7 +13,7 @@ from craft.cli.adapt import adapt
 from craft.cli.align import align
 from craft.cli.arguments import TUNED, expand
 from craft.cli.baseline import baseline
-from craft.cli.bench import infer, plan, search, train
+from craft.cli.bench import infer, loading, plan, search, train
 from craft.cli.codes import show
 from craft.cli.compare import compare
 from craft.cli.data import check, list_domains, prepare, stats
@@ -73,6 +73,7 @@ app.command(data)
 bench = App(name="bench", help="Speed, memory and FLOPs at the paper's sizes.", sort_key=len(_verbs) + 1)
 for _verb in (train, infer, search, plan):
     bench.command(_verb)
+bench.command(loading, name="data")
 app.command(bench)
 
 # What the system says when a path that the user gave cannot be used.

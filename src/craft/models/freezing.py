@@ -6,6 +6,7 @@ from torch import nn
 
 from craft.core.errors import ConfigError
 from craft.core.files import hash_tensors
+from craft.models.llm_bits import values
 from craft.models.lvlm import LVLM
 
 
@@ -92,7 +93,7 @@ def parameter_table(
     def row(name: str, tensors: Iterable[nn.Parameter]) -> tuple[str, int, int]:
         unique = {id(tensor): tensor for tensor in tensors}
         trained = sum(tensor.numel() for key, tensor in unique.items() if key in training)
-        return name, sum(tensor.numel() for tensor in unique.values()), trained
+        return name, sum(values(tensor) for tensor in unique.values()), trained
 
     rows = []
     for name, module in parts(lvlm).items():

@@ -10,33 +10,66 @@ from torch import nn
 
 from craft.core.errors import CheckpointError
 from craft.core.files import read_json
+from craft.models.llm_bits import keep_packing, packing
 from craft.models.weight_folder import WeightFolder
 
 _FAST = {None, "TokenizersBackend", "PreTrainedTokenizerFast"}  # classes that are tokenizer.json and no more
 
 
-def load_llm(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
-    """Load `AutoModelForCausalLM` and `AutoTokenizer` from a local folder, safetensors only.
+def load_llm(
+    folder: Path, dtype: torch.dtype, bits: int | None = None, device: torch.device | None = None
+) -> tuple[nn.Module, Any]:
+    """`read_llm`, and the `AutoTokenizer` of the same folder.
+
+    Raises:
+        CheckpointError: as `read_llm`; or the text tokenizer is missing or damaged.
+    """
+    from transformers import AutoTokenizer
+
+    llm = read_llm(folder, dtype, bits, device)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"The text tokenizer in {folder} cannot be loaded: {_first_line(error)}"
+        ) from error
+    return llm, tokenizer
+
+
+def read_llm(
+    folder: Path, dtype: torch.dtype, bits: int | None = None, device: torch.device | None = None
+) -> nn.Module:
+    """Load `AutoModelForCausalLM` from a local folder, safetensors only.
 
     Args:
-        folder: config, weights and tokenizer files. `rope_scaling` and all else in the config is honoured.
+        folder: config and weights. `rope_scaling` and all else in the config is honoured.
         dtype: of the LLM's weights.
+        bits: 4 or 8 packs its linear maps on `device` as they are read (`craft.models.llm_bits`).
+        device: where the LLM is read to; None is the CPU.
 
     Returns:
-        (the LLM in evaluation mode, the tokenizer).
+        The LLM in evaluation mode.
 
     Raises:
         CheckpointError: a file is missing or damaged, weights are missing or of another shape, or the
             architecture is not one that transformers knows.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     WeightFolder(folder)
     read_json(folder / "config.json")
+    packed = {} if bits is None else {"quantization_config": packing(bits, dtype)}
+    placed = {} if device is None else {"device_map": {"": device}}
     try:
         with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                **packed,
+                **placed,
             )
         llm, report = loaded
     except Exception as error:
@@ -47,13 +80,8 @@ def load_llm(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
             f"{folder} lacks {len(missing)} of the LLM's tensors, the first of them {missing[0]}; the "
             "checkpoint is incomplete."
         )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"The text tokenizer in {folder} cannot be loaded: {_first_line(error)}"
-        ) from error
-    return llm.eval(), tokenizer
+    keep_packing(llm)
+    return llm.eval()
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from craft.core.device import resolve_device
-from craft.core.errors import CheckpointError, CraftError
+from craft.core.errors import CheckpointError, ConfigError, CraftError
 from craft.core.files import read_json
+from craft.models.llm_bits import check_bits
 from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
 
@@ -28,7 +29,11 @@ def shipped_folder(name: str) -> Path:
 
 
 def load(
-    name_or_path: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+    name_or_path: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    *,
+    llm_bits: int | None = None,
 ) -> LVLM:
     """Load an LVLM.
 
@@ -39,6 +44,8 @@ def load(
         device: "auto" (None), "cpu", "cuda", "mps", ...
         dtype: of the weights in memory: "float32", "bfloat16" or "auto" (None): bfloat16 where the device
             has it. The codebook is float32 always.
+        llm_bits: 4 or 8 holds the LLM's linear maps in so many bits (bitsandbytes; `craft.models.llm_bits`).
+            The LLM stays frozen then.
 
     Returns:
         The model in evaluation mode.
@@ -46,17 +53,20 @@ def load(
     Raises:
         CraftError: nothing of that name is known, the hub cannot be reached, or files are missing or
             damaged; the message says what to do.
+        ConfigError: `llm_bits` cannot be had: bitsandbytes, or the device, or the layout does not allow it.
     """
     name = str(name_or_path)
+    if llm_bits is not None:
+        check_bits(llm_bits, resolve_device(device))
     if name in shipped():
-        return _load_folder(shipped_folder(name), device, dtype)
+        return _load_folder(shipped_folder(name), device, dtype, llm_bits)
     path = Path(name).expanduser()
     if path.is_dir():
-        return _load_folder(path, device, dtype)
+        return _load_folder(path, device, dtype, llm_bits)
     if path.exists():
         raise CheckpointError(f"{path} is a file; give the folder that holds the model.")
     if is_hub_id(name):
-        return _load_folder(hub_folder(name), device, dtype)
+        return _load_folder(hub_folder(name), device, dtype, llm_bits)
     raise CheckpointError(_unknown(name))
 
 
@@ -131,7 +141,9 @@ def hub_folder(name: str) -> Path:
     return root.joinpath(*inner)
 
 
-def _load_folder(folder: Path, device: str | torch.device | None, dtype: str | torch.dtype | None) -> LVLM:
+def _load_folder(
+    folder: Path, device: str | torch.device | None, dtype: str | torch.dtype | None, llm_bits: int | None
+) -> LVLM:
     """Load a folder by the layout it has."""
     from craft.models.llava import is_llava, load_llava
     from craft.models.native import NATIVE_FORMAT, load_native
@@ -140,7 +152,7 @@ def _load_folder(folder: Path, device: str | torch.device | None, dtype: str | t
     if (folder / "craft.json").is_file():
         kind = read_json(folder / "craft.json").get("format")
         if kind == NATIVE_FORMAT:
-            return load_native(folder, device, dtype)
+            return load_native(folder, device, dtype, llm_bits)
         raise CheckpointError(
             f"{folder} is an adapted encoder, which needs a backbone: "
             f"craft.load(BACKBONE).with_encoder({str(folder)!r}), "
@@ -152,12 +164,17 @@ def _load_folder(folder: Path, device: str | torch.device | None, dtype: str | t
             f"({str(folder)!r}), or --encoder on the command line."
         )
     if is_llava(folder):
+        if llm_bits is not None:
+            raise ConfigError(
+                f"llm_bits={llm_bits} is for discrete LVLMs, and {folder} is a LLaVA checkpoint; leave "
+                "llm_bits out."
+            )
         return load_llava(folder, device, dtype)
     if _says_vila_u(folder) or is_vila_u(folder):
-        return load_vila_u(folder, device, dtype)
+        return load_vila_u(folder, device, dtype, llm_bits)
     members = sorted(path.parent.name for path in folder.glob("*/craft.json"))
     if len(members) == 1:
-        return load_native(folder / members[0], device, dtype)
+        return load_native(folder / members[0], device, dtype, llm_bits)
     if members:
         raise CheckpointError(f"{folder} is a family of models; add one of {', '.join(members)} to the path.")
     raise CheckpointError(

@@ -18,9 +18,12 @@ _TRAINED = (
 
 
 def weight_bytes(module: nn.Module) -> int:
-    """Bytes of a module's parameters and buffers, shared ones counted once."""
+    """Bytes of a module's parameters and buffers, shared ones counted once; the scales of packed ones too."""
     unique = {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]}
-    return sum(tensor.numel() * tensor.element_size() for tensor in unique.values())
+    named = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    named |= {name for name, _ in module.named_buffers(remove_duplicate=False)}
+    scales = [tensor for name, tensor in module.state_dict().items() if name not in named]
+    return sum(tensor.numel() * tensor.element_size() for tensor in [*unique.values(), *scales])
 
 
 def estimate_memory(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from craft.core.device import resolve_device, resolve_dtype
-from craft.core.errors import CheckpointError, CodebookMismatchError
+from craft.core.errors import CheckpointError, CodebookMismatchError, ConfigError
 from craft.core.files import (
     PathLike,
     atomic_directory,
@@ -30,7 +30,8 @@ from craft.core.files import (
 )
 from craft.models.backbone import Backbone
 from craft.models.borrowed import load_borrowed, save_borrowed
-from craft.models.llm_folder import load_llm, load_tokenizer, quiet
+from craft.models.llm_bits import refuse_packed
+from craft.models.llm_folder import load_tokenizer, quiet, read_llm
 from craft.models.lvlm import LVLM
 from craft.models.projector import Projector
 from craft.models.prompts import FORMATS
@@ -67,8 +68,9 @@ def save_native(family: PathLike, name: str, lvlm: LVLM, dtype: str | None = Non
 
     Raises:
         CodebookMismatchError: the family has another codebook; both fingerprints are named.
-        CheckpointError: the family has another vision tower.
+        CheckpointError: the family has another vision tower, or the LLM is packed in 4 or 8 bits.
     """
+    refuse_packed(lvlm.backbone.llm, "cannot be saved")
     family = Path(family)
     if name in ("", "visual") or Path(name).name != name:
         raise CheckpointError(f"{name!r} cannot name a backbone; use one folder name other than 'visual'.")
@@ -81,7 +83,10 @@ def save_native(family: PathLike, name: str, lvlm: LVLM, dtype: str | None = Non
 
 
 def load_native(
-    folder: PathLike, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+    folder: PathLike,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    llm_bits: int | None = None,
 ) -> LVLM:
     """Read an LVLM in the native layout.
 
@@ -90,6 +95,7 @@ def load_native(
         device: "auto" (None), "cpu", "cuda", ...
         dtype: of vision tower, projector and LLM in memory; "auto" (None) is bfloat16 where the device has
             it, float32 on the CPU.
+        llm_bits: as for `craft.load`.
 
     Returns:
         An `LVLM` in evaluation mode, called `FAMILY/BACKBONE`; `origin` is the folder.
@@ -97,6 +103,7 @@ def load_native(
     Raises:
         CheckpointError: a file is missing, damaged, or does not fit the others.
         CodebookMismatchError: the backbone was made for another codebook than the family's.
+        ConfigError: `llm_bits` is asked of a backbone whose LLM is named, not held.
     """
     folder, target = Path(folder), resolve_device(device)
     precision = resolve_dtype(dtype, target)
@@ -105,6 +112,11 @@ def load_native(
         raise CheckpointError(
             f"{folder / 'craft.json'} names prompt format {manifest['prompt']!r}; "
             f"this version has {', '.join(FORMATS)}."
+        )
+    if llm_bits is not None and "llm" in manifest:
+        raise ConfigError(
+            f"llm_bits={llm_bits} packs an LLM as it is read from its folder, and {folder} takes its LLM "
+            f"from {manifest['llm']} and adds to it; leave llm_bits out."
         )
     visual = load_visual(folder / str(manifest["visual"]), "cpu")
     if str(manifest["codebook"]).startswith(TOWER) and not visual.continuous:
@@ -121,7 +133,8 @@ def load_native(
     if "llm" in manifest:
         llm, tokenizer, borrowed = load_borrowed(folder, str(manifest["llm"]), precision)
     else:
-        llm, tokenizer = load_llm(folder / "llm", precision)[0], load_tokenizer(folder / "llm")
+        llm = read_llm(folder / "llm", precision, llm_bits, target if llm_bits else None)
+        tokenizer = load_tokenizer(folder / "llm")
     projector = _load_projector(folder / "projector")
     widths = (visual.codebook.dim, llm.get_input_embeddings().weight.shape[1])  # type: ignore[operator, union-attr]
     if (projector.config["in"], projector.config["out"]) != widths:

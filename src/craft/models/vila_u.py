@@ -17,6 +17,7 @@ from craft.core.device import resolve_device, resolve_dtype
 from craft.core.errors import CheckpointError, CodebookMismatchError
 from craft.core.files import atomic_directory, read_json
 from craft.models.backbone import Backbone
+from craft.models.llm_bits import refuse_packed
 from craft.models.llm_folder import load_llm
 from craft.models.lvlm import LVLM
 from craft.models.projector import Projector
@@ -39,7 +40,10 @@ def is_vila_u(folder: Path) -> bool:
 
 
 def load_vila_u(
-    folder: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+    folder: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    llm_bits: int | None = None,
 ) -> LVLM:
     """Load a VILA-U checkpoint.
 
@@ -48,6 +52,7 @@ def load_vila_u(
         device: "auto" (None), "cpu", "cuda", ...
         dtype: of vision tower, projector and LLM; "auto" (None) is bfloat16 where the device has it. The
             codebook stays float32.
+        llm_bits: as for `craft.load`.
 
     Returns:
         An `LVLM` in evaluation mode; `origin` is the folder.
@@ -66,7 +71,7 @@ def load_vila_u(
     precision = resolve_dtype(dtype, target)
     visual = _load_visual(root, aspect)
     projector = _load_projector(root / "mm_projector")
-    llm, tokenizer = load_llm(root / "llm", precision)
+    llm, tokenizer = load_llm(root / "llm", precision, llm_bits, target if llm_bits else None)
     width = llm.get_input_embeddings().weight.shape[1]  # pyright: ignore[reportCallIssue]
     if (projector.config["in"], projector.config["out"]) != (visual.codebook.dim, width):
         raise CheckpointError(
@@ -238,8 +243,9 @@ def save_vila_u(lvlm: LVLM, folder: str | Path) -> None:
 
     Raises:
         CheckpointError: the model did not come from a VILA-U checkpoint, the checkpoint has gone, or the
-            vision tower has a symmetric [CLS] (its patches need it).
+            vision tower has a symmetric [CLS] (its patches need it); or the LLM is packed in 4 or 8 bits.
     """
+    refuse_packed(lvlm.backbone.llm, "cannot be written in VILA-U's layout")
     root, target = lvlm.origin, Path(folder)
     if root is None or not is_vila_u(root):
         raise CheckpointError(

@@ -135,13 +135,8 @@ def gram(x: Tensor, tables: Tables) -> Tensor:
 
     Source: ours.
     """
-    if not tables.shared:
-        raise ConfigError(
-            "search=gram needs one table that all levels share, and this codebook has one per level, which "
-            "would save nothing; use search=exact, or auto."
-        )
+    products = tables.derived("gram", lambda codewords: _gram_matrix(codewords, tables))
     table, half_norms = tables.levels[0], tables.half_norms[0]
-    products = tables.derived("gram", _gram_matrix)
     found = []
     for rows in x.split(_ROWS):
         scores = torch.addmm(half_norms, rows, table.T, beta=-1)
@@ -195,12 +190,9 @@ def fused(x: Tensor, tables: Tables) -> Tensor:
 
     Source: ours.
     """
-    if x.device.type != "cuda":
-        raise ConfigError(f"search=fused is a kernel for CUDA, and this runs on {x.device.type}; use auto.")
-    try:
-        from craft.quantize.triton_search import nearest
-    except ImportError as error:
-        raise ConfigError("search=fused needs Triton (pip install triton); or use search=exact.") from error
+    check_search("fused", tables)
+    from craft.quantize.triton_search import nearest
+
     levels, norms = tables.levels, tables.half_norms
     return _by_level(x, tables, lambda rest, level: nearest(rest, levels[level], norms[level]))
 
@@ -243,6 +235,35 @@ def choose(tables: Tables) -> Choice:
     return Choice("exact", told)
 
 
+def obstacle(name: str, tables: Tables) -> str | None:
+    """Why a search cannot run on this codebook, where it lies now; None where it can."""
+    device = tables.levels.device
+    if name == "fused" and device.type != "cuda":
+        return f"is a kernel for CUDA, and this runs on {device.type}"
+    if name == "fused" and not _installed("triton"):
+        return "needs Triton (pip install triton)"
+    if name == "gram" and not tables.shared:
+        return "needs one table that all levels share, and this codebook has one per level"
+    if name == "gram":
+        needed, free = tables.levels.shape[1] ** 2 * 4, free_memory(device)
+        if needed > free:
+            return (
+                f"needs {needed / 2**20:.0f} MiB for the products of all codewords, and "
+                f"{free / 2**20:.0f} MiB are free"
+            )
+    return None
+
+
+def check_search(name: str, tables: Tables) -> None:
+    """Refuse a search that cannot run.
+
+    Raises:
+        ConfigError: as `obstacle` says.
+    """
+    if fault := obstacle(name, tables):
+        raise ConfigError(f"search={name} {fault}; use search=exact, or auto.")
+
+
 def search_named(name: str, tables: Tables) -> Callable[[Tensor, Tables], Tensor]:
     """The search called `name`, or the one that `auto` takes.
 
@@ -265,13 +286,8 @@ def _by_level(x: Tensor, tables: Tables, nearest: Callable[[Tensor, int], Tensor
     return torch.stack(codes, dim=1)
 
 
-def _gram_matrix(codewords: Tensor) -> Tensor:
-    needed, free = codewords.shape[1] ** 2 * 4, free_memory(codewords.device)
-    if needed > free:
-        raise ConfigError(
-            f"search=gram needs {needed / 2**20:.0f} MiB for the products of all codewords, and "
-            f"{free / 2**20:.0f} MiB are free; use search=exact, or auto."
-        )
+def _gram_matrix(codewords: Tensor, tables: Tables) -> Tensor:
+    check_search("gram", tables)
     return codewords[0] @ codewords[0].T
 
 

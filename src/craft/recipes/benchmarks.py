@@ -13,6 +13,7 @@ from craft.data import BENCHMARKS
 from craft.evaluation import Report, add_to_card, class_table, confusion, merge, read_samples, to_lmms
 from craft.models.artefact import Artefact, load_artefact
 from craft.models.code_cache import CodeCache
+from craft.models.llm_bits import bits_of
 from craft.models.lvlm import LVLM
 from craft.recipes.evaluate import evaluate
 
@@ -113,7 +114,7 @@ def evaluate_all(
         lvlm.with_encoder(artefact)  # a wrong codebook shows before the hours of asking
     pairs = list(_pairs(artefacts, list(data)))
     folders = _folders(pairs)
-    cache = cache or CodeCache()
+    cache, bits = cache or CodeCache(), bits_of(lvlm.backbone.llm)
     reports: dict[str, list[Report]] = {}
     places = _places(roots, [name for _, name in pairs])
     for (artefact, name), folder, place_of in zip(pairs, folders, places, strict=True):
@@ -125,6 +126,7 @@ def evaluate_all(
             "data": None if name is None else str(name),
             "root": None if place_of is None else str(place_of),
             "seeds": list(seeds) if seeds else None,
+            **({} if bits is None else {"llm_bits": bits}),
             **{key: value for key, value in settings.items() if key != "batch_size"},
         }
         found = _done(place, asked) if resume and place is not None else None

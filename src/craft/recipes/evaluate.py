@@ -7,6 +7,7 @@ from craft.data import Data
 from craft.evaluation import Protocol, Report, evaluate_lvlm
 from craft.models.artefact import Artefact, load_artefact
 from craft.models.code_cache import CodeCache
+from craft.models.llm_bits import bits_of
 from craft.models.load import load
 from craft.models.lvlm import LVLM
 from craft.recipes.prior import chosen_prior
@@ -35,6 +36,7 @@ def evaluate(
     max_new_tokens: int = 5,
     device: str | None = None,
     dtype: str | None = None,
+    llm_bits: int | None = None,
     out: str | Path | None = None,
     protocol: Protocol = "generate",
     cache: str | Path | CodeCache | None = None,
@@ -63,7 +65,7 @@ def evaluate(
         root, answer_with, distractors, unseen_fraction: as in the config's `data` section.
         batch_size: questions per forward pass.
         max_new_tokens: the cap on an answer.
-        device, dtype: where and in what to run.
+        device, dtype, llm_bits: where and in what to run, as for `craft.load`.
         out: a JSONL file for the per-sample results.
         protocol: "generate" is the paper's: the LLM writes an answer. "options" takes the option that it
             finds likeliest, in one pass. "both" also says how far the two agree.
@@ -77,7 +79,7 @@ def evaluate(
     """
     artefact = None if encoder is None else _artefact(encoder)
     pattern = artefact if artefact is not None or like is None else _artefact(like)
-    lvlm = backbone if isinstance(backbone, LVLM) else load(backbone, device, dtype)
+    lvlm = backbone if isinstance(backbone, LVLM) else load(backbone, device, dtype, llm_bits=llm_bits)
     base = lvlm
     if artefact is not None:
         lvlm = lvlm.with_encoder(artefact)
@@ -107,6 +109,8 @@ def evaluate(
         "limit": limit,
         "prior": None if prior is None else str(prior),
     }
+    if (held := bits_of(lvlm.backbone.llm)) is not None:
+        settings["llm_bits"] = held
     report = evaluate_lvlm(
         lvlm,
         samples,

@@ -5,14 +5,17 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from craft.core.device import resolve_device
+from craft.core.errors import ConfigError
 from craft.data import Data
 from craft.models.backbone import Backbone
+from craft.models.llm_bits import bits_of, check_bits
 from craft.models.load import load
 from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.recipes.questions import open_data
 from craft.training.config import AdaptConfig
-from craft.training.engine import loading_device
+from craft.training.engine import launched_with, loading_device
 
 Config = AdaptConfig | Mapping[str, Any] | str | Path | None
 C = TypeVar("C", bound=AdaptConfig)
@@ -68,8 +71,11 @@ class Model:
 
     Args:
         given: an LVLM, or what the settings name.
-        settings: model, device and dtype count.
+        settings: model, device, dtype and llm_bits count.
         parts: what will change: of `vision_tower`, `projector`, `llm`.
+
+    Raises:
+        ConfigError: an LLM in 4 or 8 bits is asked for, and cannot be had.
     """
 
     def __init__(
@@ -82,6 +88,7 @@ class Model:
         self.settings = settings
         self.parts = parts
         self.lvlm: LVLM | None = None
+        _check_bits(given, settings, parts)
 
     def __call__(self) -> LVLM:
         """The LVLM.
@@ -95,8 +102,32 @@ class Model:
                 self.lvlm = with_own(given, self.parts)
             else:
                 place = loading_device(self.settings.device)
-                self.lvlm = load(self.settings.surrogate, place, self.settings.dtype)
+                bits = self.settings.llm_bits
+                self.lvlm = load(self.settings.surrogate, place, self.settings.dtype, llm_bits=bits)
         return self.lvlm
+
+
+def _check_bits(given: str | Path | LVLM | None, settings: AdaptConfig, parts: Collection[str]) -> None:
+    bits = settings.llm_bits
+    if isinstance(given, LVLM):
+        held = bits_of(given.backbone.llm)
+        if bits not in (None, held):
+            raise ConfigError(
+                f"llm_bits={bits} is of a model that is loaded by name, and the given one is loaded; give "
+                f"craft.load(..., llm_bits={bits})."
+            )
+        bits = held
+    elif bits is not None:
+        check_bits(bits, resolve_device(settings.device))
+    if bits is None:
+        return
+    if "llm" in parts:
+        raise ConfigError(f"llm_bits={bits} keeps the LLM frozen, and it is to train; leave llm_bits out.")
+    if launched_with("FSDP") or launched_with("DEEPSPEED"):
+        raise ConfigError(
+            f"llm_bits={bits} is not offered with FSDP2 and ZeRO-2, which take weights apart; use DDP "
+            "(configs/ddp.yaml), or leave llm_bits out."
+        )
 
 
 def with_own(lvlm: LVLM, parts: Collection[str]) -> LVLM:

@@ -1,7 +1,8 @@
 """What `craft adapt` trains: the vision tower, by Eq. 5, on labelled pictures (§3.2)."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +14,18 @@ from craft.data import Sample
 from craft.models.lvlm import LVLM
 from craft.models.prompts import Dialogue, build_dialogue, build_prompt
 from craft.models.vision_tower import HybridTower
-from craft.quantize.search import Choice, choose
+from craft.quantize.search import Choice, check_search, choose, obstacle
 from craft.training.augment import augment
 from craft.training.checks import choose_trainable
-from craft.training.config import AdaptConfig
+from craft.training.config import AdaptConfig, LoopConfig
 from craft.training.image_cache import ImageCache, image_key
 from craft.training.lesson import Lesson
 from craft.training.lora import scale_lora, take_lora
 from craft.training.objective import Batch, CraftObjective, TextTable, class_numbers, class_of
 from craft.training.order import batch_indices
 from craft.training.pixel_store import PixelStore, decoders
+
+C = TypeVar("C", bound=LoopConfig)
 
 PROBE = 32
 """Images of the fixed batch on which changed codes are counted."""
@@ -70,16 +73,47 @@ def adaptation(
         images=images,
         ahead=lambda indices: images.expect([batches.groups[index][0] for index in indices]),
         count=len(batches.groups),
-        notes={"search": {"name": search.name, "why": search.why}},
+        notes={"search": asdict(search)},
     )
 
 
 def chosen_search(lvlm: LVLM, config: AdaptConfig) -> Choice:
-    """How codewords are found, and why so; a continuous LVLM has none to find."""
+    """How codewords are found, and why so; a continuous LVLM has none to find.
+
+    Raises:
+        ConfigError: the search that the settings name cannot run here.
+    """
     if lvlm.visual.continuous:
         return Choice("exact", "a continuous LVLM has no codebook")
     tables: Any = lvlm.visual.codebook
-    return choose(tables) if config.search == "auto" else Choice(config.search, "as set")
+    if config.search == "auto":
+        return on_main(lambda: choose(tables))  # one for all processes, whatever memory each finds free
+    check_search(config.search, tables)
+    return Choice(config.search, "as set")
+
+
+def resumed_search(lvlm: LVLM, config: C, record: Mapping[str, Any]) -> C:
+    """The settings with the search that a run began with, where `auto` chose it.
+
+    Chosen anew, on another machine or with other free memory, it could find other codes at near-ties.
+
+    Args:
+        lvlm: the model, on its device.
+        config: all settings.
+        record: the run's `run.json`.
+
+    Raises:
+        ConfigError: that search cannot run here.
+    """
+    name = record.get("search", {}).get("name")
+    if name is None or not isinstance(config, AdaptConfig) or config.search != "auto":
+        return config
+    if fault := obstacle(name, cast(Any, lvlm.visual.codebook)):
+        raise ConfigError(
+            f"search=auto chose {name} when this run began, and a resumed run keeps it; but {name} "
+            f"{fault}. Resume where it can run, or begin again (--overwrite, or another folder)."
+        )
+    return config.model_copy(update={"search": name})
 
 
 def stem_suffices(lvlm: LVLM, config: AdaptConfig) -> bool:

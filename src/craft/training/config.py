@@ -173,11 +173,13 @@ class AdaptConfig(LoopConfig):
         workers: processes that decode images ahead of the step that needs them; 0 decodes in this one.
         pixel_cache: a folder in which decoded images are kept between runs, read as mapped memory.
         search: how codewords are found in training: "exact", "gram" (a shared codebook), "rerank", "fused",
-            or "auto" (see `craft.quantize.search`). All but "exact" may differ where codewords are equally
-            near.
+            or "auto" (see `craft.quantize.search`; a resumed run keeps what it chose). All but "exact" may
+            differ where codewords are equally near.
         questions_per_image: so many questions about one image share its tokens in one row; each of them sees
             the image and itself. The same SAL for less work; `batch_size` then counts images.
         prefix_cache: the text before the image is read once per run. The same loss but for rounding.
+        llm_bits: 4 or 8 holds the frozen LLM's linear maps in so many bits, by bitsandbytes: less memory, and
+            somewhat other losses.
         compile: torch.compile for the tower's layers; worth it for long runs on a GPU.
     """
 
@@ -195,6 +197,7 @@ class AdaptConfig(LoopConfig):
     search: Literal["auto", "exact", "gram", "rerank", "fused"] = "exact"
     questions_per_image: int = Field(default=1, ge=1)
     prefix_cache: bool = False
+    llm_bits: Literal[4, 8] | None = None
     compile: bool = False
 
     def contrastive_weight(self, task: str) -> float:

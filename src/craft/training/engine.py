@@ -34,8 +34,12 @@ def join_processes(device: str) -> None:
 
 def loading_device(device: str) -> str:
     """Where a model is loaded: what will be sharded (FSDP2) must not have been whole on a device before."""
-    sharded = _asked("ACCELERATE_USE_FSDP") and int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return "cpu" if sharded else device
+    return "cpu" if launched_with("FSDP") else device
+
+
+def launched_with(plugin: str) -> bool:
+    """Whether the launcher asks for "FSDP" or "DEEPSPEED", and for several processes."""
+    return _asked(f"ACCELERATE_USE_{plugin}") and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 class Engine:

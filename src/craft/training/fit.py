@@ -18,7 +18,7 @@ from craft.core.seeding import seed_everything, stable_seed
 from craft.models.freezing import part_hashes
 from craft.models.lvlm import LVLM
 from craft.training import checkpoint
-from craft.training.adaptation import adaptation
+from craft.training.adaptation import adaptation, resumed_search
 from craft.training.checks import check_frozen, check_gradients, freeze_report
 from craft.training.config import LoopConfig
 from craft.training.engine import Engine
@@ -90,7 +90,8 @@ def fit(
     seed_everything(config.seed)
     engine.place(lvlm)
     hashes = part_hashes(lvlm)  # as it came: what trains becomes float32, or gets LoRA
-    work = processes.jointly(lambda: lesson(lvlm, samples, config), "the start")
+    before = run.record if resume else {}
+    work = processes.jointly(lambda: lesson(lvlm, samples, resumed_search(lvlm, config, before)), "the start")
     trained = work.trained
     if resume and run.record.get("hashes_before", hashes) != hashes:
         raise ConfigError("The model's weights are not those this run began with; give the same one.")
@@ -101,7 +102,8 @@ def fit(
     config = config.model_copy(update={"gradient_checkpointing": again})
     say(freeze_report(lvlm))
     run.update(status="running", device=str(engine.device), processes=processes.world(), steps=total)
-    run.update(hashes_before=hashes, gradient_checkpointing=again, **work.notes)
+    began = {name: before[name] for name in work.notes if name in before}
+    run.update(hashes_before=hashes, gradient_checkpointing=again, **{**work.notes, **began})
 
     # 2. Where an earlier run stopped.
     start, best_step, best_score = 0, None, None

@@ -13,6 +13,7 @@ import torch
 from craft.core.errors import ConfigError
 from craft.experiments.bench.flops import LORA, Step, flops_per_image, lengths
 from craft.experiments.bench.shapes import SHAPES
+from craft.models.llm_bits import packed_saving
 from craft.models.memory import kept_per_token, weight_bytes
 from craft.models.paper_sizes import LLMS, paper_lvlm
 
@@ -55,6 +56,8 @@ class Run:
         all_logits: transformers' `labels=` loss.
         mfu: share of the data sheet's FLOP/s that a step is assumed to reach.
         images: per epoch.
+        llm_bits: 4 or 8: the frozen LLM's linear maps in so many bits. Unpacking them costs time that is not
+            counted.
     """
 
     gpus: str = "8xA100-40"
@@ -67,13 +70,15 @@ class Run:
     all_logits: bool = False
     mfu: float = 0.4
     images: int = 10_000
+    llm_bits: Literal[4, 8] | None = None
 
 
 def plan(run: Run) -> dict[str, Any]:
     """Memory in MiB per GPU by part, seconds per step, images/s, minutes per epoch, and whether it fits.
 
     Raises:
-        ConfigError: GPU or LLM are not known, or the batch is no multiple of the number of GPUs.
+        ConfigError: GPU or LLM are not known, the batch is no multiple of the number of GPUs, or packed
+            weights would have to be trained or sharded.
     """
     count, gpu = parse_gpus(run.gpus)
     name = f"paper/{run.surrogate.removeprefix('paper/')}"
@@ -86,6 +91,11 @@ def plan(run: Run) -> dict[str, Any]:
         raise ConfigError(f"A batch of {run.batch} does not divide among {count} GPUs; give a multiple.")
     if not 0 < run.mfu <= 1:
         raise ConfigError(f"--mfu is a share in (0, 1], not {run.mfu}.")
+    if run.llm_bits and (run.trains == "lora" or run.parallel != "ddp"):
+        raise ConfigError(
+            f"--llm-bits {run.llm_bits} is for a frozen LLM that each GPU holds whole: with --tune vision or "
+            "projector, and --parallel ddp."
+        )
     memory, trained, whole = _memory(run, name, run.batch // count, count)
     step = Step(trains=run.trains, all_logits=run.all_logits, prefix=False)
     parts = dict(flops_per_image("real", step, name))
@@ -133,6 +143,8 @@ def _memory(run: Run, name: str, images: int, count: int) -> tuple[dict[str, flo
     if run.trains != "vision":
         lvlm.visual.vision_tower.to(torch.bfloat16)
     weights = weight_bytes(lvlm)
+    if run.llm_bits:
+        weights -= packed_saving(lvlm.backbone.llm, run.llm_bits)
     trained = {
         "vision": sum(p.numel() for p in lvlm.visual.vision_tower.parameters()),
         "projector": sum(p.numel() for p in lvlm.backbone.projector.parameters()),

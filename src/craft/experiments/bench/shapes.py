@@ -1,13 +1,16 @@
 """Sizes of models for benchmarks, and models of those sizes with random weights."""
 
 import re
+import tempfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import torch
 
 from craft.models.backbone import Backbone
+from craft.models.llm_folder import read_llm
 from craft.models.lvlm import LVLM
 from craft.models.paper_sizes import LLMS
 from craft.models.projector import Projector
@@ -150,8 +153,15 @@ def build_llm(
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention).eval()
 
 
-def build_lvlm(shape: Shape, large: bool, device: torch.device) -> LVLM:
-    """An LVLM with random weights in VILA-U's prompt format (some words in front of the image)."""
+def build_lvlm(shape: Shape, large: bool, device: torch.device, llm_bits: int | None = None) -> LVLM:
+    """An LVLM with random weights in VILA-U's prompt format (some words in front of the image).
+
+    Args:
+        shape: its sizes.
+        large: with the large LLM.
+        device: where to.
+        llm_bits: as for `craft.load`; goes by way of a folder, since weights are packed as they are read.
+    """
     kind = shape.large if large else shape.small
     with device:
         torch.manual_seed(0)
@@ -160,6 +170,10 @@ def build_lvlm(shape: Shape, large: bool, device: torch.device) -> LVLM:
         llm = build_llm(kind, device, shape.dtype)
         sizes = {"type": "mlp2x_gelu", "in": shape.width, "out": llm.config.hidden_size}
         projector = Projector(sizes).to(shape.dtype)
+    if llm_bits is not None:
+        with tempfile.TemporaryDirectory() as place:
+            llm.save_pretrained(place)
+            llm = read_llm(Path(place), shape.dtype, llm_bits, device)
     tokenizer = Words(kind[1]["vocab_size"])
     backbone = Backbone(projector, llm, tokenizer, "vila-u", codebook.fingerprint)
     return LVLM(VisualTokenizer(tower, codebook), backbone, "large" if large else "small").to(device).eval()

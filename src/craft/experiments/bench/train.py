@@ -7,6 +7,7 @@ The rivals have the loss at answer positions too, so that no ratio is that of tw
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class Way:
     search: str = "exact"
     fused: bool = False
     checkpointing: bool = False
+    llm_bits: int | None = None
 
 
 NAIVE = Step(all_logits=True, text_tower=True, prefix=False)
@@ -62,6 +64,9 @@ LEVERS = {
 }
 """CRAFT with the small LLM, one lever after the other."""
 
+FEW_BITS = {f"{bits}-bit LLM (of + prefix)": Way(Step(), llm_bits=bits) for bits in (8, 4)}
+"""The same where bitsandbytes is installed."""
+
 
 def measure(size: str, device: torch.device, repeats: int = 3) -> dict[str, Any]:
     """Time, peak memory and FLOPs of every way at a size of `SHAPES`.
@@ -76,7 +81,8 @@ def measure(size: str, device: torch.device, repeats: int = 3) -> dict[str, Any]
     shape = SHAPES[size]
     rate = matmul_rate(device, shape.dtype)
     rows = _measured(METHODS, size, device, repeats, rate)
-    levers = _measured(LEVERS, size, device, repeats, rate)
+    packed = FEW_BITS if find_spec("bitsandbytes") else {}
+    levers = _measured(LEVERS | packed, size, device, repeats, rate)
     lora, small = (
         next(row for row in rows if row["way"] == name) for name in ("LLM LoRA", "CRAFT, small LLM")
     )
@@ -156,23 +162,25 @@ def _measured(
     ways: Mapping[str, Way], size: str, device: torch.device, repeats: int, rate: float
 ) -> list[dict[str, Any]]:
     shape = SHAPES[size]
-    models = {large: build_lvlm(shape, large, device) for large in {way.step.large for way in ways.values()}}
+    needed = {(way.step.large, way.llm_bits) for way in ways.values()}
+    models = {which: build_lvlm(shape, which[0], device, which[1]) for which in needed}
     rows = []
     times: dict[str, Any] = {}
     for turn in range(repeats):  # the ways take turns; each is built anew, so that only one is in memory
         for name, way in ways.items():
             say(f"{name}, turn {turn + 1} of {repeats}")
-            run, held = make_step(shape, models[way.step.large], way, device)
+            lvlm = models[way.step.large, way.llm_bits]
+            run, held = make_step(shape, lvlm, way, device)
             found = fastest({name: run}, 1, device)[name]
             best = times.setdefault(name, found)
             best.wall, best.cpu = min(best.wall, found.wall), min(best.cpu, found.cpu)
             if turn == 0:
-                guess = _estimate(shape, models[way.step.large], way)
+                guess = _estimate(shape, lvlm, way)
                 peak = peak_bytes(run, device)
                 rows.append({"way": name, "step MiB": round(peak / 2**20, 1)})
                 rows[-1]["peak MiB"] = round((held() + peak) / 2**20, 1)
                 rows[-1]["estimate MiB"] = round(guess / 2**20, 1)
-            _undo(models[way.step.large])
+            _undo(lvlm)
     for row in rows:
         way, found = ways[row["way"]], times[row["way"]]
         each = sum(flops_per_image(size, way.step).values())
