@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _measure import arguments, fastest, report
+from _measure import arguments, counted, fastest, report
 
 import craft
 from craft.evaluation import Report, evaluate_lvlm
@@ -49,6 +49,7 @@ def main() -> None:
         variants = _variants(lvlm, samples, Path(folder), options.batch)
         found = {name: function() for name, function in variants.items()}
         seconds = fastest(variants, options.repeats, device)
+        flops = {name: counted(variants[name]) for name in ("one by one", "+ images read once")}
     first = next(iter(variants))
     rows = [
         {
@@ -65,6 +66,7 @@ def main() -> None:
     facts = {
         "speed ratio": round(seconds[first].wall / seconds[best].wall, 2),
         "by processor time": round(seconds[first].cpu / seconds[best].cpu, 2),
+        "FLOPs ratio": round(flops[first] / flops[best], 2),
         "option scoring: speed ratio": round(seconds[first].wall / seconds["options scored"].wall, 2),
         "option scoring agrees with generation": round(both.agreement or 0, 4),
         "same, where an option was written": round(both.agreement_parseable or 0, 4),
