@@ -47,7 +47,9 @@ def main() -> None:
     repeats = min(options.repeats, 2)  # the full sequence takes seconds
     seconds = fastest(variants, repeats, device)
     peak = {name: peak_bytes(function, device) for name, function in variants.items()}
-    flops = {name: counted(function) for name, function in variants.items()}
+    flops = {
+        name: counted(lambda name=name: losses[name](hidden, head, labels).backward()) for name in losses
+    }
     results = {name: function() for name, function in variants.items()}
     first, second = losses
     rows = [
