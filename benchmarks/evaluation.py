@@ -37,6 +37,7 @@ def main() -> None:
     options = arguments(__doc__ or "", _more)
     device = torch.device(options.device)
     lvlm = craft.load(options.model, device=options.device, dtype=options.dtype)
+    lvlm.requires_grad_(False)  # the FLOP counter looks for the graph of what has a gradient
     images, per_image = (6, 3) if options.quick else (options.images, len(ASKED))
     data = craft.data.load_data("apparel").test[:images]
     samples = [
