@@ -12,9 +12,9 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler is chatty; read 
 import torch
 
 from craft.core.files import write_json
-from craft.experiments.bench.measure import Seconds, fastest, peak_bytes
+from craft.experiments.bench.measure import Seconds, counted, fastest, peak_bytes
 
-__all__ = ["Seconds", "arguments", "fastest", "peak_bytes", "report", "table"]
+__all__ = ["Seconds", "arguments", "counted", "fastest", "peak_bytes", "report", "table"]
 
 
 def arguments(

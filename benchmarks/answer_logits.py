@@ -7,7 +7,7 @@ V=151936, h=896, B=2, T=316 (256 image tokens and 60 of text), 8 answer tokens a
 """
 
 import torch
-from _measure import arguments, fastest, peak_bytes, report
+from _measure import arguments, counted, fastest, peak_bytes, report
 from torch import Tensor, nn
 
 from craft.losses import surrogate_alignment
@@ -47,6 +47,9 @@ def main() -> None:
     repeats = min(options.repeats, 2)  # the full sequence takes seconds
     seconds = fastest(variants, repeats, device)
     peak = {name: peak_bytes(function, device) for name, function in variants.items()}
+    flops = {
+        name: counted(lambda name=name: losses[name](hidden, head, labels).backward()) for name in losses
+    }
     results = {name: function() for name, function in variants.items()}
     first, second = losses
     rows = [
@@ -65,6 +68,7 @@ def main() -> None:
     difference = (results[first][1] - results[second][1]).abs().max() / results[first][1].abs().max()
     facts = {
         "speed ratio": round(seconds[first].wall / seconds[second].wall, 2),
+        "FLOPs ratio": round(flops[first] / flops[second], 2),
         "memory ratio": round(peak[first] / peak[second], 2),
         "loss difference": abs(results[first][0] - results[second][0]),
         "largest gradient difference, relative": difference.item(),

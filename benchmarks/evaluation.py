@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _measure import arguments, fastest, report
+from _measure import arguments, counted, fastest, report
 
 import craft
 from craft.evaluation import Report, evaluate_lvlm
@@ -37,6 +37,7 @@ def main() -> None:
     options = arguments(__doc__ or "", _more)
     device = torch.device(options.device)
     lvlm = craft.load(options.model, device=options.device, dtype=options.dtype)
+    lvlm.requires_grad_(False)  # the FLOP counter looks for the graph of what has a gradient
     images, per_image = (6, 3) if options.quick else (options.images, len(ASKED))
     data = craft.data.load_data("apparel").test[:images]
     samples = [
@@ -49,6 +50,7 @@ def main() -> None:
         variants = _variants(lvlm, samples, Path(folder), options.batch)
         found = {name: function() for name, function in variants.items()}
         seconds = fastest(variants, options.repeats, device)
+        flops = {name: counted(variants[name]) for name in ("one by one", "+ images read once")}
     first = next(iter(variants))
     rows = [
         {
@@ -65,6 +67,7 @@ def main() -> None:
     facts = {
         "speed ratio": round(seconds[first].wall / seconds[best].wall, 2),
         "by processor time": round(seconds[first].cpu / seconds[best].cpu, 2),
+        "FLOPs ratio": round(flops[first] / flops[best], 2),
         "option scoring: speed ratio": round(seconds[first].wall / seconds["options scored"].wall, 2),
         "option scoring agrees with generation": round(both.agreement or 0, 4),
         "same, where an option was written": round(both.agreement_parseable or 0, 4),

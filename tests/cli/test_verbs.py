@@ -318,17 +318,15 @@ def test_demo(craft, family, pictures, tmp_path):
     assert [row["figures"] for row in again["rows"]] == [row["figures"] for row in found["rows"]]
 
 
-def test_help_is_quick_and_light(environment):
+def test_help_is_light(environment):
     code = (
-        "import sys, time; from craft.cli import main; status = main(['--help']); "
+        "import sys; from craft.cli import main; status = main(['--help']); "
         "heavy = {'torch', 'transformers', 'accelerate', 'matplotlib', 'numpy'} & set(sys.modules); "
-        "print(status, sorted(heavy), time.process_time())"
+        "print(status, sorted(heavy))"
     )
     command = [sys.executable, "-c", code]
     said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    status, heavy, seconds = said.stdout.splitlines()[-1].replace("[]", "none").split()
-    assert (status, heavy) == ("0", "none")
-    assert float(seconds) < 1.5  # of processor time; about 0.3 when nothing else is heavy
+    assert said.stdout.splitlines()[-1] == "0 []"
     for verb in ("demo", "adapt", "eval", "transfer", "inspect", "export", "data"):
         assert f" {verb} " in said.stdout
 

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib
 import inspect
 import re
 
@@ -23,13 +24,15 @@ VERBS = sorted(set(re.findall(r"(?:^|`)craft ([a-z]+(?: list| check)?)\b", TEXT,
 
 @pytest.fixture
 def tiny_family(tmp_path, monkeypatch):
-    """Random models under the names of the shipped ones, and a few samples of each data set."""
+    """Random models under the names of the shipped ones, a few samples of each data set, two steps."""
     for kind in ("llama", "qwen2"):
         save_native(tmp_path / "models/craft-tiny", kind, tiny_lvlm(kind), dtype="float32")
     monkeypatch.setattr(loading, "_SHIPPED", tmp_path / "models")
     from craft.recipes import questions
 
     monkeypatch.setattr(questions, "load_data", limited(questions.load_data))
+    recipe = importlib.import_module("craft.recipes.adapt")
+    monkeypatch.setattr(recipe, "run_settings", shortened(recipe.run_settings))
     monkeypatch.chdir(tmp_path)
 
 
@@ -41,6 +44,15 @@ def limited(load_data):
         return load_data(*args, **{**kwargs, "limit": 12})
 
     return few
+
+
+def shortened(run_settings):
+    """`run_settings` for a run of two small steps."""
+
+    def short(*args):
+        return run_settings(*args).model_copy(update={"max_steps": 2, "batch_size": 4})
+
+    return short
 
 
 def test_python_names_exist():

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from craft.core.errors import ConfigError
+from craft.data.service import told
 from craft.evaluation.judge import DIMENSIONS, Case, Judge
 from craft.evaluation.judge_run import PATIENCE, VerdictCache, judge_cases
 from craft.evaluation.judge_services import ServiceSettings, anthropic_judge, openai_judge
@@ -173,6 +174,12 @@ def test_the_key_is_in_no_log_and_no_file(protocol, picture, tmp_path, caplog, c
     assert len(caplog.records) > 5
     for text in (said, path.read_text(), *capfd.readouterr()):
         assert KEY not in text
+
+
+def test_no_part_of_a_key_is_told_where_a_long_error_is_cut():
+    for before in range(10, 40):
+        said = told(ValueError("x" * before + KEY + "y" * 40), KEY, most=40)
+        assert len(said) == 40 and KEY[:4] not in said
 
 
 def test_keys_are_asked_for_in_words(picture, tmp_path, monkeypatch):

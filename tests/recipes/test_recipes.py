@@ -168,6 +168,8 @@ def test_early_stopping_uses_validation_samples(tmp_path):
     data.validation = []
     with pytest.raises(ConfigError, match="eval_every"):
         adapt(tiny_lvlm(), data, tmp_path / "other", eval_every=1, **FAST)
+    with pytest.raises(ConfigError, match="eval_every"):
+        rehearse(tiny_lvlm(), data, eval_every=1, **FAST)
 
 
 def test_unknown_settings_are_refused(tmp_path):

@@ -6,24 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from craft.baselines.method import Method
-from craft.core.errors import ConfigError
 from craft.core.processes import on_main
 from craft.core.progress import say
-from craft.data import Data, verify_images
-from craft.evaluation import evaluate_lvlm
+from craft.data import Data
 from craft.models.artefact import load_artefact
 from craft.models.freezing import part_hashes, parts
 from craft.models.load import load
 from craft.models.lvlm import LVLM
 from craft.models.tuned import part_fingerprint, save_tuned
-from craft.recipes.opening import Config, Model, run_data, run_settings
-from craft.recipes.questions import describe, take
+from craft.recipes.opening import Config, Model, run_folder, run_settings, training_data, validation
+from craft.recipes.record import begin, run_manifest, run_metrics
 from craft.training.config import BaselineConfig
-from craft.training.engine import join_processes
 from craft.training.fit import fit
 from craft.training.lora import take_lora
 from craft.training.rehearsal import Rehearsal, rehearse_step
-from craft.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -76,60 +72,28 @@ def tune(
     Source: §4.2, §12.1.
     """
     settings = _settings(method, model, data, out, seed, max_steps, config, overrides)
-    join_processes(settings.device)
-    run = RunFolder(str(settings.out))
+    run, finished = run_folder(settings, resume, overwrite)
     opened = Model(model, settings, method.parts)
-    if run.check(settings, resume, overwrite) and run.finished:
-        say(f"the run in {run.path} is finished already")
+    if finished:
         record, lvlm = run.record, load_tuned(run.path, opened())
         held_out = tuple(record["held_out"])
         return BaselineResult(run.path, run.path / "tuned", record["metrics"], held_out, settings, lvlm)
 
-    given = run_data(data, settings, opened)
-    train = given.samples("train")
-    verify_images(given)
-    if settings.eval_every and not given.validation:
-        raise ConfigError(f"eval_every needs validation samples, and {given.name} has none; unset it.")
+    given = training_data(data, settings, opened)
     lvlm = opened()
     method.check(lvlm)
     base = {name: part_fingerprint(parts(lvlm)[name]) for name in method.parts}
-    run.open(settings, resume, overwrite)
-    if run.record.get("data_fingerprint", given.fingerprint) != given.fingerprint:
-        raise ConfigError(f"{given.name} is not the data that the run in {run.path} began with; restore it.")
-    run.update(data=describe(given, settings.data), data_fingerprint=given.fingerprint, method=method.name)
-    run.update(held_out=list(given.held_out), seed=settings.seed, surrogate=lvlm.name)
-    steps = settings.steps(len(train))
+    begin(run, settings, lvlm, given, resume, overwrite, method=method.name)
+    steps = settings.steps(len(given.train))
     say(f"{method.name}: {lvlm.name} on {given.name}, {steps} steps of {settings.batch_size}")
 
-    held, began = take(given.validation, settings.eval_limit, settings.seed), time.monotonic()
-    result = fit(
-        lvlm,
-        train,
-        settings,
-        run,
-        lesson=method.lesson,
-        resume=resume,
-        validate=(lambda now: evaluate_lvlm(now, held, progress=False).accuracy) if held else None,
-    )
+    lesson, validate = method.lesson, validation(given, settings)
+    began = time.monotonic()
+    result = fit(lvlm, given.train, settings, run, lesson=lesson, resume=resume, validate=validate)
     factors = take_lora(lvlm.backbone.llm, merge=True) if "llm" in method.parts else {}
     run.update(hashes_after=part_hashes(lvlm))
-    metrics = {
-        "steps": result.steps,
-        "train": {key: value for key, value in result.metrics.items() if isinstance(value, int | float)},
-        "best_step": result.best_step,
-        "best_validation": result.best_validation,
-        "minutes": round((time.monotonic() - began) / 60, 3),
-    }
-    manifest = {
-        "method": method.name,
-        "surrogate": lvlm.name,
-        "data": run.record["data"],
-        "held_out": list(given.held_out),
-        "config": settings.model_dump(mode="json"),
-        "metrics": metrics,
-        "seed": settings.seed,
-        "made_with": run.record["machine"],
-    }
+    metrics = run_metrics(result, began)
+    manifest = {"method": method.name, **run_manifest(run, settings, metrics)}
     place = run.path / "tuned"
     told = {"base": base, "factors": factors, "manifest": manifest}
     on_main(lambda: save_tuned(place, lvlm, method.parts, **told))
@@ -153,9 +117,8 @@ def rehearse_tuning(
     """
     settings = _settings(method, model, data, None, seed, max_steps, config, overrides)
     opened = Model(model, settings, method.parts)
-    given = run_data(data, settings, opened)
-    verify_images(given)
-    lvlm, train = opened(), given.samples("train")
+    given = training_data(data, settings, opened)
+    lvlm, train = opened(), given.train
     method.check(lvlm)
     return rehearse_step(lvlm, train, settings, lambda: method.lesson(lvlm, train, settings))
 

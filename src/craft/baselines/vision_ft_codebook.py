@@ -1,28 +1,14 @@
 """Vision FT with the codebook: CRAFT without what regulates it. The paper leaves open how that compares."""
 
-from pathlib import Path
 from typing import Any
 
-from craft.data import Data
-from craft.models.lvlm import LVLM
 from craft.recipes.adapt import AdaptResult, adapt
-from craft.recipes.opening import Config
 
 FIXED = {"losses.commitment.weight": 0.0, "losses.contrastive.weight": 0.0}
 """Settings of `craft.adapt` that make the method."""
 
 
-def vision_ft_codebook(
-    model: str | Path | LVLM | None = None,
-    data: str | Path | Data | None = None,
-    out: str | Path | None = None,
-    seed: int | None = None,
-    max_steps: int | None = None,
-    config: Config = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    **overrides: Any,
-) -> AdaptResult:
+def vision_ft_codebook(*arguments: Any, **overrides: Any) -> AdaptResult:
     """`craft.adapt` with the autoregressive loss alone: neither commitment nor contrastive term.
 
     The result is an adapted encoder for the codebook, as that of `craft.adapt`. Arguments and errors are
@@ -30,4 +16,4 @@ def vision_ft_codebook(
 
     Source: Table 5 without commitment; ours as a baseline.
     """
-    return adapt(model, data, out, seed, max_steps, config, resume, overwrite, **{**overrides, **FIXED})
+    return adapt(*arguments, **{**overrides, **FIXED})

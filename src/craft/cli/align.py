@@ -4,9 +4,9 @@ import shlex
 from pathlib import Path
 from typing import Any, Literal
 
-from craft.cli.adapt import rehearsal_facts, show_rehearsal
 from craft.cli.options import COMMON, Common, Flag, Settings, Several, settings_of
 from craft.cli.show import show_json, show_pairs, show_table
+from craft.cli.training import rehearsal_facts, show_rehearsal
 
 
 def align(

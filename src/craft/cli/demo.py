@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from craft.cli.adapt import show_rehearsal
 from craft.cli.options import COMMON, Common, Flag, Settings, settings_of
 from craft.cli.show import listed, percent, show_json, show_table, signed
+from craft.cli.training import show_rehearsal
 
 
 def demo(

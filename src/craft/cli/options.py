@@ -40,6 +40,48 @@ COMMON = Common()
 """As when none is given."""
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Training:
+    """What the verbs that train on labelled pictures take.
+
+    Attributes:
+        data: an embedded domain or a benchmark (`craft data list`), a folder of class folders, a table of
+            questions, or a folder of `craft data prepare`.
+        root: where a benchmark lies; else what relative paths in the data start from.
+        out: the run folder; by default runs/ and the data's name (of a baseline also the method's).
+        max_steps: optimiser steps; by default the config's.
+        micro_batch: most samples in memory at once, or auto: the largest number that fits; same result.
+        resume: go on with the interrupted run in the run folder; the result is that of an unbroken run.
+        overwrite: replace the run in the run folder.
+        dry_run: build, show who trains, take one batch forward and backward, estimate memory; write nothing.
+        settings: NAME=VALUE, any setting of the config; may be given several times.
+    """
+
+    data: str | None = None
+    root: str | None = None
+    out: Path | None = None
+    max_steps: int | None = None
+    micro_batch: str | None = None
+    resume: Flag = False
+    overwrite: Flag = False
+    dry_run: Flag = False
+    settings: Settings = None
+
+    def overrides(self, common: Common) -> dict[str, str]:
+        """The settings among these flags, with device and dtype.
+
+        Raises:
+            ConfigError: an entry of `settings` is not NAME=VALUE.
+        """
+        given = {"data.root": self.root, "micro_batch": self.micro_batch}
+        return settings_of(self.settings, common) | _named(given)
+
+
+TRAINING = Training()
+"""As when none is given."""
+
+
 def settings_of(given: list[str] | None, common: Common) -> dict[str, str]:
     """`--set` as dotted overrides, with device and dtype.
 
@@ -54,8 +96,11 @@ def settings_of(given: list[str] | None, common: Common) -> dict[str, str]:
 
             raise ConfigError(f"--set takes NAME=VALUE, as in --set learning_rate=1e-4, not {entry!r}.")
         overrides[name] = value
-    machine = {"device": common.device, "dtype": common.dtype}
-    return {**{key: value for key, value in machine.items() if value is not None}, **overrides}
+    return {**_named({"device": common.device, "dtype": common.dtype}), **overrides}
+
+
+def _named(flags: dict[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in flags.items() if value is not None}
 
 
 def numbers(text: str | None, flag: str) -> list[int] | None:

@@ -48,8 +48,8 @@ class Service:
 
 
 def _openai(given: Service) -> Write:
-    sdk, elsewhere = _sdk("openai"), given.base_url or os.environ.get("OPENAI_BASE_URL")
-    key = _key("OPENAI_API_KEY", needed=not elsewhere)
+    sdk, elsewhere = sdk_of("openai"), given.base_url or os.environ.get("OPENAI_BASE_URL")
+    key = key_of("OPENAI_API_KEY", needed=not elsewhere)
     client = sdk.OpenAI(
         api_key=key or "none", base_url=given.base_url, timeout=given.timeout, max_retries=given.retries
     )
@@ -68,7 +68,7 @@ def _openai(given: Service) -> Write:
 
 
 def _anthropic(given: Service) -> Write:
-    sdk, key = _sdk("anthropic"), _key("ANTHROPIC_API_KEY", needed=True)
+    sdk, key = sdk_of("anthropic"), key_of("ANTHROPIC_API_KEY", needed=True)
     client = sdk.Anthropic(
         api_key=key, base_url=given.base_url, timeout=given.timeout, max_retries=given.retries
     )
@@ -90,20 +90,16 @@ def _guarded(send: Write, sdk: Any, key: str | None) -> Write:
     """Errors of the SDK become ours: a `DataError` of one call, a `ConfigError` where all would fail."""
     hopeless = (sdk.AuthenticationError, sdk.PermissionDeniedError, sdk.NotFoundError)
 
-    def told(error: Exception) -> str:
-        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        return text.replace(key, "(the key)") if key else text
-
     def write(prompt: str, image: bytes | None) -> str:
         try:
             text = " ".join(send(prompt, image).split())
         except hopeless as error:
             raise ConfigError(
-                f"The service turns every call down ({told(error)}). Check the key, --model and --base-url; "
-                "the texts so far are kept."
+                f"The service turns every call down ({told(error, key)}). Check the key, --model and "
+                "--base-url; the texts so far are kept."
             ) from None
         except (sdk.APIError, ValueError, AttributeError, TypeError, LookupError) as error:
-            raise DataError(told(error)) from None  # the last four: a body that is not the protocol's
+            raise DataError(told(error, key)) from None  # the last four: a body that is not the protocol's
         if not text:
             raise DataError("the model wrote nothing")
         return text
@@ -111,15 +107,33 @@ def _guarded(send: Write, sdk: Any, key: str | None) -> Write:
     return write
 
 
-def _sdk(name: str) -> Any:
+def told(error: Exception, key: str | None, most: int = 300) -> str:
+    """An error in one line of at most so many characters, in which the key is not."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return (text.replace(key, "(the key)") if key else text)[:most]
+
+
+def sdk_of(name: str, who: str = "This", instead: str = "") -> Any:
+    """The package of a service.
+
+    Raises:
+        ConfigError: it is not installed; `who` needs it, `instead` is another way.
+    """
     try:
         return import_module(name)
     except ImportError:
-        raise ConfigError(f"This needs the package {name}: pip install 'craft-vlm[judge]'.") from None
+        raise ConfigError(
+            f"{who} needs the package {name}: pip install 'craft-vlm[judge]'{instead}."
+        ) from None
 
 
-def _key(name: str, needed: bool) -> str | None:
+def key_of(name: str, needed: bool, who: str = "This") -> str | None:
+    """The key in an environment variable, or None.
+
+    Raises:
+        ConfigError: it is needed and not set.
+    """
     key = os.environ.get(name, "").strip()
     if needed and not key:
-        raise ConfigError(f"This needs a key in the environment variable {name}; none is set.")
+        raise ConfigError(f"{who} needs a key in the environment variable {name}; none is set.")
     return key or None

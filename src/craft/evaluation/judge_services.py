@@ -7,10 +7,10 @@ import base64
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from craft.core.errors import ConfigError
+from craft.data.service import key_of, sdk_of, told
 from craft.evaluation import judge_prompt as prompt
 from craft.evaluation.judge import SCHEMA, Ask, Case, Judge, Reply, reply_of
 
@@ -21,6 +21,7 @@ PRICES: dict[str, tuple[float, float]] = {PAPER_MODEL: (3.0, 15.0)}
 """US dollars per million tokens read and written, as listed for the paper's judge in 2025."""
 
 Send = Callable[[str, str | None], Reply]  # text, base64 picture
+_WHO, _INSTEAD = "This judge", ", or use --judge offline"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def anthropic_judge(settings: ServiceSettings | None = None) -> Judge:
     model = given.model or PAPER_MODEL
 
     def start() -> Ask:
-        sdk, key = _sdk("anthropic"), _key("ANTHROPIC_API_KEY", needed=True)
+        sdk, key = sdk_of("anthropic", _WHO, _INSTEAD), key_of("ANTHROPIC_API_KEY", True, _WHO)
         client = sdk.Anthropic(
             api_key=key, base_url=given.base_url, timeout=given.timeout, max_retries=given.retries
         )
@@ -102,7 +103,7 @@ def openai_judge(settings: ServiceSettings) -> Judge:
     elsewhere = given.base_url or os.environ.get("OPENAI_BASE_URL")
 
     def start() -> Ask:
-        sdk, key = _sdk("openai"), _key("OPENAI_API_KEY", needed=not elsewhere)
+        sdk, key = sdk_of("openai", _WHO, _INSTEAD), key_of("OPENAI_API_KEY", not elsewhere, _WHO)
         client = sdk.OpenAI(
             api_key=key or "none", base_url=given.base_url, timeout=given.timeout, max_retries=given.retries
         )
@@ -155,10 +156,6 @@ def _guarded(send: Send, sdk: Any, key: str | None) -> Ask:
     meet, which are `ConfigError`s. No message holds the key."""
     hopeless = (sdk.AuthenticationError, sdk.PermissionDeniedError, sdk.NotFoundError)
 
-    def told(error: Exception) -> str:
-        text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        return text.replace(key, "(the key)") if key else text
-
     def ask(case: Case) -> Reply:
         text = prompt.user_text(case)
         image = None if case.image is None else base64.b64encode(prompt.png(case.image)).decode("ascii")
@@ -166,26 +163,10 @@ def _guarded(send: Send, sdk: Any, key: str | None) -> Ask:
             return send(text, image)
         except hopeless as error:
             raise ConfigError(
-                f"The judge's service turns every call down ({told(error)}). Check the key, --model (models "
-                "are retired in time) and --base-url; the verdicts so far are kept."
+                f"The judge's service turns every call down ({told(error, key, 500)}). Check the key, "
+                "--model (models are retired in time) and --base-url; the verdicts so far are kept."
             ) from None
         except (sdk.APIError, ValueError, AttributeError, TypeError, LookupError) as error:
-            return Reply("failed", detail=told(error))  # the last four: a body that is not the protocol's
+            return Reply("failed", detail=told(error, key, 500))  # the last four: not the protocol's body
 
     return ask
-
-
-def _sdk(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError:
-        raise ConfigError(
-            f"This judge needs the package {name}: pip install 'craft-vlm[judge]', or use --judge offline."
-        ) from None
-
-
-def _key(name: str, needed: bool) -> str | None:
-    key = os.environ.get(name, "").strip()
-    if needed and not key:
-        raise ConfigError(f"This judge needs a key in the environment variable {name}; none is set.")
-    return key or None

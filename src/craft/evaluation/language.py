@@ -1,8 +1,7 @@
 """Does an LLM keep its language? Perplexity of text that it was not trained on, and a few instructions."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -61,10 +60,6 @@ class Language:
 
     perplexity: float
     answers: tuple[str, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 @torch.no_grad()

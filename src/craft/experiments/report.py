@@ -6,6 +6,7 @@ from typing import Any
 
 from craft.core.errors import CheckpointError, DataError
 from craft.core.files import atomic_write_text, read_json
+from craft.core.trees import flat
 from craft.evaluation.judge import BINARY, DIMENSIONS
 from craft.experiments import EXPERIMENTS
 from craft.experiments.report_html import (
@@ -138,18 +139,11 @@ def _run(folder: Path) -> Section:
         if len({value for _, value in points}) > 1:
             drawn.append(curve(name.replace("_", " "), points))
     body += f'<div class="curves">{"".join(drawn)}</div>\n' if drawn else ""
-    settings = [[escape(name), escape(value)] for name, value in sorted(_flat(config).items())]
+    settings = [[escape(name), escape(value)] for name, value in sorted(flat(config).items())]
     if settings:
         listed = html_table(["setting", "value"], settings)
         body += f"<details><summary>all settings</summary>{listed}</details>\n"
     return Section(folder.name, "training", body)
-
-
-def _flat(tree: Told, prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return found
 
 
 # Results

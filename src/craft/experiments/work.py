@@ -259,10 +259,3 @@ def settings_of_training(plan: Plan, domain: str, seed: int, method: Method) -> 
 def announce(done: int, cells: int, what: str) -> None:
     """One line of progress for a cell."""
     say(f"cell {done} of {cells}: {what}")
-
-
-def told_method(method: Method) -> Mapping[str, Any]:
-    """A method as JSON."""
-    return {"name": method.name, "model": method.model, "settings": dict(method.settings)} | (
-        {} if method.fraction == 1 else {"fraction": method.fraction}
-    )

@@ -23,6 +23,7 @@ from craft.core.files import (
     save_tensors,
     write_json,
 )
+from craft.core.trees import flat
 from craft.models.lvlm import LVLM
 from craft.models.visual_folder import read_prior
 from craft.models.visual_tokenizer import VisualTokenizer
@@ -301,7 +302,7 @@ def model_card(manifest: Mapping[str, Any], folder: Path) -> str:
         "",
         "## Metrics",
         "",
-        *(_rows(_flat(manifest.get("metrics") or {})) or ["None were recorded."]),
+        *(_rows(flat(manifest.get("metrics") or {})) or ["None were recorded."]),
         "",
         "## Licence",
         "",
@@ -313,15 +314,6 @@ def model_card(manifest: Mapping[str, Any], folder: Path) -> str:
 
 
 def _rows(values: Mapping[str, Any]) -> list[str]:
+    """Lines of name and value; lists and other long things are left out."""
     shown = {key: f"{v:.4g}" if isinstance(v, float) else v for key, v in values.items()}
-    return [f"- {key}: {value}" for key, value in shown.items() if value is not None]
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, keys joined with dots; lists of numbers and other long things left out."""
-    if not isinstance(values, Mapping):
-        return {prefix or "value": values} if isinstance(values, str | int | float | bool) else {}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(_flat(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
+    return [f"- {key}: {value}" for key, value in shown.items() if isinstance(value, str | int)]

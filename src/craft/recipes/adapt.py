@@ -13,21 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from craft.core.errors import ConfigError
-from craft.core.files import read_json
 from craft.core.processes import on_main, rank, total, world
 from craft.core.progress import say
-from craft.data import Data, Sample, verify_images
-from craft.evaluation import evaluate_lvlm
+from craft.data import Data, Sample
 from craft.models.artefact import load_artefact, save_artefact
 from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.quantize.usage import code_counts
-from craft.recipes.opening import Config, Model, run_data, run_settings
-from craft.recipes.questions import describe, take
+from craft.recipes.opening import Config, Model, run_folder, run_settings, training_data, validation
+from craft.recipes.record import begin, run_manifest, run_metrics
 from craft.training.adaptation import adaptation
 from craft.training.config import AdaptConfig
-from craft.training.engine import join_processes
 from craft.training.fit import fit
 from craft.training.image_cache import ImageCache, image_key
 from craft.training.rehearsal import Rehearsal, rehearse_step
@@ -92,20 +88,13 @@ def adapt(
     Source: §3.2, Eq. 2 to 5; §4.1.
     """
     settings = run_settings(AdaptConfig, surrogate, data, out, seed, max_steps, config, overrides)
-    assert settings.out is not None
-    join_processes(settings.device)
-    run = RunFolder(settings.out)
-    if run.check(settings, resume, overwrite) and run.finished:
-        say(f"the run in {run.path} is finished already")
+    run, finished = run_folder(settings, resume, overwrite)
+    if finished:
         return _finished(run, settings, surrogate)
 
     # 1. The data: every image is opened once before anything is trained.
     model = Model(surrogate, settings)
-    given = run_data(data, settings, model)
-    train = given.samples("train")
-    verify_images(given)
-    if settings.eval_every and not given.validation:
-        raise ConfigError(f"eval_every needs validation samples, and {given.name} has none; unset it.")
+    given = training_data(data, settings, model)
 
     # 2. The surrogate, with a tower of its own to train.
     lvlm = model()
@@ -114,48 +103,24 @@ def adapt(
     start = settings.losses.contrastive.temperature
     if start is not None and settings.contrastive_weight(given.task) > 0:
         lvlm.visual.log_temperature.data.fill_(math.log(start))  # τ of Eq. 4
-    run.open(settings, resume, overwrite)
-    if run.record.get("data_fingerprint", given.fingerprint) != given.fingerprint:
-        raise ConfigError(f"{given.name} is not the data that the run in {run.path} began with; restore it.")
-    run.update(data=describe(given, settings.data), data_fingerprint=given.fingerprint)
-    run.update(held_out=list(given.held_out), seed=settings.seed, surrogate=lvlm.name)
+    begin(run, settings, lvlm, given, resume, overwrite)
     say(_announcement(lvlm, given, settings))
 
     # 3. Training (Eq. 5).
-    held = take(given.validation, settings.eval_limit, settings.seed)
+    lesson, validate = partial(adaptation, task=given.task), validation(given, settings)
     began = time.monotonic()
-    result = fit(
-        lvlm,
-        train,
-        settings,
-        run,
-        lesson=partial(adaptation, task=given.task),
-        resume=resume,
-        validate=(lambda now: evaluate_lvlm(now, held, progress=False).accuracy) if held else None,
-    )
+    result = fit(lvlm, given.train, settings, run, lesson=lesson, resume=resume, validate=validate)
 
     # 4. The artefact: tower, code prior under the adapted tower, manifest.
     assert result.images is not None
-    prior = code_prior(lvlm.visual, train, result.images)
+    prior = code_prior(lvlm.visual, given.train, result.images)
     metrics = {
-        "steps": result.steps,
-        "train": {key: value for key, value in result.metrics.items() if isinstance(value, int | float)},
-        "best_step": result.best_step,
-        "best_validation": result.best_validation,
-        "minutes": round((time.monotonic() - began) / 60, 3),
+        **run_metrics(result, began),
         "codes_used": int((prior > 0).sum()),
         "codes_used_before": None if base_prior is None else int((base_prior > 0).sum()),
     }
-    manifest = {
-        "surrogate": lvlm.name,
-        "base_tower": run.record["hashes_before"]["vision_tower"],
-        "data": run.record["data"],
-        "held_out": list(given.held_out),
-        "config": settings.model_dump(mode="json"),
-        "metrics": metrics,
-        "seed": settings.seed,
-        "made_with": run.record["machine"],
-    }
+    base = run.record["hashes_before"]["vision_tower"]
+    manifest = run_manifest(run, settings, metrics, base_tower=base)
     encoder = on_main(lambda: save_artefact(run.encoder, lvlm.visual, prior=prior, manifest=manifest))
     run.update(status="finished", metrics=metrics)
     lvlm.visual.prior = prior
@@ -177,9 +142,8 @@ def rehearse(
     """
     settings = run_settings(AdaptConfig, surrogate, data, None, seed, max_steps, config, overrides)
     model = Model(surrogate, settings)
-    given = run_data(data, settings, model)
-    verify_images(given)
-    lvlm, train = model(), given.samples("train")
+    given = training_data(data, settings, model)
+    lvlm, train = model(), given.train
     lvlm.visual.need_codes("CRAFT's adaptation")
     return rehearse_step(lvlm, train, settings, lambda: adaptation(lvlm, train, settings, given.task))
 
@@ -215,7 +179,7 @@ def _finished(run: RunFolder, settings: AdaptConfig, surrogate: str | Path | LVL
     """The result of a run that had come to its end before."""
     artefact = load_artefact(run.path)
     lvlm = Model(surrogate, settings)().with_encoder(artefact)
-    held_out = tuple(read_json(run.path / "run.json").get("held_out") or ())
+    held_out = tuple(run.record.get("held_out") or ())
     return AdaptResult(
         run.path, artefact.folder, run.record["metrics"], artefact.prior, held_out, settings, lvlm
     )

@@ -39,9 +39,10 @@ from craft.recipes.align_data import (
     source_names,
     stage_rows,
 )
+from craft.recipes.opening import run_folder
 from craft.training.alignment import Row, alignment
 from craft.training.config import AlignConfig
-from craft.training.engine import join_processes, loading_device
+from craft.training.engine import loading_device
 from craft.training.fit import fit
 from craft.training.lora import lora_targets, need_peft, take_lora
 from craft.training.rehearsal import Rehearsal, rehearse_alignment, rehearse_sizes
@@ -119,11 +120,8 @@ def align(
         raise ConfigError(
             f"{settings.llm} is a size without weights, for --dry-run; give an LLM's folder or hub id."
         )
-    assert settings.out is not None
-    join_processes(settings.device)
-    run = RunFolder(settings.out)
-    if run.check(settings, resume, overwrite) and run.finished:
-        say(f"the run in {run.path} is finished already")
+    run, finished = run_folder(settings, resume, overwrite)
+    if finished:
         return _finished(run, settings)
 
     # 1. The conversations, and the codes of their images: the vision tower runs once per image, ever.

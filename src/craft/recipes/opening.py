@@ -1,21 +1,24 @@
-"""What a training run opens before it trains: settings, data, the model with copies of what will change."""
+"""What a training run opens before it trains: settings, folder, data, the model with its own copies."""
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from craft.core.device import resolve_device
 from craft.core.errors import ConfigError
-from craft.data import Data
+from craft.core.progress import say
+from craft.data import Data, verify_images
+from craft.evaluation import evaluate_lvlm
 from craft.models.backbone import Backbone
 from craft.models.llm_bits import bits_of, check_bits
 from craft.models.load import load
 from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
-from craft.recipes.questions import open_data
-from craft.training.config import AdaptConfig
-from craft.training.engine import launched_with, loading_device
+from craft.recipes.questions import open_data, take
+from craft.training.config import AdaptConfig, LoopConfig
+from craft.training.engine import join_processes, launched_with, loading_device
+from craft.training.run_folder import RunFolder
 
 Config = AdaptConfig | Mapping[str, Any] | str | Path | None
 C = TypeVar("C", bound=AdaptConfig)
@@ -57,6 +60,20 @@ def run_settings(
     return settings
 
 
+def run_folder(settings: LoopConfig, resume: bool, overwrite: bool) -> tuple[RunFolder, bool]:
+    """The run's folder, and whether the run in it has finished and stands. Nothing is written.
+
+    Raises:
+        ConfigError: the folder is taken, or the run to be continued had other settings.
+    """
+    join_processes(settings.device)
+    run = RunFolder(str(settings.out))
+    finished = run.check(settings, resume, overwrite) and run.finished
+    if finished:
+        say(f"the run in {run.path} is finished already")
+    return run, finished
+
+
 def run_data(data: str | Path | Data | None, settings: AdaptConfig, model: "Model") -> Data:
     """The data that the settings name, unless it is given.
 
@@ -64,6 +81,27 @@ def run_data(data: str | Path | Data | None, settings: AdaptConfig, model: "Mode
         DataError: it is missing or broken.
     """
     return data if isinstance(data, Data) else open_data(settings.data, settings.seed, model)
+
+
+def training_data(data: str | Path | Data | None, settings: AdaptConfig, model: "Model") -> Data:
+    """`run_data`, checked before anything is trained: every image is opened once.
+
+    Raises:
+        DataError: it is missing, empty or broken.
+        ConfigError: validation is to choose, and there are no samples for it.
+    """
+    given = run_data(data, settings, model)
+    given.samples("train")
+    verify_images(given)
+    if settings.eval_every and not given.validation:
+        raise ConfigError(f"eval_every needs validation samples, and {given.name} has none; unset it.")
+    return given
+
+
+def validation(data: Data, settings: AdaptConfig) -> Callable[[LVLM], float] | None:
+    """What `fit` chooses by: the accuracy of an LVLM on the validation samples; None where there are none."""
+    held = take(data.validation, settings.eval_limit, settings.seed)
+    return (lambda lvlm: evaluate_lvlm(lvlm, held, progress=False).accuracy) if held else None
 
 
 class Model:

@@ -13,6 +13,7 @@ from typing import Any
 from craft.core.errors import ConfigError
 from craft.core.files import atomic_write_text, clear_leftovers, is_leftover, read_json, write_json
 from craft.core.processes import is_main, on_main
+from craft.core.trees import flat
 from craft.training.settings import Settings
 
 _OURS = (
@@ -120,11 +121,11 @@ class RunFolder:
             clear_leftovers(folder)
 
     def _same_settings(self, config: Settings) -> None:
-        before, now = self.record.get("config", {}), config.model_dump(mode="json")
+        before, now = flat(self.record.get("config", {})), flat(config.model_dump(mode="json"))
         changed = [
-            f"{name} was {_at(before, name)!r} and is {_at(now, name)!r}"
-            for name in sorted(_flat(before) | _flat(now))
-            if name not in _FREE and _at(before, name) != _at(now, name)
+            f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+            for name in sorted(before.keys() | now.keys())
+            if name not in _FREE and before.get(name) != now.get(name)
         ]
         if changed:
             raise ConfigError(
@@ -171,20 +172,6 @@ class RunFolder:
             return
         kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
         atomic_write_text(self.path / "metrics.jsonl", "".join(kept))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> set[str]:
-    names: set[str] = set()
-    for name, value in tree.items():
-        names |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name}
-    return names
-
-
-def _at(tree: Mapping[str, Any], dotted: str) -> Any:
-    value: Any = tree
-    for key in dotted.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
 
 
 def machine() -> dict[str, Any]:

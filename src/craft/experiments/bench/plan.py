@@ -6,6 +6,7 @@ gradients (or sharded weights) sent while the backward pass runs. Everything her
 
 import re
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from craft.core.errors import ConfigError
 from craft.experiments.bench.flops import LORA, Step, flops_per_image, lengths
 from craft.experiments.bench.shapes import SHAPES
 from craft.models.llm_bits import packed_saving
+from craft.models.lvlm import LVLM
 from craft.models.memory import kept_per_token, weight_bytes
 from craft.models.paper_sizes import LLMS, paper_lvlm
 
@@ -81,7 +83,7 @@ def plan(run: Run) -> dict[str, Any]:
             weights would have to be trained or sharded.
     """
     count, gpu = parse_gpus(run.gpus)
-    name = f"paper/{run.surrogate.removeprefix('paper/')}"
+    name = _name(run)
     if name not in LLMS:
         raise ConfigError(
             f"There are no sizes for {run.surrogate!r}; there are "
@@ -96,7 +98,7 @@ def plan(run: Run) -> dict[str, Any]:
             f"--llm-bits {run.llm_bits} is for a frozen LLM that each GPU holds whole: with --tune vision or "
             "projector, and --parallel ddp."
         )
-    memory, trained, whole = _memory(run, name, run.batch // count, count)
+    memory, trained, whole = _memory(run)
     step = Step(trains=run.trains, all_logits=run.all_logits, prefix=False)
     parts = dict(flops_per_image("real", step, name))
     if run.checkpointing:
@@ -133,15 +135,26 @@ def parse_gpus(text: str) -> tuple[int, Gpu]:
     return int(found[1] or 1), known[found[2].lower()]
 
 
-def _memory(run: Run, name: str, images: int, count: int) -> tuple[dict[str, float], int, int]:
-    """Bytes per GPU by part; how many weights train; bytes of all weights."""
+def _name(run: Run) -> str:
+    return f"paper/{run.surrogate.removeprefix('paper/')}"
+
+
+@cache
+def _model(name: str, tower: torch.dtype) -> LVLM:
+    """On the meta device; it is only looked at."""
     lvlm = paper_lvlm(name)
-    shape = SHAPES["real"]
+    lvlm.visual.vision_tower.to(tower)
+    return lvlm
+
+
+def _memory(run: Run) -> tuple[dict[str, float], int, int]:
+    """Bytes per GPU by part; how many weights train; bytes of all weights."""
+    lvlm = _model(_name(run), torch.float32 if run.trains == "vision" else torch.bfloat16)
+    count, _ = parse_gpus(run.gpus)
+    images, shape = run.batch // count, SHAPES["real"]
     text: Any = lvlm.backbone.llm.config
     before, behind, learned = lengths(shape)
     tokens = images * (before + shape.patches + behind)
-    if run.trains != "vision":
-        lvlm.visual.vision_tower.to(torch.bfloat16)
     weights = weight_bytes(lvlm)
     if run.llm_bits:
         weights -= packed_saving(lvlm.backbone.llm, run.llm_bits)
@@ -200,20 +213,22 @@ def against_paper() -> list[dict[str, Any]]:
     The three rows on VILA-7B are of another model, with a continuous tower whose size the paper does not
     give; they are calculated as if it were VILA-U-7B, without checkpointing.
     """
+
+    def total(run: Run) -> int:
+        return round(sum(_memory(run)[0].values()) / MIB)
+
     rows = []
     for name, (run, reported) in PAPER.items():
         ours = "ours" in name
         theirs = replace(run, all_logits=True, checkpointing=ours, tower_checkpointing=False)
-        calculated = plan(theirs)["total MiB per GPU"]
+        calculated = total(theirs)
         rows.append(
             {
                 "row": name,
                 "paper MiB": reported,
                 "calculated MiB": calculated,
                 "off": f"{calculated / reported - 1:+.0%}",
-                "with answer positions only, MiB": plan(replace(theirs, all_logits=False))[
-                    "total MiB per GPU"
-                ],
+                "with answer positions only, MiB": total(replace(theirs, all_logits=False)),
             }
         )
     return rows

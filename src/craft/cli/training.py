@@ -1,0 +1,106 @@
+"""What `craft adapt` and `craft baseline` have in common: run or rehearse, and say what came of it."""
+
+import shlex
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from craft.cli.options import Common, Training
+from craft.cli.show import listed, percent, show_json, show_pairs, show_table, size
+
+
+def train(
+    run: Callable[..., Any],
+    rehearse: Callable[..., Any],
+    kind: Any,
+    model: str | None,
+    told: Training,
+    common: Common,
+) -> Any:
+    """The result of the run; None where there is nothing more to show: of a dry run, that is shown here.
+
+    Args:
+        run, rehearse: called as `craft.recipes.adapt` and `craft.recipes.rehearse` are.
+        kind: the class of the config.
+        model: what trains.
+        told, common: the flags.
+    """
+    from craft.core.processes import leave
+
+    config = kind.build(common.config, told.overrides(common))
+    how = common.seed, told.max_steps, config
+    if told.dry_run:
+        show_rehearsal(rehearse(model, told.data, *how), common.json)
+        return None
+    result = run(model, told.data, told.out, *how, resume=told.resume, overwrite=told.overwrite)
+    return result if leave() == 0 else None  # one process of a distributed run speaks for all
+
+
+def show_trained(
+    result: Any, as_json: bool, facts: Mapping[str, Any], made: Mapping[str, Any], more: Mapping[str, Any]
+) -> None:
+    """Print what a run came to: an `AdaptResult` or a `BaselineResult`.
+
+    Args:
+        result: the run's.
+        as_json: print JSON.
+        facts: what its JSON begins with.
+        made: what its lines begin with.
+        more: lines that only this kind of result has.
+    """
+    metrics, config = result.metrics, result.config
+    if as_json:
+        told = {"held_out": list(result.held_out), "metrics": metrics}
+        show_json({**facts, **told, "config": config.model_dump(mode="json")})
+        return
+    best, kept = metrics.get("best_step"), ""
+    if best is not None:
+        kept = f", that of step {best} kept (validation {percent(metrics['best_validation'])} %)"
+    show_pairs(
+        {
+            **made,
+            "steps": f"{metrics['steps']}{kept}",
+            "minutes": f"{metrics['minutes']:.1f}",
+            **more,
+            "never trained on": listed(result.held_out),
+        }
+    )
+    name, place = shlex.quote(config.surrogate), shlex.quote(str(result.out))
+    data = shlex.quote(config.data.name)
+    data += f" --root {shlex.quote(config.data.root)}" if config.data.root else ""
+    print(f"\nNext: craft eval {name} --encoder {place} --data {data}")
+
+
+def rehearsal_facts(found: Any) -> dict[str, Any]:
+    """A `craft.training.rehearsal.Rehearsal` for JSON."""
+    rows = [{"part": part, "parameters": n, "trainable": t} for part, n, t in found.parameters]
+    return {
+        "parameters": rows,
+        "losses": found.parts,
+        "memory": found.memory,
+        "steps": found.steps,
+        "samples": found.samples,
+        "tokens": found.tokens,
+    }
+
+
+def show_rehearsal(found: Any, as_json: bool) -> None:
+    """Print what a dry run found out: a `craft.training.rehearsal.Rehearsal`."""
+    if as_json:
+        show_json(rehearsal_facts(found))
+        return
+    rows = [
+        (part, f"{count:,}", f"{trained:,}" if trained else "frozen")
+        for part, count, trained in found.parameters
+    ]
+    show_table("Who trains", ("part", "parameters", "trainable"), rows)
+    memory = [(name, size(count)) for name, count in found.memory.items()]
+    show_table("Memory of a step (estimate)", ("what", "size"), memory, sections=[len(memory) - 2])
+    losses = ", ".join(f"{name} {value:.4g}" for name, value in found.parts.items())
+    show_pairs(
+        {
+            "first batch": losses or "sizes without values: no step was taken",
+            "longest sequence": f"{found.tokens} tokens",
+            "the run": f"{found.samples} training samples, {found.steps} steps",
+        }
+    )
+    print("\nA dry run: nothing was written. Leave --dry-run out to train.")
