@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,15 +43,18 @@ def start(out: Path, settings: dict[str, Any], resume: bool = False) -> int:
             os.dup2(log.fileno(), 2)
             craft.adapt(out=out, resume=resume, **settings)
             status = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status)
 
 
-def finish(process: int) -> None:
+def finish(process: int, out: Path) -> None:
     """Wait for a process that must end well."""
     _, status = os.waitpid(process, 0)
     if status:
-        raise SystemExit(f"a run ended with status {os.waitstatus_to_exitcode(status)}; see its .log")
+        said = out.with_suffix(".log").read_text(encoding="utf-8")[-4000:]
+        raise SystemExit(f"{said}\na run ended with status {os.waitstatus_to_exitcode(status)}")
 
 
 def result(out: Path) -> dict[str, str]:
@@ -142,7 +146,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole"
         began = time.monotonic()
-        finish(start(whole, settings))
+        finish(start(whole, settings), whole)
         duration = time.monotonic() - began
         expected = result(whole)
         print(f"unbroken: {duration:.1f} s", flush=True)
@@ -156,7 +160,7 @@ def main() -> None:
                 seconds = kill(start(out, settings), out, aim, lot, duration)
             done = len(RunFolder(out).metrics())
             left = half_written(out)
-            finish(start(out, settings, resume=True))
+            finish(start(out, settings, resume=True), out)
             identical = result(out) == expected and not half_written(out)
             kills.append(
                 {
