@@ -179,7 +179,7 @@ def main() -> None:
     write_json(
         args.out,
         {
-            "command": "python scripts/kill_and_resume.py",
+            "command": f"python scripts/kill_and_resume.py --kills {args.kills} --steps {args.steps}",
             "settings": settings,
             "commit": commit,
             "machine": {"python": platform.python_version(), "processor": platform.machine(), **versions},
