@@ -250,17 +250,22 @@ def main() -> None:
         text=own or None, text_share=0.08, learning_rate=1e-3, questions_per_row=4, keep_least=0.6,
         lora__rank=args.rank, lora__merge=False, **shared,
     )  # fmt: skip
-    say(json.dumps({"metrics": result.metrics, "perplexity": [
-        result.language[when]["perplexity"] for when in ("before", "after")
-    ]}))  # fmt: skip
     backbone = result.lvlm.backbone
     found["told in words, after"] = score(backbone, None, lessons.turn, few, names)
     for name, codes_shown in shown.items():
         found[name] = score(backbone, codes_shown, lessons.turn, concepts_shown[name])
     found["picture hidden"] = score(backbone, None, lessons.turn, concepts_shown["test"])
     say(json.dumps(found, indent=2))
-    write_json(args.out / "scores.json", found)
     minutes = (time.monotonic() - began) / 60
+    places = ("cache", "visual", "out")
+    told = {
+        "settings": {name: value for name, value in vars(args).items() if name not in places},
+        "minutes": round(minutes, 1),
+        "steps": result.metrics,
+        "perplexity": {when: result.language[when]["perplexity"] for when in ("before", "after")},
+        "scores": found,
+    }
+    write_json(args.out / "scores.json", told)
     atomic_write_text(result.backbone / "README.md", card(vars(args), found, result.language, minutes))
     say(f"{minutes:.1f} min in all; the backbone: {result.backbone}")
 
