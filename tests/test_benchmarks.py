@@ -11,7 +11,7 @@ import torch
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def run(name: str, out: Path, *options: str) -> dict:
+def start(name: str, out: Path, *options: str) -> None:
     command = [
         sys.executable,
         str(BENCHMARKS / name),
@@ -22,6 +22,10 @@ def run(name: str, out: Path, *options: str) -> dict:
     result = subprocess.run(command, capture_output=True, text=True, timeout=580)
     assert result.returncode == 0, result.stderr
     assert "| ---" in result.stdout
+
+
+def run(name: str, out: Path, *options: str) -> dict:
+    start(name, out, *options)
     return json.loads(out.read_text())
 
 
@@ -43,16 +47,18 @@ def test_evaluation_gives_the_answers_of_one_by_one(tmp_path):
     assert facts["answers equal"] and facts["FLOPs ratio"] > 2
 
 
-def test_pruning_runs_in_parts(tmp_path):
-    words = ("--quick", "--repeats", "1", "--part", "selection", "--threads", "1")
-    rows = run("pruning.py", tmp_path / "out.json", *words)["rows"]
+def test_pruning_writes_a_file_for_each_part(tmp_path):
+    start("pruning.py", tmp_path / "out.json", "--quick", "--repeats", "1", "--threads", "1")
+    selection, flops, latency = (
+        json.loads((tmp_path / f"out_{part}.json").read_text()) for part in ("selection", "flops", "latency")
+    )
+    rows = selection["rows"]
     assert {(row["tokens"], row["images"]) for row in rows} == {(64, 1), (64, 4)}
     assert {"full", "random", "divprune, as published", "search over γ"} <= {row["selection"] for row in rows}
     assert all(row["cpu ms per image"] >= 0 for row in rows)
-    facts = run("pruning.py", tmp_path / "out.json", "--quick", "--repeats", "1", "--part", "flops")["facts"]
-    whole, *pruned = facts["FLOPs ratio by keep"]["tiny"]
+    whole, *pruned = flops["facts"]["FLOPs ratio by keep"]["tiny"]
     assert whole == 1 and pruned == sorted(pruned, reverse=True)
-    rows = run("pruning.py", tmp_path / "out.json", "--quick", "--repeats", "1", "--part", "latency")["rows"]
+    rows = latency["rows"]
     assert [row["keep"] for row in rows] == [1.0, 0.8, 0.6, 0.4] * 2 and all(row["ms"] > 0 for row in rows)
 
 
