@@ -44,7 +44,7 @@ def test_answer_logits_gives_the_loss_of_the_full_sequence(tmp_path):
 
 def test_evaluation_gives_the_answers_of_one_by_one(tmp_path):
     facts = run("evaluation.py", tmp_path / "out.json")["facts"]
-    assert facts["answers equal"] and facts["FLOPs ratio"] > 2
+    assert facts["answers equal"] and facts["FLOPs ratio"] > 2.4
 
 
 def test_pruning_writes_a_file_for_each_part(tmp_path):
@@ -97,7 +97,7 @@ def test_search_at_real_size(tmp_path):
 def test_evaluation_at_full_size(tmp_path):
     """Five questions on each picture: the answers of one by one, for a fraction of the work."""
     facts = run("evaluation.py", tmp_path / "out.json", "--repeats", "1", "--images", "24")["facts"]
-    assert facts["answers equal"] and facts["FLOPs ratio"] > 2.5
+    assert facts["answers equal"] and facts["FLOPs ratio"] > 2.7
 
 
 @pytest.mark.slow

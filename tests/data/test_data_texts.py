@@ -17,8 +17,8 @@ from craft.data.service import Service
 from craft.data.texts import caption_wishes, rule_statements, statement_wishes, write_texts
 from replicas import class_folders, png
 
-pytest.importorskip("openai")
-pytest.importorskip("anthropic")
+pytest.importorskip("openai", reason="the SDK is not installed: pip install 'craft-vlm[judge]'")
+pytest.importorskip("anthropic", reason="the SDK is not installed: pip install 'craft-vlm[judge]'")
 
 
 class Server:

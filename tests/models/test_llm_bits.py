@@ -46,7 +46,7 @@ def family(tmp_path_factory):
 
 @pytest.fixture
 def installed():
-    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'craft-vlm[bnb]'")
 
 
 def loss_and_gradient(lvlm):

@@ -22,7 +22,7 @@ def family(tmp_path_factory):
 
 def write_gguf(path, llm, tokenizer):
     """A Llama as a GGUF file, float32, as llama.cpp's converter lays it out."""
-    gguf = pytest.importorskip("gguf")
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install 'craft-vlm[gguf]'")
     config, writer = llm.config, gguf.GGUFWriter(path, "llama")
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)

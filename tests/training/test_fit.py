@@ -217,7 +217,7 @@ def test_killed_while_an_old_run_was_replaced(tmp_path):
 def test_trackers(tmp_path):
     with pytest.raises(ConfigError, match="pip install wandb"):
         train(tmp_path / "none", {"trackers": ("wandb",)})
-    pytest.importorskip("tensorboard")
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     _, run, _ = train(tmp_path / "run", {"trackers": "[tensorboard]", "max_steps": 3})

@@ -89,8 +89,7 @@ class WeightFolder:
         if any(self.folder.glob("pytorch_model*.bin")):
             raise CheckpointError(
                 f"{self.folder} holds pytorch_model.bin, a pickle file, which CRAFT does not open because "
-                "it can run "
-                f"code. Convert it once, with weights only, by: {conversion_command(self.folder)}"
+                f"it can run code. Convert it once, with weights only, by: {conversion_command(self.folder)}"
             )
         raise CheckpointError(f"{self.folder} holds no weights: neither {SINGLE} nor {INDEX} is there.")
 
