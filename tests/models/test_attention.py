@@ -25,7 +25,8 @@ def test_cls_attention_is_what_moves_cls(tower, reads):
     keys = layer.self_attn.k_proj.register_forward_pre_hook(lambda _, x: got.append(x[0]))
     visual.vision_tower(images)
     keys.remove()
-    mixed = next(x for x in got if x.shape[1] == 17)  # layer-normed [CLS] and patches
+    mixed = torch.cat(got, dim=1)  # layer-normed [CLS] and patches
+    assert mixed.shape[1] == 17
     heads = layer.self_attn.num_heads
     q, k = (p(mixed).unflatten(-1, (heads, -1)) for p in (layer.self_attn.q_proj, layer.self_attn.k_proj))
     scores = torch.einsum("bhd,bnhd->bhn", q[:, 0], k) / q.shape[-1] ** 0.5

@@ -35,23 +35,23 @@ def cls_attention(visual: VisualTokenizer, images: Sequence[Any] | Tensor, batch
         chunk = images[start : start + batch_size]
         pixels = chunk if isinstance(chunk, Tensor) else visual.preprocess(chunk)
         query, key = (
-            first.float().unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-            for first in _first_outputs(projections, lambda pixels=pixels: tower(pixels.to(visual.device)))
+            output.float().unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+            for output in _outputs(projections, lambda pixels=pixels: tower(pixels.to(visual.device)))
         )
         weights = (query[:, :, :1] @ key.transpose(2, 3) / query.shape[-1] ** 0.5).softmax(-1)
         found.append(weights[:, :, 0, 1:].mean(dim=1))
     return torch.cat(found)
 
 
-def _first_outputs(modules: Sequence[nn.Module], run: Callable[[], Any]) -> list[Tensor]:
-    """What each module returns the first time it is called in `run`.
+def _outputs(modules: Sequence[nn.Module], run: Callable[[], Any]) -> list[Tensor]:
+    """What each module returns in `run`, all its calls joined along the tokens.
 
-    In a tower's layer that is for [CLS], which goes first: alone, or in front of the patches.
+    In a tower's layer [CLS] comes first: by a call of its own before the patches', or in front of them.
     """
-    seen: dict[nn.Module, Tensor] = {}
+    seen: dict[nn.Module, list[Tensor]] = {module: [] for module in modules}
 
     def keep(module: nn.Module, _: Any, output: Tensor) -> None:
-        seen.setdefault(module, output)
+        seen[module].append(output)
 
     hooks = [module.register_forward_hook(keep) for module in modules]
     try:
@@ -59,7 +59,7 @@ def _first_outputs(modules: Sequence[nn.Module], run: Callable[[], Any]) -> list
     finally:
         for hook in hooks:
             hook.remove()
-    return [seen[module] for module in modules]
+    return [torch.cat(outputs, dim=1) for outputs in seen.values()]
 
 
 @torch.no_grad()

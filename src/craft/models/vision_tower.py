@@ -59,24 +59,30 @@ class TowerLayer(SiglipEncoderLayer):
     """A SigLIP layer that may run for [CLS] beside the patches; its unit for sharding and recomputation."""
 
     def forward(self, patches: Tensor, cls: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Patches `[B, N, h]`, bit-equal to the layer without [CLS], and [CLS] `[B, 1, h]` where given."""
-        read = None if cls is None else self._read(cls, patches)
-        return super().forward(patches, attention_mask=None), read  # type: ignore[arg-type]
+        """Patches `[B, N, h]`, bit-equal to SigLIP's layer without [CLS], and [CLS] `[B, 1, h]` where given.
 
-    def _read(self, cls: Tensor, patches: Tensor) -> Tensor:
-        """The layer for [CLS] alone: it attends to itself and to the patches, which do not see it."""
+        [CLS] attends to itself and to the patches, whose keys and values it shares; they do not see it.
+        """
+        own = None if cls is None else self._heads(cls)
+        query, key, value = self._heads(patches)
+        read = None
+        if cls is not None and own is not None:
+            keys, values = torch.cat([own[1], key], dim=2), torch.cat([own[2], value], dim=2)
+            read = self._after(cls, own[0], keys, values)
+        return self._after(patches, query, key, value), read
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values of tokens `[B, n, h]`, each `[B, heads, n, h / heads]`."""
+        attention, x = self.self_attn, self.layer_norm1(x)
+        maps = (attention.q_proj, attention.k_proj, attention.v_proj)
+        return tuple(map_(x).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for map_ in maps)
+
+    def _after(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The layer from attention on: `[B, n, h]`."""
         attention = self.self_attn
-        keys = self.layer_norm1(torch.cat([cls, patches], dim=1))
-
-        def heads(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-
-        query = heads(attention.q_proj(keys[:, :1]))
-        mixed = F.scaled_dot_product_attention(
-            query, heads(attention.k_proj(keys)), heads(attention.v_proj(keys))
-        )
-        cls = cls + attention.out_proj(mixed.transpose(1, 2).flatten(2))
-        return cls + self.mlp(self.layer_norm2(cls))
+        mixed = F.scaled_dot_product_attention(query, key, value, scale=attention.scale)
+        x = x + attention.out_proj(mixed.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.layer_norm2(x))
 
 
 class SiglipTower(_Tower):
