@@ -242,9 +242,11 @@ def test_micro_batches_equal_one_batch(tmp_path, reduction):
     assert (distance < 1e-5).float().mean() > 0.98
 
 
-def test_gradient_checkpointing_changes_no_bit(tmp_path):
+@pytest.mark.parametrize("what", [True, "selective"])
+def test_gradient_checkpointing_changes_no_bit(tmp_path, what):
     plain, plain_run, _ = train(tmp_path / "plain")
-    again, run, _ = train(tmp_path / "again", {"gradient_checkpointing": True})
+    again, run, _ = train(tmp_path / "again", {"gradient_checkpointing": what})
+    assert run.record["gradient_checkpointing"] == what
     assert tower_hash(again) == tower_hash(plain)
     assert losses(run) == losses(plain_run)
 

@@ -109,7 +109,7 @@ def plan(
     batch: int = 24,
     tune: Literal["vision", "projector", "lora"] = "vision",
     parallel: Literal["ddp", "zero2", "fsdp2"] = "ddp",
-    gradient_checkpointing: Flag = False,
+    gradient_checkpointing: Literal["false", "selective", "true"] = "false",
     all_logits: Flag = False,
     mfu: float = 0.4,
     images: int = 10_000,
@@ -125,7 +125,7 @@ def plan(
         batch: images per step, over all GPUs.
         tune: what trains: the vision tower (CRAFT), the projector, or LoRA on the LLM.
         parallel: how GPUs share the work.
-        gradient_checkpointing: of tower and LLM.
+        gradient_checkpointing: of tower and LLM, as in the settings of `craft adapt`.
         all_logits: with the loss of transformers' `labels=`.
         mfu: the share of the data sheet's FLOP/s that you expect to reach.
         images: per epoch.
@@ -139,7 +139,8 @@ def plan(
         rows = against_paper()
         show_json(rows) if common.json else _table("Memory per GPU, Table 4", rows)
         return
-    sharing = (parallel, gradient_checkpointing, True)
+    again: Any = {"false": False, "true": True}.get(gradient_checkpointing, gradient_checkpointing)
+    sharing = (parallel, again, True)
     found = calculate(Run(gpus, surrogate, batch, tune, *sharing, all_logits, mfu, images, llm_bits))
     if common.json:
         show_json(found)

@@ -66,12 +66,13 @@ def rehearse(name: str, config: AdaptConfig, devices: int = DEVICES) -> Step | N
     logits = _one_step(lvlm, micro)
     rows = parameter_table(lvlm)
     patches = lvlm.visual.grid[0] * lvlm.visual.grid[1]
+    again = config.gradient_checkpointing
     memory = estimate_memory(
         lvlm,
         micro,
         TEXT + patches,
         torch.bfloat16,
-        gradient_checkpointing=config.gradient_checkpointing is not False,  # "auto" has no device to measure
+        gradient_checkpointing=True if again == "auto" else again,  # there is no device to measure
     )
     total, trained = sum(row[1] for row in rows), sum(row[2] for row in rows)
     return Step(name, total, trained, micro, memory["total"], logits)

@@ -7,11 +7,13 @@ from torch import nn
 
 from craft.losses.alignment import BLOCK
 from craft.models.lvlm import LVLM
+from craft.models.recompute import Recompute
 from craft.quantize.search import CODE_BLOCK, ROW_BLOCK
 
 # Stored per layer and token for the backward pass, in multiples of width and of MLP width: norms, q, k, v
 # and the attention output, residuals | the MLP's inner activations. Fused attention keeps no [T, T] matrix.
 _WIDE, _INNER = 8, 3
+_PRODUCTS = (6, 2)  # the same where results of matrix products and attention are kept and no others
 _TRAINED = (
     1.4  # times as much where the layer's own weights train (measured on Qwen2-0.5B: 17.3 and 12.2 MiB)
 )
@@ -32,7 +34,7 @@ def estimate_memory(
     seq_len: int,
     dtype: torch.dtype = torch.float32,
     answer_len: int = 8,
-    gradient_checkpointing: bool = False,
+    gradient_checkpointing: Recompute = False,
     from_codes: bool = False,
 ) -> dict[str, int]:
     """Estimate the bytes of one training step; works on the meta device.
@@ -47,7 +49,7 @@ def estimate_memory(
         seq_len: tokens per sample, text and image together.
         dtype: in which activations are kept (that of autocast).
         answer_len: answer tokens per sample; logits are computed there only.
-        gradient_checkpointing: layers keep their inputs only; one at a time runs again.
+        gradient_checkpointing: layers keep their inputs only, one at a time runs again; or "selective".
         from_codes: the codes are cached (`craft align`), so that the vision tower does not run.
 
     Returns:
@@ -65,17 +67,13 @@ def estimate_memory(
         patches = lvlm.visual.grid[0] * lvlm.visual.grid[1]
         vision: Any = lvlm.visual.vision_tower.siglip_config
         layers = len(lvlm.visual.vision_tower.layers)  # type: ignore[arg-type]
-        tower = vision.hidden_size * layers + kept_per_token(vision) if gradient_checkpointing else 0
         if any(p.requires_grad for p in lvlm.visual.vision_tower.parameters()):
-            activations = batch_size * patches * (tower or layers * kept_per_token(vision)) * width
+            activations = batch_size * patches * width * kept_per_token(vision, layers, gradient_checkpointing)
         search = 3 * min(batch_size * patches, ROW_BLOCK) * min(lvlm.visual.codebook.size, CODE_BLOCK) * 4
     text: Any = lvlm.backbone.llm.config
-    llm_layers = text.num_hidden_layers
-    kept = kept_per_token(text, any(p.requires_grad for p in lvlm.backbone.llm.parameters()))
-    if gradient_checkpointing:
-        activations += batch_size * seq_len * width * (llm_layers * text.hidden_size + kept)
-    else:
-        activations += batch_size * seq_len * width * llm_layers * kept
+    trained = any(p.requires_grad for p in lvlm.backbone.llm.parameters())
+    kept = kept_per_token(text, text.num_hidden_layers, gradient_checkpointing, trained)
+    activations += batch_size * seq_len * width * kept
 
     positions = min(batch_size * answer_len, BLOCK)
     logits = positions * text.vocab_size * 4 * 2  # float32, and their gradient
@@ -91,7 +89,11 @@ def estimate_memory(
     }
 
 
-def kept_per_token(config: Any, trained: bool = False) -> int:
-    """Values that one transformer layer keeps per token; more where its own weights train."""
-    kept = _WIDE * int(config.hidden_size) + _INNER * int(config.intermediate_size)
-    return round(kept * _TRAINED) if trained else kept
+def kept_per_token(config: Any, layers: int, again: Recompute = False, trained: bool = False) -> int:
+    """Values that so many transformer layers keep per token; more where their own weights train."""
+    times = _TRAINED if trained else 1
+    whole = round(times * (_WIDE * int(config.hidden_size) + _INNER * int(config.intermediate_size)))
+    if again == "selective":
+        wide, inner = _PRODUCTS
+        return layers * (wide * int(config.hidden_size) + inner * int(config.intermediate_size))
+    return layers * int(config.hidden_size) + whole if again else layers * whole

@@ -15,7 +15,7 @@ from craft.core.device import autocast, resolve_device, resolve_dtype
 from craft.core.errors import ConfigError
 from craft.core.processes import peers_needed, world
 from craft.models.lvlm import LVLM
-from craft.models.recompute import recompute
+from craft.models.recompute import Recompute, recompute
 from craft.models.vision_tower import TowerLayer
 from craft.training.config import LoopConfig
 
@@ -52,6 +52,9 @@ class Engine:
         config: device, dtype and trackers count.
         folder: where trackers write.
 
+    Attributes:
+        again: what of the layers runs again in the backward pass; nothing, unless set.
+
     Raises:
         ConfigError: the launcher asks for something that is not offered, or a tracker is not installed.
     """
@@ -62,6 +65,7 @@ class Engine:
         self.dtype = resolve_dtype(config.dtype, self.device)
         self.sharded: bool = self.accelerator.is_fsdp2
         self.zero: bool = str(self.accelerator.distributed_type).endswith("DEEPSPEED")
+        self.again: Recompute = False
         self.objective: Any = None
         self.optimizer: Any = None
         self._whole: Any = None
@@ -108,9 +112,9 @@ class Engine:
         with peers_needed(), waiting:
             yield
 
-    def loss(self, batch: Any, again: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective of a micro-batch; `again` runs its layers again in the backward pass."""
-        with autocast(self.device, self.dtype), recompute(self.model, again):
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective of a micro-batch; `self.again` of its layers runs again in the backward pass."""
+        with autocast(self.device, self.dtype), recompute(self.model, self.again):
             return self.objective(batch)
 
     def backward(self, loss: Tensor) -> None:

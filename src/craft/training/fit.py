@@ -98,12 +98,11 @@ def fit(
     count = work.count or len(samples)
     total = config.steps(count)
     share = -(-config.batch_size // processes.world())
-    again = checkpointing(lvlm, work.batches, count, config, share, engine.dtype)
-    config = config.model_copy(update={"gradient_checkpointing": again})
+    engine.again = checkpointing(lvlm, work.batches, count, config, share, engine.dtype)
     say(freeze_report(lvlm))
     run.update(status="running", device=str(engine.device), processes=processes.world(), steps=total)
     began = {name: before[name] for name in work.notes if name in before}
-    run.update(hashes_before=hashes, gradient_checkpointing=again, **{**work.notes, **began})
+    run.update(hashes_before=hashes, gradient_checkpointing=engine.again, **{**work.notes, **began})
 
     # 2. Where an earlier run stopped.
     start, best_step, best_score = 0, None, None
@@ -208,7 +207,7 @@ def _step(
     found: list[dict[str, Tensor]] = []
     for number, micro in enumerate(batches, start=1):
         with engine.micro_batch(last=number == len(batches)):
-            loss, parts = engine.loss(micro, bool(config.gradient_checkpointing))
+            loss, parts = engine.loss(micro)
             engine.backward(loss)
         found.append(parts)
     return _summed(found, batches, index + 1)
@@ -266,7 +265,7 @@ def _micro_batch(engine: Engine, work: Lesson, count: int, config: LoopConfig, r
         weight = ballast(list(work.trained.values()))
         micro = work.batches.make([longest[number % count] for number in range(samples)], 0)
         with engine.micro_batch(last=False):
-            loss, _ = engine.loss(micro, bool(config.gradient_checkpointing))
+            loss, _ = engine.loss(micro)
             engine.backward(loss)
         del weight
 

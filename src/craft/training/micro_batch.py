@@ -1,4 +1,4 @@
-"""What fits into memory: how many samples at once (`micro_batch=auto`), and whether layers run twice."""
+"""What fits into memory: how many samples at once (`micro_batch=auto`), and what of a layer runs twice."""
 
 from collections.abc import Callable
 
@@ -10,6 +10,7 @@ from craft.core.processes import agree
 from craft.core.progress import say
 from craft.models.lvlm import LVLM
 from craft.models.memory import estimate_memory
+from craft.models.recompute import Recompute
 from craft.training.config import AlignConfig, LoopConfig
 from craft.training.lesson import Batches
 
@@ -44,7 +45,7 @@ def fitting(trial: Callable[[int], object], most: int) -> int:
             return size
         if size == 1:
             raise TrainingError(
-                "Memory does not suffice for a single sample. gradient_checkpointing=true needs less, and so "
+                "Memory does not suffice for a single sample. gradient_checkpointing=true needs least, and so "
                 "do FSDP2 over several devices or a smaller surrogate; --dry-run estimates it."
             )
         say(f"micro-batches of {size} do not fit into memory; trying {size // 2}")
@@ -53,8 +54,8 @@ def fitting(trial: Callable[[int], object], most: int) -> int:
 
 def checkpointing(
     lvlm: LVLM, batches: Batches, count: int, config: LoopConfig, samples: int, dtype: torch.dtype
-) -> bool:
-    """What `gradient_checkpointing` comes to; "auto": on where the longest samples would not fit without.
+) -> Recompute:
+    """What `gradient_checkpointing` comes to; "auto": the least with which the longest samples would fit.
 
     Args:
         lvlm: the model, on its device, with `requires_grad` set as it trains.
@@ -69,15 +70,27 @@ def checkpointing(
     longest = max(range(count), key=batches.length)
     tokens, answers = batches.tokens(longest)
     rows = config.micro_batch if isinstance(config.micro_batch, int) else samples
-    needed = estimate_memory(
-        lvlm, min(rows, samples), tokens, dtype, answers, from_codes=isinstance(config, AlignConfig)
+    free = free_memory(lvlm.device)
+    again: Recompute = True
+    for lighter in (False, "selective"):
+        needed = estimate_memory(
+            lvlm,
+            min(rows, samples),
+            tokens,
+            dtype,
+            answers,
+            gradient_checkpointing=lighter,
+            from_codes=isinstance(config, AlignConfig),
+        )
+        more = needed["total"] - needed["weights"]
+        if not agree(more * _MARGIN > free):
+            again = lighter
+            break
+    told = "off" if again is False else "on" if again is True else again
+    say(
+        f"gradient checkpointing: {told} (with {'off' if lighter is False else lighter} a step takes about "
+        f"{more / 2**20:.0f} MiB beside the weights, and {free / 2**20:.0f} MiB are free)"
     )
-    more, free = needed["total"] - needed["weights"], free_memory(lvlm.device)
-    again = agree(more * _MARGIN > free)
-    told = (
-        f"a step takes about {more / 2**20:.0f} MiB beside the weights, and {free / 2**20:.0f} MiB are free"
-    )
-    say(f"gradient checkpointing: {'on' if again else 'off'} ({told})")
     return again
 
 

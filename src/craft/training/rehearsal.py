@@ -11,7 +11,7 @@ from craft.models.code_cache import ImageCodes
 from craft.models.freezing import freeze_all_but, parameter_table
 from craft.models.lvlm import LVLM
 from craft.models.memory import estimate_memory
-from craft.models.recompute import recompute
+from craft.models.recompute import Recompute, recompute
 from craft.training.alignment import Row, alignment, pack
 from craft.training.checks import check_gradients, freeze_report
 from craft.training.config import AdaptConfig, AlignConfig, LoopConfig
@@ -93,15 +93,16 @@ def rehearse_sizes(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     rows = config.micro_batch if isinstance(config.micro_batch, int) else config.batch_size
-    again = config.gradient_checkpointing is not False  # "auto" has no device to measure
+    again = config.gradient_checkpointing
+    again = True if again == "auto" else again  # there is no device to measure
     memory = estimate_memory(lvlm, rows, tokens, torch.bfloat16, answers, again, from_codes=True)
     return _told(lvlm, {}, memory, config, samples, tokens)
 
 
 def _one_step(
     lvlm: LVLM, config: LoopConfig, count: int, lesson: Callable[[], Lesson]
-) -> tuple[Lesson, list[int], dict[str, float], bool]:
-    """What trains, the samples of the first batch, the parts of its loss, and whether layers ran again;
+) -> tuple[Lesson, list[int], dict[str, float], Recompute]:
+    """What trains, the samples of the first batch, the parts of its loss, and what of its layers ran again;
     gradients are checked and dropped."""
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)

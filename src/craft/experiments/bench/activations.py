@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from craft.experiments.bench.flops import Step, layers_of, lengths
-from craft.experiments.bench.measure import peak_bytes, saved_bytes
+from craft.experiments.bench.measure import held_bytes, peak_bytes
 from craft.experiments.bench.shapes import SHAPES, Shape, build_llm
 from craft.losses import surrogate_alignment
 from craft.models.backbone import Backbone
 from craft.models.prefix import Prefix, hidden_behind
 from craft.models.projector import Projector
+from craft.models.recompute import Recompute, recompute
 from craft.models.vision_tower import SiglipTower
 
 CPU = torch.device("cpu")
@@ -26,8 +27,8 @@ _POSITIONS = 16
 
 
 @cache
-def activation_bytes(size: str, step: Step) -> dict[str, int]:
-    """Bytes of one image's share, by part: tower, LLM, loss. Without gradient checkpointing.
+def activation_bytes(size: str, step: Step, again: Recompute = False) -> dict[str, int]:
+    """Bytes of one image's share, by part: tower, LLM, loss; `again` is what of the layers runs again.
 
     Only for steps through the vision tower, with or without all weights in the graph, as `Step.trains` says.
     """
@@ -36,8 +37,8 @@ def activation_bytes(size: str, step: Step) -> dict[str, int]:
     before, behind, learned = lengths(shape)
     skipped = before if step.prefix else 0
     rows = before - skipped + shape.patches + step.questions * behind
-    tower = _tower(size)
-    llm = _llm(size, step.large, skipped, rows, step.trains == "all")
+    tower = _tower(size, again)
+    llm = _llm(size, step.large, skipped, rows, step.trains == "all", again)
     positions = before + rows if step.all_logits else step.questions * learned
     return {
         "tower": tower * (shape.tower["num_hidden_layers"] - 1),
@@ -47,7 +48,7 @@ def activation_bytes(size: str, step: Step) -> dict[str, int]:
 
 
 @cache
-def _tower(size: str) -> int:
+def _tower(size: str, again: Recompute) -> int:
     """Bytes of a layer of the vision tower, under autocast where the LLM is bfloat16."""
     shape, found = SHAPES[size], []
     for count in (1, 2):
@@ -55,12 +56,13 @@ def _tower(size: str) -> int:
         pixels = torch.randn(1, 3, shape.tower["image_size"], shape.tower["image_size"])
         if shape.dtype == torch.bfloat16:
             tower, pixels = tower.to(torch.bfloat16), pixels.to(torch.bfloat16)
-        found.append(saved_bytes(partial(tower, pixels), tower.parameters()))
+        with recompute(tower, again):
+            found.append(held_bytes(partial(tower, pixels)))
     return found[1] - found[0]
 
 
 @cache
-def _llm(size: str, large: bool, past: int, length: int, trains: bool) -> int:
+def _llm(size: str, large: bool, past: int, length: int, trains: bool, again: Recompute) -> int:
     """Bytes of a layer of the LLM for one row."""
     found = []
     for count in (1, 2):
@@ -82,8 +84,8 @@ def _llm(size: str, large: bool, past: int, length: int, trains: bool) -> int:
         }
         backbone = Backbone(Projector({"type": "mlp2x_gelu", "in": 1, "out": 1}), llm, None, "vila-u", "")
         prefix = Prefix(past, kept)  # type: ignore[arg-type]
-        run = partial(hidden_behind, backbone, prefix, inputs)
-        found.append(saved_bytes(run, [*llm.parameters(), *llm.buffers()]))
+        with recompute(llm, again):
+            found.append(held_bytes(partial(hidden_behind, backbone, prefix, inputs)))
     return found[1] - found[0]
 
 

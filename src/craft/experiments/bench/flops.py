@@ -114,7 +114,6 @@ def _tower(shape: Shape, trains: bool) -> int:
     with META:
         tower = SiglipTower(shape.tower)
         pixels = torch.empty(1, 3, shape.tower["image_size"], shape.tower["image_size"])
-    tower.siglip_config._attn_implementation = "eager"  # every multiplication in sight of the counter
     tower.requires_grad_(False)
     tower.layers.requires_grad_(trains)
 

@@ -3,7 +3,7 @@
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,41 +57,26 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
         _wait(device)
         del result
         return torch.cuda.max_memory_allocated(device) - before
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        result = function()
-    del result
-    records: Any = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
-    changes = sorted((r.start_ns(), r.nbytes()) for r in records if r.name() == "[memory]")
     held = peak = 0
-    for _, change in changes:
+    for _, change in _allocations(function):
         held += change
         peak = max(peak, held)
     return peak
 
 
-def saved_bytes(function: Callable[[], Any], known: Iterable[torch.Tensor] = ()) -> int:
-    """Bytes that autograd keeps of a forward pass for the backward pass, each storage once.
+def held_bytes(function: Callable[[], Any]) -> int:
+    """Bytes that a forward pass on the CPU leaves allocated while its result is there: what autograd keeps."""
+    return sum(change for _, change in _allocations(function))
 
-    Args:
-        function: the forward pass.
-        known: tensors that are there anyway (weights, inputs) and do not count.
-    """
-    there = {tensor.untyped_storage().data_ptr() for tensor in known}
-    kept: dict[int, int] = {}
-    alive: list[torch.Tensor] = []  # a freed storage's place could be given away and be counted once for two
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in there:
-            kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+def _allocations(function: Callable[[], Any]) -> list[tuple[int, int]]:
+    """When memory was taken or given back during a call on the CPU, and how much; the result is kept."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         result = function()
+    records: Any = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
     del result
-    return sum(kept.values())
+    return sorted((r.start_ns(), r.nbytes()) for r in records if r.name() == "[memory]")
 
 
 def counted(function: Callable[[], Any]) -> int:

@@ -18,6 +18,7 @@ from craft.models.llm_bits import packed_saving
 from craft.models.lvlm import LVLM
 from craft.models.memory import kept_per_token, weight_bytes
 from craft.models.paper_sizes import LLMS, paper_lvlm
+from craft.models.recompute import Recompute
 
 GIB, MIB = 2**30, 2**20
 
@@ -67,7 +68,7 @@ class Run:
     batch: int = 24
     trains: Literal["vision", "projector", "lora"] = "vision"
     parallel: Parallel = "ddp"
-    checkpointing: bool = False
+    checkpointing: Recompute = False
     tower_checkpointing: bool = True
     all_logits: bool = False
     mfu: float = 0.4
@@ -101,7 +102,7 @@ def plan(run: Run) -> dict[str, Any]:
     memory, trained, whole = _memory(run)
     step = Step(trains=run.trains, all_logits=run.all_logits, prefix=False)
     parts = dict(flops_per_image("real", step, name))
-    if run.checkpointing:
+    if run.checkpointing is True:
         parts["LLM"] = round(parts["LLM"] * 1.5)  # forward, forward again, backward to the inputs
     each = sum(parts.values()) * run.batch / count
     compute = each / (gpu.flops * run.mfu)
@@ -168,12 +169,8 @@ def _memory(run: Run) -> tuple[dict[str, float], int, int]:
     split = {"ddp": 1, "zero2": count, "fsdp2": count}[run.parallel] if count > 1 else 1
     vision: Any = lvlm.visual.vision_tower.siglip_config
     layers, patches = len(lvlm.visual.vision_tower.layers), images * shape.patches  # type: ignore[arg-type]
-    tower = layers * kept_per_token(vision)
-    if run.checkpointing and run.tower_checkpointing:
-        tower = layers * vision.hidden_size + kept_per_token(vision)
-    llm = text.num_hidden_layers * kept_per_token(text, run.trains == "lora")
-    if run.checkpointing:
-        llm = text.num_hidden_layers * text.hidden_size + kept_per_token(text, run.trains == "lora")
+    tower = kept_per_token(vision, layers, run.checkpointing if run.tower_checkpointing else False)
+    llm = kept_per_token(text, text.num_hidden_layers, run.checkpointing, run.trains == "lora")
     positions, each = (tokens, 16) if run.all_logits else (images * learned, 8)
     found = {
         "weights": weights / split if run.parallel == "fsdp2" else float(weights),
