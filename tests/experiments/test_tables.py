@@ -9,7 +9,7 @@ import pytest
 
 from craft.core.errors import ConfigError
 from craft.core.files import read_json, write_json
-from craft.experiments import EXPERIMENTS, Work, publish, write_result
+from craft.experiments import EXPERIMENTS, Work, parallel, publish, write_result
 from craft.experiments.accuracy import ALL, Line, by_seed, cells_of, difference, measured
 from craft.experiments.benches import FILES
 from craft.experiments.cells import CRAFT, Method
@@ -77,12 +77,17 @@ def test_nothing_is_left_to_do(results, plan, name):
     assert "0 of" in found.line(2)
 
 
-def test_the_estimate_counts_what_is_not_there(plan, tmp_path):
+def test_the_estimate_counts_what_is_not_there(plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "_core_rate", lambda: parallel.RATE)
     fresh = plan.model_copy(update={"work": tmp_path})
     cells = EXPERIMENTS["table5"].cells(fresh)
     found = estimate(Work(fresh), cells)
     assert found.trainings == found.trainings_left == 4 and found.cells_left == len(cells) == 9
-    assert found.seconds > 600 and not found.measured and "guess" in found.line()
+    assert (
+        found.seconds >= 4 * parallel.SECONDS["training"] and not found.measured and "guess" in found.line()
+    )
+    monkeypatch.setattr(parallel, "_core_rate", lambda: parallel.RATE / 2)
+    assert estimate(Work(fresh), cells).seconds == 2 * found.seconds
     assert not list(tmp_path.iterdir())  # an estimate makes nothing
 
 

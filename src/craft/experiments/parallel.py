@@ -6,25 +6,30 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
 from craft.core.files import read_json
 from craft.core.progress import say
+from craft.experiments.bench.measure import matmul_rate
 from craft.experiments.cells import ZERO_SHOT, Cell, Method
 from craft.experiments.plan import Plan
 from craft.experiments.work import Work
 
 SECONDS = {
-    "training": 150.0,
-    "training llm-lora": 300.0,
-    "answers": 5.0,
-    "codes": 2.0,
-    "judged": 60.0,
-    "pruned": 3.0,
+    "training": 430.0,
+    "training llm-lora": 860.0,
+    "answers": 6.0,
+    "codes": 6.0,
+    "judged": 170.0,
+    "pruned": 8.0,
 }
-"""Seconds of one training and one cell of each measure with the shipped models on one CPU core: a guess,
-until the work folder holds measured ones."""
+"""Seconds of one training and one cell of each measure with the shipped models on a CPU core of `RATE`: with
+this machine's rate a guess, until the work folder holds measured ones."""
+
+RATE = 34e9
+"""FLOP/s of that core in a product of float32 matrices."""
 
 Training = tuple[str, int, Method]
 
@@ -73,8 +78,24 @@ def estimate(work: Work, cells: Sequence[Cell]) -> Estimate:
     waiting = [cell for cell in cells if not work.file(cell).is_file()]
     known = measured_seconds(work.plan.work)
     needed = [*(_kind(method.name) for _, _, method in missing), *(cell.measure for cell in waiting)]
-    seconds = float(sum(known.get(name, SECONDS[name]) for name in needed))
-    return Estimate(len(wanted), len(cells), len(missing), len(waiting), seconds, {*needed} <= {*known})
+    guessed = {*needed} - {*known}
+    slower = RATE / _core_rate() if guessed else 1.0
+    known |= {name: SECONDS[name] * slower for name in guessed}
+    seconds = float(sum(known[name] for name in needed))
+    return Estimate(len(wanted), len(cells), len(missing), len(waiting), seconds, not guessed)
+
+
+@cache
+def _core_rate() -> float:
+    """FLOP/s of one core of this machine, now."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return matmul_rate(torch.device("cpu"), torch.float32)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def measured_seconds(folder: Path) -> dict[str, float]:

@@ -68,7 +68,9 @@ def estimate_memory(
         vision: Any = lvlm.visual.vision_tower.siglip_config
         layers = len(lvlm.visual.vision_tower.layers)  # type: ignore[arg-type]
         if any(p.requires_grad for p in lvlm.visual.vision_tower.parameters()):
-            activations = batch_size * patches * width * kept_per_token(vision, layers, gradient_checkpointing)
+            activations = (
+                batch_size * patches * width * kept_per_token(vision, layers, gradient_checkpointing)
+            )
         search = 3 * min(batch_size * patches, ROW_BLOCK) * min(lvlm.visual.codebook.size, CODE_BLOCK) * 4
     text: Any = lvlm.backbone.llm.config
     trained = any(p.requires_grad for p in lvlm.backbone.llm.parameters())

@@ -45,7 +45,7 @@ def fitting(trial: Callable[[int], object], most: int) -> int:
             return size
         if size == 1:
             raise TrainingError(
-                "Memory does not suffice for a single sample. gradient_checkpointing=true needs least, and so "
+                "Memory does not suffice for a single sample. gradient_checkpointing=true needs less, and so "
                 "do FSDP2 over several devices or a smaller surrogate; --dry-run estimates it."
             )
         say(f"micro-batches of {size} do not fit into memory; trying {size // 2}")

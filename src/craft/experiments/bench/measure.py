@@ -65,7 +65,7 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
 
 
 def held_bytes(function: Callable[[], Any]) -> int:
-    """Bytes that a forward pass on the CPU leaves allocated while its result is there: what autograd keeps."""
+    """Bytes that a forward pass on the CPU leaves allocated: its result and what autograd keeps."""
     return sum(change for _, change in _allocations(function))
 
 
