@@ -358,6 +358,11 @@ def test_align_makes_a_backbone(craft, family, pictures, tmp_path):
     assert "aligning, stage 2: 2 done" in said.err
     found = craft("eval", out, "--data", pictures, "--limit", "4", "--json")
     assert found.status == 0 and found.json["count"] == 4
+    shown = craft("inspect", out)
+    assert f"{out / 'backbone'}: the model" in shown.out and "nothing" not in shown.out
+    assert craft("report", out, "--out", tmp_path / "page.html").status == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "align" in page and "stage-1" in page and "stage-2" in page
     assert "--overwrite" in craft(*words, "--max-steps", "2", *FAST).complaint
 
 
