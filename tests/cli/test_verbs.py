@@ -1,6 +1,7 @@
 """Every verb does its job: status 0, something to read, and JSON that says the same."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -205,6 +206,16 @@ def test_eval_takes_its_flags_from_a_file(craft, family, pictures, tmp_path):
     found = craft("eval", family / "llama", "--config", config, "--limit", "4", "--json").json
     assert found["count"] == 4  # the command line goes first
     assert found["reports"][0]["settings"]["max_new_tokens"] == 2
+
+
+def test_what_a_config_switches_off_is_off(craft, pictures, tmp_path):
+    """`decode` is on unless it is said otherwise: a picture that nobody decodes may be broken."""
+    folder = shutil.copytree(pictures, tmp_path / "blobs")
+    broken = next(folder.glob("*/0.png"))
+    broken.write_bytes(broken.read_bytes()[:60])
+    (tmp_path / "check.yaml").write_text("decode: false\nroot: null\n")
+    assert craft("data", "check", folder).status == 2
+    assert craft("data", "check", folder, "--config", tmp_path / "check.yaml").status == 0
 
 
 def test_transfer_of_encoders(craft, family, encoder, tmp_path):
