@@ -88,6 +88,10 @@ def test_the_estimate_counts_what_is_not_there(plan, tmp_path, monkeypatch):
     )
     monkeypatch.setattr(parallel, "_core_rate", lambda: parallel.RATE / 2)
     assert estimate(Work(fresh), cells).seconds == 2 * found.seconds
+    assert found.time(2) == found.time(1) == found.seconds  # one domain, one seed: one process
+    more = fresh.model_copy(update={"seeds": (0, 1, 2)})
+    found = estimate(Work(more), EXPERIMENTS["table5"].cells(more))
+    assert found.time(8) == found.seconds / 3 < found.time(2) == found.seconds / 2
     assert not list(tmp_path.iterdir())  # an estimate makes nothing
 
 

@@ -153,7 +153,7 @@ def _rehearse(names: list[str], plan: Any, jobs: int, common: Common) -> None:
     work, rows, together = Work(plan), [], []
 
     def row(name: str, found: Estimate) -> list[str]:
-        return [name, str(found.trainings_left), str(found.cells_left), _time(found.seconds / jobs)]
+        return [name, str(found.trainings_left), str(found.cells_left), _time(found.time(jobs))]
 
     for name in names:
         cells = EXPERIMENTS[name].cells(plan)
