@@ -9,6 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
+.DELETE_ON_ERROR:   # half an environment would be taken for one
 .PHONY: demo test slow lint format venv smollm2 clean
 
 demo: $(VENV)/.core

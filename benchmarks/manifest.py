@@ -62,8 +62,10 @@ def measured(*words: str) -> dict[str, float]:
     assert process.stderr is not None and process.stdout is not None
     said = process.stderr.read()
     process.stdout.read()
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    waited = ready_without_a_core(process.pid)
+    waited = 0.0
+    if sys.platform == "linux":
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        waited = ready_without_a_core(process.pid)
     _, status, usage = os.wait4(process.pid, 0)
     wall, after = time.perf_counter() - began, os.times()
     if status != 0 or "done in" not in said:  # the line that progress ends with
@@ -73,7 +75,7 @@ def measured(*words: str) -> dict[str, float]:
         "s": round(wall, 1),
         "core at hand, s": round(wall - waited, 1),
         "cpu s": round(cpu, 1),
-        "peak MiB": round(usage.ru_maxrss / 1024),
+        "peak MiB": round(usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)),
     }
 
 
@@ -81,7 +83,7 @@ def ready_without_a_core(pid: int) -> float:
     """Seconds that a process (its main thread, which does the work here) stood in line for a core."""
     try:
         return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
-    except OSError:  # not Linux, or built without it
+    except OSError:  # a kernel that was built without it
         return 0.0
 
 

@@ -15,12 +15,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from _measure import arguments, fastest, report
+from _measure import arguments, counted, fastest, report
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from craft.core.tokens import VisionTokens
+from craft.experiments.bench.shapes import build_llm
 from craft.models.projector import Projector
 from craft.models.vision_tower import SiglipTower
 from craft.pruning import budget_of, prune_tokens
@@ -178,27 +178,10 @@ def selection(options: Any, device: torch.device) -> tuple[list[dict[str, Any]],
 # --- FLOPs -------------------------------------------------------------------------------------------------
 
 
-def build_llm(config: dict[str, Any], kind: str, device: torch.device | str, dtype: torch.dtype) -> Any:
-    """An LLM of a config with random weights."""
-    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
-
-    made = (LlamaConfig if kind == "llama" else Qwen2Config)(**config)
-    with torch.device(device):
-        torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(made, dtype=dtype).eval()
-
-
-def counted(function: Callable[[], Any]) -> int:
-    """FLOPs of a call, 2 per multiply-add."""
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:  # its hooks want graph nodes
-        function()
-    return counter.get_total_flops()
-
-
 def prefill_flops(config: dict[str, Any], kind: str, length: int) -> tuple[int, int]:
     """FLOPs of one forward over `length` tokens with logits at the last, and the LLM's hidden width."""
-    llm = build_llm(config, kind, "meta", torch.bfloat16)
-    llm.set_attn_implementation("eager")  # every multiplication in sight of the counter
+    # eager: every multiplication in sight of the counter
+    llm = build_llm((kind, config), torch.device("meta"), torch.bfloat16, "eager")
     width = llm.config.hidden_size
     embeds = torch.empty(1, length, width, dtype=torch.bfloat16, device="meta")
     mask = torch.empty(1, 1, length, length, dtype=torch.bfloat16, device="meta")
@@ -274,7 +257,7 @@ def latency(options: Any, device: torch.device) -> tuple[list[dict[str, Any]], d
         "full"
     ].wall
     for name, (config, kind, batches) in models.items():
-        llm = build_llm(config, kind, device, dtype)
+        llm = build_llm((kind, config), device, dtype)
         weights = sum(p.numel() * p.element_size() for p in llm.parameters())
         for images in batches:
             embeds = {

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from cli.conftest import FAST
+from craft.cli import main
 from craft.training import RunFolder
 
 
@@ -56,6 +57,26 @@ def test_stopped_and_resumed_equals_unbroken(craft, family, pictures, tmp_path, 
         said = craft(*words, "--out", out)
     assert stopped(out, said.status, said.out, said.err) == 3
     resumed_equals_unbroken(craft, words, out, 3)
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        ("adapt x", "--resume goes on from the last checkpoint"),
+        ("align x", "--resume goes on from the last checkpoint"),
+        ("eval x --out y", "with --resume"),
+        ("data captions x", "The same command goes on from there"),
+        ("data statements x", "The same command goes on from there"),
+        ("data check x", "Nothing half done was left behind"),
+    ],
+)
+def test_what_to_do_after_ctrl_c(words, told, capsys, monkeypatch):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["craft.cli.main"], "app", stop)
+    assert main(words.split()) == 130
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Every verb does its job: status 0, something to read, and JSON that says the same."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -207,6 +208,16 @@ def test_eval_takes_its_flags_from_a_file(craft, family, pictures, tmp_path):
     assert found["reports"][0]["settings"]["max_new_tokens"] == 2
 
 
+def test_what_a_config_switches_off_is_off(craft, pictures, tmp_path):
+    """`decode` is on unless it is said otherwise: a picture that nobody decodes may be broken."""
+    folder = shutil.copytree(pictures, tmp_path / "blobs")
+    broken = next(folder.glob("*/0.png"))
+    broken.write_bytes(broken.read_bytes()[:60])
+    (tmp_path / "check.yaml").write_text("decode: false\nroot: null\n")
+    assert craft("data", "check", folder).status == 2
+    assert craft("data", "check", folder, "--config", tmp_path / "check.yaml").status == 0
+
+
 def test_transfer_of_encoders(craft, family, encoder, tmp_path):
     out, _ = encoder
     backbones = (family / "llama", family / "qwen2")
@@ -358,6 +369,11 @@ def test_align_makes_a_backbone(craft, family, pictures, tmp_path):
     assert "aligning, stage 2: 2 done" in said.err
     found = craft("eval", out, "--data", pictures, "--limit", "4", "--json")
     assert found.status == 0 and found.json["count"] == 4
+    shown = craft("inspect", out)
+    assert f"{out / 'backbone'}: the model" in shown.out and "nothing" not in shown.out
+    assert craft("report", out, "--out", tmp_path / "page.html").status == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "align" in page and "stage-1" in page and "stage-2" in page
     assert "--overwrite" in craft(*words, "--max-steps", "2", *FAST).complaint
 
 

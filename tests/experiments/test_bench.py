@@ -170,6 +170,16 @@ def test_the_plan_follows_what_is_asked():
     assert not plan.plan(Run("RTX4090-24", "llama2-7b", 64, trains="lora"))["fits"]
 
 
+def test_the_plan_runs_checkpointed_layers_twice():
+    """A third more of a tower that trains; half as much more of an LLM that only passes gradient on."""
+    for trains, tower in (("vision", 4 / 3), ("projector", 1)):
+        once, twice = (
+            plan.plan(Run(trains=trains, checkpointing=again))["GFLOP per image"] for again in (False, True)
+        )
+        assert twice["tower"] == pytest.approx(tower * once["tower"], rel=0.02)
+        assert twice["LLM"] == pytest.approx(1.5 * once["LLM"], rel=0.02)
+
+
 @pytest.mark.parametrize(
     "words, told",
     [

@@ -88,8 +88,20 @@ def test_a_dry_run_without_checkpoints(tmp_path):
     assert "cannot read" in run("reproduce", "table1", "--scale", tmp_path / "no.yaml").complaint
 
 
+def test_a_dry_run_leaves_out_what_the_run_would_leave_out(tmp_path):
+    """The explainer of Table 2 is not shipped."""
+    words = ("--explainer", "craft-tiny/none", "--work", tmp_path, "--dry-run")
+    said = run("reproduce", "table2", "fig7", *words, "--json")
+    assert said.status == 0, said.err
+    rows = {row["experiment"]: row for row in said.json}
+    assert rows["table2"]["time"] == "left out" and rows["together"]["cells left"] == "0"
+    assert "table2 is left out: There is no model 'craft-tiny/none'" in said.err
+    assert "no model" in run("reproduce", "table2", *words).complaint
+
+
 def test_reproduce_tells_mistakes():
     assert "table1" in run("reproduce").out
+    assert run("reproduce", "--json").json == ["all", *EXPERIMENTS]
     assert "There is no experiment 'table9'" in run("reproduce", "table9").complaint
     assert "--jobs" in run("reproduce", "fig7", "--jobs", "0").complaint
     assert "no setting" in run("reproduce", "fig7", "--set", "learning=1", "--dry-run").complaint

@@ -88,6 +88,10 @@ def test_the_estimate_counts_what_is_not_there(plan, tmp_path, monkeypatch):
     )
     monkeypatch.setattr(parallel, "_core_rate", lambda: parallel.RATE / 2)
     assert estimate(Work(fresh), cells).seconds == 2 * found.seconds
+    assert found.time(2) == found.time(1) == found.seconds  # one domain, one seed: one process
+    more = fresh.model_copy(update={"seeds": (0, 1, 2)})
+    found = estimate(Work(more), EXPERIMENTS["table5"].cells(more))
+    assert found.time(8) == found.seconds / 3 < found.time(2) == found.seconds / 2
     assert not list(tmp_path.iterdir())  # an estimate makes nothing
 
 
@@ -242,8 +246,27 @@ def test_the_command_on_the_page_makes_the_result_again():
     assert plan.adapt == {**QUICK["adapt"], "blend": 1} and plan.quick
     assert command("fig7", plan) == "craft reproduce fig7 --quick --seeds 3 --limit 5 --set blend=1"
     assert command("fig7", plan_for("tiny", False, {})) == "craft reproduce fig7"
+    given = {
+        "encoders": ["runs/a b"],
+        "root": "data",
+        "dtype": "float32",
+        "adapt": {"lora.targets": ["q", "v"]},
+    }
+    assert command("fig7", plan_for("tiny", False, given)) == (
+        "craft reproduce fig7 --encoders 'runs/a b' --root data --dtype float32 "
+        """--set 'lora.targets=["q", "v"]'"""
+    )
     with pytest.raises(ConfigError, match="limit"):
         plan_for("tiny", False, {"limit": 0})
+
+
+def test_the_command_of_a_plan_in_a_file_names_the_file(tmp_path, monkeypatch):
+    """Also where the package has no checkout around it, and so no plan of the paper's."""
+    monkeypatch.setattr("craft.experiments.plan.PAPER", "no/such.yaml")
+    file = tmp_path / "mine.yaml"
+    file.write_text("scale: paper\nsurrogates: [a]\nkeep_ratio: 0.6\nadapt: {blend: 1}\n")
+    plan = plan_for(str(file), False, {"limit": 7})
+    assert command("fig7", plan) == f"craft reproduce fig7 --scale {file} --limit 7"
 
 
 def test_the_papers_averages_are_those_of_its_rows():

@@ -1,5 +1,7 @@
 """`micro_batch=auto`: what fits is tried out, with an allocator that really refuses."""
 
+import sys
+
 import pytest
 import torch
 
@@ -10,7 +12,10 @@ from craft.training import AdaptConfig, RunFolder, fit
 from craft.training.adaptation import ImageBatches
 from tiny_data import tiny_data
 
+limited = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, where a limit of memory holds")
 
+
+@limited
 def test_halves_until_it_fits():
     (size,) = workers.together(1, workers.fitting_into, 2.5, 8)
     assert size == 2
@@ -18,6 +23,7 @@ def test_halves_until_it_fits():
     assert size == 8
 
 
+@limited
 def test_not_even_one():
     (error,) = workers.together(1, workers.fitting_into, 0.5, 8)
     assert isinstance(error, TrainingError) and "single sample" in str(error)

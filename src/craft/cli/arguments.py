@@ -103,10 +103,10 @@ def _flags(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _words(flag: str, value: Any) -> list[str]:
-    if value is None or value is False:
+    if value is None:
         return []
-    if value is True:
-        return [flag]
+    if isinstance(value, bool):
+        return [f"{flag}={str(value).lower()}"]
     if isinstance(value, list):
         return [f"{flag}={item}" for item in value]
     return [f"{flag}={value}"]

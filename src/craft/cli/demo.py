@@ -26,7 +26,7 @@ def demo(
 
     Args:
         out: a folder for demo.json, demo.png, the run and all answers; by default runs/demo-DATA.
-        data: an embedded domain (apparel, digits), or data of your own.
+        data: as `craft adapt` takes it; by default apparel.
         surrogate: the model to adapt with.
         other: a model of the same codebook that takes no part in the adaptation.
         limit: test questions per evaluation.

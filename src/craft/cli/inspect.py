@@ -34,7 +34,7 @@ def describe(thing: str, common: Common = COMMON) -> dict[str, Any]:
     path = Path(thing).expanduser()
     if thing not in shipped() and path.is_dir():
         if (path / "run.json").is_file():
-            return _run(path)
+            return _run(path, common)
         kind = read_json(path / "craft.json").get("format") if (path / "craft.json").is_file() else None
         if kind in (FORMAT, TUNED):
             return _encoder(path)
@@ -44,8 +44,8 @@ def describe(thing: str, common: Common = COMMON) -> dict[str, Any]:
     return _model(thing, common)
 
 
-def _run(path: Path) -> dict[str, Any]:
-    """A run folder: its state, and the encoder in it if it has come so far."""
+def _run(path: Path, common: Common) -> dict[str, Any]:
+    """A run folder: its state, and what it made, if it has come so far."""
     from craft.core.files import read_json
     from craft.training.run_folder import RunFolder
 
@@ -67,6 +67,8 @@ def _run(path: Path) -> dict[str, Any]:
     for name in ("encoder", "tuned"):
         if (path / name / "craft.json").is_file():
             found["encoder"] = _encoder(path / name)
+    if (path / "backbone" / "craft.json").is_file():
+        found["backbone"] = _model(str(path / "backbone"), common)
     return found
 
 
@@ -152,7 +154,7 @@ def _takers(fingerprint: str, surrogate: str | None = None) -> list[str]:
 def _show(found: dict[str, Any]) -> None:
     kind = found["kind"]
     print(f"{found.get('path') or found.get('name')}: {'an' if kind[0] in 'aeiou' else 'a'} {kind}")
-    encoder = found.get("encoder")
+    made = found.get("encoder") or found.get("backbone")
     if kind == "run":
         last = found["last"] or {}
         losses = [
@@ -172,11 +174,11 @@ def _show(found: dict[str, Any]) -> None:
                 "changed parts": ", ".join(found["changed_parts"] or []),
             }
         )
-        if encoder is None:
-            print("nothing adapted yet: the same command with --resume goes on")
+        if made is None:
+            print("nothing made yet: the same command with --resume goes on")
             return
-        print(f"\n{encoder['path']}: the {encoder['kind']}")
-        found = encoder
+        print(f"\n{made['path']}: the {made['kind']}")
+        found = made
     if kind == "family":
         show_pairs({"backbones": ", ".join(found["backbones"])})
         return

@@ -50,8 +50,8 @@ def judge(
         base_url: the judge's server.
         backbone: the LVLM that answers with the run's encoder; by default the surrogate.
         zero_shot: ask the run's questions with the base tower instead.
-        data: an embedded domain, a folder of class folders, or a .jsonl file; by default the run's own.
-        root: the folder that relative paths in the data start from.
+        data: as `craft adapt` takes it; by default the run's own.
+        root: where a benchmark lies; else what relative paths in the data start from.
         limit: at most this many answers, evenly from the classes, drawn by --seed.
         max_new_tokens: cap on the length of an answer.
         keep_ratio: share of the visual tokens that the LLM sees.

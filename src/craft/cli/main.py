@@ -140,9 +140,11 @@ def _is(error: Exception, module: str, name: str) -> bool:
 
 
 def _how_to_go_on(tokens: Sequence[str]) -> str:
-    if tokens[:1] in (["adapt"], ["baseline"], ["demo"]):
+    if tokens[:1] in (["adapt"], ["align"], ["baseline"], ["demo"]):
         return "stopped. The same command with --resume goes on from the last checkpoint, if there is one."
-    if tokens[:1] == ["judge"]:
+    if tokens[:1] == ["eval"]:
+        return "stopped. With --out, the same command with --resume asks no data set again that was done."
+    if tokens[:1] == ["judge"] or tokens[:2] in (["data", "captions"], ["data", "statements"]):
         return "stopped. The same command goes on from there."
     if tokens[:1] == ["transfer"]:
         return "stopped. The same command goes on: what is in its --work folder is not done again."

@@ -22,12 +22,12 @@ def prior(
     general corpus, or a model that came without counts.
 
     Args:
-        data: an embedded domain, a folder of class folders, or a .jsonl file; its training part is counted.
+        data: as `craft adapt` takes it; its training part is counted.
         out: a file for the counts, to give as --prior to `craft eval`.
         model: whose visual tokenizer; by default the encoder's surrogate, or craft-tiny.
         encoder: a run folder of `craft adapt` whose tower is used; by default the model's own tower.
         limit: at most this many pictures.
-        root: the folder that relative paths in the data start from.
+        root: where a benchmark lies; else what relative paths in the data start from.
     """
     from craft.recipes.prior import build_prior
 

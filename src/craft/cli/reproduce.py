@@ -64,7 +64,10 @@ def reproduce(
     from craft.experiments.work import Work
 
     if not names:
-        print("craft reproduce NAME..., of: all, " + ", ".join(EXPERIMENTS))
+        if common.json:
+            show_json(["all", *EXPERIMENTS])
+        else:
+            print("craft reproduce NAME..., of: all, " + ", ".join(EXPERIMENTS))
         return
     if unknown := [name for name in names if name not in (*EXPERIMENTS, "all")]:
         raise ConfigError(f"There is no experiment {unknown[0]!r}; choose of all, {', '.join(EXPERIMENTS)}.")
@@ -137,8 +140,10 @@ def _settings(given: list[str] | None) -> dict[str, Any]:
 
 def _rehearse(names: list[str], plan: Any, jobs: int, common: Common) -> None:
     """What there is to do for each experiment, and for all of them together."""
+    from craft.core.errors import CraftError
+    from craft.core.progress import say
     from craft.experiments import EXPERIMENTS
-    from craft.experiments.parallel import estimate
+    from craft.experiments.parallel import Estimate, estimate
     from craft.experiments.sizes import is_there
     from craft.experiments.work import Work
 
@@ -146,11 +151,22 @@ def _rehearse(names: list[str], plan: Any, jobs: int, common: Common) -> None:
         _rehearse_sizes(names, plan, common)
         return
     work, rows, together = Work(plan), [], []
-    for name in [*names, *(["together"] if len(names) > 1 else [])]:
-        cells = together if name == "together" else EXPERIMENTS[name].cells(plan)
-        together += cells if name != "together" else []
-        found = estimate(work, cells)
-        rows.append([name, *map(str, (found.trainings_left, found.cells_left)), _time(found.seconds / jobs)])
+
+    def row(name: str, found: Estimate) -> list[str]:
+        return [name, str(found.trainings_left), str(found.cells_left), _time(found.time(jobs))]
+
+    for name in names:
+        cells = EXPERIMENTS[name].cells(plan)
+        try:
+            rows.append(row(name, estimate(work, cells)))
+            together += cells
+        except CraftError as error:  # as the run does
+            if len(names) == 1:
+                raise
+            say(f"{name} is left out: {' '.join(str(error).split())}")
+            rows.append([name, "-", "-", "left out"])
+    if len(names) > 1:
+        rows.append(row("together", estimate(work, together)))
     columns = ("experiment", "trainings left", "cells left", "time")
     if common.json:
         show_json([dict(zip(columns, row, strict=True)) for row in rows])

@@ -43,7 +43,7 @@ def transfer(
         out: a folder for transfer.json, transfer.md and a heat map, transfer.png.
         work: a folder for adapted encoders, codes and answers. The same command goes on with what is there;
             by default runs/transfer with surrogates, else nothing is kept.
-        root: the folder that relative paths in the data start from.
+        root: where a benchmark lies; else what relative paths in the data start from.
         batch_size: questions per forward pass.
         max_new_tokens: cap on the length of an answer.
         settings: NAME=VALUE, a setting of the adaptations, as for `craft adapt`; may be given several times.

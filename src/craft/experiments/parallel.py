@@ -42,6 +42,7 @@ class Estimate:
         trainings, cells: all of them.
         trainings_left, cells_left: those that are not there yet.
         seconds: of what is left, one after the other.
+        longest: of these, what one domain and seed ask for: they stay in one process.
         measured: whether every figure behind it was measured in this work folder, not guessed.
     """
 
@@ -50,11 +51,16 @@ class Estimate:
     trainings_left: int
     cells_left: int
     seconds: float
+    longest: float
     measured: bool
+
+    def time(self, jobs: int = 1) -> float:
+        """Seconds with so many jobs."""
+        return max(self.seconds / jobs, self.longest)
 
     def line(self, jobs: int = 1) -> str:
         """In words."""
-        minutes = self.seconds / 60 / jobs
+        minutes = self.time(jobs) / 60
         time = f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min"
         base = "by what was measured here" if self.measured else "partly by guess, for a CPU core a job"
         return (
@@ -77,12 +83,18 @@ def estimate(work: Work, cells: Sequence[Cell]) -> Estimate:
     missing = [one for one in wanted.values() if not work.is_trained(*one)]
     waiting = [cell for cell in cells if not work.file(cell).is_file()]
     known = measured_seconds(work.plan.work)
-    needed = [*(_kind(method.name) for _, _, method in missing), *(cell.measure for cell in waiting)]
-    guessed = {*needed} - {*known}
+    needed = [
+        *((domain, seed, _kind(method.name)) for domain, seed, method in missing),
+        *((cell.domain, cell.seed, cell.measure) for cell in waiting),
+    ]
+    guessed = {name for *_, name in needed} - {*known}
     slower = RATE / _core_rate() if guessed else 1.0
     known |= {name: SECONDS[name] * slower for name in guessed}
-    seconds = float(sum(known[name] for name in needed))
-    return Estimate(len(wanted), len(cells), len(missing), len(waiting), seconds, not guessed)
+    groups: dict[tuple[str, int], float] = defaultdict(float)
+    for domain, seed, name in needed:
+        groups[domain, seed] += known[name]
+    seconds, longest = sum(groups.values(), 0.0), max(groups.values(), default=0.0)
+    return Estimate(len(wanted), len(cells), len(missing), len(waiting), seconds, longest, not guessed)
 
 
 @cache

@@ -1,7 +1,7 @@
 """At what scale experiments are run: the shipped models on this machine, or the paper's settings."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field
 
@@ -20,6 +20,7 @@ class Plan(Settings):
 
     Attributes:
         scale: "tiny" or "paper"; told on the pages.
+        file: the file of one's own that the plan is from; None is that of the scale.
         quick: the figures are to show that all works, no more.
         work: a folder for trained models, codes and measured cells; what is there is not made again.
         domains: data sets that models are adapted to and asked about.
@@ -42,6 +43,7 @@ class Plan(Settings):
     """
 
     scale: Scale = "tiny"
+    file: str | None = None
     quick: bool = False
     work: Path = Field(default=Path("runs/reproduce"), strict=False)
     domains: tuple[str, ...] = Field(default=tuple(EMBEDDED), strict=False)
@@ -98,13 +100,12 @@ def plan_for(scale: str, quick: bool, given: dict[str, Any]) -> Plan:
     Raises:
         ConfigError: a field is unknown or impossible, or the file is not there.
     """
-    file = {"tiny": None, "paper": None}.get(scale, Path(scale))
-    if scale == "paper":
-        file = paper_file()
     over = {**(QUICK if quick else {}), **{key: value for key, value in given.items() if value is not None}}
     if quick and given.get("adapt"):
         over["adapt"] = {**QUICK["adapt"], **given["adapt"]}
-    return Plan.build(file, over)
+    if scale in get_args(Scale):
+        return Plan.build(paper_file() if scale == "paper" else None, over)
+    return Plan.build(scale, {**over, "file": scale})
 
 
 def paper_file() -> Path:

@@ -1,5 +1,7 @@
 """A result on disk: JSON with its provenance, and the page and picture that are made of it."""
 
+import json
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,13 +52,13 @@ def publish(name: str, experiment: Experiment, plan: Plan, out: str | Path, jobs
     Raises:
         CraftError: a model or data set is missing, or a place cannot be written to.
     """
-    began, work = time.monotonic(), Work(plan)
+    began, work, words = time.monotonic(), Work(plan), command(name, plan)
     if jobs > 1:
         fill_all(plan, experiment.cells(plan), jobs)
     found = experiment.measure(work)
     data = {
         "experiment": name,
-        "command": command(name, plan),
+        "command": words,
         **found,
         "provenance": {**work.provenance(), "seconds": round(time.monotonic() - began)},
     }
@@ -75,22 +77,24 @@ def write_result(name: str, experiment: Experiment, data: Data, out: str | Path)
 
 def command(name: str, plan: Plan) -> str:
     """The command that makes the result again."""
-    words = ["craft reproduce", name]
+    scale = plan.file or plan.scale
+    usual = plan_for(scale, plan.quick, {})
+    words = ["craft", "reproduce", name]
     words += ["--quick"] if plan.quick else []
-    words += ["--scale paper"] if plan.scale == "paper" else []
-    usual = plan_for(plan.scale, plan.quick, {})
-    for field in ("domains", "surrogates", "backbones", "continuous", "explainer"):
+    words += ["--scale", scale] if scale != "tiny" else []
+    for field in ("domains", "surrogates", "backbones", "continuous", "explainer", "encoders", "root"):
         given = getattr(plan, field)
         if given != getattr(usual, field):
-            words.append(f"--{field} {given if isinstance(given, str) else ' '.join(given)}")
+            words += [f"--{field}", *(given if isinstance(given, tuple) else [str(given)])]
     if plan.seeds != usual.seeds:
-        words.append(f"--seeds {','.join(map(str, plan.seeds))}")
-    if plan.limit != usual.limit:
-        words.append(f"--limit {plan.limit}")
+        words += ["--seeds", ",".join(map(str, plan.seeds))]
+    for field in ("limit", "device", "dtype"):
+        if getattr(plan, field) != getattr(usual, field):
+            words += [f"--{field}", str(getattr(plan, field))]
     for key, value in plan.adapt.items():
         if key not in usual.adapt or usual.adapt[key] != value:
-            words.append(f"--set {key}={'null' if value is None else value}")
-    return " ".join(words)
+            words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    return shlex.join(words)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

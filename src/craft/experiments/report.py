@@ -82,7 +82,8 @@ def sections_of(place: Path, below: bool = True) -> list[Section]:
         return _of_file(place) if place.suffix == ".json" else []
     if (place / "run.json").is_file():
         judged = [one for path in sorted(place.glob("judge/*/report-*.json")) for one in _of_file(path)]
-        return [_run(place), *judged]
+        stages = [_run(file.parent) for file in sorted(place.glob("stage-*/run.json"))]  # of an alignment
+        return [_run(place), *stages, *judged]
     files = [one for path in sorted(place.glob("*.json")) for one in _of_file(path)]
     folders = sorted(path for path in place.iterdir() if path.is_dir()) if below else []
     return files + [one for path in folders for one in sections_of(path, below=False)]
@@ -114,11 +115,12 @@ def _run(folder: Path) -> Section:
     metrics = told.get("metrics") or {}
     before, after = told.get("hashes_before") or {}, told.get("hashes_after") or {}
     frozen = [name for name in before if after and before[name] == after.get(name)]
+    llm = config.get("llm")  # of an alignment
     body = pairs(
         {
             "status": told.get("status"),
-            "method": told.get("method") or "craft",
-            "model": told.get("surrogate"),
+            "method": told.get("method") or ("align" if llm else "craft"),
+            "model": told.get("surrogate") or llm,
             "data": data.get("name"),
             "training samples": data.get("train"),
             "never trained on": ", ".join(told.get("held_out") or ()),

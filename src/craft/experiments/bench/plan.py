@@ -102,8 +102,10 @@ def plan(run: Run) -> dict[str, Any]:
     memory, trained, whole = _memory(run)
     step = Step(trains=run.trains, all_logits=run.all_logits, prefix=False)
     parts = dict(flops_per_image("real", step, name))
-    if run.checkpointing is True:
-        parts["LLM"] = round(parts["LLM"] * 1.5)  # forward, forward again, backward to the inputs
+    if run.checkpointing is True:  # forward, forward again, and backward: to the inputs; to the weights too
+        parts["LLM"] = round(parts["LLM"] * 3 / 2)
+        if run.tower_checkpointing and run.trains == "vision":
+            parts["tower"] = round(parts["tower"] * 4 / 3)
     each = sum(parts.values()) * run.batch / count
     compute = each / (gpu.flops * run.mfu)
     share = (count - 1) / count
