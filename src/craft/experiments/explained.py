@@ -176,7 +176,7 @@ def page_fig2(data: Data) -> str:
         f"and ✗ say whether the answer is right, ¶ that there is a justification; {data['judge']}.\n",
         "![Pictures with the answers of each method](fig2.png)\n",
         table(["picture", *names], rows) + "\n",
-        footer(data),
+        footer(data, one_seed=True),
     ]
     return "\n".join(parts)
 

@@ -108,7 +108,7 @@ def page4(data: Data) -> str:
         "How many codes of the test pictures the adapted tower changed, in percent, and how many "
         "different level-1 codes are in them:\n",
         table(["domain", "level 1", "all levels", "codes before", "after"], rows) + "\n",
-        footer(data),
+        footer(data, one_seed=True),
     ]
     return "\n".join(parts)
 
@@ -120,7 +120,7 @@ def page7(data: Data) -> str:
         "Level-1 codes under the base tower over the first test picture of each domain; those that repeat in "
         "one colour, and how rare each is in the model's own prior.\n",
         *_images(data, "fig7"),
-        footer(data),
+        footer(data, one_seed=True),
     ]
     return "\n".join(parts)
 
