@@ -369,6 +369,14 @@ def test_export_of_an_untrained_tower_is_the_original(root: Path, tmp_path: Path
     assert files(tmp_path / "out" / "vision_tower") == files(root / "vision_tower")
 
 
+def test_nothing_is_written_over_the_checkpoint_or_what_holds_it(root: Path) -> None:
+    lvlm, before = load(root), files(root)
+    for place in (root, root / "copy", root.parent):
+        with pytest.raises(CheckpointError, match="choose another folder"):
+            save_vila_u(lvlm, place)
+    assert files(root) == before
+
+
 def test_export_refuses_another_codebook(root: Path, tmp_path: Path) -> None:
     lvlm = load(root)
     edit(root / "vision_tower", lambda t: t["rqvaesiglip.quantizer.codebooks.0.weight"][0].add_(1))
