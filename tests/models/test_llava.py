@@ -94,7 +94,7 @@ def test_logits_are_those_of_transformers(tmp_path, tower, template):
 def test_pictures_are_cropped_as_clips_own_processor_does():
     draw = np.random.default_rng(0)
     theirs = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    for shape in ((50, 70, 3), (71, 40, 3), (32, 32, 3), (20, 45, 3)):
+    for shape in ((50, 70, 3), (71, 40, 3), (32, 32, 3), (20, 45, 3), (98, 49, 3)):
         picture = Image.fromarray(draw.integers(0, 255, shape, dtype=np.uint8))
         found = (pixels([picture], 32, "crop")[0] + 1) / 2
         expected = torch.as_tensor(np.asarray(theirs(picture, return_tensors="pt")["pixel_values"][0]))
