@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from transformers import (
     CLIPVisionConfig,
@@ -18,7 +19,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from builders import tiny_images, tiny_tokenizer
 from craft.core.errors import CheckpointError, CraftError
 from craft.models.images import pixels
-from craft.models.llava import CLIP_MEAN, CLIP_STD
+from craft.models.llava import CLIP_MEAN, CLIP_STD, LlavaTower
 from craft.models.load import load
 
 QUESTIONS = ["What is shown in the picture?", "How many?"]
@@ -100,6 +101,17 @@ def test_pictures_are_cropped_as_clips_own_processor_does():
         expected = torch.as_tensor(np.asarray(theirs(picture, return_tensors="pt")["pixel_values"][0]))
         expected = expected * torch.tensor(CLIP_STD).view(3, 1, 1) + torch.tensor(CLIP_MEAN).view(3, 1, 1)
         assert torch.allclose(found, expected, atol=1e-5), shape
+
+
+def test_the_tower_is_the_same_under_another_version_of_transformers(tmp_path, monkeypatch):
+    save_llava(tmp_path / "llava")
+    tower = load(tmp_path / "llava", "cpu").visual.vision_tower
+    monkeypatch.setattr(transformers.configuration_utils, "__version__", "5.99.0")
+    assert load(tmp_path / "llava", "cpu").visual.vision_tower.config == tower.config
+    alone = LlavaTower(tower.config)  # all that it is made of
+    assert {k: v.shape for k, v in alone.state_dict().items()} == {
+        k: v.shape for k, v in tower.state_dict().items()
+    }
 
 
 def test_bfloat16_and_float32_have_one_fingerprint(tmp_path):
