@@ -128,6 +128,7 @@ class CodeCache:
         if key not in self._known:
             self._known[key] = {} if place is None else _read_parts(place, visual)
         known = self._known[key]
+        images = list(images)  # a lazy sequence would make every picture anew, and they are told apart by id
         digests, missing = _digests(images), dict[bytes, Any]()
         for digest, image in zip(digests, images, strict=True):
             if digest not in known:
