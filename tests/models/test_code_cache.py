@@ -2,6 +2,7 @@
 towers, precisions or pictures up."""
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -145,7 +146,7 @@ def test_a_damaged_part_is_named_and_encoded_again(pictures, encoded, tmp_path, 
 
 
 def test_pictures_that_are_made_as_they_are_asked_for(pictures):
-    class Lazy:  # as a column of `datasets`: an object of its own at each access, soon collected
+    class Lazy(Sequence):  # as a column of `datasets`: an object of its own at each access, soon collected
         def __len__(self):
             return len(pictures)
 
