@@ -21,6 +21,7 @@ from craft.core.errors import CheckpointError, CraftError
 from craft.models.images import pixels
 from craft.models.llava import CLIP_MEAN, CLIP_STD, LlavaTower
 from craft.models.load import load
+from craft.models.native import save_native
 
 QUESTIONS = ["What is shown in the picture?", "How many?"]
 TEMPLATE = (  # as that of llava-hf/llava-1.5-7b-hf
@@ -141,6 +142,17 @@ def test_what_is_not_known_is_refused(tmp_path, tower, changes, told):
     save_llava(tmp_path / "llava", tower, **changes)
     with pytest.raises(CheckpointError, match=told):
         load(tmp_path / "llava", "cpu")
+
+
+@torch.no_grad()
+def test_it_can_be_kept_in_our_own_layout(tmp_path):
+    save_llava(tmp_path / "llava", template=TEMPLATE)
+    lvlm, images = load(tmp_path / "llava", "cpu"), tiny_images(2)
+    again = load(save_native(tmp_path / "family", "kept", lvlm, dtype="float32"), "cpu")
+    assert again.visual.codebook.fingerprint == lvlm.visual.codebook.fingerprint
+    logits = (x.backbone.logits(x.backbone.inputs(x.encode(images), QUESTIONS)) for x in (lvlm, again))
+    assert torch.equal(*logits)
+    assert again.answer(images, QUESTIONS) == lvlm.answer(images, QUESTIONS)
 
 
 def test_there_is_no_pruning_by_code(tmp_path):

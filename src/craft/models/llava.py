@@ -151,7 +151,7 @@ def _vision_model(config: dict[str, Any]) -> Any:
     from transformers import AutoConfig, AutoModel
 
     own = {key: value for key, value in config.items() if key != "model_type"}
-    return AutoModel.from_config(AutoConfig.for_model(config["model_type"], **own))
+    return AutoModel.from_config(AutoConfig.for_model(config["model_type"], **own), dtype=torch.float32)
 
 
 def _images(root: Path, clip: bool) -> tuple[list[float], list[float], str]:
