@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 
-from craft.core.device import autocast, resolve_device, resolve_dtype
+from craft.core.device import autocast, exact_products, resolve_device, resolve_dtype, rounds_products
 from craft.core.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -36,3 +36,35 @@ def test_autocast():
     assert isinstance(autocast(CPU, torch.float32), contextlib.nullcontext)
     with autocast(CPU, torch.bfloat16):
         assert (torch.randn(2, 2) @ torch.randn(2, 2)).dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch 2.9 and later")
+@pytest.mark.parametrize("kind, backend", [("cuda", torch.backends.cuda), ("cpu", torch.backends.mkldnn)])
+def test_products_are_exact_whatever_torch_is_allowed(kind, backend):
+    device = torch.device(kind)
+    assert not rounds_products(device)
+    backend.matmul.fp32_precision = "tf32"  # and the older switch stays off: it cannot even be read now
+    try:
+        assert rounds_products(device)
+        with exact_products(device):
+            assert not rounds_products(device)
+        assert backend.matmul.fp32_precision == "tf32"
+    finally:
+        backend.matmul.fp32_precision = "none"
+    torch.set_float32_matmul_precision("medium")  # TF32 on CUDA, bfloat16 on processors that have it
+    try:
+        with exact_products(device):
+            assert backend.matmul.fp32_precision == "ieee"
+        assert rounds_products(device) and torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_the_older_switch_is_read_and_set_where_there_is_no_other(monkeypatch):
+    class Matmul:
+        allow_tf32 = True
+
+    monkeypatch.setattr(torch.backends.cuda, "matmul", Matmul)
+    with exact_products(torch.device("cuda")):
+        assert Matmul.allow_tf32 is False
+    assert rounds_products(torch.device("cuda"))

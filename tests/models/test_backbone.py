@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from builders import tiny_lvlm
+from builders import tiny_backbone, tiny_lvlm
 from craft.core.errors import CodebookMismatchError, CraftError
 from craft.losses import surrogate_alignment
 from craft.models.backbone import Backbone
@@ -54,6 +54,32 @@ def test_generation_stops_at_the_end_token(lvlm: LVLM, pixels: torch.Tensor) -> 
     lvlm.backbone.llm.generation_config.eos_token_id = [2, ids[0][2]]
     again = lvlm.backbone.generate_ids(lvlm.backbone.inputs(lvlm.encode(pixels), QUESTIONS), 8)
     assert again[0] == ids[0][: ids[0].index(ids[0][2])]
+
+
+@pytest.mark.parametrize(
+    "kind, told",
+    [
+        ("gemma2", {"final_logit_softcapping": 3.0}),
+        ("granite", {"logits_scaling": 8.0}),
+        ("cohere", {"logit_scale": 0.25}),
+    ],
+)
+def test_logits_are_the_llms_own_where_it_caps_or_scales_them(kind: str, told: dict[str, float]) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "vocab_size": 300, "pad_token_id": 0, "bos_token_id": 1}
+    more = {"head_dim": 8} if kind == "gemma2" else {}
+    config = AutoConfig.for_model(kind, **sizes, eos_token_id=2, initializer_range=0.2, **more, **told)
+    backbone = tiny_backbone()
+    backbone.llm = AutoModelForCausalLM.from_config(config).eval()
+    inputs = backbone.inputs(None, QUESTIONS, padding="right")
+    inputs["inputs_embeds"] = inputs["inputs_embeds"].detach().requires_grad_()
+    logits = backbone.logits(inputs), backbone.llm(**inputs).logits
+    torch.testing.assert_close(*logits)
+    assert not torch.allclose(logits[0], backbone.llm.lm_head(backbone.hidden_states(inputs)))
+    gradients = (torch.autograd.grad(found.square().sum(), inputs["inputs_embeds"])[0] for found in logits)
+    torch.testing.assert_close(*gradients)
 
 
 def test_text_only_answers(lvlm: LVLM) -> None:

@@ -2,6 +2,7 @@
 towers, precisions or pictures up."""
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -142,3 +143,17 @@ def test_a_damaged_part_is_named_and_encoded_again(pictures, encoded, tmp_path, 
     again = CodeCache(tmp_path / "codes").encode(visual, pictures, progress=False)
     assert encoded == [4] and torch.equal(again.codes, exact.codes)
     assert part.name in capsys.readouterr().err
+
+
+def test_pictures_that_are_made_as_they_are_asked_for(pictures):
+    class Lazy(Sequence):  # as a column of `datasets`: an object of its own at each access, soon collected
+        def __len__(self):
+            return len(pictures)
+
+        def __getitem__(self, index):
+            with Image.open(pictures[index]) as picture:
+                return picture.convert("RGB")
+
+    visual = tiny_visual()
+    found = CodeCache().encode(visual, Lazy(), progress=False)
+    assert torch.equal(found.tokens().codes, visual.encode(pictures).codes)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from transformers import (
     CLIPVisionConfig,
@@ -18,8 +19,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from builders import tiny_images, tiny_tokenizer
 from craft.core.errors import CheckpointError, CraftError
 from craft.models.images import pixels
-from craft.models.llava import CLIP_MEAN, CLIP_STD
+from craft.models.llava import CLIP_MEAN, CLIP_STD, LlavaTower
 from craft.models.load import load
+from craft.models.native import save_native
 
 QUESTIONS = ["What is shown in the picture?", "How many?"]
 TEMPLATE = (  # as that of llava-hf/llava-1.5-7b-hf
@@ -94,12 +96,23 @@ def test_logits_are_those_of_transformers(tmp_path, tower, template):
 def test_pictures_are_cropped_as_clips_own_processor_does():
     draw = np.random.default_rng(0)
     theirs = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    for shape in ((50, 70, 3), (71, 40, 3), (32, 32, 3), (20, 45, 3)):
+    for shape in ((50, 70, 3), (71, 40, 3), (32, 32, 3), (20, 45, 3), (98, 49, 3)):
         picture = Image.fromarray(draw.integers(0, 255, shape, dtype=np.uint8))
         found = (pixels([picture], 32, "crop")[0] + 1) / 2
         expected = torch.as_tensor(np.asarray(theirs(picture, return_tensors="pt")["pixel_values"][0]))
         expected = expected * torch.tensor(CLIP_STD).view(3, 1, 1) + torch.tensor(CLIP_MEAN).view(3, 1, 1)
         assert torch.allclose(found, expected, atol=1e-5), shape
+
+
+def test_the_tower_is_the_same_under_another_version_of_transformers(tmp_path, monkeypatch):
+    save_llava(tmp_path / "llava")
+    tower = load(tmp_path / "llava", "cpu").visual.vision_tower
+    monkeypatch.setattr(transformers.configuration_utils, "__version__", "5.99.0")
+    assert load(tmp_path / "llava", "cpu").visual.vision_tower.config == tower.config
+    alone = LlavaTower(tower.config)  # all that it is made of
+    assert {k: v.shape for k, v in alone.state_dict().items()} == {
+        k: v.shape for k, v in tower.state_dict().items()
+    }
 
 
 def test_bfloat16_and_float32_have_one_fingerprint(tmp_path):
@@ -129,6 +142,17 @@ def test_what_is_not_known_is_refused(tmp_path, tower, changes, told):
     save_llava(tmp_path / "llava", tower, **changes)
     with pytest.raises(CheckpointError, match=told):
         load(tmp_path / "llava", "cpu")
+
+
+@torch.no_grad()
+def test_it_can_be_kept_in_our_own_layout(tmp_path):
+    save_llava(tmp_path / "llava", template=TEMPLATE)
+    lvlm, images = load(tmp_path / "llava", "cpu"), tiny_images(2)
+    again = load(save_native(tmp_path / "family", "kept", lvlm, dtype="float32"), "cpu")
+    assert again.visual.codebook.fingerprint == lvlm.visual.codebook.fingerprint
+    logits = (x.backbone.logits(x.backbone.inputs(x.encode(images), QUESTIONS)) for x in (lvlm, again))
+    assert torch.equal(*logits)
+    assert again.answer(images, QUESTIONS) == lvlm.answer(images, QUESTIONS)
 
 
 def test_there_is_no_pruning_by_code(tmp_path):

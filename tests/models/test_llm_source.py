@@ -86,6 +86,13 @@ def test_folders_and_backbones(family):
     assert tokenizer("red bag")["input_ids"] == tiny_tokenizer()("red bag")["input_ids"]
 
 
+def test_the_text_tokenizer_is_read_once_and_as_its_file_says(family, monkeypatch):
+    import transformers
+
+    monkeypatch.setattr(transformers, "AutoTokenizer", None)
+    assert open_llm(family / "llama", torch.float32)[1].get_vocab() == tiny_tokenizer().get_vocab()
+
+
 def test_fresh_weights_are_a_function_of_the_seed(family):
     one, again, other = (open_llm(family / "llama", torch.float32, fresh=n)[0] for n in (1, 1, 2))
     assert torch.equal(one.lm_head.weight, again.lm_head.weight)

@@ -35,6 +35,19 @@ def test_chat_template() -> None:
     assert alone.after == []
 
 
+def test_llms_that_may_think_first_are_told_not_to() -> None:
+    template = (  # as Qwen3's
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' and loop.last %}<think>\n\n"
+        "</think>\n\n{% endif %}{{ m.content }}</s>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>"
+        "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    )
+    words = tiny_tokenizer(template=template)
+    prompt = build_prompt("chat-template", words, "what?", "a cat")
+    assert text(words, prompt.after).endswith("<|assistant|><think>\n\n</think>\n\n")
+    assert text(words, prompt.answer) == "a cat</s>"
+    assert build_prompt("chat-template", words, "what?").after == prompt.after
+
+
 def test_chat_template_of_a_question_that_holds_the_slot_mark() -> None:
     words = tiny_tokenizer(template=TEMPLATE)
     marked = build_prompt("chat-template", words, "wh\ue000at?")

@@ -6,7 +6,7 @@ import torch
 from craft.models.backbone import Backbone
 from craft.models.freezing import freeze_all_but, parameter_table
 from craft.models.lvlm import LVLM
-from craft.models.memory import estimate_memory
+from craft.models.memory import estimate_memory, kept_per_token
 from craft.models.projector import Projector
 from craft.models.vision_tower import SiglipTower
 from craft.models.visual_tokenizer import VisualTokenizer
@@ -88,3 +88,9 @@ def test_memory_estimate(lvlm: LVLM) -> None:
     assert checkpointed["total"] < 40 * GIB < estimate["total"] < 80 * GIB
     assert estimate_memory(lvlm, 1, 400, torch.bfloat16)["activations"] * 24 == estimate["activations"]
     assert estimate["search"] <= 24 * 256 * 16384 * 4 / 8  # never an [N, K] matrix
+
+
+def test_llms_that_call_their_mlp_width_otherwise() -> None:
+    from transformers import GPT2Config
+
+    assert kept_per_token(GPT2Config(n_embd=64), 2) == 2 * (8 * 64 + 3 * 256)

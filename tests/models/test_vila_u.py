@@ -241,22 +241,43 @@ def test_siglip_config_without_a_folder_beside_comes_from_shapes(root: Path) -> 
     load(root)
 
 
+def siglip_weights(hidden: int, inner: int, layers: int, patch: int, patches: int) -> WeightFolder:
+    """Shapes of a vision tower, without values."""
+    weights = WeightFolder(GOLDEN / "vision_tower")
+    weights.shapes = {
+        PREFIX + "embeddings.patch_embedding.weight": (hidden, 3, patch, patch),
+        PREFIX + "embeddings.position_embedding.weight": (patches, hidden),
+        PREFIX + "encoder.layers.0.mlp.fc1.weight": (inner, hidden),
+        PREFIX + f"encoder.layers.{layers - 1}.mlp.fc1.weight": (inner, hidden),
+    }
+    return weights
+
+
 def test_siglip_large_and_so400m_from_shapes(tmp_path: Path) -> None:
     for hidden, inner, layers, patch, patches, heads, image in (
         (1024, 4096, 24, 16, 256, 16, 256),
-        (1152, 4304, 27, 14, 729, 16, 378),
+        (1152, 4304, 27, 14, 729, 16, 384),  # 27 patches of 14 px, and 6 px over
     ):
-        weights = WeightFolder(GOLDEN / "vision_tower")
-        weights.shapes = {
-            PREFIX + "embeddings.patch_embedding.weight": (hidden, 3, patch, patch),
-            PREFIX + "embeddings.position_embedding.weight": (patches, hidden),
-            PREFIX + "encoder.layers.0.mlp.fc1.weight": (inner, hidden),
-            PREFIX + f"encoder.layers.{layers - 1}.mlp.fc1.weight": (inner, hidden),
-        }
+        weights = siglip_weights(hidden, inner, layers, patch, patches)
         config = siglip_vision_config(weights, PREFIX, tmp_path, "google/siglip-large-patch16-256")
         assert (config["num_attention_heads"], config["image_size"]) == (heads, image)
         assert (config["num_hidden_layers"], config["intermediate_size"]) == (layers, inner)
         assert (config["layer_norm_eps"], config["hidden_act"]) == (1e-6, "gelu_pytorch_tanh")
+
+
+def test_so400m_with_its_own_config_beside(tmp_path: Path) -> None:
+    weights = siglip_weights(1152, 4304, 27, 14, 729)
+    file = tmp_path / "siglip" / "config.json"
+    file.parent.mkdir()
+    told = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "patch_size": 14}
+    for image in (384, 392):  # 392 px are 28 patches
+        vision = {**told, "num_attention_heads": 16, "image_size": image}
+        file.write_text(json.dumps({"vision_config": vision}))
+        if image == 384:
+            assert siglip_vision_config(weights, PREFIX, tmp_path, "siglip")["image_size"] == 384
+        else:
+            with pytest.raises(CheckpointError, match="image_size 392"):
+                siglip_vision_config(weights, PREFIX, tmp_path, "siglip")
 
 
 def test_text_encoder_comes_with_the_checkpoint(root: Path) -> None:
@@ -346,6 +367,14 @@ def test_exported_vision_tower_drops_in(root: Path, tmp_path: Path) -> None:
 def test_export_of_an_untrained_tower_is_the_original(root: Path, tmp_path: Path) -> None:
     export_vision_tower(load(root), root, tmp_path / "out")
     assert files(tmp_path / "out" / "vision_tower") == files(root / "vision_tower")
+
+
+def test_nothing_is_written_over_the_checkpoint_or_what_holds_it(root: Path) -> None:
+    lvlm, before = load(root), files(root)
+    for place in (root, root / "copy", root.parent):
+        with pytest.raises(CheckpointError, match="choose another folder"):
+            save_vila_u(lvlm, place)
+    assert files(root) == before
 
 
 def test_export_refuses_another_codebook(root: Path, tmp_path: Path) -> None:

@@ -129,6 +129,15 @@ def test_the_input_is_not_written_to() -> None:
     assert torch.equal(z, copy)
 
 
+def test_it_can_be_made_and_used_in_inference_mode() -> None:
+    z, made = torch.randn(12, 9), book()
+    with torch.inference_mode():
+        again = book()
+        assert torch.equal(again.quantize(z).codes, made.quantize(z).codes)
+    assert torch.equal(again.quantize(z).codes, made.quantize(z).codes)
+    assert again.fingerprint == made.fingerprint
+
+
 def test_errors_name_the_cause() -> None:
     with pytest.raises(CheckpointError, match=r"width 5 .* width 9"):
         book().quantize(torch.randn(2, 5))

@@ -1,6 +1,8 @@
 """Where to compute and in which floating-point type."""
 
 import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -64,6 +66,35 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device_type=device.type, dtype=dtype)
+
+
+def rounds_products(device: torch.device) -> bool:
+    """Whether torch is allowed to round float32 matrices there before it multiplies them (TF32, bfloat16)."""
+    owner, name = _product_setting(device)
+    return getattr(owner, name, False) not in ("none", "ieee", False)
+
+
+@contextlib.contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Products of float32 matrices in float32, whatever torch is allowed; the setting comes back."""
+    if not rounds_products(device):
+        yield
+        return
+    owner, name = _product_setting(device)
+    allowed = getattr(owner, name)
+    setattr(owner, name, "ieee" if name == "fp32_precision" else False)
+    try:
+        yield
+    finally:
+        setattr(owner, name, allowed)
+
+
+def _product_setting(device: torch.device) -> tuple[Any, str]:
+    """Where torch keeps what it is allowed: since 2.9 `fp32_precision`, beside which the older switch cannot
+    even be read when the two differ."""
+    backends = {"cuda": torch.backends.cuda, "cpu": torch.backends.mkldnn}
+    owner = getattr(backends.get(device.type), "matmul", None)
+    return owner, "fp32_precision" if hasattr(owner, "fp32_precision") else "allow_tf32"
 
 
 def free_memory(device: torch.device) -> int:

@@ -1,10 +1,13 @@
 """The backbone: projector + LLM + text tokenizer + prompt format, all for one codebook (§3.1, §8)."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from craft.core.errors import CraftError
 from craft.core.tokens import VisionTokens
@@ -13,6 +16,8 @@ from craft.models.projector import Projector
 from craft.models.prompts import Prompt, build_prompt, decode
 
 Segment = Tensor  # int64 [n]: token ids; or float [n, h]: embeddings
+_BEHIND_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+"""Settings of LLMs that cap or scale what their output embedding gives (Gemma 2, Granite, Cohere)."""
 
 
 class Backbone(nn.Module):
@@ -50,8 +55,11 @@ class Backbone(nn.Module):
         return self.llm.get_input_embeddings().weight.device  # type: ignore[operator, union-attr]
 
     @property
-    def lm_head(self) -> nn.Module:
-        """The LLM's output embedding: hidden states -> logits over the vocabulary."""
+    def lm_head(self) -> Callable[[Tensor], Tensor]:
+        """Hidden states `[..., h]` -> the LLM's logits `[..., V]`: its output embedding, and what it does
+        behind it."""
+        if any(getattr(self.llm.config, name, None) for name in _BEHIND_HEAD):
+            return partial(_own_logits, self.llm)
         return self.llm.get_output_embeddings()  # type: ignore[operator]
 
     def project(self, quantized: Tensor) -> Tensor:
@@ -254,3 +262,18 @@ class Backbone(nn.Module):
         listed = getattr(config, "eos_token_id", None)
         ends = set(listed if isinstance(listed, (list, tuple)) else [listed]) | {self.tokenizer.eos_token_id}
         return {int(end) for end in ends if end is not None}
+
+
+class _Given(nn.Module):
+    """In place of an LLM's layers: its input embeddings come out as they are."""
+
+    def forward(self, inputs_embeds: Tensor, **_: Any) -> BaseModelOutputWithPast:
+        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
+
+
+def _own_logits(llm: Any, hidden: Tensor) -> Tensor:
+    """Logits by the LLM's own forward pass, in which the layers are left out."""
+    bare = copy.copy(llm)  # all parts shared
+    bare._modules = {**llm._modules, llm.base_model_prefix: _Given()}
+    logits = bare(inputs_embeds=hidden.reshape(1, -1, hidden.shape[-1]), use_cache=False).logits
+    return logits.reshape(*hidden.shape[:-1], -1)

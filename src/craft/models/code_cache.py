@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from craft.core.device import rounds_products
 from craft.core.errors import CheckpointError
 from craft.core.files import PathLike, hash_tensors, load_tensors, save_tensors, write_json
 from craft.core.progress import say, track
@@ -128,6 +129,7 @@ class CodeCache:
         if key not in self._known:
             self._known[key] = {} if place is None else _read_parts(place, visual)
         known = self._known[key]
+        images = list(images)  # a lazy sequence would make every picture anew, and they are told apart by id
         digests, missing = _digests(images), dict[bytes, Any]()
         for digest, image in zip(digests, images, strict=True):
             if digest not in known:
@@ -163,7 +165,7 @@ def describe_visual(visual: VisualTokenizer) -> dict[str, Any]:
         "autocast": str(torch.get_autocast_dtype(device.type))
         if torch.is_autocast_enabled(device.type)
         else None,
-        "tf32": device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32,
+        "tf32": rounds_products(device),
         "torch": torch.__version__.partition("+")[0],
         "pillow": PIL.__version__,
     }

@@ -28,8 +28,7 @@ def _square(image: Image.Image) -> Image.Image:
 def _cropped(image: Image.Image, size: int) -> Image.Image:
     """The shorter side scaled to `size`, and the middle square of it (CLIP's and LLaVA's way)."""
     width, height = image.size
-    scale = size / min(width, height)
-    wide, high = (size if side == min(width, height) else int(side * scale) for side in (width, height))
+    wide, high = (size * side // min(width, height) for side in (width, height))
     image = image.resize((wide, high), Image.Resampling.BICUBIC)
     left, top = (wide - size) // 2, (high - size) // 2
     return image.crop((left, top, left + size, top + size))

@@ -142,15 +142,16 @@ def _tower(root: Path, config: Any, vision: Any) -> LlavaTower:
         )
     mean, std, _ = _images(root, class_token)
     depth = layer if layer >= 0 else config.vision_config.num_hidden_layers + 1 + layer
-    told = {"model": config.vision_config.to_dict(), "depth": depth, "mean": mean, "std": std}
-    return LlavaTower(told, vision)
+    model = config.vision_config.to_diff_dict()
+    del model["transformers_version"]  # another version has the same tower
+    return LlavaTower({"model": model, "depth": depth, "mean": mean, "std": std}, vision)
 
 
 def _vision_model(config: dict[str, Any]) -> Any:
     from transformers import AutoConfig, AutoModel
 
     own = {key: value for key, value in config.items() if key != "model_type"}
-    return AutoModel.from_config(AutoConfig.for_model(config["model_type"], **own))
+    return AutoModel.from_config(AutoConfig.for_model(config["model_type"], **own), dtype=torch.float32)
 
 
 def _images(root: Path, clip: bool) -> tuple[list[float], list[float], str]:

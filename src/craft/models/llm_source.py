@@ -14,7 +14,7 @@ from torch import nn
 from craft.core.errors import CheckpointError, ConfigError, CraftError
 from craft.core.files import sha256_file
 from craft.core.progress import say
-from craft.models.llm_folder import load_llm, load_tokenizer, quiet
+from craft.models.llm_folder import load_tokenizer, quiet, read_llm
 from craft.models.load import hub_folder, is_hub_id, shipped, shipped_folder
 
 
@@ -112,7 +112,7 @@ def open_llm(name: str | Path, dtype: torch.dtype, fresh: int | None = None) -> 
             raise ConfigError("Random weights need an LLM's folder with its config.json, not a GGUF file.")
         return _load_gguf(path, dtype)
     if fresh is None:
-        return load_llm(path, dtype)[0], load_tokenizer(path)
+        return read_llm(path, dtype), load_tokenizer(path)
     return _fresh(path, dtype, fresh), load_tokenizer(path)
 
 

@@ -93,9 +93,11 @@ def estimate_memory(
 
 def kept_per_token(config: Any, layers: int, again: Recompute = False, trained: bool = False) -> int:
     """Values that so many transformer layers keep per token; more where their own weights train."""
+    width = int(config.hidden_size)
+    mlp = int(getattr(config, "intermediate_size", 4 * width))  # GPT-2, OPT and others do not name it so
     times = _TRAINED if trained else 1
-    whole = round(times * (_WIDE * int(config.hidden_size) + _INNER * int(config.intermediate_size)))
+    whole = round(times * (_WIDE * width + _INNER * mlp))
     if again == "selective":
         wide, inner = _PRODUCTS
-        return layers * (wide * int(config.hidden_size) + inner * int(config.intermediate_size))
-    return layers * int(config.hidden_size) + whole if again else layers * whole
+        return layers * (wide * width + inner * mlp)
+    return layers * width + whole if again else layers * whole

@@ -16,6 +16,7 @@ VICUNA_SYSTEM = (
 )
 _LLAVA_IMAGE = "<image>"
 _SLOT = "\ue000"  # a private-use character stands for the image while a chat template is filled in
+_SAY_IT = {"enable_thinking": False}  # to LLMs that may think first (Qwen3): answers have 5 tokens (§4.1)
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def chat_template(tokenizer: Any, question: str, answer: str | None = None, imag
         )
     question = question.replace(_SLOT, "")
     turns = [{"role": "user", "content": f"{_SLOT}\n{question}" if image else question}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **_SAY_IT)
     before, _, after = text.partition(_SLOT) if image else (text, "", "")
 
     def ids(piece: str) -> list[int]:
@@ -106,7 +107,7 @@ def chat_template(tokenizer: Any, question: str, answer: str | None = None, imag
     tail: list[int] = []
     if answer is not None:
         whole = tokenizer.apply_chat_template(
-            [*turns, {"role": "assistant", "content": answer}], tokenize=False
+            [*turns, {"role": "assistant", "content": answer}], tokenize=False, **_SAY_IT
         )
         ending = whole[len(text) :] if whole.startswith(text) else answer
         tail = ids(ending.rstrip("\n"))
@@ -252,7 +253,7 @@ def _next_chat(
         return [{"role": r, "content": c} for turn in turns for r, c in zip(roles, turn, strict=True)]
 
     def render(listed: list[dict[str, str]], **more: bool) -> str:
-        return str(tokenizer.apply_chat_template(listed, tokenize=False, **more))
+        return str(tokenizer.apply_chat_template(listed, tokenize=False, **_SAY_IT, **more))
 
     past = messages(earlier)
     old = render(past).rstrip("\n")

@@ -21,6 +21,8 @@ VISION = {**_LAYERS, "image_size": 224, "patch_size": 16}
 TEXT = {**_LAYERS, "vocab_size": 32000, "max_position_embeddings": 64}
 # so400m is the one published SigLIP whose heads are not 64 wide
 HEADS = {1152: 16}
+# and at 384 px the one whose patches do not fill the picture: 27 of 14 px on a side, and 6 px over
+SIDES = {(27, 14): 384}
 
 
 def siglip_vision_config(
@@ -44,12 +46,14 @@ def siglip_vision_config(
     """
     hidden, _, patch, _ = _shape(weights, prefix + "embeddings.patch_embedding.weight")
     side = math.isqrt(_shape(weights, prefix + "embeddings.position_embedding.weight")[0])
-    sizes = {"hidden_size": hidden, "patch_size": patch, "image_size": side * patch}
+    beside = _beside(root, pretrained_model, "vision_config")
+    image = SIDES.get((side, patch), side * patch)
+    told = beside[1].get("image_size", image) if beside else image
+    if told // patch == side:
+        image = told  # what is over is cut off by the patch embedding
+    sizes = {"hidden_size": hidden, "patch_size": patch, "image_size": image}
     sizes |= _layer_sizes(weights, prefix)
-    return {
-        **_complete(weights, sizes, VISION, _beside(root, pretrained_model, "vision_config")),
-        "type": "siglip",
-    }
+    return {**_complete(weights, sizes, VISION, beside), "type": "siglip"}
 
 
 def siglip_text_config(

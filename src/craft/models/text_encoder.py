@@ -133,7 +133,7 @@ class TextEncoder(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         """The weights by SigLIP's names (`embeddings.*`, `encoder.*`, `final_layer_norm.*`, `head.*`)."""
-        return {name.removeprefix("text_model."): t for name, t in self.model.state_dict().items()}
+        return self.model.state_dict()
 
     def load_weights(self, state: Mapping[str, Tensor], where: Path) -> None:
         """Load weights by SigLIP's names.
@@ -141,9 +141,8 @@ class TextEncoder(nn.Module):
         Raises:
             CheckpointError: they do not fit the config.
         """
-        nested = any(name.startswith("text_model.") for name in self.model.state_dict())  # transformers < 5.6
-        plain = {name: tensor for name, tensor in state.items() if not name.endswith("position_ids")}
-        load_strict(self.model, {f"text_model.{k}": v for k, v in plain.items()} if nested else plain, where)
+        known = {name: tensor for name, tensor in state.items() if not name.endswith("position_ids")}
+        load_strict(self.model, known, where)
 
     @classmethod
     def from_siglip_state(

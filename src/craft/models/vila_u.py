@@ -252,9 +252,11 @@ def save_vila_u(lvlm: LVLM, folder: str | Path) -> None:
             f"{lvlm.name} cannot be written in VILA-U's layout: the checkpoint that it came from "
             f"({root or 'none'}) is not a VILA-U folder. Use the native layout."
         )
-    if target.resolve() == root or root in target.resolve().parents:
+    place = target.resolve()
+    if root in (place, *place.parents) or place in root.parents:  # what is there is replaced
         raise CheckpointError(
-            f"{target} is the checkpoint that {lvlm.name} came from; choose another folder."
+            f"{target} is, holds or lies in the checkpoint that {lvlm.name} came from ({root}); choose "
+            "another folder."
         )
     parts = {part: WeightFolder(root / part) for part in ("vision_tower", "mm_projector", "llm")}
     tower = _vila_u_tower(lvlm.visual.vision_tower)

@@ -155,19 +155,18 @@ class HybridTower(_Tower):
         return self.output_projection(self.output_norm(x))
 
 
-VisionTower = SiglipTower | HybridTower
-
-
-def build_tower(config: dict[str, Any]) -> VisionTower:
-    """Build the tower that a config names.
+def build_tower(config: dict[str, Any]) -> Any:
+    """Build the tower that a config names: a `SiglipTower`, `HybridTower` or `craft.models.llava.LlavaTower`.
 
     Args:
-        config: `type` is "siglip" or "hybrid"; the rest as the class says.
+        config: `type` is "siglip", "hybrid" or "llava"; the rest as the class says.
 
     Raises:
         CheckpointError: the type is unknown or a key is missing.
     """
-    towers = {"siglip": SiglipTower, "hybrid": HybridTower}
+    from craft.models.llava import LlavaTower  # late: its file loads whole LVLMs
+
+    towers = {"siglip": SiglipTower, "hybrid": HybridTower, "llava": LlavaTower}
     kind = config.get("type")
     if kind not in towers:
         raise CheckpointError(

@@ -134,7 +134,7 @@ class ResidualCodebook(nn.Module):
                 f"Features of width {z.shape[-1]} do not fit a codebook of width {self.dim}."
             )
         with exact_matmul(z.device):
-            remainder = z.detach().reshape(-1, self.dim).to(torch.float32, copy=True)
+            remainder = z.detach().reshape(-1, self.dim).float()
             codes = search_named(search, self)(remainder, self)  # Eq. 1, level by level
             total = torch.zeros_like(remainder)
             sums = []
@@ -172,7 +172,9 @@ class ResidualCodebook(nn.Module):
         return {**self.__dict__, "_derived": {}}  # a copy makes its own, when it needs them
 
     def _key(self) -> tuple[int, int, torch.device]:
-        return (self.codewords.data_ptr(), self.codewords._version, self.codewords.device)
+        book = self.codewords
+        version = 0 if book.is_inference() else book._version  # made in inference mode, it counts none
+        return (book.data_ptr(), version, book.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ResidualCodebook":
         exact = self.codewords

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from craft.core.device import free_memory, has_bfloat16
+from craft.core.device import exact_products, free_memory, has_bfloat16
 from craft.core.errors import ConfigError
 
 ROW_BLOCK = 4096
@@ -52,15 +52,8 @@ def exact_matmul(device: torch.device) -> Iterator[None]:
     if device.type == "meta":  # shapes only: there is nothing to round
         yield
         return
-    with torch.autocast(device.type, enabled=False):
-        if device.type != "cuda" or not torch.backends.cuda.matmul.allow_tf32:
-            yield
-            return
-        torch.backends.cuda.matmul.allow_tf32 = False
-        try:
-            yield
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = True
+    with torch.autocast(device.type, enabled=False), exact_products(device):
+        yield
 
 
 def nearest_codes(x: Tensor, codewords: Tensor, half_norms: Tensor) -> Tensor:
@@ -80,8 +73,7 @@ def nearest_codes(x: Tensor, codewords: Tensor, half_norms: Tensor) -> Tensor:
 
     Source: Eq. 1; the formulation is ours.
     """
-    rows = [_nearest_rows(block, codewords, half_norms) for block in x.split(ROW_BLOCK)]
-    return torch.cat(rows) if rows else x.new_zeros(0, dtype=torch.int64)
+    return torch.cat([_nearest_rows(block, codewords, half_norms) for block in x.split(ROW_BLOCK)])
 
 
 def _nearest_rows(x: Tensor, codewords: Tensor, half_norms: Tensor) -> Tensor:

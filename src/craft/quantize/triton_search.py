@@ -61,5 +61,6 @@ def nearest(x: Tensor, table: Tensor, half_norms: Tensor) -> Tensor:
         grid = (triton.cdiv(len(x), _ROWS),)
         given = x.contiguous(), table.contiguous(), half_norms.contiguous(), index
         sizes = len(x), len(table), x.shape[1]
-        _kernel[grid](*given, *sizes, ROWS=_ROWS, CODES=_CODES, DEPTH=_DEPTH)  # type: ignore[index]
+        with torch.cuda.device_of(x):  # Triton launches on the current device, which may be another
+            _kernel[grid](*given, *sizes, ROWS=_ROWS, CODES=_CODES, DEPTH=_DEPTH)  # type: ignore[index]
     return index
