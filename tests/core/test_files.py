@@ -14,6 +14,7 @@ from craft.core.files import (
     atomic_directory,
     atomic_write_bytes,
     atomic_write_text,
+    clear_leftovers,
     hash_tensors,
     load_tensors,
     read_json,
@@ -157,3 +158,17 @@ def test_file_hash(tmp_path):
     assert sha256_file(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
     with pytest.raises(CheckpointError, match="cannot read"):
         sha256_file(tmp_path / "b")
+
+
+def test_a_folder_moved_aside_by_a_killed_process_comes_back(tmp_path):
+    """Killed between the two renames of a replacement, and behind them."""
+    for name in ("lost", "kept"):
+        aside = tmp_path / f".{name}.123-0123abcd.old"
+        aside.mkdir()
+        (aside / "a").write_text("old")
+    (tmp_path / ".lost.123-0123abcd.tmp").mkdir()
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "a").write_text("new")
+    clear_leftovers(tmp_path)
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["kept", "lost"]
+    assert [(tmp_path / name / "a").read_text() for name in ("lost", "kept")] == ["old", "new"]

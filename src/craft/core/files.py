@@ -19,7 +19,7 @@ from craft.core.errors import CheckpointError, ConfigError
 PathLike = str | os.PathLike[str]
 
 
-_LEFTOVER = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.(tmp|old)")
+_LEFTOVER = re.compile(r"\.(.+)\.\d+-[0-9a-f]{8}\.(tmp|old)")
 
 
 def _sibling(path: Path, suffix: str) -> Path:
@@ -33,9 +33,18 @@ def is_leftover(path: Path) -> bool:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Delete what a killed process left half written in `folder`; nobody else may be writing there."""
-    for place in folder.iterdir() if folder.is_dir() else ():
-        if is_leftover(place):
+    """Delete what a killed process left half written in `folder`; nobody else may be writing there.
+
+    A folder that it had moved aside gets its name back if nothing has taken it.
+    """
+    for place in list(folder.iterdir()) if folder.is_dir() else ():
+        found = _LEFTOVER.fullmatch(place.name)
+        if found is None:
+            continue
+        name, kind = found.groups()
+        if kind == "old" and not (folder / name).exists():
+            os.replace(place, folder / name)
+        else:
             shutil.rmtree(place) if place.is_dir() else place.unlink()
 
 

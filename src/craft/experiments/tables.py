@@ -1,6 +1,7 @@
 """Tables 1, 5 and 6: CRAFT beside its peers, and without its parts."""
 
 from itertools import pairwise
+from statistics import mean
 
 from craft.experiments.accuracy import (
     ALL,
@@ -85,10 +86,21 @@ def _verdict1(data: Data) -> str:
         lead = ours[best] - peers[peer]
         text += (
             f" The best baseline, {peer}, gains {100 * peers[peer]:+.1f} over its own zero-shot; ours is "
-            f"{100 * lead:+.1f} points ahead of that, the paper's lead {100 * MARGIN_PEER:.1f}: "
-            f"{_holds(lead >= MARGIN_PEER)}."
+            f"{abs(100 * lead):.1f} points {'ahead of' if lead >= 0 else 'behind'} that, the paper's lead "
+            f"{100 * MARGIN_PEER:.1f}: {_holds(lead >= MARGIN_PEER)}. Where each begins and ends: "
+            f"{'; '.join(_course(data, name) for name in (best, peer))}."
         )
     return text
+
+
+def _course(data: Data, line: str) -> str:
+    """A line's accuracy and that on unseen classes, zero-shot -> adapted."""
+    told = []
+    for figure, name in (("accuracy", ""), ("unseen", "on unseen classes ")):
+        before, after = (by_seed(data, line, ALL, key) for key in (f"before.{figure}", figure))
+        if before is not None and after is not None:
+            told.append(f"{name}{100 * mean(before):.1f} → {100 * mean(after):.1f}")
+    return f"{line} {', '.join(told)}"
 
 
 def _holds(true: bool) -> str:
