@@ -11,7 +11,7 @@ from torch import Tensor
 from craft.data import Sample, image_key
 from craft.models.images import scaled, square_bytes
 from craft.models.visual_tokenizer import VisualTokenizer
-from craft.training.pixel_store import PixelStore, result_of
+from craft.training.pixel_store import PixelStore, decoders_needed
 
 __all__ = ["ImageCache", "image_key"]
 
@@ -62,13 +62,18 @@ class ImageCache:
 
     def expect(self, samples: Sequence[Sample]) -> None:
         """Prepare a batch that will be asked for soon: the processes decode what is not stored, and a thread
-        puts the batch together. Without processes and store, nothing happens."""
+        puts the batch together. Without processes and store, nothing happens.
+
+        Raises:
+            ConfigError: the processes ended.
+        """
         for sample in samples if self.pool is not None else ():
             key = image_key(sample.image)
             stored = self.store is not None and self.store.get(sample.image) is not None
             if self.pool is not None and key not in self._kept and key not in self._coming and not stored:
                 size, aspect = self.visual.image_size, self.visual.aspect
-                self._coming[key] = self.pool.submit(square_bytes, sample.image, size, aspect)
+                with decoders_needed():
+                    self._coming[key] = self.pool.submit(square_bytes, sample.image, size, aspect)
         if self._thread is not None:
             keys = tuple(image_key(sample.image) for sample in samples)
             if keys not in self._stacked:
@@ -104,7 +109,8 @@ class ImageCache:
         """The image as uint8 `[3, S, S]`: from the processes, from the store, or decoded here."""
         coming = self._coming.pop(key, None)
         if coming is not None:
-            return result_of(coming)
+            with decoders_needed():
+                return coming.result()
         stored = None if self.store is None else self.store.get(sample.image)
         if stored is not None:
             return np.array(stored)  # off the map, which is read-only
