@@ -214,6 +214,16 @@ def test_tokens_of_a_sample_are_those_of_its_batch():
         assert batches.answer_tokens(batch) == batches.tokens(index)[1]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_stem_is_kept_in_main_memory():
+    lvlm, samples = tiny_lvlm().to("cuda"), asked()
+    config = AdaptConfig.build(FAST, {"trainable": "layers", "device": "cuda"})
+    work = adaptation(lvlm, samples, config)
+    assert work.images is not None and work.images.through_stem
+    assert work.images.get(samples[:2]).device.type == "cpu"
+    assert work.batches.make([0, 1], 0).images.device.type == "cuda"
+
+
 def test_compile_and_checkpointing_exclude_each_other():
     with pytest.raises(ConfigError, match="set one of them to false"):
         adaptation(

@@ -17,7 +17,7 @@ __all__ = ["ImageCache", "image_key"]
 
 
 class ImageCache:
-    """What the vision tower takes of each image, kept as bytes until the memory limit is reached.
+    """What the vision tower takes of each image, kept in main memory until the limit is reached.
 
     With a frozen stem the stem's output is kept instead. It is computed one image at a time, so that its bits
     do not depend on which batch an image was first met in (a resumed run meets it in another one).
@@ -51,7 +51,8 @@ class ImageCache:
         self._thread = ThreadPoolExecutor(1) if ahead else None
 
     def get(self, samples: Sequence[Sample]) -> Tensor:
-        """Pixels float32 `[B, 3, S, S]` on the CPU; with a frozen stem its maps `[B, C, h, w]`.
+        """Pixels float32 `[B, 3, S, S]`; with a frozen stem its maps `[B, C, h, w]`, in the tower's dtype.
+        On the CPU both.
 
         Raises:
             DataError: an image cannot be read.
@@ -98,7 +99,7 @@ class ImageCache:
         if self.through_stem:
             with torch.no_grad():
                 tower: Any = self.visual.vision_tower
-                value = tower.run_stem(scaled(value[None]).to(self.visual.device))[0].float()
+                value = tower.run_stem(scaled(value[None]).to(self.visual.device))[0].cpu()
         size = value.numel() * value.element_size()
         if self.bytes + size <= self.limit:
             self._kept[key] = value

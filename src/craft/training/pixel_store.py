@@ -22,8 +22,8 @@ from craft.models.images import square_bytes
 
 def decoders(workers: int) -> Executor:
     """Processes that decode pictures (`square_bytes`). They are started afresh, not forked: torch's threads
-    do not survive a fork. A script that uses them needs `if __name__ == "__main__":`. Ctrl-C, which a terminal
-    sends to them too, is for the process that trains: it finishes its step with them."""
+    do not survive a fork. A script that uses them needs `if __name__ == "__main__":`. Ctrl-C, which a
+    terminal sends to them too, is for the process that trains: it finishes its step with them."""
     kinds = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")
     if context.get_start_method() == "forkserver":
