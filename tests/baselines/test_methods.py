@@ -212,6 +212,13 @@ def test_vision_ft_with_the_codebook_is_adapt_without_commitment(tmp_path):
     assert part_hashes(load_tuned(ours.out, tiny_lvlm())) == part_hashes(ours.lvlm)
 
 
+@pytest.mark.parametrize("method", ["projector-ft", "vision-ft-codebook"])
+def test_the_run_folder_has_the_methods_name(tmp_path, monkeypatch, method):
+    monkeypatch.chdir(tmp_path)
+    result = METHODS[method](tiny_lvlm(), tiny_data(), **{**FAST, "max_steps": 1})
+    assert str(result.out) == f"runs/blobs-{method}"
+
+
 def test_zero_shot_is_the_model_itself(tmp_path):
     lvlm = tiny_continuous()
     result = METHODS["zero-shot"](lvlm, tiny_data(), seed=1, max_steps=5)
