@@ -172,6 +172,12 @@ def test_early_stopping_uses_validation_samples(tmp_path):
         rehearse(tiny_lvlm(), data, eval_every=1, **FAST)
 
 
+def test_a_batch_that_cannot_be_divided_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("craft.recipes.opening.world", lambda: 3)
+    with pytest.raises(ConfigError, match="3 processes: raise batch_size"):
+        adapt("nothing", "nowhere", tmp_path / "run", batch_size=7, micro_batch=1)
+
+
 def test_unknown_settings_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"Did you mean 'optimizer\.learning_rate'"):
         adapt(tiny_lvlm(), tiny_data(), tmp_path / "run", learning_rte=1)
