@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -199,7 +200,7 @@ def test_checkpointing_by_the_memory_there_is(tmp_path, monkeypatch, again):
 
 def rehearsed(config):
     lvlm = tiny_lvlm()
-    return rehearse_step(lvlm, asked(), config, lambda: adaptation(lvlm, asked(), config, "vqa"))
+    return rehearse_step(lvlm, asked(), config, partial(adaptation, task="vqa"))
 
 
 def test_tokens_of_a_sample_are_those_of_its_batch():

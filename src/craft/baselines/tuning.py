@@ -118,9 +118,9 @@ def rehearse_tuning(
     settings = _settings(method, model, data, None, seed, max_steps, config, overrides)
     opened = Model(model, settings, method.parts)
     given = training_data(data, settings, opened)
-    lvlm, train = opened(), given.train
+    lvlm = opened()
     method.check(lvlm)
-    return rehearse_step(lvlm, train, settings, lambda: method.lesson(lvlm, train, settings))
+    return rehearse_step(lvlm, given.train, settings, method.lesson)
 
 
 def load_tuned(out: str | Path, model: str | Path | LVLM | None = None, **where: Any) -> LVLM:

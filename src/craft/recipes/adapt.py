@@ -143,9 +143,9 @@ def rehearse(
     settings = run_settings(AdaptConfig, surrogate, data, None, seed, max_steps, config, overrides)
     model = Model(surrogate, settings)
     given = training_data(data, settings, model)
-    lvlm, train = model(), given.train
+    lvlm = model()
     lvlm.visual.need_codes("CRAFT's adaptation")
-    return rehearse_step(lvlm, train, settings, lambda: adaptation(lvlm, train, settings, given.task))
+    return rehearse_step(lvlm, given.train, settings, partial(adaptation, task=given.task))
 
 
 @torch.no_grad()
