@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -159,6 +160,14 @@ def test_rehearsal_changes_and_writes_nothing(tmp_path, monkeypatch):
     assert found.parts["loss"] > 0 and found.tokens > 16
     assert hash_tensors(lvlm.state_dict()) == before
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_steps_that_are_announced_are_those_of_rows(tmp_path, capsys):
+    data = tiny_data()
+    data.train = [replace(sample, image=data.train[n // 2].image) for n, sample in enumerate(data.train)]
+    given = {**FAST, "max_steps": None, "questions_per_image": 2}
+    result = adapt(tiny_lvlm(), data, tmp_path / "run", **given)
+    assert "; 1 steps of 4" in capsys.readouterr().err and result.metrics["steps"] == 1
 
 
 def test_early_stopping_uses_validation_samples(tmp_path):
