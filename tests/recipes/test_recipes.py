@@ -165,8 +165,8 @@ def test_rehearsal_changes_and_writes_nothing(tmp_path, monkeypatch):
 def test_the_steps_that_are_announced_are_those_of_rows(tmp_path, capsys):
     data = tiny_data()
     data.train = [replace(sample, image=data.train[n // 2].image) for n, sample in enumerate(data.train)]
-    given = {**FAST, "max_steps": None, "questions_per_image": 2}
-    result = adapt(tiny_lvlm(), data, tmp_path / "run", **given)
+    given = {key: value for key, value in FAST.items() if key != "max_steps"} | {"questions_per_image": 2}
+    result = adapt(tiny_lvlm(), data, tmp_path / "run", config={"max_steps": None}, **given)
     assert "; 1 steps of 4" in capsys.readouterr().err and result.metrics["steps"] == 1
 
 
