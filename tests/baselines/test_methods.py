@@ -127,6 +127,13 @@ def test_blend_mixes_what_trained_with_what_it_was(tmp_path):
             torch.testing.assert_close(named[2][name].data, mixed.data, atol=1e-6, rtol=1e-5)
 
 
+def test_a_frozen_tower_in_bfloat16_is_read_behind_its_stem(tmp_path):
+    lvlm = tiny_continuous()
+    lvlm.visual.vision_tower.to(torch.bfloat16)
+    settings = {**FAST, "max_steps": 1, "augment": 0.0, "dtype": "bfloat16"}
+    assert METHODS["projector-ft"](lvlm, tiny_data(), tmp_path / "run", **settings).metrics["steps"] == 1
+
+
 def slow_distance(now, then):
     total, count = 0.0, 0
     for image in range(now[0].shape[0]):
@@ -203,6 +210,13 @@ def test_vision_ft_with_the_codebook_is_adapt_without_commitment(tmp_path):
     assert part_hashes(ours.lvlm) == part_hashes(theirs.lvlm)
     assert type(load_artefact(ours.out)) is Artefact
     assert part_hashes(load_tuned(ours.out, tiny_lvlm())) == part_hashes(ours.lvlm)
+
+
+@pytest.mark.parametrize("method", ["projector-ft", "vision-ft-codebook"])
+def test_the_run_folder_has_the_methods_name(tmp_path, monkeypatch, method):
+    monkeypatch.chdir(tmp_path)
+    result = METHODS[method](tiny_lvlm(), tiny_data(), **{**FAST, "max_steps": 1})
+    assert str(result.out) == f"runs/blobs-{method}"
 
 
 def test_zero_shot_is_the_model_itself(tmp_path):

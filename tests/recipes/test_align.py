@@ -173,6 +173,13 @@ def test_lora_that_cannot_be_is_refused_before_any_work(family, chat, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
+def test_the_dot_in_a_size_is_no_suffix(family, chat, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "qwen-0.5B").symlink_to(family / "llama")
+    result = align("qwen-0.5B", family, chat / "chat.json", "1", **{**FAST, "max_steps": 1})
+    assert (str(result.out), result.lvlm.name) == ("runs/align-qwen-0.5B", "qwen-0.5B")
+
+
 def test_dry_run(family, chat, tmp_path):
     found = rehearse(family / "llama", family, chat / "chat.json", out=tmp_path / "run", **FAST)
     assert set(found) == {"1", "2"} and all(r.parts["loss"] > 0 for r in found.values())
@@ -197,6 +204,8 @@ def test_mistakes(family, chat, tmp_path):
     place = {"out": tmp_path / "run", **FAST}
     with pytest.raises(ConfigError, match="Which LLM"):
         align(visual=family, data=chat / "chat.json", **place)
+    with pytest.raises(ConfigError, match=r"eval_every .* an alignment has none"):
+        align(family / "llama", family, chat / "chat.json", eval_every=1, **place)
     with pytest.raises(DataError, match="No data"):
         align(family / "llama", family, **place)
     with pytest.raises(CheckpointError, match="no visual tokenizer"):
@@ -207,9 +216,19 @@ def test_mistakes(family, chat, tmp_path):
         align(family / "llama", family, chat / "chat.json", text=chat / "chat.json", **place)
     with pytest.raises(DataError, match="Stage 1"):
         align(family / "llama", family, chat / "text.json", "1", **place)
-    with pytest.raises(CheckpointError, match="holds no projector"):
-        align(family / "llama", family, chat / "chat.json", start=str(chat), **place)
     assert not (tmp_path / "run" / "stage-1").exists()
+
+
+@pytest.mark.parametrize("start", [align, rehearse], ids=["run", "dry run"])
+def test_an_llm_that_cannot_be_is_refused_before_images_are_encoded(
+    family, chat, tmp_path, monkeypatch, start
+):
+    monkeypatch.setattr("craft.recipes.align.encode_sets", None)
+    words = (family, chat / "chat.json", "both", tmp_path / "run")
+    with pytest.raises(CheckpointError, match="There is no LLM"):
+        start("./nothing", *words, **FAST)
+    with pytest.raises(CheckpointError, match="holds no projector"):
+        start(family / "llama", *words, start=str(chat), **FAST)
 
 
 @pytest.mark.parametrize("environment, lora", [({}, 0), (FSDP2, 2)], ids=["ddp", "fsdp2-lora"])

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -153,12 +154,20 @@ def test_rehearsal_changes_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lvlm = tiny_lvlm()
     before = hash_tensors(lvlm.state_dict())
-    found = rehearse(lvlm, tiny_data(), batch_size=4, max_steps=9)
+    found = rehearse(lvlm, tiny_data(), batch_size=4, max_steps=9, pixel_cache="store", workers=1)
     assert (found.steps, found.samples) == (9, 8)
     assert "frozen" in found.table and found.memory["total"] > found.memory["weights"] > 0
     assert found.parts["loss"] > 0 and found.tokens > 16
     assert hash_tensors(lvlm.state_dict()) == before
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_steps_that_are_announced_are_those_of_rows(tmp_path, capsys):
+    data = tiny_data()
+    data.train = [replace(sample, image=data.train[n // 2].image) for n, sample in enumerate(data.train)]
+    given = {key: value for key, value in FAST.items() if key != "max_steps"} | {"questions_per_image": 2}
+    result = adapt(tiny_lvlm(), data, tmp_path / "run", config={"max_steps": None}, **given)
+    assert "; 1 steps of 4" in capsys.readouterr().err and result.metrics["steps"] == 1
 
 
 def test_early_stopping_uses_validation_samples(tmp_path):
@@ -170,6 +179,12 @@ def test_early_stopping_uses_validation_samples(tmp_path):
         adapt(tiny_lvlm(), data, tmp_path / "other", eval_every=1, **FAST)
     with pytest.raises(ConfigError, match="eval_every"):
         rehearse(tiny_lvlm(), data, eval_every=1, **FAST)
+
+
+def test_a_batch_that_cannot_be_divided_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("craft.recipes.opening.world", lambda: 3)
+    with pytest.raises(ConfigError, match="3 processes: raise batch_size"):
+        adapt("nothing", "nowhere", tmp_path / "run", batch_size=7, micro_batch=1)
 
 
 def test_unknown_settings_are_refused(tmp_path):

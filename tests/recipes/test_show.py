@@ -67,12 +67,14 @@ def test_base_and_adapted_side_by_side(run, tmp_path):
 
 
 def test_the_page_needs_nothing_else(tmp_path):
-    page = write_page(tmp_path / "page.html", "a </script> model", [synthetic(16)], 16384)
+    images = [synthetic(16), synthetic(7)]  # of one title, as a/1.png and b/1.png are
+    page = write_page(tmp_path / "page.html", "a </script> model", images, 16384)
     text = page.read_text()
     assert not re.search(r"(src|href)=|https?://|@import", text)
     assert embedded(page)["about"] == "a </script> model"
     assert text.count("</script>") == 2  # the data's own is escaped
-    assert set(embedded(page)["colours"]) == {f"blobs/{code}" for code in code_colours(synthetic(16).maps)}
+    for image, told in zip(images, embedded(page)["images"], strict=True):
+        assert set(told["colours"]) == {str(code) for code in code_colours(image.maps)}
 
 
 @pytest.mark.parametrize("side", [7, 16, 27])

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from builders import tiny_lvlm
-from craft.core.errors import CodebookMismatchError, ConfigError, DataError
+from craft.core.errors import CodebookMismatchError, ConfigError, CraftError, DataError
 from craft.evaluation import Report
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.recipes import adapt, transfer
@@ -118,6 +118,9 @@ def test_mistakes_show_before_the_work(tmp_path):
         transfer([tmp_path], [])
     with pytest.raises(ConfigError, match="no setting 'max_stepz'"):
         transfer(surrogates=[tiny_lvlm()], config={"max_stepz": 3})
+    for ratio, fault in ((2.0, "above 0"), (0.5, "without a code prior")):
+        with pytest.raises(CraftError, match=fault):
+            transfer(surrogates=[tiny_lvlm()], data=[tiny_data()], work=tmp_path, keep_ratio=ratio)
     with pytest.raises(CodebookMismatchError):
         transfer(
             surrogates=[tiny_lvlm()],

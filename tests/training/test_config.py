@@ -31,6 +31,13 @@ def test_file_and_overrides(tmp_path):
     assert AdaptConfig.build(tmp_path / "again.yaml") == config
 
 
+def test_a_list_of_texts_is_read_as_yaml_and_a_text_is_not():
+    given = {"lora.targets": "[q_proj, v_proj]", "data.name": "[a]", "trackers": "[tensorboard]"}
+    config = AdaptConfig.build(None, given)
+    assert config.lora.targets == ("q_proj", "v_proj") and config.data.name == "[a]"
+    assert config.trackers == ("tensorboard",)
+
+
 def test_steps():
     assert AdaptConfig(max_steps=7).steps(100) == 7
     assert AdaptConfig(max_steps=None, epochs=2, batch_size=10).steps(101) == 20

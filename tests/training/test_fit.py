@@ -16,6 +16,7 @@ from craft.quantize.search import SEARCHES, Choice, choose, rerank
 from craft.training import AdaptConfig, Interrupted, RunFolder, adaptation, fit
 from craft.training.adaptation import ImageBatches
 from craft.training.checks import check_frozen, check_gradients, choose_trainable
+from craft.training.engine import Engine
 from tiny_data import tiny_data
 
 FAST = {
@@ -105,6 +106,19 @@ def test_resumed_equals_unbroken_bit_for_bit(tmp_path, trainable):
     assert tower_hash(again) == tower_hash(whole)
     assert losses(run) == losses(whole_run)
     assert (result.best_step, result.best_validation) == (whole_result.best_step, 0.9) == (6, 0.9)
+
+
+def test_stopped_without_checkpoints_says_so(tmp_path, monkeypatch):
+    """ZeRO-2, of which this machine has only the mark."""
+    monkeypatch.setattr(Engine, "start_trackers", lambda self, config: setattr(self, "zero", True))
+
+    def stop(lvlm):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 0.5
+
+    with pytest.raises(Interrupted, match=r"step 2 of 6\. ZeRO-2 writes no checkpoints here: --overwrite"):
+        train(tmp_path / "run", {"eval_every": 2}, validate=stop)
+    assert not list((tmp_path / "run").glob("checkpoints/step-*"))
 
 
 def test_resumed_after_a_crash_between_checkpoints(tmp_path):

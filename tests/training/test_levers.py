@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -199,7 +200,7 @@ def test_checkpointing_by_the_memory_there_is(tmp_path, monkeypatch, again):
 
 def rehearsed(config):
     lvlm = tiny_lvlm()
-    return rehearse_step(lvlm, asked(), config, lambda: adaptation(lvlm, asked(), config, "vqa"))
+    return rehearse_step(lvlm, asked(), config, partial(adaptation, task="vqa"))
 
 
 def test_tokens_of_a_sample_are_those_of_its_batch():
@@ -212,6 +213,16 @@ def test_tokens_of_a_sample_are_those_of_its_batch():
         hidden, labels = objective._read(lvlm.visual(tiny_images(1)), batch)
         assert batches.tokens(index) == (hidden.shape[1], int((labels >= 0).sum()))
         assert batches.answer_tokens(batch) == batches.tokens(index)[1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_stem_is_kept_in_main_memory():
+    lvlm, samples = tiny_lvlm().to("cuda"), asked()
+    config = AdaptConfig.build(FAST, {"trainable": "layers", "device": "cuda"})
+    work = adaptation(lvlm, samples, config)
+    assert work.images is not None and work.images.through_stem
+    assert work.images.get(samples[:2]).device.type == "cpu"
+    assert work.batches.make([0, 1], 0).images.device.type == "cuda"
 
 
 def test_compile_and_checkpointing_exclude_each_other():

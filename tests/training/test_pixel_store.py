@@ -1,6 +1,9 @@
 """Decoded pictures on disk, and decoding ahead: the same bits, each picture once."""
 
 import os
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +109,21 @@ def test_images_that_are_expected_are_decoded_elsewhere(files: list[str], tmp_pa
     cache.expect(samples[:1])
     cache.close()
     assert torch.equal(cache.get(samples[:1]), wanted[:1])
+
+
+def test_ctrl_c_is_not_for_the_processes() -> None:
+    """A terminal sends it to all, and the step that is finished before the run stops needs their pictures."""
+    pool = decoders(1)
+    assert pool.submit(signal.raise_signal, signal.SIGINT).exception() is None
+    pool.shutdown()
+
+
+def test_processes_that_ended_are_told_when_pictures_are_given_to_them(files: list[str]) -> None:
+    class Ended(ProcessPoolExecutor):
+        def submit(self, *_: object, **__: object) -> None:  # type: ignore[override]
+            raise BrokenProcessPool("a child process terminated abruptly")
+
+    samples = read_data(Path(files[0]).parents[1]).samples
+    cache = ImageCache(tiny_lvlm().visual, 0, pool=Ended(1))
+    with pytest.raises(ConfigError, match="or set workers=0"):
+        cache.expect(samples[:1])

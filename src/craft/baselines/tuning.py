@@ -16,6 +16,7 @@ from craft.models.lvlm import LVLM
 from craft.models.tuned import part_fingerprint, save_tuned
 from craft.recipes.opening import Config, Model, run_folder, run_settings, training_data, validation
 from craft.recipes.record import begin, run_manifest, run_metrics
+from craft.training.adaptation import image_groups
 from craft.training.config import BaselineConfig
 from craft.training.fit import fit
 from craft.training.lora import take_lora
@@ -84,7 +85,7 @@ def tune(
     method.check(lvlm)
     base = {name: part_fingerprint(parts(lvlm)[name]) for name in method.parts}
     begin(run, settings, lvlm, given, resume, overwrite, method=method.name)
-    steps = settings.steps(len(given.train))
+    steps = settings.steps(len(image_groups(given.train, settings.questions_per_image)))
     say(f"{method.name}: {lvlm.name} on {given.name}, {steps} steps of {settings.batch_size}")
 
     lesson, validate = method.lesson, validation(given, settings)
@@ -118,9 +119,9 @@ def rehearse_tuning(
     settings = _settings(method, model, data, None, seed, max_steps, config, overrides)
     opened = Model(model, settings, method.parts)
     given = training_data(data, settings, opened)
-    lvlm, train = opened(), given.train
+    lvlm = opened()
     method.check(lvlm)
-    return rehearse_step(lvlm, train, settings, lambda: method.lesson(lvlm, train, settings))
+    return rehearse_step(lvlm, given.train, settings, method.lesson)
 
 
 def load_tuned(out: str | Path, model: str | Path | LVLM | None = None, **where: Any) -> LVLM:

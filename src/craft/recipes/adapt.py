@@ -22,7 +22,7 @@ from craft.models.visual_tokenizer import VisualTokenizer
 from craft.quantize.usage import code_counts
 from craft.recipes.opening import Config, Model, run_folder, run_settings, training_data, validation
 from craft.recipes.record import begin, run_manifest, run_metrics
-from craft.training.adaptation import adaptation
+from craft.training.adaptation import adaptation, image_groups
 from craft.training.config import AdaptConfig
 from craft.training.fit import fit
 from craft.training.image_cache import ImageCache, image_key
@@ -143,9 +143,9 @@ def rehearse(
     settings = run_settings(AdaptConfig, surrogate, data, None, seed, max_steps, config, overrides)
     model = Model(surrogate, settings)
     given = training_data(data, settings, model)
-    lvlm, train = model(), given.train
+    lvlm = model()
     lvlm.visual.need_codes("CRAFT's adaptation")
-    return rehearse_step(lvlm, train, settings, lambda: adaptation(lvlm, train, settings, given.task))
+    return rehearse_step(lvlm, given.train, settings, partial(adaptation, task=given.task))
 
 
 @torch.no_grad()
@@ -169,9 +169,10 @@ def code_prior(
 
 def _announcement(lvlm: LVLM, data: Data, settings: AdaptConfig) -> str:
     unseen = f", held out: {', '.join(data.held_out)}" if data.held_out else ""
+    rows = image_groups(data.train, settings.questions_per_image)
     return (
         f"adapting the vision tower of {lvlm.name} to {data.name}: {len(data.train)} training samples"
-        f"{unseen}; {settings.steps(len(data.train))} steps of {settings.batch_size}"
+        f"{unseen}; {settings.steps(len(rows))} steps of {settings.batch_size}"
     )
 
 

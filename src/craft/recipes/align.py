@@ -124,14 +124,14 @@ def align(
     if finished:
         return _finished(run, settings)
 
-    # 1. The conversations, and the codes of their images: the vision tower runs once per image, ever.
+    # 1. The conversations, and the LLM that is to read the codes.
     sets = read_sets(settings, data, captions, text)
     tokenizer = _visual(settings, visual)
+    lvlm = _lvlm(settings, tokenizer)  # a wrong name shows before the hours of encoding
+
+    # 2. The codes of all images: the vision tower runs once per image, ever. What the LLM says so far.
     sets, codes = encode_sets(sets, tokenizer, settings, codes)
     stages = stage_rows(settings, sets)
-
-    # 2. The LLM, and what it says before anything is trained.
-    lvlm = _lvlm(settings, tokenizer)
     run.open(settings, resume, overwrite)
     fingerprint = rows_fingerprint(stages, codes)
     if run.record.get("data_fingerprint", fingerprint) != fingerprint:
@@ -194,8 +194,8 @@ def rehearse(
         }
     sets = read_sets(settings, data, captions, text)
     tokenizer = _visual(settings, visual)
-    sets, codes = encode_sets(sets, tokenizer, settings)
     lvlm = _lvlm(settings, tokenizer)
+    sets, codes = encode_sets(sets, tokenizer, settings)
     return {
         name: rehearse_alignment(lvlm, rows, settings, int(name), codes)
         for name, rows in stage_rows(settings, sets).items()
@@ -231,11 +231,18 @@ def _settings(
     settings = AlignConfig.build(config, {**given, **overrides})
     if not settings.llm:
         raise ConfigError("Which LLM? Give a folder, a GGUF file, a hub id or a shipped backbone.")
+    if settings.eval_every is not None:
+        raise ConfigError("eval_every chooses by validation samples, and an alignment has none; unset it.")
     if _with_lora(settings):
         need_peft()
     if settings.out is None:
-        settings = settings.model_copy(update={"out": str(Path("runs") / f"align-{Path(settings.llm).stem}")})
+        settings = settings.model_copy(update={"out": str(Path("runs") / f"align-{_short(settings.llm)}")})
     return settings
+
+
+def _short(llm: str) -> str:
+    """The last part of an LLM's name; the dot in "Qwen2-0.5B" begins no suffix."""
+    return Path(llm).name.removesuffix(".gguf")
 
 
 def _with_lora(settings: AlignConfig) -> bool:
@@ -267,8 +274,8 @@ def _lvlm(settings: AlignConfig, visual: VisualTokenizer) -> LVLM:
     else:
         _scale(projector, visual, float(table.detach().float().pow(2).mean().sqrt()))
     backbone = Backbone(projector.to(dtype), llm, words, prompt, visual.codebook.fingerprint)
-    name = Path(settings.llm).stem if Path(settings.llm).exists() else settings.llm
-    return LVLM(visual, backbone, name).to(device).eval()
+    name = _short(settings.llm) if Path(settings.llm).exists() else settings.llm
+    return LVLM(visual, backbone.to(device), name).eval()  # the tokenizer encodes where it is
 
 
 def _start(projector: Projector, folder: Path) -> None:

@@ -31,11 +31,6 @@ def write_page(path: str | Path, about: str, images: Sequence[ShownImage], size:
         "about": about,
         "size": size,
         "images": [_image(image) for image in images],
-        "colours": {
-            f"{image.title}/{code}": f"rgba({red * 255:.0f},{green * 255:.0f},{blue * 255:.0f},.72)"
-            for image in images
-            for code, (red, green, blue) in code_colours(image.maps).items()
-        },
     }
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     template = files("craft.recipes").joinpath("code_page.html").read_text(encoding="utf-8")
@@ -48,7 +43,12 @@ def _image(image: ShownImage) -> dict[str, Any]:
     Image.fromarray(image.pixels).save(buffer, format="PNG")
     picture = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
     maps = [_map(found) for found in image.maps]
-    return {"title": image.title, "grid": list(image.grid), "picture": picture, "maps": maps}
+    colours = {
+        str(code): f"rgba({red * 255:.0f},{green * 255:.0f},{blue * 255:.0f},.72)"
+        for code, (red, green, blue) in code_colours(image.maps).items()
+    }
+    facts = {"title": image.title, "grid": list(image.grid), "picture": picture}
+    return {**facts, "colours": colours, "maps": maps}
 
 
 def _map(found: CodeMap) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from craft.core.device import resolve_device
 from craft.core.errors import ConfigError
+from craft.core.processes import world
 from craft.core.progress import say
 from craft.data import Data, verify_images
 from craft.evaluation import evaluate_lvlm
@@ -18,6 +19,7 @@ from craft.models.visual_tokenizer import VisualTokenizer
 from craft.recipes.questions import open_data, take
 from craft.training.config import AdaptConfig, LoopConfig
 from craft.training.engine import join_processes, launched_with, loading_device
+from craft.training.order import micro_batches
 from craft.training.run_folder import RunFolder
 
 Config = AdaptConfig | Mapping[str, Any] | str | Path | None
@@ -64,9 +66,12 @@ def run_folder(settings: LoopConfig, resume: bool, overwrite: bool) -> tuple[Run
     """The run's folder, and whether the run in it has finished and stands. Nothing is written.
 
     Raises:
-        ConfigError: the folder is taken, or the run to be continued had other settings.
+        ConfigError: the folder is taken, the run to be continued had other settings, or a batch cannot be
+            divided among the processes.
     """
     join_processes(settings.device)
+    size = settings.micro_batch if isinstance(settings.micro_batch, int) else None
+    micro_batches(list(range(settings.batch_size)), 0, world(), size)
     run = RunFolder(str(settings.out))
     finished = run.check(settings, resume, overwrite) and run.finished
     if finished:

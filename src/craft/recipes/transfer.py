@@ -85,6 +85,7 @@ def transfer(
         ConfigError: there is no encoder or no backbone, encoders and surrogates are both given, or an encoder
             in `work` was made with other settings.
         CodebookMismatchError: a codebook does not fit; before the first adaptation or question.
+        CraftError: `keep_ratio` is impossible, or a backbone has no code prior to prune by; before them too.
         CraftError: as `craft.adapt` and `craft.evaluate`.
 
     Source: Tables 3 and 7.
@@ -107,6 +108,8 @@ def transfer(
         return loaded[str(model)]
 
     lvlms = [lvlm_of(model) for model in backbones or surrogates]
+    for lvlm in lvlms:
+        lvlm.check_keep_ratio(keep_ratio)
     sources = [data] if data is None or isinstance(data, str | Path | Data) else list(data)
     if surrogates:
         work = Path(work or WORK)

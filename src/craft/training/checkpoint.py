@@ -52,12 +52,11 @@ def save(
         for index, state in optimizer["state"].items()
         for name, value in state.items()
     }
-    groups = [{key: value for key, value in group.items()} for group in optimizer["param_groups"]]
     state = {
         "format": "craft-checkpoint",
         "version": VERSION,
         "step": step,
-        "param_groups": groups,
+        "param_groups": optimizer["param_groups"],
         "scheduler": dict(scheduler),
         "notes": dict(notes),
     }

@@ -273,7 +273,8 @@ class AlignConfig(LoopConfig):
         questions_per_row: so many conversations about one image (or about none) share one row; each of them
             sees the image and itself, not the others. The same loss for less work.
         keep_least: each row leaves out a random share of its image tokens; at least this share stays. Below 1
-            no backbone hangs on single tokens. Source: ours.
+            no backbone hangs on single tokens. Which ones are left out depends on how a batch is cut
+            (`micro_batch`, processes). Source: ours.
         codes: folder where codes are kept between runs; None is `codes` beside the run folder.
     """
 
@@ -298,4 +299,3 @@ class AlignConfig(LoopConfig):
     keep_least: float = Field(default=1.0, gt=0, le=1)
     gradient_checkpointing: bool | Literal["selective", "auto"] = True
     codes: str | None = None
-    dtype: Literal["auto", "float32", "fp32", "bfloat16", "bf16"] = "auto"

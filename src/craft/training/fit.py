@@ -170,6 +170,11 @@ def fit(
             if stopping and step < total:
                 processes.wait()
                 run.update(status="interrupted", interrupted_at=step)
+                if engine.zero:
+                    raise Interrupted(
+                        f"Stopped at step {step} of {total}. ZeRO-2 writes no checkpoints here: --overwrite "
+                        "begins again; FSDP2 can be resumed."
+                    )
                 raise Interrupted(
                     f"Stopped at step {step} of {total}; the state is in {run.checkpoints}. The same command "
                     "with --resume (in Python: resume=True) goes on from here; the result is that of an "

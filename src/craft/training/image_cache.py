@@ -11,13 +11,13 @@ from torch import Tensor
 from craft.data import Sample, image_key
 from craft.models.images import scaled, square_bytes
 from craft.models.visual_tokenizer import VisualTokenizer
-from craft.training.pixel_store import PixelStore, result_of
+from craft.training.pixel_store import PixelStore, decoders_needed
 
 __all__ = ["ImageCache", "image_key"]
 
 
 class ImageCache:
-    """What the vision tower takes of each image, kept as bytes until the memory limit is reached.
+    """What the vision tower takes of each image, kept in main memory until the limit is reached.
 
     With a frozen stem the stem's output is kept instead. It is computed one image at a time, so that its bits
     do not depend on which batch an image was first met in (a resumed run meets it in another one).
@@ -51,7 +51,8 @@ class ImageCache:
         self._thread = ThreadPoolExecutor(1) if ahead else None
 
     def get(self, samples: Sequence[Sample]) -> Tensor:
-        """Pixels float32 `[B, 3, S, S]` on the CPU; with a frozen stem its maps `[B, C, h, w]`.
+        """Pixels float32 `[B, 3, S, S]`; with a frozen stem its maps `[B, C, h, w]`, in the tower's dtype.
+        On the CPU both.
 
         Raises:
             DataError: an image cannot be read.
@@ -62,13 +63,18 @@ class ImageCache:
 
     def expect(self, samples: Sequence[Sample]) -> None:
         """Prepare a batch that will be asked for soon: the processes decode what is not stored, and a thread
-        puts the batch together. Without processes and store, nothing happens."""
+        puts the batch together. Without processes and store, nothing happens.
+
+        Raises:
+            ConfigError: the processes ended.
+        """
         for sample in samples if self.pool is not None else ():
             key = image_key(sample.image)
             stored = self.store is not None and self.store.get(sample.image) is not None
             if self.pool is not None and key not in self._kept and key not in self._coming and not stored:
                 size, aspect = self.visual.image_size, self.visual.aspect
-                self._coming[key] = self.pool.submit(square_bytes, sample.image, size, aspect)
+                with decoders_needed():
+                    self._coming[key] = self.pool.submit(square_bytes, sample.image, size, aspect)
         if self._thread is not None:
             keys = tuple(image_key(sample.image) for sample in samples)
             if keys not in self._stacked:
@@ -93,7 +99,7 @@ class ImageCache:
         if self.through_stem:
             with torch.no_grad():
                 tower: Any = self.visual.vision_tower
-                value = tower.run_stem(scaled(value[None]).to(self.visual.device))[0].float()
+                value = tower.run_stem(scaled(value[None]).to(self.visual.device))[0].cpu()
         size = value.numel() * value.element_size()
         if self.bytes + size <= self.limit:
             self._kept[key] = value
@@ -104,7 +110,8 @@ class ImageCache:
         """The image as uint8 `[3, S, S]`: from the processes, from the store, or decoded here."""
         coming = self._coming.pop(key, None)
         if coming is not None:
-            return result_of(coming)
+            with decoders_needed():
+                return coming.result()
         stored = None if self.store is None else self.store.get(sample.image)
         if stored is not None:
             return np.array(stored)  # off the map, which is read-only

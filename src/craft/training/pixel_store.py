@@ -2,10 +2,12 @@
 
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +22,25 @@ from craft.models.images import square_bytes
 
 def decoders(workers: int) -> Executor:
     """Processes that decode pictures (`square_bytes`). They are started afresh, not forked: torch's threads
-    do not survive a fork. A script that uses them needs `if __name__ == "__main__":`."""
+    do not survive a fork. A script that uses them needs `if __name__ == "__main__":`. Ctrl-C, which a
+    terminal sends to them too, is for the process that trains: it finishes its step with them."""
     kinds = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")
     if context.get_start_method() == "forkserver":
         context.set_forkserver_preload(["craft.models.images"])
-    return ProcessPoolExecutor(workers, mp_context=context)
+    deaf = signal.SIGINT, signal.SIG_IGN
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=signal.signal, initargs=deaf)
 
 
-def result_of(coming: "Future[np.ndarray]") -> np.ndarray:
-    """What a process decoded.
+@contextmanager
+def decoders_needed() -> Iterator[None]:
+    """For a block that gives pictures to the processes of `decoders`, or waits for them.
 
     Raises:
-        DataError: the picture cannot be read.
         ConfigError: the processes ended.
     """
     try:
-        return coming.result()
+        yield
     except BrokenProcessPool as error:
         raise ConfigError(
             "The processes that decode pictures ended. A script must call CRAFT below "
@@ -102,6 +106,7 @@ class PixelStore:
 
         Raises:
             DataError: a picture cannot be read; those before it are kept.
+        ConfigError: the processes ended.
         """
         left = {name: source for source in sources if (name := _name(source)) and name not in self._rows}
         if not left:
@@ -140,11 +145,12 @@ def _decoded(sources: Sequence[Any], size: int, aspect: str, workers: int) -> It
     pool = decoders(workers)
     waiting: deque[Future[np.ndarray]] = deque()
     try:
-        for source in sources:
-            waiting.append(pool.submit(square_bytes, source, size, aspect))
-            if len(waiting) > 8 * workers:
-                yield result_of(waiting.popleft())
-        while waiting:
-            yield result_of(waiting.popleft())
+        with decoders_needed():
+            for source in sources:
+                waiting.append(pool.submit(square_bytes, source, size, aspect))
+                if len(waiting) > 8 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -18,6 +19,8 @@ from craft.training.config import AdaptConfig, AlignConfig, LoopConfig
 from craft.training.lesson import Lesson
 from craft.training.micro_batch import checkpointing
 from craft.training.order import batch_indices, micro_batches
+
+C = TypeVar("C", bound=AdaptConfig)
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,16 @@ class Rehearsal:
 
 
 def rehearse_step(
-    lvlm: LVLM, samples: Sequence[Sample], config: AdaptConfig, lesson: Callable[[], Lesson]
+    lvlm: LVLM, samples: Sequence[Sample], config: C, lesson: Callable[[LVLM, Sequence[Sample], C], Lesson]
 ) -> Rehearsal:
-    """Build, freeze, take one batch of `lesson` forward and backward, check the gradients; change nothing.
+    """Build, freeze, take one batch of `lesson` forward and backward, check the gradients; change and write
+    nothing.
 
     Raises:
         ConfigError, DataError, TrainingError: as training would.
     """
-    work, indices, parts, again = _one_step(lvlm, config, len(samples), lesson)
+    bare = config.model_copy(update={"pixel_cache": None, "workers": 0})  # one batch, decoded here
+    work, indices, parts, again = _one_step(lvlm, config, len(samples), lambda: lesson(lvlm, samples, bare))
     sizes = [work.batches.tokens(index) for index in indices]
     tokens, answers = max(size[0] for size in sizes), max(size[1] for size in sizes)
     dtype = resolve_dtype(config.dtype, resolve_device(config.device))

@@ -116,6 +116,8 @@ def _takes_text(model: type[BaseModel], dotted: str) -> bool:
     kind: Any = model
     for part in dotted.split("."):
         kind = kind.model_fields[part].annotation
+    if get_origin(kind) is tuple:
+        return False  # a list of texts is written as YAML
     return str in (kind, *get_args(kind)) or get_origin(kind) is Literal
 
 
