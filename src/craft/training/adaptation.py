@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from craft.core.errors import ConfigError
-from craft.core.processes import on_main
+from craft.core.processes import on_main, world
 from craft.core.progress import say
 from craft.data import Sample
 from craft.models.lvlm import LVLM
@@ -50,6 +50,11 @@ def adaptation(
             "compile and gradient_checkpointing both take the tower's layers apart; set one of them to false."
         )
     con = config.contrastive_weight(task)
+    if con and config.micro_batch == "auto" and world() > 1:
+        raise ConfigError(
+            "micro_batch=auto and the contrastive loss do not go together in several processes: when one is "
+            "out of memory, the others would wait for its texts. Give a number."
+        )
     lvlm.visual.vision_tower.float()
     trained = choose_trainable(lvlm, config, con)
     stem = config.trainable != "all" and stem_suffices(lvlm, config)

@@ -4,6 +4,7 @@ import copy
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ from craft.models.recompute import Recompute, recompute
 from craft.models.vision_tower import TowerLayer
 from craft.training.config import LoopConfig
 
+PATIENCE = timedelta(hours=6)
+"""How long processes wait for the main one, which reads and encodes all images of a large data set alone. One
+that dies is noticed at once."""
+
 
 def join_processes(device: str) -> None:
     """Join the processes that `accelerate launch` or torchrun started together with this one, if they did.
@@ -29,7 +34,7 @@ def join_processes(device: str) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from accelerate.state import PartialState
 
-        PartialState(cpu=resolve_device(device).type == "cpu")
+        PartialState(cpu=resolve_device(device).type == "cpu", timeout=PATIENCE)
 
 
 def loading_device(device: str) -> str:
