@@ -53,7 +53,7 @@ def test_csv_and_tsv_and_their_lists(root: Path) -> None:
 def test_what_else_ends_a_line_is_part_of_a_cell(root: Path) -> None:
     strange = "What\u2028is\u0085it\x0c?"
     uri = "data:image/png;base64," + base64.b64encode(png(1) * 500).decode()
-    text = f"image,question,answer\nimg/0.png,{strange},an oak\n\"{uri}\",what,an elm\n"
+    text = f'image,question,answer\nimg/0.png,{strange},an oak\n"{uri}",what,an elm\n'
     (root / "q.csv").write_text(text, encoding="utf-8")
     first, second = read_questions([root / "q.csv"]).samples
     assert first.question == strange and second.image == png(1) * 500
