@@ -264,9 +264,7 @@ def empty_csv(root: Path) -> Path:
     return root / "t.csv"
 
 
-@damage(
-    "{root}/t.csv:2: the field 'answer' is missing. A row needs image, question, answer, or image and label."
-)
+@damage("{root}/t.csv:2: 'answer' must be a text that is not empty, not None.")
 def empty_cell(root: Path) -> Path:
     lines(root)
     (root / "t.csv").write_text("image,question,answer\nimg/0.png,What?,\n")

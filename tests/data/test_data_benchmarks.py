@@ -171,6 +171,11 @@ def test_class_names_in_the_card_of_a_copy(tmp_path: Path) -> None:
         "---\n# x\n"
     )
     assert load_data("flowers102", root=tmp_path).classes == ("barbeton daisy", "colt's foot")
+    card = (tmp_path / "README.md").read_text()
+    for number in (0, 1):
+        card = card.replace(f"'{number}': ", "- ")
+    (tmp_path / "README.md").write_text(card)
+    assert load_data("flowers102", root=tmp_path).classes == ("barbeton daisy", "colt's foot")
 
 
 def test_flowers_labels_are_names_from_one(tmp_path: Path) -> None:
@@ -253,6 +258,16 @@ def test_a_hub_copy_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         load_data("hub:nobody/nothing")
     with pytest.raises(DataError, match=r"'hub:nobody' is not a place on the hub\. Write hub:OWNER/NAME"):
         load_data("hub:nobody")
+    with pytest.raises(DataError, match="'no body/x' cannot be a data set of the hub"):
+        load_data("hub:no body/x")
+
+    def no_network(*_: object, **__: object) -> None:
+        raise RuntimeError("Connection refused")  # of no type that hubs of all versions share
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", no_network)
+    with pytest.raises(DataError, match="cannot be reached for timm/eurosat-rgb: Connection refused"):
+        load_data("eurosat", root="hub:timm/eurosat-rgb")
 
 
 def test_several_configurations_must_be_told_apart(tmp_path: Path) -> None:

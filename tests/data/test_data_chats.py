@@ -1,5 +1,6 @@
 """The layouts of §8's data sets, ours, and what is wrong with a row that cannot be used."""
 
+import base64
 import json
 
 import pytest
@@ -84,12 +85,31 @@ def test_ours_goes_through_load_data(folder):
         ({"image": "none.jpg", "conversations": [human("<image>What?"), gpt("x")]}, "none.jpg.*root="),
         ({"image": "a.jpg", "conversations": [{"from": "cat", "value": "x"}]}, "'cat' in entry 1"),
         ({"image": "a.jpg", "caption": " "}, "empty question or answer"),
+        ({"image": "a.jpg", "caption": None}, "empty question or answer"),
         ({"picture": "a.jpg"}, "no conversation in it"),
     ],
 )
 def test_what_is_wrong_is_named(folder, row, told):
     with pytest.raises(DataError, match=told):
         read_conversations([write(folder, [row])])
+
+
+def test_pictures_inside_messages(folder):
+    uri = "data:image/jpeg;base64," + base64.b64encode((folder / "a.jpg").read_bytes()).decode()
+    rows = []
+    for url in (uri, "a.jpg"):
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What?"}]
+        rows.append(
+            {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "A."}]}
+        )
+    inline, file = read_conversations([write(folder, rows)])
+    assert inline.image == (folder / "a.jpg").read_bytes() and file.image == str(folder / "a.jpg")
+
+
+def test_lines_that_are_no_rows_count(folder):
+    (folder / "x.jsonl").write_text('[1]\n{"image": 1}\n{"question": "a", "answer": "b"}\n')
+    with pytest.raises(DataError, match="2 of 3 rows"):
+        read_conversations([folder / "x.jsonl"])
 
 
 def test_not_json(folder):

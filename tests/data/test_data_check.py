@@ -46,6 +46,16 @@ def test_unusual_pictures_are_handled_and_named(tmp_path: Path) -> None:
     assert findings["CMYK"].where == (str(root / "ash" / "b.jpg"),)
 
 
+def test_an_animation_whose_later_frames_are_damaged_is_handled(tmp_path: Path) -> None:
+    root = class_folders(tmp_path, ("ash", "elm"), each=4)
+    frames = [Image.fromarray(pixels(n, 16)) for n in range(20, 23)]
+    for ending in ("gif", "tiff"):
+        place = root / "ash" / f"a.{ending}"
+        frames[0].save(place, save_all=True, append_images=frames[1:])
+        place.write_bytes(place.read_bytes()[:-500])
+    assert found(root)["animated"].count == 2
+
+
 def test_leakage_by_content_and_by_looks(tmp_path: Path) -> None:
     train, test = tmp_path / "train", tmp_path / "test"
     for n in range(4):

@@ -228,6 +228,31 @@ def test_a_bad_row_is_named_with_its_line(tmp_path: Path, bad: object, words: st
     assert "\n" not in str(caught.value)
 
 
+def test_lines_that_are_no_rows_count(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "q.jsonl", ["[1]", "{", row(1, answer=""), row(2)])
+    with pytest.raises(DataError, match="3 of 4 rows cannot be used"):
+        load_data(path)
+
+
+def test_one_class_in_two_spellings_is_refused(tmp_path: Path) -> None:
+    rows = [
+        {"image": f"{n}.png", "label": name}
+        for n, name in enumerate(("elm", "ash", "Silver  Fir", "silver fir"))
+    ]
+    with pytest.raises(DataError, match=r"'Silver  Fir' and 'silver fir'.*q\.jsonl:4"):
+        load_data(jsonl(tmp_path / "q.jsonl", rows))
+
+
+def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    root = folder(tmp_path / "trees", each=2)
+    picture(root / "ash" / "caf\udce9.png")  # Latin-1, as old archives unpack
+    with pytest.raises(DataError, match=r"caf.udce9\.png.*not UTF-8"):
+        load_data(root)
+    path = jsonl(tmp_path / "q.jsonl", [row(0), row(1, answer="\ud83d")])
+    with pytest.raises(DataError, match=r"q\.jsonl:2: 'answer' .*half a character"):
+        load_data(path)
+
+
 def test_missing_images_are_named_with_their_lines(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "q.jsonl", [row(n) for n in range(9)])
     for n in range(1, 8):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from craft.core.errors import DataError
 from craft.data import open_image
+from craft.data.images import image_bytes_hash
 
 RNG = np.random.default_rng(0)
 RGB = Image.fromarray(RNG.integers(0, 256, (12, 10, 3), dtype=np.uint8))
@@ -61,6 +62,13 @@ def test_path_bytes_image_and_array_agree(tmp_path: Path) -> None:
     wanted = RGB.tobytes()
     for source in (path, str(path), path.read_bytes(), RGB, np.asarray(RGB), np.asarray(RGB) / 255):
         assert open_image(source).tobytes() == wanted
+
+
+def test_pictures_of_another_palette_are_other_pictures() -> None:
+    one, other = (Image.new("P", (2, 2)) for _ in range(2))
+    one.putpalette([255, 0, 0])
+    other.putpalette([0, 0, 255])
+    assert image_bytes_hash(one) != image_bytes_hash(other)
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from craft.core.errors import DataError
-from craft.data import TrainLimit, Wanted, load_data, prepare, verify_images
+from craft.data import TrainLimit, Wanted, load_data, prepare, read_data, verify_images
 from craft.data.prepare import with_options, with_texts
 from craft.data.sample import Data
 from replicas import REPLICAS, class_folders, parquet, png
@@ -90,6 +90,9 @@ def test_texts_join_by_id_or_image(tmp_path: Path) -> None:
     samples = {s.id: s for s in load_data(tmp_path / "m").all_samples()}
     assert samples["1"].texts() == ("There are three lesions.", "a chest", "a chest film")
     assert samples["2"].texts()[1:] == ("a chest", "a chest film") and samples["3"].captions == ()
+    (tmp_path / "numbers.jsonl").write_text('\ufeff{"id": 1, "captions": ["a\u2028b"]}\n')
+    numbered = {s.id: s for s in with_texts(list(samples.values()), tmp_path / "numbers.jsonl")}
+    assert numbered["1"].captions[-1] == "a\u2028b"
     for row, words in (
         ({"id": "99", "captions": []}, "no sample has the id or image '99'"),
         ({"id": "1", "captions": "x"}, "'captions' must be a list of texts"),
@@ -129,6 +132,19 @@ def test_option_files_of_foci_are_taken_as_they_are(tmp_path: Path) -> None:
             with_options(load_data("flowers102", root=root).test, tmp_path / "bad.json")
 
 
+def test_option_files_know_classes_in_any_script(tmp_path: Path) -> None:
+    samples = read_data(
+        class_folders(tmp_path / "pictures", ("C", "C++", "\u6a61\u6811", "\u6986\u6811"), each=1)
+    ).samples
+    told = {
+        s.label: [{"image": s.image, "options": [s.label, "C++" if s.label != "C++" else "C"]}]
+        for s in samples
+    }
+    (tmp_path / "o.json").write_text(json.dumps(told))
+    found = {s.label: s.distractors for s in with_options(samples, tmp_path / "o.json")}
+    assert found == {"C": ("C++",), "C++": ("C",), "\u6a61\u6811": ("C++",), "\u6986\u6811": ("C++",)}
+
+
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[str]]]:
     """Pictures over HTTP on the loopback device, and the paths that were asked for."""
@@ -139,6 +155,8 @@ def server() -> Iterator[tuple[str, list[str]]]:
             asked.append(self.path)
             found = self.path.startswith("/p")
             self.send_response(200 if found else 404)
+            if self.path == "/p5":  # the connection breaks before all is sent
+                self.send_header("Content-Length", "100000")
             self.end_headers()
             self.wfile.write(png(int(self.path[2:3])) if found else b"gone")
 
@@ -167,3 +185,8 @@ def test_urls_are_fetched_once_and_only_when_asked(tmp_path: Path, server: tuple
     with pytest.raises(DataError, match=r"b\.jsonl:1: http.*/gone cannot be downloaded \(HTTP Error 404"):
         prepare(tmp_path / "b.jsonl", None, tmp_path / "n", Wanted(download=True), progress=False)
     assert not (tmp_path / "n").exists()
+    for name, words in (("p5", "cut short"), ("a b", "cannot be downloaded")):
+        (tmp_path / "b.jsonl").write_text(json.dumps(rows[0] | {"image": f"{place}/{name}"}))
+        with pytest.raises(DataError, match=rf"b\.jsonl:1: http.*{words}"):
+            prepare(tmp_path / "b.jsonl", None, tmp_path / "n", Wanted(download=True), progress=False)
+    assert not (tmp_path / "n-pictures").exists()

@@ -50,6 +50,29 @@ def test_csv_and_tsv_and_their_lists(root: Path) -> None:
     assert answers(root / "q.tsv") == WANTED
 
 
+def test_what_else_ends_a_line_is_part_of_a_cell(root: Path) -> None:
+    strange = "What\u2028is\u0085it\x0c?"
+    uri = "data:image/png;base64," + base64.b64encode(png(1) * 500).decode()
+    text = f'image,question,answer\nimg/0.png,{strange},an oak\n"{uri}",what,an elm\n'
+    (root / "q.csv").write_text(text, encoding="utf-8")
+    first, second = read_questions([root / "q.csv"]).samples
+    assert first.question == strange and second.image == png(1) * 500
+
+
+def test_one_column_may_be_two_fields_and_cells_may_be_empty(root: Path) -> None:
+    lines = ("photo,kind,part", "img/0.png,oak,train", "img/1.png,elm,", "img/2.png,fir,test")
+    (root / "q.csv").write_text("\n".join(lines))
+    columns = {"image": "photo", "label": "kind", "text": "kind", "split": "part"}
+    samples = read_questions([root / "q.csv"], columns=columns).samples
+    assert [(s.label, s.text, s.split) for s in samples] == [
+        ("oak", "oak", "train"),
+        ("elm", "elm", ""),
+        ("fir", "fir", "test"),
+    ]
+    (root / "q.jsonl").write_text('{"image": "img/0.png", "question": null, "answer": null, "label": "oak"}')
+    assert read_questions([root / "q.jsonl"]).task == "classification"
+
+
 def test_columns_by_other_names(root: Path) -> None:
     rows = [
         {"jpg": r["image"], "q": r["question"], "caption_text": r["answer"], "extra": 1} for r in QUESTIONS
@@ -113,6 +136,15 @@ def test_parquet_leaves_pictures_in_the_file(tmp_path: Path) -> None:
     assert verify_images(load_data(tmp_path / "plain.parquet"), progress=False) == 4
 
 
+def test_files_of_one_name_in_folders_of_splits(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        rows = [{"image": png(n), "label": ("oak", "elm")[n % 2]} for n in range(4)]
+        parquet(tmp_path / "default" / split / "0000.parquet", rows)
+    data = load_data(tmp_path)
+    assert sorted(s.id for s in data.test) == [f"test/0000.parquet, row {n}" for n in (1, 2, 3, 4)]
+    assert len(data.train) == 4
+
+
 def test_llava_conversations(root: Path) -> None:
     entries = [
         {
@@ -160,6 +192,17 @@ def test_openai_messages(root: Path) -> None:
     assert raw.samples[1].image == png(1) and raw.samples[0].image == str(root / "img/0.png")
 
 
+def test_questions_on_one_inline_picture_stay_together(tmp_path: Path) -> None:
+    rows = []
+    for n in range(20):
+        uri = "data:image/png;base64," + base64.b64encode(png(n % 4)).decode()
+        rows.append({"image": uri, "question": f"q{n}?", "answer": f"a{n % 3}"})
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = load_data(tmp_path / "q.jsonl")
+    parts = [{s.image for s in part} for part in (data.train, data.validation, data.test)]
+    assert [len(part) for part in parts] == [2, 1, 1] and len(set[object]().union(*parts)) == 4
+
+
 def test_webdataset_shards(tmp_path: Path) -> None:
     def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
         info = tarfile.TarInfo(name)
@@ -182,3 +225,9 @@ def test_webdataset_shards(tmp_path: Path) -> None:
             add(tar, f"d/{n}.jpg", png(n))
             add(tar, f"d/{n}.json", json.dumps({"question": "q?", "answer": f"a{n % 2}"}).encode())
     assert answers(tmp_path / "q.tar") == [("q?", f"a{n % 2}") for n in range(4)]
+    with tarfile.open(tmp_path / "dot.tar", "w") as tar:  # as `tar cf dot.tar .` has it
+        for name in ("./7", "./d/8"):
+            add(tar, f"{name}.png", png(7))
+            add(tar, f"{name}.cls", b"oak")
+    ids = [sample.id for sample in read_questions([tmp_path / "dot.tar"]).samples]
+    assert ids == ["dot.tar, sample 7", "dot.tar, sample d/8"]  # the same wherever the file lies

@@ -128,7 +128,12 @@ def test_captions_are_written_once_in_order_and_gone_on_with(
     assert write_texts(caption_wishes(samples, "m"), service, out, progress=False) == 3
     assert [row["image"] for row in rows(out)] == [sample.image for sample in samples]
     assert rows(out)[0]["captions"] == ["Mine."] and len(server.asked) == 7
+    mine = (
+        out.read_text().replace("Mine.", "Mine\u2028too.").rstrip("\n")
+    )  # an editor took the last end of line
+    out.write_text(mine)
     assert write_texts(caption_wishes(samples, "m"), service, out, progress=False) == 0
+    assert out.read_text() == mine + "\n"
     assert write_texts(caption_wishes(samples, "other", 3), service, out, progress=False) == 6  # another wish
 
 
@@ -170,5 +175,10 @@ def test_a_file_of_something_else_is_refused(samples: list[Sample], tmp_path: Pa
     (tmp_path / "c.jsonl").write_text('{"id": "1"}\n')
     with pytest.raises(DataError, match=r"c\.jsonl:1 is no text of this command"):
         write_texts(caption_wishes(samples, "m"), Service("m"), tmp_path / "c.jsonl", progress=False)
+    for foreign in ('{"theirs": 1}', "theirs"):  # without an end of line, as a row that was cut short
+        (tmp_path / "d.json").write_text(foreign)
+        with pytest.raises(DataError, match=r"d\.json:1 is no text of this command"):
+            write_texts(caption_wishes(samples, "m"), Service("m"), tmp_path / "d.json", progress=False)
+        assert (tmp_path / "d.json").read_text() == foreign
     with pytest.raises(ConfigError, match="--count must be 1 to 3, not 4"):
         list(caption_wishes(samples, "m", 4))

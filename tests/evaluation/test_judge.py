@@ -177,6 +177,9 @@ def test_kept_verdicts_survive_a_torn_line_and_refuse_a_damaged_one(tmp_path):
     path.write_bytes(whole.replace(b'"refused"', b'"lost"'))
     with pytest.raises(CheckpointError, match="line 3"):
         VerdictCache(path)
+    path.write_bytes(whole.replace(b"with a line", b"\xff"))
+    with pytest.raises(CheckpointError, match="line 2"):
+        VerdictCache(path)
 
 
 def rules(ask, concurrency: int = 4) -> Judge:

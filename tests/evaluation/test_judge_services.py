@@ -56,6 +56,13 @@ def judge_at(server, protocol: str, **settings) -> Judge:
 
 
 @each_protocol
+def test_what_is_secret_in_a_url_is_not_kept(protocol):
+    make = {"anthropic": anthropic_judge, "openai": openai_judge}[protocol]
+    made = make(ServiceSettings("m", "https://me:secret@host.org:8000/v1?key=secret"))
+    assert made.identity["url"] == "https://host.org:8000/v1"
+
+
+@each_protocol
 def test_every_case_gets_its_own_verdict(protocol, picture, tmp_path):
     given = cases(picture)
     with serving() as server:

@@ -51,6 +51,10 @@ def test_strict_is_exact_after_case_and_whitespace(said, wanted, right):
         ("rain co", 3),
         ("A", 0),
         ("a dress", None),  # the article is not the letter
+        ("The answer is a coat", 1),
+        ("the answer is a dress", None),
+        ("The answer is A because of its sleeves", 0),
+        ("Answer: a", 0),
         ("coat or shirt", None),
         ("dress", None),
         ("E", None),
@@ -68,6 +72,17 @@ def test_option_named(said, option):
 @given(st.sampled_from(CHOICES), st.booleans())
 def test_every_option_names_itself(choice, lower):
     assert option_named(choice.lower() if lower else choice, CHOICES) == CHOICES.index(choice)
+
+
+def test_options_that_differ_in_punctuation_or_article_alone():
+    signs = ("?", "!", ".")
+    assert [option_named(said, signs) for said in ("?", "!", ".", "", "B")] == [0, 1, 2, None, 1]
+    assert [option_named(said, ("The Who", "Who")) for said in ("the who", "who")] == [0, 1]
+
+
+def test_one_letter_may_be_written_as_two_characters():
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    assert strict(composed, apart) and option_named(composed, ("bar", apart)) == 1
 
 
 def test_letters_as_answers():

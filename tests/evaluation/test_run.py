@@ -6,7 +6,7 @@ import pytest
 
 from builders import tiny_lvlm
 from craft.core.errors import DataError
-from craft.evaluation import evaluate_lvlm, read_samples
+from craft.evaluation import Report, evaluate_lvlm, read_samples
 from craft.evaluation import run as running
 from craft.evaluation.ask import Replies
 from craft.evaluation.run import option_texts
@@ -63,6 +63,15 @@ def test_damaged_answers_are_named(tmp_path, text, message):
         (tmp_path / "s.jsonl").write_text(text)
     with pytest.raises(DataError, match=message):
         read_samples(tmp_path / "s.jsonl")
+
+
+def test_what_else_ends_a_line_is_part_of_an_answer(tmp_path):
+    row = {"id": "a", "prompt": "a\u2028b", "answer": "c", "prediction": "c\u0085", "strict": False}
+    path = tmp_path / "samples-0.jsonl"
+    Report.of([{**row, "lenient": True, "unparseable": False, "seen": True, "choices": []}]).save_samples(
+        path
+    )
+    assert read_samples(path)[0]["prediction"] == "c\u0085"
 
 
 def test_option_scoring_beside_generation_and_alone():

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from builders import tiny_lvlm
-from craft.core.errors import ConfigError, DataError
+from craft.core.errors import CheckpointError, ConfigError, DataError
 from craft.evaluation.judge_answers import explain, read_rows
 from craft.evaluation.judge_services import ServiceSettings
 from craft.recipes import adapt, evaluate
@@ -92,6 +92,55 @@ def test_overwrite_begins_anew_and_touches_nothing_else(run, tmp_path):
     assert (tmp_path / "mine.txt").read_text() == "keep"
     again = judge(answers_in(tmp_path), overwrite=True)  # answers that were given are not thrown away
     assert len(again.samples) == len(read_rows(tmp_path / "answers.jsonl"))
+
+
+def test_what_no_judging_left_is_neither_replaced_nor_thrown_away(tmp_path):
+    row = {"id": "a", "prompt": "?", "answer": "b", "prediction": "b"}
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/mine.png").write_text("mine")
+    (tmp_path / "report-mine.json").write_text("{}")
+    (tmp_path / "answers.jsonl").write_text(json.dumps(row) + "\n")
+    before = {place: place.read_bytes() for place in tmp_path.rglob("*") if place.is_file()}
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match=r"holds answers\.jsonl, images that no judging left there"):
+            judge(answers_in(tmp_path / "answers.jsonl", out=tmp_path), overwrite=overwrite)
+    judged = judge(answers_in(tmp_path / "answers.jsonl")).settings["answers"]["answers"]
+    with pytest.raises(ConfigError, match="other settings"):  # a judging's own folder as source and place
+        again = tmp_path / "answers-judged"
+        judge(answers_in(again / "answers.jsonl", out=again), overwrite=True)
+    assert read_rows(again / "answers.jsonl") and judged == str(tmp_path / "answers.jsonl")
+    assert all(place.read_bytes() == content for place, content in before.items())
+
+
+def test_a_judge_without_a_key_is_refused_before_an_lvlm_is_asked(run, tmp_path, monkeypatch):
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    paid, answers = make_judge("anthropic"), answers_of(tiny_lvlm(), run, out=tmp_path / "a", **SHORT)
+    with pytest.raises(ConfigError, match="ANTHROPIC_API_KEY"):
+        judge(answers, paid)
+    assert not (tmp_path / "a").exists()
+    judge(answers)
+    with pytest.raises(ConfigError, match="ANTHROPIC_API_KEY"):
+        judge(answers, paid, overwrite=True)
+    assert read_rows(tmp_path / "a/answers.jsonl")
+    (tmp_path / "a/answers.json").unlink()
+    with pytest.raises(CheckpointError, match=r"answers\.json"):
+        judge(answers_in(tmp_path / "a"), overwrite=False)
+    assert (tmp_path / "a/verdicts.jsonl").read_text().count("\n") == len(
+        read_rows(tmp_path / "a/answers.jsonl")
+    )
+
+
+def test_a_mark_is_no_answer_and_a_number_is_one(tmp_path):
+    row = {"id": "a", "prompt": "?", "prediction": "b", "answer": "b"}
+    told = (
+        {"correct": True},
+        {"correct": False},
+        {"correct": "c"},
+        {"answer": 0},
+        {"correct": "", "answer": "d"},
+    )
+    (tmp_path / "a.jsonl").write_text("\ufeff" + "\n".join(json.dumps({**row, **more}) for more in told))
+    assert [case.truth for case, _ in answers_in(tmp_path / "a.jsonl").preview()] == ["b", "b", "c", "0", "d"]
 
 
 def test_limit_draws_evenly_and_by_seed(run, tmp_path):

@@ -23,6 +23,7 @@ from craft.data.images import ImageSource
 from craft.data.load import load_data
 from craft.data.parquet import Row
 from craft.data.problems import Problems
+from craft.data.questions import read_picture
 from craft.data.tables import TABLES, read_rows
 
 ASK_CAPTION = (
@@ -95,14 +96,14 @@ def _table(source: str | Path, root: str | Path | None) -> Path | None:
 
 
 def _read(path: Path, base: Path, seed: int) -> list[Conversation]:
-    problems, read = Problems("rows"), 0
+    problems = Problems("rows")
     found: list[Conversation] = []
     for read, row in enumerate(read_rows(path, problems, base), start=1):
         try:
             found.append(_conversation(row, f"{path.stem}:{read}", base, seed))
         except DataError as error:
             problems.add(error)
-    problems.stop(read)
+    problems.stop(len(found) + len(problems.found))
     if not found:
         raise DataError(f"{path} holds no conversation.")
     named = [c for c in found if isinstance(c.image, str)]
@@ -125,7 +126,7 @@ def _conversation(row: Row, default: str, base: Path, seed: int) -> Conversation
     elif "question" in values and "answer" in values:
         turns = [(_text(values["question"], origin), _text(values["answer"], origin))]
     elif image is not None and ("caption" in values or "captions" in values):
-        caption = values.get("caption") or values["captions"]
+        caption = values.get("caption") or values.get("captions")
         caption = caption[0] if isinstance(caption, list) and caption else caption
         turns = [(rng(seed, "caption", key).choice(ASK_CAPTION), _text(caption, origin))]
     else:
@@ -133,8 +134,8 @@ def _conversation(row: Row, default: str, base: Path, seed: int) -> Conversation
             f"{origin}: no conversation in it (fields: {', '.join(values) or 'none'}). A row has "
             "'conversations', 'messages', 'question' and 'answer', or 'image' and 'caption'."
         )
-    if isinstance(image, str):
-        image = str(base / image)
+    if image is not None:
+        image = read_picture(image, base, origin)
     return Conversation(key, tuple(turns), image, origin)
 
 

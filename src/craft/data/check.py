@@ -135,7 +135,7 @@ def _header(content: bytes) -> tuple[str, ...]:
     with Image.open(io.BytesIO(content)) as image:
         turned = image.getexif().get(0x0112, 1) not in (0, 1)
         told = {
-            "animated": getattr(image, "n_frames", 1) > 1 and image.format != "MPO",
+            "animated": image.format != "MPO" and _animated(image),
             "CMYK": image.mode == "CMYK",
             "16-bit": image.mode.startswith("I"),
             "with transparency": image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info,
@@ -143,6 +143,13 @@ def _header(content: bytes) -> tuple[str, ...]:
             "tiny": min(image.size) < 8,
         }
     return tuple(name for name, true in told.items() if true)
+
+
+def _animated(image: Image.Image) -> bool:
+    try:
+        return getattr(image, "n_frames", 1) > 1
+    except Exception:  # a decoder may raise anything on a later frame that is broken; it is not used
+        return True
 
 
 def _near(image: Image.Image) -> tuple[int, bytes] | None:

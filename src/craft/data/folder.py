@@ -30,8 +30,8 @@ def read_folder(root: Path, domain: str | None = None) -> Raw:
     Pictures are found at any depth below a class folder; hidden files and other file types are passed over.
 
     Raises:
-        DataError: no pictures, no class folders, class folders beside train/ and test/, or two folders
-            with the same class word.
+        DataError: no pictures, no class folders, class folders beside train/ and test/, two folders with the
+            same class word, or a name that is not UTF-8.
     """
     children = _folders(root)
     splits = [child for child in children if child.name.lower() in SPLIT_NAMES and _folders(child)]
@@ -59,6 +59,16 @@ def words(name: str) -> str:
     return re.sub(r"[_\s]+", " ", name).strip()
 
 
+def is_text(name: str) -> bool:
+    """Whether there are characters for all of it: a name in another encoding, or a text cut within a
+    character, cannot be written down."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _class_folders(root: Path, parent: Path, split: str, domain: str) -> list[Sample]:
     samples: list[Sample] = []
     names: dict[str, str] = {}
@@ -75,6 +85,8 @@ def _class_folders(root: Path, parent: Path, split: str, domain: str) -> list[Sa
             hidden = any(part.startswith(".") for part in inside.parts)
             if path.suffix.lower() not in SUFFIXES or hidden or not path.is_file():
                 continue
+            if not is_text(str(inside)):
+                raise DataError(f"the file name {str(path)!a} is not UTF-8. Rename it.")
             samples.append(
                 Sample(
                     id=inside.as_posix(),

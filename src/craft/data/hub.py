@@ -23,7 +23,7 @@ def hub_folder(place: str) -> Path:
         DataError: no such data set; it is private; it is a loading script without data files; no network.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     parts = place.removeprefix(HUB).split("/")
     if len(parts) < 2 or not all(parts):
@@ -41,6 +41,8 @@ def hub_folder(place: str) -> Path:
         folder = snapshot_download(
             id, repo_type="dataset", revision=revision or None, allow_patterns=patterns
         )
+    except DataError:
+        raise
     except LocalEntryNotFoundError as error:
         raise DataError(
             f"the hub data set {id} is not in the local cache, and the hub cannot be reached. "
@@ -48,7 +50,9 @@ def hub_folder(place: str) -> Path:
         ) from error
     except HfHubHTTPError as error:
         raise DataError(f"the hub refused the data set {id}: {' '.join(str(error).split())}") from error
-    except OSError as error:  # what requests and httpx raise without a network
+    except HFValidationError as error:
+        raise DataError(f"'{id}' cannot be a data set of the hub: {error}") from error
+    except Exception as error:  # without a network; the hub's HTTP library is another in every version
         raise DataError(f"the hub cannot be reached for {id}: {error}. Give a local folder.") from error
     root = Path(folder)
     check_files(id, [path.relative_to(root).as_posix() for path in root.rglob("*")])

@@ -76,7 +76,7 @@ def open_image(source: ImageSource, where: str = "") -> Image.Image:
 
 
 def image_bytes_hash(source: ImageSource) -> str:
-    """SHA-256 (hex) of one picture as given: file bytes, or mode, size and pixels of a decoded one.
+    """SHA-256 (hex) of one picture as given: file bytes, or mode, size, palette and pixels of a decoded one.
 
     Raises:
         DataError: the file is missing or unreadable.
@@ -88,7 +88,8 @@ def image_bytes_hash(source: ImageSource) -> str:
         digest.update(f"array {source.dtype.str} {source.shape}".encode())
         digest.update(np.ascontiguousarray(source).tobytes())
     elif isinstance(source, Image.Image):
-        digest.update(f"image {source.mode} {source.size}".encode())
+        palette = source.getpalette()
+        digest.update(f"image {source.mode} {source.size}{'' if palette is None else palette}".encode())
         digest.update(source.tobytes())
     else:
         digest.update(image_bytes(source))
@@ -113,12 +114,10 @@ def image_bytes(source: str | os.PathLike[str] | bytes | Packed) -> bytes:
 
 
 def image_key(source: ImageSource) -> Hashable:
-    """What tells two image sources apart: the path, the place in a larger file, or the object itself."""
-    if isinstance(source, str):  # most are
+    """What tells two image sources apart: the path, the place in a larger file, the bytes, or the object."""
+    if isinstance(source, str | bytes | Packed):
         return source
-    if isinstance(source, Packed):
-        return source
-    return os.fspath(source) if isinstance(source, str | os.PathLike) else id(source)
+    return os.fspath(source) if isinstance(source, os.PathLike) else id(source)
 
 
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF", b"P5", b"P6")

@@ -1,6 +1,7 @@
 """`load_data`: an embedded domain, a benchmark, a manifest or files of your own become a `Data` set."""
 
 import difflib
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -115,6 +116,7 @@ def compose(
                 f"{where} has a single class, '{raw.samples[0].label}'. Give at least two classes: "
                 "a question needs a wrong option too."
             )
+        _distinct(raw.samples, classes)
         unseen = _unseen(raw, train, classes, unseen_fraction, seed, held_out)
         if train and len({s.label for s in train} - set(unseen)) < 2:
             raise DataError(f"{where} has fewer than two classes left for training; hold fewer classes out.")
@@ -213,6 +215,19 @@ def read_data(
         f"Embedded: {', '.join(EMBEDDED)}; or a benchmark (`craft data list`), a folder of class folders, or "
         f"a table ({', '.join(TABLES)})."
     )
+
+
+def _distinct(samples: Sequence[Sample], classes: tuple[str, ...]) -> None:
+    """Refuse classes that differ in case or spaces alone: one of them might be held out of training."""
+    found: dict[str, str] = {}
+    for name in classes:
+        if (other := found.setdefault(_folded(name), name)) != name:
+            where = next(sample.origin for sample in samples if sample.label == name)
+            raise DataError(f"'{other}' and '{name}' are one class in two spellings ({where}). Use one.")
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", " ".join(name.casefold().split()))
 
 
 def _unseen(

@@ -123,6 +123,7 @@ def _names_in_card(root: Path) -> dict[str, list[str]]:
             kind = feature.get("dtype")
             if isinstance(kind, dict) and "class_label" in kind:
                 names = kind["class_label"].get("names") or {}
-                ordered = sorted(names.items(), key=lambda item: int(item[0]))
+                numbered = names.items() if isinstance(names, dict) else enumerate(names)
+                ordered = sorted(numbered, key=lambda item: int(item[0]))
                 found[feature["name"]] = [str(name) for _, name in ordered]
     return found

@@ -1,6 +1,7 @@
 """`craft data prepare`: settle everything about a data set once, and write it as a manifest."""
 
 import hashlib
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -97,7 +98,7 @@ class Downloads:
         """The file with the picture of a URL.
 
         Raises:
-            DataError: the server does not answer, refuses, or sends too much.
+            DataError: the server does not answer, refuses, or sends too much or too little.
         """
         path = self.folder / hashlib.sha256(url.encode("utf-8")).hexdigest()[:32]
         if path.is_file():
@@ -106,10 +107,13 @@ class Downloads:
             request = urllib.request.Request(url, headers={"User-Agent": "craft"})
             with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as answer:
                 content = answer.read(DOWNLOAD_MOST + 1)
-        except (urllib.error.URLError, OSError, ValueError) as error:
+                left = answer.length or 0
+        except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
             raise DataError(f"{url} cannot be downloaded ({error}). Remove it, or try again.") from error
         if len(content) > DOWNLOAD_MOST:
             raise DataError(f"{url} sends more than {DOWNLOAD_MOST // 2**20} MiB; no picture is so large.")
+        if left:
+            raise DataError(f"{url} was cut short by {left} bytes. Try again.")
         atomic_write_bytes(path, content)
         return path
 
@@ -131,7 +135,7 @@ def with_texts(samples: Sequence[Sample], path: Path) -> list[Sample]:
     changed = list(samples)
     for origin, row in _json_lines(path):
         if "id" in row:
-            chosen = [by_id[row["id"]]] if row["id"] in by_id else []
+            chosen = [by_id[str(row["id"])]] if str(row["id"]) in by_id else []
         else:
             name = str(row.get("image", ""))
             near = by_name.get(Path(name).name, ())
@@ -165,15 +169,17 @@ def with_options(samples: Sequence[Sample], path: Path) -> list[Sample]:
         told = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"the option file {path} cannot be read as JSON ({error}).") from error
-    classes = {squeezed(sample.label): sample.label for sample in samples if sample.label is not None}
+    labels = sorted({sample.label for sample in samples if sample.label is not None})
+    classes = {squeezed(label): label for label in labels} | {label: label for label in labels}
     by_name: dict[str, list[int]] = {}
     for n, sample in enumerate(samples):
         by_name.setdefault(Path(str(sample.image)).name, []).append(n)
 
     def known(name: Any) -> str:
-        if not isinstance(name, str) or squeezed(name) not in classes:
+        found = classes.get(name) or classes.get(squeezed(name)) if isinstance(name, str) else None
+        if found is None:
             raise DataError(f"{path}: the option {name!r} is not a class of this data.")
-        return classes[squeezed(name)]
+        return found
 
     changed, used = list(samples), False
     for entries in told.values() if isinstance(told, dict) else [None]:
@@ -207,7 +213,7 @@ def _ends(path: Any, name: str) -> bool:
 def _json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     rows = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read ({error}).") from error
     for number, line in enumerate(lines, start=1):

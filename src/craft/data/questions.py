@@ -19,7 +19,8 @@ from craft.core.errors import DataError
 from craft.data.captions import class_text, declarative
 from craft.data.choices import DIRECTIVES
 from craft.data.conversations import conversation
-from craft.data.folder import SPLIT_NAMES, words
+from craft.data.folder import SPLIT_NAMES, is_text, words
+from craft.data.images import ImageSource
 from craft.data.packed import Packed
 from craft.data.parquet import Row
 from craft.data.problems import Problems
@@ -64,11 +65,12 @@ def read_questions(
     one = len(paths) == 1 and paths[0].stem.lower() not in SPLITLIKE
     name = paths[0].stem if one else paths[0].parent.resolve().name
     problems, rows, ids = Problems("rows"), 0, dict[str, str]()
+    top = os.path.commonpath([path.parent for path in paths])
     for path in paths:
         base = root if root is not None else path.parent
-        reader = Reader(base, domain, words(name), dict(columns or {}), fetch)
+        place = path.relative_to(top).as_posix()
+        reader = Reader(base, domain, words(name), dict(columns or {}), fetch, str(path), place)
         for row in read_rows(path, problems, root or path.parent):
-            rows += 1
             try:
                 for sample in reader.samples(row):
                     if sample.id in ids:
@@ -78,9 +80,10 @@ def read_questions(
                         )
                     ids[sample.id] = row.origin
                     samples.append(sample)
+                rows += 1
             except DataError as error:
                 problems.add(error)
-    problems.stop(rows + sum("not valid JSON" in text for text in problems.found))
+    problems.stop(rows + len(problems.found))
     where = str(paths[0]) if len(paths) == 1 else str(paths[0].parent)
     if not samples:
         raise DataError(f"{where} holds no rows. Write one JSON object a line, like {EXAMPLE}")
@@ -118,16 +121,26 @@ class Reader:
         base: folder that image paths start from.
         domain, columns, fetch: as in `read_questions`.
         name: the domain of labelled pictures where none is given.
+        path, place: the file, and its name among the files that are read: ids begin with it.
     """
 
     def __init__(
-        self, base: Path, domain: str | None, name: str, columns: Mapping[str, str], fetch: Fetch | None
+        self,
+        base: Path,
+        domain: str | None,
+        name: str,
+        columns: Mapping[str, str],
+        fetch: Fetch | None,
+        path: str,
+        place: str,
     ) -> None:
         self.base = base
         self.domain = domain
         self.name = name
         self.columns = columns
         self.fetch = fetch
+        self.path = path
+        self.place = place
 
     def samples(self, row: Row) -> list[Sample]:
         """The samples of one row: several for a conversation of several turns.
@@ -135,13 +148,14 @@ class Reader:
         Raises:
             DataError: something in the row is missing or wrong.
         """
-        values = dict(row.values)
-        for ours, theirs in self.columns.items():
-            if theirs not in values:
-                raise DataError(
-                    f"{row.origin}: there is no column '{theirs}' (for '{ours}'); it has {', '.join(values)}."
-                )
-            values[ours] = values.pop(theirs)
+        told, theirs = row.values, set(self.columns.values())
+        if missing := [ours for ours, name in self.columns.items() if name not in told]:
+            raise DataError(
+                f"{row.origin}: there is no column '{self.columns[missing[0]]}' (for '{missing[0]}'); it has "
+                f"{', '.join(told)}."
+            )
+        values = {name: value for name, value in told.items() if name not in theirs}
+        values |= {ours: told[name] for ours, name in self.columns.items()}
         if "file_name" in values:  # metadata.jsonl of an image folder
             values.setdefault("image", values["file_name"])
         if "conversations" in values or "messages" in values:
@@ -150,8 +164,8 @@ class Reader:
 
     def _turns(self, row: Row, values: dict[str, Any]) -> list[Sample]:
         picture, pairs = conversation(values, row.origin)
-        image, split = self._image(picture, row.origin), _split(values, row)
-        id = _text(values, "id", row.origin) if values.get("id") is not None else _place(row)
+        image, split = read_picture(picture, self.base, row.origin, self.fetch), _split(values, row)
+        id = self._id(values, row)
         return [
             Sample(
                 id=id if len(pairs) == 1 else f"{id}#{number}",
@@ -165,9 +179,15 @@ class Reader:
             for number, (question, answer) in enumerate(pairs, start=1)
         ]
 
+    def _id(self, values: dict[str, Any], row: Row) -> str:
+        """The row's own, or one from its place: "questions.jsonl:12", wherever the file lies."""
+        if values.get("id") is not None:
+            return _text(values, "id", row.origin)
+        return self.place + row.origin.removeprefix(self.path)
+
     def _flat(self, row: Row, values: dict[str, Any]) -> Sample:
         origin = row.origin
-        labelled = values.get("label") is not None and "answer" not in values
+        labelled = values.get("label") is not None and values.get("answer") is None
         for name in ("image",) if labelled else REQUIRED:
             if name not in values:
                 near = difflib.get_close_matches(name, [key for key in values if key not in OPTIONAL], 1, 0.7)
@@ -200,8 +220,8 @@ class Reader:
         if isinstance(values.get("directive"), str):
             directive = values["directive"].strip()  # also "", which asks for no directive
         return Sample(
-            id=_text(values, "id", origin) if values.get("id") is not None else _place(row),
-            image=self._image(values["image"], origin),
+            id=self._id(values, row),
+            image=read_picture(values["image"], self.base, origin, self.fetch),
             question=question,
             answer=said,
             choices=choices,
@@ -216,27 +236,33 @@ class Reader:
             distractors=_strings(values, "distractors", origin),
         )
 
-    def _image(self, value: Any, origin: str) -> Any:
-        if isinstance(value, Packed):
-            return value
-        if isinstance(value, Mapping) and ("url" in value or "path" in value or "bytes" in value):
-            value = value.get("bytes") or value.get("url") or value.get("path")
-        if isinstance(value, bytes):
-            return value
-        text = _text({"image": value}, "image", origin)
-        if text.startswith("data:"):
-            return _from_data_uri(text, origin)
-        if text.startswith(("http://", "https://")):
-            if self.fetch is None:
-                raise DataError(
-                    f"{origin}: the image is a URL ({text[:80]}), and nothing is downloaded unasked. "
-                    "Run `craft data prepare --download`, and use what it writes."
-                )
-            try:
-                return str(self.fetch(text))
-            except DataError as error:
-                raise DataError(f"{origin}: {error}") from error
-        return str(self.base / text)
+
+def read_picture(value: Any, base: Path, origin: str, fetch: Fetch | None = None) -> ImageSource:
+    """The picture that a row names: by path, as bytes or a data URI, by URL, or in a larger file.
+
+    Raises:
+        DataError: it is none of these, or a URL that is not, or cannot be, fetched.
+    """
+    if isinstance(value, Packed):
+        return value
+    if isinstance(value, Mapping) and ("url" in value or "path" in value or "bytes" in value):
+        value = value.get("bytes") or value.get("url") or value.get("path")
+    if isinstance(value, bytes):
+        return value
+    text = _text({"image": value}, "image", origin)
+    if text.startswith("data:"):
+        return _from_data_uri(text, origin)
+    if text.startswith(("http://", "https://")):
+        if fetch is None:
+            raise DataError(
+                f"{origin}: the image is a URL ({text[:80]}), and nothing is downloaded unasked. "
+                "Run `craft data prepare --download`, and use what it writes."
+            )
+        try:
+            return str(fetch(text))
+        except DataError as error:
+            raise DataError(f"{origin}: {error}") from error
+    return str(base / text)
 
 
 def _from_data_uri(text: str, origin: str) -> bytes:
@@ -254,18 +280,14 @@ def _near(field: str) -> str | None:
     return next(iter(difflib.get_close_matches(field, OPTIONAL, 1, 0.85)), None)
 
 
-def _place(row: Row) -> str:
-    """An id from the place of a row: "questions.jsonl:12"."""
-    path, mark, rest = row.origin.rpartition(", " if ", " in row.origin.rpartition("/")[2] else ":")
-    return f"{os.path.basename(path)}{mark}{rest}"
-
-
 def _text(row: Mapping[str, Any], name: str, origin: str) -> str:
     value = row[name]
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{origin}: '{name}' must be a text that is not empty, not {value!r}.")
+    if not is_text(value):
+        raise DataError(f"{origin}: '{name}' holds half a character ({value!r}). Correct it.")
     return value.strip()
 
 

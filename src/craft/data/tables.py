@@ -1,6 +1,7 @@
 """Rows of files of your own: JSONL, JSON, CSV, TSV, parquet, and tars in WebDataset's layout."""
 
 import csv
+import io
 import json
 import tarfile
 from collections.abc import Iterator
@@ -117,9 +118,9 @@ def _json(path: Path, text: str) -> Iterator[Row]:
 
 
 def _csv(path: Path, mark: str) -> Iterator[Row]:
-    """A table with a head. Empty cells are absent; a list is written as JSON, or with "|" between items."""
-    lines = _text(path).splitlines(keepends=True)
-    reader = csv.DictReader(lines, delimiter=mark)
+    """A table with a head. Empty cells are None; a list is written as JSON, or with "|" between items."""
+    csv.field_size_limit(2**31 - 1)  # a cell may be a picture
+    reader = csv.DictReader(io.StringIO(_text(path)), delimiter=mark)
     if not reader.fieldnames:
         raise DataError(f"{path} is empty. Its first line must name the columns, like image,question,answer.")
     for cells in reader:
@@ -131,9 +132,9 @@ def _csv(path: Path, mark: str) -> Iterator[Row]:
                 f"{origin}: {found} cells, and the head names {len(reader.fieldnames)} columns. "
                 'Put cells that hold a separator in "quotes".'
             )
-        values: dict[str, Any] = {str(key).strip(): value for key, value in cells.items() if value.strip()}
+        values: dict[str, Any] = {key.strip(): cell if cell.strip() else None for key, cell in cells.items()}
         for name in ("choices", "captions"):
-            if name in values:
+            if values.get(name) is not None:
                 values[name] = _list(values[name])
         yield Row(origin, values, split_of(path))
 
@@ -158,7 +159,7 @@ def _tar(path: Path) -> Iterator[Row]:
         with tarfile.open(path, "r:") as tar:
             key, values = "", dict[str, Any]()
             for member in tar:
-                folder, _, name = member.name.rpartition("/")
+                folder, _, name = member.name.removeprefix("./").rpartition("/")
                 if not member.isfile() or name.startswith("."):
                     continue
                 stem, _, ending = name.partition(".")

@@ -166,20 +166,26 @@ def _png(sample: Sample) -> bytes:
 
 
 def _kept(path: Path) -> set[str]:
-    """The keys of the rows that a file holds. A last line that was cut short is taken off."""
+    """The keys of the rows that a file holds. A last row that was cut short is taken off; one that lacks the
+    end of its line, as an editor may leave it, gets that."""
     if not path.is_file():
         return set()
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        os.truncate(path, len(whole))
-    keys = set()
-    for number, line in enumerate(whole.decode("utf-8").splitlines(), start=1):
+    content, keys = path.read_bytes(), set[str]()
+    *lines, last = content.split(b"\n")
+    for number, line in enumerate([*lines, last] if last else lines, start=1):
         try:
             row = json.loads(line)
             keys.add(row["key"] + _place(row))
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}:{number} is no text of this command. Choose another file.") from error
+            torn = number > len(lines) and isinstance(error, ValueError)
+            if not torn or not b'{"i'.startswith(line[:3]):  # so our rows begin
+                told = f"{path}:{number} is no text of this command. Choose another file."
+                raise DataError(told) from error
+            os.truncate(path, len(content) - len(last))
+            return keys
+    if last:
+        with open(path, "ab") as file:
+            file.write(b"\n")
     return keys
 
 

@@ -123,6 +123,7 @@ class Judge:
             the key under which a verdict is kept.
         start: makes ready (key, model, connection) and gives the function that asks: one case in, one reply
             out. Both raise a `CraftError` where no case can succeed.
+        ready: raises that error too, as far as it shows at no cost: no package, no key.
         dimensions: those that it scores.
         concurrency: so many cases may be asked at once.
         sees: whether it needs the picture.
@@ -138,6 +139,7 @@ class Judge:
     sees: bool = True
     price: tuple[float, float] | None = None
     note: str = ""
+    ready: Callable[[], object] = lambda: None
 
     def key(self, case: Case) -> str:
         """Under which the verdict on `case` is kept: SHA-256 (hex) of judge and content."""

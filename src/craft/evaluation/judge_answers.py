@@ -122,7 +122,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         DataError: the file is missing or empty, or a row is not of that form; file and line are named.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the answers {path}: {error}. Check the path.") from error
     rows = []
@@ -157,7 +157,7 @@ def case_of(row: Mapping[str, Any], image: Path | None = None) -> Case:
         id=str(row["id"]),
         task=_task(row),
         options=tuple(map(str, row.get("choices") or ())),
-        truth=str(row.get("correct") or row["answer"]),
+        truth=_truth(row),
         response=str(row["prediction"]),
         image=image,
         seen=bool(row.get("seen", True)),
@@ -184,6 +184,14 @@ def _task(row: Mapping[str, Any]) -> str:
     return "\n".join(line for line in str(row["prompt"]).split("\n") if line not in options)
 
 
+def _truth(row: Mapping[str, Any]) -> str:
+    """The right answer in words: `correct`, unless that is a mark (true, false), or `answer`; "" without."""
+    for value in (row.get("correct"), row.get("answer")):
+        if isinstance(value, str | int | float) and not isinstance(value, bool) and str(value).strip():
+            return str(value)
+    return ""
+
+
 def _keep_picture(image: ImageSource, folder: Path) -> str:
     """Write a picture as judges get it, once; its place in the folder."""
     place = f"images/{image_bytes_hash(image)[:24]}.png"
@@ -197,7 +205,7 @@ def _named(row: Any, path: Path, number: int | None = None) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"{place} must be a JSON object with id, prompt, prediction and answer.")
     lacking = [name for name in ("id", "prompt", "prediction") if not isinstance(row.get(name), str | int)]
-    if not (row.get("correct") or row.get("answer")):
+    if not _truth(row):
         lacking.append("answer (or correct)")
     if lacking:
         raise DataError(
@@ -207,10 +215,15 @@ def _named(row: Any, path: Path, number: int | None = None) -> dict[str, Any]:
 
 
 def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write the settings, or check that those in the folder are the same."""
+    """Write the settings, or check that those in the folder are the same. A folder without any must have
+    neither answers nor pictures: they would be someone's."""
     place = folder / "answers.json"
     wanted = json.loads(json.dumps(settings))
     if not place.is_file():
+        if strange := [name for name in ("answers.jsonl", "images") if (folder / name).exists()]:
+            raise ConfigError(
+                f"{folder} holds {', '.join(strange)} that no judging left there. Give another --out."
+            )
         write_json(place, wanted)
         return
     before = read_json(place)
@@ -236,7 +249,7 @@ def _whole_batches(path: Path, batch_size: int, count: int) -> int:
         return count
     kept = len(lines) // batch_size * batch_size
     if kept < len(lines):
-        os.truncate(path, sum(len(line.encode("utf-8")) + 1 for line in lines[:kept]))
+        os.truncate(path, sum(len(line) + 1 for line in lines[:kept]))
     if kept:
         say(f"{path} has {kept} of {count} answers already")
     return kept

@@ -72,7 +72,7 @@ class VerdictCache:
         self.replies[key] = reply
 
 
-def whole_lines(path: Path) -> list[str]:
+def whole_lines(path: Path) -> list[bytes]:
     """The lines of a JSONL file. What stands behind the last line's end, a crash's leavings, is cut off.
 
     Raises:
@@ -85,7 +85,7 @@ def whole_lines(path: Path) -> list[str]:
     whole = data.rfind(b"\n") + 1
     if whole < len(data):
         os.truncate(path, whole)
-    return data[:whole].decode("utf-8").split("\n")[:-1]  # splitlines() would split at U+2028 too
+    return data[:whole].split(b"\n")[:-1]
 
 
 def append(path: Path, text: str) -> None:

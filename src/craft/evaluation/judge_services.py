@@ -5,6 +5,7 @@ Timeouts, rate limits and retries are the SDKs'. Keys come from the environment 
 
 import base64
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -57,8 +58,11 @@ def anthropic_judge(settings: ServiceSettings | None = None) -> Judge:
     given = settings or ServiceSettings()
     model = given.model or PAPER_MODEL
 
+    def ready() -> tuple[Any, str | None]:
+        return sdk_of("anthropic", _WHO, _INSTEAD), key_of("ANTHROPIC_API_KEY", True, _WHO)
+
     def start() -> Ask:
-        sdk, key = sdk_of("anthropic", _WHO, _INSTEAD), key_of("ANTHROPIC_API_KEY", True, _WHO)
+        sdk, key = ready()
         client = sdk.Anthropic(
             api_key=key, base_url=given.base_url, timeout=given.timeout, max_retries=given.retries
         )
@@ -84,7 +88,7 @@ def anthropic_judge(settings: ServiceSettings | None = None) -> Judge:
 
         return _guarded(send, sdk, key)
 
-    return _judge("anthropic", model, given, os.environ.get("ANTHROPIC_BASE_URL"), start)
+    return _judge("anthropic", model, given, os.environ.get("ANTHROPIC_BASE_URL"), start, ready)
 
 
 def openai_judge(settings: ServiceSettings) -> Judge:
@@ -102,8 +106,11 @@ def openai_judge(settings: ServiceSettings) -> Judge:
         )
     elsewhere = given.base_url or os.environ.get("OPENAI_BASE_URL")
 
+    def ready() -> tuple[Any, str | None]:
+        return sdk_of("openai", _WHO, _INSTEAD), key_of("OPENAI_API_KEY", not elsewhere, _WHO)
+
     def start() -> Ask:
-        sdk, key = sdk_of("openai", _WHO, _INSTEAD), key_of("OPENAI_API_KEY", not elsewhere, _WHO)
+        sdk, key = ready()
         client = sdk.OpenAI(
             api_key=key or "none", base_url=given.base_url, timeout=given.timeout, max_retries=given.retries
         )
@@ -133,22 +140,29 @@ def openai_judge(settings: ServiceSettings) -> Judge:
 
         return _guarded(send, sdk, key)
 
-    return _judge("openai", given.model, given, elsewhere, start)
+    return _judge("openai", given.model, given, elsewhere, start, ready)
 
 
 def _judge(
-    kind: str, model: str, settings: ServiceSettings, elsewhere: str | None, start: Callable[[], Ask]
+    kind: str,
+    model: str,
+    settings: ServiceSettings,
+    elsewhere: str | None,
+    start: Callable[[], Ask],
+    ready: Callable[[], object],
 ) -> Judge:
+    url = settings.base_url or elsewhere
     identity = {
         "judge": kind,
         "model": model,
-        "url": settings.base_url or elsewhere,
+        "url": url and re.sub(r"(?<=//)[^/@]*@|\?.*", "", url),  # it is kept, and may hold a password
         "temperature": settings.temperature,
         "max_tokens": settings.max_tokens,
         "prompt": prompt.identity(),
     }
     known = next((price for name, price in PRICES.items() if model.startswith(name)), None)
-    return Judge(model, identity, start, concurrency=settings.concurrency, price=settings.price or known)
+    price = settings.price or known
+    return Judge(model, identity, start, concurrency=settings.concurrency, price=price, ready=ready)
 
 
 def _guarded(send: Send, sdk: Any, key: str | None) -> Ask:

@@ -1,6 +1,7 @@
 """Is an answer right? Strict as in the paper (§4.1), and beside it a lenient reading and "unparseable"."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from craft.data import LETTERS, Sample
@@ -10,8 +11,8 @@ _PREFIX = 3
 
 
 def normalise(text: str) -> str:
-    """Case and whitespace do not count (§4.1)."""
-    return " ".join(text.split()).casefold()
+    """Case and whitespace do not count (§4.1), nor whether "é" is stored as one character or as two."""
+    return unicodedata.normalize("NFC", " ".join(text.split()).casefold())
 
 
 def strict(prediction: str, answer: str) -> bool:
@@ -23,8 +24,8 @@ def option_named(prediction: str, choices: Sequence[str]) -> int | None:
     """Which option a reply names, by letter or by text; None where it names none, or several.
 
     Read are, in this order: the option's text alone; a letter alone or with punctuation ("B", "(b)",
-    "B. coat"); "the answer is B"; one option's text among other words ("It is a coat"); the beginning of
-    exactly one option (the cap on tokens cuts long ones short).
+    "B. coat"); "the answer is B", but not "the answer is a coat"; one option's text among other words ("It
+    is a coat"); the beginning of exactly one option (the cap on tokens cuts long ones short).
 
     Source: ours.
     """
@@ -32,15 +33,18 @@ def option_named(prediction: str, choices: Sequence[str]) -> int | None:
         return None
     said = _plain(prediction)
     texts = [_plain(choice) for choice in choices]
-    if said in texts:
+    whole = [normalise(choice) for choice in choices]  # options may differ in an article or a sign alone
+    if (raw := normalise(prediction)) in whole:
+        return whole.index(raw)
+    if said and said in texts:
         return texts.index(said)
     letters = LETTERS[: len(choices)].lower()
-    raw = normalise(prediction)
     found = re.match(rf"^[(\[]?([{letters}])(?:[.):\]]|$)", raw) or re.search(
-        rf"\b(?:answer|option|choice)(?: is)?:? \(?([{letters}])\b", raw
+        rf"(?i:\b(?:answer|option|choice)(?: is)?:?) \(?(?!a \w)([{letters}{letters.upper()}])\b",
+        " ".join(prediction.split()),
     )
     if found:
-        return letters.index(found[1])
+        return letters.index(found[1].lower())
     spans = [(m.start(), m.end(), i) for i, t in enumerate(texts) if t for m in _words(t).finditer(said)]
     inside = {i for a, b, i in spans if not any(c <= a and b <= d and (d - c) > (b - a) for c, d, _ in spans)}
     if inside:

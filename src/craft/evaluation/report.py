@@ -118,7 +118,8 @@ def read_samples(path: str | Path) -> list[dict[str, Any]]:
         DataError: the file is missing, or a line of it is not one of ours; the line is named.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        with open(path, encoding="utf-8") as file:
+            lines = list(file)  # str.splitlines would split at U+2028 too
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path} ({error}); give what `craft eval --out` wrote.") from error
     rows: list[dict[str, Any]] = []

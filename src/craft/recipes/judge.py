@@ -102,15 +102,19 @@ def judge(answers: Answers, judge: Judge | JudgeName = "offline", *, overwrite: 
 
     Raises:
         ConfigError: the judge cannot work, or the folder holds other answers.
+        CheckpointError: a folder of answers lacks `answers.json`.
         DataError: an answer or a picture cannot be read.
         Interrupted: stopped by the user; what there is is kept.
 
     Source: §4.3, §7.
     """
     chosen = make_judge(judge) if isinstance(judge, str) else judge
+    if overwrite or not (answers.folder / "answers.jsonl").is_file():
+        chosen.ready()  # before anything is thrown away, or an LVLM asked for hours
     if overwrite:
         _clear(answers)
     cases = answers.collect()
+    told = read_json(answers.folder / "answers.json")
     if chosen.sees and any(case.image is None for case in cases):
         raise ConfigError(
             f"{chosen.name} has to see the pictures, and the answers do not say where they are. Name the "
@@ -118,7 +122,7 @@ def judge(answers: Answers, judge: Judge | JudgeName = "offline", *, overwrite: 
         )
     replies = judge_cases(chosen, cases, VerdictCache(answers.folder / "verdicts.jsonl"))
     settings = {
-        "answers": read_json(answers.folder / "answers.json"),
+        "answers": told,
         "judge": dict(chosen.identity),
         "scores": list(chosen.dimensions),
         "note": chosen.note,
@@ -240,6 +244,7 @@ def answers_in(
         folder,
         lambda: adopt(path, rows, samples, folder),
         lambda: [(case_of(row), picture_of(row, path, samples)) for row in rows],
+        disposable=folder.resolve() != path.resolve().parent,
     )
 
 
@@ -259,6 +264,8 @@ def _slug(name: str) -> str:
 def _clear(answers: Answers) -> None:
     """Take away what judging left in the folder, and nothing else."""
     folder = answers.folder
+    if not (folder / "answers.json").is_file():
+        return
     for place in (folder / "verdicts.jsonl", *folder.glob("report-*.json")):
         place.unlink(missing_ok=True)
     if answers.disposable:

@@ -61,8 +61,8 @@ class ClassNames:
 
 
 def squeezed(name: str) -> str:
-    """Letters and digits alone, in lower case: "Annual_Crop" -> "annualcrop"."""
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+    """Letters and digits alone, of any script, in lower case: "Annual_Crop" -> "annualcrop"."""
+    return re.sub(r"[\W_]", "", name.lower())
 
 
 def labelled(
