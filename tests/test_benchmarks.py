@@ -97,7 +97,7 @@ def test_search_at_real_size(tmp_path):
 def test_evaluation_at_full_size(tmp_path):
     """Five questions on each picture: the answers of one by one, for a fraction of the work."""
     facts = run("evaluation.py", tmp_path / "out.json", "--repeats", "1", "--images", "24")["facts"]
-    assert facts["answers equal"] and facts["FLOPs ratio"] > 2.7
+    assert facts["answers equal"] and facts["FLOPs ratio"] > 2.6
 
 
 @pytest.mark.slow
