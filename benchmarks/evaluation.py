@@ -68,6 +68,7 @@ def main() -> None:
         "speed ratio": round(seconds[first].wall / seconds[best].wall, 2),
         "by processor time": round(seconds[first].cpu / seconds[best].cpu, 2),
         "FLOPs ratio": round(flops[first] / flops[best], 2),
+        "GFLOP a question": {name: round(n / len(samples) / 1e9, 3) for name, n in flops.items()},
         "option scoring: speed ratio": round(seconds[first].wall / seconds["options scored"].wall, 2),
         "option scoring agrees with generation": round(both.agreement or 0, 4),
         "same, where an option was written": round(both.agreement_parseable or 0, 4),

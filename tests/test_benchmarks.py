@@ -97,7 +97,9 @@ def test_search_at_real_size(tmp_path):
 def test_evaluation_at_full_size(tmp_path):
     """Five questions on each picture: the answers of one by one, for a fraction of the work."""
     facts = run("evaluation.py", tmp_path / "out.json", "--repeats", "1", "--images", "24")["facts"]
-    assert facts["answers equal"] and facts["FLOPs ratio"] > 2.6
+    work = facts["GFLOP a question"]  # counted: 0.672 and 0.252; one by one took 0.694 with [CLS]'s own keys
+    assert facts["answers equal"] and work["one by one"] < 0.68
+    assert work["+ images read once"] < 0.694 / 2.7
 
 
 @pytest.mark.slow
