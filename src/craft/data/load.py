@@ -1,7 +1,6 @@
 """`load_data`: an embedded domain, a benchmark, a manifest or files of your own become a `Data` set."""
 
 import difflib
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from craft.data.hub import HUB, hub_folder
 from craft.data.manifest import MANIFEST, read_manifest
 from craft.data.questions import Fetch, read_questions
 from craft.data.raw import Raw
-from craft.data.sample import Data, Sample
+from craft.data.sample import Data, Sample, normalise
 from craft.data.splits import divide, split_off_validation, take
 from craft.data.tables import TABLES, tables_in
 
@@ -221,13 +220,9 @@ def _distinct(samples: Sequence[Sample], classes: tuple[str, ...]) -> None:
     """Refuse classes that differ in case or spaces alone: one of them might be held out of training."""
     found: dict[str, str] = {}
     for name in classes:
-        if (other := found.setdefault(_folded(name), name)) != name:
+        if (other := found.setdefault(normalise(name), name)) != name:
             where = next(sample.origin for sample in samples if sample.label == name)
             raise DataError(f"'{other}' and '{name}' are one class in two spellings ({where}). Use one.")
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", " ".join(name.casefold().split()))
 
 
 def _unseen(

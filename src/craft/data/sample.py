@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import unicodedata
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,6 +15,11 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """The letters that name the options, in order."""
 
 Task = Literal["classification", "vqa"]
+
+
+def normalise(text: str) -> str:
+    """Case and whitespace do not count (§4.1), nor whether "é" is stored as one character or as two."""
+    return unicodedata.normalize("NFC", " ".join(text.split()).casefold())
 
 
 @dataclass(frozen=True)

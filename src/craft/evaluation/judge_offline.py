@@ -7,8 +7,9 @@ someone who understands it; these rules leave it out and say so.
 import re
 from collections.abc import Sequence
 
+from craft.data.sample import normalise
 from craft.evaluation.judge import BINARY, Case, Judge, Reply
-from craft.evaluation.matching import normalise, option_named
+from craft.evaluation.matching import option_named
 
 RULES = 1
 """Version of the rules below."""

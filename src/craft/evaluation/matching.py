@@ -1,18 +1,13 @@
 """Is an answer right? Strict as in the paper (§4.1), and beside it a lenient reading and "unparseable"."""
 
 import re
-import unicodedata
 from collections.abc import Sequence
 
 from craft.data import LETTERS, Sample
+from craft.data.sample import normalise
 
 _PREFIX = 3
 """A cut-short answer names an option from so many characters on."""
-
-
-def normalise(text: str) -> str:
-    """Case and whitespace do not count (§4.1), nor whether "é" is stored as one character or as two."""
-    return unicodedata.normalize("NFC", " ".join(text.split()).casefold())
 
 
 def strict(prediction: str, answer: str) -> bool:
