@@ -1,9 +1,9 @@
 """SmolLM2-135M-Instruct as a craft-tiny backbone: a projector and LoRA, by craft's own `align`.
 
-`python -m train_tiny.smollm2 --cache CACHE --visual DIR --out DIR` on one core. Three steps: the projector
-learns to put pictures among the LLM's own word embeddings (without the LLM), then to be read by the frozen
-LLM (stage 1), then LoRA joins in (stage 2), with the LLM's own answers to questions without pictures mixed
-in, so that it keeps talking.
+`python -m train_tiny.smollm2 --cache CACHE --visual DIR --out DIR`, on a GPU where there is one. Three steps:
+the projector learns to put pictures among the LLM's own word embeddings (without the LLM), then to be read by
+the frozen LLM (stage 1), then LoRA joins in (stage 2), with the LLM's own answers to questions without
+pictures mixed in, so that it keeps talking.
 """
 
 import argparse
@@ -17,15 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from craft.core.device import resolve_device
 from craft.core.files import atomic_write_text, load_tensors, save_tensors, write_json
 from craft.core.progress import say
 from craft.data.chats import Conversation
 from craft.models.backbone import Backbone
 from craft.models.code_cache import ImageCodes
 from craft.models.llm_source import open_llm
+from craft.models.load import load
 from craft.models.projector import Projector
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.recipes.align import align
+from craft.training.run_folder import machine
 from train_tiny.backbone import PASSED_OVER, load_visual
 from train_tiny.names import Concept, concepts
 from train_tiny.questions import JUSTIFY, Questions, Turn, name_similarity
@@ -173,9 +176,12 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=960, help="pictures of stage 1")
     parser.add_argument("--pictures", type=int, default=3200, help="pictures of stage 2")
     parser.add_argument("--own", type=int, default=320, help="the LLM's own answers, mixed into stage 2")
+    parser.add_argument("--text-share", type=float, default=0.08, help="of those answers in stage 2")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--test", type=int, default=160)
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overfit", type=int, default=0, help="only so many pictures, as a check")
@@ -192,6 +198,7 @@ def main() -> None:
     if args.overfit:
         codes, labels = codes[: args.overfit], labels[: args.overfit]
 
+    device = resolve_device(args.device)
     llm, tokenizer = open_llm("smollm2", getattr(torch, args.dtype))
     projector = Projector({"type": "mlp2x_gelu", "in": codebook.dim, "out": llm.config.hidden_size})
     words = name_embeddings(llm, tokenizer, things)
@@ -204,7 +211,7 @@ def main() -> None:
         say(f"among words: {hits:.3f} of pictures nearest to their name, {time.monotonic() - began:.0f} s")
         write_json(place / "projector/config.json", projector.config)
         save_tensors(place / "projector/model.safetensors", projector.state_dict())
-    mute = Backbone(projector, llm, tokenizer, "chat-template", codebook.fingerprint)
+    mute = Backbone(projector, llm, tokenizer, "chat-template", codebook.fingerprint).to(device)
     shown, concepts_shown = {}, {}
     for name in ("test", "other_artist"):
         listed = data[f"{name}.labels"].tolist()
@@ -232,6 +239,7 @@ def main() -> None:
     shared = {
         "codes": pictures(visual, codes),
         "seed": args.seed,
+        "device": args.device,
         "dtype": args.dtype,
         "batch_size": args.batch,
         "max_length": 640,
@@ -242,15 +250,16 @@ def main() -> None:
     first = args.out / "first"
     align(
         "smollm2", visual, draw(args.first, True), "1", first, resume=first.exists(), start=str(place),
-        learning_rate=1e-3, questions_per_row=2, lora__merge=False, **shared,
+        learning_rate=args.learning_rate, questions_per_row=2, lora__merge=False, **shared,
     )  # fmt: skip
     last = args.out / "aligned"
     result = align(
         "smollm2", visual, draw(args.pictures, False), "2", last, resume=last.exists(), start=str(first),
-        text=own or None, text_share=0.08, learning_rate=1e-3, questions_per_row=4, keep_least=0.6,
+        text=own or None, text_share=args.text_share, learning_rate=args.learning_rate,
+        questions_per_row=4, keep_least=0.6,
         lora__rank=args.rank, lora__merge=False, **shared,
     )  # fmt: skip
-    backbone = result.lvlm.backbone
+    backbone = load(result.backbone, args.device, "float32").backbone  # as it was written, and is shipped
     found["told in words, after"] = score(backbone, None, lessons.turn, few, names)
     for name, codes_shown in shown.items():
         found[name] = score(backbone, codes_shown, lessons.turn, concepts_shown[name])
@@ -261,12 +270,15 @@ def main() -> None:
     told = {
         "settings": {name: value for name, value in vars(args).items() if name not in places},
         "minutes": round(minutes, 1),
+        **machine(),
         "steps": result.metrics,
         "perplexity": {when: result.language[when]["perplexity"] for when in ("before", "after")},
         "scores": found,
     }
     write_json(args.out / "scores.json", told)
-    atomic_write_text(result.backbone / "README.md", card(vars(args), found, result.language, minutes))
+    where = "one core" if device.type == "cpu" else told["accelerator"]
+    text = card(vars(args), found, result.language, minutes, where)
+    atomic_write_text(result.backbone / "README.md", text)
     say(f"{minutes:.1f} min in all; the backbone: {result.backbone}")
 
 

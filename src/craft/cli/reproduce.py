@@ -59,7 +59,7 @@ def reproduce(
     from craft.core.files import read_json
     from craft.core.progress import say
     from craft.experiments import EXPERIMENTS, publish, write_result
-    from craft.experiments.parallel import estimate
+    from craft.experiments.parallel import estimate, fill_all, in_order
     from craft.experiments.plan import QUICK_OUT, plan_for
     from craft.experiments.work import Work
 
@@ -102,9 +102,28 @@ def reproduce(
         _rehearse(chosen, plan, jobs, common)
         return
     else:
+        waiting = []
         for name in chosen:
             try:
-                say(f"{name}: {estimate(Work(plan), EXPERIMENTS[name].cells(plan)).line(jobs)}")
+                cells = EXPERIMENTS[name].cells(plan)
+                say(f"{name}: {estimate(Work(plan), cells).line(jobs)}")
+                waiting += in_order(cells)
+            except CraftError as error:
+                if len(chosen) == 1:
+                    raise
+                left_out[name] = " ".join(str(error).split())
+                say(f"{name} is left out: {left_out[name]}")
+        if jobs > 1 and len(chosen) > 1:  # together: no process waits for the slowest of each experiment
+            try:
+                fill_all(plan, waiting, jobs)
+            except CraftError as error:
+                if type(error).__name__ == "Interrupted":
+                    raise
+                say(" ".join(str(error).split()))  # its experiment stumbles over it again, and is left out
+        for name in chosen:
+            if name in left_out:
+                continue
+            try:
                 written += publish(name, EXPERIMENTS[name], plan, place, jobs)
             except CraftError as error:
                 if len(chosen) == 1 or type(error).__name__ == "Interrupted":

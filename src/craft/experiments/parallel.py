@@ -132,15 +132,17 @@ def fill_all(plan: Plan, cells: Sequence[Cell], jobs: int) -> None:
 
     Args:
         plan: the plan.
-        cells: what to measure; what is there is not measured again.
+        cells: what to measure, in this order; what is there is not measured again.
         jobs: processes at once.
 
     Raises:
         CraftError: as measuring in this process would; what others measured is kept.
     """
     groups: dict[tuple[str, int], list[Cell]] = defaultdict(list)
+    work = Work(plan)
     for cell in dict.fromkeys(cells):
-        groups[cell.domain, cell.seed].append(cell)
+        if not work.file(cell).is_file():
+            groups[cell.domain, cell.seed].append(cell)
     if not groups:
         return
     threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -156,6 +158,11 @@ def fill_all(plan: Plan, cells: Sequence[Cell], jobs: int) -> None:
             raise
 
 
+def in_order(cells: Iterable[Cell]) -> list[Cell]:
+    """The cells of an experiment so that a process makes each LVLM once."""
+    return sorted(cells, key=lambda cell: (repr(cell.method), cell.backbone))
+
+
 def _fill(plan: Plan, cells: Sequence[Cell], threads: int) -> None:
     """What a process does."""
     import torch
@@ -164,5 +171,5 @@ def _fill(plan: Plan, cells: Sequence[Cell], threads: int) -> None:
 
     torch.set_num_threads(threads)
     work = Work(plan)
-    for cell in sorted(cells, key=lambda cell: (repr(cell.method), cell.backbone)):  # an LVLM is made once
+    for cell in cells:
         fill(work, cell)

@@ -10,7 +10,7 @@ from typing import Any
 
 from craft.core.files import atomic_write_text, write_json
 from craft.experiments.cells import Cell
-from craft.experiments.parallel import fill_all
+from craft.experiments.parallel import fill_all, in_order
 from craft.experiments.plan import Plan, plan_for
 from craft.experiments.work import Work
 
@@ -54,7 +54,7 @@ def publish(name: str, experiment: Experiment, plan: Plan, out: str | Path, jobs
     """
     began, work, words = time.monotonic(), Work(plan), command(name, plan)
     if jobs > 1:
-        fill_all(plan, experiment.cells(plan), jobs)
+        fill_all(plan, in_order(experiment.cells(plan)), jobs)
     found = experiment.measure(work)
     data = {
         "experiment": name,

@@ -1,6 +1,7 @@
 """The run folder: config.resolved.yaml, run.json, metrics.jsonl, checkpoints/, encoder/."""
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -175,7 +176,9 @@ class RunFolder:
 
 
 def machine() -> dict[str, Any]:
-    """Versions, platform and, in a checkout, the commit: what a result was made with."""
+    """Versions, platform, accelerator and, in a checkout, the commit: what a result was made with."""
+    import torch
+
     versions = {}
     for name in ("craft-vlm", "torch", "transformers", "accelerate", "safetensors", "numpy", "pillow"):
         try:
@@ -185,16 +188,17 @@ def machine() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": versions,
         "commit": _commit(),
     }
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this file lies in; None in an installed package."""
+    """The commit of the checkout that this file lies in; elsewhere (in a container) CRAFT_COMMIT, if set."""
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
-        return None
+        return os.environ.get("CRAFT_COMMIT")
     try:
         command = ["git", "-C", str(root), "rev-parse", "HEAD"]
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
