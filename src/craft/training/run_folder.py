@@ -1,6 +1,7 @@
 """The run folder: config.resolved.yaml, run.json, metrics.jsonl, checkpoints/, encoder/."""
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -191,10 +192,11 @@ def machine() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this file lies in; None in an installed package."""
+    """The commit of the checkout that this file lies in. In an installed package, or a copy of a checkout
+    without its history, what the environment variable CRAFT_COMMIT says, or None."""
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
-        return None
+        return os.environ.get("CRAFT_COMMIT")
     try:
         command = ["git", "-C", str(root), "rev-parse", "HEAD"]
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
