@@ -88,8 +88,8 @@ def isolation(codes: Tensor, positions: Tensor, grid: tuple[int, int], neighbour
     table = _distances(grid, codes.device)
     whole = count == table.shape[0]  # then token i has raster index i
     parts = []
-    for rows in torch.arange(codes.shape[0]).split(max(1, _PAIRS // count**2)):
-        here, place = codes[rows.to(codes.device)], positions[rows.to(codes.device)]
+    rows = max(1, _PAIRS // count**2)
+    for here, place in zip(codes.split(rows), positions.split(rows), strict=True):
         distance = table if whole else table[place[:, :, None], place[:, None, :]]
         same = here[:, :, None] == here[:, None, :]
         close = torch.where(same, distance, _FAR).topk(nearest, dim=2, largest=False, sorted=False).values
