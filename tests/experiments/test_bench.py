@@ -15,6 +15,7 @@ from craft.experiments.bench.flops import Step, flops_per_image, lengths
 from craft.experiments.bench.plan import PAPER, Run, against_paper
 from craft.experiments.bench.shapes import SHAPES, build_lvlm
 from craft.models.memory import weight_bytes
+from craft.training import run_folder
 
 CPU = torch.device("cpu")
 
@@ -56,6 +57,16 @@ def test_activations_follow_the_levers():
     selective, least = (activation_bytes("tiny", Step(), again) for again in ("selective", True))
     for part in ("tower", "LLM"):
         assert least[part] < selective[part] < 0.85 * ours[part]
+
+
+def test_a_copy_without_its_history_says_which_commit_it_is_of(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        run_folder, "__file__", str(tmp_path / "src" / "craft" / "training" / "run_folder.py")
+    )
+    monkeypatch.setenv("CRAFT_COMMIT", "f933ab2")
+    assert measure.where(CPU)["commit"] == "f933ab2"
+    monkeypatch.delenv("CRAFT_COMMIT")
+    assert measure.where(CPU)["commit"] is None
 
 
 def test_held_bytes_are_those_that_a_backward_pass_needs_and_the_result():
@@ -104,13 +115,18 @@ def test_only_ways_that_are_asked_for_run_and_what_does_not_fit_says_so(monkeypa
     assert "'CRAFT, small LLM'" in capsys.readouterr().err
 
 
+ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=ON_CUDA)])
 @pytest.mark.parametrize("name", [*train.METHODS, *train.LEVERS])
-def test_every_way_takes_a_step_in_bfloat16(name):
+def test_every_way_takes_a_step_in_bfloat16(name, place):
     """As at real size: the tower in float32 under autocast, LLM and projector in bfloat16."""
+    device = torch.device(place)
     way, shape = {**train.METHODS, **train.LEVERS}[name], replace(SHAPES["tiny"], dtype=torch.bfloat16)
-    lvlm = build_lvlm(shape, way.step.large, CPU)
+    lvlm = build_lvlm(shape, way.step.large, device)
     before = {n: p.detach().clone() for n, p in lvlm.named_parameters()}
-    run, held = train.make_step(shape, lvlm, way, CPU)
+    run, held = train.make_step(shape, lvlm, way, device)
     run()
     assert held() > weight_bytes(lvlm) and all(p.grad is None for p in lvlm.parameters())
     tower = {n for n, p in lvlm.visual.named_parameters() if not torch.equal(p, before[f"visual.{n}"])}
