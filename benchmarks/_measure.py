@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler is chatty; read 
 import torch
 
 from craft.core.files import write_json
-from craft.experiments.bench.measure import Seconds, counted, fastest, peak_bytes
+from craft.experiments.bench.measure import Seconds, counted, fastest, peak_bytes, where
 
 __all__ = ["Seconds", "arguments", "counted", "fastest", "peak_bytes", "report", "table"]
 
@@ -51,12 +50,7 @@ def report(
     title: str, rows: list[dict[str, Any]], facts: dict[str, Any], options: argparse.Namespace
 ) -> None:
     """Print the table and the facts, and write both as JSON where asked."""
-    machine = {
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-    }
+    machine = where(torch.device(options.device))
     print(f"\n{title}\n\n{table(rows)}\n")
     for name, value in {**facts, **machine}.items():
         print(f"{name}: {value}")

@@ -172,7 +172,23 @@ def selection(options: Any, device: torch.device) -> tuple[list[dict[str, Any]],
         for (count, images), each in ours.items()
         if count == 256 or options.quick
     }
-    return rows, {"calculated: selection in percent of a 7B prefill of 306 tokens on an A100": shares}
+    facts: dict[str, Any] = {
+        "calculated: selection in percent of a 7B prefill of 306 tokens on an A100": shares
+    }
+    if device.type != "cpu":
+        facts["grids with the same sets as on the CPU"] = same_sets(device)
+    return rows, facts
+
+
+def same_sets(device: torch.device) -> dict[str, str]:
+    """Of random grids, how many keep the same tokens on the device and on the CPU, by keep ratio."""
+    tokens, prior = grids(256, 16, width=8)
+    found = {}
+    for keep in KEEP[1:]:
+        here = prune_tokens(tokens, prior, keep).positions
+        there = prune_tokens(tokens.to(device), prior, keep).positions.cpu()
+        found[str(keep)] = f"{int((here == there).all(1).sum())} of {len(here)}"
+    return found
 
 
 # --- FLOPs -------------------------------------------------------------------------------------------------
@@ -251,11 +267,11 @@ def latency(options: Any, device: torch.device) -> tuple[list[dict[str, Any]], d
         models = {"7B": (LLAMA_7B, "llama", (1, 16, 32)), "0.5B": (QWEN2_HALF_B, "qwen2", (1, 16, 32))}
     dtype = torch.bfloat16 if on_gpu else torch.float32
     speed, rows = bandwidth(device), list[dict[str, Any]]()
-    chosen, prior = grids(16, 8 if options.quick else 16, width=64)
+    chosen, prior = grids(32, 8 if options.quick else 16, width=64)
     chosen = chosen.to(device)
-    picking = fastest({"full": lambda: prune_tokens(chosen, prior, 0.8)}, options.repeats, device)[
-        "full"
-    ].wall
+    sizes = sorted({images for _, _, batches in models.values() for images in batches})
+    choosing = {str(n): lambda few=chosen[:n]: prune_tokens(few, prior, 0.8) for n in sizes}
+    picking = fastest(choosing, options.repeats, device)
     for name, (config, kind, batches) in models.items():
         llm = build_llm((kind, config), device, dtype)
         weights = sum(p.numel() * p.element_size() for p in llm.parameters())
@@ -284,12 +300,13 @@ def latency(options: Any, device: torch.device) -> tuple[list[dict[str, Any]], d
                         "speed": f"{seconds['1.0'].wall / took:.2f}x",
                         "by cpu": f"{seconds['1.0'].cpu / seconds[str(keep)].cpu:.2f}x",
                         "floor ms": round(1000 * weights / speed, 1),
-                        "selection %": round(100 * picking / len(chosen) * images / took, 3),
+                        "selection %": round(100 * picking[str(images)].wall / took, 3),
                     }
                 )
         del llm
     facts = {"dtype": str(dtype), "memory bandwidth GB/s": round(speed / 1e9, 1)}
-    return rows, {**facts, "selection ms per image, batch of 16": round(1000 * picking / len(chosen), 3)}
+    facts["selection ms by images"] = {name: round(1000 * s.wall, 3) for name, s in picking.items()}
+    return rows, facts
 
 
 RUN = {"selection": selection, "flops": flops, "latency": latency}

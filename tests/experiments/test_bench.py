@@ -1,6 +1,7 @@
 """`craft bench`: what is counted is what runs, what is estimated was measured, and the paper's table."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from craft.experiments.bench.flops import Step, flops_per_image, lengths
 from craft.experiments.bench.plan import PAPER, Run, against_paper
 from craft.experiments.bench.shapes import SHAPES, build_lvlm
 from craft.models.memory import weight_bytes
+from craft.training import run_folder
 
 CPU = torch.device("cpu")
 
@@ -57,6 +59,16 @@ def test_activations_follow_the_levers():
         assert least[part] < selective[part] < 0.85 * ours[part]
 
 
+def test_a_copy_without_its_history_says_which_commit_it_is_of(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        run_folder, "__file__", str(tmp_path / "src" / "craft" / "training" / "run_folder.py")
+    )
+    monkeypatch.setenv("CRAFT_COMMIT", "f933ab2")
+    assert measure.where(CPU)["commit"] == "f933ab2"
+    monkeypatch.delenv("CRAFT_COMMIT")
+    assert measure.where(CPU)["commit"] is None
+
+
 def test_held_bytes_are_those_that_a_backward_pass_needs_and_the_result():
     x = torch.ones(8, 256, requires_grad=True)
     block = 8 * 256 * 4
@@ -76,12 +88,50 @@ def test_training_runs_and_the_estimate_is_near(tmp_path, capsys):
     assert [row["way"] for row in found["rows"]] == list(train.METHODS)
     assert {"device", "versions", "commit"} <= set(found["machine"]) and found["calculated"] is None
     for row in found["rows"] + found["levers"]:
-        if row["way"].startswith("checkpointing"):
+        if row["way"].startswith("checkpointing") or row["way"].endswith("every weight in the graph"):
             continue
         assert row["estimate MiB"] == pytest.approx(row["peak MiB"], rel=0.4), row
     rows = {row["way"]: row for row in found["rows"]}
     assert rows["CRAFT, small LLM"]["peak MiB"] < 0.3 * rows["LLM LoRA"]["peak MiB"]
     assert rows["CRAFT, small LLM"]["GFLOP per image"] < rows["LLM LoRA"]["GFLOP per image"] / 4
+
+
+def test_only_ways_that_are_asked_for_run_and_what_does_not_fit_says_so(monkeypatch, capsys):
+    turn = train._turn
+
+    def small_gpu(shape, lvlm, way, device, row):
+        if way.step.trains == "lora":
+            raise torch.OutOfMemoryError
+        return turn(shape, lvlm, way, device, row)
+
+    monkeypatch.setattr(train, "_turn", small_gpu)
+    words = ["bench", "train", "--size", "tiny", "--repeats", "2"]
+    assert main([*words, "--ways", "small LLM", "--ways", "LoRA", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    lora, small = found["rows"]
+    assert lora == {"way": "LLM LoRA", "out of memory": True} and small["images/s"] > 0
+    assert found["levers"] == [] and set(found["ratios"].values()) == {None}
+    assert main([*words, "--ways", "nothing"]) == 2
+    assert "'CRAFT, small LLM'" in capsys.readouterr().err
+
+
+ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=ON_CUDA)])
+@pytest.mark.parametrize("name", [*train.METHODS, *train.LEVERS])
+def test_every_way_takes_a_step_in_bfloat16(name, place):
+    """As at real size: the tower in float32 under autocast, LLM and projector in bfloat16."""
+    device = torch.device(place)
+    way, shape = {**train.METHODS, **train.LEVERS}[name], replace(SHAPES["tiny"], dtype=torch.bfloat16)
+    lvlm = build_lvlm(shape, way.step.large, device)
+    before = {n: p.detach().clone() for n, p in lvlm.named_parameters()}
+    run, held = train.make_step(shape, lvlm, way, device)
+    run()
+    assert held() > weight_bytes(lvlm) and all(p.grad is None for p in lvlm.parameters())
+    tower = {n for n, p in lvlm.visual.named_parameters() if not torch.equal(p, before[f"visual.{n}"])}
+    assert bool(tower) == (way.step.trains in ("vision", "all"))
+    assert next(lvlm.visual.vision_tower.parameters()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", list(train.METHODS))

@@ -10,20 +10,23 @@ Size = Literal["tiny", "reduced", "real"]
 
 
 def train(
-    *, size: Size = "reduced", repeats: int = 3, threads: int | None = None, out: Path | None = None,
-    common: Common = COMMON,
+    *, size: Size = "reduced", repeats: int = 3, ways: tuple[str, ...] = (), threads: int | None = None,
+    out: Path | None = None, common: Common = COMMON,
 ) -> None:  # fmt: skip
     """Table 4: CRAFT with a small and with the large LLM against tuning the large one; each lever. One run.
 
     Args:
         size: tiny (seconds), reduced (a quarter of every width and depth: for a processor), or real (a GPU).
         repeats: runs of each way; the fastest counts.
+        ways: only those with one of these words in their name (--ways LoRA --ways "small LLM").
         threads: of torch, on a processor.
         out: write the numbers as JSON here.
     """
+    from functools import partial
+
     from craft.experiments.bench.train import measure
 
-    found = _measured(measure, size, repeats, threads, out, common)
+    found = _measured(partial(measure, ways=ways), size, repeats, threads, out, common)
     if found is None:
         return
     _table("Training (Table 4)", [_without(row, "questions/s") for row in found["rows"]])
@@ -185,6 +188,8 @@ _UNSEEN = ("cpu ms", "s by FLOPs", "search TFLOP", "projector TFLOP")
 
 def _table(title: str, rows: list[dict[str, Any]]) -> None:
     """All but what only the JSON has; the same on a terminal and in a file."""
+    if not rows:
+        return
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in _UNSEEN]
     head = [_SHORT.get(name, name) for name in names]
     show_table(title, head, [[str(row.get(name, "")) for name in names] for row in rows])

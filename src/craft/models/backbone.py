@@ -135,14 +135,16 @@ class Backbone(nn.Module):
         if tokens is None:
             return [[before, rest] for before, rest in ids], None
         images = self.project(tokens.quantized.to(self.device))
+        places = tokens.positions.cpu() if keep_positions else None  # else the GPU need not be waited for
         rows: list[list[Segment]] = []
         jumps: list[Tensor] = []
         for index, (before, rest) in zip(image_of or range(len(ids)), ids, strict=True):
-            image, raster = images[index], tokens.positions[index].cpu()
-            if tokens.attention_mask is not None:
-                kept = tokens.attention_mask[index]
-                image, raster = image[kept.to(image.device)], raster[kept.cpu()]
-            rows.append([before, image, rest])
+            image = images[index]
+            kept = None if tokens.attention_mask is None else tokens.attention_mask[index]
+            rows.append([before, image if kept is None else image[kept.to(image.device)], rest])
+            if places is None:
+                continue
+            raster = places[index] if kept is None else places[index][kept.cpu()]
             behind = len(before) + tokens.grid[0] * tokens.grid[1]
             jumps.append(
                 torch.cat([torch.arange(len(before)), len(before) + raster, behind + torch.arange(len(rest))])

@@ -85,11 +85,11 @@ def isolation(codes: Tensor, positions: Tensor, grid: tuple[int, int], neighbour
     """
     count = codes.shape[1]
     nearest = min(neighbours, count)
-    table = _distances(grid).to(codes.device)
+    table = _distances(grid, codes.device)
     whole = count == table.shape[0]  # then token i has raster index i
     parts = []
-    for rows in torch.arange(codes.shape[0]).split(max(1, _PAIRS // count**2)):
-        here, place = codes[rows.to(codes.device)], positions[rows.to(codes.device)]
+    rows = max(1, _PAIRS // count**2)
+    for here, place in zip(codes.split(rows), positions.split(rows), strict=True):
         distance = table if whole else table[place[:, :, None], place[:, None, :]]
         same = here[:, :, None] == here[:, None, :]
         close = torch.where(same, distance, _FAR).topk(nearest, dim=2, largest=False, sorted=False).values
@@ -107,22 +107,22 @@ def keep_until(n: Tensor, j: Tensor, log_ratio: Tensor) -> Tensor:
 
     Source: §3.3 in the form that the head of this file derives.
     """
-    table = _logarithms(int(n.shape[1])).to(n.device)
+    table = _logarithms(int(n.shape[1]), n.device)
     return table[n, j] / log_ratio
 
 
 @lru_cache(maxsize=8)
-def _distances(grid: tuple[int, int]) -> Tensor:
+def _distances(grid: tuple[int, int], device: torch.device) -> Tensor:
     """int32 `[N, N]`: thousandths of a patch between raster indices; `_FAR` on the diagonal."""
     rows, columns = grid
     index = torch.arange(rows * columns)
     y, x = index // columns, index % columns
     squared = (y[:, None] - y).square() + (x[:, None] - x).square()
-    return (squared.double().sqrt() * 1000).round().int().fill_diagonal_(_FAR)
+    return (squared.double().sqrt() * 1000).round().int().fill_diagonal_(_FAR).to(device)
 
 
 @lru_cache(maxsize=8)
-def _logarithms(count: int) -> Tensor:
+def _logarithms(count: int, device: torch.device) -> Tensor:
     """float64 `[N + 1, N + 1]`: ln(n / j) at `[n, j]`, infinite at j = 0; 6/4 and 3/2 give the same bits."""
     numbers = torch.arange(count + 1, dtype=torch.float64)
-    return (numbers[:, None] / numbers).log()
+    return (numbers[:, None] / numbers).log().to(device)  # made on the CPU: the same bits everywhere

@@ -195,7 +195,8 @@ def machine() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this file lies in; elsewhere (in a container) CRAFT_COMMIT, if set."""
+    """The commit of the checkout that this file lies in. In an installed package, or a copy of a checkout
+    without its history, what the environment variable CRAFT_COMMIT says, or None."""
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return os.environ.get("CRAFT_COMMIT")

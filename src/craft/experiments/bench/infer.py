@@ -28,6 +28,7 @@ def measure(
     rows = []
     for large in (False, True):
         lvlm = build_lvlm(shape, large, device).requires_grad_(False)
+        lvlm.visual.vision_tower.to(shape.dtype)  # as `craft.load` has it
         lvlm.visual.prior = torch.arange(1, shape.codes + 1)
         llm: Any = lvlm.backbone.llm
         side = shape.tower["image_size"]

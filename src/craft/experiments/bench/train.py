@@ -1,11 +1,13 @@
 """Training, Table 4: CRAFT with a small and with the large LLM against tuning the large one; each lever.
 
-All in one run on one machine, the ways in turn, with random weights. The package's own objective runs.
-The rivals have the loss at answer positions too, so that no ratio is that of two losses.
+All in one run on one machine, the ways in turn, with random weights. The package's own objective runs, as in
+training: the tower in float32, autocast where the LLM is bfloat16. The rivals have the loss at answer
+positions too, so that no ratio is that of two losses.
 """
 
+import gc
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -13,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from craft.core.device import autocast
+from craft.core.errors import ConfigError
 from craft.core.progress import say
 from craft.experiments.bench.activations import activation_bytes
 from craft.experiments.bench.flops import LORA, Step, answer, flops_per_image, lengths, question
-from craft.experiments.bench.measure import fastest, matmul_rate, peak_bytes, where
+from craft.experiments.bench.measure import Seconds, fastest, matmul_rate, peak_bytes, where
 from craft.experiments.bench.shapes import SHAPES, Shape, build_lvlm
 from craft.losses import surrogate_alignment
 from craft.models.lvlm import LVLM
@@ -40,8 +44,10 @@ class Way:
     fused: bool = False
     checkpointing: Recompute = False
     llm_bits: int | None = None
+    compiled: bool = False
 
 
+EVERYTHING = Step(trains="all", all_logits=True, text_tower=True, prefix=False)
 NAIVE = Step(all_logits=True, text_tower=True, prefix=False)
 
 METHODS = {
@@ -54,6 +60,7 @@ METHODS = {
 """The rows of Table 4."""
 
 LEVERS = {
+    "labels= loss, every weight in the graph": Way(EVERYTHING),
     "labels= loss, text tower each step": Way(NAIVE),
     "+ logits at answer positions": Way(Step(text_tower=True, prefix=False)),
     "+ text embeddings cached": Way(Step(prefix=False)),
@@ -68,53 +75,86 @@ LEVERS = {
 FEW_BITS = {f"{bits}-bit LLM (of + prefix)": Way(Step(), llm_bits=bits) for bits in (8, 4)}
 """The same where bitsandbytes is installed."""
 
+ON_A_GPU = {
+    "torch.compile for the tower (of + prefix)": Way(Step(), compiled=True),
+    "search=auto (of + prefix)": Way(Step(), search="auto"),
+}
+"""The same on a GPU, where compiling takes no minutes and `auto` finds codewords by a kernel of its own."""
 
-def measure(size: str, device: torch.device, repeats: int = 3) -> dict[str, Any]:
+
+def measure(size: str, device: torch.device, repeats: int = 3, ways: Sequence[str] = ()) -> dict[str, Any]:
     """Time, peak memory and FLOPs of every way at a size of `SHAPES`.
 
+    Args:
+        size: a key of `SHAPES`.
+        device: where.
+        repeats: turns of each way; the fastest counts.
+        ways: only those that have one of these words in their name; all of them, if there is none.
+
     Returns:
-        `rows` (Table 4), `levers`, `ratios`, `sizes`, `machine`; and, apart from what was measured,
-        `calculated`: FLOPs and activations at real size (not for "tiny").
+        `rows` (Table 4), `levers`, `ratios` (None where a side of it did not run), `sizes`, `machine`; and,
+        apart from what was measured, `calculated`: FLOPs and activations at real size (for "reduced").
+        A way that the GPU has too little memory for says so in its row.
 
     Raises:
-        ConfigError: peft is not installed.
+        ConfigError: peft is not installed, or no way has such a name.
     """
     shape = SHAPES[size]
-    rate = matmul_rate(device, shape.dtype)
-    rows = _measured(METHODS, size, device, repeats, rate)
-    packed = FEW_BITS if find_spec("bitsandbytes") else {}
-    levers = _measured(LEVERS | packed, size, device, repeats, rate)
-    lora, small = (
-        next(row for row in rows if row["way"] == name) for name in ("LLM LoRA", "CRAFT, small LLM")
+    more = (FEW_BITS if find_spec("bitsandbytes") else {}) | (ON_A_GPU if device.type == "cuda" else {})
+    chosen, pulled = (
+        {name: way for name, way in all_.items() if not ways or any(word in name for word in ways)}
+        for all_ in (METHODS, LEVERS | more)
     )
-    first, last = levers[0], levers[3]
-    selective = next(row for row in levers if row["way"].startswith("selective"))
+    if not chosen and not pulled:
+        known = ", ".join(repr(name) for name in METHODS | LEVERS | more)
+        raise ConfigError(f"No way to train has {' or '.join(map(repr, ways))} in its name: {known}.")
+    rate = matmul_rate(device, shape.dtype)
+    rows = _measured(chosen, size, device, repeats, rate)
+    levers = _measured(pulled, size, device, repeats, rate)
     return {
         "rows": rows,
         "levers": levers,
-        "ratios": {
-            "small CRAFT against LoRA, per image, on the clock": _times(small, lora, "images/s"),
-            "the same by processor time": round(lora["cpu ms"] / small["cpu ms"], 2),
-            "its share of LoRA's peak memory": round(small["peak MiB"] / lora["peak MiB"], 3),
-            "levers: speed": _times(last, first, "images/s"),
-            "levers: FLOPs": round(first["GFLOP per image"] / last["GFLOP per image"], 2),
-            "levers: peak memory of a step": round(first["step MiB"] / last["step MiB"], 2),
-            "the same with selective checkpointing": round(first["step MiB"] / selective["step MiB"], 2),
-        },
-        "calculated": calculated() if size != "tiny" else None,
+        "ratios": _ratios({row["way"]: row for row in rows + levers}),
+        "calculated": calculated() if size == "reduced" and not ways else None,
         "sizes": {"size": size, "images per step": shape.batch, "dtype of the LLMs": str(shape.dtype)},
         "matrix product, GFLOP/s": round(rate / 1e9, 1),
         "machine": where(device),
     }
 
 
+def _ratios(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    """What the rows come to, by their names."""
+
+    def times(one: str, other: str, column: str, digits: int = 2) -> float | None:
+        over, under = (found.get(name, {}).get(column) for name in (one, other))
+        return None if over is None or under is None else round(over / under, digits)
+
+    lora, small = "LLM LoRA", "CRAFT, small LLM"
+    everything, naive, _, _, last, *_ = LEVERS
+    selective = next(name for name in LEVERS if name.startswith("selective"))
+    return {
+        "small CRAFT against LoRA, per image, on the clock": times(small, lora, "images/s"),
+        "the same by processor time": times(lora, small, "cpu ms"),
+        "its share of LoRA's peak memory": times(small, lora, "peak MiB", 3),
+        "that with selective checkpointing, LoRA without": times(selective, lora, "peak MiB", 3),
+        "levers: speed": times(last, naive, "images/s"),
+        "levers: FLOPs": times(naive, last, "GFLOP per image"),
+        "levers: peak memory of a step": times(naive, last, "step MiB"),
+        "the same with selective checkpointing": times(naive, selective, "step MiB"),
+        "levers against every weight in the graph: speed": times(last, everything, "images/s"),
+        "against every weight: FLOPs": times(everything, last, "GFLOP per image"),
+        "against every weight: peak memory of a step": times(everything, last, "step MiB"),
+        "against every weight: the same with selective checkpointing": times(
+            everything, selective, "step MiB"
+        ),
+    }
+
+
 def calculated() -> dict[str, Any]:
     """At real size, B = 24 and V = 151936: FLOPs by the meta device, activations from one layer each."""
     shape = SHAPES["real"]
-    everything = Step(trains="all", all_logits=True, text_tower=True, prefix=False)
-    ways = {"labels= loss, every weight in the graph": Way(everything)}
     # FLOPs with whole layers run twice would be those of the step and a forward pass more: left out
-    ways |= {name: way for name, way in LEVERS.items() if not way.fused and way.checkpointing is not True}
+    ways = {name: way for name, way in LEVERS.items() if not way.fused and way.checkpointing is not True}
     ways[f"+ {QUESTIONS} questions per image"] = Way(Step(questions=QUESTIONS))
     rows = []
     for name, way in ways.items():
@@ -166,39 +206,53 @@ def _measured(
     shape = SHAPES[size]
     needed = {(way.step.large, way.llm_bits) for way in ways.values()}
     models = {which: build_lvlm(shape, which[0], device, which[1]) for which in needed}
-    rows = []
-    times: dict[str, Any] = {}
+    rows: dict[str, dict[str, Any]] = {name: {"way": name} for name in ways}
+    times = {name: Seconds() for name in ways}
     for turn in range(repeats):  # the ways take turns; each is built anew, so that only one is in memory
         for name, way in ways.items():
+            if "out of memory" in rows[name]:
+                continue
             say(f"{name}, turn {turn + 1} of {repeats}")
             lvlm = models[way.step.large, way.llm_bits]
-            run, held = make_step(shape, lvlm, way, device)
-            found = fastest({name: run}, 1, device)[name]
-            best = times.setdefault(name, found)
+            try:
+                found = _turn(shape, lvlm, way, device, rows[name])
+            except torch.OutOfMemoryError:
+                rows[name] = {"way": name, "out of memory": True}
+                continue
+            finally:
+                _undo(lvlm, device)
+            best = times[name]
             best.wall, best.cpu = min(best.wall, found.wall), min(best.cpu, found.cpu)
-            if turn == 0:
-                guess = _estimate(shape, lvlm, way)
-                peak = peak_bytes(run, device)
-                rows.append({"way": name, "step MiB": round(peak / 2**20, 1)})
-                rows[-1]["peak MiB"] = round((held() + peak) / 2**20, 1)
-                rows[-1]["estimate MiB"] = round(guess / 2**20, 1)
-            _undo(lvlm)
-    for row in rows:
+    ran = [row for row in rows.values() if "out of memory" not in row]
+    for row in ran:
         way, found = ways[row["way"]], times[row["way"]]
         each = sum(flops_per_image(size, way.step).values())
         row |= {
-            "s per step": round(found.wall, 3),
+            "s per step": round(found.wall, 4),
             "cpu ms": round(1000 * found.cpu),
             "images/s": round(shape.batch / found.wall, 3),
             "questions/s": round(shape.batch * way.step.questions / found.wall, 3),
             "GFLOP per image": round(each / 1e9, 2),
             "MFU": round(shape.batch * each / found.wall / rate, 3),
         }
-    typical = statistics.median(row["MFU"] for row in rows)
-    for row in rows:  # as `craft bench plan` reckons: one share of the matrix rate for all
+    typical = statistics.median(row["MFU"] for row in ran) if ran else 0.0
+    for row in ran:  # as `craft bench plan` reckons: one share of the matrix rate for all
         each = sum(flops_per_image(size, ways[row["way"]].step).values())
-        row["s by FLOPs"] = round(shape.batch * each / (typical * rate), 3)
-    return rows
+        row["s by FLOPs"] = round(shape.batch * each / (typical * rate), 4)
+    return list(rows.values())
+
+
+def _turn(shape: Shape, lvlm: LVLM, way: Way, device: torch.device, row: dict[str, Any]) -> Seconds:
+    """Time of a step; in the first turn its memory is put into the row."""
+    run, held = make_step(shape, lvlm, way, device)
+    found = fastest({"step": run}, 1, device)["step"]
+    if "step MiB" not in row:
+        peak = peak_bytes(run, device)
+        row["step MiB"] = round(peak / 2**20, 1)
+        row["peak MiB"] = round((held() + peak) / 2**20, 1)
+        if way.step.trains != "all":  # no command trains that way
+            row["estimate MiB"] = round(_estimate(shape, lvlm, way) / 2**20, 1)
+    return found
 
 
 def make_step(
@@ -208,16 +262,21 @@ def make_step(
     step = way.step
     lvlm.requires_grad_(False)
     if step.trains == "lora":
-        add_lora(lvlm.backbone.llm, LORA)
-        lvlm.to(device)
+        with device:
+            add_lora(lvlm.backbone.llm, LORA)
+    crafted = step.crafted and step.trains in ("vision", "all")
     for name, parameter in lvlm.named_parameters():
         parameter.requires_grad_(
-            (step.trains == "vision" and name.startswith("visual.vision_tower.layers"))
-            or (step.trains == "vision" and step.crafted and name.endswith(("cls_token", "log_temperature")))
+            (step.trains in ("vision", "all") and name.startswith("visual.vision_tower.layers"))
+            or (crafted and name.endswith(("cls_token", "log_temperature")))
             or (step.trains == "projector" and ".projector." in name)
             or (step.trains == "lora" and "lora_" in name)
         )
     learning = [parameter for parameter in lvlm.parameters() if parameter.requires_grad]
+    if step.trains == "all":
+        lvlm.backbone.requires_grad_(True)  # in the graph, and never stepped
+    for layer in _tower_layers(lvlm) if way.compiled else ():
+        layer.compile()
     optimizer = torch.optim.AdamW(learning, lr=1e-5, fused=way.fused or None)
     batch, text = _batch(shape, lvlm, step, device), _text_tower(shape, device) if step.text_tower else None
     losses = LossesConfig(
@@ -236,12 +295,12 @@ def make_step(
         return objective(batch)[0]
 
     def run() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with recompute(lvlm, way.checkpointing):
+        lvlm.zero_grad(set_to_none=True)
+        with autocast(device, shape.dtype), recompute(lvlm, way.checkpointing):
             value = loss()
         value.backward()
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        lvlm.zero_grad(set_to_none=True)
 
     def held() -> int:
         state = [t for values in optimizer.state.values() for t in values.values() if isinstance(t, Tensor)]
@@ -260,11 +319,21 @@ def _estimate(shape: Shape, lvlm: LVLM, way: Way) -> int:
     return found["total"]
 
 
-def _undo(lvlm: LVLM) -> None:
-    """Take LoRA off again."""
+def _undo(lvlm: LVLM, device: torch.device) -> None:
+    """Take LoRA and compiled layers off again, and leave the whole memory to the next way."""
     from craft.training.lora import take_lora
 
     take_lora(lvlm.backbone.llm, merge=False)
+    lvlm.zero_grad(set_to_none=True)
+    for layer in _tower_layers(lvlm):
+        layer._compiled_call_impl = None
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _tower_layers(lvlm: LVLM) -> Any:
+    return lvlm.visual.vision_tower.layers
 
 
 def _batch(shape: Shape, lvlm: LVLM, step: Step, device: torch.device) -> Batch:
