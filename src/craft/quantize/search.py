@@ -18,6 +18,7 @@ from craft.core.errors import ConfigError
 ROW_BLOCK = 4096
 CODE_BLOCK = 1024
 _ROWS = 256  # rows whose scores against all codewords `gram` holds, and whose candidates `rerank` does
+_SPLIT_ROWS = 8192  # rows that `fused` holds in float16
 _GROUP, _GROUPS = 16, 4  # `rerank` scores the best 4 groups of 16 codewords again
 _GRAM_SHARE = 0.25  # of free memory that `auto` gives the Gram matrix
 
@@ -168,14 +169,17 @@ def rerank(x: Tensor, tables: Tables) -> Tensor:
 
 
 def fused(x: Tensor, tables: Tables) -> Tensor:
-    """`exact` as one Triton kernel per level, for CUDA: product and running maximum, no scores in memory.
+    """Products on tensor cores, in sums of float16 that keep 22 of 24 bits; in Triton, for CUDA.
+
+    No scores in memory. Takes the codebook's memory once more, for its codewords in float16. The mean
+    codeword is taken off both sides: distances stay, and there is less to round.
 
     Args:
         x: float32 `[n, d]` on a CUDA device.
         tables: the codebook.
 
     Returns:
-        int64 `[n, L]`.
+        int64 `[n, L]`; other codes than `exact` only where codewords are as near as float32 can tell.
 
     Raises:
         ConfigError: there is no CUDA device, or Triton is not installed.
@@ -183,10 +187,30 @@ def fused(x: Tensor, tables: Tables) -> Tensor:
     Source: ours.
     """
     check_search("fused", tables)
-    from craft.quantize.triton_search import nearest
+    return _by_level(x, tables, fused_level(tables))
 
-    levels, norms = tables.levels, tables.half_norms
-    return _by_level(x, tables, lambda rest, level: nearest(rest, levels[level], norms[level]))
+
+def fused_level(tables: Tables) -> Callable[[Tensor, int], Tensor]:
+    """The codes of one level by `fused`: of float32 `[n, d]` and the level, int64 `[n]`."""
+    from craft.quantize.triton_search import nearest, split
+
+    def centred(codewords: Tensor) -> Tensor:
+        return codewords - codewords.mean(1, keepdim=True)
+
+    def derived(name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
+        made = tables.derived(f"fused: {name}", make)
+        return made.expand(tables.levels.shape[0], *made.shape[1:])
+
+    middles = derived("middles", lambda c: c.mean(1))
+    norms = derived("half norms", lambda c: centred(c).square().sum(-1) / 2)
+    parts = derived("parts", lambda c: torch.stack([split(table)[0] for table in centred(c)]))
+    units = derived("units", lambda c: torch.stack([split(table)[1] for table in centred(c)]))
+
+    def nearest_of(rest: Tensor, level: int) -> Tensor:
+        given = parts[level], units[level], norms[level]
+        return torch.cat([nearest(rows - middles[level], *given) for rows in rest.split(_SPLIT_ROWS)])
+
+    return nearest_of
 
 
 SEARCHES: dict[str, Callable[[Tensor, Tables], Tensor]] = {
@@ -213,9 +237,9 @@ def choose(tables: Tables) -> Choice:
     levels = "one table for all levels" if tables.shared else f"{count} tables"
     told = f"{device.type}, K={size}, d={width}, {levels}"
     if device.type == "cuda":
-        if _installed("triton"):
-            return Choice("fused", f"{told}: one kernel, no scores in memory")
-        return Choice("exact", f"{told}, and Triton is not installed")
+        if fault := obstacle("fused", tables):
+            return Choice("exact", f"{told}; fused {fault}")
+        return Choice("fused", f"{told}: tensor cores, no scores in memory")
     if device.type == "cpu" and tables.shared:
         needed, free = size * size * 4, free_memory(device)
         memory = f"{needed / 2**20:.0f} MiB for products of codewords, {free / 2**20:.0f} MiB free"
