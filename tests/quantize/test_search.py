@@ -140,13 +140,12 @@ KERNEL = """
 from types import SimpleNamespace
 import torch
 from craft.quantize import ResidualCodebook, triton_search
-from craft.quantize.search import fused_level
 
 triton_search._ROWS, triton_search._CODES, triton_search._DEPTH = 16, 32, 16  # small, to need several
 
 
 def nearest(x, table):
-    return fused_level(ResidualCodebook([table]))(x, 0)
+    return triton_search.of_levels(ResidualCodebook([table]))(x, 0)
 
 
 g = torch.Generator().manual_seed(0)

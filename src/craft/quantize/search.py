@@ -18,7 +18,6 @@ from craft.core.errors import ConfigError
 ROW_BLOCK = 4096
 CODE_BLOCK = 1024
 _ROWS = 256  # rows whose scores against all codewords `gram` holds, and whose candidates `rerank` does
-_SPLIT_ROWS = 8192  # rows that `fused` holds in float16
 _GROUP, _GROUPS = 16, 4  # `rerank` scores the best 4 groups of 16 codewords again
 _GRAM_SHARE = 0.25  # of free memory that `auto` gives the Gram matrix
 
@@ -171,8 +170,7 @@ def rerank(x: Tensor, tables: Tables) -> Tensor:
 def fused(x: Tensor, tables: Tables) -> Tensor:
     """Products on tensor cores, in sums of float16 that keep 22 of 24 bits; in Triton, for CUDA.
 
-    No scores in memory. Takes the codebook's memory once more, for its codewords in float16. The mean
-    codeword is taken off both sides: distances stay, and there is less to round.
+    No scores in memory. Takes the codebook's memory once more, for its codewords in float16.
 
     Args:
         x: float32 `[n, d]` on a CUDA device.
@@ -187,30 +185,9 @@ def fused(x: Tensor, tables: Tables) -> Tensor:
     Source: ours.
     """
     check_search("fused", tables)
-    return _by_level(x, tables, fused_level(tables))
+    from craft.quantize.triton_search import of_levels
 
-
-def fused_level(tables: Tables) -> Callable[[Tensor, int], Tensor]:
-    """The codes of one level by `fused`: of float32 `[n, d]` and the level, int64 `[n]`."""
-    from craft.quantize.triton_search import nearest, split
-
-    def centred(codewords: Tensor) -> Tensor:
-        return codewords - codewords.mean(1, keepdim=True)
-
-    def derived(name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
-        made = tables.derived(f"fused: {name}", make)
-        return made.expand(tables.levels.shape[0], *made.shape[1:])
-
-    middles = derived("middles", lambda c: c.mean(1))
-    norms = derived("half norms", lambda c: centred(c).square().sum(-1) / 2)
-    parts = derived("parts", lambda c: torch.stack([split(table)[0] for table in centred(c)]))
-    units = derived("units", lambda c: torch.stack([split(table)[1] for table in centred(c)]))
-
-    def nearest_of(rest: Tensor, level: int) -> Tensor:
-        given = parts[level], units[level], norms[level]
-        return torch.cat([nearest(rows - middles[level], *given) for rows in rest.split(_SPLIT_ROWS)])
-
-    return nearest_of
+    return _by_level(x, tables, of_levels(tables))
 
 
 SEARCHES: dict[str, Callable[[Tensor, Tables], Tensor]] = {

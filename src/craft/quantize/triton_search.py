@@ -7,6 +7,7 @@ keeps 22 of 24 bits and is summed in float32. Three fast products cost less than
 Imported only where it runs: on CUDA, or with TRITON_INTERPRET=1 in Triton's interpreter.
 """
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -15,7 +16,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from craft.quantize.search import Tables
+
 _ROWS, _CODES, _DEPTH = 128, 256, 64  # of one block of the product
+_ROWS_AT_ONCE = 8192  # whose float16 are in memory
 _STAGES, _WARPS = 4, 8  # pairs of factors on their way from memory at most; groups of 32 threads
 
 
@@ -62,6 +66,31 @@ def _best(
     out = rows.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     tl.store(scores + out, best, mask=rows < n)
     tl.store(codes + out, found, mask=rows < n)
+
+
+def of_levels(tables: Tables) -> Callable[[Tensor, int], Tensor]:
+    """The search at one level of a codebook: of float32 `[n, d]` and the level, int64 `[n]`.
+
+    The mean codeword is taken off both sides: distances stay, and there is less to round.
+    """
+
+    def centred(codewords: Tensor) -> Tensor:
+        return codewords - codewords.mean(1, keepdim=True)
+
+    def derived(name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
+        made = tables.derived(f"fused: {name}", make)
+        return made.expand(len(tables.levels), *made.shape[1:])
+
+    middles = derived("middles", lambda c: c.mean(1))
+    norms = derived("half norms", lambda c: centred(c).square().sum(-1) / 2)
+    parts = derived("parts", lambda c: torch.stack([split(table)[0] for table in centred(c)]))
+    units = derived("units", lambda c: torch.stack([split(table)[1] for table in centred(c)]))
+
+    def found(rest: Tensor, level: int) -> Tensor:
+        given = parts[level], units[level], norms[level]
+        return torch.cat([nearest(rows - middles[level], *given) for rows in rest.split(_ROWS_AT_ONCE)])
+
+    return found
 
 
 def split(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -70,6 +70,10 @@ _MULTIPLIED = {"rerank": (torch.bfloat16, 1), "fused": (torch.float16, 3)}
 """What a search multiplies in and how often, where that is not once in float32."""
 
 
+def _name(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")
+
+
 @torch.no_grad()
 def measure(
     size: str, device: torch.device, repeats: int = 5, images: tuple[int, ...] | None = None
@@ -83,26 +87,24 @@ def measure(
         images: how many at once; by default 1 and 4, and on CUDA 32 too.
 
     Returns:
-        `rows`, `facts` and `machine`; `bfloat16 units` says whether `rerank` has what it needs. On CUDA a row
-        also has the share of a large matrix product's rate in the type that the search multiplies in, and
-        the rows of features whose codes are not float64's.
+        `rows`, `facts` and `machine`; `bfloat16 units` says whether `rerank` has what it needs. A row has the
+        share of a large matrix product's rate in the type that the search multiplies in, and on CUDA how many
+        rows of features have other codes than float64 gives.
     """
     shape = SHAPES[size]
-    images = images or ((1, 4, 32) if device.type == "cuda" else (1, 4))
-    rates: dict[torch.dtype, float] = {}
-    if device.type == "cuda":
-        kinds = torch.float32, torch.bfloat16, torch.float16
-        rates = {kind: matmul_rate(device, kind) for kind in kinds}
+    gpu = device.type == "cuda"
+    images = images or ((1, 4, 32) if gpu else (1, 4))
     rows: list[dict[str, Any]] = []
     facts: dict[str, Any] = {"bfloat16 units": has_bfloat16(device)}
+    kinds = [torch.float32, *([torch.bfloat16] if facts["bfloat16 units"] else []), *([torch.float16] * gpu)]
+    rates = {kind: matmul_rate(device, kind) for kind in kinds}
     for shared in (False, True):
         kind = "shared" if shared else "one per level"
         for count in images:
             features, codebook = make(shape.patches * count, shape.codes, shape.width, shape.levels, shared)
             features, codebook = features.to(device), codebook.to(device)
             names = ["exact", *(["gram"] if shared else []), *(["rerank"] if facts["bfloat16 units"] else [])]
-            if device.type == "cuda":
-                names.append("fused")
+            names += ["fused"] * gpu
             variants: dict[str, Callable[[], Any]] = {
                 "reference": lambda f=features, c=codebook: reference(f, c.levels)
             }
@@ -113,32 +115,31 @@ def measure(
             for name, function in variants.items():
                 found = codes if name == "reference" else codebook.quantize(features, search=name).codes
                 products = 1 if name == "gram" else shape.levels
+                factors, times = _MULTIPLIED.get(name, (torch.float32, 1))
+                share = times * products * flops / seconds[name].wall / rates[factors]
                 rows.append(
                     {
                         "codebook": kind,
                         "images": count,
                         "search": name,
-                        "ms": round(1000 * seconds[name].wall, 3 if rates else 1),
+                        "ms": round(1000 * seconds[name].wall, 3 if gpu else 1),
                         "cpu ms": round(1000 * seconds[name].cpu, 1),
                         "speed": round(seconds["reference"].wall / seconds[name].wall, 2),
                         "by cpu": round(seconds["reference"].cpu / seconds[name].cpu, 2),
                         "peak MiB": round(peak_bytes(function, device) / 2**20, 2),
                         "products, GFLOP/s": round(products * flops / seconds[name].wall / 1e9, 1),
+                        "multiplied": f"{times} x {_name(factors)}",
+                        "of its rate, %": round(100 * share, 1),
                         "same codes": round(float((found == codes).all(1).double().mean()), 4),
                     }
                 )
-                if rates:
-                    kind, times = _MULTIPLIED.get(name, (torch.float32, 1))
-                    done = times * products * flops / seconds[name].wall
-                    rows[-1]["units"] = f"{times} x {str(kind).removeprefix('torch.')}"
-                    rows[-1]["of their rate, %"] = round(100 * done / rates[kind], 1)
+                if gpu:
                     differing, wrong = near_ties(features, codebook.levels, found)
                     rows[-1] |= {"not float64's": differing, "not near ties": wrong}
             facts[f"auto, {kind}"] = vars(choose(codebook))
     facts["gram holds besides, MiB"] = round(shape.codes**2 * 4 / 2**20, 1)
-    if rates:
-        names = {str(kind).removeprefix("torch."): round(rate / 1e12, 1) for kind, rate in rates.items()}
-        facts["matrix product, TFLOP/s"] = names
+    facts["rate of a large product, GFLOP/s"] = {_name(kind): round(rates[kind] / 1e9, 1) for kind in kinds}
+    if gpu:
         facts["fused holds besides, MiB"] = round(shape.levels * shape.codes * shape.width * 4 / 2**20, 1)
     facts["sizes"] = {
         "K": shape.codes,
