@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from craft.core.errors import ConfigError
+from craft.experiments.bench.search import near_ties
 from craft.quantize import ResidualCodebook, search
 from craft.quantize.search import SEARCHES, choose
 
@@ -36,23 +37,7 @@ def codebook(shared: bool, size: int = 1500, dim: int = 48) -> ResidualCodebook:
 
 
 def unexplained(z: Tensor, codes: Tensor, book: ResidualCodebook) -> tuple[int, int]:
-    """Rows whose codes are not float64's: all of them, and those that rounding does not explain.
-
-    A row is explained where, at the first level that differs, the score of the code is within the rounding of
-    a float32 sum of d products of the best score.
-    """
-    rest, alive = z.double(), torch.ones(len(z), dtype=torch.bool)
-    wrong = torch.zeros_like(alive)
-    for level, table in enumerate(book.levels.double()):
-        scores = rest @ table.T - table.square().sum(1) / 2
-        best = scores.max(1)
-        found = scores.gather(1, codes[:, level : level + 1])[:, 0]
-        rounding = 8 * torch.finfo(torch.float32).eps * rest.norm(dim=1) * table.norm(dim=1).max()
-        differs = alive & (best.indices != codes[:, level])
-        wrong |= differs & (best.values - found > rounding)
-        alive &= ~differs
-        rest = rest - table[codes[:, level]]
-    return int((~alive).sum()), int(wrong.sum())
+    return near_ties(z, book.levels, codes)
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "outlier channels", "sums of codewords"])
@@ -152,35 +137,69 @@ def test_what_is_derived_from_codewords_follows_them_and_is_not_copied():
 
 
 KERNEL = """
+from types import SimpleNamespace
 import torch
-from craft.quantize.search import nearest_codes
-from craft.quantize.triton_search import nearest
+from craft.quantize import ResidualCodebook, triton_search
+
+triton_search._ROWS, triton_search._CODES, triton_search._DEPTH = 16, 32, 16  # small, to need several
+
+
+def nearest(x, table):
+    return triton_search.of_levels(ResidualCodebook([table]))(x, 0)
+
+
 g = torch.Generator().manual_seed(0)
-for n, size, dim in ((70, 300, 40), (1, 5, 3), (64, 128, 32), (0, 9, 4)):
-    x, table = torch.randn(n, dim, generator=g), torch.randn(size, dim, generator=g)
-    half_norms = table.square().sum(1) / 2
-    assert torch.equal(nearest(x, table, half_norms), nearest_codes(x, table, half_norms)), (n, size, dim)
-table = torch.zeros(200, 3)
-table[5:] = 1.0
-half_norms = table.square().sum(1) / 2
-assert nearest(torch.ones(4, 3), table, half_norms).tolist() == [5] * 4
-assert nearest(torch.zeros(4, 3), table, half_norms).tolist() == [0] * 4
+sizes = [(37, 110, 40), (16, 32, 16), (1, 5, 3), (0, 9, 4), (3, 1, 1), (18, 65, 17)]
+cases = [(*size, 1.0, 0.0) for size in sizes]
+cases += [(20, 70, 24, 1.0, 300.0), (20, 70, 24, 1e12, 0.0), (20, 70, 24, 1e-12, 0.0)]
+for n, size, dim, scale, offset in cases:  # none of the sizes a multiple of the blocks; all of them; tiny
+    x = torch.randn(n, dim, generator=g) * scale + offset
+    table = torch.randn(size, dim, generator=g) * scale + offset
+    wanted = torch.cdist(x.double(), table.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    assert torch.equal(nearest(x, table), wanted.argmin(1)), (n, size, dim, scale, offset)
+values = torch.randn(5, 20, generator=g) * 10.0 ** torch.arange(-30, 31, 15)[:, None]
+parts, units = triton_search.split(values)
+large, small = parts.double().unflatten(1, (2, -1)).unbind(1)
+gap = ((large + small) * units[:, None])[:, :20] - values.double()
+assert parts.shape == (5, 64) and (gap.abs() <= values.abs().amax(1, keepdim=True) * 2**-22).all()
+table = torch.randn(110, 6, generator=g)
+table[[7, 50, 109]] = 2.0  # one codeword in three places
+for shares in (1, 2, 4):  # ties go to the lowest index, also between programs
+    triton_search._plan = lambda n, size, device: (32 * (4 // shares), 1)
+    assert nearest(torch.full((4, 6), 2.0), table).tolist() == [7] * 4, shares
+assert nearest(torch.full((2, 3), torch.nan), torch.randn(9, 3, generator=g)).tolist() == [0, 0]
 """
 
 
+PLAN = """
+from types import SimpleNamespace
+import torch
+from craft.quantize.triton_search import _plan
+h100 = SimpleNamespace(multi_processor_count=132, shared_memory_per_block_optin=232448)
+torch.cuda.get_device_properties = lambda device: h100
+for n, share in ((256, 256), (1024, 1024), (8192, 8192), (65536, 16384)):  # 128, 128, 128, 512 programs
+    assert _plan(n, 16384, torch.device("cuda")) == (share, 4), (n, _plan(n, 16384, torch.device("cuda")))
+assert _plan(8, 5, torch.device("cuda")) == (256, 4)
+"""
+
+
+@pytest.mark.parametrize("script", [KERNEL, PLAN], ids=["kernel", "plan"])
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
-def test_the_kernel_in_tritons_interpreter():
+def test_the_kernel_in_tritons_interpreter(script):
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     result = subprocess.run(
-        [sys.executable, "-c", KERNEL], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("kind", ["gaussian", "outlier channels", "sums of codewords"])
 @pytest.mark.parametrize("name", list(SEARCHES))
-def test_searches_on_cuda(name):
-    book = codebook(True).to("cuda")
-    z = features("sums of codewords", codebook(True), 700).cuda()
+def test_searches_on_cuda(name, kind, shared):
+    if name == "gram" and not shared:
+        pytest.skip("needs a shared codebook")
+    z, book = features(kind, codebook(shared), 700).cuda(), codebook(shared).to("cuda")
     found = book.quantize(z, search=name)
-    assert unexplained(z.cpu(), found.codes.cpu(), book.cpu())[1] == 0
+    assert unexplained(z, found.codes, book)[1] == 0

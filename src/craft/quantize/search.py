@@ -168,14 +168,16 @@ def rerank(x: Tensor, tables: Tables) -> Tensor:
 
 
 def fused(x: Tensor, tables: Tables) -> Tensor:
-    """`exact` as one Triton kernel per level, for CUDA: product and running maximum, no scores in memory.
+    """Products on tensor cores, in sums of float16 that keep 22 of 24 bits; in Triton, for CUDA.
+
+    No scores in memory. Takes the codebook's memory once more, for its codewords in float16.
 
     Args:
         x: float32 `[n, d]` on a CUDA device.
         tables: the codebook.
 
     Returns:
-        int64 `[n, L]`.
+        int64 `[n, L]`; other codes than `exact` only where codewords are as near as float32 can tell.
 
     Raises:
         ConfigError: there is no CUDA device, or Triton is not installed.
@@ -183,10 +185,9 @@ def fused(x: Tensor, tables: Tables) -> Tensor:
     Source: ours.
     """
     check_search("fused", tables)
-    from craft.quantize.triton_search import nearest
+    from craft.quantize.triton_search import of_levels
 
-    levels, norms = tables.levels, tables.half_norms
-    return _by_level(x, tables, lambda rest, level: nearest(rest, levels[level], norms[level]))
+    return _by_level(x, tables, of_levels(tables))
 
 
 SEARCHES: dict[str, Callable[[Tensor, Tables], Tensor]] = {
@@ -213,9 +214,9 @@ def choose(tables: Tables) -> Choice:
     levels = "one table for all levels" if tables.shared else f"{count} tables"
     told = f"{device.type}, K={size}, d={width}, {levels}"
     if device.type == "cuda":
-        if _installed("triton"):
-            return Choice("fused", f"{told}: one kernel, no scores in memory")
-        return Choice("exact", f"{told}, and Triton is not installed")
+        if fault := obstacle("fused", tables):
+            return Choice("exact", f"{told}; fused {fault}")
+        return Choice("fused", f"{told}: tensor cores, no scores in memory")
     if device.type == "cpu" and tables.shared:
         needed, free = size * size * 4, free_memory(device)
         memory = f"{needed / 2**20:.0f} MiB for products of codewords, {free / 2**20:.0f} MiB free"
