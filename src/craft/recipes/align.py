@@ -3,7 +3,6 @@
 Read `align` from top to bottom. The visual tokenizer is frozen and, once its codes are cached, not even run.
 """
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -315,7 +314,6 @@ def _train(
     own = RunFolder(run.path / f"stage-{stage}")
     own.open(settings, resume=resume, overwrite=True)
     say(f"stage {stage}: {lvlm.name}, {len(rows)} rows, {settings.steps(len(rows))} steps")
-    began = time.monotonic()
     lesson = partial(alignment, stage=stage, codes=codes)
     result = fit(lvlm, rows, settings, own, lesson=lesson, resume=resume)
     own.update(status="finished")
@@ -325,7 +323,7 @@ def _train(
         "steps": result.steps,
         "first_loss": round(losses[0], 4),
         "last_loss": round(sum(losses[-20:]) / len(losses[-20:]), 4),
-        "minutes": round((time.monotonic() - began) / 60, 2),
+        "minutes": round(result.minutes, 2),
     }
 
 
