@@ -33,6 +33,7 @@ from craft.recipes.align_card import backbone_card
 from craft.recipes.align_data import (
     Source,
     encode_sets,
+    leave_out_cut_off,
     read_sets,
     rows_fingerprint,
     source_names,
@@ -108,7 +109,7 @@ def align(
 
     Raises:
         ConfigError: a setting is unknown or impossible, or `out` is taken.
-        DataError: the data is missing or broken.
+        DataError: the data is missing or broken, or all of it is cut off at `max_length`.
         CheckpointError: LLM or visual tokenizer are missing or damaged.
         TrainingError: training went wrong, or was interrupted (`Interrupted`).
 
@@ -127,6 +128,7 @@ def align(
     sets = read_sets(settings, data, captions, text)
     tokenizer = _visual(settings, visual)
     lvlm = _lvlm(settings, tokenizer)  # a wrong name shows before the hours of encoding
+    sets = leave_out_cut_off(sets, lvlm, settings)
 
     # 2. The codes of all images: the vision tower runs once per image, ever. What the LLM says so far.
     sets, codes = encode_sets(sets, tokenizer, settings, codes)
@@ -194,6 +196,7 @@ def rehearse(
     sets = read_sets(settings, data, captions, text)
     tokenizer = _visual(settings, visual)
     lvlm = _lvlm(settings, tokenizer)
+    sets = leave_out_cut_off(sets, lvlm, settings)
     sets, codes = encode_sets(sets, tokenizer, settings)
     return {
         name: rehearse_alignment(lvlm, rows, settings, int(name), codes)
