@@ -101,7 +101,7 @@ def fit(
     count = work.count or len(samples)
     total = config.steps(count)
     share = -(-config.batch_size // processes.world())
-    engine.again = checkpointing(lvlm, work.batches, count, config, share, engine.dtype)
+    engine.again = checkpointing(lvlm, work, count, config, share, engine.dtype)
     say(freeze_report(lvlm))
     run.update(status="running", device=str(engine.device), processes=processes.world(), steps=total)
     settled = {name: before[name] for name in work.notes if name in before}
