@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -123,6 +124,13 @@ def kill(process: int, out: Path, aim: str, lot: random.Random, duration: float)
     return time.monotonic() - began
 
 
+def command(args: argparse.Namespace) -> str:
+    """What makes the same file again: every option but where it is written."""
+    options = {name: value for name, value in vars(args).items() if name != "out"}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return shlex.join(["python", "scripts/kill_and_resume.py", *words])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
@@ -179,7 +187,7 @@ def main() -> None:
     write_json(
         args.out,
         {
-            "command": f"python scripts/kill_and_resume.py --kills {args.kills} --steps {args.steps}",
+            "command": command(args),
             "settings": settings,
             "commit": commit,
             "machine": {"python": platform.python_version(), "processor": platform.machine(), **versions},

@@ -114,6 +114,32 @@ def trouble(out: str, settings: dict[str, Any], how: str) -> dict[str, Any]:
     return train(out, settings)
 
 
+def joint(stumbles: dict[int, str]) -> str:
+    """Twice `on_main` within `jointly`, where some processes fail "before", "between" or "within" them."""
+    from craft.core.errors import DataError
+    from craft.core.processes import everyone, jointly, on_main, rank
+    from craft.training.engine import join_processes
+
+    join_processes("cpu")
+
+    def stumble(place: str) -> str:
+        if stumbles.get(rank()) == place:
+            raise DataError(f"{place} in {rank()}")
+        return place
+
+    def work() -> str:
+        stumble("before")
+        on_main(lambda: stumble("within"))
+        stumble("between")
+        return on_main(lambda: "all is well")
+
+    try:
+        return jointly(work, "the start")
+    except Exception as error:
+        assert everyone("still in step") == ["still in step"] * 2
+        return str(error)
+
+
 def gathered(rows: list[Any], labels: list[Any]) -> dict[str, Any]:
     """Eq. 4 of this process's rows against the texts of all, and the gradients of the mean over processes."""
     import torch

@@ -51,6 +51,17 @@ def test_what_it_would_cost(craft, encoder, monkeypatch):
     assert "give --price" in other.out
 
 
+def test_a_config_names_the_price_of_both_directions(craft, encoder, tmp_path):
+    run, _ = encoder
+    (tmp_path / "judge.yaml").write_text("judge: openai\nmodel: m\nprice: [3, 15]\nlimit: 4\n")
+    words = ("judge", run, "--config", tmp_path / "judge.yaml", "--dry-run", "--json", *SHORT)
+    listed = craft(*words)
+    assert listed.status == 0, listed.err
+    judge = ("--judge", "openai", "--model", "m", "--price", "3", "15", "--limit", "4")
+    flags = craft("judge", run, *judge, "--dry-run", "--json", *SHORT)
+    assert listed.json["dollars"] == flags.json["dollars"] is not None
+
+
 def test_mistakes(craft, encoder, tmp_path, monkeypatch):
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
     run, _ = encoder

@@ -1,8 +1,10 @@
 """What only whole processes can show: several of them by the launchers, and `kill -9` at random moments."""
 
 import json
+import runpy
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,15 @@ def test_ddp_by_torchrun_and_a_failing_process(family, pictures, tmp_path, envir
     assert said.returncode != 0
     assert "craft: A batch of 1 cannot be cut" in said.stderr
     assert not (tmp_path / "bad").exists()  # said before anything is read
+
+
+def test_the_kills_are_told_with_the_command_that_repeats_them():
+    script = runpy.run_path(str(ROOT / "scripts/kill_and_resume.py"))
+    given = Namespace(kills=6, surrogate="craft-tiny/llama", data="my data", steps=10, seed=3, out="x.json")
+    assert script["command"](given) == (
+        "python scripts/kill_and_resume.py --kills 6 --surrogate craft-tiny/llama --data 'my data' "
+        "--steps 10 --seed 3"
+    )
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from craft.data import load_data, verify_images
+from craft.data import load_data, read_data, verify_images
 from craft.data.questions import read_questions
 from replicas import paint, parquet, png
 
@@ -118,6 +118,22 @@ def test_a_hub_data_set_with_its_own_columns(tmp_path: Path, monkeypatch: pytest
     columns = {"image": "photo", "question": "q", "answer": "a"}
     data = load_data("hub:some/trees", columns=columns)
     assert [s.answer for s in data.test] == ["oak", "elm"] and verify_images(data, progress=False) == 8
+
+
+@pytest.mark.parametrize("place", ["test", "dev/birds", "home/Test"])
+def test_where_the_users_data_lie_says_no_split(tmp_path: Path, place: str) -> None:
+    folder = tmp_path / place
+    for n in range(9):
+        paint(folder / "img" / f"{n}.png", n)
+    (folder / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+    pictures = [{"image": png(n), "label": ("oak", "elm")[n % 2]} for n in range(8)]
+    parquet(folder / "all" / "0000.parquet", pictures)
+    parquet(folder / "split" / "validation" / "0000.parquet", pictures[:2])
+    parquet(folder / "split" / "train" / "0000.parquet", pictures[2:])
+    for source in (folder / "q.jsonl", folder / "all", folder / "all" / "0000.parquet"):
+        assert {sample.split for sample in read_data(source).samples} == {""}
+    inside = Counter(sample.split for sample in read_data(folder / "split").samples)
+    assert inside == {"validation": 2, "train": 6}  # folders of the data set itself do
 
 
 def test_parquet_leaves_pictures_in_the_file(tmp_path: Path) -> None:

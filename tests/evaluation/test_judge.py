@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -152,6 +153,14 @@ def test_rules_on_open_questions():
     assert ask(case("Red.", options=(), truth="red")).scores["correctness"] is True
     assert ask(case("Reddish.", options=(), truth="red")).scores["correctness"] is False
     assert ask(case("Blue. Not red.", options=(), truth="red")).scores["correctness"] is False
+
+
+def test_verdicts_of_earlier_rules_are_not_taken_for_those_of_now(tmp_path):
+    judge, given, cache = offline_judge(), case("The answer is a coat."), VerdictCache(tmp_path / "v")
+    first = replace(judge, identity={**judge.identity, "rules": 1})  # it took the article for the letter
+    cache.add(first.key(given), Reply("ok", {"correctness": False, "presence": False}))
+    (reply,) = judge_cases(judge, [given], cache)
+    assert reply.scores["correctness"] is True
 
 
 def test_the_judge_by_rules_says_what_it_leaves_out(tmp_path):

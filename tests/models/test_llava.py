@@ -15,6 +15,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from builders import tiny_images, tiny_tokenizer
 from craft.core.errors import CheckpointError, CraftError
@@ -102,6 +103,37 @@ def test_pictures_are_cropped_as_clips_own_processor_does():
         expected = torch.as_tensor(np.asarray(theirs(picture, return_tensors="pt")["pixel_values"][0]))
         expected = expected * torch.tensor(CLIP_STD).view(3, 1, 1) + torch.tensor(CLIP_MEAN).view(3, 1, 1)
         assert torch.allclose(found, expected, atol=1e-5), shape
+
+
+@pytest.mark.parametrize("tower, aspect", [("clip", "pad-clip"), ("siglip", "pad")])
+def test_pictures_are_padded_where_llavas_own_processor_pads_them(tmp_path, tower, aspect):
+    save_llava(tmp_path / "llava", tower)
+    mean, std = (CLIP_MEAN, CLIP_STD) if tower == "clip" else ([0.5] * 3, [0.5] * 3)
+    theirs = LlavaImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_pad=True, image_mean=mean,
+        image_std=std,
+    )  # fmt: skip
+    theirs.save_pretrained(tmp_path / "llava")
+    visual, draw = load(tmp_path / "llava", "cpu").visual, np.random.default_rng(0)
+    assert visual.aspect == aspect
+    for shape in ((50, 70, 3), (71, 40, 3), (32, 32, 3), (20, 45, 3)):
+        picture = Image.fromarray(draw.integers(0, 255, shape, dtype=np.uint8))
+        found = (visual.preprocess([picture])[0] + 1) / 2
+        expected = torch.as_tensor(np.asarray(theirs(picture, return_tensors="pt")["pixel_values"][0]))
+        expected = expected * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
+        assert torch.allclose(found, expected, atol=1e-5), shape
+
+
+def test_who_pads_to_a_square_and_with_what(tmp_path):
+    save_llava(tmp_path / "llava")
+    place = tmp_path / "llava" / "preprocessor_config.json"
+    told = json.loads(place.read_text()) | {"do_pad": True}
+    for kind, aspect in (("CLIPImageProcessor", "crop"), ("LlavaImageProcessorFast", "pad-clip")):
+        place.write_text(json.dumps({**told, "image_processor_type": kind}))
+        assert load(tmp_path / "llava", "cpu").visual.aspect == aspect
+    place.write_text(place.read_text().replace("0.48145466", "0.25"))
+    with pytest.raises(CheckpointError, match=r"padded to squares with the colour \(63, 116, 104\)"):
+        load(tmp_path / "llava", "cpu")
 
 
 def test_the_tower_is_the_same_under_another_version_of_transformers(tmp_path, monkeypatch):

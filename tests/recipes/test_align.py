@@ -122,6 +122,25 @@ def test_interrupted_and_resumed_is_the_unbroken_run(aligned, family, chat, tmp_
     assert align(*words, resume=True, **settings).metrics == again.metrics  # finished: read, not trained
 
 
+@pytest.mark.parametrize("start", [align, rehearse], ids=["run", "dry run"])
+def test_conversations_that_are_cut_off_before_their_answer_are_left_out(
+    family, chat, tmp_path, capsys, start
+):
+    rows = json.loads((chat / "chat.json").read_text())
+    for row in rows:
+        row["image"] = str(chat / row["image"])
+    for row in rows[::2]:
+        row["conversations"][0]["value"] += " " + "Look closely. " * 20
+    (tmp_path / "chat.json").write_text(json.dumps(rows))
+    words = (family / "llama", family, tmp_path / "chat.json", "1", tmp_path / "run")
+    settings = {**FAST, "max_length": 100, "batch_size": 1, "max_steps": 6}  # each row alone in its batch
+    result = start(*words, **settings)
+    assert "left out: 6 of the 12 conversations in `data` (0, 2, 4, 6, 8, …)" in capsys.readouterr().err
+    assert (result["1"].samples if start is rehearse else result.metrics["1"]["rows"]) == 6
+    with pytest.raises(DataError, match=r"12 of the 12 conversations in `data` \(0, 1, .*max_length=20 "):
+        start(*words[:4], tmp_path / "none", **{**settings, "max_length": 20})
+
+
 def test_fresh_and_start(family, chat, tmp_path, aligned):
     fresh = align(
         family / "qwen2", family, chat / "chat.json", "2", tmp_path / "a", fresh=True, seed=3, **FAST

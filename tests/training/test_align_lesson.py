@@ -12,7 +12,14 @@ from craft.losses.alignment import BLOCK, surrogate_alignment
 from craft.models.code_cache import CodeCache
 from craft.models.freezing import part_hashes
 from craft.training import RunFolder, fit
-from craft.training.alignment import AlignObjective, RowBatches, alignment, keep_some, make_rows
+from craft.training.alignment import (
+    AlignObjective,
+    RowBatches,
+    alignment,
+    answers_within,
+    keep_some,
+    make_rows,
+)
 from craft.training.config import AlignConfig, LoraConfig
 from craft.training.lora import add_lora, take_lora
 
@@ -107,6 +114,23 @@ def test_too_long_rows(codes):
     assert 0 < cut_batches.answer_tokens(cut_batch) < batches.answer_tokens(batch)
     with pytest.raises(TrainingError, match=r"c0.*max_length=20"):
         loss_of(lvlm, rows_of(2), codes, max_length=20)
+
+
+def test_which_answers_begin_within_a_length(codes):
+    backbone = tiny_lvlm().backbone
+    talks = [
+        Conversation(f"c{n}", (("what " * n + "?", "bag"),), image) for n in range(9) for image in (0, None)
+    ]
+    for length in range(20, 140, 19):
+        begins = answers_within(backbone, length, 16)
+        for talk in talks:
+            batches = RowBatches(
+                backbone,
+                make_rows([talk], [talk.image]),
+                AlignConfig.build(None, {**FAST, "max_length": length}),
+                codes,
+            )
+            assert begins(talk) == (batches.tokens(0)[1] > 0), (talk, length)
 
 
 def test_keep_some_is_seeded_and_within_its_bounds(codes):

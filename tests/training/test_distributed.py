@@ -94,6 +94,24 @@ def test_a_failing_process_ends_all_with_the_reason(tmp_path, environment):
     assert record["status"] == "failed" and "the picture has gone" in record["reason"]
 
 
+@pytest.mark.parametrize(
+    "stumbles", [{1: "before"}, {0: "before"}, {1: "between"}, {0: "between", 1: "before"}]
+)
+def test_a_failure_before_what_the_main_process_does_alone_ends_all(stumbles):
+    told = together(2, workers.joint, stumbles)
+    first = min(stumbles, key=lambda rank: stumbles[rank])  # "before" comes before "between"
+    other = 1 - first
+    assert told[first] == f"{stumbles[first]} in {first}"
+    assert told[other] == (
+        f"Another process failed at the start, so this one stops. process {first}: {told[first]}"
+    )
+
+
+@pytest.mark.parametrize("stumbles, said", [({0: "within"}, "within in 0"), ({}, "all is well")])
+def test_what_the_main_process_does_alone_within_what_all_do(stumbles, said):
+    assert together(2, workers.joint, stumbles) == [said, said]
+
+
 def test_a_process_that_cannot_begin_ends_all(tmp_path):
     first, second = together(2, workers.train, str(tmp_path / "run"), SETTINGS, False, 1)
     assert isinstance(second, DataError)

@@ -1,9 +1,12 @@
 """The real loop on a tiny model: it learns, it stops, it goes on, and it moves nothing that is frozen."""
 
+import itertools
 import json
 import os
 import shutil
 import signal
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -106,6 +109,29 @@ def test_resumed_equals_unbroken_bit_for_bit(tmp_path, trainable):
     assert tower_hash(again) == tower_hash(whole)
     assert losses(run) == losses(whole_run)
     assert (result.best_step, result.best_validation) == (whole_result.best_step, 0.9) == (6, 0.9)
+
+
+def test_the_minutes_of_a_resumed_run_are_those_of_all_its_parts(tmp_path, monkeypatch):
+    ticks, passed = itertools.count(), [0.0]
+    clock = SimpleNamespace(monotonic=lambda: passed[0] + 1e-6 * next(ticks))
+    monkeypatch.setattr(sys.modules["craft.training.fit"], "time", clock)  # the name is the function's
+
+    def two_minutes_then_stop(lvlm):
+        passed[0] += 120
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 0.5
+
+    def three_minutes(lvlm):
+        passed[0] += 180
+        return 0.4
+
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", {"eval_every": 4}, validate=two_minutes_then_stop)
+    passed[0] += 3600  # nobody trains
+    _, run, result = train(tmp_path / "run", {"eval_every": 4}, resume=True, validate=three_minutes)
+    assert result.minutes == run.record["training_minutes"] == 5
+    again = train(tmp_path / "run", {"eval_every": 4}, resume=True)[2]  # killed behind its last step, say
+    assert again.minutes == 5
 
 
 def test_stopped_without_checkpoints_says_so(tmp_path, monkeypatch):

@@ -157,6 +157,18 @@ def test_the_search_of_a_run(search):
     assert notes["search"]["name"] == ("gram" if search == "auto" else search)
 
 
+@pytest.mark.parametrize("search", ["gram", "rerank", "auto"])
+def test_what_a_search_keeps_is_estimated(search):
+    lvlm = tiny_lvlm()
+    lvlm.visual.codebook = ResidualCodebook([lvlm.visual.codebook.codewords[0]] * 2)
+    config = AdaptConfig.build(FAST)
+    plain = rehearsed(config, lvlm).memory
+    found = rehearsed(config.model_copy(update={"search": search}), lvlm).memory
+    kept = {name: made.nbytes for name, (_, made) in lvlm.visual.codebook._derived.items()}
+    assert found["search"] - plain["search"] == found["total"] - plain["total"]
+    assert found["search"] - plain["search"] == sum(kept.values()) - kept["half norms"] > 0
+
+
 def test_a_search_that_does_not_fit_is_refused():
     with pytest.raises(ConfigError, match="one table that all levels share"):
         step(tiny_lvlm(), asked(), [0, 1], search="gram")
@@ -198,8 +210,8 @@ def test_checkpointing_by_the_memory_there_is(tmp_path, monkeypatch, again):
     assert rehearsed(config).memory == rehearsed(fixed).memory
 
 
-def rehearsed(config):
-    lvlm = tiny_lvlm()
+def rehearsed(config, lvlm=None):
+    lvlm = tiny_lvlm() if lvlm is None else lvlm
     return rehearse_step(lvlm, asked(), config, partial(adaptation, task="vqa"))
 
 

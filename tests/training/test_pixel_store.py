@@ -2,13 +2,15 @@
 
 import os
 import signal
-from concurrent.futures import ProcessPoolExecutor
+import threading
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 import craft
@@ -16,6 +18,7 @@ from builders import tiny_lvlm
 from craft.core.errors import ConfigError, DataError
 from craft.data import load_data, read_data
 from craft.models.images import square_bytes
+from craft.training import pixel_store
 from craft.training.image_cache import ImageCache
 from craft.training.pixel_store import PixelStore, decoders
 from replicas import class_folders, parquet, pixels, png
@@ -59,6 +62,45 @@ def test_an_interrupted_filling_goes_on(files: list[str], tmp_path: Path, damage
     again = PixelStore(tmp_path / "store", 8)
     assert len(again) == 3 and again.fill(files, progress=False) == 5
     assert all(np.array_equal(again.get(path), square_bytes(path, 8)) for path in files)  # type: ignore[arg-type]
+
+
+def test_two_runs_that_fill_a_store_at_once_take_turns(
+    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = PixelStore(tmp_path / "store", 8), PixelStore(tmp_path / "store", 8)
+    under_way, opened = threading.Event(), threading.Event()
+
+    def decoded(source: str, size: int, aspect: str) -> np.ndarray:
+        if source == files[3]:  # three pictures are there
+            under_way.set()
+            assert opened.wait(20)
+        return square_bytes(source, size, aspect)
+
+    monkeypatch.setattr(pixel_store, "square_bytes", decoded)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(one.fill, files, progress=False)
+        assert under_way.wait(20)
+        with open(one.path, "ab") as half:
+            half.write(bytes(50))  # as if it stood within a picture: who opens must not cut that off
+        assert len(PixelStore(tmp_path / "store", 8)) == 3
+        assert one.path.stat().st_size == 3 * 192 + 50
+        os.truncate(one.path, 3 * 192)
+        second = pool.submit(two.fill, files, progress=False)
+        opened.set()
+        assert (first.result(60), second.result(60)) == (8, 0)
+    assert all(np.array_equal(two.get(path), square_bytes(path, 8)) for path in files)  # type: ignore[arg-type]
+
+
+def test_who_has_to_wait_is_told_so(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = PixelStore(tmp_path / "store", 8)
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(store.path.with_suffix(".lock")):
+            waiting = pool.submit(store.fill, files, progress=False)
+            while "waiting for another run" not in capsys.readouterr().err:
+                assert not waiting.done()
+        assert waiting.result(60) == 8
 
 
 def test_pictures_in_parquet_are_stored_too(tmp_path: Path) -> None:

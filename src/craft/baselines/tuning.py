@@ -1,6 +1,5 @@
 """The recipe of every baseline that trains: `craft.adapt`'s, with another lesson and other parts written."""
 
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,11 +88,10 @@ def tune(
     say(f"{method.name}: {lvlm.name} on {given.name}, {steps} steps of {settings.batch_size}")
 
     lesson, validate = method.lesson, validation(given, settings)
-    began = time.monotonic()
     result = fit(lvlm, given.train, settings, run, lesson=lesson, resume=resume, validate=validate)
     factors = take_lora(lvlm.backbone.llm, merge=True) if "llm" in method.parts else {}
     run.update(hashes_after=part_hashes(lvlm))
-    metrics = run_metrics(result, began)
+    metrics = run_metrics(result)
     manifest = {"method": method.name, **run_manifest(run, settings, metrics)}
     place = run.path / "tuned"
     told = {"base": base, "factors": factors, "manifest": manifest}

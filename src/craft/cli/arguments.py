@@ -107,6 +107,8 @@ def _words(flag: str, value: Any) -> list[str]:
         return []
     if isinstance(value, bool):
         return [f"{flag}={str(value).lower()}"]
+    if isinstance(value, list) and value and all(isinstance(item, int | float) for item in value):
+        return [flag, *map(str, value)]  # numbers stand behind one flag, as in --price 3 15
     if isinstance(value, list):
         return [f"{flag}={item}" for item in value]
     return [f"{flag}={value}"]

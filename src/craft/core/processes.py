@@ -82,21 +82,37 @@ def agree(wish: bool) -> bool:
     return bool(total(torch.tensor(float(wish)))) if world() > 1 else wish
 
 
+class _FailedElsewhere(Exception):
+    """Ends `work` of `jointly` here: all have agreed that it failed in another process."""
+
+
+_joint = False  # whether this process is within `jointly`
+
+
 def jointly(work: Callable[[], T], doing: str) -> T:
-    """Do `work`, which speaks to no other process, in every process; where it fails in one, it fails in all.
+    """Do `work` in every process; where it fails in one, it fails in all.
+
+    `work` speaks to other processes by `on_main` alone, which asks first whether one has failed already; any
+    other exchange would wait for a process that has left `work`.
 
     Raises:
         Exception: what `work` raised here.
         TrainingError: it failed in another process; the reason is given.
     """
+    global _joint
     if world() == 1:
         return work()
-    result, failure = None, None
+    result, failure, failed = None, None, False
+    _joint = True
     try:
         result = work()
+    except _FailedElsewhere:
+        failed = True
     except Exception as error:
         failure = error
-    if agree(failure is not None):
+    finally:
+        _joint = False
+    if failed or agree(failure is not None):
         reasons = everyone(None if failure is None else str(failure) or repr(failure))
         if failure is not None:
             raise failure
@@ -106,9 +122,14 @@ def jointly(work: Callable[[], T], doing: str) -> T:
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """Do `work` in the main process alone; all get its result (a small plain object), or its error."""
+    """Do `work` in the main process alone; all get its result (a small plain object), or its error.
+
+    Within `jointly` it ends in all processes where one of them has failed before it came here.
+    """
     if world() == 1:
         return work()
+    if _joint and agree(False):
+        raise _FailedElsewhere
     told: list[Any] = [None, None]
     if is_main():
         try:

@@ -198,7 +198,7 @@ def read_data(
         if (path / MANIFEST).is_file():
             return read_manifest(path, base)
         if tables := tables_in(path):
-            return read_questions(tables, base, domain, columns, fetch)
+            return read_questions(tables, base, domain, columns, fetch, path)
         return read_folder(path, domain)
     if path.suffix.lower() in TABLES and path.is_file():
         return read_questions([path], base, domain, columns, fetch)

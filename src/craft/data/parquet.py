@@ -43,9 +43,10 @@ def parquet_files(root: Path) -> dict[str, list[Path]]:
     return found
 
 
-def read_parquet(paths: list[Path], root: Path | None = None) -> Iterator[Row]:
+def read_parquet(paths: list[Path], root: Path | None = None, top: Path | None = None) -> Iterator[Row]:
     """The rows of parquet files in order. Numbers of a class column become the names that the file (or the
-    README.md in `root`) gives them; pictures become `ParquetCell`s, None where there is none.
+    README.md in `root`) gives them; pictures become `ParquetCell`s, None where there is none. `top` is as in
+    `split_of`.
 
     Raises:
         DataError: a file is not parquet, or cut short.
@@ -58,13 +59,13 @@ def read_parquet(paths: list[Path], root: Path | None = None) -> Iterator[Row]:
         try:
             with pq.ParquetFile(path) as file:
                 names = card | _names_in_schema(file.schema_arrow)
-                yield from _rows(file, path, names)
+                yield from _rows(file, path, names, split_of(path, top))
         except (OSError, pa.ArrowException) as error:
             reason = " ".join(str(error).split())
             raise DataError(f"{path} cannot be read as parquet: {reason} Copy the file again.") from error
 
 
-def _rows(file: Any, path: Path, names: dict[str, list[str]]) -> Iterator[Row]:
+def _rows(file: Any, path: Path, names: dict[str, list[str]], split: str) -> Iterator[Row]:
     import pyarrow as pa
 
     schema = file.schema_arrow
@@ -72,7 +73,7 @@ def _rows(file: Any, path: Path, names: dict[str, list[str]]) -> Iterator[Row]:
     packed = {f.name for f in schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0}
     # Of a picture only its path is read here: the bytes may be gigabytes.
     columns = [f"{name}.path" if name in packed else name for name in schema.names if name not in binary]
-    split, number = split_of(path), 0
+    number = 0
     for group in range(file.num_row_groups):
         count = file.metadata.row_group(group).num_rows
         rows = file.read_row_group(group, columns=columns).to_pylist() if columns else [{}] * count
@@ -88,10 +89,16 @@ def _rows(file: Any, path: Path, names: dict[str, list[str]]) -> Iterator[Row]:
             yield Row(f"{path}, row {number}", values, split)
 
 
-def split_of(path: Path) -> str:
-    """The split that a file's name begins with, or the folder it lies in is called; "" where neither says."""
+def split_of(path: Path, top: Path | None = None) -> str:
+    """The split that a file's name begins with, or the folder it lies in is called; "" where neither says.
+
+    Args:
+        path: the file.
+        top: the folder that is read. Only those below it say something of its data; None is the file's own.
+    """
     word = re.match(r"[A-Za-z]+", path.name)
-    for name in (word.group().lower() if word else "", path.parent.name.lower()):
+    folder = "" if top is None or path.parent == top else path.parent.name
+    for name in (word.group().lower() if word else "", folder.lower()):
         if name in SPLIT_NAMES:
             return SPLIT_NAMES[name]
     return ""

@@ -43,6 +43,7 @@ def read_questions(
     domain: str | None = None,
     columns: Mapping[str, str] | None = None,
     fetch: Fetch | None = None,
+    top: Path | None = None,
 ) -> Raw:
     """Read tables of questions; image paths are relative to the file (or to `root`).
 
@@ -51,11 +52,13 @@ def read_questions(
     `domain` ("bird") is given and the label is the answer, the class text.
 
     Args:
-        paths: the tables; a file called like a split ("test.csv") settles the split of its rows.
+        paths: the tables; a file called like a split ("test.csv") settles the split of its rows, and so does
+            a folder below `top`.
         root: folder that image paths start from.
         domain: what the images are of, in words.
         columns: our field -> the table's column, where they differ.
         fetch: how to get a picture from a URL; None refuses URLs.
+        top: the folder whose tables these are; None for a single file.
 
     Raises:
         DataError: bad JSON, a missing or wrong field, choices without the answer, a repeated id, missing
@@ -65,12 +68,12 @@ def read_questions(
     one = len(paths) == 1 and paths[0].stem.lower() not in SPLITLIKE
     name = paths[0].stem if one else paths[0].parent.resolve().name
     problems, rows, ids = Problems("rows"), 0, dict[str, str]()
-    top = os.path.commonpath([path.parent for path in paths])
+    shared = os.path.commonpath([path.parent for path in paths])
     for path in paths:
         base = root if root is not None else path.parent
-        place = path.relative_to(top).as_posix()
+        place = path.relative_to(shared).as_posix()
         reader = Reader(base, domain, words(name), dict(columns or {}), fetch, str(path), place)
-        for row in read_rows(path, problems, root or path.parent):
+        for row in read_rows(path, problems, root or path.parent, top):
             try:
                 for sample in reader.samples(row):
                     if sample.id in ids:

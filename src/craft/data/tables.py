@@ -51,23 +51,33 @@ def tables_in(folder: Path) -> list[Path]:
     return tars or named
 
 
-def read_rows(path: Path, problems: Problems, root: Path | None = None) -> Iterator[Row]:
+def read_rows(
+    path: Path, problems: Problems, root: Path | None = None, top: Path | None = None
+) -> Iterator[Row]:
     """The rows of one file. Lines that are no rows go to `problems`.
+
+    Args:
+        path: the file.
+        problems: gets them.
+        root: where a README.md may name the classes of a parquet file.
+        top: the folder that is read, where it is one: folders below it may name a split.
 
     Raises:
         DataError: the file as a whole cannot be read.
     """
     kind = path.suffix.lower()
     if kind == ".parquet":
-        yield from read_parquet([path], root)
-    elif kind == ".tar":
-        yield from _tar(path)
+        yield from read_parquet([path], root, top)
+        return
+    split = split_of(path, top)
+    if kind == ".tar":
+        yield from _tar(path, split)
     elif kind in _MARKS:
-        yield from _csv(path, _MARKS[kind])
+        yield from _csv(path, _MARKS[kind], split)
     else:
         text = _text(path)
         whole = kind == ".json" and text.lstrip()[:1] == "["
-        yield from _json(path, text) if whole else _lines(path, text, problems)
+        yield from _json(path, text, split) if whole else _lines(path, text, split, problems)
 
 
 def _text(path: Path) -> str:
@@ -77,8 +87,8 @@ def _text(path: Path) -> str:
         raise DataError(f"{path} cannot be read as UTF-8 text ({error}).") from error
 
 
-def _lines(path: Path, text: str, problems: Problems) -> Iterator[Row]:
-    split, lines = split_of(path), text.split("\n")
+def _lines(path: Path, text: str, split: str, problems: Problems) -> Iterator[Row]:
+    lines = text.split("\n")
     shown = track(lines, f"reading {path.name}") if len(lines) >= MANY else lines
     for number, line in enumerate(shown, start=1):
         if not line.strip():
@@ -103,7 +113,7 @@ def _lines(path: Path, text: str, problems: Problems) -> Iterator[Row]:
             yield Row(f"{path}:{number}", value, split)
 
 
-def _json(path: Path, text: str) -> Iterator[Row]:
+def _json(path: Path, text: str, split: str) -> Iterator[Row]:
     """A JSON file that holds one list of objects, as LLaVA's do."""
     try:
         values = json.loads(text)
@@ -114,10 +124,10 @@ def _json(path: Path, text: str) -> Iterator[Row]:
     for number, value in enumerate(values, start=1):
         if not isinstance(value, dict):
             raise DataError(f"{path}, entry {number}: a {type(value).__name__}, not an object.")
-        yield Row(f"{path}, entry {number}", value, split_of(path))
+        yield Row(f"{path}, entry {number}", value, split)
 
 
-def _csv(path: Path, mark: str) -> Iterator[Row]:
+def _csv(path: Path, mark: str, split: str) -> Iterator[Row]:
     """A table with a head. Empty cells are None; a list is written as JSON, or with "|" between items."""
     csv.field_size_limit(2**31 - 1)  # a cell may be a picture
     reader = csv.DictReader(io.StringIO(_text(path)), delimiter=mark)
@@ -136,7 +146,7 @@ def _csv(path: Path, mark: str) -> Iterator[Row]:
         for name in ("choices", "captions"):
             if values.get(name) is not None:
                 values[name] = _list(values[name])
-        yield Row(origin, values, split_of(path))
+        yield Row(origin, values, split)
 
 
 def _list(cell: str) -> list[Any]:
@@ -150,7 +160,7 @@ def _list(cell: str) -> list[Any]:
     return [part.strip() for part in cell.split("|")]
 
 
-def _tar(path: Path) -> Iterator[Row]:
+def _tar(path: Path, split: str) -> Iterator[Row]:
     """The samples of a WebDataset shard: files that share a name up to the first dot, in order.
 
     The picture becomes `image`, `.json` its fields, `.cls` the label, `.txt` a caption.
@@ -164,12 +174,12 @@ def _tar(path: Path) -> Iterator[Row]:
                     continue
                 stem, _, ending = name.partition(".")
                 if f"{folder}/{stem}" != key and values:
-                    yield Row(f"{path}, sample {key.lstrip('/')}", values, split_of(path))
+                    yield Row(f"{path}, sample {key.lstrip('/')}", values, split)
                     values = {}
                 key = f"{folder}/{stem}"
                 values |= _member(tar, member, path, ending.lower())
             if values:
-                yield Row(f"{path}, sample {key.lstrip('/')}", values, split_of(path))
+                yield Row(f"{path}, sample {key.lstrip('/')}", values, split)
     except (tarfile.TarError, OSError) as error:
         raise DataError(
             f"{path} is not a whole, uncompressed tar ({error}). Unpack a compressed one, or copy it again."

@@ -11,8 +11,10 @@ from craft.data.sample import normalise
 from craft.evaluation.judge import BINARY, Case, Judge, Reply
 from craft.evaluation.matching import option_named
 
-RULES = 1
-"""Version of the rules below."""
+RULES = 2
+"""Version of the rules: it is part of the key under which verdicts and table cells are kept. To be raised
+whenever a reply may get another verdict, that is also after a change of `craft.evaluation.matching` or of
+`craft.data.sample.normalise`; else verdicts of before are taken for those of now."""
 
 NEW_WORDS = 3
 """So many different words beyond question, options, answer and phrases of answering make a justification."""

@@ -73,6 +73,7 @@ def rehearse(name: str, config: AdaptConfig, devices: int = DEVICES) -> Step | N
         TEXT + patches,
         torch.bfloat16,
         gradient_checkpointing=True if again == "auto" else again,  # there is no device to measure
+        search=config.search,
     )
     total, trained = sum(row[1] for row in rows), sum(row[2] for row in rows)
     return Step(name, total, trained, micro, memory["total"], logits)

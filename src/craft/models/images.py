@@ -11,16 +11,20 @@ from torch import Tensor
 from craft.core.errors import DataError
 from craft.data.images import open_image
 
-GREY = (127, 127, 127)  # the mean colour 0.5 as VILA-U rounds it: int(0.5 * 255)
+BARS = {"pad": (127, 127, 127), "pad-clip": (122, 116, 104)}
+"""Aspect modes that pad to a square, and with what colour: the mean that pixels are normalised by (0.5, or
+CLIP's) as VILA-U and LLaVA round it, int(mean * 255)."""
+
+ASPECTS = ("resize", "crop", *BARS)
 
 
-def _square(image: Image.Image) -> Image.Image:
-    """Pad to a square with grey, the picture centred (VILA-U's aspect mode "pad")."""
+def _square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+    """Pad to a square, the picture centred."""
     width, height = image.size
     if width == height:
         return image
     side = max(width, height)
-    canvas = Image.new("RGB", (side, side), GREY)
+    canvas = Image.new("RGB", (side, side), colour)
     canvas.paste(image, ((side - width) // 2, (side - height) // 2))
     return canvas
 
@@ -43,13 +47,13 @@ def square_bytes(source: Any, size: int, aspect: str = "resize") -> np.ndarray:
     Raises:
         DataError: the image cannot be read, or the aspect mode is unknown.
     """
-    if aspect not in ("resize", "pad", "crop"):
-        raise DataError(f"Image aspect mode {aspect!r} is not known; use 'resize', 'pad' or 'crop'.")
+    if aspect not in ASPECTS:
+        raise DataError(f"Image aspect mode {aspect!r} is not known; there are {', '.join(ASPECTS)}.")
     image = open_image(source)
     if aspect == "crop":
         image = _cropped(image, size)
-    if aspect == "pad":
-        image = _square(image)
+    if aspect in BARS:
+        image = _square(image, BARS[aspect])
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
     return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
@@ -73,7 +77,8 @@ def pixels(images: Sequence[Any], size: int, aspect: str = "resize") -> Tensor:
     Args:
         images: paths, bytes, PIL images or arrays, as `craft.data.images.open_image` takes them.
         size: side S of the square.
-        aspect: "resize" (squeeze to the square, bicubic), "pad" (grey bars first) or "crop" (the middle).
+        aspect: "resize" (squeeze to the square, bicubic), "pad" (grey bars first), "pad-clip" (bars of CLIP's
+            mean colour) or "crop" (the middle).
 
     Returns:
         float32 `[B, 3, S, S]`, `(x / 255 - 0.5) / 0.5`.

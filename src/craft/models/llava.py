@@ -15,6 +15,7 @@ from craft.core.device import resolve_device, resolve_dtype
 from craft.core.errors import CheckpointError
 from craft.core.files import read_json
 from craft.models.backbone import Backbone
+from craft.models.images import BARS
 from craft.models.llm_folder import load_tokenizer, quiet
 from craft.models.lvlm import LVLM
 from craft.models.projector import Projector
@@ -165,8 +166,22 @@ def _images(root: Path, clip: bool) -> tuple[list[float], list[float], str]:
                 break
     mean = told.get("image_mean", CLIP_MEAN if clip else OURS)
     std = told.get("image_std", CLIP_STD if clip else OURS)
+    if told.get("do_pad") and str(told.get("image_processor_type")).startswith("LlavaImageProcessor"):
+        return list(mean), list(std), _bars(root, mean)  # other processors' do_pad changes no single picture
     crop = told.get("do_center_crop", clip)
     return list(mean), list(std), "crop" if crop else "resize"
+
+
+def _bars(root: Path, mean: list[float]) -> str:
+    """The aspect mode that pads with the mean colour, as LLaVA's own processor does before it resizes."""
+    colour = tuple(int(255 * value) for value in mean)
+    for name, known in BARS.items():
+        if known == colour:
+            return name
+    raise CheckpointError(
+        f"{root}: its pictures are padded to squares with the colour {colour}, which is not known here; "
+        f"CLIP's {BARS['pad-clip']} and the grey {BARS['pad']} are."
+    )
 
 
 def _projector(root: Path, config: Any, module: Any) -> Projector:

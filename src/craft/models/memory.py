@@ -8,7 +8,7 @@ from torch import nn
 from craft.losses.alignment import BLOCK
 from craft.models.lvlm import LVLM
 from craft.models.recompute import Recompute
-from craft.quantize.search import CODE_BLOCK, ROW_BLOCK
+from craft.quantize.search import CODE_BLOCK, ROW_BLOCK, kept_bytes
 
 # Stored per layer and token for the backward pass, in multiples of width and of MLP width: norms, q, k, v
 # and the attention output, residuals | the MLP's inner activations. Fused attention keeps no [T, T] matrix.
@@ -36,6 +36,7 @@ def estimate_memory(
     answer_len: int = 8,
     gradient_checkpointing: Recompute = False,
     from_codes: bool = False,
+    search: str = "exact",
 ) -> dict[str, int]:
     """Estimate the bytes of one training step; works on the meta device.
 
@@ -51,10 +52,11 @@ def estimate_memory(
         answer_len: answer tokens per sample; logits are computed there only.
         gradient_checkpointing: layers keep their inputs only, one at a time runs again; or "selective".
         from_codes: the codes are cached (`craft align`), so that the vision tower does not run.
+        search: how codewords are found (`craft.quantize.search.SEARCHES`).
 
     Returns:
         Bytes: `weights`, `gradients`, `optimiser` (AdamW: two float32 moments), `activations`, `logits`,
-        `search` (temporary, nearest code), `total`.
+        `search` (nearest code: temporary scores, and what that search keeps beside the codebook), `total`.
     """
     weights = weight_bytes(lvlm)
     training = [parameter for parameter in lvlm.parameters() if parameter.requires_grad]
@@ -62,7 +64,7 @@ def estimate_memory(
     optimiser = sum(parameter.numel() * 2 * 4 for parameter in training)
     width = dtype.itemsize
 
-    activations = search = 0
+    activations = searching = 0
     if not from_codes:
         patches = lvlm.visual.grid[0] * lvlm.visual.grid[1]
         vision: Any = lvlm.visual.vision_tower.siglip_config
@@ -71,7 +73,9 @@ def estimate_memory(
             activations = (
                 batch_size * patches * width * kept_per_token(vision, layers, gradient_checkpointing)
             )
-        search = 3 * min(batch_size * patches, ROW_BLOCK) * min(lvlm.visual.codebook.size, CODE_BLOCK) * 4
+        book: Any = lvlm.visual.codebook
+        searching = 3 * min(batch_size * patches, ROW_BLOCK) * min(book.size, CODE_BLOCK) * 4
+        searching += 0 if lvlm.visual.continuous else kept_bytes(search, book)
     text: Any = lvlm.backbone.llm.config
     trained = any(p.requires_grad for p in lvlm.backbone.llm.parameters())
     kept = kept_per_token(text, text.num_hidden_layers, gradient_checkpointing, trained)
@@ -79,14 +83,14 @@ def estimate_memory(
 
     positions = min(batch_size * answer_len, BLOCK)
     logits = positions * text.vocab_size * 4 * 2  # float32, and their gradient
-    total = weights + gradients + optimiser + activations + logits + search
+    total = weights + gradients + optimiser + activations + logits + searching
     return {
         "weights": weights,
         "gradients": gradients,
         "optimiser": optimiser,
         "activations": activations,
         "logits": logits,
-        "search": search,
+        "search": searching,
         "total": total,
     }
 

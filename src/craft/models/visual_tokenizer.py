@@ -22,7 +22,7 @@ class VisualTokenizer(nn.Module):
         text_encoder: the frozen text encoder of the contrastive loss, or None.
         log_temperature: log τ of Eq. 4, a scalar parameter (`s_ij = τ cos`).
         prior: level-1 code counts int64 `[K]` (§3.3), or None where no prior came with the tokenizer.
-        aspect: "resize", "pad" or "crop", see `craft.models.images.pixels`.
+        aspect: "resize", "crop", "pad" or "pad-clip", see `craft.models.images.pixels`.
 
     Source: §3.1.
     """

@@ -199,6 +199,13 @@ SEARCHES: dict[str, Callable[[Tensor, Tables], Tensor]] = {
 """Searches by the names that `ResidualCodebook.quantize` and the setting `search` take, besides `auto`."""
 
 
+def kept_bytes(name: str, tables: Tables) -> int:
+    """Bytes that a search keeps beside the codebook, from its first use on."""
+    count, size, width = tables.levels.shape
+    kept = {"gram": size * size * 4, "rerank": (1 if tables.shared else count) * size * width * 2}
+    return kept.get(name, 0)
+
+
 @dataclass(frozen=True)
 class Choice:
     """A search: its `name` in `SEARCHES`, and `why` it was taken."""
@@ -218,7 +225,7 @@ def choose(tables: Tables) -> Choice:
             return Choice("exact", f"{told}; fused {fault}")
         return Choice("fused", f"{told}: tensor cores, no scores in memory")
     if device.type == "cpu" and tables.shared:
-        needed, free = size * size * 4, free_memory(device)
+        needed, free = kept_bytes("gram", tables), free_memory(device)
         memory = f"{needed / 2**20:.0f} MiB for products of codewords, {free / 2**20:.0f} MiB free"
         if needed <= _GRAM_SHARE * free:
             return Choice("gram", f"{told}: {memory}")
@@ -238,7 +245,7 @@ def obstacle(name: str, tables: Tables) -> str | None:
     if name == "gram" and not tables.shared:
         return "needs one table that all levels share, and this codebook has one per level"
     if name == "gram":
-        needed, free = tables.levels.shape[1] ** 2 * 4, free_memory(device)
+        needed, free = kept_bytes(name, tables), free_memory(device)
         if needed > free:
             return (
                 f"needs {needed / 2**20:.0f} MiB for the products of all codewords, and "

@@ -4,7 +4,6 @@ Read `adapt` from top to bottom: it is the paper's method in one page.
 """
 
 import math
-import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -108,14 +107,13 @@ def adapt(
 
     # 3. Training (Eq. 5).
     lesson, validate = partial(adaptation, task=given.task), validation(given, settings)
-    began = time.monotonic()
     result = fit(lvlm, given.train, settings, run, lesson=lesson, resume=resume, validate=validate)
 
     # 4. The artefact: tower, code prior under the adapted tower, manifest.
     assert result.images is not None
     prior = code_prior(lvlm.visual, given.train, result.images)
     metrics = {
-        **run_metrics(result, began),
+        **run_metrics(result),
         "codes_used": int((prior > 0).sum()),
         "codes_used_before": None if base_prior is None else int((base_prior > 0).sum()),
     }

@@ -3,7 +3,6 @@
 Read `align` from top to bottom. The visual tokenizer is frozen and, once its codes are cached, not even run.
 """
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +33,7 @@ from craft.recipes.align_card import backbone_card
 from craft.recipes.align_data import (
     Source,
     encode_sets,
+    leave_out_cut_off,
     read_sets,
     rows_fingerprint,
     source_names,
@@ -109,7 +109,7 @@ def align(
 
     Raises:
         ConfigError: a setting is unknown or impossible, or `out` is taken.
-        DataError: the data is missing or broken.
+        DataError: the data is missing or broken, or all of it is cut off at `max_length`.
         CheckpointError: LLM or visual tokenizer are missing or damaged.
         TrainingError: training went wrong, or was interrupted (`Interrupted`).
 
@@ -128,6 +128,7 @@ def align(
     sets = read_sets(settings, data, captions, text)
     tokenizer = _visual(settings, visual)
     lvlm = _lvlm(settings, tokenizer)  # a wrong name shows before the hours of encoding
+    sets = leave_out_cut_off(sets, lvlm, settings)
 
     # 2. The codes of all images: the vision tower runs once per image, ever. What the LLM says so far.
     sets, codes = encode_sets(sets, tokenizer, settings, codes)
@@ -195,6 +196,7 @@ def rehearse(
     sets = read_sets(settings, data, captions, text)
     tokenizer = _visual(settings, visual)
     lvlm = _lvlm(settings, tokenizer)
+    sets = leave_out_cut_off(sets, lvlm, settings)
     sets, codes = encode_sets(sets, tokenizer, settings)
     return {
         name: rehearse_alignment(lvlm, rows, settings, int(name), codes)
@@ -315,7 +317,6 @@ def _train(
     own = RunFolder(run.path / f"stage-{stage}")
     own.open(settings, resume=resume, overwrite=True)
     say(f"stage {stage}: {lvlm.name}, {len(rows)} rows, {settings.steps(len(rows))} steps")
-    began = time.monotonic()
     lesson = partial(alignment, stage=stage, codes=codes)
     result = fit(lvlm, rows, settings, own, lesson=lesson, resume=resume)
     own.update(status="finished")
@@ -325,7 +326,7 @@ def _train(
         "steps": result.steps,
         "first_loss": round(losses[0], 4),
         "last_loss": round(sum(losses[-20:]) / len(losses[-20:]), 4),
-        "minutes": round((time.monotonic() - began) / 60, 2),
+        "minutes": round(result.minutes, 2),
     }
 
 

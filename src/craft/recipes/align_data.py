@@ -6,11 +6,13 @@ from pathlib import Path
 
 from craft.core.errors import ConfigError, DataError
 from craft.core.processes import on_main
+from craft.core.progress import say
 from craft.core.seeding import rng
 from craft.data.chats import Conversation, read_conversations
 from craft.models.code_cache import CodeCache, ImageCodes
+from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
-from craft.training.alignment import Row, make_rows
+from craft.training.alignment import Row, answers_within, make_rows
 from craft.training.config import AlignConfig
 
 Source = str | Path | Sequence[str | Path] | Sequence[Conversation] | None
@@ -45,6 +47,29 @@ def read_sets(settings: AlignConfig, data: Source, captions: Source, text: Sourc
     if strangers:
         raise DataError(f"{strangers[0]} has an image; what is mixed in as text has none. Give it as data.")
     return sets
+
+
+def leave_out_cut_off(sets: Sets, lvlm: LVLM, settings: AlignConfig) -> Sets:
+    """The conversations of which something is learned within `max_length`; a line names the others.
+
+    Raises:
+        DataError: of a set none is left.
+    """
+    rows, columns = lvlm.visual.grid
+    begins, kept = answers_within(lvlm.backbone, settings.max_length, rows * columns), Sets()
+    for name, listed in sets.items():
+        kept[name] = [conversation for conversation in listed if begins(conversation)]
+        if len(kept[name]) == len(listed):
+            continue
+        there = {id(conversation) for conversation in kept[name]}
+        gone = [conversation.id for conversation in listed if id(conversation) not in there]
+        shown = ", ".join(gone[:5]) + (", …" if len(gone) > 5 else "")
+        told = f"{len(gone)} of the {len(listed)} conversations in `{name}` ({shown})"
+        why = f"the first answer does not begin within max_length={settings.max_length} tokens"
+        if not kept[name]:
+            raise DataError(f"In {told} {why}; raise it (--set max_length=…), or shorten the questions.")
+        say(f"left out: {told}, where {why}")
+    return kept
 
 
 def encode_sets(

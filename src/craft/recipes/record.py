@@ -1,6 +1,5 @@
 """What a training run on labelled pictures writes down: its start, its metrics, its manifest."""
 
-import time
 from typing import Any
 
 from craft.core.errors import ConfigError
@@ -41,15 +40,14 @@ def begin(
     run.update(held_out=list(data.held_out), seed=settings.seed, surrogate=lvlm.name)
 
 
-def run_metrics(result: FitResult, began: float) -> dict[str, Any]:
-    """What training came to, for people: steps, losses at the end, the kept step, minutes since `began` (of
-    `time.monotonic`)."""
+def run_metrics(result: FitResult) -> dict[str, Any]:
+    """What training came to, for people: steps, losses at the end, the kept step, minutes."""
     return {
         "steps": result.steps,
         "train": {key: value for key, value in result.metrics.items() if isinstance(value, int | float)},
         "best_step": result.best_step,
         "best_validation": result.best_validation,
-        "minutes": round((time.monotonic() - began) / 60, 3),
+        "minutes": result.minutes,
     }
 
 

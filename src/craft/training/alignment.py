@@ -1,6 +1,6 @@
 """What `craft align` trains: a backbone for a codebook, by next-token prediction on cached codes (§8)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +17,12 @@ from craft.models.backbone import Backbone
 from craft.models.code_cache import ImageCodes
 from craft.models.freezing import freeze_all_but
 from craft.models.lvlm import LVLM
-from craft.models.prompts import Dialogue, build_dialogue
+from craft.models.prompts import Dialogue, build_dialogue, build_prompt
 from craft.training.config import AlignConfig
 from craft.training.lesson import WHOLE, Lesson, Share
 from craft.training.lora import add_lora
+
+_SEAMS = 16  # more tokens than may come of how a question joins what stands around it
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,31 @@ class AlignBatch:
     tokens: VisionTokens | None
     rows: tuple[tuple[bool, tuple[Dialogue, ...]], ...]
     share: Share = WHOLE
+
+
+def answers_within(backbone: Backbone, max_length: int, image_tokens: int) -> Callable[[Conversation], bool]:
+    """A function that says of a conversation whether its first answer begins within `max_length` tokens; if
+    not, it is cut off before anything that is learned.
+
+    Args:
+        backbone: settles the prompt format.
+        max_length: of a row.
+        image_tokens: of one image.
+    """
+
+    def asked(question: str, answer: str, seeing: bool) -> int:
+        prompt = build_prompt(backbone.prompt, backbone.tokenizer, question, answer, seeing)
+        return len(prompt.before) + len(prompt.after) + seeing * image_tokens
+
+    frame = [asked("?", "!", seeing) + _SEAMS for seeing in (False, True)]
+
+    def begins(conversation: Conversation) -> bool:
+        (question, answer), seeing = conversation.turns[0], conversation.image is not None
+        if frame[seeing] + len(question.encode("utf-8")) < max_length:  # a token has a byte at least
+            return True  # most rows of a long `max_length`, without a look at their tokens
+        return asked(question, answer, seeing) < max_length
+
+    return begins
 
 
 def make_rows(

@@ -43,6 +43,7 @@ class FitResult:
         steps: optimiser steps done (all of them, over all resumptions).
         metrics: the last line of metrics.jsonl.
         best_step, best_validation: which step's tower was kept, where validation chose; else None.
+        minutes: that it took, over all resumptions; steps that were lost and done again count once.
         images: the cache of an adaptation, for those who go on with the training images.
     """
 
@@ -50,6 +51,7 @@ class FitResult:
     metrics: dict[str, Any]
     best_step: int | None
     best_validation: float | None
+    minutes: float
     images: ImageCache | None
 
 
@@ -84,6 +86,7 @@ def fit(
     Source: §3.2 and §4.1.
     """
     # 1. What is frozen, hashed to prove it, and what trains (in float32).
+    began = time.monotonic()
     engine = Engine(config, run.path / "trackers")
     if engine.zero and (resume or config.checkpoint_every):
         raise ConfigError("ZeRO-2 writes no checkpoints here: leave out checkpoint_every, or use FSDP2.")
@@ -98,11 +101,11 @@ def fit(
     count = work.count or len(samples)
     total = config.steps(count)
     share = -(-config.batch_size // processes.world())
-    engine.again = checkpointing(lvlm, work.batches, count, config, share, engine.dtype)
+    engine.again = checkpointing(lvlm, work, count, config, share, engine.dtype)
     say(freeze_report(lvlm))
     run.update(status="running", device=str(engine.device), processes=processes.world(), steps=total)
-    began = {name: before[name] for name in work.notes if name in before}
-    run.update(hashes_before=hashes, gradient_checkpointing=engine.again, **{**work.notes, **began})
+    settled = {name: before[name] for name in work.notes if name in before}
+    run.update(hashes_before=hashes, gradient_checkpointing=engine.again, **{**work.notes, **settled})
 
     # 2. Where an earlier run stopped.
     start, best_step, best_score = 0, None, None
@@ -110,6 +113,7 @@ def fit(
     if found is not None:
         checkpoint.put_weights(trained, found.weights, str(run.checkpoints))
         start, best_step, best_score = found.step, found.notes["best_step"], found.notes["best_score"]
+        began -= 60 * found.notes.get("minutes", 0.0)  # as if unbroken; of old checkpoints unknown
         say(f"resuming after step {start} of {total}")
     if resume:
         run.rewind(start)
@@ -164,7 +168,7 @@ def fit(
             if (wanted or stopping or step == total) and not engine.zero:
                 engine.collect()
                 state = engine.optimizer_state(), schedule.state_dict()
-                notes = {"best_step": best_step, "best_score": best_score}
+                notes = {"best_step": best_step, "best_score": best_score, "minutes": _minutes(began)}
                 if processes.is_main():
                     checkpoint.save(run.checkpoints, step, trained, *state, notes, config.keep_checkpoints)
             if stopping and step < total:
@@ -193,10 +197,15 @@ def fit(
         parameter.requires_grad_(False).grad = None
     after = part_hashes(lvlm)
     check_frozen(hashes, after, work.parts)
-    minutes = round((time.monotonic() - clock) / 60, 3)
+    minutes = _minutes(began)
     run.update(hashes_after=after, best_step=best_step, best_validation=best_score, training_minutes=minutes)
     last = processes.on_main(lambda: (run.metrics() or [{}])[-1])
-    return FitResult(total, last, best_step, best_score, work.images)
+    return FitResult(total, last, best_step, best_score, minutes, work.images)
+
+
+def _minutes(began: float) -> float:
+    """Since that moment of `time.monotonic`."""
+    return round((time.monotonic() - began) / 60, 3)
 
 
 def _step(

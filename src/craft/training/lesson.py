@@ -88,3 +88,8 @@ class Lesson:
     ahead: Callable[[Sequence[int]], None] = _ignored
     count: int | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def search(self) -> str:
+        """How codewords are found, where features are quantised in training."""
+        return self.notes.get("search", {}).get("name", "exact")

@@ -12,7 +12,7 @@ from craft.models.lvlm import LVLM
 from craft.models.memory import estimate_memory
 from craft.models.recompute import Recompute
 from craft.training.config import AlignConfig, LoopConfig
-from craft.training.lesson import Batches
+from craft.training.lesson import Lesson
 
 _MARGIN = 1.3  # the estimate of activations is good to 30 %
 
@@ -53,22 +53,22 @@ def fitting(trial: Callable[[int], object], most: int) -> int:
 
 
 def checkpointing(
-    lvlm: LVLM, batches: Batches, count: int, config: LoopConfig, samples: int, dtype: torch.dtype
+    lvlm: LVLM, work: Lesson, count: int, config: LoopConfig, samples: int, dtype: torch.dtype
 ) -> Recompute:
     """What `gradient_checkpointing` comes to; "auto": the least with which the longest samples would fit.
 
     Args:
         lvlm: the model, on its device, with `requires_grad` set as it trains.
-        batches: the training set.
-        count: its size.
+        work: what trains.
+        count: size of the training set.
         config: the settings.
         samples: in one process's share of a step.
         dtype: of activations.
     """
     if config.gradient_checkpointing != "auto":
         return config.gradient_checkpointing
-    longest = max(range(count), key=batches.length)
-    tokens, answers = batches.tokens(longest)
+    longest = max(range(count), key=work.batches.length)
+    tokens, answers = work.batches.tokens(longest)
     rows = config.micro_batch if isinstance(config.micro_batch, int) else samples
     free = free_memory(lvlm.device)
     again: Recompute = True
@@ -81,6 +81,7 @@ def checkpointing(
             answers,
             gradient_checkpointing=lighter,
             from_codes=isinstance(config, AlignConfig),
+            search=work.search,
         )
         more = needed["total"] - needed["weights"]
         if not agree(more * _MARGIN > free):

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from craft.core.errors import ConfigError
-from craft.core.progress import track
+from craft.core.progress import say, track
 from craft.data import ImageSource, image_key
 from craft.data.packed import FileSlice, ParquetCell
 from craft.models.images import square_bytes
@@ -52,11 +53,12 @@ class PixelStore:
     """A folder with the bytes of pictures as the tower takes them, uint8 `[3, S, S]` each.
 
     Two files per size and aspect: the pictures one after the other, and a line for each that says which it
-    is. Rows are only ever added, so that an interrupted filling goes on where it stopped. A file that changed
-    since (size, time) counts as another picture.
+    is. Rows are only ever added, so that an interrupted filling goes on where it stopped, and by one process
+    at a time, which holds the lock beside them. A file that changed since (size, time) counts as another
+    picture.
 
     Args:
-        folder: made when needed; may serve several runs, one after the other.
+        folder: made when needed; may serve several runs, also at once.
         size, aspect: of the tower's input (see `craft.models.images.pixels`).
 
     Raises:
@@ -67,6 +69,7 @@ class PixelStore:
         self.size, self.aspect = size, aspect
         self.path = Path(folder) / f"pixels-{size}-{aspect}.u8"
         self.names = self.path.with_suffix(".txt")
+        self._lock = FileLock(self.path.with_suffix(".lock"))  # let go when its process dies, however it does
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.touch()
@@ -79,16 +82,21 @@ class PixelStore:
         self._open()
 
     def _open(self) -> None:
-        """Read the names, take off what an interruption left half done, and map the pictures."""
+        """Read the names and map the pictures, as far as both are whole: one may just be written."""
         lines = self.names.read_bytes().split(b"\n")[:-1]
         count = min(len(lines), self.path.stat().st_size // self._each)
-        os.truncate(self.names, sum(len(line) + 1 for line in lines[:count]))
-        os.truncate(self.path, count * self._each)
         self._rows = {line.decode("utf-8"): row for row, line in enumerate(lines[:count])}
         shape = (count, 3, self.size, self.size)
         self._pixels = (
             np.memmap(self.path, np.uint8, "r", shape=shape) if count else np.zeros(shape, np.uint8)
         )
+
+    def _mend(self) -> None:
+        """Take off what an interruption left half done; the lock is held."""
+        self._open()
+        lines = self.names.read_bytes().split(b"\n")[: len(self._pixels)]
+        os.truncate(self.names, sum(len(line) + 1 for line in lines))
+        os.truncate(self.path, len(lines) * self._each)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -103,24 +111,43 @@ class PixelStore:
         """Decode what is not there yet; return how many pictures that were.
 
         Arrays, PIL images and bytes in memory are passed over: nothing says which they are in the next run.
+        While another process fills the store, this one waits, and then decodes what that one did not.
 
         Raises:
             DataError: a picture cannot be read; those before it are kept.
-        ConfigError: the processes ended.
+            ConfigError: the processes ended.
         """
-        left = {name: source for source in sources if (name := _name(source)) and name not in self._rows}
-        if not left:
+        named = {name: source for source in sources if (name := _name(source))}
+        if named.keys() <= self._rows.keys():
             return 0
-        found = _decoded(list(left.values()), self.size, self.aspect, workers)
-        shown = track(found, "decoding pictures", len(left)) if progress else found
-        with open(self.path, "ab") as pictures, open(self.names, "ab") as names:
-            for name, picture in zip(left, shown, strict=True):
-                pictures.write(picture.tobytes())
-                pictures.flush()
-                names.write(f"{name}\n".encode())
-                names.flush()
-        self._open()
+        with self._writing():
+            left = {name: source for name, source in named.items() if name not in self._rows}
+            if not left:
+                return 0  # that other process was after the same ones
+            found = _decoded(list(left.values()), self.size, self.aspect, workers)
+            shown = track(found, "decoding pictures", len(left)) if progress else found
+            with open(self.path, "ab") as pictures, open(self.names, "ab") as names:
+                for name, picture in zip(left, shown, strict=True):
+                    pictures.write(picture.tobytes())
+                    pictures.flush()
+                    names.write(f"{name}\n".encode())
+                    names.flush()
+            self._open()
         return len(left)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A block that alone writes: the store as others left it, whole."""
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            say(f"waiting for another run, which fills {self.path}")
+            self._lock.acquire()
+        try:
+            self._mend()
+            yield
+        finally:
+            self._lock.release()
 
 
 def _name(source: ImageSource) -> str | None:

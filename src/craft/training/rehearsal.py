@@ -59,7 +59,7 @@ def rehearse_step(
     sizes = [work.batches.tokens(index) for index in indices]
     tokens, answers = max(size[0] for size in sizes), max(size[1] for size in sizes)
     dtype = resolve_dtype(config.dtype, resolve_device(config.device))
-    memory = estimate_memory(lvlm, len(indices), tokens, dtype, answers, gradient_checkpointing=again)
+    memory = estimate_memory(lvlm, len(indices), tokens, dtype, answers, again, search=work.search)
     return _told(lvlm, parts, memory, config, work.count or len(samples), tokens)
 
 
@@ -117,7 +117,7 @@ def _one_step(
     first = batch_indices(count, config.batch_size, 0, config.seed)
     size = None if config.micro_batch == "auto" else config.micro_batch
     indices = micro_batches(first, 0, 1, size)[0]
-    again = checkpointing(lvlm, work.batches, count, config, config.batch_size, dtype)
+    again = checkpointing(lvlm, work, count, config, config.batch_size, dtype)
     with autocast(device, dtype), recompute(lvlm, again):
         loss, parts = work.objective(work.batches.make(indices, 0))
     loss.backward()

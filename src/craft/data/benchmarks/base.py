@@ -87,7 +87,7 @@ class Benchmark:
                     f"{root} holds several configurations of {self.title}: "
                     f"{', '.join(sorted(configurations))}. Give one of them as --root."
                 )
-            rows = read_parquet(next(iter(configurations.values())), folder)
+            rows = read_parquet(next(iter(configurations.values())), folder, folder)
             samples = [sample for row in rows for sample in self.copy(row, note)]
         if not samples:
             raise DataError(f"{self.title} is not in {root}. Expected {self.layout}. {self.how_to_get()}")

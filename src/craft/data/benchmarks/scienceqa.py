@@ -13,7 +13,7 @@ from craft.data.benchmarks.reading import (
     need_below,
     read_annotations,
 )
-from craft.data.parquet import Row, split_of
+from craft.data.parquet import Row
 from craft.data.sample import Sample
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
@@ -61,7 +61,7 @@ def _copy(row: Row, note: Note) -> Iterator[Sample]:
     if image is None:
         note("left out: questions without a picture")
         return
-    id = f"{split_of(Path(row.origin.split(', row ')[0]))}/{row.origin.rpartition('/')[2]}"
+    id = f"{row.split}/{row.origin.rpartition('/')[2]}"
     answer, choices = column(row, "answer"), column(row, "choices")
     yield from choice_sample(id, image, _question(row.values), choices, answer, row.split, row.origin, note)
 

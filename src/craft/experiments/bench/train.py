@@ -315,7 +315,8 @@ def _estimate(shape: Shape, lvlm: LVLM, way: Way) -> int:
     before, behind, learned = lengths(shape)
     tokens = shape.patches + step.questions * behind + (0 if step.prefix else before)
     answers = tokens if step.all_logits else step.questions * learned
-    found = estimate_memory(lvlm, shape.batch, tokens, shape.dtype, answers, way.checkpointing)
+    args = (lvlm, shape.batch, tokens, shape.dtype, answers, way.checkpointing)
+    found = estimate_memory(*args, search=way.search)
     return found["total"]
 
 
