@@ -195,11 +195,13 @@ def machine() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this file lies in. In an installed package, or a copy of a checkout
-    without its history, what the environment variable CRAFT_COMMIT says, or None."""
+    """What the environment variable CRAFT_COMMIT says, for copies without their history; else the commit of the
+    checkout that this file lies in; None in an installed package."""
     root = Path(__file__).resolve().parents[3]
+    if told := os.environ.get("CRAFT_COMMIT"):
+        return told
     if not (root / ".git").exists():
-        return os.environ.get("CRAFT_COMMIT")
+        return None
     try:
         command = ["git", "-C", str(root), "rev-parse", "HEAD"]
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
