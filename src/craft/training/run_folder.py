@@ -195,7 +195,7 @@ def machine() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """What the environment variable CRAFT_COMMIT says, for copies without their history; else the commit of the
+    """What the environment variable CRAFT_COMMIT says (copies lack their history); else the commit of the
     checkout that this file lies in; None in an installed package."""
     root = Path(__file__).resolve().parents[3]
     if told := os.environ.get("CRAFT_COMMIT"):
