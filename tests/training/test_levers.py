@@ -267,7 +267,7 @@ config = AdaptConfig.build(FAST, {"compile": True, "out": sys.argv[1]})
 run = RunFolder(config.out)
 run.open(config)
 fit(lvlm, asked(), config, run)
-assert all(layer._compiled_call_impl is None for layer in lvlm.visual.vision_tower.layers)
+assert all(module._compiled_call_impl is None for module in lvlm.modules())
 """
 
 

@@ -47,7 +47,8 @@ class Work:
         self._lvlms: dict[tuple[str, float, int], LVLM] = {}
         self._hashes: dict[tuple[str, float, int], dict[str, str]] = {}
         self._questions: dict[tuple[str, int], Data] = {}
-        self._made: tuple[Any, LVLM, str] | None = None
+        self._made: tuple[Any, LVLM] | None = None
+        self._digests: dict[Any, str] = {}
         self.told: dict[str, Any] = {}
 
     @cached_property
@@ -82,16 +83,19 @@ class Work:
         return self._hashes[key]
 
     def made(self, cell: Cell) -> LVLM:
-        """The LVLM of a cell; what it takes is trained now where that never happened."""
-        return self._made_with_hash(cell)[1]
-
-    def _made_with_hash(self, cell: Cell) -> tuple[Any, LVLM, str]:
-        """The last LVLM is kept, with a hash of its parts: the next cell mostly asks for it again."""
-        key = (cell.backbone, cell.method, cell.domain, cell.seed)
+        """The LVLM of a cell; what it takes is trained now where that never happened. The last one is kept,
+        since the next cell mostly wants it too."""
+        key = _way(cell)
         if self._made is None or self._made[0] != key:
-            lvlm = self._make(cell)
-            self._made = (key, lvlm, digest(self._parts(cell, lvlm)))
-        return self._made
+            self._made = (key, self._make(cell))
+        return self._made[1]
+
+    def _digest(self, cell: Cell) -> str:
+        """A hash of all weights that answer in a cell; of each LVLM it is taken once."""
+        key = _way(cell)
+        if key not in self._digests:
+            self._digests[key] = digest(self._parts(cell, self.made(cell)))
+        return self._digests[key]
 
     def _make(self, cell: Cell) -> LVLM:
         method = cell.method
@@ -201,9 +205,8 @@ class Work:
             more: what else the result depends on, JSON-able.
         """
         data = self.questions(cell.asked, cell.seed)
-        _, lvlm, parts = self._made_with_hash(cell)
         key = {
-            "lvlm": parts,
+            "lvlm": self._digest(cell),
             "data": data.fingerprint,
             "held_out": list(data.held_out),
             **(more or {}),
@@ -214,7 +217,7 @@ class Work:
             if known["key"] == key:
                 return known["found"]
         began = time.monotonic()
-        found = measure(lvlm)
+        found = measure(self.made(cell))
         seconds = round(time.monotonic() - began, 2)
         told = {"measure": cell.measure, "key": key, "seconds": seconds, "found": found}
         write_json(place, told)
@@ -237,6 +240,11 @@ class Work:
         plan = self.plan.model_dump(mode="json", exclude={"work", "encoders", "benches"})
         devices = sorted({str(lvlm.device) for lvlm in self._lvlms.values()})
         return {**machine(), "devices": devices, "plan": plan, "used": self.told}
+
+
+def _way(cell: Cell) -> tuple[Any, ...]:
+    """What tells the LVLMs of cells apart."""
+    return (cell.backbone, cell.method, cell.domain, cell.seed)
 
 
 def _record(folder: Path) -> Path:

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
-from transformers.modeling_layers import GradientCheckpointingLayer
+
+from craft.models.compiled import layers_of
 
 Recompute = bool | Literal["selective"]
 """What runs again: nothing, whole layers, or all of a layer but its matrix products and attention."""
@@ -38,7 +39,7 @@ def recompute(model: nn.Module, what: Recompute = True) -> Iterator[None]:
 
     Source: §8, "gradient checkpointing".
     """
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)] if what else []
+    layers = layers_of(model) if what else []
     how: dict[str, Any] = {"use_reentrant": False}
     if what == "selective":
         how["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)

@@ -1,6 +1,6 @@
 """What `craft adapt` trains: the vision tower, by Eq. 5, on labelled pictures (§3.2)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar, cast
 
@@ -47,7 +47,7 @@ def adaptation(
     """
     if config.compile and config.gradient_checkpointing:
         raise ConfigError(
-            "compile and gradient_checkpointing both take the tower's layers apart; set one of them to false."
+            "compile and gradient_checkpointing both take the layers apart; set one of them to false."
         )
     con = config.contrastive_weight(task)
     if con and config.micro_batch == "auto" and world() > 1:
@@ -64,16 +64,14 @@ def adaptation(
     search = chosen_search(lvlm, config)
     if search.name != "exact":
         say(f"search: {search.name} ({search.why})")
-    layers: Any = lvlm.visual.vision_tower.layers
-    for layer in layers if config.compile else ():
-        layer.compile()
+    ways = (search.name, config.prefix_cache, config.compile)
     return Lesson(
-        objective=CraftObjective(lvlm, config.losses, con, stem, search.name, config.prefix_cache),
+        objective=CraftObjective(lvlm, config.losses, con, stem, *ways),
         trained=trained,
         batches=batches,
         parts=("vision_tower",),
         probe=_Probe(lvlm, batches, config),
-        finish=lambda: _finish(lvlm, trained, base, config, images, layers),
+        finish=lambda: _finish(lvlm, trained, base, config, images),
         verb="adapting",
         images=images,
         ahead=lambda indices: images.expect([batches.groups[index][0] for index in indices]),
@@ -221,10 +219,7 @@ def _finish(
     base: dict[str, Tensor],
     config: AdaptConfig,
     images: ImageCache,
-    layers: Iterable[nn.Module],
 ) -> None:
-    for layer in layers:
-        layer._compiled_call_impl = None  # of `compile`: what trained is an ordinary module again
     tower = lvlm.visual.vision_tower
     if config.trainable == "lora":
         scale_lora(tower, config.blend)

@@ -181,7 +181,8 @@ class AdaptConfig(LoopConfig):
         prefix_cache: the text before the image is read once per run. The same loss but for rounding.
         llm_bits: 4 or 8 holds the frozen LLM's linear maps in so many bits, by bitsandbytes: less memory, and
             somewhat other losses.
-        compile: torch.compile for the tower's layers; worth it for long runs on a GPU.
+        compile: torch.compile for the layers of tower and LLM (the LLM's not with `prefix_cache`); worth it
+            for long runs on a GPU, where launching many small operations takes longer than they do.
     """
 
     surrogate: str = "craft-tiny/qwen2"

@@ -1,6 +1,7 @@
 """The training objective: Eq. 2 to 5 of the paper, for one batch."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from craft.core.seeding import rng
 from craft.core.tokens import VisionTokens
 from craft.data import Sample
 from craft.losses import commitment, commitment_cumulative, contrastive, surrogate_alignment
+from craft.models.compiled import Compiled, layers_of
 from craft.models.lvlm import LVLM
 from craft.models.prefix import Prefix, hidden_behind, read_prefix
 from craft.models.prompts import Dialogue
@@ -106,6 +108,8 @@ class CraftObjective(nn.Module):
         from_stem: batches hold the frozen stem's maps instead of pixels.
         search: how codewords are found (`craft.quantize.search.SEARCHES`).
         prefix_cache: read the text before the image once, when it is first needed.
+        compiled: run the layers of tower and LLM as torch.compile has them; the LLM's only without
+            `prefix_cache`.
     """
 
     def __init__(
@@ -116,6 +120,7 @@ class CraftObjective(nn.Module):
         from_stem: bool = False,
         search: str = "exact",
         prefix_cache: bool = False,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.lvlm = lvlm
@@ -124,12 +129,27 @@ class CraftObjective(nn.Module):
         self.from_stem = from_stem
         self.search = search
         self.prefix_cache = prefix_cache
+        self.compiled = compiled
         self._prefix: Prefix | None = None
+        self._layers: Compiled | None = None
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss (a scalar with gradient) and its parts, unweighted and detached, with `distance`: the mean
         squared distance of features to z̃, whatever the reduction. All are scaled by the batch's share:
         those of a step's micro-batches, in all processes, add up to those of the whole batch."""
+        with self._compiled_layers():
+            return self._loss(batch)
+
+    def _compiled_layers(self) -> AbstractContextManager[None]:
+        """Late, since under FSDP2 the objective that trains is a copy of the one that was made."""
+        if not self.compiled:
+            return nullcontext()
+        if self._layers is None:
+            read = () if self.prefix_cache else layers_of(self.lvlm.backbone.llm)
+            self._layers = Compiled([*layers_of(self.lvlm.visual.vision_tower), *read])
+        return self._layers
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         visual, backbone, losses = self.lvlm.visual, self.lvlm.backbone, self.losses
         samples, answers = batch.share.samples, batch.share.answers
         cumulative = losses.commitment.form == "cumulative"

@@ -8,6 +8,7 @@ positions too, so that no ratio is that of two losses.
 import gc
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -23,6 +24,7 @@ from craft.experiments.bench.flops import LORA, Step, answer, flops_per_image, l
 from craft.experiments.bench.measure import Seconds, fastest, matmul_rate, peak_bytes, where
 from craft.experiments.bench.shapes import SHAPES, Shape, build_lvlm
 from craft.losses import surrogate_alignment
+from craft.models.compiled import Compiled, layers_of
 from craft.models.lvlm import LVLM
 from craft.models.memory import estimate_memory, weight_bytes
 from craft.models.prompts import build_dialogue
@@ -75,11 +77,16 @@ LEVERS = {
 FEW_BITS = {f"{bits}-bit LLM (of + prefix)": Way(Step(), llm_bits=bits) for bits in (8, 4)}
 """The same where bitsandbytes is installed."""
 
+FAST = Way(Step(prefix=False), search="auto", fused=True, compiled=True)
 ON_A_GPU = {
-    "torch.compile for the tower (of + prefix)": Way(Step(), compiled=True),
-    "search=auto (of + prefix)": Way(Step(), search="auto"),
+    "search=auto (of + text embeddings)": Way(Step(prefix=False), search="auto"),
+    "+ torch.compile and fused AdamW": FAST,
+    "LLM LoRA, torch.compile": Way(
+        Step(large=True, trains="lora", prefix=False, crafted=False), compiled=True
+    ),
 }
-"""The same on a GPU, where compiling takes no minutes and `auto` finds codewords by a kernel of its own."""
+"""The same on a GPU, where compiling takes no minutes and `auto` finds codewords by a kernel of its own; and
+what compiling does for the rival."""
 
 
 def measure(size: str, device: torch.device, repeats: int = 3, ways: Sequence[str] = ()) -> dict[str, Any]:
@@ -132,11 +139,16 @@ def _ratios(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
     lora, small = "LLM LoRA", "CRAFT, small LLM"
     everything, naive, _, _, last, *_ = LEVERS
     selective = next(name for name in LEVERS if name.startswith("selective"))
+    _, fast, quick_lora = ON_A_GPU
     return {
         "small CRAFT against LoRA, per image, on the clock": times(small, lora, "images/s"),
         "the same by processor time": times(lora, small, "cpu ms"),
         "its share of LoRA's peak memory": times(small, lora, "peak MiB", 3),
         "that with selective checkpointing, LoRA without": times(selective, lora, "peak MiB", 3),
+        "small CRAFT, search=auto and compiled, against LoRA, per image": times(fast, lora, "images/s"),
+        "the same against LoRA, compiled too": times(fast, quick_lora, "images/s"),
+        "its share of LoRA's peak memory, search=auto and compiled": times(fast, lora, "peak MiB", 3),
+        "the same of LoRA's, compiled too": times(fast, quick_lora, "peak MiB", 3),
         "levers: speed": times(last, naive, "images/s"),
         "levers: FLOPs": times(naive, last, "GFLOP per image"),
         "levers: peak memory of a step": times(naive, last, "step MiB"),
@@ -275,21 +287,22 @@ def make_step(
     learning = [parameter for parameter in lvlm.parameters() if parameter.requires_grad]
     if step.trains == "all":
         lvlm.backbone.requires_grad_(True)  # in the graph, and never stepped
-    for layer in _tower_layers(lvlm) if way.compiled else ():
-        layer.compile()
     optimizer = torch.optim.AdamW(learning, lr=1e-5, fused=way.fused or None)
     batch, text = _batch(shape, lvlm, step, device), _text_tower(shape, device) if step.text_tower else None
     losses = LossesConfig(
         sal=SalConfig(), commitment=CommitmentConfig(), contrastive=ContrastiveConfig(weight=1.0)
     )
-    objective = CraftObjective(lvlm, losses, 1.0, search=way.search, prefix_cache=step.prefix)
+    ways = {"search": way.search, "prefix_cache": step.prefix, "compiled": way.compiled}
+    objective = CraftObjective(lvlm, losses, 1.0, **ways)
+    layers = Compiled(layers_of(lvlm.backbone.llm)) if way.compiled and not step.crafted else nullcontext()
 
     def loss() -> Tensor:
         if text is not None:
             with torch.no_grad():
                 text()
         if not step.crafted:
-            return _answers_alone(lvlm, batch, step.trains == "vision")
+            with layers:
+                return _answers_alone(lvlm, batch, step.trains == "vision")
         if step.all_logits:
             return _with_all_logits(objective, batch)
         return objective(batch)[0]
@@ -321,20 +334,14 @@ def _estimate(shape: Shape, lvlm: LVLM, way: Way) -> int:
 
 
 def _undo(lvlm: LVLM, device: torch.device) -> None:
-    """Take LoRA and compiled layers off again, and leave the whole memory to the next way."""
+    """Take LoRA off again, and leave the whole memory to the next way."""
     from craft.training.lora import take_lora
 
     take_lora(lvlm.backbone.llm, merge=False)
     lvlm.zero_grad(set_to_none=True)
-    for layer in _tower_layers(lvlm):
-        layer._compiled_call_impl = None
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
-
-
-def _tower_layers(lvlm: LVLM) -> Any:
-    return lvlm.visual.vision_tower.layers
 
 
 def _batch(shape: Shape, lvlm: LVLM, step: Step, device: torch.device) -> Batch:
