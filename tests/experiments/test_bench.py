@@ -16,6 +16,7 @@ from craft.experiments.bench.plan import PAPER, Run, against_paper
 from craft.experiments.bench.shapes import SHAPES, build_lvlm
 from craft.models.memory import weight_bytes
 from craft.training import run_folder
+from docs.reading import ROOT
 
 CPU = torch.device("cpu")
 
@@ -219,8 +220,26 @@ def test_the_plan_follows_what_is_asked():
     assert totals == sorted(totals) and one["total MiB per GPU"] < many["total MiB per GPU"]
     assert again["total MiB per GPU"] < many["total MiB per GPU"] and again["s per step"] > many["s per step"]
     assert many["images/s"] <= 8 * one["images/s"] * 1.001
-    assert plan.plan(Run("H100-80", batch=4))["s per step"] < one["s per step"]
+    fast, slow = (plan.plan(Run(gpu, "llama2-7b", 32)) for gpu in ("H100-80", "A100-80"))
+    assert fast["s per step"] < slow["s per step"] and fast["bound by"] == "computing"
     assert not plan.plan(Run("RTX4090-24", "llama2-7b", 64, trains="lora"))["fits"]
+
+
+def test_the_plan_comes_near_what_an_h200_took():
+    """Within 15 % of time and memory for the large LLM; of memory, and of the launches of a small one."""
+    told = json.loads((ROOT / "docs/results/bench_train_gpu.json").read_text(encoding="utf-8"))
+    rows = {row["way"]: row for row in told["rows"]}
+    asked = {
+        "LLM LoRA": Run("H200-141", "llama2-7b", 24, trains="lora"),
+        "Vision FT": Run("H200-141", "llama2-7b", 24),
+        "Projector FT": Run("H200-141", "llama2-7b", 24, trains="projector"),
+        "CRAFT, small LLM": Run("H200-141", "qwen2-0.5b", 24),
+    }
+    for name, run in asked.items():
+        found, row = plan.plan(run), rows[name]
+        assert found["s per step"] == pytest.approx(row["s per step"], rel=0.15), name
+        assert found["total MiB per GPU"] == pytest.approx(row["peak MiB"], rel=0.15), name
+    assert plan.plan(asked["CRAFT, small LLM"])["bound by"] == "launching operations"
 
 
 def test_the_plan_runs_checkpointed_layers_twice():

@@ -12,6 +12,13 @@ from craft.experiments.work import Work
 FILES = {"training": "bench_train", "inference": "bench_infer"}
 """What `craft bench train` and `craft bench infer` write."""
 
+ON_A_GPU = {
+    "training at real size, on a GPU": "bench_train_gpu",
+    "the same, compiled": "bench_train_compiled_gpu",
+    "inference at real size, on a GPU": "bench_infer_gpu",
+}
+"""The same with `--size real --device cuda`, shown where they are."""
+
 
 def measure(work: Work) -> Data:
     """Both results as they are.
@@ -26,20 +33,25 @@ def measure(work: Work) -> Data:
             verb = name.replace("_", " ")
             raise ConfigError(f"Table 4 is made of {path}, which is not there; `craft {verb}` measures it.")
         found[part] = read_json(path)
+    for part, name in ON_A_GPU.items():
+        if (path := Path(work.plan.benches) / f"{name}.json").is_file():
+            found[part] = read_json(path)
     return found
 
 
 def page(data: Data) -> str:
     """Table 4 as Markdown."""
     parts = ["# Table 4: what it costs\n"]
-    for part, name in FILES.items():
-        found = data[part]
-        parts += [f"## {part.capitalize()}\n", *_about(found), _rows(found["rows"]) + "\n"]
-        if "levers" in found:
+    for part, name in (FILES | ON_A_GPU).items():
+        if (found := data.get(part)) is None:
+            continue
+        parts += [f"## {part[0].upper()}{part[1:]}\n", *_about(found), _rows(found["rows"]) + "\n"]
+        if found.get("levers"):
             parts += ["CRAFT with the small LLM, one lever after the other:\n", _rows(found["levers"]) + "\n"]
         parts += _ratios(found.get("ratios") or {})
         parts += _calculated(found.get("calculated") or {})
-        parts.append(f"Measured by `craft {name.replace('_', ' ')}`; all figures: `{name}.json`.\n")
+        verb = " ".join(name.split("_")[:2]) + (" --size real --device cuda" if part in ON_A_GPU else "")
+        parts.append(f"Measured by `craft {verb}`; all figures: `{name}.json`.\n")
     parts += ["## The paper's Table 4\n", NOTE + " Eight A100 with 40 GB, batch 32; inference at batch 1.\n"]
     parts += [plain_table(theirs()["table4"][part]) + "\n" for part in FILES]
     commit = (data["provenance"]["commit"] or "unknown")[:10]
@@ -56,7 +68,7 @@ def _about(found: Data) -> list[str]:
 
 
 def _ratios(ratios: Data) -> list[str]:
-    rows = [[name, _cell(value)] for name, value in ratios.items()]
+    rows = [[name, _cell(value)] for name, value in ratios.items() if value is not None]
     return [table(["ratio", "value"], rows) + "\n"] if rows else []
 
 
@@ -74,7 +86,8 @@ def _calculated(found: Data) -> list[str]:
 
 def _rows(rows: list[Data]) -> str:
     """Rows as a table: every column that holds a number or a word."""
-    heads = [key for key, value in rows[0].items() if isinstance(value, str | int | float)]
+    known = {key: value for row in rows for key, value in row.items()}
+    heads = [key for key, value in known.items() if isinstance(value, str | int | float)]
     return table(heads, [[_cell(row.get(head)) for head in heads] for row in rows])
 
 

@@ -1,7 +1,8 @@
 """How long a run will take and how much memory per GPU, before one is rented (`craft bench plan`).
 
-A small model: bytes and FLOPs from the sizes of the models, an assumed share of the GPU's matrix rate, and
-gradients (or sharded weights) sent while the backward pass runs. Everything here is calculated, not measured.
+A small model: bytes and FLOPs from the sizes of the models, an assumed share of the GPU's matrix rate, the
+time that a processor takes to launch the operations of each layer, and gradients (or sharded weights) sent
+while the backward pass runs. Everything here is calculated, not measured, but for the launches.
 """
 
 import re
@@ -42,6 +43,9 @@ GPUS = {
 }
 Parallel = Literal["ddp", "zero2", "fsdp2"]
 _CONTEXT = 500 * MIB  # CUDA's own, and its libraries'
+_LAUNCH = {False: 3.1e-3, "selective": 8e-3, True: 5.1e-3}
+"""Seconds to launch a layer forward and backward, by its checkpointing: of a step of 47 layers whose launches
+took longer than their operations, on one machine with an H200 (docs/results/bench_train_gpu.json)."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,12 @@ def plan(run: Run) -> dict[str, Any]:
     share = (count - 1) / count
     sent = {"ddp": 2 * trained * 4, "zero2": 2 * trained * 4, "fsdp2": 2 * whole + trained * 4}[run.parallel]
     talk = share * sent / (gpu.link / 2) if count > 1 else 0.0
-    seconds = max(compute, talk)
+    towers, readers = _layers(run)
+    again = run.checkpointing if run.tower_checkpointing else False
+    launch = towers * _LAUNCH[again] * (run.trains == "vision") + readers * _LAUNCH[run.checkpointing]
+    bounds = {"computing": compute, "launching operations": launch, "sending between GPUs": talk}
+    bound = max(bounds, key=lambda name: bounds[name])
+    seconds = bounds[bound]
     total = sum(memory.values())
     return {
         "memory MiB per GPU": {part: round(value / MIB) for part, value in memory.items()},
@@ -119,7 +128,7 @@ def plan(run: Run) -> dict[str, Any]:
         "fits": total < 0.95 * gpu.memory,
         "GFLOP per image": {part: round(value / 1e9, 1) for part, value in parts.items()},
         "s per step": round(seconds, 4),
-        "bound by": "computing" if compute >= talk else "sending between GPUs",
+        "bound by": bound,
         "images/s": round(run.batch / seconds, 1),
         "minutes per epoch": round(run.images / run.batch * seconds / 60, 2),
     }
@@ -136,6 +145,13 @@ def parse_gpus(text: str) -> tuple[int, Gpu]:
     if not found or found[2].lower() not in known or found[1] == "0":
         raise ConfigError(f"--gpus takes NUMBERxGPU, as in 8xA100-40, not {text!r}; GPUs: {', '.join(GPUS)}.")
     return int(found[1] or 1), known[found[2].lower()]
+
+
+def _layers(run: Run) -> tuple[int, int]:
+    """How many the tower and the LLM have."""
+    lvlm = _model(_name(run), torch.float32 if run.trains == "vision" else torch.bfloat16)
+    text: Any = lvlm.backbone.llm.config
+    return len(lvlm.visual.vision_tower.layers), text.num_hidden_layers  # type: ignore[arg-type]
 
 
 def _name(run: Run) -> str:
@@ -170,7 +186,7 @@ def _memory(run: Run) -> tuple[dict[str, float], int, int]:
         weights += trained * 4
     split = {"ddp": 1, "zero2": count, "fsdp2": count}[run.parallel] if count > 1 else 1
     vision: Any = lvlm.visual.vision_tower.siglip_config
-    layers, patches = len(lvlm.visual.vision_tower.layers), images * shape.patches  # type: ignore[arg-type]
+    (layers, _), patches = _layers(run), images * shape.patches
     tower = kept_per_token(vision, layers, run.checkpointing if run.tower_checkpointing else False)
     llm = kept_per_token(text, text.num_hidden_layers, run.checkpointing, run.trains == "lora")
     positions, each = (tokens, 16) if run.all_logits else (images * learned, 8)
