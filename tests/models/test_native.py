@@ -237,7 +237,7 @@ def test_parts_of_different_widths_are_refused(copy):
 def test_adding_cls_changes_no_bit_of_any_patch_feature(kind, monkeypatch):
     tower, images = tiny_tower(kind), tiny_images(3)
 
-    def without_cls(patches):
+    def without_cls(patches, with_cls):
         for layer in tower.layers:
             patches = SiglipEncoderLayer.forward(layer, patches, attention_mask=None)
         return patches, patches[:, :1]

@@ -27,6 +27,22 @@ def test_patch_features_do_not_depend_on_cls(config: dict) -> None:
     assert features.shape == (2, tower.grid[0] * tower.grid[1], tower.dim) and cls.shape == (2, tower.dim)
 
 
+@pytest.mark.parametrize("config", [SIGLIP, HYBRID], ids=["siglip", "hybrid"])
+@pytest.mark.parametrize("reads", ["read-only", "symmetric"])
+def test_leaving_cls_out_changes_no_bit_and_saves_its_operations(config: dict, reads: str) -> None:
+    torch.manual_seed(0)
+    tower, pixels = build_tower({**config, "cls_attention": reads}), torch.rand(2, 3, 32, 32)
+    seen: list[int] = []
+    for layer in tower.layers:
+        layer.mlp.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))
+    with torch.no_grad():
+        features, _ = tower(pixels)
+        both = len(seen)
+        alone, nothing = tower(pixels, with_cls=False)
+    assert nothing is None and torch.equal(alone, features)
+    assert (len(seen) - both) * (2 if reads == "read-only" else 1) == both
+
+
 def test_cls_reads_every_patch_and_teaches_the_layers() -> None:
     torch.manual_seed(0)
     tower, pixels = build_tower(SIGLIP), torch.rand(1, 3, 32, 32, requires_grad=True)

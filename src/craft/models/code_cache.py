@@ -184,7 +184,7 @@ def _encode_missing(
     starts = range(0, len(sources), batch_size)
     try:
         for start in track(starts, "encoding images") if progress and len(starts) > 1 else starts:
-            tokens = visual.encode(sources[start : start + batch_size], batch_size=batch_size)
+            tokens = visual.encode(sources[start : start + batch_size], batch_size=batch_size, with_cls=False)
             kept = tokens.features if visual.continuous else tokens.codes
             codes, residual = kept.to(_dtype(visual)).cpu(), tokens.residual.float().cpu()
             batch = digests[start : start + batch_size]

@@ -53,8 +53,9 @@ class LlavaTower(nn.Module):
         self.dim: int = vision.config.hidden_size
         self.class_token = hasattr(self.embeddings, "class_embedding")
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, None]:
+    def forward(self, pixel_values: Tensor, with_cls: bool = True) -> tuple[Tensor, None]:
         """Pixels float `[B, 3, S, S]` as ours are scaled -> (features `[B, N, d]`, None), module dtype."""
+        del with_cls  # there is none
         mean, std = (pixel_values.new_tensor(self.config[key]).view(3, 1, 1) for key in ("mean", "std"))
         if tuple(self.config["mean"]) != OURS or tuple(self.config["std"]) != OURS:
             pixel_values = ((pixel_values + 1) / 2 - mean) / std

@@ -101,7 +101,7 @@ class LVLM(nn.Module):
             if isinstance(images, VisionTokens):
                 tokens = images[rows]
             elif images is not None:
-                tokens = self.encode(images[rows], batch_size=batch_size)
+                tokens = self.visual.encode(images[rows], batch_size=batch_size, with_cls=False)
             if tokens is not None:
                 tokens = self.visible(tokens, keep_ratio, budget)
             answers += self.backbone.generate(tokens, questions[rows], max_new_tokens, keep_positions)

@@ -42,17 +42,21 @@ class _Tower(nn.Module):
         self.layers = nn.ModuleList(TowerLayer(siglip) for _ in range(layers))
         self.cls_token = nn.Parameter(torch.zeros(siglip.hidden_size))
 
-    def _run(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Run all layers: patches `[B, N, h]` -> (patches `[B, N, h]`, cls `[B, 1, h]`)."""
+    def _run(self, patches: Tensor, with_cls: bool) -> tuple[Tensor, Tensor | None]:
+        """Run all layers: patches `[B, N, h]` -> (patches `[B, N, h]`, cls `[B, 1, h]` if asked for).
+
+        What only reads saves half of the operations where it is left out: they are many and small.
+        """
         cls = self.cls_token.to(patches.dtype).expand(patches.shape[0], 1, -1)
         if self.cls_attention == "symmetric":
             both = torch.cat([cls, patches], dim=1)
             for layer in self.layers:
                 both, _ = layer(both)
-            return both[:, 1:], both[:, :1]
+            return both[:, 1:], both[:, :1] if with_cls else None
+        read = cls if with_cls else None
         for layer in self.layers:
-            patches, cls = layer(patches, cls)
-        return patches, cls
+            patches, read = layer(patches, read)
+        return patches, read
 
 
 class TowerLayer(SiglipEncoderLayer):
@@ -106,11 +110,12 @@ class SiglipTower(_Tower):
         self.grid = (side, side)
         self.dim: int = self.siglip_config.hidden_size
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels float `[B, 3, S, S]` -> (features `[B, N, d]`, [CLS] feature `[B, d]`), module dtype."""
+    def forward(self, pixel_values: Tensor, with_cls: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Pixels float `[B, 3, S, S]` -> (features `[B, N, d]`, [CLS] feature `[B, d]` or None without
+        `with_cls`), module dtype."""
         patches = self.embeddings(pixel_values.to(self.cls_token.dtype))
-        patches, cls = self._run(patches)
-        return patches, cls[:, 0]
+        patches, cls = self._run(patches, with_cls)
+        return patches, None if cls is None else cls[:, 0]
 
 
 class HybridTower(_Tower):
@@ -136,20 +141,21 @@ class HybridTower(_Tower):
         self.output_norm = nn.LayerNorm(hidden, eps=self.siglip_config.layer_norm_eps)
         self.output_projection = nn.Linear(hidden, self.dim)
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels float `[B, 3, S, S]` -> (features `[B, N, d]`, [CLS] feature `[B, d]`), module dtype."""
-        return self.after_stem(self.run_stem(pixel_values))
+    def forward(self, pixel_values: Tensor, with_cls: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Pixels float `[B, 3, S, S]` -> (features `[B, N, d]`, [CLS] feature `[B, d]` or None without
+        `with_cls`), module dtype."""
+        return self.after_stem(self.run_stem(pixel_values), with_cls)
 
     def run_stem(self, pixel_values: Tensor) -> Tensor:
         """Pixels float `[B, 3, S, S]` -> the stem's maps `[B, C, h, w]`, module dtype."""
         return self.stem(pixel_values.to(self.cls_token.dtype))
 
-    def after_stem(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Stem output `[B, C, h, w]` -> (features `[B, N, d]`, [CLS] feature `[B, d]`)."""
+    def after_stem(self, maps: Tensor, with_cls: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Stem output `[B, C, h, w]` -> what `forward` returns."""
         cells = self.stem_norm(maps.flatten(2).transpose(1, 2))
         patches = self.stem_projection(cells) + self.position_embedding
-        patches, cls = self._run(patches)
-        return self._out(patches), self._out(cls)[:, 0]
+        patches, cls = self._run(patches, with_cls)
+        return self._out(patches), None if cls is None else self._out(cls)[:, 0]
 
     def _out(self, x: Tensor) -> Tensor:
         return self.output_projection(self.output_norm(x))

@@ -98,19 +98,22 @@ class VisualTokenizer(nn.Module):
         """
         return pixels(images, self.image_size, self.aspect)
 
-    def forward(self, pixel_values: Tensor, partial_sums: bool = False) -> VisionTokens:
+    def forward(
+        self, pixel_values: Tensor, partial_sums: bool = False, with_cls: bool = True
+    ) -> VisionTokens:
         """Encode and quantise, with gradient to the tower by straight-through.
 
         Args:
             pixel_values: float `[B, 3, S, S]`.
             partial_sums: also return the sum after each level (for the cumulative commitment).
+            with_cls: run [CLS] too, which no code and no answer depends on.
 
         Returns:
             `VisionTokens`; features and quantized are float32 whatever dtype the tower runs in.
 
         Source: Eq. 1; §9 for the levels.
         """
-        return self.quantize(*self.vision_tower(pixel_values), partial_sums=partial_sums)
+        return self.quantize(*self.vision_tower(pixel_values, with_cls), partial_sums=partial_sums)
 
     def quantize(
         self, features: Tensor, cls: Tensor | None, partial_sums: bool = False, search: str = "exact"
@@ -134,12 +137,15 @@ class VisualTokenizer(nn.Module):
         )
 
     @torch.no_grad()
-    def encode(self, images: Sequence[Any] | Tensor, batch_size: int = 64) -> VisionTokens:
+    def encode(
+        self, images: Sequence[Any] | Tensor, batch_size: int = 64, with_cls: bool = True
+    ) -> VisionTokens:
         """Images or pixels -> `VisionTokens`, without gradient, `batch_size` images at a time.
 
         Args:
             images: a sequence as `preprocess` takes it, or pixels float `[B, 3, S, S]`.
             batch_size: images per forward pass; an image's tokens do not depend on it.
+            with_cls: as for `forward`.
 
         Raises:
             DataError: an image cannot be read, or there is none.
@@ -149,7 +155,7 @@ class VisualTokenizer(nn.Module):
         for start in range(0, max(count, 1), batch_size):
             chunk = images[start : start + batch_size]
             values = chunk if isinstance(chunk, Tensor) else self.preprocess(chunk)
-            parts.append(self(values.to(self.device)))
+            parts.append(self(values.to(self.device), with_cls=with_cls))
         return parts[0] if len(parts) == 1 else concatenate(parts)
 
 

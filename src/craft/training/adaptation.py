@@ -254,7 +254,7 @@ class _Probe:
     def _look(self) -> Tensor:
         """Level-1 codes int64 `[B, N]`; of a continuous LVLM features float32 `[B, N, d]`."""
         visual, tower = self.lvlm.visual, cast(Any, self.lvlm.visual.vision_tower)
-        features, _ = tower.after_stem(self.images) if self.from_stem else tower(self.images)
+        features, _ = (tower.after_stem if self.from_stem else tower)(self.images, with_cls=False)
         return features.float() if visual.continuous else visual.quantize(features, None).codes[..., 0]
 
     def __call__(self) -> dict[str, float]:

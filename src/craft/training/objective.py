@@ -154,9 +154,8 @@ class CraftObjective(nn.Module):
         samples, answers = batch.share.samples, batch.share.answers
         cumulative = losses.commitment.form == "cumulative"
         tower: Any = visual.vision_tower
-        features, cls = tower.after_stem(batch.images) if self.from_stem else tower(batch.images)
-        if not self.contrastive_weight:
-            cls = None  # nothing of it is kept for the backward pass
+        run: Any = tower.after_stem if self.from_stem else tower
+        features, cls = run(batch.images, bool(self.contrastive_weight))
         tokens = visual.quantize(features, cls, cumulative, self.search)  # z, z̃ = q(E_θ(x)), Eq. 1
 
         zero = tokens.features.new_zeros(())

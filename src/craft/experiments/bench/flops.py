@@ -102,7 +102,7 @@ def _parts(shape: Shape, step: Step) -> dict[str, int]:
     width = kind[1].get("hidden_size", 4096)
     positions = before + rows if step.all_logits else step.questions * learned
     return {
-        "tower": _tower(shape, step.trains in ("vision", "all")),
+        "tower": _tower(shape, step.trains in ("vision", "all"), step.crafted),
         "search": 2 * shape.patches * shape.width * shape.codes * shape.levels,
         "projector": _projector(shape, width, step.trains),
         "LLM": _llm(kind, skipped, before - skipped + rows, step.trains),
@@ -110,7 +110,7 @@ def _parts(shape: Shape, step: Step) -> dict[str, int]:
     }
 
 
-def _tower(shape: Shape, trains: bool) -> int:
+def _tower(shape: Shape, trains: bool, with_cls: bool) -> int:
     with META:
         tower = SiglipTower(shape.tower)
         pixels = torch.empty(1, 3, shape.tower["image_size"], shape.tower["image_size"])
@@ -118,7 +118,7 @@ def _tower(shape: Shape, trains: bool) -> int:
     tower.layers.requires_grad_(trains)
 
     def run() -> None:
-        features, _ = tower(pixels)
+        features, _ = tower(pixels, with_cls)
         if trains:
             features.sum().backward()
 

@@ -59,7 +59,7 @@ def measure(
 
 def _answering(lvlm: LVLM, pixels: torch.Tensor, keep: float, text: str) -> Callable[[], Any]:
     def run() -> Any:
-        tokens: VisionTokens = lvlm.visible(lvlm.visual(pixels), keep)
+        tokens: VisionTokens = lvlm.visible(lvlm.visual(pixels, with_cls=False), keep)
         return read(lvlm.backbone, tokens, [text] * len(pixels))
 
     return run

@@ -367,7 +367,7 @@ def _batch(shape: Shape, lvlm: LVLM, step: Step, device: torch.device) -> Batch:
 def _answers_alone(lvlm: LVLM, batch: Batch, through_tower: bool) -> Tensor:
     """What the rivals train on: the answers' loss, and no gradient to the tower where it does not train."""
     with torch.set_grad_enabled(through_tower):
-        tokens = lvlm.visual(batch.images)
+        tokens = lvlm.visual(batch.images, with_cls=False)
     inputs = lvlm.backbone.inputs(tokens, batch.questions, batch.answers)
     hidden = lvlm.backbone.hidden_states(inputs)
     return surrogate_alignment(hidden, lvlm.backbone.lm_head, inputs["labels"])
