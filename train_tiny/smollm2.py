@@ -246,6 +246,7 @@ def main() -> None:
         "gradient_checkpointing": False,
         "max_grad_norm": 1.0,
         "log_every": 10,
+        "checkpoint_every": 50,
     }
     first = args.out / "first"
     align(
