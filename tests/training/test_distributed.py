@@ -94,8 +94,11 @@ def test_a_failing_process_ends_all_with_the_reason(tmp_path, environment):
     assert record["status"] == "failed" and "the picture has gone" in record["reason"]
 
 
+MORE = [{0: "before"}, {1: "between"}, {0: "between", 1: "before"}]
+
+
 @pytest.mark.parametrize(
-    "stumbles", [{1: "before"}, {0: "before"}, {1: "between"}, {0: "between", 1: "before"}]
+    "stumbles", [{1: "before"}, *(pytest.param(one, marks=pytest.mark.slow) for one in MORE)]
 )
 def test_a_failure_before_what_the_main_process_does_alone_ends_all(stumbles):
     told = together(2, workers.joint, stumbles)
@@ -107,7 +110,10 @@ def test_a_failure_before_what_the_main_process_does_alone_ends_all(stumbles):
     )
 
 
-@pytest.mark.parametrize("stumbles, said", [({0: "within"}, "within in 0"), ({}, "all is well")])
+@pytest.mark.parametrize(
+    "stumbles, said",
+    [({0: "within"}, "within in 0"), pytest.param({}, "all is well", marks=pytest.mark.slow)],
+)
 def test_what_the_main_process_does_alone_within_what_all_do(stumbles, said):
     assert together(2, workers.joint, stumbles) == [said, said]
 
