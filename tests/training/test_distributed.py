@@ -118,6 +118,7 @@ def test_what_the_main_process_does_alone_within_what_all_do(stumbles, said):
     assert together(2, workers.joint, stumbles) == [said, said]
 
 
+@pytest.mark.slow
 def test_a_process_that_cannot_begin_ends_all(tmp_path):
     first, second = together(2, workers.train, str(tmp_path / "run"), SETTINGS, False, 1)
     assert isinstance(second, DataError)
@@ -130,6 +131,7 @@ def test_a_process_that_vanishes_ends_all(tmp_path):
     assert isinstance(first, ProcessLost) and "Process 0 of 2" in str(first)
 
 
+@pytest.mark.slow
 def test_fewer_samples_than_processes_are_refused(tmp_path):
     told = together(2, workers.train, str(tmp_path / "run"), {**SETTINGS, "batch_size": 1})
     assert all(isinstance(error, ConfigError) and "2 processes" in str(error) for error in told)
