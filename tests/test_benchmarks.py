@@ -42,6 +42,7 @@ def test_answer_logits_gives_the_loss_of_the_full_sequence(tmp_path):
     assert facts["FLOPs ratio"] == 64 / 8 and facts["memory ratio"] > 3  # 8 answer tokens in rows of 64
 
 
+@pytest.mark.slow
 def test_evaluation_gives_the_answers_of_one_by_one(tmp_path):
     facts = run("evaluation.py", tmp_path / "out.json")["facts"]
     assert facts["answers equal"] and facts["FLOPs ratio"] > 2.4
@@ -113,6 +114,7 @@ def test_answer_logits_at_real_size(tmp_path):
     assert facts["memory ratio"] > 10
 
 
+@pytest.mark.slow
 def test_manifest_benchmark_runs_both_commands(tmp_path):
     facts = run("manifest.py", tmp_path / "out.json")["facts"]
     assert facts["rows in the manifest"] == facts["rows"] == 1000
