@@ -226,7 +226,7 @@ def test_the_plan_follows_what_is_asked():
 
 
 def test_the_plan_comes_near_what_an_h200_took():
-    """Within 15 % of time and memory. The seconds of the small LLM are no prediction: launches are from there."""
+    """Within 15 % of time and memory. Seconds of the small LLM are no prediction: launches are from there."""
     told = json.loads((ROOT / "docs/results/bench_train_gpu.json").read_text(encoding="utf-8"))
     rows = {row["way"]: row for row in told["rows"]}
     asked = {

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from craft.cli import main
 from craft.core.errors import ConfigError
 from craft.core.files import read_json, write_json
 from craft.experiments import EXPERIMENTS, Work, parallel, publish, write_result
@@ -15,10 +16,11 @@ from craft.experiments.benches import FILES
 from craft.experiments.cells import CRAFT, Method
 from craft.experiments.measures import fill
 from craft.experiments.paper import theirs
-from craft.experiments.parallel import estimate, fill_all, trainings
+from craft.experiments.parallel import estimate, fill_all, in_order, trainings
 from craft.experiments.plan import QUICK, plan_for
 from craft.experiments.publish import command, escaped
 from craft.experiments.tables import lines5
+from craft.experiments.transfers import TABLE3
 from craft.recipes import evaluate
 from craft.training.config import AdaptConfig
 
@@ -206,6 +208,28 @@ def test_groups_share_no_file(plan):
         files.setdefault(work.file(cell), set()).add((cell.domain, cell.seed))
     assert all(len(owners) == 1 for owners in files.values())
     assert all(f"-{seed}-" in work.place(*one).name for one in trainings(cells) for seed in [one[1]])
+
+
+def test_several_experiments_share_one_pool(plan, tmp_path, monkeypatch):
+    """What is there is left out, each cell comes once, and no experiment waits for another's pool."""
+    filled, shown = [], []
+    monkeypatch.setattr("craft.experiments.plan.plan_for", lambda *_: plan)
+    monkeypatch.setattr("craft.experiments.parallel.fill_all", lambda *given: filled.append(given))
+    monkeypatch.setattr("craft.experiments.publish", lambda name, *_: shown.append((name, len(filled))) or [])
+    assert main(["reproduce", "table3", "table7", "--jobs", "2", "--out", str(tmp_path)]) == 0
+    (given,) = filled
+    expected = [in_order(EXPERIMENTS[name].cells(plan)) for name in ("table3", "table7")]
+    assert given == (plan, expected[0] + expected[1], 2)
+    assert shown == [("table3", 1), ("table7", 1)]
+
+
+def test_cells_that_are_there_reach_no_process(plan, tmp_path, monkeypatch):
+    fresh = plan.model_copy(update={"work": tmp_path})
+    cells = TABLE3.cells(fresh)
+    for cell in cells:
+        write_json(Work(fresh).file(cell), {})
+    monkeypatch.setattr("craft.experiments.parallel.ProcessPoolExecutor", None)  # would fail
+    fill_all(fresh, cells, 2)
 
 
 @pytest.mark.slow

@@ -257,12 +257,20 @@ COMPILED = """
 import sys
 from functools import partialmethod
 import torch
+from torch._dynamo.utils import counters
 torch.nn.Module.compile = partialmethod(torch.nn.Module.compile, backend="aot_eager")  # no C++ to build
 from builders import tiny_lvlm
 from training.test_levers import FAST, asked, same, step
 from craft.training import AdaptConfig, RunFolder, fit
 lvlm = tiny_lvlm(tower="siglip")
-same(step(lvlm, asked(), [0, 1]), step(lvlm, asked(), [0, 1], compile=True))
+plain = step(lvlm, asked(), [0, 1])
+assert not counters["frames"]["ok"]
+alone = step(lvlm, asked(), [0, 1], compile=True, prefix_cache=True)  # the tower's layers, without the LLM's
+towers = counters["frames"]["ok"]
+both = step(lvlm, asked(), [0, 1], compile=True)
+assert 0 < towers < counters["frames"]["ok"], counters["frames"]
+same(plain, alone)
+same(plain, both)
 config = AdaptConfig.build(FAST, {"compile": True, "out": sys.argv[1]})
 run = RunFolder(config.out)
 run.open(config)

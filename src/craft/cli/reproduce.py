@@ -62,6 +62,7 @@ def reproduce(
     from craft.experiments.parallel import estimate, fill_all, in_order
     from craft.experiments.plan import QUICK_OUT, plan_for
     from craft.experiments.work import Work
+    from craft.training.interrupt import Interrupted
 
     if not names:
         if common.json:
@@ -102,23 +103,24 @@ def reproduce(
         _rehearse(chosen, plan, jobs, common)
         return
     else:
-        waiting = []
+        work, waiting = Work(plan), []
         for name in chosen:
             try:
                 cells = EXPERIMENTS[name].cells(plan)
-                say(f"{name}: {estimate(Work(plan), cells).line(jobs)}")
+                say(f"{name}: {estimate(work, cells).line(jobs)}")
                 waiting += in_order(cells)
             except CraftError as error:
                 if len(chosen) == 1:
                     raise
                 left_out[name] = " ".join(str(error).split())
                 say(f"{name} is left out: {left_out[name]}")
+        del work  # its models would take memory beside those of the processes
         if jobs > 1 and len(chosen) > 1:  # together: no process waits for the slowest of each experiment
             try:
                 fill_all(plan, waiting, jobs)
+            except Interrupted:
+                raise
             except CraftError as error:
-                if type(error).__name__ == "Interrupted":
-                    raise
                 say(" ".join(str(error).split()))  # its experiment stumbles over it again, and is left out
         for name in chosen:
             if name in left_out:
@@ -126,7 +128,7 @@ def reproduce(
             try:
                 written += publish(name, EXPERIMENTS[name], plan, place, jobs)
             except CraftError as error:
-                if len(chosen) == 1 or type(error).__name__ == "Interrupted":
+                if len(chosen) == 1 or isinstance(error, Interrupted):
                     raise
                 left_out[name] = " ".join(str(error).split())
                 say(f"{name} is left out: {left_out[name]}")
