@@ -103,18 +103,18 @@ def reproduce(
         _rehearse(chosen, plan, jobs, common)
         return
     else:
-        work, waiting = Work(plan), []
+        under_way, waiting = Work(plan), []
         for name in chosen:
             try:
                 cells = EXPERIMENTS[name].cells(plan)
-                say(f"{name}: {estimate(work, cells).line(jobs)}")
+                say(f"{name}: {estimate(under_way, cells).line(jobs)}")
                 waiting += in_order(cells)
             except CraftError as error:
                 if len(chosen) == 1:
                     raise
                 left_out[name] = " ".join(str(error).split())
                 say(f"{name} is left out: {left_out[name]}")
-        del work  # its models would take memory beside those of the processes
+        del under_way  # its models would take memory beside those of the processes
         if jobs > 1 and len(chosen) > 1:  # together: no process waits for the slowest of each experiment
             try:
                 fill_all(plan, waiting, jobs)
