@@ -35,7 +35,7 @@ from train_tiny.questions import JUSTIFY, Questions, Turn, name_similarity
 from train_tiny.smollm2_scores import card, score
 from train_tiny.tokenizer import targets
 
-LISTED = {"text": 0.6, "justify": 0.3, "letter": 0.1}
+LISTED = {"text": 0.65, "justify": 0.35}
 SHORT = {"name": 0.5, "category": 0.2, "keywords": 0.15, "caption": 0.15}
 ANSWER_TOKENS = 48  # of the LLM's own answers
 PROMPTS = (
@@ -172,6 +172,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--visual", type=Path, required=True, help="tower, codebook and codes.safetensors")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="an earlier result, to go on from: stage 2 alone")
     parser.add_argument("--word-steps", type=int, default=400, help="the projector alone, among words")
     parser.add_argument("--first", type=int, default=960, help="pictures of stage 1")
     parser.add_argument("--pictures", type=int, default=3200, help="pictures of stage 2")
@@ -202,8 +203,8 @@ def main() -> None:
     llm, tokenizer = open_llm("smollm2", getattr(torch, args.dtype))
     projector = Projector({"type": "mlp2x_gelu", "in": codebook.dim, "out": llm.config.hidden_size})
     words = name_embeddings(llm, tokenizer, things)
-    place = args.out / "words"
-    if not (place / "projector/model.safetensors").exists():
+    place = args.start or args.out / "words"
+    if not args.start and not (place / "projector/model.safetensors").exists():
         torch.manual_seed(args.seed)
         hits = among_words(
             projector, codebook.lookup(codes.long()), labels, words, args.word_steps, args.seed
@@ -248,11 +249,12 @@ def main() -> None:
         "log_every": 10,
         "checkpoint_every": 50,
     }
-    first = args.out / "first"
-    align(
-        "smollm2", visual, draw(args.first, True), "1", first, resume=first.exists(), start=str(place),
-        learning_rate=args.learning_rate, questions_per_row=2, lora__merge=False, **shared,
-    )  # fmt: skip
+    first = args.start or args.out / "first"
+    if not args.start:
+        align(
+            "smollm2", visual, draw(args.first, True), "1", first, resume=first.exists(), start=str(place),
+            learning_rate=args.learning_rate, questions_per_row=2, lora__merge=False, **shared,
+        )  # fmt: skip
     last = args.out / "aligned"
     result = align(
         "smollm2", visual, draw(args.pictures, False), "2", last, resume=last.exists(), start=str(first),

@@ -10,6 +10,7 @@ from craft.core.errors import CodebookMismatchError, CraftError
 from craft.losses import surrogate_alignment
 from craft.models.backbone import Backbone
 from craft.models.lvlm import LVLM
+from craft.models.prompts import build_prompt
 
 QUESTIONS = ["what?", "what is shown in this picture?", "a red cat or not, and why?"]
 
@@ -197,3 +198,25 @@ def test_splice_takes_any_number_of_images(lvlm: LVLM, pixels: torch.Tensor) -> 
     spliced = backbone.splice([[text, images[0], text, images[1]], [text], [images[2]]])
     assert spliced["attention_mask"].sum(1).tolist() == [38, 3, 16]
     assert torch.equal(spliced["inputs_embeds"][0, 22:38], images[1])
+
+
+def test_token_ids_are_made_once_per_question_and_format():
+    backbone = tiny_lvlm().backbone
+    made, calls = backbone.tokenizer, []
+
+    class Counting:
+        def __getattr__(self, name):
+            return getattr(made, name)
+
+        def __call__(self, text, **settings):
+            calls.append(text)
+            return made(text, **settings)
+
+    backbone.tokenizer = Counting()
+    asked = [("What is it?", "a bag", True), ("What is it?", None, True), ("What is it?", "a bag", False)]
+    found = [backbone.tokenized(*one) for one in asked]
+    assert found == [build_prompt(backbone.prompt, made, *one) for one in asked]
+    count = len(calls)
+    assert count and found == [backbone.tokenized(*one) for one in asked] and len(calls) == count
+    backbone.prompt = "vila-u"
+    assert backbone.tokenized(*asked[0]) == build_prompt("vila-u", made, *asked[0]) != found[0]

@@ -4,7 +4,7 @@ import pytest
 
 from builders import tiny_tokenizer
 from craft.core.errors import ConfigError
-from craft.models.prompts import FORMATS, build_dialogue, build_prompt
+from craft.models.prompts import FORMATS, build_dialogue, build_prompt, one_turn
 
 TURNS = [("What is it?", "a bag"), ("What colour?", "red"), ("Sure?", "Yes.")]
 CHAT = (
@@ -31,6 +31,7 @@ def test_first_turn_is_the_prompt(tokenizer, name, image):
     assert found.before == (prompt.before if image else [])
     assert found.after == asked + prompt.answer
     assert found.learned == [False] * len(asked) + [True] * len(prompt.answer)
+    assert not image or one_turn(prompt) == found
 
 
 @pytest.mark.parametrize("name", FORMATS)

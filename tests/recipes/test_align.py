@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -11,8 +12,8 @@ from PIL import Image
 import craft
 import together as workers
 from builders import tiny_lvlm
-from craft.core.errors import CheckpointError, ConfigError, DataError
-from craft.core.files import hash_tensors
+from craft.core.errors import CheckpointError, ConfigError, CraftError, DataError
+from craft.core.files import hash_tensors, load_tensors, save_tensors
 from craft.models.native import save_native
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.recipes.align import align, rehearse
@@ -178,6 +179,59 @@ def test_lora_apart(family, chat, tmp_path):
             assert path.read_bytes() == (again / path.relative_to(result.backbone)).read_bytes()
     (tmp_path / "run/backbone/lora/model.safetensors").unlink()
     assert weights(craft.load(result.out)) != weights(loaded)
+
+
+def test_lora_goes_on_from_an_earlier_result(family, chat, tmp_path):
+    words = (family / "llama", family, chat / "chat.json")
+    settings = {**FAST, "lora.rank": 2, "lora.merge": False}
+    first = align(*words, "2", tmp_path / "first", **settings)
+    again = {**settings, "start": str(first.out), "max_steps": 1, "learning_rate": 1e-9}
+    for rank in (2, 3):  # a step so small that nothing moves: what is saved is what it began with
+        second = align(*words, "2", tmp_path / str(rank), **{**again, "lora.rank": rank})
+        for name in ("model.layers.0.mlp.down_proj", "model.layers.1.self_attn.q_proj"):
+            (a, b), (a2, b2) = (
+                [one.lvlm.backbone.borrowed.lora[f"{name}.{f}"].float() for f in "AB"]
+                for one in (first, second)
+            )
+            assert len(a2) == rank and (b @ a).abs().max() > 1e-3
+            torch.testing.assert_close(b2 @ a2, b @ a, atol=1e-4, rtol=1e-2)  # bfloat16 on disk
+    started = rehearse(*words, "2", tmp_path / "dry", **again)["2"].parts["loss"]
+    llm = craft.load(first.out)
+    with_none = rehearse(
+        *words, "2", tmp_path / "dry", **{**again, "start": _without_lora(first.out, tmp_path)}
+    )
+    assert llm.backbone.borrowed.lora and started != with_none["2"].parts["loss"]
+
+
+def _without_lora(out, tmp_path):
+    shutil.copytree(out / "backbone/projector", tmp_path / "bare/projector")
+    return str(tmp_path / "bare")
+
+
+@pytest.mark.parametrize("start", [align, rehearse], ids=["run", "dry run"])
+def test_lora_that_cannot_go_on_is_refused_before_images_are_encoded(
+    family, chat, tmp_path, monkeypatch, start
+):
+    words = (family / "llama", family, chat / "chat.json")
+    settings = {**FAST, "lora.rank": 2, "lora.merge": False}
+    first = align(*words, "2", tmp_path / "first", **settings)
+    again = {**settings, "start": str(first.out)}
+    monkeypatch.setattr("craft.recipes.align.encode_sets", None)
+    for changed, message in [
+        ({"lora.rank": 1}, r"has rank 2; set lora\.rank"),
+        ({"lora.targets": ["q_proj"]}, "other linear maps than this run's"),
+        ({"lora.rank": 0}, "has LoRA; go on from it with stage 2"),
+        ({"stage": "1"}, "has LoRA; go on from it with stage 2"),
+    ]:
+        with pytest.raises(CraftError, match=message):
+            start(*words, out=tmp_path / "run", **{"stage": "2", **again, **changed})
+    path = first.backbone / "lora/model.safetensors"
+    factors = load_tensors(path)
+    name = next(name for name in factors if name.endswith(".A"))
+    save_tensors(path, {**factors, name: factors[name][:, 1:].clone()})
+    with pytest.raises(CheckpointError, match="does not fit this LLM at model"):
+        start(*words, "2", tmp_path / "run", **again)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("start", [align, rehearse], ids=["run", "dry run"])

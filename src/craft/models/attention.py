@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from craft.core.errors import CraftError
 from craft.core.tokens import VisionTokens
 from craft.models.backbone import Backbone
-from craft.models.prompts import build_prompt
 from craft.models.visual_tokenizer import VisualTokenizer
 
 
@@ -89,7 +88,7 @@ def received_attention(
     if not 1 <= layer <= llm.config.num_hidden_layers:
         raise CraftError(f"This LLM has {llm.config.num_hidden_layers} layers; {layer} is none of them.")
     inputs = backbone.inputs(tokens, questions)
-    before = [len(build_prompt(backbone.prompt, backbone.tokenizer, text).before) for text in questions]
+    before = [len(backbone.tokenized(text).before) for text in questions]
     usual = llm.config._attn_implementation
     llm.set_attn_implementation("eager")  # the fused kernels do not give weights
     try:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from craft.models.projector import Projector
 from craft.models.prompts import Prompt, build_prompt, decode
 
 Segment = Tensor  # int64 [n]: token ids; or float [n, h]: embeddings
+REMEMBERED = 8192
+"""Prompts whose token ids are kept: a training of several epochs, or of several measurements, asks again."""
 _BEHIND_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 """Settings of LLMs that cap or scale what their output embedding gives (Gemma 2, Granite, Cohere)."""
 
@@ -48,6 +50,7 @@ class Backbone(nn.Module):
         self.prompt = prompt
         self.codebook_fingerprint = codebook_fingerprint
         self.borrowed = borrowed
+        self._build_prompt = lru_cache(REMEMBERED)(build_prompt)
 
     @property
     def device(self) -> torch.device:
@@ -65,6 +68,15 @@ class Backbone(nn.Module):
     def project(self, quantized: Tensor) -> Tensor:
         """z̃ `[..., d]` -> `[..., h]` in the projector's dtype, with gradient to z̃."""
         return self.projector(quantized.to(next(self.projector.parameters()).dtype))
+
+    def tokenized(self, question: str, answer: str | None = None, image: bool = True) -> Prompt:
+        """The token ids of a question (and answer) in this backbone's prompt format; those of the last
+        `REMEMBERED` are kept. Not to be changed in place.
+
+        Raises:
+            ConfigError: the format does not fit the text tokenizer.
+        """
+        return self._build_prompt(self.prompt, self.tokenizer, question, answer, image)
 
     def inputs(
         self,
@@ -101,7 +113,7 @@ class Backbone(nn.Module):
             )
         wanted: Sequence[str | None] = answers if answers is not None else [None] * count
         prompts = [
-            build_prompt(self.prompt, self.tokenizer, question, answer, tokens is not None)
+            self.tokenized(question, answer, tokens is not None)
             for question, answer in zip(questions, wanted, strict=True)
         ]
         rows, jumps = self.segments(prompts, tokens, keep_positions)

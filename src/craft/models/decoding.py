@@ -15,7 +15,6 @@ from torch import Tensor
 from craft.core.errors import CraftError
 from craft.core.tokens import VisionTokens
 from craft.models.backbone import Backbone
-from craft.models.prompts import build_prompt
 
 SHARED = 0.75
 """Images are read apart where a batch has at most so many per question: the extra pass has a price."""
@@ -79,9 +78,7 @@ def read(
     """
     from transformers import DynamicCache
 
-    prompts = [
-        build_prompt(backbone.prompt, backbone.tokenizer, q, None, tokens is not None) for q in questions
-    ]
+    prompts = [backbone.tokenized(question, None, tokens is not None) for question in questions]
     rows, jumps = backbone.segments(prompts, tokens, keep_positions, image_of)
     first = {image: row for row, image in reversed(list(enumerate(image_of or ())))}
     alike = all(
@@ -230,9 +227,9 @@ def option_ids(
     """
     ends = backbone.end_ids()
     found: list[list[int]] = []
-    asked = build_prompt(backbone.prompt, backbone.tokenizer, question, None, image)
+    asked = backbone.tokenized(question, None, image)
     for option in options:
-        told = build_prompt(backbone.prompt, backbone.tokenizer, question, option, image)
+        told = backbone.tokenized(question, option, image)
         before, after = (p.after if image else p.before for p in (asked, told))
         if before[-_TAIL:] != after[-_TAIL:] or not told.answer:
             raise CraftError(

@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from craft.models.backbone import Backbone
-from craft.models.prompts import build_prompt
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def read_prefix(backbone: Backbone) -> Prefix:
     """Run the LLM over the text that its prompt format puts before the image of a sample with an answer."""
     from transformers import DynamicCache
 
-    ids = build_prompt(backbone.prompt, backbone.tokenizer, "?", "?").before
+    ids = backbone.tokenized("?", "?").before
     cache = DynamicCache()
     if ids:
         inputs = backbone.splice([[torch.tensor(ids, dtype=torch.long)]])

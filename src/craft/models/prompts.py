@@ -207,6 +207,12 @@ class Dialogue:
     learned: list[bool]
 
 
+def one_turn(prompt: Prompt) -> Dialogue:
+    """A prompt with an image and an answer as the dialogue that it is."""
+    learned = [False] * len(prompt.after) + [True] * len(prompt.answer)
+    return Dialogue(prompt.before, prompt.after + prompt.answer, learned)
+
+
 def build_dialogue(
     name: str, tokenizer: Any, turns: Sequence[tuple[str, str]], image: bool = True
 ) -> Dialogue:

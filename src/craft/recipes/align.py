@@ -3,13 +3,14 @@
 Read `align` from top to bottom. The visual tokenizer is frozen and, once its codes are cached, not even run.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from craft.core.device import autocast, resolve_device, resolve_dtype
 from craft.core.errors import CheckpointError, ConfigError
@@ -44,7 +45,8 @@ from craft.training.alignment import Row, alignment
 from craft.training.config import AlignConfig
 from craft.training.engine import loading_device
 from craft.training.fit import fit
-from craft.training.lora import lora_targets, need_peft, take_lora
+from craft.training.lesson import Lesson
+from craft.training.lora import check_factors, lora_targets, need_peft, take_lora
 from craft.training.rehearsal import Rehearsal, rehearse_alignment, rehearse_sizes
 from craft.training.run_folder import RunFolder
 
@@ -199,7 +201,7 @@ def rehearse(
     sets = leave_out_cut_off(sets, lvlm, settings)
     sets, codes = encode_sets(sets, tokenizer, settings)
     return {
-        name: rehearse_alignment(lvlm, rows, settings, int(name), codes)
+        name: rehearse_alignment(lvlm, rows, settings, _lesson(lvlm, settings, int(name), codes))
         for name, rows in stage_rows(settings, sets).items()
     }
 
@@ -273,6 +275,7 @@ def _lvlm(settings: AlignConfig, visual: VisualTokenizer) -> LVLM:
         projector = Projector(config)
     if settings.start is not None:
         _start(projector, Path(settings.start))
+        _start_factors(llm, settings)
     else:
         _scale(projector, visual, float(table.detach().float().pow(2).mean().sqrt()))
     backbone = Backbone(projector.to(dtype), llm, words, prompt, visual.codebook.fingerprint)
@@ -293,6 +296,20 @@ def _start(projector: Projector, folder: Path) -> None:
     raise CheckpointError(f"{folder} holds no projector; give an earlier result of `craft align`.")
 
 
+def _start_factors(llm: torch.nn.Module, settings: AlignConfig) -> dict[str, Tensor]:
+    """The LoRA of an earlier result, where it has one; a stage without LoRA cannot go on from it."""
+    folder = Path(settings.start or "")
+    for place in (folder / BACKBONE / "lora", folder / "lora"):
+        path = place / "model.safetensors"
+        if settings.start is not None and path.is_file():
+            if settings.stage != "2" or not _with_lora(settings):
+                raise ConfigError(f"{folder} has LoRA; go on from it with stage 2 and lora.rank.")
+            factors = load_tensors(path)
+            check_factors(llm, settings.lora, factors, path)
+            return factors
+    return {}
+
+
 @torch.no_grad()
 def _scale(projector: Projector, visual: VisualTokenizer, wanted: float) -> None:
     """Projected codeword sums get the root mean square of the LLM's embeddings. Source: ours."""
@@ -302,6 +319,14 @@ def _scale(projector: Projector, visual: VisualTokenizer, wanted: float) -> None
     last = projector.layers[-1] if isinstance(projector.layers, torch.nn.Sequential) else projector.layers
     for parameter in last.parameters():
         parameter.mul_(wanted / float(projected.pow(2).mean().sqrt()))
+
+
+def _lesson(
+    lvlm: LVLM, settings: AlignConfig, stage: int, codes: ImageCodes | None
+) -> Callable[[LVLM, Sequence[Row], AlignConfig], Lesson]:
+    """What a stage trains."""
+    factors = _start_factors(lvlm.backbone.llm, settings)
+    return partial(alignment, stage=stage, codes=codes, factors=factors)
 
 
 def _train(
@@ -317,7 +342,7 @@ def _train(
     own = RunFolder(run.path / f"stage-{stage}")
     own.open(settings, resume=resume, overwrite=True)
     say(f"stage {stage}: {lvlm.name}, {len(rows)} rows, {settings.steps(len(rows))} steps")
-    lesson = partial(alignment, stage=stage, codes=codes)
+    lesson = _lesson(lvlm, settings, stage, codes)
     result = fit(lvlm, rows, settings, own, lesson=lesson, resume=resume)
     own.update(status="finished")
     losses = on_main(lambda: [line["loss"] for line in own.metrics() if "loss" in line])

@@ -12,7 +12,7 @@ from craft.core.processes import on_main, world
 from craft.core.progress import say
 from craft.data import Sample
 from craft.models.lvlm import LVLM
-from craft.models.prompts import Dialogue, build_dialogue, build_prompt
+from craft.models.prompts import Dialogue, one_turn
 from craft.models.vision_tower import HybridTower
 from craft.quantize.search import Choice, check_search, choose, obstacle
 from craft.training.augment import augment
@@ -194,8 +194,8 @@ class ImageBatches:
         """How many answer tokens SAL takes its mean over."""
         if batch.dialogues is not None:
             return sum(sum(dialogue.learned) for listed in batch.dialogues for dialogue in listed)
-        backbone, pairs = self.backbone, zip(batch.questions, batch.answers, strict=True)
-        return sum(len(build_prompt(backbone.prompt, backbone.tokenizer, q, a).answer) for q, a in pairs)
+        pairs = zip(batch.questions, batch.answers, strict=True)
+        return sum(len(self.backbone.tokenized(*pair).answer) for pair in pairs)
 
     def length(self, index: int) -> int:
         """Characters of questions and answers."""
@@ -209,8 +209,7 @@ class ImageBatches:
         return rows * columns + text, sum(sum(dialogue.learned) for dialogue in listed)
 
     def _dialogues(self, group: Sequence[Sample]) -> tuple[Dialogue, ...]:
-        name, tokenizer = self.backbone.prompt, self.backbone.tokenizer
-        return tuple(build_dialogue(name, tokenizer, [(s.prompt(), s.answer)]) for s in group)
+        return tuple(one_turn(self.backbone.tokenized(s.prompt(), s.answer)) for s in group)
 
 
 def _finish(

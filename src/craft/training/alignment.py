@@ -1,6 +1,6 @@
 """What `craft align` trains: a backbone for a codebook, by next-token prediction on cached codes (§8)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +17,10 @@ from craft.models.backbone import Backbone
 from craft.models.code_cache import ImageCodes
 from craft.models.freezing import freeze_all_but
 from craft.models.lvlm import LVLM
-from craft.models.prompts import Dialogue, build_dialogue, build_prompt
+from craft.models.prompts import Dialogue, build_dialogue
 from craft.training.config import AlignConfig
 from craft.training.lesson import WHOLE, Lesson, Share
-from craft.training.lora import add_lora
+from craft.training.lora import add_lora, begin_lora
 
 _SEAMS = 16  # more tokens than may come of how a question joins what stands around it
 
@@ -66,7 +66,7 @@ def answers_within(backbone: Backbone, max_length: int, image_tokens: int) -> Ca
     """
 
     def asked(question: str, answer: str, seeing: bool) -> int:
-        prompt = build_prompt(backbone.prompt, backbone.tokenizer, question, answer, seeing)
+        prompt = backbone.tokenized(question, answer, seeing)
         return len(prompt.before) + len(prompt.after) + seeing * image_tokens
 
     frame = [asked("?", "!", seeing) + _SEAMS for seeing in (False, True)]
@@ -255,7 +255,12 @@ def _images(backbone: Backbone, tokens: VisionTokens) -> Any:
 
 
 def alignment(
-    lvlm: LVLM, rows: Sequence[Row], config: AlignConfig, stage: int, codes: ImageCodes | None
+    lvlm: LVLM,
+    rows: Sequence[Row],
+    config: AlignConfig,
+    stage: int,
+    codes: ImageCodes | None,
+    factors: Mapping[str, Tensor] | None = None,
 ) -> Lesson:
     """The projector (stage 1), or projector and LLM (stage 2), learn from `rows`; the rest is frozen.
 
@@ -265,6 +270,7 @@ def alignment(
         config: all settings.
         stage: 1 or 2.
         codes: of the rows' images; None where no row has one.
+        factors: of an earlier result, for LoRA to go on from (`craft.training.lora.check_factors`).
 
     Raises:
         ConfigError: LoRA is wanted and cannot be had.
@@ -277,6 +283,8 @@ def alignment(
     freeze_all_but(lvlm, ["projector"] if stage == 1 or lora else ["projector", "llm"])
     if lora:
         add_lora(llm, config.lora)  # its parameters train, and the LLM's own do not
+        if factors:
+            begin_lora(llm, factors)
         for name, parameter in llm.named_parameters():
             parameter.requires_grad_("lora_" in name)
     trained = {name: parameter for name, parameter in lvlm.named_parameters() if parameter.requires_grad}

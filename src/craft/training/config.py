@@ -264,7 +264,7 @@ class AlignConfig(LoopConfig):
         text_share: their share of stage 2, where there are any.
         root: folder that image paths start from.
         limit: at most this many conversations from each source.
-        start: an earlier result whose projector this run begins with.
+        start: an earlier result, whose projector (and LoRA, if kept apart) this run begins with.
         fresh: random weights in place of the LLM's own, for its architecture and tokenizer.
         prompt: the prompt format; None is the LLM's chat template, or "plain" where it has none.
         projector: its shape.

@@ -1,12 +1,14 @@
 """LoRA on an LLM or a vision tower (peft), in place: the module keeps its class, and can take LoRA in."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from craft.core.errors import ConfigError
+from craft.core.errors import CheckpointError, ConfigError
 from craft.training.config import LoraConfig
 
 
@@ -57,6 +59,34 @@ def add_lora(llm: nn.Module, config: LoraConfig) -> None:
     alpha = config.alpha if config.alpha is not None else 2.0 * config.rank
     settings = PeftLora(r=config.rank, lora_alpha=alpha, target_modules=names)  # type: ignore[arg-type]
     inject_adapter_in_model(settings, llm)
+
+
+def check_factors(llm: nn.Module, config: LoraConfig, factors: Mapping[str, Tensor], where: Path) -> None:
+    """See that LoRA by `config` can go on from the factors of an earlier result.
+
+    Raises:
+        CheckpointError: they are of another LLM, of other linear maps, or of a higher rank.
+    """
+    if set(lora_targets(llm, config)) != {key.rpartition(".")[0] for key in factors}:
+        raise CheckpointError(
+            f"The LoRA in {where} is on other linear maps than this run's; set lora.targets."
+        )
+    for name in {key.rpartition(".")[0] for key in factors}:
+        a, b = factors[f"{name}.A"], factors[f"{name}.B"]
+        if (b.shape[0], a.shape[1]) != llm.get_submodule(name).weight.shape or b.shape[1] != len(a):
+            raise CheckpointError(f"The LoRA in {where} does not fit this LLM at {name}.")
+        if len(a) > config.rank:
+            raise CheckpointError(f"The LoRA in {where} has rank {len(a)}; set lora.rank to at least that.")
+
+
+@torch.no_grad()
+def begin_lora(llm: nn.Module, factors: Mapping[str, Tensor]) -> None:
+    """Let LoRA go on from factors that `take_lora` gave; what a higher rank adds starts at zero."""
+    for name in {key.rpartition(".")[0] for key in factors}:
+        layer: Any = llm.get_submodule(name)
+        a, b = factors[f"{name}.A"], factors[f"{name}.B"]
+        layer.lora_A["default"].weight[: len(a)] = a
+        layer.lora_B["default"].weight[:, : len(a)] = b.float() / layer.scaling["default"]
 
 
 @torch.no_grad()

@@ -8,12 +8,11 @@ import torch
 
 from craft.core.device import autocast, resolve_device, resolve_dtype
 from craft.data import Sample
-from craft.models.code_cache import ImageCodes
 from craft.models.freezing import freeze_all_but, parameter_table
 from craft.models.lvlm import LVLM
 from craft.models.memory import estimate_memory
 from craft.models.recompute import Recompute, recompute
-from craft.training.alignment import Row, alignment, pack
+from craft.training.alignment import Row, pack
 from craft.training.checks import check_gradients, freeze_report
 from craft.training.config import AdaptConfig, AlignConfig, LoopConfig
 from craft.training.lesson import Lesson
@@ -64,16 +63,17 @@ def rehearse_step(
 
 
 def rehearse_alignment(
-    lvlm: LVLM, rows: Sequence[Row], config: AlignConfig, stage: int, codes: ImageCodes | None
+    lvlm: LVLM,
+    rows: Sequence[Row],
+    config: AlignConfig,
+    lesson: Callable[[LVLM, Sequence[Row], AlignConfig], Lesson],
 ) -> Rehearsal:
-    """The same for one stage of an alignment.
+    """The same for one stage of an alignment, which `lesson` makes.
 
     Raises:
         ConfigError, TrainingError: as training would.
     """
-    work, indices, parts, again = _one_step(
-        lvlm, config, len(rows), lambda: alignment(lvlm, rows, config, stage, codes)
-    )
+    work, indices, parts, again = _one_step(lvlm, config, len(rows), lambda: lesson(lvlm, rows, config))
     batch = work.batches.make(indices, 0)
     with torch.no_grad():
         labels = pack(lvlm.backbone, batch.tokens, batch.rows)["labels"]
