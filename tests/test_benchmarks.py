@@ -29,12 +29,14 @@ def run(name: str, out: Path, *options: str) -> dict:
     return json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_search_gives_the_codes_of_the_reference(tmp_path):
     facts = run("search.py", tmp_path / "out.json")["facts"]
     assert facts["tokens with all codes equal"] == [1.0, 1.0]
     assert all(share < 1 for share in facts["share of the reference's peak memory"])
 
 
+@pytest.mark.slow
 def test_answer_logits_gives_the_loss_of_the_full_sequence(tmp_path):
     facts = run("answer_logits.py", tmp_path / "out.json")["facts"]
     assert facts["loss difference"] <= 1e-6
@@ -48,6 +50,7 @@ def test_evaluation_gives_the_answers_of_one_by_one(tmp_path):
     assert facts["answers equal"] and facts["FLOPs ratio"] > 2.4
 
 
+@pytest.mark.slow
 def test_pruning_writes_a_file_for_each_part(tmp_path):
     start("pruning.py", tmp_path / "out.json", "--quick", "--repeats", "1", "--threads", "1")
     selection, flops, latency = (

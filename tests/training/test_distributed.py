@@ -56,7 +56,9 @@ def test_two_processes_are_one(tmp_path, alone, environment):
     assert names == {"run.json", "config.resolved.yaml", "metrics.jsonl", "checkpoints"}
 
 
-@pytest.mark.parametrize("environment", [{}, FSDP2], ids=["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    "environment", [{}, pytest.param(FSDP2, marks=pytest.mark.slow)], ids=["ddp", "fsdp2"]
+)
 def test_resumed_equals_unbroken(tmp_path, environment):
     settings = {**SETTINGS, "max_steps": 3, "checkpoint_every": 1, "micro_batch": 2}
     whole, _ = together(2, workers.train, str(tmp_path / "whole"), settings, **environment)
