@@ -8,7 +8,7 @@ from torch import Tensor
 
 from craft.core.errors import CheckpointError
 from craft.quantize import ResidualCodebook, code_counts, straight_through, usage
-from craft.quantize.search import CODE_BLOCK, nearest_codes
+from craft.quantize.search import CODE_BLOCK, ROW_BLOCK, code_block, nearest_codes
 
 
 def reference(z: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,6 +47,21 @@ def test_blocks_of_codewords_do_not_change_the_result() -> None:
     codes, _ = reference(z, codebook.levels)
     assert torch.equal(codebook.quantize(z).codes, codes)
     assert codes.max() >= CODE_BLOCK  # the data does reach past the first block
+
+
+@given(st.integers(1, ROW_BLOCK), st.integers(1, 10**5))
+def test_no_block_is_a_matrix_of_all_scores(rows: int, size: int) -> None:
+    width = code_block(rows, size, torch.device("cuda"))
+    assert CODE_BLOCK <= width <= max(CODE_BLOCK, size // 4) and rows * width <= ROW_BLOCK * CODE_BLOCK
+    assert code_block(rows, size, torch.device("cpu")) == CODE_BLOCK
+
+
+@pytest.mark.parametrize("width", [7, 64, 10**6])
+def test_the_width_of_a_block_does_not_change_the_result(width: int, monkeypatch) -> None:
+    codebook = book(2, 300, 5)
+    z = torch.randn(50, 5)
+    monkeypatch.setattr("craft.quantize.search.code_block", lambda *_: width)
+    assert torch.equal(codebook.quantize(z).codes, reference(z, codebook.levels)[0])
 
 
 def test_ties_go_to_the_lowest_index_within_and_across_blocks() -> None:

@@ -8,7 +8,7 @@ from torch import nn
 from craft.losses.alignment import BLOCK
 from craft.models.lvlm import LVLM
 from craft.models.recompute import Recompute
-from craft.quantize.search import CODE_BLOCK, ROW_BLOCK, kept_bytes
+from craft.quantize.search import ROW_BLOCK, code_block, kept_bytes
 
 # Stored per layer and token for the backward pass, in multiples of width and of MLP width: norms, q, k, v
 # and the attention output, residuals | the MLP's inner activations. Fused attention keeps no [T, T] matrix.
@@ -74,7 +74,8 @@ def estimate_memory(
                 batch_size * patches * width * kept_per_token(vision, layers, gradient_checkpointing)
             )
         book: Any = lvlm.visual.codebook
-        searching = 3 * min(batch_size * patches, ROW_BLOCK) * min(book.size, CODE_BLOCK) * 4
+        rows = min(batch_size * patches, ROW_BLOCK)
+        searching = 3 * rows * min(book.size, code_block(rows, book.size, book.codewords.device)) * 4
         searching += 0 if lvlm.visual.continuous else kept_bytes(search, book)
     text: Any = lvlm.backbone.llm.config
     trained = any(p.requires_grad for p in lvlm.backbone.llm.parameters())

@@ -56,6 +56,17 @@ def exact_matmul(device: torch.device) -> Iterator[None]:
         yield
 
 
+def code_block(rows: int, size: int, device: torch.device) -> int:
+    """How many of `size` codewords are scored at once against so many rows.
+
+    On a processor a block that its cache holds. Elsewhere every block costs the time of its launches: for few
+    rows it is wider, up to a quarter of the codewords, within the same `ROW_BLOCK` x `CODE_BLOCK` scores.
+    """
+    if device.type == "cpu":
+        return CODE_BLOCK
+    return max(CODE_BLOCK, min(ROW_BLOCK * CODE_BLOCK // max(rows, 1), size // 4))
+
+
 def nearest_codes(x: Tensor, codewords: Tensor, half_norms: Tensor) -> Tensor:
     """Index of the codeword nearest to each row in squared Euclidean distance.
 
@@ -78,14 +89,15 @@ def nearest_codes(x: Tensor, codewords: Tensor, half_norms: Tensor) -> Tensor:
 
 def _nearest_rows(x: Tensor, codewords: Tensor, half_norms: Tensor) -> Tensor:
     size = codewords.shape[0]
-    scores = x.new_empty(x.shape[0], min(CODE_BLOCK, size))  # the one temporary, used again for every block
+    width = code_block(len(x), size, x.device)
+    scores = x.new_empty(x.shape[0], min(width, size))  # the one temporary, used again for every block
     best = x.new_full((x.shape[0],), float("-inf"))
     index = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
-    for start in range(0, size, CODE_BLOCK):
-        table = codewords[start : start + CODE_BLOCK]
+    for start in range(0, size, width):
+        table = codewords[start : start + width]
         block = scores[:, : table.shape[0]]
         torch.mm(x, table.T, out=block)
-        block -= half_norms[start : start + CODE_BLOCK]
+        block -= half_norms[start : start + width]
         score, arg = block.max(dim=1)  # the first maximum, that is the lowest index
         better = score > best  # strict: an equal score keeps the lower index
         best = torch.where(better, score, best)
