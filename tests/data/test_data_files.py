@@ -197,6 +197,26 @@ def test_labels_make_a_classification_with_hold_out(tmp_path: Path) -> None:
     assert mask.task == "vqa" and {s.concept for s in mask.train} == {"topic 0", "topic 1"}
 
 
+def test_a_label_among_choices_is_the_answer(tmp_path: Path) -> None:
+    names = list(TREES)
+    rows = [
+        {"image": f"img/{n}.png", "label": names[n % 6] if n % 2 else "ABCDEF"[n % 6], "choices": names}
+        for n in range(60)
+    ]
+    data = load_data(jsonl(tmp_path / "q.jsonl", rows), domain="tree")
+    (held,) = data.held_out
+    assert data.task == "classification" and data.classes == TREES
+    for sample in data.all_samples():
+        assert sample.answer == sample.label == sample.choices[sample.correct or 0]
+        assert sample.label == names[int(Path(str(sample.image)).stem) % 6]
+        assert sample.question == "Which of these choices is shown in the image?"
+        assert sample.texts() == (f"An image of a tree, specifically a {sample.label}.",)
+    assert all(held not in s.choices for s in data.train) and all(len(s.choices) == 6 for s in data.test)
+    rows[3]["label"] = "pine"
+    with pytest.raises(DataError, match=r"q\.jsonl:4: the answer 'pine' is not one of the choices"):
+        load_data(jsonl(tmp_path / "q.jsonl", rows))
+
+
 @pytest.mark.parametrize(
     ("bad", "words"),
     [

@@ -1,7 +1,7 @@
 """Rows of your own tables as samples. A row says what it is by its fields:
 
 - {image, question, answer[, choices, label, captions, split, id, directive]}: a question
-- {image, label[, …]}: a labelled picture, which becomes a four-option question
+- {image, label[, …]}: a labelled picture, which becomes a four-option question (with `choices`, of those)
 - {image, conversations: [{from, value}, …]}: LLaVA's form
 - {images, messages: [{role, content}, …]}: OpenAI's form
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 from craft.core.errors import DataError
 from craft.data.captions import class_text, declarative
-from craft.data.choices import DIRECTIVES
+from craft.data.choices import DIRECTIVES, QUESTION
 from craft.data.conversations import conversation
 from craft.data.folder import SPLIT_NAMES, is_text, words
 from craft.data.images import ImageSource
@@ -206,11 +206,12 @@ class Reader:
                 raise DataError(f"{origin}: unknown field '{name}'; did you mean '{near}'?")
         label = _text(values, "label", origin) if values.get("label") is not None else None
         choices = _strings(values, "choices", origin)
-        question = _text(values, "question", origin) if not labelled or values.get("question") else ""
-        answer = "" if labelled else _text(values, "answer", origin)
-        correct = _correct(choices, answer, origin) if choices and not labelled else None
+        asked = not labelled or values.get("question")
+        question = _text(values, "question", origin) if asked else QUESTION if choices else ""
+        answer = _text(values, "answer", origin) if not labelled else str(label) if choices else ""
+        correct = _correct(choices, answer, origin) if choices else None
         said = answer if correct is None else choices[correct]
-        if label is not None and label.casefold() == said.casefold():
+        if label is not None and (label.casefold() == said.casefold() or (labelled and choices)):
             label = said
         if values.get("text"):
             text = _text(values, "text", origin)
