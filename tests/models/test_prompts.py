@@ -48,6 +48,24 @@ def test_llms_that_may_think_first_are_told_not_to() -> None:
     assert build_prompt("chat-template", words, "what?").after == prompt.after
 
 
+@pytest.mark.parametrize("name", ["chat-template", "llava"])
+def test_prompts_are_the_same_on_every_day(name: str) -> None:
+    template = (  # the day as in Llama 3.2's, which asks whether it can know it; and within a macro
+        "\n{% macro head(role) %}<|{{ role }}|>{% if role == 'user' %}{{ strftime_now('%B %d, %Y') }} "
+        "{% endif %}{% endmacro %}{% if strftime_now is defined %}{% set day = strftime_now('%d %b %Y') %}"
+        "{% else %}{% set day = 'unknown' %}{% endif %}Today: {{ day }}, {{ strftime_now('%Y-%m-%d') }}\n"
+        "{% for m in messages %}{{ head(m.role) }}{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for part in m.content %}{{ part.text or '<image>' }}{% endfor %}{% endif %}</s>\n{% endfor %}"
+        "{% if add_generation_prompt %}{{ head('assistant') }}{% endif %}"
+    )
+    words = tiny_tokenizer(template=template)
+    prompt = build_prompt(name, words, "what?", "a cat")
+    assert text(words, prompt.before).removeprefix("<s>") == (
+        "\nToday: 26 Jul 2024, 2024-07-26\n<|user|>July 26, 2024 "
+    )
+    assert text(words, prompt.answer).startswith("a cat</s>")
+
+
 def test_chat_template_of_a_question_that_holds_the_slot_mark() -> None:
     words = tiny_tokenizer(template=TEMPLATE)
     marked = build_prompt("chat-template", words, "wh\ue000at?")

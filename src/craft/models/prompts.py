@@ -17,6 +17,14 @@ VICUNA_SYSTEM = (
 _LLAVA_IMAGE = "<image>"
 _SLOT = "\ue000"  # a private-use character stands for the image while a chat template is filled in
 _SAY_IT = {"enable_thinking": False}  # to LLMs that may think first (Qwen3): answers have 5 tokens (§4.1)
+# Templates that write the day into the prompt (Llama 3.2, SmolLM3) get one that stays, which is Llama's own
+# where no day is known: a run that is resumed, or evaluated tomorrow, has the prompts that it was trained on.
+_ONE_DAY = (
+    "{%- macro strftime_now(format) -%}{{ format"
+    "|replace('%d', '26')|replace('%b', 'Jul')|replace('%B', 'July')|replace('%m', '07')"
+    "|replace('%Y', '2024')|replace('%A', 'Friday')|replace('%H:%M:%S', '00:00:00')"
+    " }}{%- endmacro %}\n"
+)
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,13 @@ def vila_u(tokenizer: Any, question: str, answer: str | None = None, image: bool
     return Prompt(_ids(tokenizer, opening, True), after, tail)
 
 
+def _filled(tokenizer: Any, turns: Sequence[Any], **more: Any) -> str:
+    """The tokenizer's chat template with these turns in it; the same text on every day."""
+    if "strftime_now" in str(tokenizer.chat_template):
+        more["chat_template"] = _ONE_DAY + tokenizer.get_chat_template()
+    return str(tokenizer.apply_chat_template(list(turns), tokenize=False, **more))
+
+
 def chat_template(tokenizer: Any, question: str, answer: str | None = None, image: bool = True) -> Prompt:
     """The text tokenizer's own chat template, with the image at the start of the user's turn.
 
@@ -98,7 +113,7 @@ def chat_template(tokenizer: Any, question: str, answer: str | None = None, imag
         )
     question = question.replace(_SLOT, "")
     turns = [{"role": "user", "content": f"{_SLOT}\n{question}" if image else question}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **_SAY_IT)
+    text = _filled(tokenizer, turns, add_generation_prompt=True, **_SAY_IT)
     before, _, after = text.partition(_SLOT) if image else (text, "", "")
 
     def ids(piece: str) -> list[int]:
@@ -106,9 +121,7 @@ def chat_template(tokenizer: Any, question: str, answer: str | None = None, imag
 
     tail: list[int] = []
     if answer is not None:
-        whole = tokenizer.apply_chat_template(
-            [*turns, {"role": "assistant", "content": answer}], tokenize=False, **_SAY_IT
-        )
+        whole = _filled(tokenizer, [*turns, {"role": "assistant", "content": answer}], **_SAY_IT)
         ending = whole[len(text) :] if whole.startswith(text) else answer
         tail = ids(ending.rstrip("\n"))
         if tokenizer.eos_token_id is not None and tail[-1:] != [tokenizer.eos_token_id]:
@@ -141,9 +154,9 @@ def llava(tokenizer: Any, question: str, answer: str | None = None, image: bool 
     text = f"USER: {f'{_LLAVA_IMAGE}{chr(10)}' if image else ''}{question} ASSISTANT:"
     whole = f"{text} {answer}"
     if getattr(tokenizer, "chat_template", None):
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        text = _filled(tokenizer, turns, add_generation_prompt=True)
         turns += [{"role": "assistant", "content": [{"type": "text", "text": answer or ""}]}]
-        whole = tokenizer.apply_chat_template(turns, tokenize=False).rstrip()
+        whole = _filled(tokenizer, turns).rstrip()
 
     def ids(piece: str) -> list[int]:  # BOS once: where the template does not write it already
         first = not (tokenizer.bos_token and piece.startswith(tokenizer.bos_token))
@@ -259,7 +272,7 @@ def _next_chat(
         return [{"role": r, "content": c} for turn in turns for r, c in zip(roles, turn, strict=True)]
 
     def render(listed: list[dict[str, str]], **more: bool) -> str:
-        return str(tokenizer.apply_chat_template(listed, tokenize=False, **_SAY_IT, **more))
+        return _filled(tokenizer, listed, **_SAY_IT, **more)
 
     past = messages(earlier)
     old = render(past).rstrip("\n")
