@@ -160,6 +160,36 @@ def test_file_hash(tmp_path):
         sha256_file(tmp_path / "b")
 
 
+def test_a_folder_survives_an_interruption_between_the_two_renames(tmp_path, monkeypatch):
+    target = tmp_path / "run"
+    with atomic_directory(target) as folder:
+        (folder / "one").write_text("1")
+    replace = os.replace
+
+    def interrupted(source, place):
+        replace(source, place)
+        monkeypatch.setattr(os, "replace", replace)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), atomic_directory(target) as folder:
+        (folder / "two").write_text("2")
+        monkeypatch.setattr(os, "replace", interrupted)
+    assert [p.name for p in target.iterdir()] == ["one"]
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path):
+    real, link = tmp_path / "disk" / "real", tmp_path / "link"
+    real.mkdir(parents=True)
+    (real / "old").write_text("1")
+    link.symlink_to(real)
+    with atomic_directory(link) as folder:
+        (folder / "new").write_text("2")
+    assert link.is_symlink() and [p.name for p in real.iterdir()] == ["new"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "link"]
+    assert [p.name for p in real.parent.iterdir()] == ["real"]
+
+
 def test_a_folder_moved_aside_by_a_killed_process_comes_back(tmp_path):
     """Killed between the two renames of a replacement, and behind them."""
     for name in ("lost", "kept"):

@@ -113,12 +113,14 @@ def read_json(path: PathLike) -> Any:
 def atomic_directory(path: PathLike) -> Iterator[Path]:
     """Build a folder in a sibling temporary one; it takes the name `path` when the block ends without error.
 
-    A folder that was there before is replaced as a whole; after an error it is untouched.
+    A folder that was there before is replaced as a whole; after an error it is untouched. A link to a folder
+    stays, and what it points to is replaced.
 
     Raises:
         ConfigError: the place cannot be written to, or `path` is a file.
     """
     path = Path(path)
+    path = path.resolve() if path.is_symlink() else path
     if path.exists() and not path.is_dir():
         raise ConfigError(f"{path} is a file, and a folder is to be written there; choose another name")
     temporary, old = _sibling(path, "tmp"), _sibling(path, "old")
@@ -129,12 +131,12 @@ def atomic_directory(path: PathLike) -> Iterator[Path]:
         raise ConfigError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
     try:
         yield temporary
-        if path.exists():
-            os.replace(path, old)
         try:
+            if path.exists():
+                os.replace(path, old)
             os.replace(temporary, path)
-        except BaseException:
-            if old.exists():
+        except BaseException:  # Ctrl-C between the two, too
+            if old.exists() and not path.exists():
                 os.replace(old, path)
             raise
     finally:
