@@ -1,12 +1,24 @@
 """What `check` finds beside damage, `stats`, and that unusual pictures are handled."""
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from craft.data import Finding, check_data, contact_sheet, data_stats, draw_stats, load_data, showcase
+from craft.data import (
+    Finding,
+    Sample,
+    check,
+    check_data,
+    contact_sheet,
+    data_stats,
+    draw_stats,
+    load_data,
+    showcase,
+)
 from replicas import class_folders, paint, pixels
 
 
@@ -87,6 +99,27 @@ def test_classes_that_are_rare_uneven_numbered_or_double(tmp_path: Path) -> None
     assert findings["imbalance"].text == "the largest class is 50 times the smallest"
     assert findings["numbered classes"].where == ("7",)
     assert findings["two classes"].count == 1
+
+
+def test_when_looking_stops_early_the_rest_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = load_data(class_folders(tmp_path, ("ash", "elm"), each=60), unseen_fraction=0).all_samples()
+    opened: list[str] = []
+    stopped = threading.Event()
+
+    def look(sample: Sample, *_: bool) -> check.Look:
+        opened.append(sample.id)
+        if len(opened) > 3:
+            stopped.wait(1)  # so that the threads are not done before we stop
+        return check.Look("")
+
+    monkeypatch.setattr(check, "_look", look)
+    looking = check.looks(samples, "trees", progress=False)
+    next(looking)
+    looking.close()  # as Ctrl-C or too many mistakes do
+    stopped.set()
+    assert len(opened) < len(samples) / 2
 
 
 def test_long_answers(tmp_path: Path) -> None:

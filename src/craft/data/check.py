@@ -107,11 +107,14 @@ def looks(
 ) -> Iterator[tuple[Sample, Look]]:
     """Each sample with what its picture is, in order. Pictures are decoded in threads: the decoders of PIL
     let go of the interpreter's lock."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
         run = pool.map if decode else map  # reading alone is faster than handing it to a thread
         found = run(lambda sample: _look(sample, decode, hashes), samples)
         shown = track(found, f"checking the images of {name}", len(samples)) if progress else found
         yield from zip(samples, shown, strict=True)
+    finally:  # after Ctrl-C or too many mistakes nobody waits for the rest
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _look(sample: Sample, decode: bool, hashes: bool) -> Look:
