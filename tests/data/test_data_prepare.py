@@ -12,7 +12,7 @@ import pytest
 from craft.core.errors import DataError
 from craft.data import TrainLimit, Wanted, load_data, prepare, read_data, verify_images
 from craft.data.prepare import with_options, with_texts
-from craft.data.sample import Data
+from craft.data.sample import Data, Sample
 from replicas import REPLICAS, class_folders, parquet, png
 
 
@@ -101,6 +101,17 @@ def test_texts_join_by_id_or_image(tmp_path: Path) -> None:
         (tmp_path / "bad.jsonl").write_text(json.dumps(row))
         with pytest.raises(DataError, match=rf"bad\.jsonl:1: {words}"):
             with_texts(list(samples.values()), tmp_path / "bad.jsonl")
+
+
+def test_texts_of_one_picture_do_not_go_to_others_of_its_name(tmp_path: Path) -> None:
+    samples = [
+        Sample(id=place, image=f"{place}1.jpg", question="q", answer="a") for place in ("", "x/", "y/")
+    ]
+    (tmp_path / "texts.jsonl").write_text('{"image": "1.jpg", "captions": ["by its whole path"]}\n')
+    joined = with_texts(samples, tmp_path / "texts.jsonl")
+    assert [sample.captions for sample in joined] == [("by its whole path",), (), ()]
+    with pytest.raises(DataError, match=r"texts\.jsonl:1: several pictures are called 1\.jpg; name their"):
+        with_texts(samples[1:], tmp_path / "texts.jsonl")
 
 
 def test_option_files_of_foci_are_taken_as_they_are(tmp_path: Path) -> None:

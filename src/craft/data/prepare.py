@@ -125,7 +125,7 @@ def with_texts(samples: Sequence[Sample], path: Path) -> list[Sample]:
     `captions` (a list), `statement` (question and answer as one sentence), or both.
 
     Raises:
-        DataError: a row is broken, or no sample is meant by it.
+        DataError: a row is broken, or no sample is meant by it, or by the end of a path several pictures.
     """
     by_id = {sample.id: n for n, sample in enumerate(samples)}
     by_name: dict[str, list[int]] = {}
@@ -138,8 +138,9 @@ def with_texts(samples: Sequence[Sample], path: Path) -> list[Sample]:
             chosen = [by_id[str(row["id"])]] if str(row["id"]) in by_id else []
         else:
             name = str(row.get("image", ""))
-            near = by_name.get(Path(name).name, ())
-            chosen = [n for n in near if _ends(samples[n].image, name)]
+            chosen = _called(samples, by_name.get(Path(name).name, ()), name)
+            if len({str(samples[n].image) for n in chosen}) > 1:
+                raise DataError(f"{origin}: several pictures are called {name}; name their folder too.")
         if not chosen:
             raise DataError(f"{origin}: no sample has the id or image {row.get('id', row.get('image'))!r}.")
         captions, statement = row.get("captions", []), row.get("statement", "")
@@ -191,7 +192,7 @@ def with_options(samples: Sequence[Sample], path: Path) -> list[Sample]:
                 )
             right, *wrong = map(known, entry["options"])
             name = str(entry["image"])
-            meant = [n for n in by_name.get(Path(name).name, ()) if _ends(samples[n].image, name)]
+            meant = _called(samples, by_name.get(Path(name).name, ()), name)
             meant = [n for n in meant if samples[n].split == "test"] if len(meant) > 1 else meant
             if len({str(samples[n].image) for n in meant}) > 1:
                 raise DataError(f"{path}: several pictures are called {name}; name their folder too.")
@@ -206,8 +207,11 @@ def with_options(samples: Sequence[Sample], path: Path) -> list[Sample]:
     return changed
 
 
-def _ends(path: Any, name: str) -> bool:
-    return f"/{path}".endswith(f"/{name.lstrip('/')}")
+def _called(samples: Sequence[Sample], near: Sequence[int], name: str) -> list[int]:
+    """Which of the samples at these places have the picture of this path, or else one whose path ends so."""
+    paths = {n: str(samples[n].image) for n in near}
+    exact = [n for n, path in paths.items() if path == name]
+    return exact or [n for n, path in paths.items() if f"/{path}".endswith(f"/{name.lstrip('/')}")]
 
 
 def _json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
