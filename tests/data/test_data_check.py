@@ -145,3 +145,12 @@ def test_stats_count_and_draw(tmp_path: Path) -> None:
     chosen = showcase(data, 7)
     assert [s.label for s in chosen] == ["ash", "elm", "oak", "ash", "elm", "oak", "ash"]
     assert contact_sheet(chosen, tmp_path / "sheet.png", columns=4).width > 300
+
+
+def test_prices_are_drawn_as_they_are_written(tmp_path: Path) -> None:
+    rows = [
+        {"image": paint(tmp_path / f"{n}.png", n), "question": "What does it cost?", "answer": answer}
+        for n, answer in enumerate(["$5_$ off", "from $4^ to $6", "$3"])
+    ]
+    (tmp_path / "$1_$.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert draw_stats(load_data(tmp_path / "$1_$.jsonl"), tmp_path / "stats.png").is_file()

@@ -59,9 +59,11 @@ def draw_stats(data: Data, path: str | Path) -> Path:
     grid = figure.add_gridspec(2, 3)
     classes = figure.add_subplot(grid[0, :])
     classes.bar(range(len(counts)), [count for _, count in counts], color="#4477aa")
-    classes.set_xticks(range(len(counts)), [_short(name) for name, _ in counts], rotation=90, fontsize=7)
+    names = [_short(name) for name, _ in counts]  # words as they are: a "$" in them begins no formula
+    classes.set_xticks(range(len(counts)), names, rotation=90, fontsize=7, parse_math=False)
     total = len({sample.concept for sample in samples})
-    classes.set_title(f"{data.name}: samples by class" + (f" ({SHOWN} of {total})" if total > SHOWN else ""))
+    title = f"{data.name}: samples by class" + (f" ({SHOWN} of {total})" if total > SHOWN else "")
+    classes.set_title(title, parse_math=False)
     left, middle, right = (figure.add_subplot(grid[1, n]) for n in range(3))
     most = 1.1 * sizes.max()
     left.scatter(sizes[:, 0], sizes[:, 1], s=9, alpha=0.4, color="#4477aa")
