@@ -1,5 +1,6 @@
 """What a user can get wrong: exit status 2, one paragraph that names it and the remedy, nothing on stdout."""
 
+import errno
 import json
 import shutil
 
@@ -176,6 +177,18 @@ def test_out_that_cannot_be_written(craft, family, pictures, tmp_path):
     out = tmp_path / "file" / "run"
     said = craft("adapt", family / "llama", "--data", pictures, "--out", out, "--max-steps", "1", *FAST)
     assert "file" in said.complaint
+
+
+def test_a_full_disk_and_a_name_without_end(craft, pictures, tmp_path, monkeypatch):
+    assert "long" in craft("data", "check", "x" * 300).complaint
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # as a write says it: without a name
+
+    monkeypatch.setattr("craft.data.manifest._row", full)
+    said = craft("data", "prepare", pictures, "--out", tmp_path / "m").complaint
+    assert "No space left on device" in said and "Make room" in said
+    assert not (tmp_path / "m").exists()
 
 
 def test_our_own_faults_show_their_traceback(craft, monkeypatch):

@@ -78,8 +78,10 @@ app.command(bench)
 
 # What the system says when a path that the user gave cannot be used.
 _PATH_TROUBLE = {
-    getattr(errno, name) for name in ("EACCES", "EPERM", "EROFS", "ENOSPC", "ENOTDIR", "EISDIR", "EEXIST")
+    getattr(errno, name)
+    for name in ("EACCES", "EPERM", "EROFS", "ENOTDIR", "EISDIR", "EEXIST", "ENAMETOOLONG", "ELOOP")
 }
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,8 +130,10 @@ def explain(error: Exception) -> str | None:
             "--micro-batch auto, which keeps the batch, or --set gradient_checkpointing=true); --dry-run "
             "estimates it."
         )
+    if isinstance(error, OSError) and error.errno in _FULL:  # told without a name where a write fails
+        return f"{error.filename or 'a disk'}: {error.strerror}. Make room there, or choose another place."
     if isinstance(error, OSError) and error.errno in _PATH_TROUBLE and error.filename is not None:
-        return f"{error.filename} cannot be used: {error.strerror}. Choose another place, or make room there."
+        return f"{error.filename} cannot be used: {error.strerror}. Choose another place."
     return None
 
 
