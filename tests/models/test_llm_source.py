@@ -5,12 +5,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 
 from builders import tiny_llm, tiny_lvlm, tiny_tokenizer
 from craft.core.errors import CheckpointError, ConfigError, CraftError
 from craft.models import llm_source
+from craft.models.llm_folder import load_tokenizer
 from craft.models.llm_source import PACKAGED, find_llm, open_llm
 from craft.models.native import save_native
+from craft.models.prompts import build_prompt
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +96,22 @@ def test_the_text_tokenizer_is_read_once_and_as_its_file_says(family, monkeypatc
 
     monkeypatch.setattr(transformers, "AutoTokenizer", None)
     assert open_llm(family / "llama", torch.float32)[1].get_vocab() == tiny_tokenizer().get_vocab()
+
+
+def test_gpt2_has_its_end_token_though_its_files_do_not_name_it(tmp_path):
+    end = "<|endoftext|>"
+    vocabulary = {letter: n for n, letter in enumerate([*sorted(ByteLevel.alphabet()), end])}
+    words = Tokenizer(BPE(vocab=vocabulary, merges=[]))
+    words.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    words.add_special_tokens([end])
+    words.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 1024}')  # all that the hub's has
+    read = load_tokenizer(tmp_path)
+    assert read.eos_token_id == vocabulary[end]
+    assert build_prompt("plain", read, "what?", "a cat").answer[-1] == vocabulary[end]
 
 
 def test_fresh_weights_are_a_function_of_the_seed(family):

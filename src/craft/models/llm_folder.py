@@ -97,6 +97,8 @@ def load_tokenizer(folder: Path) -> Any:
 
     settings = read_json(folder / "tokenizer_config.json")
     literal = settings.get("tokenizer_class") in _FAST and (folder / "tokenizer.json").is_file()
+    if not {"tokenizer_class", "eos_token"} & settings.keys():  # GPT-2's: only the class knows its end token
+        literal = literal and (folder / "special_tokens_map.json").is_file()
     kind = PreTrainedTokenizerFast if literal else AutoTokenizer
     try:
         return kind.from_pretrained(folder, local_files_only=True)
