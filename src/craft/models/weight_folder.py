@@ -92,9 +92,9 @@ class WeightFolder:
                 f"it can run code. Convert it once, with weights only, by: {conversion_command(self.folder)}"
             )
         raise CheckpointError(
-            f"{self.folder} holds no weights: neither {SINGLE} nor {INDEX} is there; copy or download the "
-            "folder again. (Of a hub model only safetensors are fetched. Where it has pytorch_model.bin alone, "
-            "download it yourself and give its folder: what is said then converts it.)"
+            f"{self.folder} holds no weights: neither {SINGLE} nor {INDEX} is there; copy or download "
+            "the folder again. (Of a hub model only safetensors are fetched. Where it has pytorch_model.bin "
+            "alone, download it yourself and give its folder: what is said then converts it.)"
         )
 
     def tensor(self, name: str) -> Tensor:
