@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import Gemma3ForCausalLM, MistralForCausalLM
 
 from builders import tiny_images, tiny_lvlm
 from craft.core.errors import CraftError
-from craft.models.decoding import option_ids, read, score, write
+from craft.models.decoding import option_ids, read, score, window_of, write
 from craft.models.prompts import build_prompt
 
 QUESTIONS = [
@@ -97,6 +98,35 @@ def test_scores_are_the_log_probabilities_of_the_answers(kind, shared):
         assert len(scores[row]) == len(some)
         for option, found in zip(some, scores[row], strict=True):
             inputs = backbone.inputs(tokens[IMAGE_OF[row] : IMAGE_OF[row] + 1], [QUESTIONS[row]], [option])
+            told = backbone.logits(inputs)[0, :-1].float().log_softmax(-1)
+            labels = inputs["labels"][0, 1:]
+            wanted = told[labels != -100].gather(1, labels[labels != -100][:, None]).sum()
+            assert found == pytest.approx(float(wanted.detach()), abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", [Gemma3ForCausalLM, MistralForCausalLM])
+def test_sliding_windows_slide_as_in_one_prompt_alone(kind):
+    """Gemma 3: one layer sees 8 tokens, one all; Mistral: both see 8. Prompts have more."""
+    torch.manual_seed(0)
+    layers = {"layer_types": ["sliding_attention", "full_attention"]} if kind is Gemma3ForCausalLM else {}
+    config = kind.config_class(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, initializer_range=0.2, sliding_window=8, **layers,
+    )  # fmt: skip
+    lvlm = tiny_lvlm()
+    backbone, tokens = lvlm.backbone, lvlm.encode(tiny_images(2))
+    backbone.llm = kind(config).eval()
+    assert window_of(backbone.llm) == 8 and window_of(tiny_lvlm().backbone.llm) is None
+    reading = read(backbone, tokens, QUESTIONS, IMAGE_OF)
+    ids = [option_ids(backbone, question, OPTIONS) for question in QUESTIONS]
+    written = write(backbone, reading, 3)[0]
+    scores = score(backbone, reading, ids)  # what was written is not in the way
+    for row, (question, image) in enumerate(zip(QUESTIONS, IMAGE_OF, strict=True)):
+        alone = read(backbone, tokens[image : image + 1], [question])
+        torch.testing.assert_close(reading.logits[row : row + 1], alone.logits)
+        assert written[row] == plain_ids(lvlm, tokens, row, 3)
+        for option, found in zip(OPTIONS, scores[row], strict=True):
+            inputs = backbone.inputs(tokens[image : image + 1], [question], [option])
             told = backbone.logits(inputs)[0, :-1].float().log_softmax(-1)
             labels = inputs["labels"][0, 1:]
             wanted = told[labels != -100].gather(1, labels[labels != -100][:, None]).sum()

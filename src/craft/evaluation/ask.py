@@ -79,7 +79,9 @@ def ask(
         place = {row: number for number, row in enumerate(first)}
         tokens = lvlm.visible(images.tokens(first.values()), keep_ratio)
         image_of = [place[int(images.rows[index])] for index in chosen]
-        reading = read(backbone, tokens, [questions[index] for index in chosen], image_of, keep_positions)
+        some = [questions[index] for index in chosen]
+        room = max(max_new_tokens, *(len(ids) for index in chosen for ids in wanted[index]), 0)
+        reading = read(backbone, tokens, some, image_of, keep_positions, room)
         scale = reading.logits.abs().amax(dim=-1).tolist()
         ids, leads = write(backbone, reading, max_new_tokens)
         scores = score(backbone, reading, [wanted[index] for index in chosen])

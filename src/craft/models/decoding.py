@@ -63,11 +63,14 @@ def read(
     questions: Sequence[str],
     image_of: Sequence[int] | None = None,
     keep_positions: bool = False,
+    room: int = 0,
 ) -> Reading:
     """Run the LLM over B prompts.
 
     Where several questions are about one image, everything up to the image's last token is read once per
-    image, and its keys and values are handed to all of them: the same numbers up to rounding.
+    image, and its keys and values are handed to all of them: the same numbers up to rounding. Padding then
+    stands in the middle of rows, so that is not done where an LLM's sliding window (`window_of`) is shorter
+    than they are.
 
     Args:
         backbone: the backbone.
@@ -75,6 +78,7 @@ def read(
         questions: B texts.
         image_of: per question the index of its image in `tokens`; None: one image each, in order.
         keep_positions: as in `Backbone.inputs`.
+        room: tokens that will stand behind a prompt at most: of its answer, or of an option to score.
     """
     from transformers import DynamicCache
 
@@ -84,9 +88,12 @@ def read(
     alike = all(
         prompts[row].before == prompts[first[image]].before for row, image in enumerate(image_of or ())
     )
-    if tokens is None or not alike or not 0 < len(first) <= SHARED * len(questions):
-        return prefill(backbone, backbone.splice(rows, padding="left", positions=jumps))
+    share = tokens is not None and alike and 0 < len(first) <= SHARED * len(questions)
     split = [len(row[0]) + len(row[1]) for row in rows]
+    if share and (window := window_of(backbone.llm)) is not None:
+        share = max(split) + max(len(row[2]) for row in rows) + room <= window
+    if not share:
+        return prefill(backbone, backbone.splice(rows, padding="left", positions=jumps))
     positions = jumps or [torch.arange(n + len(row[2])) for n, row in zip(split, rows, strict=True)]
     chosen = list(first.values())
     fronts = backbone.splice(
@@ -170,14 +177,17 @@ def score(
         raise CraftError(
             f"Option scoring needs an LLM loaded with sdpa or eager attention, and this has {kind}."
         )
-    past = int(reading.cache.get_seq_length())
     count, known = reading.mask.shape
+    longest = max(len(part) for some in fed for part in some)
+    if (window := window_of(backbone.llm)) is not None and known + longest > window:
+        return _score_in_turn(backbone, reading, options, scores)
+    past = int(reading.cache.get_seq_length())
     allowed = torch.zeros(count, width, past + width, dtype=torch.bool)
     allowed[:, :, :known] = reading.mask[:, None].cpu()
     allowed[:, :, past:] = torch.eye(width, dtype=torch.bool)
     ids = torch.zeros(count, width, dtype=torch.long)
     offsets = torch.zeros(count, width, dtype=torch.long)
-    places: list[tuple[int, int, int, int]] = []  # prompt, option, position fed, token that should follow
+    places: list[_Place] = []
     for row, some in enumerate(fed):
         at = 0
         for option, part in enumerate(some):
@@ -191,22 +201,74 @@ def score(
     bias = torch.zeros(allowed.shape, dtype=embeds.dtype).masked_fill_(
         ~allowed, torch.finfo(embeds.dtype).min
     )
+    hidden = _hidden(backbone, reading, embeds, bias[:, None].to(backbone.device), offsets)
+    _add_scores(backbone, hidden, places, scores)
+    return scores
+
+
+_Place = tuple[int, int, int, int]  # prompt, option, position fed, token that should follow
+
+
+def _score_in_turn(
+    backbone: Backbone,
+    reading: Reading,
+    options: Sequence[Sequence[Sequence[int]]],
+    scores: list[list[float]],
+) -> list[list[float]]:
+    """`score` by a pass for each option: a mask of our own making would switch a sliding window off."""
+    count, known = reading.mask.shape
+    for option in range(max(map(len, options))):
+        fed = [list(some[option][:-1]) if option < len(some) else [] for some in options]
+        width = max(map(len, fed))
+        if width == 0:
+            continue
+        ids, real = torch.zeros(count, width, dtype=torch.long), torch.zeros(count, width, dtype=torch.bool)
+        places: list[_Place] = []
+        for row, part in enumerate(fed):
+            ids[row, : len(part)], real[row, : len(part)] = torch.tensor(part, dtype=torch.long), True
+            places += [(row, option, n, options[row][option][n + 1]) for n in range(len(part))]
+        if behind := int(reading.cache.get_seq_length()) - known:  # what was written, or the option before
+            reading.cache.crop(-behind)
+        embeds = backbone.llm.get_input_embeddings()(ids.to(backbone.device))  # type: ignore[operator]
+        mask = torch.cat([reading.mask, real.to(reading.mask.device)], dim=1)
+        hidden = _hidden(backbone, reading, embeds, mask, torch.arange(width).expand(count, width))
+        _add_scores(backbone, hidden, places, scores)
+    return scores
+
+
+def _hidden(backbone: Backbone, reading: Reading, embeds: Tensor, mask: Tensor, offsets: Tensor) -> Tensor:
+    """Last hidden states `[B, n, h]` of tokens behind the prompts."""
     base = getattr(backbone.llm, backbone.llm.base_model_prefix)  # type: ignore[arg-type]
-    hidden = base(
+    return base(
         inputs_embeds=embeds,
-        attention_mask=bias[:, None].to(backbone.device),
+        attention_mask=mask,
         position_ids=reading.last + 1 + offsets.to(backbone.device),
         past_key_values=reading.cache,
         use_cache=True,
     ).last_hidden_state
+
+
+def _add_scores(
+    backbone: Backbone, hidden: Tensor, places: Sequence[_Place], scores: list[list[float]]
+) -> None:
+    """Add the log-probability of each token that should follow to its option's."""
     for block in range(0, len(places), _HEAD_BLOCK):
         some = places[block : block + _HEAD_BLOCK]
         rows, _, at, wanted = (list(column) for column in zip(*some, strict=True))
-        found = backbone.lm_head(hidden[rows, at]).float().log_softmax(dim=-1)
+        found = backbone.lm_head(hidden[rows, at]).float().log_softmax(-1)
         values = found[range(len(some)), wanted].tolist()
         for (row, option, _, _), value in zip(some, values, strict=True):
             scores[row][option] += value
-    return scores
+
+
+def window_of(llm: Any) -> int | None:
+    """How many tokens the most short-sighted layers of an LLM see (their sliding window); None: all."""
+    config = llm.config
+    if set(getattr(config, "layer_types", None) or ()) == {"full_attention"}:
+        return None
+    named = ("sliding_window", "attention_chunk_size", "window_size")  # Mistral, Gemma; Llama 4; GPT-Neo
+    sizes = [getattr(config, name, None) for name in named]
+    return min((size for size in sizes if isinstance(size, int) and size > 0), default=None)
 
 
 def option_ids(
