@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import FalconH1Config, FalconH1ForCausalLM
 
 from builders import tiny_backbone, tiny_lvlm
-from craft.core.errors import CodebookMismatchError, CraftError
+from craft.core.errors import CheckpointError, CodebookMismatchError, CraftError
 from craft.losses import surrogate_alignment
 from craft.models.backbone import Backbone
 from craft.models.lvlm import LVLM
@@ -220,3 +221,11 @@ def test_token_ids_are_made_once_per_question_and_format():
     assert count and found == [backbone.tokenized(*one) for one in asked] and len(calls) == count
     backbone.prompt = "vila-u"
     assert backbone.tokenized(*asked[0]) == build_prompt("vila-u", made, *asked[0]) != found[0]
+
+
+def test_llms_with_recurrent_layers_are_refused_before_any_work():
+    with torch.device("meta"):
+        llm = FalconH1ForCausalLM(FalconH1Config(vocab_size=300, hidden_size=32, num_hidden_layers=1))
+    made = tiny_backbone()
+    with pytest.raises(CheckpointError, match="type falcon_h1 has recurrent layers"):
+        Backbone(made.projector, llm, made.tokenizer, "plain", made.codebook_fingerprint)

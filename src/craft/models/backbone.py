@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from craft.core.errors import CraftError
+from craft.core.errors import CheckpointError, CraftError
 from craft.core.tokens import VisionTokens
 from craft.losses.alignment import IGNORED
 from craft.models.projector import Projector
@@ -32,6 +32,9 @@ class Backbone(nn.Module):
         prompt: the name of its prompt format (a key of `craft.models.prompts.FORMATS`).
         codebook_fingerprint: which codebook it was trained for.
         borrowed: where the LLM is from (`craft.models.borrowed`), or None where it is the backbone's own.
+
+    Raises:
+        CheckpointError: the LLM has recurrent layers.
     """
 
     def __init__(
@@ -44,6 +47,12 @@ class Backbone(nn.Module):
         borrowed: Any = None,
     ) -> None:
         super().__init__()
+        if getattr(llm, "_is_stateful", False):  # transformers' mark of a state that cannot be taken apart
+            raise CheckpointError(
+                f"An LLM of the type {llm.config.model_type} has recurrent layers (Qwen 3.5, Falcon H1 and "  # type: ignore[union-attr]
+                "other hybrids have), and prompts are read into keys and values here; use one with attention "
+                "in all layers, as Llama, Qwen 2.5 or Qwen 3."
+            )
         self.projector = projector
         self.llm = llm
         self.tokenizer = tokenizer
