@@ -120,6 +120,13 @@ def test_a_run_folder_and_its_encoder_are_the_same(tmp_path):
     assert load_artefact(tmp_path / "run").folder == load_artefact(str(tmp_path / "run" / "encoder")).folder
 
 
+def test_a_path_from_the_home_folder(tmp_path, monkeypatch):
+    """As `craft.load` takes it: a shell does not write it out within a config file or a Python script."""
+    save(tmp_path / "runs" / "apparel" / "encoder")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_artefact("~/runs/apparel").folder == tmp_path / "runs" / "apparel" / "encoder"
+
+
 def test_what_is_not_an_encoder_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
         load_artefact(tmp_path / "nothing")

@@ -236,7 +236,7 @@ def find_artefact(path: PathLike) -> Path:
     Raises:
         CheckpointError: there is none; the message says what is there instead.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     for name in ("encoder", "tuned"):
         if (path / name / "craft.json").is_file():
             return path / name
