@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from builders import tiny_continuous, tiny_images, tiny_lvlm
-from craft.baselines import METHODS, load_tuned, rehearse
+from craft.baselines import METHODS, TUNING, load_tuned, rehearse
 from craft.baselines.ldifs import LdifsObjective, feature_distance, ldifs
 from craft.core.errors import CheckpointError, CodebookMismatchError, ConfigError, CraftError
 from craft.core.files import hash_tensors
@@ -132,6 +132,16 @@ def test_a_frozen_tower_in_bfloat16_is_read_behind_its_stem(tmp_path):
     lvlm.visual.vision_tower.to(torch.bfloat16)
     settings = {**FAST, "max_steps": 1, "augment": 0.0, "dtype": "bfloat16"}
     assert METHODS["projector-ft"](lvlm, tiny_data(), tmp_path / "run", **settings).metrics["steps"] == 1
+
+
+@each_method
+def test_compile_is_for_every_method(method):
+    lesson, settings = TUNING[method].lesson, {"compile": True, "lora": {"rank": 2}, "device": "cpu"}
+    work = lesson(tiny_continuous(), tiny_data().train, BaselineConfig.build(settings))
+    assert getattr(work.objective, "inner", work.objective).compiled
+    both = BaselineConfig.build(settings, {"gradient_checkpointing": True})
+    with pytest.raises(ConfigError, match="set one of them to false"):
+        lesson(tiny_continuous(), tiny_data().train, both)
 
 
 def slow_distance(now, then):
