@@ -69,6 +69,14 @@ def test_what_is_loaded_is_what_was_tuned(runs, method):
     ]
 
 
+def test_lora_is_rounded_once_whether_merged_or_loaded(tmp_path):
+    lvlm = tiny_continuous()
+    lvlm.backbone.to(torch.bfloat16)
+    tuned = METHODS["llm-lora"](lvlm, tiny_data(), tmp_path / "run", **FAST).lvlm
+    loaded = load_tuned(tmp_path / "run", lvlm)
+    assert part_hashes(loaded)["llm"] == part_hashes(tuned)["llm"] != part_hashes(lvlm)["llm"]
+
+
 @each_method
 def test_only_lora_changes_how_the_llm_talks_without_pictures(runs, method):
     same = torch.equal(text_logits(runs[method].lvlm), text_logits(tiny_continuous()))
