@@ -147,6 +147,20 @@ def test_stopped_without_checkpoints_says_so(tmp_path, monkeypatch):
     assert not list((tmp_path / "run").glob("checkpoints/step-*"))
 
 
+@pytest.mark.parametrize("norm, told", [(None, 0.0), (1.0, 1.0)])
+def test_deepspeed_is_told_how_to_clip(tmp_path, norm, told):
+    """Under ZeRO-2 accelerate leaves clipping to DeepSpeed, whose config is all that it knows."""
+    engine = Engine(AdaptConfig.build(FAST, {"max_grad_norm": norm}), tmp_path)
+    plugin = SimpleNamespace(deepspeed_config={"gradient_clipping": 5.0})
+    engine.zero = True
+    engine.accelerator = SimpleNamespace(
+        state=SimpleNamespace(deepspeed_plugin=plugin), prepare=lambda *given: given
+    )
+    trainee = torch.nn.Linear(1, 1)
+    engine.prepare(trainee, torch.optim.AdamW(trainee.parameters()), 3)
+    assert plugin.deepspeed_config == {"gradient_clipping": told, "train_micro_batch_size_per_gpu": 3}
+
+
 def test_resumed_after_a_crash_between_checkpoints(tmp_path):
     settings = {"checkpoint_every": 2}
     whole, whole_run, _ = train(tmp_path / "whole", settings)

@@ -144,7 +144,7 @@ def fit(
             parts = _step(engine, work, batch, index, size, config)
             if index == start and not engine.zero:
                 check_gradients(engine.model)
-            engine.step(config.optimizer.max_grad_norm)
+            engine.step()
             line = {"step": step, **parts, "lr": schedule.get_last_lr()[0]}
             schedule.step()
             seen += config.batch_size
