@@ -152,6 +152,16 @@ def test_compile_is_for_every_method(method):
         lesson(tiny_continuous(), tiny_data().train, both)
 
 
+@pytest.mark.parametrize("method, model", [("ldifs", tiny_continuous), ("vision-ft-codebook", tiny_lvlm)])
+def test_cls_never_runs_where_nothing_reads_it(tmp_path, monkeypatch, method, model):
+    lvlm, asked = model(), []
+    kind = type(lvlm.visual.vision_tower)
+    run = kind._run
+    monkeypatch.setattr(kind, "_run", lambda self, x, cls: asked.append(cls) or run(self, x, cls))
+    METHODS[method](lvlm, tiny_data(), tmp_path / "run", **FAST)
+    assert asked and not any(asked)
+
+
 def slow_distance(now, then):
     total, count = 0.0, 0
     for image in range(now[0].shape[0]):

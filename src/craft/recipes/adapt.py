@@ -165,7 +165,7 @@ def code_prior(
     tower: Any = visual.vision_tower
     for start in range(0, len(distinct), batch_size):
         values = images.get(distinct[start : start + batch_size]).to(visual.device)
-        features, _ = tower.after_stem(values) if images.through_stem else tower(values)
+        features, _ = (tower.after_stem if images.through_stem else tower)(values, with_cls=False)
         codes = visual.codebook.quantize(features.float()).codes
         counts += code_counts(codes, visual.codebook.size).cpu()
     return total(counts)
