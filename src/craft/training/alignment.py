@@ -289,13 +289,13 @@ def alignment(
     freeze_all_but(lvlm, ["projector"] if stage == 1 or lora else ["projector", "llm"])
     if lora:
         add_lora(llm, config.lora)  # its parameters train, and the LLM's own do not
-        if factors:
-            begin_lora(llm, factors)
         for name, parameter in llm.named_parameters():
             parameter.requires_grad_("lora_" in name)
     trained = {name: parameter for name, parameter in lvlm.named_parameters() if parameter.requires_grad}
     for parameter in trained.values():
         parameter.data = parameter.data.float()
+    if lora and factors:
+        begin_lora(llm, factors)
     return Lesson(
         objective=AlignObjective(lvlm),
         trained=trained,
