@@ -12,6 +12,7 @@ import random
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -249,12 +250,12 @@ def main() -> None:
         "log_every": 10,
         "checkpoint_every": 50,
     }
-    first = args.start or args.out / "first"
+    first, minutes = args.start or args.out / "first", 0.0
     if not args.start:
-        align(
+        minutes = align(
             "smollm2", visual, draw(args.first, True), "1", first, resume=first.exists(), start=str(place),
             learning_rate=args.learning_rate, questions_per_row=2, lora__merge=False, **shared,
-        )  # fmt: skip
+        ).metrics["1"]["minutes"]  # fmt: skip
     last = args.out / "aligned"
     result = align(
         "smollm2", visual, draw(args.pictures, False), "2", last, resume=last.exists(), start=str(first),
@@ -268,10 +269,10 @@ def main() -> None:
         found[name] = score(backbone, codes_shown, lessons.turn, concepts_shown[name])
     found["picture hidden"] = score(backbone, None, lessons.turn, concepts_shown["test"])
     say(json.dumps(found, indent=2))
-    minutes = (time.monotonic() - began) / 60
-    places = ("cache", "visual", "out")
+    minutes += result.metrics["2"]["minutes"]
+    settings = told_settings(args)
     told = {
-        "settings": {name: value for name, value in vars(args).items() if name not in places},
+        "settings": settings,
         "minutes": round(minutes, 1),
         **machine(),
         "steps": result.metrics,
@@ -280,9 +281,16 @@ def main() -> None:
     }
     write_json(args.out / "scores.json", told)
     where = "one core" if device.type == "cpu" else told["accelerator"]
-    text = card(vars(args), found, result.language, minutes, where)
-    atomic_write_text(result.backbone / "README.md", text)
-    say(f"{minutes:.1f} min in all; the backbone: {result.backbone}")
+    atomic_write_text(result.backbone / "README.md", card(settings, found, result.language, minutes, where))
+    say(f"{minutes:.1f} min of training, {time.monotonic() - began:.0f} s now; {result.backbone}")
+
+
+def told_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What is told of a command, JSON-able: all but places, which are of this machine; of an earlier result
+    whether it went on from one."""
+    places = ("cache", "visual", "out")
+    settings = {name: value for name, value in vars(args).items() if name not in places}
+    return {**settings, "start": args.start is not None}
 
 
 if __name__ == "__main__":

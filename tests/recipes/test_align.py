@@ -231,6 +231,9 @@ def test_lora_that_cannot_go_on_is_refused_before_images_are_encoded(
     save_tensors(path, {**factors, name: factors[name][:, 1:].clone()})
     with pytest.raises(CheckpointError, match="does not fit this LLM at model"):
         start(*words, "2", tmp_path / "run", **again)
+    save_tensors(path, {key: value for key, value in factors.items() if key != name})
+    with pytest.raises(CheckpointError, match="does not fit this LLM at model"):
+        start(*words, "2", tmp_path / "run", **again)
     assert not (tmp_path / "run").exists()
 
 

@@ -14,6 +14,7 @@ from craft.core.files import hash_tensors, load_tensors
 from craft.models.artefact import load_artefact
 from craft.quantize.usage import code_counts
 from craft.recipes import adapt, evaluate, rehearse, transfer
+from craft.training import RunFolder
 from tiny_data import tiny_data
 
 FAST = {"max_steps": 3, "batch_size": 4, "learning_rate": 1e-3, "device": "cpu"}
@@ -62,6 +63,11 @@ def test_where_tau_starts(tmp_path, start, tau):
     losses = {"contrastive": {"weight": 1.0, "temperature": start}}
     result = adapt(lvlm, tiny_data(), tmp_path / "run", config={"losses": losses}, **FAST)
     assert result.lvlm.visual.log_temperature.exp().item() == pytest.approx(tau, rel=0.01)
+    first = RunFolder(tmp_path / "run").metrics()[0]
+    assert rehearse(lvlm, tiny_data(), config={"losses": losses}, **FAST).parts == {
+        name: pytest.approx(first[name], rel=1e-5)
+        for name in ("loss", "sal", "commitment", "contrastive", "distance")
+    }
 
 
 def test_the_callers_model_is_not_changed(tmp_path):

@@ -21,7 +21,7 @@ from craft.training.alignment import (
     make_rows,
 )
 from craft.training.config import AlignConfig, LoraConfig
-from craft.training.lora import add_lora, take_lora
+from craft.training.lora import add_lora, lora_targets, take_lora
 
 WORDS = ("red bag", "blue coat", "green shoe", "grey dress")
 FAST = {"llm": "tiny", "max_steps": 2, "batch_size": 4, "device": "cpu", "learning_rate": 1e-2}
@@ -162,6 +162,20 @@ def test_lora_trains_beside_a_frozen_llm_and_merges(tmp_path, codes):
     fresh = tiny_lvlm().backbone.llm.state_dict()
     for name, value in lvlm.backbone.llm.state_dict().items():
         torch.testing.assert_close(value, fresh[name])
+
+
+def test_lora_goes_on_unrounded_beside_an_llm_in_bfloat16(codes):
+    lvlm = tiny_lvlm()
+    lvlm.backbone.to(torch.bfloat16)
+    config = AlignConfig.build(None, {**FAST, "lora.rank": 2, "lora.alpha": 3.0})
+    g, factors = torch.Generator().manual_seed(0), {}
+    for name in lora_targets(lvlm.backbone.llm, config.lora):
+        rows, columns = lvlm.backbone.llm.get_submodule(name).weight.shape
+        factors[f"{name}.A"] = torch.randn(2, columns, generator=g).to(torch.bfloat16)
+        factors[f"{name}.B"] = torch.randn(rows, 2, generator=g).to(torch.bfloat16)
+    alignment(lvlm, rows_of(), config, 2, codes, factors)
+    for name, value in take_lora(lvlm.backbone.llm, merge=False).items():
+        torch.testing.assert_close(value, factors[name].float(), rtol=1e-6, atol=0)
 
 
 def test_lora_layers_and_unknown_targets():

@@ -16,7 +16,7 @@ from craft.core.errors import ConfigError, DataError, TrainingError
 from craft.core.files import hash_tensors
 from craft.models.freezing import part_hashes
 from craft.quantize.search import SEARCHES, Choice, choose, rerank
-from craft.training import AdaptConfig, Interrupted, RunFolder, adaptation, fit
+from craft.training import AdaptConfig, Interrupted, RunFolder, adaptation, checkpoint, fit
 from craft.training.adaptation import ImageBatches
 from craft.training.checks import check_frozen, check_gradients, choose_trainable
 from craft.training.engine import Engine
@@ -145,6 +145,20 @@ def test_stopped_without_checkpoints_says_so(tmp_path, monkeypatch):
     with pytest.raises(Interrupted, match=r"step 2 of 6\. ZeRO-2 writes no checkpoints here: --overwrite"):
         train(tmp_path / "run", {"eval_every": 2}, validate=stop)
     assert not list((tmp_path / "run").glob("checkpoints/step-*"))
+
+
+@pytest.mark.parametrize("norm, told", [(None, 0.0), (1.0, 1.0)])
+def test_deepspeed_is_told_how_to_clip(tmp_path, norm, told):
+    """Under ZeRO-2 accelerate leaves clipping to DeepSpeed, whose config is all that it knows."""
+    engine = Engine(AdaptConfig.build(FAST, {"max_grad_norm": norm}), tmp_path)
+    plugin = SimpleNamespace(deepspeed_config={"gradient_clipping": 5.0})
+    engine.zero = True
+    engine.accelerator = SimpleNamespace(
+        state=SimpleNamespace(deepspeed_plugin=plugin), prepare=lambda *given: given
+    )
+    trainee = torch.nn.Linear(1, 1)
+    engine.prepare(trainee, torch.optim.AdamW(trainee.parameters()), 3)
+    assert plugin.deepspeed_config == {"gradient_clipping": told, "train_micro_batch_size_per_gpu": 3}
 
 
 def test_resumed_after_a_crash_between_checkpoints(tmp_path):
@@ -339,6 +353,30 @@ def test_keeps_the_earliest_best(tmp_path):
     assert (result.best_step, result.best_validation) == (2, 0.5)
     assert tower_hash(lvlm) == seen[0] != seen[1]
     assert [line.get("validation") for line in run.metrics()][1::2] == [0.5, 0.5, 0.2]
+
+
+def test_the_best_weights_are_none_of_a_step_that_was_lost(tmp_path, monkeypatch):
+    """Step 4 was the best, and the run was killed before its checkpoint; done again, step 4 is not so good,
+    as may be on a GPU, or with another number of processes."""
+    save, seen, scores = checkpoint.save, [], [0.5, 0.9, 0.4, 0.3]
+
+    def validate(lvlm):
+        seen.append(tower_hash(lvlm))
+        return scores[len(seen) - 1]
+
+    def killed(folder, step, *rest):
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return save(folder, step, *rest)
+
+    monkeypatch.setattr(checkpoint, "save", killed)
+    settings = {"eval_every": 2, "checkpoint_every": 2}
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", settings, validate=validate)
+    lvlm, run, result = train(tmp_path / "run", settings, resume=True, validate=validate)
+    assert (result.best_step, result.best_validation) == (2, 0.5)
+    assert tower_hash(lvlm) == seen[0]
+    assert [place.name for place in run.checkpoints.glob("best*")] == ["best-00000002.safetensors"]
 
 
 def test_blend_lies_between_base_and_trained(tmp_path):

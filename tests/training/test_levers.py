@@ -111,12 +111,15 @@ def test_what_stands_before_the_image_does_not_depend_on_the_question(name):
         assert found == prompts.build_prompt(name, backbone.tokenizer, "?", "?").before
 
 
-def test_questions_about_one_image_share_it():
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_questions_about_one_image_share_it(attention):
     """The same loss and gradients as with one row per question: images have equally many."""
     lvlm, samples = tiny_lvlm(), asked((3, 3))
+    lvlm.backbone.llm.set_attn_implementation(attention)
     apart = step(lvlm, samples, range(6))
     packed = step(lvlm, samples, [0, 1], questions_per_image=3)
     same(apart, packed)
+    same(apart, step(lvlm, samples, [0, 1], questions_per_image=3, prefix_cache=True))
 
 
 def test_uneven_groups_keep_the_mean_over_answer_tokens():

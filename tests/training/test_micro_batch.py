@@ -1,6 +1,7 @@
 """`micro_batch=auto`: what fits is tried out, with an allocator that really refuses."""
 
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ import together as workers
 from builders import tiny_lvlm
 from craft.core.errors import TrainingError
 from craft.training import AdaptConfig, RunFolder, fit
-from craft.training.adaptation import ImageBatches
+from craft.training.adaptation import ImageBatches, adaptation
+from craft.training.rehearsal import rehearse_step
 from tiny_data import tiny_data
 
 limited = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, where a limit of memory holds")
@@ -38,16 +40,31 @@ def run(out, resume=False, **settings):
     return folder
 
 
-def test_what_was_found_is_kept(tmp_path, monkeypatch):
-    make, tried = ImageBatches.make, []
+@pytest.fixture
+def tried(monkeypatch):
+    """How many samples micro-batches were made of; more than three do not fit."""
+    make, sizes = ImageBatches.make, []
 
     def too_large(self, indices, step):
-        tried.append(len(indices))
+        sizes.append(len(indices))
         if len(indices) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
         return make(self, indices, step)
 
     monkeypatch.setattr(ImageBatches, "make", too_large)
+    return sizes
+
+
+def test_a_dry_run_tries_what_fits_too(tried):
+    config = AdaptConfig.build({"batch_size": 6, "device": "cpu", "micro_batch": "auto"})
+    lesson, samples = partial(adaptation, task="classification"), tiny_data().train
+    found = rehearse_step(tiny_lvlm(), samples, config, lesson)
+    assert tried == [6, 3, 3] and found.parts["loss"] > 0
+    three = rehearse_step(tiny_lvlm(), samples, config.model_copy(update={"micro_batch": 3}), lesson)
+    assert (found.parts, found.memory) == (three.parts, three.memory)
+
+
+def test_what_was_found_is_kept(tmp_path, tried):
     found = run(tmp_path / "run")
     assert found.record["micro_batch"] == 3
     assert tried == [6, 3] + [3, 3] * 2

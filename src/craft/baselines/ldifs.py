@@ -56,7 +56,7 @@ class LdifsObjective(nn.Module):
         with _layer_outputs(self.lvlm.visual.vision_tower, self.config.layers) as now:
             loss, parts = self.inner(batch)
         with torch.no_grad(), _layer_outputs(initial, self.config.layers) as then:
-            initial.after_stem(batch.images) if self.inner.from_stem else initial(batch.images)
+            (initial.after_stem if self.inner.from_stem else initial)(batch.images, with_cls=False)
         distance = batch.share.samples * feature_distance(now, then)
         loss = loss + self.config.weight * distance
         return loss, {**parts, "loss": loss.detach(), "ldifs": distance.detach()}

@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from craft.core.errors import ConfigError
 from craft.data import Sample
 from craft.models.lvlm import LVLM
-from craft.training.adaptation import ImageBatches, blend, chosen_search, image_cache, stem_suffices
+from craft.training.adaptation import (
+    ImageBatches,
+    blend,
+    check_compile,
+    chosen_search,
+    image_cache,
+    stem_suffices,
+)
 from craft.training.config import BaselineConfig, CommitmentConfig, ContrastiveConfig, LossesConfig
 from craft.training.image_cache import ImageCache
 from craft.training.lesson import Lesson
@@ -72,7 +79,11 @@ def frozen_tower_lesson(
         config: all settings.
         trained: what trains, by name; made float32 here.
         part: the part of the LVLM that it belongs to.
+
+    Raises:
+        ConfigError: settings contradict each other, or the model.
     """
+    check_compile(config)
     for parameter in trained.values():
         parameter.data = parameter.data.float()
     config = answers_only(config)
@@ -80,8 +91,9 @@ def frozen_tower_lesson(
     images = image_cache(lvlm, samples, config, stem_suffices(lvlm, config))
     batches, search = ImageBatches(lvlm, samples, config, 0.0, images), chosen_search(lvlm, config)
     known = config.prefix_cache and part != "llm"  # an LLM that learns reads the text before an image anew
+    ways = (search.name, known, config.compile)
     return Lesson(
-        objective=CraftObjective(lvlm, config.losses, 0.0, images.through_stem, search.name, known),
+        objective=CraftObjective(lvlm, config.losses, 0.0, images.through_stem, *ways),
         trained=trained,
         batches=batches,
         parts=(part,),

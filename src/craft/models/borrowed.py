@@ -57,7 +57,7 @@ def save_borrowed(folder: Path, borrowed: Borrowed) -> None:
 
 @torch.no_grad()
 def add_factors(llm: nn.Module, lora: dict[str, Tensor], where: Path) -> None:
-    """W + B A for every linear map that `lora` names, in place.
+    """W + B A for every linear map that `lora` names, in place; in float32, rounded once.
 
     Raises:
         CheckpointError: a factor is missing, or of another shape than the LLM's weight.
@@ -68,4 +68,4 @@ def add_factors(llm: nn.Module, lora: dict[str, Tensor], where: Path) -> None:
         fits = weight is not None and a is not None and b is not None and a.ndim == b.ndim == 2
         if not fits or (b.shape[0], a.shape[1]) != weight.shape or b.shape[1] != a.shape[0]:  # type: ignore[union-attr]
             raise CheckpointError(f"{where} does not fit the LLM at {name}; it is from another model.")
-        weight.add_((b.float() @ a.float()).to(weight.dtype))  # type: ignore[union-attr]
+        weight.copy_((weight.float() + b.float() @ a.float()).to(weight.dtype))  # type: ignore[union-attr]

@@ -64,7 +64,7 @@ def hidden_behind(backbone: Backbone, prefix: Prefix, inputs: dict[str, Tensor])
         backbone: the backbone.
         prefix: from `read_prefix`, under the same autocast.
         inputs: of B samples, padded on the right; each begins with the prefix's P tokens. `attention_mask` is
-            bool `[B, T]`, or `[B, 1, T, T]` where samples hold several dialogues.
+            bool `[B, T]`, or `[B, 1, T, T]` where samples hold several dialogues (bool, or added to scores).
     """
     mask, start = inputs["attention_mask"], prefix.length
     output = _base(backbone)(

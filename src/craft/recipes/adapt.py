@@ -99,9 +99,7 @@ def adapt(
     lvlm = model()
     lvlm.visual.need_codes("CRAFT's adaptation")
     base_prior = lvlm.visual.prior
-    start = settings.losses.contrastive.temperature
-    if start is not None and settings.contrastive_weight(given.task) > 0:
-        lvlm.visual.log_temperature.data.fill_(math.log(start))  # τ of Eq. 4
+    _begin_tau(lvlm, settings, given.task)
     begin(run, settings, lvlm, given, resume, overwrite)
     say(_announcement(lvlm, given, settings))
 
@@ -143,7 +141,15 @@ def rehearse(
     given = training_data(data, settings, model)
     lvlm = model()
     lvlm.visual.need_codes("CRAFT's adaptation")
+    _begin_tau(lvlm, settings, given.task)
     return rehearse_step(lvlm, given.train, settings, partial(adaptation, task=given.task))
+
+
+def _begin_tau(lvlm: LVLM, settings: AdaptConfig, task: str) -> None:
+    """Set τ of Eq. 4 to where the settings have it start, if it trains."""
+    start = settings.losses.contrastive.temperature
+    if start is not None and settings.contrastive_weight(task) > 0:
+        lvlm.visual.log_temperature.data.fill_(math.log(start))
 
 
 @torch.no_grad()
@@ -159,7 +165,7 @@ def code_prior(
     tower: Any = visual.vision_tower
     for start in range(0, len(distinct), batch_size):
         values = images.get(distinct[start : start + batch_size]).to(visual.device)
-        features, _ = tower.after_stem(values) if images.through_stem else tower(values)
+        features, _ = (tower.after_stem if images.through_stem else tower)(values, with_cls=False)
         codes = visual.codebook.quantize(features.float()).codes
         counts += code_counts(codes, visual.codebook.size).cpu()
     return total(counts)

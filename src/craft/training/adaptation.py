@@ -45,10 +45,7 @@ def adaptation(
     Raises:
         ConfigError: the settings contradict the model, or each other.
     """
-    if config.compile and config.gradient_checkpointing:
-        raise ConfigError(
-            "compile and gradient_checkpointing both take the layers apart; set one of them to false."
-        )
+    check_compile(config)
     con = config.contrastive_weight(task)
     if con and config.micro_batch == "auto" and world() > 1:
         raise ConfigError(
@@ -78,6 +75,18 @@ def adaptation(
         count=len(batches.groups),
         notes={"search": asdict(search)},
     )
+
+
+def check_compile(config: AdaptConfig) -> None:
+    """Refuse two settings that exclude each other.
+
+    Raises:
+        ConfigError: layers are to be compiled, and checkpointed too.
+    """
+    if config.compile and config.gradient_checkpointing:
+        raise ConfigError(
+            "compile and gradient_checkpointing both take the layers apart; set one of them to false."
+        )
 
 
 def chosen_search(lvlm: LVLM, config: AdaptConfig) -> Choice:

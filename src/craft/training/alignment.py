@@ -210,7 +210,8 @@ def pack(
     """`inputs_embeds`, `attention_mask`, `position_ids`, `labels` of a batch.
 
     Where rows hold several dialogues, each continues from the image as if it were alone: its positions start
-    behind the image, and `attention_mask` is bool `[B, 1, T, T]`.
+    behind the image, and `attention_mask` is `[B, 1, T, T]`: bool, or where the LLM's attention is eager (as
+    Gemma 2's is) what is added to its scores.
 
     Args:
         backbone: the backbone.
@@ -241,7 +242,12 @@ def pack(
     if any(len(dialogues) > 1 for _, dialogues in rows):
         block = pad(blocks, batch_first=True, padding_value=-1.0)
         same = (block[:, :, None] == block[:, None, :]) | (block[:, None, :] == 0)
-        inputs["attention_mask"] = same.tril()[:, None].to(device)
+        mask = same.tril()[:, None].to(device)
+        llm: Any = backbone.llm
+        if llm.config._attn_implementation == "eager":  # which adds masks of our own making to its scores
+            dtype = inputs["inputs_embeds"].dtype
+            mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        inputs["attention_mask"] = mask
     return inputs
 
 
@@ -283,13 +289,13 @@ def alignment(
     freeze_all_but(lvlm, ["projector"] if stage == 1 or lora else ["projector", "llm"])
     if lora:
         add_lora(llm, config.lora)  # its parameters train, and the LLM's own do not
-        if factors:
-            begin_lora(llm, factors)
         for name, parameter in llm.named_parameters():
             parameter.requires_grad_("lora_" in name)
     trained = {name: parameter for name, parameter in lvlm.named_parameters() if parameter.requires_grad}
     for parameter in trained.values():
         parameter.data = parameter.data.float()
+    if lora and factors:
+        begin_lora(llm, factors)
     return Lesson(
         objective=AlignObjective(lvlm),
         trained=trained,

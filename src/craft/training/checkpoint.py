@@ -46,7 +46,8 @@ def save(
     notes: Mapping[str, Any],
     keep: int,
 ) -> Path:
-    """Write one checkpoint below `folder`, whole or not at all, and delete all but the newest `keep`."""
+    """Write one checkpoint below `folder`, whole or not at all, and delete all but the newest `keep`; of the
+    best weights, all but those of `notes["best_step"]`."""
     moments = {
         f"{index}.{name}": torch.as_tensor(value)
         for index, state in optimizer["state"].items()
@@ -67,7 +68,26 @@ def save(
         write_json(building / "state.json", state)
     for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
+    _keep_best(folder, notes.get("best_step"))
     return place
+
+
+def best(folder: Path, step: int) -> Path:
+    """Where the weights of `step` lie, if they are the best."""
+    return folder / f"best-{step:08d}.safetensors"
+
+
+def save_best(folder: Path, step: int, weights: Mapping[str, Tensor], noted: int | None) -> None:
+    """Write the weights of `step` as the best. Those of step `noted`, which the newest checkpoint has for the
+    best, stay: a run that is killed goes on from there."""
+    save_tensors(best(folder, step), weights)
+    _keep_best(folder, step, noted)
+
+
+def _keep_best(folder: Path, *steps: int | None) -> None:
+    kept = {best(folder, step) for step in steps if step is not None}
+    for place in set(folder.glob("best-*.safetensors")) - kept:
+        place.unlink()
 
 
 def load_latest(folder: Path) -> Checkpoint | None:

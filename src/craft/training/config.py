@@ -177,7 +177,8 @@ class AdaptConfig(LoopConfig):
             or "auto" (see `craft.quantize.search`; a resumed run keeps what it chose). All but "exact" may
             differ where codewords are equally near.
         questions_per_image: so many questions about one image share its tokens in one row; each of them sees
-            the image and itself. The same SAL for less work; `batch_size` then counts images.
+            the image and itself. The same SAL for less work; `batch_size` then counts images. (With
+            `losses.sal.reduction=sum` the sum is over all answers about an image, not over one.)
         prefix_cache: the text before the image is read once per run. The same loss but for rounding.
         llm_bits: 4 or 8 holds the frozen LLM's linear maps in so many bits, by bitsandbytes: less memory, and
             somewhat other losses.

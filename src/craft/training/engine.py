@@ -71,6 +71,7 @@ class Engine:
         self.sharded: bool = self.accelerator.is_fsdp2
         self.zero: bool = str(self.accelerator.distributed_type).endswith("DEEPSPEED")
         self.again: Recompute = False
+        self._max_grad_norm = config.optimizer.max_grad_norm
         self.objective: Any = None
         self.optimizer: Any = None
         self._whole: Any = None
@@ -94,6 +95,7 @@ class Engine:
         if self.zero:
             plugin = self.accelerator.state.deepspeed_plugin
             plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = micro_batch
+            plugin.deepspeed_config["gradient_clipping"] = self._max_grad_norm or 0.0  # 0 clips nothing
         buffers = [name for name, _ in trainee.named_buffers()]  # alike everywhere, and never changed
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(trainee, buffers)
         with peers_needed():
@@ -126,12 +128,13 @@ class Engine:
         """Gradients of a loss that is a sum over processes (accelerate takes their mean)."""
         self.accelerator.backward(loss * world())
 
-    def step(self, max_grad_norm: float | None) -> None:
-        """One step of the optimiser, its gradient clipped before where a norm is given."""
+    def step(self) -> None:
+        """One step of the optimiser, its gradient clipped before where the settings name a norm. (DeepSpeed
+        has done both in the backward pass.)"""
         with peers_needed():
-            if max_grad_norm is not None:
+            if self._max_grad_norm is not None:
                 learning = [p for group in self.optimizer.param_groups for p in group["params"]]
-                self.accelerator.clip_grad_norm_(learning, max_grad_norm)
+                self.accelerator.clip_grad_norm_(learning, self._max_grad_norm)
             self.optimizer.step()
 
     @torch.no_grad()

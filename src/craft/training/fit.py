@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from craft.core import processes
 from craft.core.errors import ConfigError, TrainingError
-from craft.core.files import load_tensors, save_tensors
+from craft.core.files import load_tensors
 from craft.core.progress import say, track
 from craft.core.seeding import seed_everything, stable_seed
 from craft.models.freezing import part_hashes
@@ -108,11 +108,12 @@ def fit(
     run.update(hashes_before=hashes, gradient_checkpointing=engine.again, **{**work.notes, **settled})
 
     # 2. Where an earlier run stopped.
-    start, best_step, best_score = 0, None, None
+    start, best_step, best_score, noted = 0, None, None, None
     found = checkpoint.load_latest(run.checkpoints) if resume else None
     if found is not None:
         checkpoint.put_weights(trained, found.weights, str(run.checkpoints))
-        start, best_step, best_score = found.step, found.notes["best_step"], found.notes["best_score"]
+        start, best_score = found.step, found.notes["best_score"]
+        best_step = noted = found.notes["best_step"]
         began -= 60 * found.notes.get("minutes", 0.0)  # as if unbroken; of old checkpoints unknown
         say(f"resuming after step {start} of {total}")
     if resume:
@@ -143,7 +144,7 @@ def fit(
             parts = _step(engine, work, batch, index, size, config)
             if index == start and not engine.zero:
                 check_gradients(engine.model)
-            engine.step(config.optimizer.max_grad_norm)
+            engine.step()
             line = {"step": step, **parts, "lr": schedule.get_last_lr()[0]}
             schedule.step()
             seen += config.batch_size
@@ -158,7 +159,7 @@ def fit(
                 if best_score is None or line["validation"] > best_score:
                     best_step, best_score = step, line["validation"]
                     if processes.is_main():
-                        save_tensors(run.checkpoints / "best.safetensors", trained)
+                        checkpoint.save_best(run.checkpoints, step, trained, noted)
             line["samples_per_s"] = round(seen / (time.monotonic() - clock), 2)
             if step % config.log_every == 0 or probing or evaluating:
                 run.log(line)
@@ -171,6 +172,7 @@ def fit(
                 notes = {"best_step": best_step, "best_score": best_score, "minutes": _minutes(began)}
                 if processes.is_main():
                     checkpoint.save(run.checkpoints, step, trained, *state, notes, config.keep_checkpoints)
+                noted = best_step
             if stopping and step < total:
                 processes.wait()
                 run.update(status="interrupted", interrupted_at=step)
@@ -190,8 +192,8 @@ def fit(
     engine.collect(everything=True)
     processes.wait()
     if best_step is not None and best_step != total:
-        best = load_tensors(run.checkpoints / "best.safetensors")
-        checkpoint.put_weights(trained, best, "best.safetensors")
+        place = checkpoint.best(run.checkpoints, best_step)
+        checkpoint.put_weights(trained, load_tensors(place), str(place))
     work.finish()
     for parameter in trained.values():
         parameter.requires_grad_(False).grad = None

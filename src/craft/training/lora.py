@@ -72,8 +72,9 @@ def check_factors(llm: nn.Module, config: LoraConfig, factors: Mapping[str, Tens
             f"The LoRA in {where} is on other linear maps than this run's; set lora.targets."
         )
     for name in {key.rpartition(".")[0] for key in factors}:
-        a, b = factors[f"{name}.A"], factors[f"{name}.B"]
-        if (b.shape[0], a.shape[1]) != llm.get_submodule(name).weight.shape or b.shape[1] != len(a):
+        a, b = (factors.get(f"{name}.{half}", torch.zeros(0)) for half in "AB")
+        fits = a.ndim == b.ndim == 2 and b.shape[1] == len(a)
+        if not fits or (b.shape[0], a.shape[1]) != llm.get_submodule(name).weight.shape:
             raise CheckpointError(f"The LoRA in {where} does not fit this LLM at {name}.")
         if len(a) > config.rank:
             raise CheckpointError(f"The LoRA in {where} has rank {len(a)}; set lora.rank to at least that.")

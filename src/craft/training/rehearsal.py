@@ -16,7 +16,7 @@ from craft.training.alignment import Row, pack
 from craft.training.checks import check_gradients, freeze_report
 from craft.training.config import AdaptConfig, AlignConfig, LoopConfig
 from craft.training.lesson import Lesson
-from craft.training.micro_batch import checkpointing
+from craft.training.micro_batch import checkpointing, fitting
 from craft.training.order import batch_indices, micro_batches
 
 C = TypeVar("C", bound=AdaptConfig)
@@ -115,16 +115,25 @@ def _one_step(
     work = lesson()
     count = work.count or count
     first = batch_indices(count, config.batch_size, 0, config.seed)
-    size = None if config.micro_batch == "auto" else config.micro_batch
-    indices = micro_batches(first, 0, 1, size)[0]
     again = checkpointing(lvlm, work, count, config, config.batch_size, dtype)
-    with autocast(device, dtype), recompute(lvlm, again):
-        loss, parts = work.objective(work.batches.make(indices, 0))
-    loss.backward()
+
+    def parts_of(indices: list[int]) -> dict[str, float]:
+        for parameter in work.trained.values():
+            parameter.grad = None
+        with autocast(device, dtype), recompute(lvlm, again):
+            loss, parts = work.objective(work.batches.make(indices, 0))
+        loss.backward()
+        return {name: float(value) for name, value in parts.items()}
+
+    size = config.micro_batch
+    if size == "auto":  # as in training: the whole batch, its half, …
+        size = fitting(lambda samples: parts_of(first[:samples]), len(first))
+    indices = micro_batches(first, 0, 1, size)[0]
+    parts = parts_of(indices)
     check_gradients(lvlm)
     for parameter in work.trained.values():
         parameter.grad = None
-    return work, indices, {name: float(value) for name, value in parts.items()}, again
+    return work, indices, parts, again
 
 
 def _told(

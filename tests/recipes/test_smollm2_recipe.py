@@ -1,0 +1,26 @@
+"""What the recipe of craft-tiny/smollm2 writes down at its end, after an hour of training."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from craft.evaluation.language import INSTRUCTIONS
+
+SCORES = {"text": 0.5, "name": 0.5, "justify": 0.5, "reasons": 1.0, "words": 2.0}
+
+
+@pytest.mark.parametrize("start, made", [(None, "stages 1 and 2"), (Path("leg"), "stage 2, which went on")])
+def test_what_is_told_of_a_training(monkeypatch, start, made):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    from train_tiny.smollm2 import told_settings
+    from train_tiny.smollm2_scores import card
+
+    given = argparse.Namespace(cache=Path("c"), visual=Path("v"), out=Path("o"), start=start)
+    numbers = {"first": 960, "pictures": 1280, "own": 96, "rank": 6, "test": 120}
+    settings = told_settings(argparse.Namespace(**vars(given), **numbers))
+    assert json.loads(json.dumps(settings)) == {**numbers, "start": start is not None}
+    said = {"perplexity": 20.0, "answers": ["yes"] * len(INSTRUCTIONS)}
+    text = card(settings, {"test": SCORES}, {"before": said, "after": said}, 12.3, "one core")
+    assert made in text and "in 12 minutes" in text and ("960 and 1280" in text) == (start is None)
