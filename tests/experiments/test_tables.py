@@ -198,6 +198,25 @@ def test_other_weights_are_another_cell(plan, tmp_path, monkeypatch):
     assert read_json(work.file(cell))["key"] == kept["key"]
 
 
+def test_other_weights_or_lengths_are_asked_to_justify_anew(plan, tmp_path):
+    """Answers under way are kept beside a cell: none of another LLM, of another length, or with other tokens
+    shown is taken for it."""
+    for change in ({}, None, {"explain_tokens": 4}, {"keep_ratio": 0.5}):
+        work = Work(plan.model_copy(update={"work": tmp_path, **(change or {})}))
+        cell = EXPERIMENTS["table2"].cells(work.plan)[0]
+        lvlm = work.lvlm(cell.backbone)
+        if change is None:  # aligned again, say: the same tower, another LLM
+            lvlm.backbone.llm.get_output_embeddings().weight.data.neg_()
+        samples, ratio = work.samples(cell), work.plan.keep_ratio
+        said = lvlm.answer(
+            [sample.image for sample in samples],
+            [sample.prompt("Justify your answer.") for sample in samples],
+            work.plan.explain_tokens,
+            keep_ratio=ratio,
+        )
+        assert [row["response"] for row in fill(work, cell)["rows"]] == said
+
+
 def test_groups_share_no_file(plan):
     """Cells of one domain and seed stay in one process: no two groups have a cell or a training in common."""
     wide = plan.model_copy(update={"domains": plan.general, "seeds": (0, 1)})

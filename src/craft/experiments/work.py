@@ -90,7 +90,7 @@ class Work:
             self._made = (key, self._make(cell))
         return self._made[1]
 
-    def _digest(self, cell: Cell) -> str:
+    def digest(self, cell: Cell) -> str:
         """A hash of all weights that answer in a cell; of each LVLM it is taken once."""
         key = _way(cell)
         if key not in self._digests:
@@ -206,7 +206,7 @@ class Work:
         """
         data = self.questions(cell.asked, cell.seed)
         key = {
-            "lvlm": self._digest(cell),
+            "lvlm": self.digest(cell),
             "data": data.fingerprint,
             "held_out": list(data.held_out),
             **(more or {}),
