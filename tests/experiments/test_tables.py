@@ -217,6 +217,11 @@ def test_other_weights_or_lengths_are_asked_to_justify_anew(plan, tmp_path):
         assert [row["response"] for row in fill(work, cell)["rows"]] == said
 
 
+@pytest.mark.parametrize("name", ["table2", "fig2"])
+def test_pages_of_justified_answers_tell_how_many_there_are(results, plan, name):
+    assert f"at most {plan.explained} questions per domain and seed; torch" in results(name)[1].read_text()
+
+
 def test_groups_share_no_file(plan):
     """Cells of one domain and seed stay in one process: no two groups have a cell or a training in common."""
     wide = plan.model_copy(update={"domains": plan.general, "seeds": (0, 1)})

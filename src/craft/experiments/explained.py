@@ -91,7 +91,7 @@ def page2(data: Data) -> str:
         "## The paper's Table 2\n",
         NOTE + " Its judge is Claude Sonnet 4.5.\n",
         plain_table(theirs()["table2"]) + "\n",
-        footer(data),
+        footer(data, limit="explained"),
     ]
     return "\n".join(parts)
 
@@ -176,7 +176,7 @@ def page_fig2(data: Data) -> str:
         f"and ✗ say whether the answer is right, ¶ that there is a justification; {data['judge']}.\n",
         "![Pictures with the answers of each method](fig2.png)\n",
         table(["picture", *names], rows) + "\n",
-        footer(data, one_seed=True),
+        footer(data, one_seed=True, limit="explained"),
     ]
     return "\n".join(parts)
 
