@@ -85,6 +85,16 @@ def test_an_interrupted_file_is_finished_to_the_same_bytes(tmp_path, monkeypatch
         explain(lvlm, samples, tmp_path / "torn", {"model": "x"}, max_new_tokens=7, batch_size=4)
 
 
+def test_answers_of_another_llm_or_projector_are_not_taken(run, tmp_path):
+    """A baseline tuned anew, a backbone aligned anew: the name and the tower are what they were."""
+    judge(answers_of(tiny_lvlm(), run, out=tmp_path, **SHORT))
+    for part in ("projector", "llm"):
+        other = tiny_lvlm()
+        next(getattr(other.backbone, part).parameters()).data.neg_()
+        with pytest.raises(ConfigError, match=f"{part} was"):
+            judge(answers_of(other, run, out=tmp_path, **SHORT))
+
+
 def test_a_stop_while_the_last_answers_are_written_asks_no_judge(run, tmp_path, monkeypatch):
     answer, calls = LVLM.answer, []
 
