@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -215,6 +216,13 @@ def test_other_weights_or_lengths_are_asked_to_justify_anew(plan, tmp_path):
             keep_ratio=ratio,
         )
         assert [row["response"] for row in fill(work, cell)["rows"]] == said
+
+
+def test_pictures_of_codes_are_drawn_in_the_work_folder(results, plan):
+    """A folder of one's own as data: nothing is written into it."""
+    results("fig7")
+    assert not [*Path(plan.domains[0]).glob("*.*")]
+    assert [*plan.work.glob("show/*/index.html")]
 
 
 @pytest.mark.parametrize("name", ["table2", "fig2"])
