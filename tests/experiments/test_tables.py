@@ -230,6 +230,13 @@ def test_pages_of_justified_answers_tell_how_many_there_are(results, plan, name)
     assert f"at most {plan.explained} questions per domain and seed; torch" in results(name)[1].read_text()
 
 
+def test_table_2_tells_what_became_of_lora(results):
+    page = results("table2")[1].read_text()
+    assert f"Of what LLM LoRA learned {100 * AdaptConfig().blend:g} % is kept" in page
+    told = {**data_of(results, "table2"), "lora blend": 1.0}
+    assert "is kept" not in EXPERIMENTS["table2"].page(told)
+
+
 def test_groups_share_no_file(plan):
     """Cells of one domain and seed stay in one process: no two groups have a cell or a training in common."""
     wide = plan.model_copy(update={"domains": plan.general, "seeds": (0, 1)})
