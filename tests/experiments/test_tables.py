@@ -11,6 +11,7 @@ import pytest
 from craft.cli import main
 from craft.core.errors import ConfigError
 from craft.core.files import read_json, write_json
+from craft.evaluation import strict
 from craft.experiments import EXPERIMENTS, Work, parallel, publish, write_result
 from craft.experiments.accuracy import ALL, Line, by_seed, cells_of, difference, measured
 from craft.experiments.benches import FILES
@@ -199,21 +200,43 @@ def test_other_weights_are_another_cell(plan, tmp_path, monkeypatch):
     assert read_json(work.file(cell))["key"] == kept["key"]
 
 
+def test_pruning_is_crafts_alone(plan, tmp_path):
+    """By the prior that its encoder brings: a checkpoint as VILA-U's has none."""
+    work = Work(plan.model_copy(update={"work": tmp_path, "keep_ratio": 0.5}))
+    for name in plan.backbones:
+        work.lvlm(name).visual.prior = None
+    for name, measure in (("table2", "judged"), ("table3", "answers")):
+        cells = [cell for cell in EXPERIMENTS[name].cells(work.plan) if cell.measure == measure]
+        for method in ("zero-shot", CRAFT):
+            cell = next(cell for cell in cells if cell.method.name == method)
+            found, lvlm, samples = fill(work, cell), work.made(cell), work.samples(cell)
+            directive = "Justify your answer." if measure == "judged" else None
+            said = lvlm.answer(
+                [sample.image for sample in samples],
+                [sample.prompt(directive) for sample in samples],
+                plan.explain_tokens if measure == "judged" else 5,
+                keep_ratio=0.5 if method == CRAFT else 1.0,
+            )
+            if measure == "judged":
+                assert [row["response"] for row in found["rows"]] == said
+            else:
+                right = [strict(text, sample.answer) for text, sample in zip(said, samples, strict=True)]
+                assert found["marks"] == "".join("1" if one else "0" for one in right)
+
+
 def test_other_weights_or_lengths_are_asked_to_justify_anew(plan, tmp_path):
-    """Answers under way are kept beside a cell: none of another LLM, of another length, or with other tokens
-    shown is taken for it."""
-    for change in ({}, None, {"explain_tokens": 4}, {"keep_ratio": 0.5}):
+    """Answers under way are kept beside a cell: none of another LLM or of another length is taken for it."""
+    for change in ({}, None, {"explain_tokens": 4}):
         work = Work(plan.model_copy(update={"work": tmp_path, **(change or {})}))
         cell = EXPERIMENTS["table2"].cells(work.plan)[0]
         lvlm = work.lvlm(cell.backbone)
         if change is None:  # aligned again, say: the same tower, another LLM
             lvlm.backbone.llm.get_output_embeddings().weight.data.neg_()
-        samples, ratio = work.samples(cell), work.plan.keep_ratio
+        samples = work.samples(cell)
         said = lvlm.answer(
             [sample.image for sample in samples],
             [sample.prompt("Justify your answer.") for sample in samples],
             work.plan.explain_tokens,
-            keep_ratio=ratio,
         )
         assert [row["response"] for row in fill(work, cell)["rows"]] == said
 

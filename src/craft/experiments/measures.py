@@ -11,7 +11,7 @@ from craft.evaluation.judge import BINARY, DIRECTIVE
 from craft.evaluation.judge_answers import explain
 from craft.evaluation.judge_offline import RULES, offline_judge
 from craft.evaluation.judge_run import VerdictCache, judge_cases
-from craft.experiments.cells import Cell, digest
+from craft.experiments.cells import CRAFT, Cell, digest
 from craft.experiments.pruned import pruned
 from craft.experiments.work import Work
 from craft.models.lvlm import LVLM
@@ -26,6 +26,12 @@ def fill(work: Work, cell: Cell) -> dict[str, Any]:
     return MEASURES[cell.measure](work, cell)
 
 
+def _shown(work: Work, cell: Cell) -> float:
+    """The share of the visual tokens that the LLM sees. Pruning is a part of CRAFT and goes by the prior that
+    an adapted encoder brings; zero-shot and baselines see all of them, as in the paper's Table 4."""
+    return work.plan.keep_ratio if cell.method.name == CRAFT else 1.0
+
+
 def answers(work: Work, cell: Cell) -> dict[str, Any]:
     """Exact match of greedy answers (§4.1).
 
@@ -38,7 +44,7 @@ def answers(work: Work, cell: Cell) -> dict[str, Any]:
         report = evaluate_lvlm(
             lvlm,
             work.samples(cell),
-            keep_ratio=1.0 if lvlm.visual.continuous else work.plan.keep_ratio,
+            keep_ratio=_shown(work, cell),
             progress=False,
             cache=work.codes,
         )
@@ -94,10 +100,9 @@ def judged(work: Work, cell: Cell) -> dict[str, Any]:
             "lvlm": work.digest(cell),
             "samples": digest([[one.id, one.prompt(DIRECTIVE), one.seen] for one in samples]),
         }
-        ratio = 1.0 if lvlm.visual.continuous else work.plan.keep_ratio
         name = digest([settings, tokens])[:8]  # other weights, questions or lengths: other answers
         folder = work.plan.work / "judged" / work.file(cell).stem / name
-        cases = explain(lvlm, samples, folder, settings, tokens, ratio, batch_size=16)
+        cases = explain(lvlm, samples, folder, settings, tokens, _shown(work, cell), batch_size=16)
         replies = judge_cases(offline_judge(), cases, VerdictCache(folder / "verdicts.jsonl"))
         rows = [
             {"id": case.id, "response": case.response, "seen": case.seen}
