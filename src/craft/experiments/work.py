@@ -158,8 +158,13 @@ class Work:
         return folder
 
     def settings(self, domain: str, seed: int, method: Method) -> AdaptConfig:
-        """The configuration of a training."""
-        return settings_of_training(self.plan, domain, seed, method)
+        """The configuration of a training. Beside an encoder that is given it learns from the same questions."""
+        config, given = settings_of_training(self.plan, domain, seed, method), self._given.get((domain, seed))
+        if given is None:
+            return config
+        told = given.manifest["data"]["settings"]
+        same = {name: told[name] for name in ("answer_with", "distractors", "unseen_fraction")}
+        return config.model_copy(update={"data": config.data.model_copy(update=same)})
 
     # Questions
 
