@@ -158,7 +158,7 @@ class Work:
         return folder
 
     def settings(self, domain: str, seed: int, method: Method) -> AdaptConfig:
-        """The configuration of a training. Beside an encoder that is given it learns from the same questions."""
+        """The configuration of a training; beside a given encoder it learns from the same questions."""
         config, given = settings_of_training(self.plan, domain, seed, method), self._given.get((domain, seed))
         if given is None:
             return config
