@@ -8,6 +8,7 @@ from craft.core.errors import ConfigError
 from craft.core.files import read_json
 from craft.experiments import EXPERIMENTS, Plan, Work, publish
 from craft.experiments.cells import Method
+from craft.experiments.parallel import estimate
 from craft.experiments.pruned import How, Subject, marks
 from craft.experiments.pruning import COLOURS as LINES
 from craft.experiments.publish import write_result
@@ -40,6 +41,17 @@ def test_an_encoder_that_is_there_is_used(plan, monkeypatch):
     monkeypatch.setattr(work, "adapt", None)  # would fail
     given = Plan(**{**plan.__dict__, "work": plan.work / "empty", "encoders": (str(place),)})
     assert Work(given).encoder(plan.domains[0], 0).folder == place / "encoder"
+
+
+def test_encoders_that_tables_would_misname_are_refused(plan, tmp_path):
+    place = str(Work(plan).encoder(plan.domains[0], 0).folder.parent)
+    for change, told in (
+        ({"surrogates": plan.surrogates[::-1]}, "was adapted with .*qwen2, and the first surrogate here"),
+        ({"encoders": (place, place + "/encoder")}, "are both of .*blobs, seed 0"),
+    ):
+        work = Work(plan.model_copy(update={"work": tmp_path, "encoders": (place,), **change}))
+        with pytest.raises(ConfigError, match=told):
+            estimate(work, EXPERIMENTS["table3"].cells(work.plan))
 
 
 def test_baselines_beside_a_given_encoder_learn_from_its_questions(plan, tmp_path):

@@ -53,9 +53,28 @@ class Work:
 
     @cached_property
     def _given(self) -> dict[tuple[str, int], Artefact]:
-        """The plan's own encoders, by data and seed."""
-        found = map(load_artefact, self.plan.encoders)
-        return {(str(a.manifest["data"]["settings"]["name"]), int(a.manifest["seed"])): a for a in found}
+        """The plan's own encoders, by data and seed.
+
+        Raises:
+            ConfigError: one was adapted with another LVLM than tables say, or two are of one data set
+                and seed.
+        """
+        found: dict[tuple[str, int], Artefact] = {}
+        for folder in self.plan.encoders:
+            artefact = load_artefact(folder)
+            own, wanted = str(artefact.manifest.get("surrogate")), self.plan.surrogates[0]
+            if plain(own) != plain(wanted):
+                raise ConfigError(
+                    f"{folder} was adapted with {own}, and the first surrogate here is {wanted}; leave it "
+                    "out, or name that surrogate first."
+                )
+            key = str(artefact.manifest["data"]["settings"]["name"]), int(artefact.manifest["seed"])
+            if key in found:
+                raise ConfigError(
+                    f"{folder} and {found[key].folder} are both of {key[0]}, seed {key[1]}; give one."
+                )
+            found[key] = artefact
+        return found
 
     # Models
 
