@@ -70,8 +70,10 @@ def table(runs: list[dict], surrogate: str) -> str:
 def page(told: dict) -> str:
     """The Markdown page of the JSON beside it."""
     seeds = list(dict.fromkeys(run["seed"] for run in told["runs"]))
+    limit = told["settings"]["limit"]
+    asked = "the test split" if limit is None else f"at most {limit} questions of the test split"
     head = (
-        "Strict exact match in percent over the test split, mean ± standard deviation over the seeds "
+        f"Strict exact match in percent over {asked}, mean ± standard deviation over the seeds "
         f"{seeds}; four options, so a blind guess scores 25. Seen and unseen: zero-shot → adapted. "
         "Made by `python scripts/measure_domains.py`.\n\n"
     )

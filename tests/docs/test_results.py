@@ -39,6 +39,12 @@ def test_a_page_is_made_of_its_json(path):
     assert MADE_BY[path.stem](told) == path.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("name", ["apparel", "digits"])
+def test_pages_of_domains_tell_how_many_questions_there_were(name):
+    asked = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["settings"]["limit"]
+    assert f"at most {asked} questions" in (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+
+
 def test_results_of_experiments_have_their_pages():
     for path in RESULTS.rglob("*.json"):
         if path.stem in EXPERIMENTS:

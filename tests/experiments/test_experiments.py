@@ -5,12 +5,15 @@ import json
 import pytest
 
 from craft.core.errors import ConfigError
+from craft.core.files import read_json
 from craft.experiments import EXPERIMENTS, Plan, Work, publish
+from craft.experiments.cells import Method
+from craft.experiments.parallel import estimate
 from craft.experiments.pruned import How, Subject, marks
 from craft.experiments.pruning import COLOURS as LINES
 from craft.experiments.publish import write_result
 from craft.pruning import STRATEGIES
-from craft.recipes import evaluate
+from craft.recipes import adapt, evaluate
 
 PRUNING = ("fig5", "pruning-ablation", "pruning-choices")
 
@@ -38,6 +41,29 @@ def test_an_encoder_that_is_there_is_used(plan, monkeypatch):
     monkeypatch.setattr(work, "adapt", None)  # would fail
     given = Plan(**{**plan.__dict__, "work": plan.work / "empty", "encoders": (str(place),)})
     assert Work(given).encoder(plan.domains[0], 0).folder == place / "encoder"
+
+
+def test_encoders_that_tables_would_misname_are_refused(plan, tmp_path):
+    place = str(Work(plan).encoder(plan.domains[0], 0).folder.parent)
+    for change, told in (
+        ({"surrogates": plan.surrogates[::-1]}, "was adapted with .*qwen2, and the first surrogate here"),
+        ({"encoders": (place, place + "/encoder")}, "are both of .*blobs, seed 0"),
+    ):
+        work = Work(plan.model_copy(update={"work": tmp_path, "encoders": (place,), **change}))
+        with pytest.raises(ConfigError, match=told):
+            estimate(work, EXPERIMENTS["table3"].cells(work.plan))
+
+
+def test_baselines_beside_a_given_encoder_learn_from_its_questions(plan, tmp_path):
+    """Else they would be trained on classes that the table calls unseen, or to answer by text for letters."""
+    domain, settings = plan.domains[0], {"data.answer_with": "letter", "data.unseen_fraction": 0.5}
+    out = adapt(plan.surrogates[0], domain, tmp_path / "run", config={**plan.adapt}, **settings).out
+    work = Work(plan.model_copy(update={"work": tmp_path / "work", "encoders": (str(out),)}))
+    method = Method("llm-lora", plan.explainer)
+    data = work.settings(domain, 0, method).data
+    assert (data.answer_with, data.unseen_fraction) == ("letter", 0.5)
+    learned = read_json(work.trained(domain, 0, method) / "run.json")["held_out"]
+    assert learned == list(work.questions(domain, 0).held_out)
 
 
 def test_cells_are_measured_once_and_apart(plan, monkeypatch):

@@ -1,5 +1,6 @@
 """configs/paper: every file says what the paper says; a step of each surrogate fits in shape and memory."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from craft.data import BENCHMARKS
 from craft.experiments import EXPERIMENTS, plan_for
 from craft.experiments.cells import CRAFT, Method
 from craft.experiments.sizes import counted, rehearse
+from craft.experiments.sweeps import LAMBDAS, OPEN
 from craft.experiments.work import settings_of_training
 from craft.recipes.benchmarks import TABLE_1
 from craft.training.config import AdaptConfig
@@ -70,6 +72,18 @@ def test_the_plan_is_the_papers(plan):
         assert config.data.root == f"data/{domain}" and config.seed == 1
     files = {Path(AdaptConfig.build(path).surrogate).name for path in ADAPT}
     assert files == {Path(name).name for name in plan.surrogates}
+
+
+def test_sweeps_train_with_the_weights_that_their_lines_name(plan):
+    """The plan's own λ_con is another one than craft-tiny's default."""
+    for line in LAMBDAS.lines(plan):
+        losses = settings_of_training(plan, plan.domains[0], 0, line.method).losses
+        weights = {"λ_con": losses.contrastive.weight, "λ_commit": losses.commitment.weight}
+        named = re.findall(r"(λ_\w+) ([\d.]+)", line.label)
+        assert named and all(weights[name] == float(value) for name, value in named)
+    alone = next(line for line in OPEN.lines(plan) if line.label == "without commitment")
+    losses = settings_of_training(plan, plan.domains[0], 0, alone.method).losses
+    assert (losses.commitment.weight, losses.contrastive.weight) == (0, 0)
 
 
 def test_what_the_plan_asks_for(plan):

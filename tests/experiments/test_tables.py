@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from craft.cli import main
 from craft.core.errors import ConfigError
 from craft.core.files import read_json, write_json
+from craft.evaluation import strict
 from craft.experiments import EXPERIMENTS, Work, parallel, publish, write_result
 from craft.experiments.accuracy import ALL, Line, by_seed, cells_of, difference, measured
 from craft.experiments.benches import FILES
@@ -196,6 +198,66 @@ def test_other_weights_are_another_cell(plan, tmp_path, monkeypatch):
     write_json(work.file(cell), {**kept, "key": {**kept["key"], "lvlm": "other"}, "found": {}})
     assert fill(Work(plan), cell) == kept["found"]
     assert read_json(work.file(cell))["key"] == kept["key"]
+
+
+def test_pruning_is_crafts_alone(plan, tmp_path):
+    """By the prior that its encoder brings: a checkpoint as VILA-U's has none."""
+    work = Work(plan.model_copy(update={"work": tmp_path, "keep_ratio": 0.5}))
+    for name in plan.backbones:
+        work.lvlm(name).visual.prior = None
+    for name, measure in (("table2", "judged"), ("table3", "answers")):
+        cells = [cell for cell in EXPERIMENTS[name].cells(work.plan) if cell.measure == measure]
+        for method in ("zero-shot", CRAFT):
+            cell = next(cell for cell in cells if cell.method.name == method)
+            found, lvlm, samples = fill(work, cell), work.made(cell), work.samples(cell)
+            directive = "Justify your answer." if measure == "judged" else None
+            said = lvlm.answer(
+                [sample.image for sample in samples],
+                [sample.prompt(directive) for sample in samples],
+                plan.explain_tokens if measure == "judged" else 5,
+                keep_ratio=0.5 if method == CRAFT else 1.0,
+            )
+            if measure == "judged":
+                assert [row["response"] for row in found["rows"]] == said
+            else:
+                right = [strict(text, sample.answer) for text, sample in zip(said, samples, strict=True)]
+                assert found["marks"] == "".join("1" if one else "0" for one in right)
+
+
+def test_other_weights_or_lengths_are_asked_to_justify_anew(plan, tmp_path):
+    """Answers under way are kept beside a cell: none of another LLM or of another length is taken for it."""
+    for change in ({}, None, {"explain_tokens": 4}):
+        work = Work(plan.model_copy(update={"work": tmp_path, **(change or {})}))
+        cell = EXPERIMENTS["table2"].cells(work.plan)[0]
+        lvlm = work.lvlm(cell.backbone)
+        if change is None:  # aligned again, say: the same tower, another LLM
+            lvlm.backbone.llm.get_output_embeddings().weight.data.neg_()
+        samples = work.samples(cell)
+        said = lvlm.answer(
+            [sample.image for sample in samples],
+            [sample.prompt("Justify your answer.") for sample in samples],
+            work.plan.explain_tokens,
+        )
+        assert [row["response"] for row in fill(work, cell)["rows"]] == said
+
+
+def test_pictures_of_codes_are_drawn_in_the_work_folder(results, plan):
+    """A folder of one's own as data: nothing is written into it."""
+    results("fig7")
+    assert not [*Path(plan.domains[0]).glob("*.*")]
+    assert [*plan.work.glob("show/*/index.html")]
+
+
+@pytest.mark.parametrize("name", ["table2", "fig2"])
+def test_pages_of_justified_answers_tell_how_many_there_are(results, plan, name):
+    assert f"at most {plan.explained} questions per domain and seed; torch" in results(name)[1].read_text()
+
+
+def test_table_2_tells_what_became_of_lora(results):
+    page = results("table2")[1].read_text()
+    assert f"Of what LLM LoRA learned {100 * AdaptConfig().blend:g} % is kept" in page
+    told = {**data_of(results, "table2"), "lora blend": 1.0}
+    assert "is kept" not in EXPERIMENTS["table2"].page(told)
 
 
 def test_groups_share_no_file(plan):

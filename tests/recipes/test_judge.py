@@ -1,6 +1,7 @@
 """Answers with reasons, asked or read, and judged; interrupted and gone on."""
 
 import json
+import signal
 
 import pytest
 
@@ -8,9 +9,11 @@ from builders import tiny_lvlm
 from craft.core.errors import CheckpointError, ConfigError, DataError
 from craft.evaluation.judge_answers import explain, read_rows
 from craft.evaluation.judge_services import ServiceSettings
+from craft.models.lvlm import LVLM
 from craft.recipes import adapt, evaluate
 from craft.recipes.judge import answers_in, answers_of, judge, make_judge
 from craft.recipes.judge_estimate import estimate
+from craft.training.interrupt import Interrupted
 from tiny_data import tiny_data
 
 SHORT = {"max_new_tokens": 6, "batch_size": 4}
@@ -80,6 +83,32 @@ def test_an_interrupted_file_is_finished_to_the_same_bytes(tmp_path, monkeypatch
     assert len(calls) == 5
     with pytest.raises(ConfigError, match="max_new_tokens was 6 and is 7"):
         explain(lvlm, samples, tmp_path / "torn", {"model": "x"}, max_new_tokens=7, batch_size=4)
+
+
+def test_answers_of_another_llm_or_projector_are_not_taken(run, tmp_path):
+    """A baseline tuned anew, a backbone aligned anew: the name and the tower are what they were."""
+    judge(answers_of(tiny_lvlm(), run, out=tmp_path, **SHORT))
+    for part in ("projector", "llm"):
+        other = tiny_lvlm()
+        next(getattr(other.backbone, part).parameters()).data.neg_()
+        with pytest.raises(ConfigError, match=f"{part} was"):
+            judge(answers_of(other, run, out=tmp_path, **SHORT))
+
+
+def test_a_stop_while_the_last_answers_are_written_asks_no_judge(run, tmp_path, monkeypatch):
+    answer, calls = LVLM.answer, []
+
+    def stopped(self, *given, **named):
+        calls.append(signal.raise_signal(signal.SIGINT))
+        return answer(self, *given, **named)
+
+    monkeypatch.setattr(LVLM, "answer", stopped)
+    monkeypatch.setattr("craft.recipes.judge.judge_cases", lambda *_: pytest.fail("judged all the same"))
+    answers = answers_of(tiny_lvlm(), run, out=tmp_path, max_new_tokens=6, batch_size=64)
+    with pytest.raises(Interrupted, match="the same command goes on"):
+        judge(answers)
+    monkeypatch.undo()
+    assert len(judge(answers).samples) == len(read_rows(tmp_path / "answers.jsonl")) and len(calls) == 1
 
 
 def test_overwrite_begins_anew_and_touches_nothing_else(run, tmp_path):

@@ -73,7 +73,7 @@ def explain(
                 for sample, answer in zip(batch, said, strict=True)
             ]
             append(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-            if wish.asked and start + batch_size < len(samples):
+            if wish.asked:  # behind the last batch too: what follows may be a judge who is paid
                 raise Interrupted(
                     f"stopped after {start + len(batch)} of {len(samples)} answers; the same command goes on "
                     "from there."

@@ -51,7 +51,8 @@ def cells2(plan: Plan) -> list[Cell]:
 
 
 def measure2(work: Work) -> Data:
-    """Table 2: `rows` by line, domain and seed: correctness, presence, those of unseen classes, count."""
+    """Table 2: `rows` by line, domain and seed: correctness, presence, those of unseen classes, count;
+    `lora blend`: the share of what LLM LoRA learned that is kept."""
     plan, rows = work.plan, []
     pairs = [(domain, seed) for domain in plan.domains for seed in plan.seeds]
     for number, (domain, seed) in enumerate(pairs, start=1):
@@ -64,7 +65,9 @@ def measure2(work: Work) -> Data:
                 row |= {name: found[name], f"{name} unseen": float(np.mean(unseen)) if unseen else None}
             words = [len(one["response"].split()) for one in found["rows"]]
             rows.append({**row, "words": float(np.mean(words)), "count": found["count"]})
-    return {"lines": [told(line) for line in lines(plan)], "judge": RULES, "rows": rows}
+    lora = next(line.method for line in lines(plan) if line.label == "LLM LoRA")
+    blend = work.settings(*pairs[0], lora).blend
+    return {"lines": [told(line) for line in lines(plan)], "judge": RULES, "lora blend": blend, "rows": rows}
 
 
 def page2(data: Data) -> str:
@@ -82,8 +85,8 @@ def page2(data: Data) -> str:
         "# Table 2: answers that are to be justified\n",
         f'Every question ends with "{DIRECTIVE}" in place of the directive to be short, and up to '
         f"{plan['explain_tokens']} tokens may be written; {plan['explained']} questions per domain and seed. "
-        f"`{data['lines'][0]['backbone']}` answers throughout. Mean ± standard deviation over seeds. "
-        f"{_lora(data)}\n",
+        f"`{data['lines'][0]['backbone']}` answers throughout. Mean ± standard deviation over "
+        f"seeds.{_lora(data)}\n",
         f"**{data['judge'][0].upper() + data['judge'][1:]}.** The paper's: `craft judge RUN --judge "
         "anthropic`.\n",
         table(["domain", "line", *shown], rows) + "\n",
@@ -91,16 +94,18 @@ def page2(data: Data) -> str:
         "## The paper's Table 2\n",
         NOTE + " Its judge is Claude Sonnet 4.5.\n",
         plain_table(theirs()["table2"]) + "\n",
-        footer(data),
+        footer(data, limit="explained"),
     ]
     return "\n".join(parts)
 
 
 def _lora(data: Data) -> str:
-    """What LLM LoRA was given, where that differs from the other trainings."""
+    """What LLM LoRA was given, where that differs from the other trainings, and how much of it stayed."""
     line = next(line for line in data["lines"] if line["line"] == "LLM LoRA")
     own = ", ".join(f"{name} {value}" for name, value in line["settings"].items())
-    return f"LLM LoRA was trained with settings of its own ({own}): its LLM is large." if own else ""
+    text = f" LLM LoRA was trained with settings of its own ({own}): its LLM is large." if own else ""
+    kept = data["lora blend"]
+    return text + (f" Of what LLM LoRA learned {100 * kept:g} % is kept (`blend`)." if kept < 1 else "")
 
 
 def _figures(data: Data, line: str, domain: str) -> list[str]:
@@ -176,7 +181,7 @@ def page_fig2(data: Data) -> str:
         f"and ✗ say whether the answer is right, ¶ that there is a justification; {data['judge']}.\n",
         "![Pictures with the answers of each method](fig2.png)\n",
         table(["picture", *names], rows) + "\n",
-        footer(data, one_seed=True),
+        footer(data, one_seed=True, limit="explained"),
     ]
     return "\n".join(parts)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from craft.experiments.cells import CRAFT, Cell, Method
+from craft.experiments.cells import CRAFT, Cell, Method, plain
 from craft.experiments.measures import fill
 from craft.experiments.plan import Plan
 from craft.experiments.publish import Data, footer, percent, table
@@ -43,7 +43,7 @@ def measure7(work: Work) -> Data:
 def _shown(work: Work, cell: Cell, encoder: Path | None = None) -> list[Data]:
     picture = work.samples(cell)[0]
     model = work.lvlm(work.plan.surrogates[0])
-    found = show([picture.image], model, encoder, KEEP, work.plan.work / "show" / cell.domain)
+    found = show([picture.image], model, encoder, KEEP, work.plan.work / "show" / plain(cell.domain))
     return [image_json(shown, f"{cell.domain}: {picture.answer_text}") for shown in found.images]
 
 

@@ -5,14 +5,13 @@ from typing import Any
 
 import torch
 
-from craft.core.files import hash_tensors
 from craft.data import Sample
 from craft.evaluation import evaluate_lvlm
-from craft.evaluation.judge import BINARY
+from craft.evaluation.judge import BINARY, DIRECTIVE
 from craft.evaluation.judge_answers import explain
 from craft.evaluation.judge_offline import RULES, offline_judge
 from craft.evaluation.judge_run import VerdictCache, judge_cases
-from craft.experiments.cells import Cell, digest
+from craft.experiments.cells import CRAFT, Cell, digest
 from craft.experiments.pruned import pruned
 from craft.experiments.work import Work
 from craft.models.lvlm import LVLM
@@ -27,6 +26,12 @@ def fill(work: Work, cell: Cell) -> dict[str, Any]:
     return MEASURES[cell.measure](work, cell)
 
 
+def _shown(work: Work, cell: Cell) -> float:
+    """The share of the visual tokens that the LLM sees. Pruning is a part of CRAFT and goes by the prior that
+    an adapted encoder brings; zero-shot and baselines see all of them, as in the paper's Table 4."""
+    return work.plan.keep_ratio if cell.method.name == CRAFT else 1.0
+
+
 def answers(work: Work, cell: Cell) -> dict[str, Any]:
     """Exact match of greedy answers (§4.1).
 
@@ -39,7 +44,7 @@ def answers(work: Work, cell: Cell) -> dict[str, Any]:
         report = evaluate_lvlm(
             lvlm,
             work.samples(cell),
-            keep_ratio=1.0 if lvlm.visual.continuous else work.plan.keep_ratio,
+            keep_ratio=_shown(work, cell),
             progress=False,
             cache=work.codes,
         )
@@ -86,13 +91,18 @@ def judged(work: Work, cell: Cell) -> dict[str, Any]:
     Returns:
         correctness, presence: shares; count; rows: id, response, correctness, presence of each.
     """
+    tokens = work.plan.explain_tokens
 
     def measure(lvlm: LVLM) -> dict[str, Any]:
         samples: list[Sample] = work.samples(cell)
-        tower = hash_tensors(lvlm.visual.vision_tower.state_dict())
-        settings = {"method": cell.method.name, "samples": digest([sample.id for sample in samples])}
-        folder = work.plan.work / "judged" / work.file(cell).stem / tower[:8]
-        cases = explain(lvlm, samples, folder, settings, work.plan.explain_tokens, batch_size=16)
+        settings = {
+            "method": cell.method.name,
+            "lvlm": work.digest(cell),
+            "samples": digest([[one.id, one.prompt(DIRECTIVE), one.seen] for one in samples]),
+        }
+        name = digest([settings, tokens])[:8]  # other weights, questions or lengths: other answers
+        folder = work.plan.work / "judged" / work.file(cell).stem / name
+        cases = explain(lvlm, samples, folder, settings, tokens, _shown(work, cell), batch_size=16)
         replies = judge_cases(offline_judge(), cases, VerdictCache(folder / "verdicts.jsonl"))
         rows = [
             {"id": case.id, "response": case.response, "seen": case.seen}
@@ -102,7 +112,7 @@ def judged(work: Work, cell: Cell) -> dict[str, Any]:
         shares = {name: sum(row[name] for row in rows) / len(rows) for name in BINARY}
         return {**shares, "count": len(rows), "rows": rows}
 
-    return work.cell(cell, measure, {"rules": RULES, "tokens": work.plan.explain_tokens})
+    return work.cell(cell, measure, {"rules": RULES, "tokens": tokens})
 
 
 MEASURES: dict[str, Callable[[Work, Cell], dict[str, Any]]] = {

@@ -35,7 +35,8 @@ class Plan(Settings):
             in the forgetting check.
         explained, explain_tokens: so many questions are to be justified, in so many tokens at most.
         lora: settings of LLM LoRA in Table 2: the LLM that can explain is the largest of a plan.
-        keep_ratio: share of the visual tokens that a discrete LVLM is shown (§4.1: 0.8).
+        keep_ratio: share of the visual tokens that an LLM behind an adapted encoder is shown (§4.1: 0.8).
+            Zero-shot and baselines see all of them.
         adapt: settings of every training, by dotted name.
         encoders: run folders of adaptations that are there already; the others are made.
         benches: where `craft bench` leaves what Table 4 is made of.

@@ -126,18 +126,19 @@ def signed(values: Sequence[float]) -> str:
     return text if text.startswith("-") else f"+{text}"
 
 
-def footer(data: Mapping[str, Any], one_seed: bool = False) -> str:
+def footer(data: Mapping[str, Any], one_seed: bool = False, limit: str = "limit") -> str:
     """The last lines of a page: how it was made, and what its figures are worth.
 
-    `one_seed`: of the plan's seeds the page shows the first alone.
+    `one_seed`: of the plan's seeds the page shows the first alone; `limit`: what the plan calls the most
+    questions of such a page.
     """
     told = data["provenance"]
     plan, versions = told["plan"], told["versions"]
     seeds = f"seed {plan['seeds'][0]}" if one_seed else f"seeds {', '.join(map(str, plan['seeds']))}"
-    limit = "all" if plan["limit"] is None else f"at most {plan['limit']}"
+    most = "all" if plan[limit] is None else f"at most {plan[limit]}"
     lines = [
         f"Made by `{data['command']}` at commit `{(told['commit'] or 'unknown')[:10]}`; "
-        f"{seeds}; {limit} questions per domain and seed; torch "
+        f"{seeds}; {most} questions per domain and seed; torch "
         f"{versions['torch']}, {', '.join(told['devices'])}. All figures: the JSON file beside this page."
     ]
     if plan.get("quick"):  # results of before there was such a thing do not say

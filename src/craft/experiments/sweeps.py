@@ -56,16 +56,21 @@ class Sweep:
         return "\n".join(parts)
 
 
+def _weights(contrastive: float = 0.0, commitment: float = 0.1) -> tuple[tuple[str, float], ...]:
+    """Both weights, whatever the plan's are: a plan of the paper's scale has λ_con 1."""
+    return (("losses.contrastive.weight", contrastive), ("losses.commitment.weight", commitment))
+
+
 LAMBDAS = Sweep(
     "The weights of the losses",
     "One weight is changed at a time. The paper takes λ_commit 0.1, and λ_con 1 for classification and 0.1 "
     "for VQA (§4.1); it prints no sweep.",
     {
-        "λ_con 0, λ_commit 0.1 (shipped)": (),
-        "λ_con 0.1": (("losses.contrastive.weight", 0.1),),
-        "λ_con 1": (("losses.contrastive.weight", 1.0),),
-        "λ_commit 0.01": (("losses.commitment.weight", 0.01),),
-        "λ_commit 1": (("losses.commitment.weight", 1.0),),
+        "λ_con 0, λ_commit 0.1 (shipped)": _weights(),
+        "λ_con 0.1": _weights(contrastive=0.1),
+        "λ_con 1": _weights(contrastive=1.0),
+        "λ_commit 0.01": _weights(commitment=0.01),
+        "λ_commit 1": _weights(commitment=1.0),
     },
 )
 """One weight at a time."""
@@ -78,7 +83,7 @@ OPEN = Sweep(
     "mixes 30 % of it into the base tower).",
     {
         "CRAFT (shipped)": (),
-        "without commitment": (("losses.commitment.weight", 0.0),),
+        "without commitment": _weights(commitment=0.0),
         "LoRA on the tower": (("trainable", "lora"),),
         "blend 1": (("blend", 1.0),),
     },

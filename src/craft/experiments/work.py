@@ -53,9 +53,28 @@ class Work:
 
     @cached_property
     def _given(self) -> dict[tuple[str, int], Artefact]:
-        """The plan's own encoders, by data and seed."""
-        found = map(load_artefact, self.plan.encoders)
-        return {(str(a.manifest["data"]["settings"]["name"]), int(a.manifest["seed"])): a for a in found}
+        """The plan's own encoders, by data and seed.
+
+        Raises:
+            ConfigError: one was adapted with another LVLM than tables say, or two are of one data set
+                and seed.
+        """
+        found: dict[tuple[str, int], Artefact] = {}
+        for folder in self.plan.encoders:
+            artefact = load_artefact(folder)
+            own, wanted = str(artefact.manifest.get("surrogate")), self.plan.surrogates[0]
+            if plain(own) != plain(wanted):
+                raise ConfigError(
+                    f"{folder} was adapted with {own}, and the first surrogate here is {wanted}; leave it "
+                    "out, or name that surrogate first."
+                )
+            key = str(artefact.manifest["data"]["settings"]["name"]), int(artefact.manifest["seed"])
+            if key in found:
+                raise ConfigError(
+                    f"{folder} and {found[key].folder} are both of {key[0]}, seed {key[1]}; give one."
+                )
+            found[key] = artefact
+        return found
 
     # Models
 
@@ -90,7 +109,7 @@ class Work:
             self._made = (key, self._make(cell))
         return self._made[1]
 
-    def _digest(self, cell: Cell) -> str:
+    def digest(self, cell: Cell) -> str:
         """A hash of all weights that answer in a cell; of each LVLM it is taken once."""
         key = _way(cell)
         if key not in self._digests:
@@ -158,8 +177,13 @@ class Work:
         return folder
 
     def settings(self, domain: str, seed: int, method: Method) -> AdaptConfig:
-        """The configuration of a training."""
-        return settings_of_training(self.plan, domain, seed, method)
+        """The configuration of a training; beside a given encoder it learns from the same questions."""
+        config, given = settings_of_training(self.plan, domain, seed, method), self._given.get((domain, seed))
+        if given is None:
+            return config
+        told = given.manifest["data"]["settings"]
+        same = {name: told[name] for name in ("answer_with", "distractors", "unseen_fraction")}
+        return config.model_copy(update={"data": config.data.model_copy(update=same)})
 
     # Questions
 
@@ -206,7 +230,7 @@ class Work:
         """
         data = self.questions(cell.asked, cell.seed)
         key = {
-            "lvlm": self._digest(cell),
+            "lvlm": self.digest(cell),
             "data": data.fingerprint,
             "held_out": list(data.held_out),
             **(more or {}),

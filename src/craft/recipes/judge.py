@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from craft.core.errors import ConfigError
-from craft.core.files import hash_tensors, read_json, write_json
+from craft.core.files import read_json, write_json
 from craft.data import ImageSource, Sample, stratified
 from craft.evaluation.judge import DIRECTIVE, Case, Judge, JudgeReport, digest
 from craft.evaluation.judge_answers import (
@@ -26,6 +26,7 @@ from craft.evaluation.judge_offline import offline_judge
 from craft.evaluation.judge_run import VerdictCache, judge_cases
 from craft.evaluation.judge_services import ServiceSettings, anthropic_judge, openai_judge
 from craft.models.artefact import FORMAT, load_artefact
+from craft.models.freezing import part_hashes
 from craft.models.load import load
 from craft.models.lvlm import LVLM
 from craft.recipes.questions import questions_for, take
@@ -186,10 +187,13 @@ def answers_of(
 
     def collect() -> list[Case]:
         lvlm = model()
+        hashes = part_hashes(lvlm)
         settings = {
             "backbone": name,
             "zero_shot": encoder is None,
-            "tower": hash_tensors(lvlm.visual.vision_tower.state_dict()),
+            "tower": hashes["vision_tower"],
+            "projector": hashes["projector"],
+            "llm": hashes["llm"],
             "data": questions.name,
             "seed": questions.seed,
             "held_out": list(questions.held_out),
