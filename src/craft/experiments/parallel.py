@@ -19,7 +19,7 @@ from craft.experiments.work import Work
 
 SECONDS = {
     "training": 430.0,
-    "training llm-lora": 860.0,
+    "training llm-lora": 430.0,
     "answers": 6.0,
     "codes": 6.0,
     "judged": 170.0,

@@ -34,7 +34,8 @@ class Plan(Settings):
         limit: at most so many test questions per domain and seed, evenly from the classes; a third of them
             in the forgetting check.
         explained, explain_tokens: so many questions are to be justified, in so many tokens at most.
-        lora: settings of LLM LoRA in Table 2: the LLM that can explain is the largest of a plan.
+        lora: settings of LLM LoRA in Table 2: the LLM that can explain is the largest of a plan, and the paper's
+            LoRA is kept whole.
         keep_ratio: share of the visual tokens that an LLM behind an adapted encoder is shown (§4.1: 0.8).
             Zero-shot and baselines see all of them.
         adapt: settings of every training, by dotted name.
@@ -58,7 +59,7 @@ class Plan(Settings):
     limit: int | None = Field(default=300, ge=1)
     explained: int = Field(default=40, ge=1)
     explain_tokens: int = Field(default=64, ge=1)
-    lora: dict[str, Any] = Field(default_factory=lambda: {"max_steps": 60, "batch_size": 8})
+    lora: dict[str, Any] = Field(default_factory=lambda: {"max_steps": 60, "batch_size": 4, "blend": 1.0})
     keep_ratio: float = Field(default=1.0, gt=0, le=1)
     adapt: dict[str, Any] = Field(default_factory=dict)
     encoders: tuple[str, ...] = Field(default=(), strict=False)
@@ -81,7 +82,7 @@ QUICK: dict[str, Any] = {
     "limit": 24,
     "explained": 6,
     "explain_tokens": 16,
-    "lora": {"max_steps": 2, "batch_size": 4},
+    "lora": {"max_steps": 2, "batch_size": 4, "blend": 1.0},
     "adapt": {"max_steps": 4, "data.limit": 120},
 }
 """What `--quick` changes: one seed, two domains, few questions, a few steps of training."""
