@@ -34,8 +34,8 @@ class Plan(Settings):
         limit: at most so many test questions per domain and seed, evenly from the classes; a third of them
             in the forgetting check.
         explained, explain_tokens: so many questions are to be justified, in so many tokens at most.
-        lora: settings of LLM LoRA in Table 2: the LLM that can explain is the largest of a plan, and the paper's
-            LoRA is kept whole.
+        lora: settings of LLM LoRA in Table 2: the LLM that can explain is the largest of a plan, and the
+            paper's LoRA is kept whole.
         keep_ratio: share of the visual tokens that an LLM behind an adapted encoder is shown (§4.1: 0.8).
             Zero-shot and baselines see all of them.
         adapt: settings of every training, by dotted name.
