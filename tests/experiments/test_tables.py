@@ -47,7 +47,9 @@ def results(plan, tmp_path_factory):
     }
     for name in FILES.values():
         rows = [{"way": "ours", "ms": 1.25, "parts": {}}, {"way": "theirs", "ms": None}]
-        more = {"levers": rows, "calculated": CALCULATED} if name == "bench_train" else {}
+        more = (
+            {"levers": rows, "calculated": CALCULATED, "ways": ["small LLM"]} if name == "bench_train" else {}
+        )
         write_json(plan.benches / f"{name}.json", {"rows": rows, **told, **more})
     return functools.cache(lambda name: publish(name, EXPERIMENTS[name], plan, out))
 
@@ -321,6 +323,7 @@ def test_table_4_keeps_what_was_calculated_apart(results):
     assert "| naive | 12346 |" in calculated and "naive" not in measured
     assert "(B 24)" in calculated and "| FLOPs | 1.59 |" in calculated
     assert "questions per domain" not in page, "it has neither"
+    assert "`craft bench train --ways 'small LLM'`" in page and "`craft bench infer`" in page
 
 
 def test_answers_with_markup_stay_in_their_cell():

@@ -1,5 +1,6 @@
 """Table 4: what training and inference cost, from what `craft bench` measured."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,14 @@ def page(data: Data) -> str:
             continue
         parts += [f"## {part[0].upper()}{part[1:]}\n", *_about(found), _rows(found["rows"]) + "\n"]
         if found.get("levers"):
-            parts += ["CRAFT with the small LLM, one lever after the other:\n", _rows(found["levers"]) + "\n"]
+            parts += ["The levers, of CRAFT with the small LLM where nothing else is said:\n"]
+            parts += [_rows(found["levers"]) + "\n"]
         parts += _ratios(found.get("ratios") or {})
         parts += _calculated(found.get("calculated") or {})
-        verb = " ".join(name.split("_")[:2]) + (" --size real --device cuda" if part in ON_A_GPU else "")
-        parts.append(f"Measured by `craft {verb}`; all figures: `{name}.json`.\n")
+        words = ["craft", *name.split("_")[:2]]
+        words += ["--size", "real", "--device", "cuda"] if part in ON_A_GPU else []
+        words += [word for way in found.get("ways", ()) for word in ("--ways", way)]
+        parts.append(f"Measured by `{shlex.join(words)}`; all figures: `{name}.json`.\n")
     parts += ["## The paper's Table 4\n", NOTE + " Eight A100 with 40 GB, batch 32; inference at batch 1.\n"]
     parts += [plain_table(theirs()["table4"][part]) + "\n" for part in FILES]
     commit = (data["provenance"]["commit"] or "unknown")[:10]

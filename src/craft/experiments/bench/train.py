@@ -99,8 +99,9 @@ def measure(size: str, device: torch.device, repeats: int = 3, ways: Sequence[st
         ways: only those that have one of these words in their name; all of them, if there is none.
 
     Returns:
-        `rows` (Table 4), `levers`, `ratios` (None where a side of it did not run), `sizes`, `machine`; and,
-        apart from what was measured, `calculated`: FLOPs and activations at real size (for "reduced").
+        `rows` (Table 4), `levers`, `ratios` (None where a side of it did not run), `ways`, `sizes`,
+        `machine`; and, apart from what was measured, `calculated`: FLOPs and activations at real size (for
+        "reduced").
         A way that the GPU has too little memory for says so in its row.
 
     Raises:
@@ -122,6 +123,7 @@ def measure(size: str, device: torch.device, repeats: int = 3, ways: Sequence[st
         "rows": rows,
         "levers": levers,
         "ratios": _ratios({row["way"]: row for row in rows + levers}),
+        "ways": list(ways),
         "calculated": calculated() if size == "reduced" and not ways else None,
         "sizes": {"size": size, "images per step": shape.batch, "dtype of the LLMs": str(shape.dtype)},
         "matrix product, GFLOP/s": round(rate / 1e9, 1),
