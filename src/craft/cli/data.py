@@ -150,6 +150,7 @@ def prepare(
     """
     from craft.data import TrainLimit, Wanted
     from craft.data import prepare as run
+    from craft.data.load import short_name
 
     wanted = Wanted(
         domain=domain,
@@ -160,7 +161,7 @@ def prepare(
         download=download,
         split_seed=split_seed,
     )
-    done = run(data, root, out or Path("prepared") / Path(data).stem, wanted)
+    done = run(data, root, out or Path("prepared") / short_name(data), wanted)
     if common.json:
         show_json({"out": str(done.path), **done.about})
         return

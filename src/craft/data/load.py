@@ -1,6 +1,7 @@
 """`load_data`: an embedded domain, a benchmark, a manifest or files of your own become a `Data` set."""
 
 import difflib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -214,6 +215,12 @@ def read_data(
         f"Embedded: {', '.join(EMBEDDED)}; or a benchmark (`craft data list`), a folder of class folders, or "
         f"a table ({', '.join(TABLES)})."
     )
+
+
+def short_name(data: str | Path) -> str:
+    """What a folder made for this data is called: "birds" for birds.jsonl, and the folder's own name for ".",
+    "..", which must not lead a path of ours elsewhere."""
+    return Path(os.path.abspath(data)).stem or "data"
 
 
 def _distinct(samples: Sequence[Sample], classes: tuple[str, ...]) -> None:

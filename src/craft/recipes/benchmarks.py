@@ -1,5 +1,6 @@
 """`craft eval` on several benchmarks: a row of Table 1."""
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -236,7 +237,7 @@ def _folders(pairs: Sequence[tuple[Artefact | None, str | Path | None]]) -> list
     names: list[str] = []
     for artefact, name in pairs:
         told = (artefact.manifest.get("data") or {}).get("name") if artefact is not None else None
-        own = Path(str(name or told or "data")).name
+        own = Path(os.path.abspath(str(name or told or "data"))).name  # "..", too
         again = sum(known.partition("#")[0] == own for known in names)
         names.append(f"{own}#{again + 1}" if again else own)
     return names
