@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from cli.conftest import COLOURS, FAST, paint
+from craft import evaluate
+from craft.core.errors import ConfigError
 
 
 @pytest.fixture
@@ -177,6 +179,26 @@ def test_out_that_cannot_be_written(craft, family, pictures, tmp_path):
     out = tmp_path / "file" / "run"
     said = craft("adapt", family / "llama", "--data", pictures, "--out", out, "--max-steps", "1", *FAST)
     assert "file" in said.complaint
+
+
+def test_out_that_cannot_be_written_is_refused_before_the_work(craft, family, tmp_path):
+    """Before the data are looked at, even."""
+    file = tmp_path / "file"
+    file.write_text("in the way")
+    none, out = tmp_path / "none", ("--out", file / "out")
+    for words in (
+        ("eval", family / "llama", "--data", none),
+        ("prior", none),
+        ("show", none),
+        ("transfer", "--encoders", none),
+        ("reproduce", "table2", "--work", none),
+        ("bench", "search", "--size", "tiny"),
+        ("data", "stats", none),
+        ("data", "options", none, "--clip", none),
+    ):
+        assert f"{file} is a file" in craft(*words, *out).complaint, words
+    with pytest.raises(ConfigError, match="is a file"):
+        evaluate(none, data=none, out=file / "out")
 
 
 def test_a_full_disk_and_a_name_without_end(craft, pictures, tmp_path, monkeypatch):

@@ -199,9 +199,11 @@ def stats(
         column: OURS=THEIRS for a table whose columns have other names.
         out: a folder for stats.json, stats.png and contact_sheet.png.
     """
-    from craft.core.files import write_json
+    from craft.core.files import check_writable, write_json
     from craft.data import contact_sheet, data_stats, draw_stats, load_data, showcase
 
+    if out is not None:
+        check_writable(out / "stats.json")
     given = load_data(
         data, root, common.seed or 0, unseen_fraction=0, domain=domain, columns=columns_of(column)
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import ConfigError, CraftError
-from craft.core.files import read_json, write_json
+from craft.core.files import check_writable, read_json, write_json
 from craft.core.progress import say
 from craft.data import BENCHMARKS
 from craft.evaluation import Report, add_to_card, class_table, confusion, merge, read_samples, to_lmms
@@ -105,7 +105,8 @@ def evaluate_all(
         settings: further arguments of `craft.evaluate`.
 
     Raises:
-        ConfigError: numbers of encoders, data and roots do not fit, or both encoders and like are given.
+        ConfigError: numbers of encoders, data and roots do not fit, both encoders and like are given, or
+            `out` cannot be written.
         CodebookMismatchError, CheckpointError, DataError: as `evaluate`.
     """
     if encoders and like:
@@ -115,6 +116,8 @@ def evaluate_all(
         lvlm.with_encoder(artefact)  # a wrong codebook shows before the hours of asking
     pairs = list(_pairs(artefacts, list(data)))
     folders = _folders(pairs)
+    if out is not None:
+        check_writable(Path(out) / "report.json")
     cache, bits = cache or CodeCache(), bits_of(lvlm.backbone.llm)
     reports: dict[str, list[Report]] = {}
     places = _places(roots, [name for _, name in pairs])
