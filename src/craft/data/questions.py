@@ -191,6 +191,8 @@ class Reader:
     def _flat(self, row: Row, values: dict[str, Any]) -> Sample:
         origin = row.origin
         labelled = values.get("label") is not None and values.get("answer") is None
+        if "label" in values and values["label"] is None and "answer" not in values:
+            raise DataError(f"{origin}: the label is missing (in hub data sets: -1). Leave such rows out.")
         for name in ("image",) if labelled else REQUIRED:
             if name not in values:
                 near = difflib.get_close_matches(name, [key for key in values if key not in OPTIONAL], 1, 0.7)
