@@ -60,6 +60,14 @@ def test_what_else_ends_a_line_is_part_of_a_cell(root: Path) -> None:
     assert first.question == strange and second.image == png(1) * 500
 
 
+def test_two_columns_of_one_name_are_refused(root: Path) -> None:
+    (root / "q.csv").write_text("image,label, label,\nimg/0.png,oak,elm,\n")
+    with pytest.raises(DataError, match=r"q\.csv: its first line names two columns 'label'"):
+        read_questions([root / "q.csv"])
+    (root / "q.csv").write_text("image,label,,\nimg/0.png,oak,,\n")  # as spreadsheets write empty columns
+    assert [sample.label for sample in read_questions([root / "q.csv"]).samples] == ["oak"]
+
+
 def test_one_column_may_be_two_fields_and_cells_may_be_empty(root: Path) -> None:
     lines = ("photo,kind,part", "img/0.png,oak,train", "img/1.png,elm,", "img/2.png,fir,test")
     (root / "q.csv").write_text("\n".join(lines))

@@ -288,7 +288,7 @@ def _near(field: str) -> str | None:
 
 def _text(row: Mapping[str, Any], name: str, origin: str) -> str:
     value = row[name]
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:  # NaN: nothing
         value = str(value)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{origin}: '{name}' must be a text that is not empty, not {value!r}.")
