@@ -121,6 +121,8 @@ def test_a_wrong_path_gets_a_suggestion(tmp_path: Path) -> None:
         load_data(str(tmp_path / "flower"))
     with pytest.raises(DataError, match=r"no data at '/no/such/place'.*Embedded: apparel, digits"):
         load_data("/no/such/place")
+    with pytest.raises(DataError, match="no data at '~no-such-user/x'"):
+        load_data("~no-such-user/x")
     (tmp_path / "table.xlsx").write_text("image,answer\n")
     with pytest.raises(DataError, match="neither a folder"):
         load_data(tmp_path / "table.xlsx")

@@ -191,8 +191,8 @@ def read_data(
         return EMBEDDED[str(data)].load()
     if str(data) in BENCHMARKS:
         return BENCHMARKS[str(data)].load(root)
-    path = hub_folder(str(data)) if str(data).startswith(HUB) else Path(data).expanduser()
-    base = Path(root).expanduser() if root is not None else None
+    path = hub_folder(str(data)) if str(data).startswith(HUB) else Path(os.path.expanduser(data))
+    base = Path(os.path.expanduser(root)) if root is not None else None
     if base is not None and not path.exists():
         path = base / path
     if path.is_dir():
