@@ -15,7 +15,7 @@ from craft.core.files import hash_tensors, load_tensors
 from craft.models.artefact import load_artefact
 from craft.quantize.usage import code_counts
 from craft.recipes import adapt, evaluate, rehearse, transfer
-from craft.recipes.benchmarks import _folders
+from craft.recipes.benchmarks import _folders, evaluate_all
 from craft.recipes.demo import demo_settings
 from craft.recipes.opening import run_settings
 from craft.training import RunFolder
@@ -149,6 +149,19 @@ def test_bad_data_stops_before_anything_is_written(folder, tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(DataError, match="no embedded domain"):
         adapt(tiny_lvlm(), "nowhere", tmp_path / "run")
+
+
+def test_resumed_evaluations_take_nothing_of_other_weights(folder, tmp_path, monkeypatch):
+    """A backbone that was aligned anew has the name and the tower that it had."""
+    asked = []
+    monkeypatch.setattr(
+        "craft.recipes.benchmarks.evaluate", lambda *a, **k: asked.append(a[0]) or evaluate(*a, **k)
+    )
+    other = tiny_lvlm()
+    next(other.backbone.llm.parameters()).data.neg_()
+    for lvlm, times in ((tiny_lvlm(), 1), (tiny_lvlm(), 1), (other, 2)):
+        evaluate_all(lvlm, data=[folder], out=tmp_path / "out", resume=True, limit=3)
+        assert len(asked) == times
 
 
 def test_hard_distractors_come_from_the_text_encoder(folder, tmp_path):

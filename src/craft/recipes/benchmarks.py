@@ -14,6 +14,7 @@ from craft.data import BENCHMARKS
 from craft.evaluation import Report, add_to_card, class_table, confusion, merge, read_samples, to_lmms
 from craft.models.artefact import Artefact, load_artefact
 from craft.models.code_cache import CodeCache
+from craft.models.freezing import part_hashes
 from craft.models.llm_bits import bits_of
 from craft.models.lvlm import LVLM
 from craft.recipes.evaluate import evaluate
@@ -100,7 +101,8 @@ def evaluate_all(
         cache: codes of images that were encoded before.
         out: a folder; every benchmark's report and answers go to OUT/NAME as soon as they are there (to OUT
             itself where there is only one), with `lmms_eval.json` in the form of lmms-eval.
-        resume: take what lies in `out` for benchmarks that were asked with the same settings.
+        resume: take what lies in `out` for benchmarks that the same weights were asked, with the same
+            settings.
         card: write the figures into the model cards of the encoders.
         settings: further arguments of `craft.evaluate`.
 
@@ -119,12 +121,15 @@ def evaluate_all(
     if out is not None:
         check_writable(Path(out) / "report.json")
     cache, bits = cache or CodeCache(), bits_of(lvlm.backbone.llm)
+    # Under one name there may be other weights tomorrow. They are read for what is kept alone.
+    weights = {} if out is None else part_hashes(lvlm)
     reports: dict[str, list[Report]] = {}
     places = _places(roots, [name for _, name in pairs])
     for (artefact, name), folder, place_of in zip(pairs, folders, places, strict=True):
         place = None if out is None else Path(out) / (folder if len(pairs) > 1 else ".")
         asked = {  # must be the same for an evaluation to count as done already
             "backbone": lvlm.name,
+            "weights": weights,
             "encoder": artefact.manifest["tower"] if artefact and encoders else None,
             "like": artefact.manifest["tower"] if artefact and like else None,
             "data": None if name is None else str(name),
