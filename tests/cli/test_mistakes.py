@@ -2,12 +2,17 @@
 
 import errno
 import json
+import resource
 import shutil
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from cli.conftest import COLOURS, FAST, paint
+from craft import evaluate
+from craft.core.errors import ConfigError
 
 
 @pytest.fixture
@@ -179,6 +184,26 @@ def test_out_that_cannot_be_written(craft, family, pictures, tmp_path):
     assert "file" in said.complaint
 
 
+def test_out_that_cannot_be_written_is_refused_before_the_work(craft, family, tmp_path):
+    """Before the data are looked at, even."""
+    file = tmp_path / "file"
+    file.write_text("in the way")
+    none, out = tmp_path / "none", ("--out", file / "out")
+    for words in (
+        ("eval", family / "llama", "--data", none),
+        ("prior", none),
+        ("show", none),
+        ("transfer", "--encoders", none),
+        ("reproduce", "table2", "--work", none),
+        ("bench", "search", "--size", "tiny"),
+        ("data", "stats", none),
+        ("data", "options", none, "--clip", none),
+    ):
+        assert f"{file} is a file" in craft(*words, *out).complaint, words
+    with pytest.raises(ConfigError, match="is a file"):
+        evaluate(none, data=none, out=file / "out")
+
+
 def test_a_full_disk_and_a_name_without_end(craft, pictures, tmp_path, monkeypatch):
     assert "long" in craft("data", "check", "x" * 300).complaint
 
@@ -189,6 +214,22 @@ def test_a_full_disk_and_a_name_without_end(craft, pictures, tmp_path, monkeypat
     said = craft("data", "prepare", pictures, "--out", tmp_path / "m").complaint
     assert "No space left on device" in said and "Make room" in said
     assert not (tmp_path / "m").exists()
+
+
+def test_a_full_disk_where_safetensors_writes(craft, tmp_path, monkeypatch):
+    """As transformers' `save_pretrained` does. A file that may not grow stands for the disk."""
+
+    def full() -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        try:
+            save_file({"weight": torch.zeros(4096)}, tmp_path / "model.safetensors")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    monkeypatch.setattr("craft.data.catalogue", full)
+    said = craft("data", "list").complaint
+    assert "File too large" in said and "Make room" in said
 
 
 def test_our_own_faults_show_their_traceback(craft, monkeypatch):

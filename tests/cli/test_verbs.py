@@ -298,6 +298,11 @@ def test_data(craft, pictures, tmp_path):
     assert "-> " in craft("data", "check", pictures).out
 
 
+def test_a_data_set_is_prepared_from_within(craft, pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(shutil.copytree(pictures, tmp_path / "things"))
+    assert craft("data", "prepare", ".", "--json").json["out"] == "prepared/things"
+
+
 def test_demo(craft, family, pictures, tmp_path):
     models = ("--surrogate", family / "qwen2", "--other", family / "llama")
     words = (

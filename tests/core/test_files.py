@@ -14,6 +14,7 @@ from craft.core.files import (
     atomic_directory,
     atomic_write_bytes,
     atomic_write_text,
+    check_writable,
     clear_leftovers,
     hash_tensors,
     load_tensors,
@@ -33,6 +34,20 @@ def test_write_makes_folders_replaces_and_leaves_nothing_behind(tmp_path):
     mask = os.umask(0)
     os.umask(mask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
+
+
+def test_places_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    for place in ("file", "new", "a/b/new", tmp_path / "c" / "new"):
+        check_writable(place)
+    assert [place.name for place in tmp_path.iterdir()] == ["file"]
+    for place, why in ((tmp_path, "is a folder"), ("file/new", "is a file"), ("file/a/new", "is a file")):
+        with pytest.raises(ConfigError, match=why):
+            check_writable(place)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # for root every folder is writable
+    with pytest.raises(ConfigError, match="not allowed"):
+        check_writable("a/new")
 
 
 def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):

@@ -121,6 +121,8 @@ def test_a_wrong_path_gets_a_suggestion(tmp_path: Path) -> None:
         load_data(str(tmp_path / "flower"))
     with pytest.raises(DataError, match=r"no data at '/no/such/place'.*Embedded: apparel, digits"):
         load_data("/no/such/place")
+    with pytest.raises(DataError, match="no data at '~no-such-user/x'"):
+        load_data("~no-such-user/x")
     (tmp_path / "table.xlsx").write_text("image,answer\n")
     with pytest.raises(DataError, match="neither a folder"):
         load_data(tmp_path / "table.xlsx")
@@ -238,6 +240,9 @@ def test_a_label_among_choices_is_the_answer(tmp_path: Path) -> None:
         (row(1, choices="thing 1, b"), "must be a list of texts"),
         (row(1, split="dev-set"), "unknown split 'dev-set'"),
         (row(1, id="same"), r"q\.jsonl:2: the id 'same' was already used in .*q\.jsonl:1"),
+        (row(1, answer=float("nan")), "'answer' must be a text that is not empty, not nan"),
+        ('{"image": "0.png", "question": "?", "answer": ' + "7" * 5000 + "}", r"q\.jsonl:2: .*4300 digits"),
+        ("[" * 100_000, r"q\.jsonl:2: not valid JSON \(maximum recursion depth"),
         (row(1, caption="a car"), "unknown field 'caption'; did you mean 'captions'"),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from craft.core.errors import DataError
 from craft.data import load_data, read_data, verify_images
 from craft.data.questions import read_questions
 from replicas import paint, parquet, png
@@ -57,6 +58,14 @@ def test_what_else_ends_a_line_is_part_of_a_cell(root: Path) -> None:
     (root / "q.csv").write_text(text, encoding="utf-8")
     first, second = read_questions([root / "q.csv"]).samples
     assert first.question == strange and second.image == png(1) * 500
+
+
+def test_two_columns_of_one_name_are_refused(root: Path) -> None:
+    (root / "q.csv").write_text("image,label, label,\nimg/0.png,oak,elm,\n")
+    with pytest.raises(DataError, match=r"q\.csv: its first line names two columns 'label'"):
+        read_questions([root / "q.csv"])
+    (root / "q.csv").write_text("image,label,,\nimg/0.png,oak,,\n")  # as spreadsheets write empty columns
+    assert [sample.label for sample in read_questions([root / "q.csv"]).samples] == ["oak"]
 
 
 def test_one_column_may_be_two_fields_and_cells_may_be_empty(root: Path) -> None:
@@ -150,6 +159,21 @@ def test_parquet_leaves_pictures_in_the_file(tmp_path: Path) -> None:
 
     pq.write_table(pa.Table.from_pylist(plain), tmp_path / "plain.parquet")  # pictures as bare bytes
     assert verify_images(load_data(tmp_path / "plain.parquet"), progress=False) == 4
+
+
+def test_minus_one_is_no_class(tmp_path: Path) -> None:
+    """What `datasets` writes for a picture without a label, as in the test splits of competitions."""
+    rows = [{"image": png(n), "label": n % 3} for n in range(9)]
+    names = {"label": ["oak", "elm", "fir"]}
+    parquet(tmp_path / "train.parquet", rows, names)
+    parquet(tmp_path / "test.parquet", [{**row, "label": -1} for row in rows], names)
+    with pytest.raises(
+        DataError, match=r"9 of 18 rows.*test\.parquet, row 1: the label is missing.*-1.*8 more"
+    ):
+        load_data(tmp_path)
+    asked = [{**row, "label": -1, "question": f"{n}?", "answer": "ab"[n % 2]} for n, row in enumerate(rows)]
+    parquet(tmp_path / "asked" / "0.parquet", asked, names)
+    assert {sample.label for sample in load_data(tmp_path / "asked").all_samples()} == {None}
 
 
 def test_files_of_one_name_in_folders_of_splits(tmp_path: Path) -> None:

@@ -77,6 +77,8 @@ def test_wrong_names_say_what_there_is(shelf):
         load("tiny/lama")
     with pytest.raises(CheckpointError, match=r"no model 'runs/x/y/z'.*Shipped models: tiny/llama"):
         load("runs/x/y/z")
+    with pytest.raises(CheckpointError, match=r"no model '~no-such-user/x'"):
+        load("~no-such-user/x")
     with pytest.raises(CheckpointError, match=r"no model './nothing'"):
         load("./nothing")
 

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,11 @@ from craft.core.files import hash_tensors, load_tensors
 from craft.models.artefact import load_artefact
 from craft.quantize.usage import code_counts
 from craft.recipes import adapt, evaluate, rehearse, transfer
+from craft.recipes.benchmarks import _folders, evaluate_all
+from craft.recipes.demo import demo_settings
+from craft.recipes.opening import run_settings
 from craft.training import RunFolder
+from craft.training.config import AdaptConfig
 from tiny_data import tiny_data
 
 FAST = {"max_steps": 3, "batch_size": 4, "learning_rate": 1e-3, "device": "cpu"}
@@ -146,6 +151,19 @@ def test_bad_data_stops_before_anything_is_written(folder, tmp_path):
         adapt(tiny_lvlm(), "nowhere", tmp_path / "run")
 
 
+def test_resumed_evaluations_take_nothing_of_other_weights(folder, tmp_path, monkeypatch):
+    """A backbone that was aligned anew has the name and the tower that it had."""
+    asked = []
+    monkeypatch.setattr(
+        "craft.recipes.benchmarks.evaluate", lambda *a, **k: asked.append(a[0]) or evaluate(*a, **k)
+    )
+    other = tiny_lvlm()
+    next(other.backbone.llm.parameters()).data.neg_()
+    for lvlm, times in ((tiny_lvlm(), 1), (tiny_lvlm(), 1), (other, 2)):
+        evaluate_all(lvlm, data=[folder], out=tmp_path / "out", resume=True, limit=3)
+        assert len(asked) == times
+
+
 def test_hard_distractors_come_from_the_text_encoder(folder, tmp_path):
     result = adapt(tiny_lvlm(), folder, tmp_path / "run", distractors="hard", **FAST)
     assert result.config.data.distractors == "hard"
@@ -191,6 +209,21 @@ def test_a_batch_that_cannot_be_divided_is_refused_before_anything_is_read(tmp_p
     monkeypatch.setattr("craft.recipes.opening.world", lambda: 3)
     with pytest.raises(ConfigError, match="3 processes: raise batch_size"):
         adapt("nothing", "nowhere", tmp_path / "run", batch_size=7, micro_batch=1)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"), [(".", "birds"), ("..", "wood"), ("../birds/", "birds"), ("a.csv", "a")]
+)
+def test_folders_of_ours_are_called_like_the_data_wherever_one_stands(data, name, tmp_path, monkeypatch):
+    place = tmp_path / "wood" / "birds"
+    place.mkdir(parents=True)
+    monkeypatch.chdir(place)
+    assert run_settings(AdaptConfig, None, data, None, 0, 1, None, {}).out == f"runs/{name}"
+    assert demo_settings(data=data).out == f"runs/demo-{name}/run"
+    assert _folders([(None, data), (None, "other")]) == [
+        Path(data).name if data == "a.csv" else name,
+        "other",
+    ]
 
 
 def test_unknown_settings_are_refused(tmp_path):

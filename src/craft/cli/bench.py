@@ -163,10 +163,12 @@ def _measured(
 
     from craft.core.device import resolve_device
     from craft.core.errors import ConfigError
-    from craft.core.files import write_json
+    from craft.core.files import check_writable, write_json
 
     if repeats < 1 or (threads is not None and threads < 1):
         raise ConfigError("--repeats and --threads are whole numbers from 1.")
+    if out is not None:
+        check_writable(out)
     if threads is not None:
         torch.set_num_threads(threads)
     found = measure(size, resolve_device(common.device), repeats)

@@ -150,6 +150,7 @@ def prepare(
     """
     from craft.data import TrainLimit, Wanted
     from craft.data import prepare as run
+    from craft.data.load import short_name
 
     wanted = Wanted(
         domain=domain,
@@ -160,7 +161,7 @@ def prepare(
         download=download,
         split_seed=split_seed,
     )
-    done = run(data, root, out or Path("prepared") / Path(data).stem, wanted)
+    done = run(data, root, out or Path("prepared") / short_name(data), wanted)
     if common.json:
         show_json({"out": str(done.path), **done.about})
         return
@@ -198,9 +199,11 @@ def stats(
         column: OURS=THEIRS for a table whose columns have other names.
         out: a folder for stats.json, stats.png and contact_sheet.png.
     """
-    from craft.core.files import write_json
+    from craft.core.files import check_writable, write_json
     from craft.data import contact_sheet, data_stats, draw_stats, load_data, showcase
 
+    if out is not None:
+        check_writable(out / "stats.json")
     given = load_data(
         data, root, common.seed or 0, unseen_fraction=0, domain=domain, columns=columns_of(column)
     )

@@ -1,5 +1,6 @@
 """`craft inspect`: what a folder or a model is, and what fits it."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def describe(thing: str, common: Common = COMMON) -> dict[str, Any]:
     from craft.models.load import shipped
     from craft.models.tuned import FORMAT as TUNED
 
-    path = Path(thing).expanduser()
+    path = Path(os.path.expanduser(thing))
     if thing not in shipped() and path.is_dir():
         if (path / "run.json").is_file():
             return _run(path, common)

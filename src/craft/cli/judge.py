@@ -1,5 +1,6 @@
 """`craft judge`."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -73,7 +74,7 @@ def judge(
     warmth = None if temperature == "none" else float(temperature)
     settings = ServiceSettings(model, base_url, warmth, max_tokens, timeout, retries, concurrency, price)
     chosen = recipe.make_judge(judge, settings, common.device, common.dtype)
-    place = Path(run).expanduser()
+    place = Path(os.path.expanduser(run))
     if place.suffix == ".jsonl" or (place / "answers.json").is_file():
         answers = recipe.answers_in(place, data, root=root, seed=common.seed, limit=limit, out=out)
     else:

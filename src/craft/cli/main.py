@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -81,7 +82,8 @@ _PATH_TROUBLE = {
     getattr(errno, name)
     for name in ("EACCES", "EPERM", "EROFS", "ENOTDIR", "EISDIR", "EEXIST", "ENAMETOOLONG", "ELOOP")
 }
-_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_OS_ERROR = re.compile(r"(?:os error |Os \{ code: )(\d+)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -132,6 +134,10 @@ def explain(error: Exception) -> str | None:
         )
     if isinstance(error, OSError) and error.errno in _FULL:  # told without a name where a write fails
         return f"{error.filename or 'a disk'}: {error.strerror}. Make room there, or choose another place."
+    if _is(error, "safetensors", "SafetensorError"):  # it keeps the system's error in words only
+        code = _OS_ERROR.search(str(error))
+        if code is not None and int(code[1]) in _FULL:
+            return f"a disk: {os.strerror(int(code[1]))}. Make room there, or choose another place."
     if isinstance(error, OSError) and error.errno in _PATH_TROUBLE and error.filename is not None:
         return f"{error.filename} cannot be used: {error.strerror}. Choose another place."
     return None

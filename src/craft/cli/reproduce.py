@@ -56,7 +56,7 @@ def reproduce(
         dry_run: say what there is to do and how long it will take; do nothing.
     """
     from craft.core.errors import ConfigError, CraftError
-    from craft.core.files import read_json
+    from craft.core.files import check_writable, read_json
     from craft.core.progress import say
     from craft.experiments import EXPERIMENTS, publish, write_result
     from craft.experiments.parallel import estimate, fill_all, in_order
@@ -103,6 +103,7 @@ def reproduce(
         _rehearse(chosen, plan, jobs, common)
         return
     else:
+        check_writable(place / f"{chosen[0]}.json")
         under_way, waiting = Work(plan), []
         for name in chosen:
             try:

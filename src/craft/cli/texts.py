@@ -108,10 +108,11 @@ def options(
         count: wrong options kept for each picture; a question takes the hardest three that it may use.
         root: where a benchmark lies; else what relative paths in the data start from.
     """
-    from craft.core.files import write_json
+    from craft.core.files import check_writable, write_json
     from craft.data import read_data
     from craft.recipes.options import clip_options
 
+    check_writable(out)
     found = clip_options(read_data(data, root), clip, count, common.device)
     write_json(out, found)
     _told(sum(map(len, found.values())), out, common)

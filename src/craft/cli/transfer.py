@@ -51,12 +51,15 @@ def transfer(
             questions to every backbone; write nothing.
     """
     from craft.core.errors import ConfigError
+    from craft.core.files import check_writable
     from craft.recipes.transfer import transfer as run
     from craft.training.config import AdaptConfig
 
     chosen, config = seeds_of(seeds, common), AdaptConfig.build(None, settings_of(settings, common))
     if settings and not surrogates:
         raise ConfigError("--set is for the adaptations that --surrogates asks for; leave it out.")
+    if out is not None:
+        check_writable(out / "transfer.json")
     if dry_run and surrogates:
         _rehearse(surrogates, backbones or surrogates, data, config, common)
         return

@@ -48,6 +48,22 @@ def clear_leftovers(folder: Path) -> None:
             shutil.rmtree(place) if place.is_dir() else place.unlink()
 
 
+def check_writable(path: PathLike) -> None:
+    """Refuse a place for a file before the work whose outcome goes there. Nothing is written.
+
+    Raises:
+        ConfigError: a folder is there, a file stands where its folder would, or writing is not allowed.
+    """
+    path = Path(path)
+    near = next(parent for parent in path.absolute().parents if os.path.exists(parent))
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder, and a file is to be written there; choose another name")
+    if not near.is_dir():
+        raise ConfigError(f"cannot write {path}: {near} is a file; choose another place")
+    if not os.access(near, os.W_OK | os.X_OK):
+        raise ConfigError(f"cannot write {path}: writing in {near} is not allowed; choose another place")
+
+
 def atomic_write_bytes(path: PathLike, data: bytes) -> None:
     """Write `data` to `path` so that a reader sees the old file or the new one, never a part of it.
 

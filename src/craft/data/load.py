@@ -1,6 +1,7 @@
 """`load_data`: an embedded domain, a benchmark, a manifest or files of your own become a `Data` set."""
 
 import difflib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -190,8 +191,8 @@ def read_data(
         return EMBEDDED[str(data)].load()
     if str(data) in BENCHMARKS:
         return BENCHMARKS[str(data)].load(root)
-    path = hub_folder(str(data)) if str(data).startswith(HUB) else Path(data).expanduser()
-    base = Path(root).expanduser() if root is not None else None
+    path = hub_folder(str(data)) if str(data).startswith(HUB) else Path(os.path.expanduser(data))
+    base = Path(os.path.expanduser(root)) if root is not None else None
     if base is not None and not path.exists():
         path = base / path
     if path.is_dir():
@@ -214,6 +215,12 @@ def read_data(
         f"Embedded: {', '.join(EMBEDDED)}; or a benchmark (`craft data list`), a folder of class folders, or "
         f"a table ({', '.join(TABLES)})."
     )
+
+
+def short_name(data: str | Path) -> str:
+    """What a folder made for this data is called: "birds" for birds.jsonl, and the folder's own name for ".",
+    "..", which must not lead a path of ours elsewhere."""
+    return Path(os.path.abspath(data)).stem or "data"
 
 
 def _distinct(samples: Sequence[Sample], classes: tuple[str, ...]) -> None:

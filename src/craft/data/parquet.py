@@ -45,8 +45,8 @@ def parquet_files(root: Path) -> dict[str, list[Path]]:
 
 def read_parquet(paths: list[Path], root: Path | None = None, top: Path | None = None) -> Iterator[Row]:
     """The rows of parquet files in order. Numbers of a class column become the names that the file (or the
-    README.md in `root`) gives them; pictures become `ParquetCell`s, None where there is none. `top` is as in
-    `split_of`.
+    README.md in `root`) gives them, and -1 None; pictures become `ParquetCell`s, None where there is none.
+    `top` is as in `split_of`.
 
     Raises:
         DataError: a file is not parquet, or cut short.
@@ -83,7 +83,9 @@ def _rows(file: Any, path: Path, names: dict[str, list[str]], split: str) -> Ite
                 row[name] = ParquetCell(str(path), group, index, name) if there else None
             values = row | {name: ParquetCell(str(path), group, index, name) for name in binary}
             for name, words in names.items():
-                if isinstance(values.get(name), int) and 0 <= values[name] < len(words):
+                if values.get(name) == -1:  # as `datasets` writes where there is no label
+                    values[name] = None
+                elif isinstance(values.get(name), int) and 0 <= values[name] < len(words):
                     values[name] = words[values[name]]
             number += 1
             yield Row(f"{path}, row {number}", values, split)

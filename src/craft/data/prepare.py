@@ -18,6 +18,7 @@ from craft.data.manifest import Prepared, write_manifest
 from craft.data.raw import Raw, TrainLimit
 from craft.data.sample import Sample
 from craft.data.splits import TEST_FRACTION, divide
+from craft.data.tables import parse
 
 DOWNLOAD_MOST, DOWNLOAD_TIMEOUT = 64 * 2**20, 30.0
 """Most bytes of one downloaded picture, and seconds to wait for its server."""
@@ -167,7 +168,7 @@ def with_options(samples: Sequence[Sample], path: Path) -> list[Sample]:
             no picture in common.
     """
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = parse(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"the option file {path} cannot be read as JSON ({error}).") from error
     labels = sorted({sample.label for sample in samples if sample.label is not None})
@@ -222,7 +223,7 @@ def _json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
         raise DataError(f"{path} cannot be read ({error}).") from error
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line) if line.strip() else None
+            row = parse(line) if line.strip() else None
         except json.JSONDecodeError as error:
             raise DataError(f"{path}:{number}: not valid JSON ({error.msg}).") from error
         if row is not None and not isinstance(row, dict):

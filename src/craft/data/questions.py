@@ -191,6 +191,8 @@ class Reader:
     def _flat(self, row: Row, values: dict[str, Any]) -> Sample:
         origin = row.origin
         labelled = values.get("label") is not None and values.get("answer") is None
+        if "label" in values and values["label"] is None and "answer" not in values:
+            raise DataError(f"{origin}: the label is missing (in hub data sets: -1). Leave such rows out.")
         for name in ("image",) if labelled else REQUIRED:
             if name not in values:
                 near = difflib.get_close_matches(name, [key for key in values if key not in OPTIONAL], 1, 0.7)
@@ -286,7 +288,7 @@ def _near(field: str) -> str | None:
 
 def _text(row: Mapping[str, Any], name: str, origin: str) -> str:
     value = row[name]
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:  # NaN: nothing
         value = str(value)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{origin}: '{name}' must be a text that is not empty, not {value!r}.")

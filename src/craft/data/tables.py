@@ -80,6 +80,20 @@ def read_rows(
         yield from _json(path, text, split) if whole else _lines(path, text, split, problems)
 
 
+def parse(text: str) -> Any:
+    """`json.loads` with one error for whatever cannot be read.
+
+    Raises:
+        json.JSONDecodeError: not JSON; or nested too deep, or a number too long, to be read.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise json.JSONDecodeError(str(error).partition(";")[0], text, 0) from error
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -94,7 +108,7 @@ def _lines(path: Path, text: str, split: str, problems: Problems) -> Iterator[Ro
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = parse(line)
             if not isinstance(value, dict):
                 raise DataError(
                     f"{path}:{number}: a {type(value).__name__}, not an object. "
@@ -116,7 +130,7 @@ def _lines(path: Path, text: str, split: str, problems: Problems) -> Iterator[Ro
 def _json(path: Path, text: str, split: str) -> Iterator[Row]:
     """A JSON file that holds one list of objects, as LLaVA's do."""
     try:
-        values = json.loads(text)
+        values = parse(text)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno})."
@@ -133,6 +147,9 @@ def _csv(path: Path, mark: str, split: str) -> Iterator[Row]:
     reader = csv.DictReader(io.StringIO(_text(path)), delimiter=mark)
     if not reader.fieldnames:
         raise DataError(f"{path} is empty. Its first line must name the columns, like image,question,answer.")
+    named = [name.strip() for name in reader.fieldnames if name.strip()]
+    if twice := [name for name in dict.fromkeys(named) if named.count(name) > 1]:
+        raise DataError(f"{path}: its first line names two columns '{twice[0]}'. Rename or remove one.")
     for cells in reader:
         origin = f"{path}:{reader.line_num}"
         if None in cells or None in cells.values():
@@ -152,7 +169,7 @@ def _csv(path: Path, mark: str, split: str) -> Iterator[Row]:
 def _list(cell: str) -> list[Any]:
     if cell.lstrip().startswith("["):
         try:
-            found = json.loads(cell)
+            found = parse(cell)
         except json.JSONDecodeError:
             pass
         else:
@@ -196,7 +213,7 @@ def _member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, ending: s
     try:
         text = content.decode("utf-8").strip()
         if ending == "json":
-            found = json.loads(text)
+            found = parse(text)
         else:
             found = {"label": text} if ending == "cls" else {"captions": [text]}
     except (UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from craft.core.files import atomic_write_text, write_json
+from craft.core.files import atomic_write_text, check_writable, write_json
 from craft.experiments.cells import Cell
 from craft.experiments.parallel import fill_all, in_order
 from craft.experiments.plan import Plan, plan_for
@@ -52,6 +52,7 @@ def publish(name: str, experiment: Experiment, plan: Plan, out: str | Path, jobs
     Raises:
         CraftError: a model or data set is missing, or a place cannot be written to.
     """
+    check_writable(Path(out) / f"{name}.json")
     began, work, words = time.monotonic(), Work(plan), command(name, plan)
     if jobs > 1:
         fill_all(plan, in_order(experiment.cells(plan)), jobs)

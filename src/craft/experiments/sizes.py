@@ -1,5 +1,6 @@
 """The paper's plan without its checkpoints: what there is to do and what a step takes, without values."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class Step:
 
 def is_there(name: str) -> bool:
     """Whether a model of a plan can be loaded from disk."""
-    return Path(name).expanduser().is_dir()
+    return Path(os.path.expanduser(name)).is_dir()
 
 
 def rehearse(name: str, config: AdaptConfig, devices: int = DEVICES) -> Step | None:

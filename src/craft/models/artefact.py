@@ -4,6 +4,7 @@ ENCODER/{craft.json, model.safetensors (vision tower), prior.safetensors (level-
 """
 
 import copy
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,7 +237,7 @@ def find_artefact(path: PathLike) -> Path:
     Raises:
         CheckpointError: there is none; the message says what is there instead.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     for name in ("encoder", "tuned"):
         if (path / name / "craft.json").is_file():
             return path / name

@@ -1,6 +1,7 @@
 """Where an LLM comes from: a folder, a GGUF file, a hub id, a shipped backbone, a package that has one."""
 
 import io
+import os
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
@@ -60,7 +61,7 @@ def find_llm(name: str | Path) -> Path:
     text = str(name)
     if text in PACKAGED and not Path(text).exists():
         return _packaged(text)
-    path = shipped_folder(text) if text in shipped() else Path(text).expanduser()
+    path = shipped_folder(text) if text in shipped() else Path(os.path.expanduser(text))
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise CheckpointError(f"{path} is a file; give an LLM's folder, or a .gguf file.")

@@ -1,6 +1,7 @@
 """`craft.load`: a model by name, from a folder or from the hub."""
 
 import difflib
+import os
 import re
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def load(
         check_bits(llm_bits, resolve_device(device))
     if name in shipped():
         return _load_folder(shipped_folder(name), device, dtype, llm_bits)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         return _load_folder(path, device, dtype, llm_bits)
     if path.exists():
@@ -89,7 +90,7 @@ def load_visual_tokenizer(
     name = str(name_or_path)
     first, target = name.split("/")[0], resolve_device(device)
     families = {known.split("/")[0] for known in shipped()}
-    path = _SHIPPED / first if first in families else Path(name).expanduser()
+    path = _SHIPPED / first if first in families else Path(os.path.expanduser(name))
     if not path.is_dir() and is_hub_id(name):
         path = hub_folder(name)
     for place in (path, path / "visual", path.parent / "visual"):

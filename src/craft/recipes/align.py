@@ -3,6 +3,7 @@
 Read `align` from top to bottom. The visual tokenizer is frozen and, once its codes are cached, not even run.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -367,7 +368,7 @@ def _language(lvlm: LVLM, settings: AlignConfig, known: Any) -> dict[str, Any]:
 
 def _lasting(name: str) -> str:
     """The LLM's name as another working folder understands it."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     return str(path.resolve()) if path.exists() else name
 
 

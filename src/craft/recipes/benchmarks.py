@@ -1,5 +1,6 @@
 """`craft eval` on several benchmarks: a row of Table 1."""
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -7,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import ConfigError, CraftError
-from craft.core.files import read_json, write_json
+from craft.core.files import check_writable, read_json, write_json
 from craft.core.progress import say
 from craft.data import BENCHMARKS
 from craft.evaluation import Report, add_to_card, class_table, confusion, merge, read_samples, to_lmms
 from craft.models.artefact import Artefact, load_artefact
 from craft.models.code_cache import CodeCache
+from craft.models.freezing import part_hashes
 from craft.models.llm_bits import bits_of
 from craft.models.lvlm import LVLM
 from craft.recipes.evaluate import evaluate
@@ -99,12 +101,14 @@ def evaluate_all(
         cache: codes of images that were encoded before.
         out: a folder; every benchmark's report and answers go to OUT/NAME as soon as they are there (to OUT
             itself where there is only one), with `lmms_eval.json` in the form of lmms-eval.
-        resume: take what lies in `out` for benchmarks that were asked with the same settings.
+        resume: take what lies in `out` for benchmarks that the same weights were asked, with the same
+            settings.
         card: write the figures into the model cards of the encoders.
         settings: further arguments of `craft.evaluate`.
 
     Raises:
-        ConfigError: numbers of encoders, data and roots do not fit, or both encoders and like are given.
+        ConfigError: numbers of encoders, data and roots do not fit, both encoders and like are given, or
+            `out` cannot be written.
         CodebookMismatchError, CheckpointError, DataError: as `evaluate`.
     """
     if encoders and like:
@@ -114,13 +118,18 @@ def evaluate_all(
         lvlm.with_encoder(artefact)  # a wrong codebook shows before the hours of asking
     pairs = list(_pairs(artefacts, list(data)))
     folders = _folders(pairs)
+    if out is not None:
+        check_writable(Path(out) / "report.json")
     cache, bits = cache or CodeCache(), bits_of(lvlm.backbone.llm)
+    # Under one name there may be other weights tomorrow. They are read for what is kept alone.
+    weights = {} if out is None else part_hashes(lvlm)
     reports: dict[str, list[Report]] = {}
     places = _places(roots, [name for _, name in pairs])
     for (artefact, name), folder, place_of in zip(pairs, folders, places, strict=True):
         place = None if out is None else Path(out) / (folder if len(pairs) > 1 else ".")
         asked = {  # must be the same for an evaluation to count as done already
             "backbone": lvlm.name,
+            "weights": weights,
             "encoder": artefact.manifest["tower"] if artefact and encoders else None,
             "like": artefact.manifest["tower"] if artefact and like else None,
             "data": None if name is None else str(name),
@@ -236,7 +245,7 @@ def _folders(pairs: Sequence[tuple[Artefact | None, str | Path | None]]) -> list
     names: list[str] = []
     for artefact, name in pairs:
         told = (artefact.manifest.get("data") or {}).get("name") if artefact is not None else None
-        own = Path(str(name or told or "data")).name
+        own = Path(os.path.abspath(str(name or told or "data"))).name  # "..", too
         again = sum(known.partition("#")[0] == own for known in names)
         names.append(f"{own}#{again + 1}" if again else own)
     return names

@@ -12,6 +12,7 @@ import torch
 from craft.core.files import write_json
 from craft.core.progress import say
 from craft.data import Sample
+from craft.data.load import short_name
 from craft.evaluation import Report, bootstrap_interval
 from craft.models.artefact import load_artefact
 from craft.models.freezing import part_hashes
@@ -248,7 +249,7 @@ def demo_settings(
         named["surrogate"] = SURROGATE
     given = {key: value for key, value in named.items() if value is not None}
     settings = AdaptConfig.build(config, {**given, **(overrides or {})})
-    folder = settings.out or str(Path("runs") / f"demo-{Path(settings.data.name).stem}")
+    folder = settings.out or str(Path("runs") / f"demo-{short_name(settings.data.name)}")
     return settings.model_copy(update={"out": str(Path(folder) / "run")})
 
 

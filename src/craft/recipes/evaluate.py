@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
+from craft.core.files import check_writable
 from craft.data import Data
 from craft.evaluation import Protocol, Report, evaluate_lvlm
 from craft.models.artefact import Artefact, load_artefact
@@ -74,9 +75,11 @@ def evaluate(
 
     Raises:
         CodebookMismatchError: encoder and backbone do not share a codebook.
-        CheckpointError, DataError, ConfigError: something named is missing, damaged or contradictory, or the
-            data changed since the encoder was trained on it.
+        CheckpointError, DataError, ConfigError: something named is missing, damaged or contradictory, `out`
+            cannot be written, or the data changed since the encoder was trained on it.
     """
+    if out is not None:
+        check_writable(out)
     artefact = None if encoder is None else _artefact(encoder)
     pattern = artefact if artefact is not None or like is None else _artefact(like)
     lvlm = backbone if isinstance(backbone, LVLM) else load(backbone, device, dtype, llm_bits=llm_bits)

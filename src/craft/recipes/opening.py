@@ -10,6 +10,7 @@ from craft.core.errors import ConfigError
 from craft.core.processes import world
 from craft.core.progress import say
 from craft.data import Data, verify_images
+from craft.data.load import short_name
 from craft.evaluation import evaluate_lvlm
 from craft.models.backbone import Backbone
 from craft.models.llm_bits import bits_of, check_bits
@@ -57,7 +58,7 @@ def run_settings(
     given = {key: value for key, value in named.items() if value is not None}
     settings = kind.build(config, {**given, **overrides})
     if settings.out is None:
-        place = Path("runs") / f"{Path(settings.data.name).stem}{suffix}"
+        place = Path("runs") / f"{short_name(settings.data.name)}{suffix}"
         settings = settings.model_copy(update={"out": str(place)})
     return settings
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from craft.core.errors import ConfigError, DataError
+from craft.core.files import check_writable
 from craft.models.artefact import load_artefact
 from craft.models.code_cache import CodeCache
 from craft.models.load import load
@@ -74,6 +75,8 @@ def build_prior(
 
     Source: §3.3, p_dom(k).
     """
+    if out is not None:
+        check_writable(out)
     artefact = None if encoder is None else load_artefact(encoder)
     manifest = {} if artefact is None else artefact.manifest
     if model is None:

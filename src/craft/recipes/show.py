@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from craft.core.errors import ConfigError, DataError
+from craft.core.files import check_writable
 from craft.core.tokens import VisionTokens
 from craft.data import EMBEDDED, load_data
 from craft.models.artefact import load_artefact
@@ -71,6 +72,7 @@ def show(
     """
     for ratio in keep:
         budget_of(ratio, 1)
+    check_writable(Path(out) / "index.html")
     named = _named(images)
     if not named:
         raise DataError("There is no picture to show.")

@@ -15,6 +15,7 @@ from craft.core.errors import ConfigError, DataError
 from craft.core.files import hash_tensors, read_json, write_json
 from craft.core.progress import say
 from craft.data import EMBEDDED, Data
+from craft.data.load import short_name
 from craft.evaluation import Report
 from craft.models.artefact import Artefact, load_artefact
 from craft.models.code_cache import CodeCache
@@ -194,7 +195,7 @@ def _made(
             LVLM(surrogate.visual, lvlm.backbone, lvlm.name)  # one codebook, or an error
     hashes = {surrogate.name: part_hashes(surrogate) for surrogate in surrogates}
     for source in data:
-        name = source.name if isinstance(source, Data) else Path(source).stem
+        name = source.name if isinstance(source, Data) else short_name(source)
         for seed in seeds:
             for surrogate in surrogates:
                 run = RunFolder(folder / f"{_plain(name)}-{_plain(surrogate.name)}-{seed}")

@@ -1,5 +1,6 @@
 """What a benchmark of the paper is, and how a copy of it is read (§4.1, §11)."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +73,7 @@ class Benchmark:
                     raise DataError(f"the hub copy {id} cannot be used: {why}. {self.how_to_get()}")
             folder = hub_folder(str(root))
         else:
-            folder = Path(root).expanduser()
+            folder = Path(os.path.expanduser(root))
             if not folder.is_dir():
                 raise DataError(f"the folder {folder} does not exist. {self.how_to_get()}")
         notes: dict[str, None] = {}  # in order, each once
