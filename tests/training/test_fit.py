@@ -387,6 +387,23 @@ def test_blend_lies_between_base_and_trained(tmp_path):
     torch.testing.assert_close(c, (a + b) / 2)
 
 
+@pytest.mark.parametrize("trainable", ["all", "lora"])
+def test_what_is_scored_is_what_is_kept(tmp_path, trainable):
+    """Blended; and training goes on from what it had reached, as if nobody had looked."""
+    settings = {"blend": 0.5, "trainable": trainable}
+    prompts, scored = tiny_data().train[:4], []
+
+    def validate(lvlm):
+        scored.append(lvlm.encode([sample.image for sample in prompts]).features)
+        return float(len(scored))  # the last is the best
+
+    lvlm, run, _ = train(tmp_path / "run", {**settings, "eval_every": 3}, validate=validate)
+    torch.testing.assert_close(scored[-1], lvlm.encode([sample.image for sample in prompts]).features)
+    unseen, other, _ = train(tmp_path / "other", settings)
+    assert tower_hash(lvlm) == tower_hash(unseen)
+    assert [line["loss"] for line in run.metrics()] == [line["loss"] for line in other.metrics()]
+
+
 def test_gradient_checks_name_the_part():
     lvlm = tiny_lvlm()
     choose_trainable(lvlm, AdaptConfig(), 1.0)

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from craft.training.config import LoopConfig
 from craft.training.engine import Engine
 from craft.training.image_cache import ImageCache
 from craft.training.interrupt import Interrupted, stop_wish
-from craft.training.lesson import Lesson, Share
+from craft.training.lesson import Lesson, Share, nothing
 from craft.training.micro_batch import ballast, checkpointing, fitting
 from craft.training.order import batch_indices, micro_batches
 from craft.training.run_folder import RunFolder
@@ -155,7 +155,8 @@ def fit(
             if probing:
                 line |= work.probe()
             if validate is not None and evaluating:
-                line["validation"] = processes.everyone(validate(lvlm))[0]
+                with _as_kept(work):
+                    line["validation"] = processes.everyone(validate(lvlm))[0]
                 if best_score is None or line["validation"] > best_score:
                     best_step, best_score = step, line["validation"]
                     if processes.is_main():
@@ -194,6 +195,7 @@ def fit(
     if best_step is not None and best_step != total:
         place = checkpoint.best(run.checkpoints, best_step)
         checkpoint.put_weights(trained, load_tensors(place), str(place))
+    work.blend()
     work.finish()
     for parameter in trained.values():
         parameter.requires_grad_(False).grad = None
@@ -203,6 +205,20 @@ def fit(
     run.update(hashes_after=after, best_step=best_step, best_validation=best_score, training_minutes=minutes)
     last = processes.on_main(lambda: (run.metrics() or [{}])[-1])
     return FitResult(total, last, best_step, best_score, minutes, work.images)
+
+
+@contextmanager
+def _as_kept(work: Lesson) -> Iterator[None]:
+    """The model as it would be if training ended here: what is scored is what would be kept."""
+    if work.blend is nothing:
+        yield
+        return
+    training = {name: parameter.detach().clone() for name, parameter in work.trained.items()}
+    work.blend()
+    try:
+        yield
+    finally:
+        checkpoint.put_weights(work.trained, training, "what trains")
 
 
 def _minutes(began: float) -> float:
