@@ -342,6 +342,34 @@ def test_a_loss_that_is_not_finite_names_its_batch(tmp_path):
     assert not (tmp_path / "run" / "encoder").exists()
 
 
+@pytest.mark.parametrize("bad", [4, 6])
+def test_weights_that_are_not_finite_are_neither_scored_nor_written(tmp_path, monkeypatch, bad):
+    """The loss is finite and its gradient is not: in a step with a checkpoint, and in the last one."""
+    step, done, scored = Engine.step, [], []
+
+    def broken(self):
+        done.append(self)
+        if len(done) == bad:
+            next(p for p in self.model.parameters() if p.grad is not None).grad.view(-1)[0] = float("nan")
+        step(self)
+
+    def validate(lvlm):
+        scored.append(len(done))
+        return 1.0
+
+    settings = {"checkpoint_every": 2, "eval_every": 2}
+    with monkeypatch.context() as patched, pytest.raises(TrainingError, match=f"In step {bad} the loss was"):
+        patched.setattr(Engine, "step", broken)
+        train(tmp_path / "run", settings, validate=validate)
+    assert scored == list(range(2, bad, 2))
+    found = checkpoint.load_latest(tmp_path / "run" / "checkpoints")
+    assert found.step == bad - 2 and all(value.isfinite().all() for value in found.weights.values())
+    with monkeypatch.context() as patched, pytest.raises(TrainingError, match=f"In step {bad} the loss was"):
+        patched.setattr(Engine, "step", broken)
+        done.clear()
+        train(tmp_path / "bare", {"checkpoint_every": 2})
+
+
 def test_keeps_the_earliest_best(tmp_path):
     seen = []
 

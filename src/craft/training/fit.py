@@ -19,7 +19,7 @@ from craft.models.freezing import part_hashes
 from craft.models.lvlm import LVLM
 from craft.training import checkpoint
 from craft.training.adaptation import adaptation, resumed_search
-from craft.training.checks import check_frozen, check_gradients, freeze_report
+from craft.training.checks import check_finite, check_frozen, check_gradients, freeze_report
 from craft.training.config import LoopConfig
 from craft.training.engine import Engine
 from craft.training.image_cache import ImageCache
@@ -79,8 +79,8 @@ def fit(
 
     Raises:
         ConfigError: the settings contradict each other, the model or the machine.
-        TrainingError: a loss is not finite (the samples are named), gradient went where it must not, frozen
-            weights changed, or another process of the run failed.
+        TrainingError: a loss is not finite (the samples are named), or what was learned is not; gradient went
+            where it must not, frozen weights changed, or another process of the run failed.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
 
     Source: §3.2 and §4.1.
@@ -152,6 +152,8 @@ def fit(
             evaluating = config.eval_every is not None and (step % config.eval_every == 0 or step == total)
             if probing or evaluating:
                 engine.collect()
+            if evaluating or step == total:
+                check_finite(trained, step)
             if probing:
                 line |= work.probe()
             if validate is not None and evaluating:
@@ -169,6 +171,7 @@ def fit(
             wanted = config.checkpoint_every and step % config.checkpoint_every == 0
             if (wanted or stopping or step == total) and not engine.zero:
                 engine.collect()
+                check_finite(trained, step)
                 state = engine.optimizer_state(), schedule.state_dict()
                 notes = {"best_step": best_step, "best_score": best_score, "minutes": _minutes(began)}
                 if processes.is_main():
