@@ -181,7 +181,15 @@ def test_lora_apart(family, chat, tmp_path):
     assert weights(craft.load(result.out)) != weights(loaded)
 
 
-def test_lora_goes_on_from_an_earlier_result(family, chat, tmp_path):
+def test_the_visual_tokenizer_is_written_as_the_family_has_it(family, chat, tmp_path):
+    """It was read in bfloat16, and the family's is float32."""
+    settings = {**FAST, "dtype": "bfloat16", "max_steps": 1}
+    result = align(family / "llama", family, chat / "chat.json", "1", tmp_path / "run", **settings)
+    name = "visual/model.safetensors"
+    assert (result.out / name).read_bytes() == (family / name).read_bytes()
+
+
+def test_lora_goes_on_from_an_earlier_result(family, chat, tmp_path, capsys):
     words = (family / "llama", family, chat / "chat.json")
     settings = {**FAST, "lora.rank": 2, "lora.merge": False}
     first = align(*words, "2", tmp_path / "first", **settings)

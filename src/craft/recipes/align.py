@@ -156,7 +156,7 @@ def align(
     if as_it_was and not settings.lora.merge:
         half = {name: value.to(torch.bfloat16) for name, value in factors.items()}
         lvlm.backbone.borrowed = Borrowed(_lasting(settings.llm), half)
-    folder = on_main(lambda: save_native(run.path, BACKBONE, lvlm))
+    folder = on_main(lambda: save_native(run.path, BACKBONE, _unrounded(lvlm, settings, visual)))
     language = {"before": before, "after": after}
     card = backbone_card(settings, lvlm, metrics, language, counts)
     on_main(lambda: atomic_write_text(folder / "README.md", card))
@@ -258,6 +258,13 @@ def _visual(settings: AlignConfig, given: Any) -> VisualTokenizer:
         given = load_visual_tokenizer(settings.visual, settings.device, settings.dtype)
     given.need_codes("Aligning an LLM")
     return given
+
+
+def _unrounded(lvlm: LVLM, settings: AlignConfig, given: Any) -> LVLM:
+    """The result with the visual tokenizer as the family has it: in memory it may be in fewer bits."""
+    if isinstance(given, VisualTokenizer):
+        return lvlm
+    return LVLM(load_visual_tokenizer(settings.visual, "cpu", "float32"), lvlm.backbone, lvlm.name)
 
 
 def _lvlm(settings: AlignConfig, visual: VisualTokenizer) -> LVLM:
