@@ -281,7 +281,7 @@ def _lvlm(settings: AlignConfig, visual: VisualTokenizer) -> LVLM:
         config = {"type": settings.projector, "in": visual.codebook.dim, "out": table.shape[1]}
         projector = Projector(config)
     if settings.start is not None:
-        _start(projector, Path(settings.start))
+        _start(projector, Path(settings.start), settings.llm)
         _start_factors(llm, settings)
     else:
         _scale(projector, visual, float(table.detach().float().pow(2).mean().sqrt()))
@@ -290,8 +290,8 @@ def _lvlm(settings: AlignConfig, visual: VisualTokenizer) -> LVLM:
     return LVLM(visual, backbone.to(device), name).eval()  # the tokenizer encodes where it is
 
 
-def _start(projector: Projector, folder: Path) -> None:
-    """Take the projector of an earlier result."""
+def _start(projector: Projector, folder: Path, llm: str) -> None:
+    """Take the projector of an earlier result; say so if it was learned for an LLM of another name."""
     for place in (folder / BACKBONE / "projector", folder / "projector"):
         if (place / "config.json").is_file():
             if read_json(place / "config.json") != projector.config:
@@ -299,6 +299,10 @@ def _start(projector: Projector, folder: Path) -> None:
             weights = load_tensors(place / "model.safetensors")
             path = place / "model.safetensors"
             load_strict(projector, {name: value.float() for name, value in weights.items()}, path)
+            manifest = place.parent / "craft.json"
+            before = read_json(manifest).get("llm") if manifest.is_file() else None
+            if before not in (None, _lasting(llm)):  # it may be the same LLM in another place
+                say(f"note: {folder} was made with the LLM {before}, and this run is given {_lasting(llm)}")
             return
     raise CheckpointError(f"{folder} holds no projector; give an earlier result of `craft align`.")
 
