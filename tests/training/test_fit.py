@@ -327,6 +327,8 @@ def test_a_failed_run_says_why_and_can_go_on(tmp_path, monkeypatch):
     again, run, _ = train(tmp_path / "run", {"checkpoint_every": 2}, resume=True)
     whole, whole_run, _ = train(tmp_path / "whole")
     assert tower_hash(again) == tower_hash(whole) and losses(run) == losses(whole_run)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "running" and "reason" not in record  # the recipe says that it is finished
 
 
 def test_a_loss_that_is_not_finite_names_its_batch(tmp_path):
