@@ -409,6 +409,15 @@ def test_the_best_weights_are_none_of_a_step_that_was_lost(tmp_path, monkeypatch
     assert [place.name for place in run.checkpoints.glob("best*")] == ["best-00000002.safetensors"]
 
 
+def test_a_run_of_version_0_1_0_goes_on(tmp_path):
+    """Its best weights have no step in their name."""
+    settings, steps = {"eval_every": 2, "checkpoint_every": 2}, [0.5, 0.2, 0.1]
+    whole, run, _ = train(tmp_path / "run", settings, validate=lambda _: steps.pop(0))
+    (run.checkpoints / "best-00000002.safetensors").rename(run.checkpoints / "best.safetensors")
+    again, _, result = train(tmp_path / "run", settings, resume=True)
+    assert result.best_step == 2 and tower_hash(again) == tower_hash(whole)
+
+
 def test_blend_lies_between_base_and_trained(tmp_path):
     base, (full, _, _) = tiny_lvlm(), train(tmp_path / "full")
     half, _, _ = train(tmp_path / "half", {"blend": 0.5})

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from craft.core import processes
 from craft.core.errors import ConfigError, TrainingError
-from craft.core.files import load_tensors
 from craft.core.progress import say, track
 from craft.core.seeding import seed_everything, stable_seed
 from craft.models.freezing import part_hashes
@@ -196,8 +195,8 @@ def fit(
     engine.collect(everything=True)
     processes.wait()
     if best_step is not None and best_step != total:
-        place = checkpoint.best(run.checkpoints, best_step)
-        checkpoint.put_weights(trained, load_tensors(place), str(place))
+        best = checkpoint.load_best(run.checkpoints, best_step)
+        checkpoint.put_weights(trained, best, str(run.checkpoints))
     work.blend()
     work.finish()
     for parameter in trained.values():
