@@ -1,6 +1,6 @@
 """What `craft align` trains: a backbone for a codebook, by next-token prediction on cached codes (§8)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -220,7 +220,7 @@ def pack(
         tokens: of the rows that have an image, in their order; None where none has.
         rows: for each row whether it has an image, and its dialogues.
     """
-    images = iter(()) if tokens is None else _images(backbone, tokens)
+    images: Iterator[Tensor] = iter(()) if tokens is None else _images(backbone, tokens)
     told = [([next(images)] if seeing else [], dialogues) for seeing, dialogues in rows]
     if (window := window_of(backbone.llm)) is not None and _longest(told) > window:
         told = [(image, [dialogue]) for image, dialogues in told for dialogue in dialogues]
