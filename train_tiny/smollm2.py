@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from craft.core.device import resolve_device
-from craft.core.files import atomic_write_text, load_tensors, save_tensors, write_json
+from craft.core.files import atomic_write_text, load_tensors, read_json, save_tensors, write_json
 from craft.core.progress import say
 from craft.data.chats import Conversation
 from craft.models.backbone import Backbone
@@ -113,6 +113,17 @@ def own_answers(backbone: Backbone, prompts: list[str], batch: int = 32) -> list
             if text.strip():
                 found.append(Conversation(f"own-{start}-{len(found)}", ((prompt, text),)))
     return found
+
+
+def kept_answers(place: Path, backbone: Backbone, prompts: list[str]) -> list[Conversation]:
+    """The LLM's own answers from a file of an earlier call with the same prompts; else asked for, and written
+    there: made anew on a GPU they could differ, and a run that is resumed wants the data it began with."""
+    kept = read_json(place) if place.is_file() else {}
+    if kept.get("prompts") != prompts:
+        told = [(c.id, *c.turns[0]) for c in own_answers(backbone, prompts)]
+        kept = {"prompts": prompts, "answers": told}
+        write_json(place, kept)
+    return [Conversation(key, ((asked, said),)) for key, asked, said in kept["answers"]]
 
 
 def among_words(
@@ -225,7 +236,7 @@ def main() -> None:
     found = {"told in words, before": score(mute, None, lessons.turn, few, names)}
     own: list[Conversation] = []
     if args.own:
-        own = own_answers(mute, lessons.prompts(args.own))
+        own = kept_answers(args.out / "own.json", mute, lessons.prompts(args.own))
         say(f"{len(own)} answers of its own, {time.monotonic() - began:.0f} s: {own[0].turns[0]}")
     del llm, mute
 

@@ -181,7 +181,15 @@ def test_lora_apart(family, chat, tmp_path):
     assert weights(craft.load(result.out)) != weights(loaded)
 
 
-def test_lora_goes_on_from_an_earlier_result(family, chat, tmp_path):
+def test_the_visual_tokenizer_is_written_as_the_family_has_it(family, chat, tmp_path):
+    """It was read in bfloat16, and the family's is float32."""
+    settings = {**FAST, "dtype": "bfloat16", "max_steps": 1}
+    result = align(family / "llama", family, chat / "chat.json", "1", tmp_path / "run", **settings)
+    name = "visual/model.safetensors"
+    assert (result.out / name).read_bytes() == (family / name).read_bytes()
+
+
+def test_lora_goes_on_from_an_earlier_result(family, chat, tmp_path, capsys):
     words = (family / "llama", family, chat / "chat.json")
     settings = {**FAST, "lora.rank": 2, "lora.merge": False}
     first = align(*words, "2", tmp_path / "first", **settings)
@@ -196,6 +204,12 @@ def test_lora_goes_on_from_an_earlier_result(family, chat, tmp_path):
             assert len(a2) == rank and (b @ a).abs().max() > 1e-3
             torch.testing.assert_close(b2 @ a2, b @ a, atol=1e-4, rtol=1e-2)  # bfloat16 on disk
     started = rehearse(*words, "2", tmp_path / "dry", **again)["2"].parts["loss"]
+    assert "was made with the LLM" not in capsys.readouterr().err
+    manifest = json.loads((first.backbone / "craft.json").read_text())
+    (first.backbone / "craft.json").write_text(json.dumps({**manifest, "llm": "org/other"}))
+    rehearse(*words, "2", tmp_path / "dry", **again)
+    assert "was made with the LLM org/other, and this run" in capsys.readouterr().err
+    (first.backbone / "craft.json").write_text(json.dumps(manifest))
     llm = craft.load(first.out)
     with_none = rehearse(
         *words, "2", tmp_path / "dry", **{**again, "start": _without_lora(first.out, tmp_path)}

@@ -24,3 +24,20 @@ def test_what_is_told_of_a_training(monkeypatch, start, made):
     said = {"perplexity": 20.0, "answers": ["yes"] * len(INSTRUCTIONS)}
     text = card(settings, {"test": SCORES}, {"before": said, "after": said}, 12.3, "one core")
     assert made in text and "in 12 minutes" in text and ("960 and 1280" in text) == (start is None)
+
+
+def test_a_resumed_training_has_the_answers_it_began_with(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    from train_tiny import smollm2
+
+    asked = []
+
+    def generate(tokens, prompts, most):
+        asked.append(list(prompts))
+        return [f"answer {len(asked)}." if prompt else "" for prompt in prompts]
+
+    backbone, place = argparse.Namespace(generate=generate), tmp_path / "out" / "own.json"
+    first = smollm2.kept_answers(place, backbone, ["a", "", "b"])
+    assert [c.turns for c in first] == [(("a", "answer 1."),), (("b", "answer 1."),)]
+    assert smollm2.kept_answers(place, backbone, ["a", "", "b"]) == first and len(asked) == 1
+    assert smollm2.kept_answers(place, backbone, ["c"])[0].turns == (("c", "answer 2."),)

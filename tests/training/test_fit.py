@@ -327,6 +327,8 @@ def test_a_failed_run_says_why_and_can_go_on(tmp_path, monkeypatch):
     again, run, _ = train(tmp_path / "run", {"checkpoint_every": 2}, resume=True)
     whole, whole_run, _ = train(tmp_path / "whole")
     assert tower_hash(again) == tower_hash(whole) and losses(run) == losses(whole_run)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "running" and "reason" not in record  # the recipe says that it is finished
 
 
 def test_a_loss_that_is_not_finite_names_its_batch(tmp_path):
@@ -340,6 +342,34 @@ def test_a_loss_that_is_not_finite_names_its_batch(tmp_path):
         train(tmp_path / "run", lvlm=lvlm, data=data)
     assert sum(sample.id in str(caught.value) for sample in data.train) >= 4
     assert not (tmp_path / "run" / "encoder").exists()
+
+
+@pytest.mark.parametrize("bad", [4, 6])
+def test_weights_that_are_not_finite_are_neither_scored_nor_written(tmp_path, monkeypatch, bad):
+    """The loss is finite and its gradient is not: in a step with a checkpoint, and in the last one."""
+    step, done, scored = Engine.step, [], []
+
+    def broken(self):
+        done.append(self)
+        if len(done) == bad:
+            next(p for p in self.model.parameters() if p.grad is not None).grad.view(-1)[0] = float("nan")
+        step(self)
+
+    def validate(lvlm):
+        scored.append(len(done))
+        return 1.0
+
+    settings = {"checkpoint_every": 2, "eval_every": 2}
+    with monkeypatch.context() as patched, pytest.raises(TrainingError, match=f"In step {bad} the loss was"):
+        patched.setattr(Engine, "step", broken)
+        train(tmp_path / "run", settings, validate=validate)
+    assert scored == list(range(2, bad, 2))
+    found = checkpoint.load_latest(tmp_path / "run" / "checkpoints")
+    assert found.step == bad - 2 and all(value.isfinite().all() for value in found.weights.values())
+    with monkeypatch.context() as patched, pytest.raises(TrainingError, match=f"In step {bad} the loss was"):
+        patched.setattr(Engine, "step", broken)
+        done.clear()
+        train(tmp_path / "bare", {"checkpoint_every": 2})
 
 
 def test_keeps_the_earliest_best(tmp_path):
@@ -379,12 +409,38 @@ def test_the_best_weights_are_none_of_a_step_that_was_lost(tmp_path, monkeypatch
     assert [place.name for place in run.checkpoints.glob("best*")] == ["best-00000002.safetensors"]
 
 
+def test_a_run_of_version_0_1_0_goes_on(tmp_path):
+    """Its best weights have no step in their name."""
+    settings, steps = {"eval_every": 2, "checkpoint_every": 2}, [0.5, 0.2, 0.1]
+    whole, run, _ = train(tmp_path / "run", settings, validate=lambda _: steps.pop(0))
+    (run.checkpoints / "best-00000002.safetensors").rename(run.checkpoints / "best.safetensors")
+    again, _, result = train(tmp_path / "run", settings, resume=True)
+    assert result.best_step == 2 and tower_hash(again) == tower_hash(whole)
+
+
 def test_blend_lies_between_base_and_trained(tmp_path):
     base, (full, _, _) = tiny_lvlm(), train(tmp_path / "full")
     half, _, _ = train(tmp_path / "half", {"blend": 0.5})
     name = "layers.0.mlp.fc1.weight"
     a, b, c = (m.visual.vision_tower.state_dict()[name] for m in (base, full, half))
     torch.testing.assert_close(c, (a + b) / 2)
+
+
+@pytest.mark.parametrize("trainable", ["all", "lora"])
+def test_what_is_scored_is_what_is_kept(tmp_path, trainable):
+    """Blended; and training goes on from what it had reached, as if nobody had looked."""
+    settings = {"blend": 0.5, "trainable": trainable}
+    prompts, scored = tiny_data().train[:4], []
+
+    def validate(lvlm):
+        scored.append(lvlm.encode([sample.image for sample in prompts]).features)
+        return float(len(scored))  # the last is the best
+
+    lvlm, run, _ = train(tmp_path / "run", {**settings, "eval_every": 3}, validate=validate)
+    torch.testing.assert_close(scored[-1], lvlm.encode([sample.image for sample in prompts]).features)
+    unseen, other, _ = train(tmp_path / "other", settings)
+    assert tower_hash(lvlm) == tower_hash(unseen)
+    assert [line["loss"] for line in run.metrics()] == [line["loss"] for line in other.metrics()]
 
 
 def test_gradient_checks_name_the_part():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import Gemma3ForCausalLM, MistralForCausalLM
 
 from builders import tiny_images, tiny_lvlm
 from craft.core.errors import ConfigError
@@ -120,6 +121,29 @@ def test_questions_about_one_image_share_it(attention):
     packed = step(lvlm, samples, [0, 1], questions_per_image=3)
     same(apart, packed)
     same(apart, step(lvlm, samples, [0, 1], questions_per_image=3, prefix_cache=True))
+
+
+@pytest.mark.parametrize("layers", [{"layer_types": ["sliding_attention", "full_attention"]}, {}])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_sliding_window_slides_where_questions_share_an_image(layers, reduction):
+    """Gemma 3: one layer sees 8 tokens, one all; Mistral: both see 8. Each dialogue has more."""
+    torch.manual_seed(0)
+    kind = Gemma3ForCausalLM if layers else MistralForCausalLM
+    config = kind.config_class(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, initializer_range=0.2, sliding_window=8, **layers,
+    )  # fmt: skip
+    lvlm, samples = tiny_lvlm(prompt="chat-template"), asked((3, 3))
+    lvlm.backbone.llm = kind(config).eval()
+    how = {"losses.sal.reduction": reduction}
+    apart = step(lvlm, samples, range(6), **how)
+    packed = step(lvlm, samples, [0, 1], questions_per_image=3, **how)
+    cached = step(lvlm, samples, [0, 1], questions_per_image=3, prefix_cache=True, **how)
+    if reduction == "mean":
+        same(apart, packed)
+    else:  # of all answers about an image
+        torch.testing.assert_close(3 * apart[2]["sal"], packed[2]["sal"])
+    same(packed, cached)
 
 
 def test_uneven_groups_keep_the_mean_over_answer_tokens():

@@ -59,6 +59,7 @@ def test_blend_keeps_a_share_of_the_update():
         torch.manual_seed(0)
         for name, parameter in lesson.trained.items():
             parameter.data = torch.randn(parameter.shape) if "lora_" in name else parameter.data
+        lesson.blend()
         lesson.finish()
         weights.append(lvlm.visual.vision_tower.layers[0].mlp.fc1.weight)
     base = tiny_lvlm().visual.vision_tower.layers[0].mlp.fc1.weight

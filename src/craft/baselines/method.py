@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 
 from craft.core.errors import ConfigError
 from craft.data import Sample
@@ -18,9 +18,7 @@ from craft.training.adaptation import (
     stem_suffices,
 )
 from craft.training.config import BaselineConfig, CommitmentConfig, ContrastiveConfig, LossesConfig
-from craft.training.image_cache import ImageCache
-from craft.training.lesson import Lesson
-from craft.training.lora import scale_lora
+from craft.training.lesson import Lesson, nothing
 from craft.training.objective import CraftObjective
 
 
@@ -97,21 +95,11 @@ def frozen_tower_lesson(
         trained=trained,
         batches=batches,
         parts=(part,),
-        finish=partial(_finish, lvlm, trained, base, config.blend, images),
+        blend=partial(blend, trained, base, config.blend) if config.blend < 1 else nothing,
+        finish=images.close,
         verb="tuning",
         images=images,
         ahead=lambda indices: images.expect([batches.groups[index][0] for index in indices]),
         count=len(batches.groups),
         notes={"search": asdict(search)},
     )
-
-
-def _finish(
-    lvlm: LVLM, trained: dict[str, nn.Parameter], base: dict[str, Tensor], share: float, images: ImageCache
-) -> None:
-    """The weights to keep: `blend` of what was learned, as for the vision tower."""
-    if any("lora_" in name for name in trained):
-        scale_lora(lvlm.backbone.llm, share)
-    elif base:
-        blend(trained, base, share)
-    images.close()

@@ -157,7 +157,7 @@ def align(
     if as_it_was and not settings.lora.merge:
         half = {name: value.to(torch.bfloat16) for name, value in factors.items()}
         lvlm.backbone.borrowed = Borrowed(_lasting(settings.llm), half)
-    folder = on_main(lambda: save_native(run.path, BACKBONE, lvlm))
+    folder = on_main(lambda: save_native(run.path, BACKBONE, _unrounded(lvlm, settings, visual)))
     language = {"before": before, "after": after}
     card = backbone_card(settings, lvlm, metrics, language, counts)
     on_main(lambda: atomic_write_text(folder / "README.md", card))
@@ -261,6 +261,13 @@ def _visual(settings: AlignConfig, given: Any) -> VisualTokenizer:
     return given
 
 
+def _unrounded(lvlm: LVLM, settings: AlignConfig, given: Any) -> LVLM:
+    """The result with the visual tokenizer as the family has it: in memory it may be in fewer bits."""
+    if isinstance(given, VisualTokenizer):
+        return lvlm
+    return LVLM(load_visual_tokenizer(settings.visual, "cpu", "float32"), lvlm.backbone, lvlm.name)
+
+
 def _lvlm(settings: AlignConfig, visual: VisualTokenizer) -> LVLM:
     """The LLM behind a new projector, or that of an earlier result."""
     device = resolve_device(loading_device(settings.device))
@@ -275,7 +282,7 @@ def _lvlm(settings: AlignConfig, visual: VisualTokenizer) -> LVLM:
         config = {"type": settings.projector, "in": visual.codebook.dim, "out": table.shape[1]}
         projector = Projector(config)
     if settings.start is not None:
-        _start(projector, Path(settings.start))
+        _start(projector, Path(settings.start), settings.llm)
         _start_factors(llm, settings)
     else:
         _scale(projector, visual, float(table.detach().float().pow(2).mean().sqrt()))
@@ -284,8 +291,8 @@ def _lvlm(settings: AlignConfig, visual: VisualTokenizer) -> LVLM:
     return LVLM(visual, backbone.to(device), name).eval()  # the tokenizer encodes where it is
 
 
-def _start(projector: Projector, folder: Path) -> None:
-    """Take the projector of an earlier result."""
+def _start(projector: Projector, folder: Path, llm: str) -> None:
+    """Take the projector of an earlier result; say so if it was learned for an LLM of another name."""
     for place in (folder / BACKBONE / "projector", folder / "projector"):
         if (place / "config.json").is_file():
             if read_json(place / "config.json") != projector.config:
@@ -293,6 +300,10 @@ def _start(projector: Projector, folder: Path) -> None:
             weights = load_tensors(place / "model.safetensors")
             path = place / "model.safetensors"
             load_strict(projector, {name: value.float() for name, value in weights.items()}, path)
+            manifest = place.parent / "craft.json"
+            before = read_json(manifest).get("llm") if manifest.is_file() else None
+            if before not in (None, _lasting(llm)):  # it may be the same LLM in another place
+                say(f"note: {folder} was made with the LLM {before}, and this run is given {_lasting(llm)}")
             return
     raise CheckpointError(f"{folder} holds no projector; give an earlier result of `craft align`.")
 

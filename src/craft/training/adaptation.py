@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -19,8 +20,8 @@ from craft.training.augment import augment
 from craft.training.checks import choose_trainable
 from craft.training.config import AdaptConfig, LoopConfig
 from craft.training.image_cache import ImageCache, image_key
-from craft.training.lesson import Lesson
-from craft.training.lora import scale_lora, take_lora
+from craft.training.lesson import Lesson, nothing
+from craft.training.lora import take_lora
 from craft.training.objective import Batch, CraftObjective, TextTable, class_numbers, class_of
 from craft.training.order import batch_indices
 from craft.training.pixel_store import PixelStore, decoders
@@ -68,7 +69,8 @@ def adaptation(
         batches=batches,
         parts=("vision_tower",),
         probe=_Probe(lvlm, batches, config),
-        finish=lambda: _finish(lvlm, trained, base, config, images),
+        blend=partial(blend, trained, base, config.blend) if config.blend < 1 else nothing,
+        finish=lambda: _finish(lvlm, config, images),
         verb="adapting",
         images=images,
         ahead=lambda indices: images.expect([batches.groups[index][0] for index in indices]),
@@ -221,28 +223,21 @@ class ImageBatches:
         return tuple(one_turn(self.backbone.tokenized(s.prompt(), s.answer)) for s in group)
 
 
-def _finish(
-    lvlm: LVLM,
-    trained: dict[str, nn.Parameter],
-    base: dict[str, Tensor],
-    config: AdaptConfig,
-    images: ImageCache,
-) -> None:
-    tower = lvlm.visual.vision_tower
+def _finish(lvlm: LVLM, config: AdaptConfig, images: ImageCache) -> None:
     if config.trainable == "lora":
-        scale_lora(tower, config.blend)
-        take_lora(tower, merge=True)
-        base = {name: value for name, value in base.items() if "lora_" not in name}
-    if base:
-        blend({name: trained[name] for name in base}, base, config.blend)
+        take_lora(lvlm.visual.vision_tower, merge=True)
     images.close()
 
 
 @torch.no_grad()
 def blend(trained: dict[str, nn.Parameter], base: dict[str, Tensor], share: float) -> None:
-    """`share` of the trained weights with `1 - share` of the base's, in place (WiSE-FT, arXiv 2109.01903)."""
+    """`share` of the trained weights with `1 - share` of the base's, in place (WiSE-FT, arXiv 2109.01903); of
+    LoRA that share of the update: W + B A becomes W + share · B A."""
     for name, parameter in trained.items():
-        parameter.copy_(torch.lerp(base[name], parameter, share))
+        if "lora_B" in name:
+            parameter.mul_(share)
+        elif "lora_A" not in name:
+            parameter.copy_(torch.lerp(base[name], parameter, share))
 
 
 class _Probe:

@@ -1,6 +1,6 @@
 """What `craft align` trains: a backbone for a codebook, by next-token prediction on cached codes (§8)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from craft.losses import surrogate_alignment
 from craft.losses.alignment import IGNORED
 from craft.models.backbone import Backbone
 from craft.models.code_cache import ImageCodes
+from craft.models.decoding import window_of
 from craft.models.freezing import freeze_all_but
 from craft.models.lvlm import LVLM
 from craft.models.prompts import Dialogue, build_dialogue
@@ -211,18 +212,21 @@ def pack(
 
     Where rows hold several dialogues, each continues from the image as if it were alone: its positions start
     behind the image, and `attention_mask` is `[B, 1, T, T]`: bool, or where the LLM's attention is eager (as
-    Gemma 2's is) what is added to its scores.
+    Gemma 2's is) what is added to its scores. A mask of our own making would switch an LLM's sliding window
+    off: where it is too short for one of the dialogues, each gets a row of its own, and B is their number.
 
     Args:
         backbone: the backbone.
         tokens: of the rows that have an image, in their order; None where none has.
         rows: for each row whether it has an image, and its dialogues.
     """
-    images = iter(()) if tokens is None else _images(backbone, tokens)
+    images: Iterator[Tensor] = iter(()) if tokens is None else _images(backbone, tokens)
+    told = [([next(images)] if seeing else [], dialogues) for seeing, dialogues in rows]
+    if (window := window_of(backbone.llm)) is not None and _longest(told) > window:
+        told = [(image, [dialogue]) for image, dialogues in told for dialogue in dialogues]
     segments, positions, blocks, labels = [], [], [], []
-    for seeing, dialogues in rows:
-        before = torch.tensor(dialogues[0].before, dtype=torch.long)
-        row: list[Tensor] = [before, next(images)] if seeing else [before]
+    for image, dialogues in told:
+        row: list[Tensor] = [torch.tensor(dialogues[0].before, dtype=torch.long), *image]
         prefix = sum(len(piece) for piece in row)
         place, block, label = [torch.arange(prefix)], [torch.zeros(prefix)], [torch.full((prefix,), IGNORED)]
         for number, dialogue in enumerate(dialogues, start=1):
@@ -239,7 +243,7 @@ def pack(
     device = inputs["inputs_embeds"].device
     pad = torch.nn.utils.rnn.pad_sequence
     inputs["labels"] = pad(labels, batch_first=True, padding_value=IGNORED).to(device)
-    if any(len(dialogues) > 1 for _, dialogues in rows):
+    if any(len(dialogues) > 1 for _, dialogues in told):
         block = pad(blocks, batch_first=True, padding_value=-1.0)
         same = (block[:, :, None] == block[:, None, :]) | (block[:, None, :] == 0)
         mask = same.tril()[:, None].to(device)
@@ -249,6 +253,15 @@ def pack(
             mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
         inputs["attention_mask"] = mask
     return inputs
+
+
+def _longest(told: Sequence[tuple[list[Tensor], Sequence[Dialogue]]]) -> int:
+    """Tokens of the longest dialogue, with what stands before it."""
+    return max(
+        len(dialogue.before) + sum(map(len, image)) + len(dialogue.after)
+        for image, dialogues in told
+        for dialogue in dialogues
+    )
 
 
 def _images(backbone: Backbone, tokens: VisionTokens) -> Any:

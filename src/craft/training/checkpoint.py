@@ -77,6 +77,16 @@ def best(folder: Path, step: int) -> Path:
     return folder / f"best-{step:08d}.safetensors"
 
 
+def load_best(folder: Path, step: int) -> dict[str, Tensor]:
+    """The weights of `step`, which are the best; version 0.1.0 wrote them under a name without the step.
+
+    Raises:
+        CheckpointError: they are missing or damaged.
+    """
+    place, old = best(folder, step), folder / "best.safetensors"
+    return load_tensors(old if old.is_file() and not place.is_file() else place)
+
+
 def save_best(folder: Path, step: int, weights: Mapping[str, Tensor], noted: int | None) -> None:
     """Write the weights of `step` as the best. Those of step `noted`, which the newest checkpoint has for the
     best, stay: a run that is killed goes on from there."""

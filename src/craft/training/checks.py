@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from craft.core.errors import TrainingError
@@ -73,6 +74,22 @@ def check_gradients(lvlm: LVLM) -> None:
     if not agree(alive or not trained):
         whole = " and ".join(sorted(trained)).replace("_", " ")
         raise TrainingError(f"The gradient of the whole {whole} is zero in step 1; it would learn nothing.")
+
+
+def check_finite(trained: Mapping[str, nn.Parameter], step: int) -> None:
+    """Before trained weights are scored or written: a loss is checked in each step, its gradient is not.
+
+    Raises:
+        TrainingError: one is NaN or infinite; it is named.
+    """
+    finite = torch.stack([parameter.detach().isfinite().all() for parameter in trained.values()]).tolist()
+    bad = [name for name, good in zip(trained, finite, strict=True) if not good]
+    if bad:
+        raise TrainingError(
+            f"In step {step} the loss was finite and its gradient was not: {len(bad)} of {len(trained)} "
+            f"trained tensors are NaN or infinite now, as {bad[0]}. A lower optimizer.learning_rate or "
+            "dtype=float32 helps; the last checkpoint is intact."
+        )
 
 
 def check_frozen(

@@ -122,8 +122,8 @@ class LoopConfig(Settings):
             true for which, by the estimate of `--dry-run`, memory suffices.
         max_steps: optimiser steps; None means `epochs` passes over the training set.
         epochs: passes, where `max_steps` is None.
-        eval_every: measure on validation samples every so many steps, and keep the best weights (the earliest
-            of equals); None trains to the end and keeps the last.
+        eval_every: measure on validation samples every so many steps, as the result would be (with `blend`),
+            and keep the best weights (the earliest of equals); None trains to the end and keeps the last.
         eval_limit: at most this many validation samples.
         checkpoint_every: steps between resumable checkpoints; None only at the end or when interrupted.
         keep_checkpoints: so many of the newest stay, besides the best weights.

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -12,19 +12,18 @@ from torch import Tensor, nn
 
 from craft.core import processes
 from craft.core.errors import ConfigError, TrainingError
-from craft.core.files import load_tensors
 from craft.core.progress import say, track
 from craft.core.seeding import seed_everything, stable_seed
 from craft.models.freezing import part_hashes
 from craft.models.lvlm import LVLM
 from craft.training import checkpoint
 from craft.training.adaptation import adaptation, resumed_search
-from craft.training.checks import check_frozen, check_gradients, freeze_report
+from craft.training.checks import check_finite, check_frozen, check_gradients, freeze_report
 from craft.training.config import LoopConfig
 from craft.training.engine import Engine
 from craft.training.image_cache import ImageCache
 from craft.training.interrupt import Interrupted, stop_wish
-from craft.training.lesson import Lesson, Share
+from craft.training.lesson import Lesson, Share, nothing
 from craft.training.micro_batch import ballast, checkpointing, fitting
 from craft.training.order import batch_indices, micro_batches
 from craft.training.run_folder import RunFolder
@@ -79,8 +78,8 @@ def fit(
 
     Raises:
         ConfigError: the settings contradict each other, the model or the machine.
-        TrainingError: a loss is not finite (the samples are named), gradient went where it must not, frozen
-            weights changed, or another process of the run failed.
+        TrainingError: a loss is not finite (the samples are named), or what was learned is not; gradient went
+            where it must not, frozen weights changed, or another process of the run failed.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
 
     Source: §3.2 and §4.1.
@@ -152,10 +151,13 @@ def fit(
             evaluating = config.eval_every is not None and (step % config.eval_every == 0 or step == total)
             if probing or evaluating:
                 engine.collect()
+            if evaluating or step == total:
+                check_finite(trained, step)
             if probing:
                 line |= work.probe()
             if validate is not None and evaluating:
-                line["validation"] = processes.everyone(validate(lvlm))[0]
+                with _as_kept(work):
+                    line["validation"] = processes.everyone(validate(lvlm))[0]
                 if best_score is None or line["validation"] > best_score:
                     best_step, best_score = step, line["validation"]
                     if processes.is_main():
@@ -168,6 +170,7 @@ def fit(
             wanted = config.checkpoint_every and step % config.checkpoint_every == 0
             if (wanted or stopping or step == total) and not engine.zero:
                 engine.collect()
+                check_finite(trained, step)
                 state = engine.optimizer_state(), schedule.state_dict()
                 notes = {"best_step": best_step, "best_score": best_score, "minutes": _minutes(began)}
                 if processes.is_main():
@@ -192,8 +195,9 @@ def fit(
     engine.collect(everything=True)
     processes.wait()
     if best_step is not None and best_step != total:
-        place = checkpoint.best(run.checkpoints, best_step)
-        checkpoint.put_weights(trained, load_tensors(place), str(place))
+        best = checkpoint.load_best(run.checkpoints, best_step)
+        checkpoint.put_weights(trained, best, str(run.checkpoints))
+    work.blend()
     work.finish()
     for parameter in trained.values():
         parameter.requires_grad_(False).grad = None
@@ -203,6 +207,20 @@ def fit(
     run.update(hashes_after=after, best_step=best_step, best_validation=best_score, training_minutes=minutes)
     last = processes.on_main(lambda: (run.metrics() or [{}])[-1])
     return FitResult(total, last, best_step, best_score, minutes, work.images)
+
+
+@contextmanager
+def _as_kept(work: Lesson) -> Iterator[None]:
+    """The model as it would be if training ended here: what is scored is what would be kept."""
+    if work.blend is nothing:
+        yield
+        return
+    training = {name: parameter.detach().clone() for name, parameter in work.trained.items()}
+    work.blend()
+    try:
+        yield
+    finally:
+        checkpoint.put_weights(work.trained, training, "what trains")
 
 
 def _minutes(began: float) -> float:

@@ -52,7 +52,8 @@ class Batches(Protocol):
         ...
 
 
-def _nothing() -> None: ...
+def nothing() -> None:
+    """What a lesson does where there is nothing to do."""
 
 
 def _ignored(indices: Sequence[int]) -> None: ...
@@ -69,7 +70,9 @@ class Lesson:
         batches: the training set.
         parts: the parts of the LVLM (as `craft.models.freezing` names them) whose bytes may change.
         probe: further figures for metrics.jsonl, asked for now and then.
-        finish: called once behind the last step, when the weights to keep are in place.
+        blend: trained weights become those to keep, in place: for each validation, which undoes it, and once
+            behind the last step.
+        finish: called once behind that.
         verb: what the progress bar says.
         images: the cache of decoded images, where one is used.
         ahead: told the samples of micro-batches that will be made soon.
@@ -82,7 +85,8 @@ class Lesson:
     batches: Batches
     parts: Collection[str]
     probe: Callable[[], dict[str, float]] = dict
-    finish: Callable[[], None] = _nothing
+    blend: Callable[[], None] = nothing
+    finish: Callable[[], None] = nothing
     verb: str = "training"
     images: ImageCache | None = None
     ahead: Callable[[Sequence[int]], None] = _ignored

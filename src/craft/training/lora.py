@@ -91,14 +91,6 @@ def begin_lora(llm: nn.Module, factors: Mapping[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def scale_lora(llm: nn.Module, share: float) -> None:
-    """Keep `share` of the update: W + B A becomes W + share · B A."""
-    for name, parameter in llm.named_parameters():
-        if "lora_B" in name:
-            parameter.mul_(share)
-
-
-@torch.no_grad()
 def take_lora(llm: nn.Module, merge: bool) -> dict[str, Tensor]:
     """Remove the LoRA layers from `llm`.
 

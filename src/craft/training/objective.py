@@ -162,7 +162,8 @@ class CraftObjective(nn.Module):
         sal = zero
         if losses.sal.weight:
             hidden, labels = self._read(tokens, batch)
-            share = answers if losses.sal.reduction == "mean" else samples
+            rows = len(labels) / len(batch.ids)  # per image: `pack` may give each dialogue its own
+            share = answers if losses.sal.reduction == "mean" else samples * rows
             sal = share * surrogate_alignment(hidden, backbone.lm_head, labels, losses.sal.reduction)  # Eq. 2
 
         if cumulative:

@@ -135,7 +135,10 @@ class RunFolder:
             )
 
     def update(self, **fields: Any) -> None:
-        """Add fields to run.json."""
+        """Add fields to run.json; what goes on has no end yet."""
+        if fields.get("status") == "running":
+            for name in ("reason", "interrupted_at"):
+                self.record.pop(name, None)
         self.record |= fields
         if is_main():
             write_json(self.path / "run.json", self.record)
