@@ -129,6 +129,16 @@ def test_a_wrong_path_gets_a_suggestion(tmp_path: Path) -> None:
     assert load_data("flowers", root=tmp_path).name == "flowers"
 
 
+def test_a_path_is_a_folder_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`str(Path("./apparel"))` is "apparel", the name of an embedded domain."""
+    folder(tmp_path / "apparel", ("hat", "glove", "scarf"))
+    monkeypatch.chdir(tmp_path)
+    for place in (Path("./apparel"), "./apparel"):
+        assert load_data(place).classes == ("glove", "hat", "scarf")
+    assert "sneaker" in load_data("apparel").classes
+    assert "seven" in load_data(Path("digits")).classes
+
+
 def test_corrupt_images_are_named_before_training(tmp_path: Path) -> None:
     data = load_data(folder(tmp_path, each=5))
     bad = Path(str(data.train[0].image))

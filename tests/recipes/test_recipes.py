@@ -219,6 +219,8 @@ def test_folders_of_ours_are_called_like_the_data_wherever_one_stands(data, name
     place.mkdir(parents=True)
     monkeypatch.chdir(place)
     assert run_settings(AdaptConfig, None, data, None, 0, 1, None, {}).out == f"runs/{name}"
+    (place / "apparel").mkdir()
+    assert run_settings(AdaptConfig, None, Path("./apparel"), None, 0, 1, None, {}).data.name == "./apparel"
     assert demo_settings(data=data).out == f"runs/demo-{name}/run"
     assert _folders([(None, data), (None, "other")]) == [
         Path(data).name if data == "a.csv" else name,

@@ -187,11 +187,12 @@ def read_data(
     Raises:
         DataError: as `load_data`.
     """
-    if str(data) in EMBEDDED:
-        return EMBEDDED[str(data)].load()
-    if str(data) in BENCHMARKS:
-        return BENCHMARKS[str(data)].load(root)
-    path = hub_folder(str(data)) if str(data).startswith(HUB) else Path(os.path.expanduser(data))
+    data = as_setting(data)
+    if data in EMBEDDED:
+        return EMBEDDED[data].load()
+    if data in BENCHMARKS:
+        return BENCHMARKS[data].load(root)
+    path = hub_folder(data) if data.startswith(HUB) else Path(os.path.expanduser(data))
     base = Path(os.path.expanduser(root)) if root is not None else None
     if base is not None and not path.exists():
         path = base / path
@@ -208,13 +209,21 @@ def read_data(
             f"{path} is neither a folder of class folders nor a table of questions ({', '.join(TABLES)})."
         )
     beside = [str(path.parent / p.name) for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(str(data), [*EMBEDDED, *BENCHMARKS, *beside], 1, 0.6)
+    near = difflib.get_close_matches(data, [*EMBEDDED, *BENCHMARKS, *beside], 1, 0.6)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     raise DataError(
         f"there is no data at '{data}', and no embedded domain or benchmark of that name.{hint} "
         f"Embedded: {', '.join(EMBEDDED)}; or a benchmark (`craft data list`), a folder of class folders, or "
         f"a table ({', '.join(TABLES)})."
     )
+
+
+def as_setting(data: str | Path) -> str:
+    """Data as settings name them. A `Path` to a folder that is called like an embedded domain or a benchmark
+    gets back the "./" that `Path("./apparel")` has lost."""
+    text = str(data)
+    known = text in EMBEDDED or text in BENCHMARKS
+    return os.path.join(os.curdir, text) if known and isinstance(data, Path) and data.exists() else text
 
 
 def short_name(data: str | Path) -> str:

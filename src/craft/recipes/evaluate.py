@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from craft.core.files import check_writable
 from craft.data import Data
+from craft.data.load import as_setting
 from craft.evaluation import Protocol, Report, evaluate_lvlm
 from craft.models.artefact import Artefact, load_artefact
 from craft.models.code_cache import CodeCache
@@ -90,7 +91,7 @@ def evaluate(
         lvlm = lvlm.with_prior(chosen_prior(prior, base))
     lvlm.check_keep_ratio(keep_ratio)
     wanted = {
-        "name": None if data is None or isinstance(data, Data) else str(data),
+        "name": None if data is None or isinstance(data, Data) else as_setting(data),
         "root": None if root is None else str(root),
         "answer_with": answer_with,
         "distractors": distractors,

@@ -11,6 +11,7 @@ from typing import Literal
 from craft.core.errors import ConfigError
 from craft.core.files import read_json, write_json
 from craft.data import ImageSource, Sample, stratified
+from craft.data.load import as_setting
 from craft.evaluation.judge import DIRECTIVE, Case, Judge, JudgeReport, digest
 from craft.evaluation.judge_answers import (
     adopt,
@@ -178,7 +179,7 @@ def answers_of(
         base = who if isinstance(who, LVLM) else load(who, device, dtype)
         return base.with_encoder(artefact) if artefact is not None and encoder is not None else base
 
-    wanted = {"name": None if data is None else str(data), "root": None if root is None else str(root)}
+    wanted = {"name": None if data is None else as_setting(data), "root": None if root is None else str(root)}
     questions = questions_for(wanted, seed, manifest, model)
     samples = take(questions.samples("test"), limit, questions.seed)
     name = who.name if isinstance(who, LVLM) else str(who)
@@ -231,7 +232,7 @@ def answers_in(
         return Answers(path, lambda: read_cases(path), lambda: pictured(read_cases(path)), disposable=False)
     samples: dict[str, Sample] = {}
     if data is not None:
-        wanted = {"name": str(data), "root": None if root is None else str(root)}
+        wanted = {"name": as_setting(data), "root": None if root is None else str(root)}
         samples = {sample.id: sample for sample in questions_for(wanted, seed, {}, _nobody).all_samples()}
     rows = read_rows(path)
     if limit < len(rows):

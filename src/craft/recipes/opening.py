@@ -10,7 +10,7 @@ from craft.core.errors import ConfigError
 from craft.core.processes import world
 from craft.core.progress import say
 from craft.data import Data, verify_images
-from craft.data.load import short_name
+from craft.data.load import as_setting, short_name
 from craft.evaluation import evaluate_lvlm
 from craft.models.backbone import Backbone
 from craft.models.llm_bits import bits_of, check_bits
@@ -50,7 +50,7 @@ def run_settings(
     """
     named = {
         "surrogate": model.name if isinstance(model, LVLM) else model and str(model),
-        "data.name": data.name if isinstance(data, Data) else data and str(data),
+        "data.name": data.name if isinstance(data, Data) else data and as_setting(data),
         "out": out and str(out),
         "seed": seed,
         "max_steps": max_steps,

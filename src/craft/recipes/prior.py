@@ -8,6 +8,7 @@ from torch import Tensor
 
 from craft.core.errors import ConfigError, DataError
 from craft.core.files import check_writable
+from craft.data.load import as_setting
 from craft.models.artefact import load_artefact
 from craft.models.code_cache import CodeCache
 from craft.models.load import load
@@ -84,7 +85,7 @@ def build_prior(
     lvlm = model if isinstance(model, LVLM) else load(model, device, dtype)
     codebook = lvlm.visual.need_codes("A code prior")
     visual = (lvlm if artefact is None else lvlm.with_encoder(artefact)).visual
-    wanted = {"name": str(data), "root": None if root is None else str(root)}
+    wanted = {"name": as_setting(data), "root": None if root is None else str(root)}
     given = questions_for(wanted, seed, manifest, lambda: lvlm)
     images = [sample.image for sample in given.samples("train")][:limit]
     if not images:

@@ -15,7 +15,7 @@ from craft.core.errors import ConfigError, DataError
 from craft.core.files import hash_tensors, read_json, write_json
 from craft.core.progress import say
 from craft.data import EMBEDDED, Data
-from craft.data.load import short_name
+from craft.data.load import as_setting, short_name
 from craft.evaluation import Report
 from craft.models.artefact import Artefact, load_artefact
 from craft.models.code_cache import CodeCache
@@ -238,7 +238,7 @@ def _questions(
     """The data set that an encoder is asked, with the classes unseen that its training held out."""
     if isinstance(source, Data):
         return checked(source, artefact.manifest)
-    name = None if source is None else str(source)
+    name = None if source is None else as_setting(source)
     return questions_for({**wanted, "name": name}, seed, artefact.manifest, lvlm)
 
 
