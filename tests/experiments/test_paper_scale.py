@@ -103,7 +103,7 @@ def test_a_dry_run_without_checkpoints(tmp_path):
 
 
 def test_a_dry_run_leaves_out_what_the_run_would_leave_out(tmp_path):
-    """The explainer of Table 2 is not shipped."""
+    """The explainer of Table 2 is not there."""
     words = ("--explainer", "craft-tiny/none", "--work", tmp_path, "--dry-run")
     said = run("reproduce", "table2", "fig7", *words, "--json")
     assert said.status == 0, said.err
