@@ -298,9 +298,9 @@ def main() -> None:
 
 def told_settings(args: argparse.Namespace) -> dict[str, Any]:
     """What is told of a command, JSON-able: all but places, which are of this machine; of an earlier result
-    whether it went on from one."""
-    places = ("cache", "visual", "out")
-    settings = {name: value for name, value in vars(args).items() if name not in places}
+    whether it went on from one, and then nothing of the steps that it left out."""
+    unsaid = {"cache", "visual", "out"} | ({"word_steps", "first"} if args.start else set())
+    settings = {name: value for name, value in vars(args).items() if name not in unsaid}
     return {**settings, "start": args.start is not None}
 
 

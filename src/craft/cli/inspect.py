@@ -1,6 +1,5 @@
 """`craft inspect`: what a folder or a model is, and what fits it."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,12 @@ def describe(thing: str, common: Common = COMMON) -> dict[str, Any]:
     Raises:
         CraftError: there is nothing of that name, or it is damaged.
     """
-    from craft.core.files import read_json
+    from craft.core.files import read_json, user_path
     from craft.models.artefact import FORMAT
     from craft.models.load import shipped
     from craft.models.tuned import FORMAT as TUNED
 
-    path = Path(os.path.expanduser(thing))
+    path = user_path(thing)
     if thing not in shipped() and path.is_dir():
         if (path / "run.json").is_file():
             return _run(path, common)

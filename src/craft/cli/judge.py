@@ -1,6 +1,5 @@
 """`craft judge`."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -67,6 +66,7 @@ def judge(
         overwrite: begin anew in that folder.
         dry_run: count, and estimate tokens and cost; ask nobody, write nothing.
     """
+    from craft.core.files import user_path
     from craft.evaluation.judge_services import ServiceSettings
     from craft.recipes import judge as recipe
     from craft.recipes.judge_estimate import estimate
@@ -74,7 +74,7 @@ def judge(
     warmth = None if temperature == "none" else float(temperature)
     settings = ServiceSettings(model, base_url, warmth, max_tokens, timeout, retries, concurrency, price)
     chosen = recipe.make_judge(judge, settings, common.device, common.dtype)
-    place = Path(os.path.expanduser(run))
+    place = user_path(run)
     if place.suffix == ".jsonl" or (place / "answers.json").is_file():
         answers = recipe.answers_in(place, data, root=root, seed=common.seed, limit=limit, out=out)
     else:

@@ -48,6 +48,12 @@ def clear_leftovers(folder: Path) -> None:
             shutil.rmtree(place) if place.is_dir() else place.unlink()
 
 
+def user_path(path: PathLike) -> Path:
+    """A path that a user wrote, with "~" as the home folder. (`Path.expanduser` raises a RuntimeError where
+    there is no such user; here the path stays as it is, and nothing is there.)"""
+    return Path(os.path.expanduser(path))
+
+
 def check_writable(path: PathLike) -> None:
     """Refuse a place for a file before the work whose outcome goes there. Nothing is written.
 

@@ -11,13 +11,13 @@ Read are tables (`craft.data.tables`) whose rows hold
 and all that `load_data` reads: a training sample is one turn.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from craft.core.errors import DataError
+from craft.core.files import user_path
 from craft.core.seeding import rng
 from craft.data.conversations import conversation
 from craft.data.images import ImageSource
@@ -78,16 +78,16 @@ def read_conversations(
                 for s in data.samples("train")
             ]
         else:
-            base = path.parent if root is None else Path(os.path.expanduser(root))
+            base = path.parent if root is None else user_path(root)
             found += _read(path, base, seed)[:limit]
     return found
 
 
 def _table(source: str | Path, root: str | Path | None) -> Path | None:
     """The table of conversations that is meant, or None for what `load_data` knows."""
-    path = Path(os.path.expanduser(source))
+    path = user_path(source)
     if not path.exists() and root is not None:
-        path = Path(os.path.expanduser(root)) / path
+        path = user_path(root) / path
     if path.suffix.lower() not in TABLES or not path.is_file():
         return None
     first = next(read_rows(path, Problems("rows"), path.parent), None)

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import numpy as np
 
 from craft.core.errors import DataError
+from craft.core.files import user_path
 from craft.data.benchmarks import BENCHMARKS
 from craft.data.choices import DIRECTIVES, AnswerWith, Distractors, answer_for, multiple_choice
 from craft.data.domains import EMBEDDED
@@ -192,8 +193,8 @@ def read_data(
         return EMBEDDED[data].load()
     if data in BENCHMARKS:
         return BENCHMARKS[data].load(root)
-    path = hub_folder(data) if data.startswith(HUB) else Path(os.path.expanduser(data))
-    base = Path(os.path.expanduser(root)) if root is not None else None
+    path = hub_folder(data) if data.startswith(HUB) else user_path(data)
+    base = user_path(root) if root is not None else None
     if base is not None and not path.exists():
         path = base / path
     if path.is_dir():

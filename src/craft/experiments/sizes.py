@@ -1,12 +1,12 @@
 """The paper's plan without its checkpoints: what there is to do and what a step takes, without values."""
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from craft.core.files import user_path
 from craft.experiments.cells import CRAFT, Cell
 from craft.experiments.parallel import trainings
 from craft.experiments.plan import Plan
@@ -47,7 +47,7 @@ class Step:
 
 def is_there(name: str) -> bool:
     """Whether a model of a plan can be loaded from disk."""
-    return Path(os.path.expanduser(name)).is_dir()
+    return user_path(name).is_dir()
 
 
 def rehearse(name: str, config: AdaptConfig, devices: int = DEVICES) -> Step | None:

@@ -4,7 +4,6 @@ ENCODER/{craft.json, model.safetensors (vision tower), prior.safetensors (level-
 """
 
 import copy
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from craft.core.files import (
     load_tensors,
     read_json,
     save_tensors,
+    user_path,
     write_json,
 )
 from craft.core.trees import flat
@@ -237,7 +237,7 @@ def find_artefact(path: PathLike) -> Path:
     Raises:
         CheckpointError: there is none; the message says what is there instead.
     """
-    path = Path(os.path.expanduser(path))
+    path = user_path(path)
     for name in ("encoder", "tuned"):
         if (path / name / "craft.json").is_file():
             return path / name

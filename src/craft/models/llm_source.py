@@ -1,7 +1,6 @@
 """Where an LLM comes from: a folder, a GGUF file, a hub id, a shipped backbone, a package that has one."""
 
 import io
-import os
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from craft.core.errors import CheckpointError, ConfigError, CraftError
-from craft.core.files import sha256_file
+from craft.core.files import sha256_file, user_path
 from craft.core.progress import say
 from craft.models.llm_folder import load_tokenizer, quiet, read_llm
 from craft.models.load import hub_folder, is_hub_id, shipped, shipped_folder
@@ -61,7 +60,7 @@ def find_llm(name: str | Path) -> Path:
     text = str(name)
     if text in PACKAGED and not Path(text).exists():
         return _packaged(text)
-    path = shipped_folder(text) if text in shipped() else Path(os.path.expanduser(text))
+    path = shipped_folder(text) if text in shipped() else user_path(text)
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise CheckpointError(f"{path} is a file; give an LLM's folder, or a .gguf file.")

@@ -1,7 +1,6 @@
 """`craft.load`: a model by name, from a folder or from the hub."""
 
 import difflib
-import os
 import re
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 
 from craft.core.device import resolve_device
 from craft.core.errors import CheckpointError, ConfigError, CraftError
-from craft.core.files import read_json
+from craft.core.files import read_json, user_path
 from craft.models.llm_bits import check_bits
 from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
@@ -61,7 +60,7 @@ def load(
         check_bits(llm_bits, resolve_device(device))
     if name in shipped():
         return _load_folder(shipped_folder(name), device, dtype, llm_bits)
-    path = Path(os.path.expanduser(name))
+    path = user_path(name)
     if path.is_dir():
         return _load_folder(path, device, dtype, llm_bits)
     if path.exists():
@@ -90,7 +89,7 @@ def load_visual_tokenizer(
     name = str(name_or_path)
     first, target = name.split("/")[0], resolve_device(device)
     families = {known.split("/")[0] for known in shipped()}
-    path = _SHIPPED / first if first in families else Path(os.path.expanduser(name))
+    path = _SHIPPED / first if first in families else user_path(name)
     if not path.is_dir() and is_hub_id(name):
         path = hub_folder(name)
     for place in (path, path / "visual", path.parent / "visual"):

@@ -3,7 +3,6 @@
 Read `align` from top to bottom. The visual tokenizer is frozen and, once its codes are cached, not even run.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from craft.core.device import autocast, resolve_device, resolve_dtype
 from craft.core.errors import CheckpointError, ConfigError
-from craft.core.files import atomic_write_text, load_tensors, read_json
+from craft.core.files import atomic_write_text, load_tensors, read_json, user_path
 from craft.core.processes import on_main
 from craft.core.progress import say
 from craft.core.seeding import generator
@@ -310,10 +309,12 @@ def _start(projector: Projector, folder: Path, llm: str) -> None:
 
 def _start_factors(llm: torch.nn.Module, settings: AlignConfig) -> dict[str, Tensor]:
     """The LoRA of an earlier result, where it has one; a stage without LoRA cannot go on from it."""
-    folder = Path(settings.start or "")
+    if settings.start is None:
+        return {}
+    folder = Path(settings.start)
     for place in (folder / BACKBONE / "lora", folder / "lora"):
         path = place / "model.safetensors"
-        if settings.start is not None and path.is_file():
+        if path.is_file():
             if settings.stage != "2" or not _with_lora(settings):
                 raise ConfigError(f"{folder} has LoRA; go on from it with stage 2 and lora.rank.")
             factors = load_tensors(path)
@@ -379,7 +380,7 @@ def _language(lvlm: LVLM, settings: AlignConfig, known: Any) -> dict[str, Any]:
 
 def _lasting(name: str) -> str:
     """The LLM's name as another working folder understands it."""
-    path = Path(os.path.expanduser(name))
+    path = user_path(name)
     return str(path.resolve()) if path.exists() else name
 
 

@@ -1,12 +1,12 @@
 """What a benchmark of the paper is, and how a copy of it is read (§4.1, §11)."""
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from craft.core.errors import DataError
+from craft.core.files import user_path
 from craft.data.benchmarks.reading import Note
 from craft.data.hub import HUB, hub_folder
 from craft.data.parquet import Row, parquet_files, read_parquet
@@ -73,7 +73,7 @@ class Benchmark:
                     raise DataError(f"the hub copy {id} cannot be used: {why}. {self.how_to_get()}")
             folder = hub_folder(str(root))
         else:
-            folder = Path(os.path.expanduser(root))
+            folder = user_path(root)
             if not folder.is_dir():
                 raise DataError(f"the folder {folder} does not exist. {self.how_to_get()}")
         notes: dict[str, None] = {}  # in order, each once
