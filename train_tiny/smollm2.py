@@ -102,7 +102,7 @@ class Lessons:
 
 
 @torch.no_grad()
-def own_answers(backbone: Backbone, prompts: list[str], batch: int = 32) -> list[Conversation]:
+def own_answers(backbone: Backbone, prompts: list[str], batch: int = 128) -> list[Conversation]:
     """The LLM's own greedy answers; those that were cut off end with their last whole sentence."""
     found = []
     for start in range(0, len(prompts), batch):
