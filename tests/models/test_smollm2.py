@@ -1,5 +1,6 @@
 """What is shipped for SmolLM2; where its GGUF file is installed: it loads as plain weights and talks."""
 
+import copy
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,10 +10,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from builders import tiny_codebook
 from craft.core.files import load_tensors, read_json
+from craft.evaluation.language import INSTRUCTIONS
 from craft.models.backbone import Backbone
 from craft.models.borrowed import add_factors
 from craft.models.llm_source import open_llm
 from craft.models.load import load, shipped_folder
+from craft.models.lvlm import LVLM
 from craft.models.projector import Projector
 from craft.models.weights import load_strict
 from craft.training.config import LoraConfig
@@ -86,3 +89,16 @@ def test_the_shipped_backbone_answers():
     assert "Paris" in lvlm.answer(None, [QUESTION], 8)[0]
     tokens = lvlm.encode(torch.zeros(1, 3, lvlm.visual.image_size, lvlm.visual.image_size))
     assert lvlm.answer(tokens, ["What is shown in the image?"])[0]
+
+
+@installed
+def test_a_tower_that_changed_changes_no_word_without_a_picture():
+    base = load("craft-tiny/smollm2", "cpu", "float32")
+    with torch.no_grad():
+        said = base.answer(None, list(INSTRUCTIONS), 16)
+        other = LVLM(copy.deepcopy(base.visual), base.backbone, base.name)
+        for weight in other.visual.vision_tower.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+        picture = torch.rand(1, 3, base.visual.image_size, base.visual.image_size)
+        assert not torch.equal(base.encode(picture).codes, other.encode(picture).codes)
+        assert other.answer(None, list(INSTRUCTIONS), 16) == said
