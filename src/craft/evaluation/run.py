@@ -50,9 +50,11 @@ def evaluate_lvlm(
 
     Raises:
         DataError: an image cannot be read, or "options" is asked of a question that has none.
-        CraftError: `keep_ratio` is out of range, or there is no code prior for it.
+        CraftError: `keep_ratio` is out of range, or there is no code prior for it; or the LLM counts
+            positions itself, and `keep_positions` is wanted.
     """
     lvlm.check_keep_ratio(keep_ratio)
+    lvlm.backbone.check_positions(keep_positions)
     bare = next((sample for sample in samples if not sample.choices), None)
     if protocol == "options" and bare is not None:
         raise DataError(
