@@ -23,6 +23,9 @@ from craft.experiments.plan import QUICK, plan_for
 from craft.experiments.publish import command, escaped
 from craft.experiments.tables import lines5
 from craft.experiments.transfers import TABLE3
+from craft.experiments.work import KEPT
+from craft.models.load import load
+from craft.models.memory import weight_bytes
 from craft.recipes import evaluate
 from craft.training.config import AdaptConfig
 
@@ -200,6 +203,28 @@ def test_other_weights_are_another_cell(plan, tmp_path, monkeypatch):
     write_json(work.file(cell), {**kept, "key": {**kept["key"], "lvlm": "other"}, "found": {}})
     assert fill(Work(plan), cell) == kept["found"]
     assert read_json(work.file(cell))["key"] == kept["key"]
+
+
+def test_models_are_kept_as_long_as_there_is_room(plan, monkeypatch):
+    """Those used last; what was once hashed is not read again."""
+    loaded = []
+    monkeypatch.setattr(
+        "craft.experiments.work.load", lambda name, *how: loaded.append(name) or load(name, *how)
+    )
+    first, second = plan.backbones
+    size = weight_bytes(load(first)) + weight_bytes(load(second))
+    monkeypatch.setattr("craft.experiments.work.total_memory", lambda _: size / KEPT)
+    work = Work(plan)
+    hashes = [work.hashes(name) for name in (first, second, plan.continuous, first)]
+    assert loaded == [first, second, plan.continuous] and hashes[0] == hashes[3]
+    work.lvlm(second)
+    work.lvlm(plan.continuous)
+    assert len(loaded) == 3
+    work.lvlm(first)
+    work.lvlm(plan.continuous)
+    assert loaded[3:] == [first]
+    work.lvlm(second)
+    assert loaded[4:] == [second]
 
 
 def test_pruning_is_crafts_alone(plan, tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from craft.baselines import METHODS, load_tuned
+from craft.core.device import total_memory
 from craft.core.errors import ConfigError
 from craft.core.files import hash_tensors, read_json, write_json
 from craft.core.progress import say
@@ -22,10 +23,15 @@ from craft.models.code_cache import CodeCache
 from craft.models.freezing import part_hashes
 from craft.models.load import load
 from craft.models.lvlm import LVLM
+from craft.models.memory import weight_bytes
 from craft.recipes.adapt import adapt
 from craft.recipes.questions import open_data, questions_for, take
 from craft.training.config import AdaptConfig, BaselineConfig
 from craft.training.run_folder import machine
+
+KEPT = 0.5
+"""Share of a device's memory that models may take which are kept for a later cell. The rest is for work, and
+for the last LVLM that was made of one that had to go."""
 
 
 class Work:
@@ -79,20 +85,27 @@ class Work:
     # Models
 
     def lvlm(self, name: str, fraction: float = 1.0, seed: int = 0) -> LVLM:
-        """A model, loaded once; with a share of its codebook, drawn by seed (Table 6).
+        """A model; with a share of its codebook, drawn by seed (Table 6). Those used last are kept, as
+        many as `KEPT` has room for.
 
         Raises:
             CraftError: it is missing or damaged.
         """
         key = (name, fraction, seed if fraction < 1 else 0)
-        if key not in self._lvlms:
-            if fraction < 1:
-                from craft.models.subsample import subsampled_codebook
+        if key in self._lvlms:
+            self._lvlms[key] = self._lvlms.pop(key)  # the last in order
+            return self._lvlms[key]
+        if fraction < 1:
+            from craft.models.subsample import subsampled_codebook
 
-                self._lvlms[key] = subsampled_codebook(self.lvlm(name), fraction, seed)
-            else:
-                self._lvlms[key] = load(name, self.plan.device, self.plan.dtype)
-        return self._lvlms[key]
+            lvlm = subsampled_codebook(self.lvlm(name), fraction, seed)
+        else:
+            lvlm = load(name, self.plan.device, self.plan.dtype)
+        self._lvlms[key] = lvlm
+        room = KEPT * total_memory(lvlm.device)
+        while len(self._lvlms) > 1 and sum(map(weight_bytes, self._lvlms.values())) > room:
+            del self._lvlms[next(iter(self._lvlms))]
+        return lvlm
 
     def hashes(self, name: str, fraction: float = 1.0, seed: int = 0) -> dict[str, str]:
         """A hash of each of a model's parts."""
@@ -106,6 +119,7 @@ class Work:
         since the next cell mostly wants it too."""
         key = _way(cell)
         if self._made is None or self._made[0] != key:
+            self._made = None  # no two at once
             self._made = (key, self._make(cell))
         return self._made[1]
 
