@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -312,13 +313,28 @@ def test_several_experiments_share_one_pool(plan, tmp_path, monkeypatch):
     assert shown == [("table3", 1), ("table7", 1)]
 
 
-def test_cells_that_are_there_reach_no_process(plan, tmp_path, monkeypatch):
-    fresh = plan.model_copy(update={"work": tmp_path})
-    cells = TABLE3.cells(fresh)
-    for cell in cells:
-        write_json(Work(fresh).file(cell), {})
+def test_cells_reach_no_process_that_are_there_of_these_weights_and_questions(
+    results, plan, tmp_path, monkeypatch
+):
+    results("table3")
+    shutil.copytree(plan.work, tmp_path / "work")
+    again = plan.model_copy(update={"work": tmp_path / "work"})
+    cells = TABLE3.cells(again)
     monkeypatch.setattr("craft.experiments.parallel.ProcessPoolExecutor", None)  # would fail
-    fill_all(fresh, cells, 2)
+    fill_all(again, cells, 2)
+    place, other = Work(again).file(cells[0]), plan.backbones[1]
+    told = read_json(place)
+    write_json(place, {name: value for name, value in told.items() if name != "origin"})
+    assert estimate(Work(again), cells).cells_left == 0  # one of before there was such a thing
+    assert fill(Work(again), cells[0]) == told["found"] and read_json(place) == told
+    work = Work(again)
+    work.lvlm(other).backbone.llm.get_output_embeddings().weight.data.neg_()
+    stale = [cell for cell in cells if other in (cell.backbone, cell.method.model)]
+    assert [cell for cell in cells if not work.is_measured(cell)] == stale != cells
+    write_json(place, {**told, "key": {**told["key"], "data": "other"}})
+    assert estimate(Work(again), cells).cells_left == 1
+    with pytest.raises(TypeError):
+        fill_all(again, cells, 2)
 
 
 @pytest.mark.slow

@@ -249,17 +249,51 @@ class Work:
             "held_out": list(data.held_out),
             **(more or {}),
         }
-        place = self.file(cell)
+        place, origin = self.file(cell), self._origin(cell)
         if place.is_file():
             known = read_json(place)
             if known["key"] == key:
+                if known.get("origin") != origin:
+                    write_json(place, {**known, "origin": origin})
                 return known["found"]
         began = time.monotonic()
         found = measure(self.made(cell))
-        seconds = round(time.monotonic() - began, 2)
-        told = {"measure": cell.measure, "key": key, "seconds": seconds, "found": found}
+        told = {
+            "measure": cell.measure,
+            "key": key,
+            "origin": origin,
+            "seconds": round(time.monotonic() - began, 2),
+            "found": found,
+        }
         write_json(place, told)
         return found
+
+    def is_measured(self, cell: Cell) -> bool:
+        """Whether `cell` will find what is kept, as far as can be told without making the cell's LVLM:
+        of these weights, settings and questions.
+
+        Raises:
+            CraftError: a model or data set is missing.
+        """
+        place, method = self.file(cell), cell.method
+        if not place.is_file():
+            return False
+        if method.name != ZERO_SHOT and not self.is_trained(cell.domain, cell.seed, method):
+            return False
+        told, data = read_json(place), self.questions(cell.asked, cell.seed)
+        asked = told["key"]["data"], told["key"]["held_out"]
+        origin = self._origin(cell)  # which cells of before there was such a thing do not say
+        return told.get("origin", origin) == origin and asked == (data.fingerprint, list(data.held_out))
+
+    def _origin(self, cell: Cell) -> str:
+        """A hash of what a cell's LVLM is made of; all of it is known before."""
+        method = cell.method
+        base = self.hashes(cell.backbone, method.fraction, cell.seed)
+        if method.name == ZERO_SHOT:
+            return digest(base)
+        if method == Method(CRAFT, self.plan.surrogates[0]) and (cell.domain, cell.seed) in self._given:
+            return digest([base, self._given[cell.domain, cell.seed].manifest["tower"]])
+        return digest([base, self.place(cell.domain, cell.seed, method).name])
 
     def _parts(self, cell: Cell, lvlm: LVLM) -> list[str | None]:
         """Hashes of all that answers depend on. What did not change is not read again: LLMs are large."""
