@@ -4,7 +4,20 @@ from functools import cache
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from craft.models.backbone import Backbone
 from craft.models.lvlm import LVLM
@@ -157,6 +170,26 @@ def tiny_llm(kind: str = "llama", seed: int = 0) -> LlamaForCausalLM | Qwen2ForC
             config = LlamaConfig(vocab_size=300, tie_word_embeddings=False, **common)
             return LlamaForCausalLM(config).eval()
         return Qwen2ForCausalLM(Qwen2Config(vocab_size=330, tie_word_embeddings=True, **common)).eval()
+
+
+def alibi_llm(kind: str) -> PreTrainedModel:
+    """ "bloom", "mpt" or "falcon": two layers, 32 wide, positions by ALiBi."""
+    common = {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "initializer_range": 0.2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if kind == "bloom":
+            return BloomForCausalLM(BloomConfig(n_layer=2, n_head=4, **common)).eval()
+        if kind == "mpt":
+            common["d_model"] = common.pop("hidden_size")
+            return MptForCausalLM(MptConfig(n_layers=2, n_heads=4, max_seq_len=256, **common)).eval()
+        shape = {"num_hidden_layers": 2, "num_attention_heads": 4, "multi_query": False}
+        return FalconForCausalLM(FalconConfig(alibi=True, **shape, **common)).eval()
 
 
 def tiny_backbone(

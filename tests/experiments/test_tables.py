@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,9 @@ from craft.experiments.plan import QUICK, plan_for
 from craft.experiments.publish import command, escaped
 from craft.experiments.tables import lines5
 from craft.experiments.transfers import TABLE3
+from craft.experiments.work import KEPT
+from craft.models.load import load
+from craft.models.memory import weight_bytes
 from craft.recipes import evaluate
 from craft.training.config import AdaptConfig
 
@@ -202,6 +206,28 @@ def test_other_weights_are_another_cell(plan, tmp_path, monkeypatch):
     assert read_json(work.file(cell))["key"] == kept["key"]
 
 
+def test_models_are_kept_as_long_as_there_is_room(plan, monkeypatch):
+    """Those used last; what was once hashed is not read again."""
+    loaded = []
+    monkeypatch.setattr(
+        "craft.experiments.work.load", lambda name, *how: loaded.append(name) or load(name, *how)
+    )
+    first, second = plan.backbones
+    size = weight_bytes(load(first)) + weight_bytes(load(second))
+    monkeypatch.setattr("craft.experiments.work.total_memory", lambda _: size / KEPT)
+    work = Work(plan)
+    hashes = [work.hashes(name) for name in (first, second, plan.continuous, first)]
+    assert loaded == [first, second, plan.continuous] and hashes[0] == hashes[3]
+    work.lvlm(second)
+    work.lvlm(plan.continuous)
+    assert len(loaded) == 3
+    work.lvlm(first)
+    work.lvlm(plan.continuous)
+    assert loaded[3:] == [first]
+    work.lvlm(second)
+    assert loaded[4:] == [second]
+
+
 def test_pruning_is_crafts_alone(plan, tmp_path):
     """By the prior that its encoder brings: a checkpoint as VILA-U's has none."""
     work = Work(plan.model_copy(update={"work": tmp_path, "keep_ratio": 0.5}))
@@ -287,13 +313,28 @@ def test_several_experiments_share_one_pool(plan, tmp_path, monkeypatch):
     assert shown == [("table3", 1), ("table7", 1)]
 
 
-def test_cells_that_are_there_reach_no_process(plan, tmp_path, monkeypatch):
-    fresh = plan.model_copy(update={"work": tmp_path})
-    cells = TABLE3.cells(fresh)
-    for cell in cells:
-        write_json(Work(fresh).file(cell), {})
+def test_cells_reach_no_process_that_are_there_of_these_weights_and_questions(
+    results, plan, tmp_path, monkeypatch
+):
+    results("table3")
+    shutil.copytree(plan.work, tmp_path / "work")
+    again = plan.model_copy(update={"work": tmp_path / "work"})
+    cells = TABLE3.cells(again)
     monkeypatch.setattr("craft.experiments.parallel.ProcessPoolExecutor", None)  # would fail
-    fill_all(fresh, cells, 2)
+    fill_all(again, cells, 2)
+    place, other = Work(again).file(cells[0]), plan.backbones[1]
+    told = read_json(place)
+    write_json(place, {name: value for name, value in told.items() if name != "origin"})
+    assert estimate(Work(again), cells).cells_left == 0  # one of before there was such a thing
+    assert fill(Work(again), cells[0]) == told["found"] and read_json(place) == told
+    work = Work(again)
+    work.lvlm(other).backbone.llm.get_output_embeddings().weight.data.neg_()
+    stale = [cell for cell in cells if other in (cell.backbone, cell.method.model)]
+    assert [cell for cell in cells if not work.is_measured(cell)] == stale != cells
+    write_json(place, {**told, "key": {**told["key"], "data": "other"}})
+    assert estimate(Work(again), cells).cells_left == 1
+    with pytest.raises(TypeError):
+        fill_all(again, cells, 2)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Gemma3ForCausalLM, MistralForCausalLM
 
-from builders import tiny_images, tiny_lvlm
+from builders import alibi_llm, tiny_images, tiny_lvlm
 from craft.core.errors import CraftError
 from craft.models.decoding import option_ids, read, score, window_of, write
 from craft.models.prompts import build_prompt
@@ -117,6 +117,23 @@ def test_sliding_windows_slide_as_in_one_prompt_alone(kind):
     backbone, tokens = lvlm.backbone, lvlm.encode(tiny_images(2))
     backbone.llm = kind(config).eval()
     assert window_of(backbone.llm) == 8 and window_of(tiny_lvlm().backbone.llm) is None
+    as_in_one_prompt_alone(lvlm, tokens)
+
+
+@pytest.mark.parametrize("kind", ["bloom", "mpt", "falcon"])
+def test_llms_that_count_positions_themselves_count_as_in_one_prompt_alone(kind):
+    lvlm = tiny_lvlm()
+    backbone, tokens = lvlm.backbone, lvlm.encode(tiny_images(2))
+    backbone.llm = alibi_llm(kind)
+    assert backbone.own_positions and not tiny_lvlm().backbone.own_positions
+    as_in_one_prompt_alone(lvlm, tokens)
+    with pytest.raises(CraftError, match=f"type {kind} counts positions itself"):
+        backbone.inputs(tokens, QUESTIONS[:2], keep_positions=True)
+
+
+def as_in_one_prompt_alone(lvlm, tokens):
+    """Reading, writing and scoring of all questions together do what each question does by itself."""
+    backbone = lvlm.backbone
     reading = read(backbone, tokens, QUESTIONS, IMAGE_OF)
     ids = [option_ids(backbone, question, OPTIONS) for question in QUESTIONS]
     written = write(backbone, reading, 3)[0]

@@ -13,6 +13,7 @@ from builders import tiny_lvlm
 from craft.core.errors import CodebookMismatchError, ConfigError, DataError
 from craft.core.files import hash_tensors, load_tensors
 from craft.models.artefact import load_artefact
+from craft.models.prior import save_prior
 from craft.quantize.usage import code_counts
 from craft.recipes import adapt, evaluate, rehearse, transfer
 from craft.recipes.benchmarks import _folders, evaluate_all
@@ -162,6 +163,31 @@ def test_resumed_evaluations_take_nothing_of_other_weights(folder, tmp_path, mon
     for lvlm, times in ((tiny_lvlm(), 1), (tiny_lvlm(), 1), (other, 2)):
         evaluate_all(lvlm, data=[folder], out=tmp_path / "out", resume=True, limit=3)
         assert len(asked) == times
+
+
+def test_resumed_evaluations_take_nothing_of_other_data(folder, tmp_path, monkeypatch):
+    """The data lies where it lay, and pictures, classes or the prior's counts are others."""
+    asked = []
+    monkeypatch.setattr(
+        "craft.recipes.benchmarks.evaluate", lambda *a, **k: asked.append(a[2]) or evaluate(*a, **k)
+    )
+    lvlm, seeds = tiny_lvlm(), {"seeds": [0, 1], "out": tmp_path / "out", "resume": True}
+    prior = save_prior(tmp_path / "prior.safetensors", torch.arange(32), lvlm.visual.codebook, {})
+    words = {**seeds, "keep_ratio": 0.5, "prior": str(prior)}
+
+    def times() -> int:
+        before = len(asked)
+        evaluate_all(lvlm, data=[folder], **words)
+        return len(asked) - before
+
+    assert [times(), times()] == [2, 0]
+    for place in folder.glob("class 0/*.png"):
+        Image.new("RGB", (20, 20), (7, 200, 9)).save(place)
+    assert [times(), times()] == [2, 0]
+    (folder / "class 0").rename(folder / "class 9")
+    assert [times(), times()] == [2, 0]
+    save_prior(prior, torch.arange(32).flip(0), lvlm.visual.codebook, {})
+    assert [times(), times()] == [2, 0]
 
 
 def test_hard_distractors_come_from_the_text_encoder(folder, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import Gemma3ForCausalLM, MistralForCausalLM
 
-from builders import tiny_images, tiny_lvlm
+from builders import alibi_llm, tiny_images, tiny_lvlm
 from craft.core.errors import ConfigError
 from craft.models import prompts
 from craft.models.prefix import read_prefix
@@ -144,6 +144,15 @@ def test_a_sliding_window_slides_where_questions_share_an_image(layers, reductio
     else:  # of all answers about an image
         torch.testing.assert_close(3 * apart[2]["sal"], packed[2]["sal"])
     same(packed, cached)
+
+
+@pytest.mark.parametrize("kind", ["bloom", "mpt", "falcon"])
+def test_llms_that_count_positions_themselves_learn_from_questions_about_one_image(kind):
+    lvlm, samples = tiny_lvlm(), asked((3, 3))
+    lvlm.backbone.llm = alibi_llm(kind)
+    apart = step(lvlm, samples, range(6))
+    same(apart, step(lvlm, samples, [0, 1], questions_per_image=3))
+    same(apart, step(lvlm, samples, [0, 1], questions_per_image=3, prefix_cache=True))
 
 
 def test_uneven_groups_keep_the_mean_over_answer_tokens():

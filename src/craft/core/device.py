@@ -106,6 +106,15 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def total_memory(device: torch.device) -> int:
+    """Bytes that a device has, used or not."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies matrices in bfloat16 by instructions of its own."""
     if device.type == "cuda":

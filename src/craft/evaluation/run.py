@@ -8,7 +8,7 @@ from craft.data import LETTERS, Sample
 from craft.evaluation.ask import Replies, ask
 from craft.evaluation.matching import lenient, option_named, right_option, strict, unparseable
 from craft.evaluation.report import Report
-from craft.models.code_cache import CodeCache
+from craft.models.code_cache import CodeCache, image_names
 from craft.models.lvlm import LVLM
 
 Protocol = Literal["generate", "options", "both"]
@@ -50,9 +50,11 @@ def evaluate_lvlm(
 
     Raises:
         DataError: an image cannot be read, or "options" is asked of a question that has none.
-        CraftError: `keep_ratio` is out of range, or there is no code prior for it.
+        CraftError: `keep_ratio` is out of range, or there is no code prior for it; or the LLM counts
+            positions itself, and `keep_positions` is wanted.
     """
     lvlm.check_keep_ratio(keep_ratio)
+    lvlm.backbone.check_positions(keep_positions)
     bare = next((sample for sample in samples if not sample.choices), None)
     if protocol == "options" and bare is not None:
         raise DataError(
@@ -95,6 +97,36 @@ def option_texts(sample: Sample) -> list[str]:
     return list(sample.choices)
 
 
+def answers_to(rows: Sequence[dict[str, Any]], samples: Sequence[Sample]) -> bool:
+    """Whether results that were kept are of these very questions, answers, pictures and unseen classes.
+
+    Args:
+        rows: a report's `samples`.
+        samples: what would be asked now.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    names = image_names([sample.image for sample in samples])
+    wanted = [
+        {"id": s.id, "prompt": s.prompt(), "answer": s.answer, **_about(s), "image_hash": name}
+        for s, name in zip(samples, names, strict=True)
+    ]
+    return len(rows) == len(wanted) and all(
+        row.items() >= one.items() for row, one in zip(rows, wanted, strict=True)
+    )
+
+
+def _about(sample: Sample) -> dict[str, Any]:
+    """What a row says of its sample beside the question itself."""
+    return {
+        "seen": sample.seen,
+        "label": sample.label,
+        "correct": sample.answer_text,
+        "choices": list(sample.choices),
+    }
+
+
 def _row(sample: Sample, prompt: str, replies: Replies, index: int, protocol: Protocol) -> dict[str, Any]:
     scores = replies.scores[index]
     likeliest = max(range(len(scores)), key=scores.__getitem__) if scores else None
@@ -109,10 +141,7 @@ def _row(sample: Sample, prompt: str, replies: Replies, index: int, protocol: Pr
         "strict": strict(said, sample.answer),
         "lenient": lenient(said, sample),
         "unparseable": unparseable(said, sample),
-        "seen": sample.seen,
-        "label": sample.label,
-        "correct": sample.answer_text,
-        "choices": list(sample.choices),
+        **_about(sample),
     }
     if likeliest is not None:
         named = option_named(said, sample.choices)

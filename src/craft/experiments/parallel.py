@@ -40,7 +40,7 @@ class Estimate:
 
     Attributes:
         trainings, cells: all of them.
-        trainings_left, cells_left: those that are not there yet.
+        trainings_left, cells_left: those that are not there yet, or of other weights or questions.
         seconds: of what is left, one after the other.
         longest: of these, what one domain and seed ask for: they stay in one process.
         measured: whether every figure behind it was measured in this work folder, not guessed.
@@ -76,12 +76,12 @@ def trainings(cells: Iterable[Cell]) -> list[Training]:
 
 
 def estimate(work: Work, cells: Sequence[Cell]) -> Estimate:
-    """How much there is to do. Models are loaded for it, since a training belongs to its weights; nothing is
-    trained."""
+    """How much there is to do. Models and questions are loaded for it, since a training or a cell belongs to
+    them; nothing is trained."""
     cells = list(dict.fromkeys(cells))
     wanted = {work.place(*one): one for one in trainings(cells)}  # two settings may come to the same
     missing = [one for one in wanted.values() if not work.is_trained(*one)]
-    waiting = [cell for cell in cells if not work.file(cell).is_file()]
+    waiting = [cell for cell in cells if not work.is_measured(cell)]
     known = measured_seconds(work.plan.work)
     needed = [
         *((domain, seed, _kind(method.name)) for domain, seed, method in missing),
@@ -138,13 +138,12 @@ def fill_all(plan: Plan, cells: Sequence[Cell], jobs: int) -> None:
     Raises:
         CraftError: as measuring in this process would; what others measured is kept.
     """
-    groups: dict[tuple[str, int], list[Cell]] = defaultdict(list)
-    work = Work(plan)
-    for cell in dict.fromkeys(cells):
-        if not work.file(cell).is_file():
-            groups[cell.domain, cell.seed].append(cell)
+    import torch
+
+    groups = _waiting(plan, cells)
     if not groups:
         return
+    torch.cuda.empty_cache()  # of models that were loaded to look; the processes need the memory
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with ProcessPoolExecutor(min(jobs, len(groups)), mp_context=get_context("spawn")) as pool:
         waiting = {pool.submit(_fill, plan, group, threads): key for key, group in groups.items()}
@@ -156,6 +155,16 @@ def fill_all(plan: Plan, cells: Sequence[Cell], jobs: int) -> None:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _waiting(plan: Plan, cells: Sequence[Cell]) -> dict[tuple[str, int], list[Cell]]:
+    """The cells that are to be measured, by domain and seed."""
+    groups: dict[tuple[str, int], list[Cell]] = defaultdict(list)
+    work = Work(plan)
+    for cell in dict.fromkeys(cells):
+        if not work.is_measured(cell):
+            groups[cell.domain, cell.seed].append(cell)
+    return groups
 
 
 def in_order(cells: Iterable[Cell]) -> list[Cell]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from craft.baselines import METHODS, load_tuned
+from craft.core.device import total_memory
 from craft.core.errors import ConfigError
 from craft.core.files import hash_tensors, read_json, write_json
 from craft.core.progress import say
@@ -22,10 +23,15 @@ from craft.models.code_cache import CodeCache
 from craft.models.freezing import part_hashes
 from craft.models.load import load
 from craft.models.lvlm import LVLM
+from craft.models.memory import weight_bytes
 from craft.recipes.adapt import adapt
 from craft.recipes.questions import open_data, questions_for, take
 from craft.training.config import AdaptConfig, BaselineConfig
 from craft.training.run_folder import machine
+
+KEPT = 0.5
+"""Share of a device's memory that models may take which are kept for a later cell. The rest is for work, and
+for the last LVLM that was made of one that had to go."""
 
 
 class Work:
@@ -79,20 +85,27 @@ class Work:
     # Models
 
     def lvlm(self, name: str, fraction: float = 1.0, seed: int = 0) -> LVLM:
-        """A model, loaded once; with a share of its codebook, drawn by seed (Table 6).
+        """A model; with a share of its codebook, drawn by seed (Table 6). Those used last are kept, as
+        many as `KEPT` has room for.
 
         Raises:
             CraftError: it is missing or damaged.
         """
         key = (name, fraction, seed if fraction < 1 else 0)
-        if key not in self._lvlms:
-            if fraction < 1:
-                from craft.models.subsample import subsampled_codebook
+        if key in self._lvlms:
+            self._lvlms[key] = self._lvlms.pop(key)  # the last in order
+            return self._lvlms[key]
+        if fraction < 1:
+            from craft.models.subsample import subsampled_codebook
 
-                self._lvlms[key] = subsampled_codebook(self.lvlm(name), fraction, seed)
-            else:
-                self._lvlms[key] = load(name, self.plan.device, self.plan.dtype)
-        return self._lvlms[key]
+            lvlm = subsampled_codebook(self.lvlm(name), fraction, seed)
+        else:
+            lvlm = load(name, self.plan.device, self.plan.dtype)
+        self._lvlms[key] = lvlm
+        room = KEPT * total_memory(lvlm.device)
+        while len(self._lvlms) > 1 and sum(map(weight_bytes, self._lvlms.values())) > room:
+            del self._lvlms[next(iter(self._lvlms))]
+        return lvlm
 
     def hashes(self, name: str, fraction: float = 1.0, seed: int = 0) -> dict[str, str]:
         """A hash of each of a model's parts."""
@@ -106,6 +119,7 @@ class Work:
         since the next cell mostly wants it too."""
         key = _way(cell)
         if self._made is None or self._made[0] != key:
+            self._made = None  # no two at once
             self._made = (key, self._make(cell))
         return self._made[1]
 
@@ -235,17 +249,51 @@ class Work:
             "held_out": list(data.held_out),
             **(more or {}),
         }
-        place = self.file(cell)
+        place, origin = self.file(cell), self._origin(cell)
         if place.is_file():
             known = read_json(place)
             if known["key"] == key:
+                if known.get("origin") != origin:
+                    write_json(place, {**known, "origin": origin})
                 return known["found"]
         began = time.monotonic()
         found = measure(self.made(cell))
-        seconds = round(time.monotonic() - began, 2)
-        told = {"measure": cell.measure, "key": key, "seconds": seconds, "found": found}
+        told = {
+            "measure": cell.measure,
+            "key": key,
+            "origin": origin,
+            "seconds": round(time.monotonic() - began, 2),
+            "found": found,
+        }
         write_json(place, told)
         return found
+
+    def is_measured(self, cell: Cell) -> bool:
+        """Whether `cell` will find what is kept, as far as can be told without making the cell's LVLM:
+        of these weights, settings and questions.
+
+        Raises:
+            CraftError: a model or data set is missing.
+        """
+        place, method = self.file(cell), cell.method
+        if not place.is_file():
+            return False
+        if method.name != ZERO_SHOT and not self.is_trained(cell.domain, cell.seed, method):
+            return False
+        told, data = read_json(place), self.questions(cell.asked, cell.seed)
+        asked = told["key"]["data"], told["key"]["held_out"]
+        origin = self._origin(cell)  # which cells of before there was such a thing do not say
+        return told.get("origin", origin) == origin and asked == (data.fingerprint, list(data.held_out))
+
+    def _origin(self, cell: Cell) -> str:
+        """A hash of what a cell's LVLM is made of; all of it is known before."""
+        method = cell.method
+        base = self.hashes(cell.backbone, method.fraction, cell.seed)
+        if method.name == ZERO_SHOT:
+            return digest(base)
+        if method == Method(CRAFT, self.plan.surrogates[0]) and (cell.domain, cell.seed) in self._given:
+            return digest([base, self._given[cell.domain, cell.seed].manifest["tower"]])
+        return digest([base, self.place(cell.domain, cell.seed, method).name])
 
     def _parts(self, cell: Cell, lvlm: LVLM) -> list[str | None]:
         """Hashes of all that answers depend on. What did not change is not read again: LLMs are large."""

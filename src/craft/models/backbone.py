@@ -1,6 +1,7 @@
 """The backbone: projector + LLM + text tokenizer + prompt format, all for one codebook (§3.1, §8)."""
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
@@ -65,6 +66,26 @@ class Backbone(nn.Module):
     def device(self) -> torch.device:
         """Where the LLM's weights are."""
         return self.llm.get_input_embeddings().weight.device  # type: ignore[operator, union-attr]
+
+    @property
+    def own_positions(self) -> bool:
+        """Whether the LLM counts positions by the attention mask and takes no position ids, as with ALiBi
+        (BLOOM, MPT, Falcon's `alibi`). Then it takes no masks of our own making either."""
+        base = getattr(self.llm, self.llm.base_model_prefix)  # type: ignore[arg-type]
+        takes = "position_ids" in inspect.signature(base.forward).parameters
+        return not takes or bool(getattr(self.llm.config, "alibi", False))
+
+    def check_positions(self, keep_positions: bool) -> None:
+        """Refuse positions with gaps where the LLM cannot be told of them, before any work.
+
+        Raises:
+            CraftError: they are wanted, and the LLM counts positions itself.
+        """
+        if keep_positions and self.own_positions:
+            raise CraftError(
+                f"An LLM of the type {self.llm.config.model_type} counts positions itself (ALiBi), so pruned "  # type: ignore[union-attr]
+                "tokens cannot keep those of the full grid; leave keep_positions out."
+            )
 
     @property
     def lm_head(self) -> Callable[[Tensor], Tensor]:
@@ -149,7 +170,11 @@ class Backbone(nn.Module):
 
         Returns:
             The segments, and with `keep_positions` the position ids int64 `[T_i]` (else None).
+
+        Raises:
+            CraftError: `keep_positions` is wanted of an LLM that counts positions itself.
         """
+        self.check_positions(keep_positions)
         ids = [
             [torch.tensor(part, dtype=torch.long) for part in (p.before, p.after + p.answer)] for p in prompts
         ]

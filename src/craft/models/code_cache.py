@@ -146,8 +146,17 @@ class CodeCache:
             codes=torch.stack([codes for codes, _ in found]) if found else empty,
             residual=torch.stack([residual for _, residual in found]) if found else empty[..., 0].float(),
             rows=torch.tensor([order[digest] for digest in digests], dtype=torch.long),
-            names=tuple(digest.hex()[:16] for digest in order),
+            names=tuple(map(_name, order)),
         )
+
+
+def image_names(images: Sequence[Any]) -> list[str]:
+    """The name of every image by content, as in `ImageCodes.names`; nothing is encoded.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    return [_name(digest) for digest in _digests(images)]
 
 
 def describe_visual(visual: VisualTokenizer) -> dict[str, Any]:
@@ -244,6 +253,10 @@ def _digests(images: Sequence[Any]) -> list[bytes]:
             content = open_image(image) if isinstance(image, Image.Image) else image
             seen[_source(image)] = bytes.fromhex(image_bytes_hash(content))
     return [seen[_source(image)] for image in images]
+
+
+def _name(digest: bytes) -> str:
+    return digest.hex()[:16]
 
 
 def _source(image: Any) -> Any:

@@ -69,8 +69,7 @@ def read(
 
     Where several questions are about one image, everything up to the image's last token is read once per
     image, and its keys and values are handed to all of them: the same numbers up to rounding. Padding then
-    stands in the middle of rows, so that is not done where an LLM's sliding window (`window_of`) is shorter
-    than they are.
+    stands in the middle of rows, which is not for every LLM (`takes_masks`).
 
     Args:
         backbone: the backbone.
@@ -90,9 +89,7 @@ def read(
     )
     share = tokens is not None and alike and 0 < len(first) <= SHARED * len(questions)
     split = [len(row[0]) + len(row[1]) for row in rows]
-    if share and (window := window_of(backbone.llm)) is not None:
-        share = max(split) + max(len(row[2]) for row in rows) + room <= window
-    if not share:
+    if not share or not takes_masks(backbone, max(split) + max(len(row[2]) for row in rows) + room):
         return prefill(backbone, backbone.splice(rows, padding="left", positions=jumps))
     positions = jumps or [torch.arange(n + len(row[2])) for n, row in zip(split, rows, strict=True)]
     chosen = list(first.values())
@@ -178,8 +175,7 @@ def score(
             f"Option scoring needs an LLM loaded with sdpa or eager attention, and this has {kind}."
         )
     count, known = reading.mask.shape
-    longest = max(len(part) for some in fed for part in some)
-    if (window := window_of(backbone.llm)) is not None and known + longest > window:
+    if not takes_masks(backbone, known + max(len(part) for some in fed for part in some)):
         return _score_in_turn(backbone, reading, options, scores)
     past = int(reading.cache.get_seq_length())
     allowed = torch.zeros(count, width, past + width, dtype=torch.bool)
@@ -215,7 +211,7 @@ def _score_in_turn(
     options: Sequence[Sequence[Sequence[int]]],
     scores: list[list[float]],
 ) -> list[list[float]]:
-    """`score` by a pass for each option: a mask of our own making would switch a sliding window off."""
+    """`score` by a pass for each option, for LLMs that take no mask of our own making."""
     count, known = reading.mask.shape
     for option in range(max(map(len, options))):
         fed = [list(some[option][:-1]) if option < len(some) else [] for some in options]
@@ -259,6 +255,13 @@ def _add_scores(
         values = found[range(len(some)), wanted].tolist()
         for (row, option, _, _), value in zip(some, values, strict=True):
             scores[row][option] += value
+
+
+def takes_masks(backbone: Backbone, length: int) -> bool:
+    """Whether the LLM reads prompts of so many tokens with padding in their middle and masks of our own
+    making: not where it counts positions itself, nor where a sliding window would be switched off."""
+    window = window_of(backbone.llm)
+    return not backbone.own_positions and (window is None or length <= window)
 
 
 def window_of(llm: Any) -> int | None:

@@ -8,16 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import ConfigError, CraftError
-from craft.core.files import check_writable, read_json, write_json
+from craft.core.files import check_writable, hash_tensors, read_json, write_json
 from craft.core.progress import say
 from craft.data import BENCHMARKS
-from craft.evaluation import Report, add_to_card, class_table, confusion, merge, read_samples, to_lmms
+from craft.evaluation import (
+    Report,
+    add_to_card,
+    answers_to,
+    class_table,
+    confusion,
+    merge,
+    read_samples,
+    to_lmms,
+)
 from craft.models.artefact import Artefact, load_artefact
 from craft.models.code_cache import CodeCache
 from craft.models.freezing import part_hashes
 from craft.models.llm_bits import bits_of
 from craft.models.lvlm import LVLM
-from craft.recipes.evaluate import evaluate
+from craft.recipes.evaluate import evaluate, questions_asked
+from craft.recipes.prior import chosen_prior
 
 TABLE_1 = {
     "iconqa": "IconQA",
@@ -32,6 +42,8 @@ TABLE_1 = {
     "stanford-dogs": "Dogs",
 }
 """The paper's ten benchmarks, in the order and with the heads of its Table 1."""
+
+_OF_QUESTIONS = ("limit", "split", "answer_with", "distractors", "unseen_fraction")
 
 
 @dataclass
@@ -102,7 +114,7 @@ def evaluate_all(
         out: a folder; every benchmark's report and answers go to OUT/NAME as soon as they are there (to OUT
             itself where there is only one), with `lmms_eval.json` in the form of lmms-eval.
         resume: take what lies in `out` for benchmarks that the same weights were asked, with the same
-            settings.
+            settings, as far as questions and pictures are still the same.
         card: write the figures into the model cards of the encoders.
         settings: further arguments of `craft.evaluate`.
 
@@ -123,6 +135,7 @@ def evaluate_all(
     cache, bits = cache or CodeCache(), bits_of(lvlm.backbone.llm)
     # Under one name there may be other weights tomorrow. They are read for what is kept alone.
     weights = {} if out is None else part_hashes(lvlm)
+    of_questions = {name: settings[name] for name in _OF_QUESTIONS if name in settings}
     reports: dict[str, list[Report]] = {}
     places = _places(roots, [name for _, name in pairs])
     for (artefact, name), folder, place_of in zip(pairs, folders, places, strict=True):
@@ -136,9 +149,22 @@ def evaluate_all(
             "root": None if place_of is None else str(place_of),
             "seeds": list(seeds) if seeds else None,
             **({} if bits is None else {"llm_bits": bits}),
+            **(
+                {}
+                if settings.get("keep_ratio", 1) == 1
+                else {"counts": _counts(lvlm, artefact if encoders else None, settings.get("prior"))}
+            ),
             **{key: value for key, value in settings.items() if key != "batch_size"},
         }
-        found = _done(place, asked) if resume and place is not None else None
+        found = _kept(place, asked) if resume and place is not None else None
+        if found is not None:
+            now = [
+                questions_asked(lambda: lvlm, artefact, name, seed, root=place_of, **of_questions)[1]
+                for seed in seeds or [None]
+            ]
+            if not all(map(answers_to, (report.samples for report in found), now)):
+                say(f"questions or pictures are not those of {place} any more; they are asked anew")
+                found = None
         if found is None:
             if len(pairs) > 1:
                 say(f"{lvlm.name} on {folder}")
@@ -208,8 +234,15 @@ def _task(report: Report) -> str:
     return f"{report.settings.get('data')}_{report.settings.get('split')}_seed{report.settings.get('seed')}"
 
 
-def _done(place: Path, asked: dict[str, Any]) -> list[Report] | None:
-    """The reports that `save` wrote for the same question, or None."""
+def _counts(lvlm: LVLM, encoder: Artefact | None, prior: str | Path | None) -> str | None:
+    """A hash of the code counts that tokens are pruned by: a file of one name may hold others tomorrow."""
+    own = lvlm.visual.prior if encoder is None else encoder.prior
+    counts = own if prior is None else chosen_prior(prior, lvlm)
+    return None if counts is None else hash_tensors({"counts": counts})
+
+
+def _kept(place: Path, asked: dict[str, Any]) -> list[Report] | None:
+    """The reports that `save` wrote of the same settings, or None."""
     try:
         told = read_json(place / "report.json")
         if told.get("asked") != asked:

@@ -1,10 +1,11 @@
 """`craft.evaluate`: how well an LVLM answers on a data set, zero-shot or with an adapted encoder."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from craft.core.files import check_writable
-from craft.data import Data
+from craft.data import Data, Sample
 from craft.data.load import as_setting
 from craft.evaluation import Protocol, Report, evaluate_lvlm
 from craft.models.artefact import Artefact, load_artefact
@@ -90,18 +91,18 @@ def evaluate(
     if prior is not None:
         lvlm = lvlm.with_prior(chosen_prior(prior, base))
     lvlm.check_keep_ratio(keep_ratio)
-    wanted = {
-        "name": None if data is None or isinstance(data, Data) else as_setting(data),
-        "root": None if root is None else str(root),
-        "answer_with": answer_with,
-        "distractors": distractors,
-        "unseen_fraction": unseen_fraction,
-    }
-    manifest = {} if pattern is None else pattern.manifest
-    questions = data if isinstance(data, Data) else questions_for(wanted, seed, manifest, lambda: lvlm)
-    if isinstance(data, Data):
-        questions = checked(data, manifest)
-    samples = take(questions.samples(split), limit, questions.seed)
+    questions, samples = questions_asked(
+        lambda: lvlm,
+        pattern,
+        data,
+        seed,
+        limit,
+        split,
+        root=root,
+        answer_with=answer_with,
+        distractors=distractors,
+        unseen_fraction=unseen_fraction,
+    )
     settings: dict[str, Any] = {
         "backbone": lvlm.name,
         "encoder": None if artefact is None else str(artefact.folder),
@@ -129,6 +130,44 @@ def evaluate(
     if out is not None:
         report.save_samples(out)
     return report
+
+
+def questions_asked(
+    lvlm: Callable[[], LVLM],
+    like: Artefact | None,
+    data: str | Path | Data | None = None,
+    seed: int | None = None,
+    limit: int | None = None,
+    split: Split = "test",
+    *,
+    root: str | Path | None = None,
+    answer_with: Literal["letter", "option"] | None = None,
+    distractors: Literal["random", "hard"] | None = None,
+    unseen_fraction: float | None = None,
+) -> tuple[Data, list[Sample]]:
+    """The data set and the samples that `evaluate` asks.
+
+    Args:
+        lvlm: called where hard distractors need its text encoder.
+        like: the encoder in use, or to compare with.
+        data, seed, limit, split, root, answer_with, distractors, unseen_fraction: as `evaluate` takes them.
+
+    Raises:
+        DataError, ConfigError: as `evaluate`.
+    """
+    manifest = {} if like is None else like.manifest
+    if isinstance(data, Data):
+        questions = checked(data, manifest)
+    else:
+        wanted = {
+            "name": None if data is None else as_setting(data),
+            "root": None if root is None else str(root),
+            "answer_with": answer_with,
+            "distractors": distractors,
+            "unseen_fraction": unseen_fraction,
+        }
+        questions = questions_for(wanted, seed, manifest, lvlm)
+    return questions, take(questions.samples(split), limit, questions.seed)
 
 
 def _artefact(encoder: str | Path | Artefact) -> Artefact:

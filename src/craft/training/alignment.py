@@ -15,7 +15,7 @@ from craft.losses import surrogate_alignment
 from craft.losses.alignment import IGNORED
 from craft.models.backbone import Backbone
 from craft.models.code_cache import ImageCodes
-from craft.models.decoding import window_of
+from craft.models.decoding import takes_masks
 from craft.models.freezing import freeze_all_but
 from craft.models.lvlm import LVLM
 from craft.models.prompts import Dialogue, build_dialogue
@@ -212,8 +212,8 @@ def pack(
 
     Where rows hold several dialogues, each continues from the image as if it were alone: its positions start
     behind the image, and `attention_mask` is `[B, 1, T, T]`: bool, or where the LLM's attention is eager (as
-    Gemma 2's is) what is added to its scores. A mask of our own making would switch an LLM's sliding window
-    off: where it is too short for one of the dialogues, each gets a row of its own, and B is their number.
+    Gemma 2's is) what is added to its scores. Where the LLM takes no mask of our own making (`takes_masks`),
+    each gets a row of its own, and B is their number.
 
     Args:
         backbone: the backbone.
@@ -222,7 +222,7 @@ def pack(
     """
     images: Iterator[Tensor] = iter(()) if tokens is None else _images(backbone, tokens)
     told = [([next(images)] if seeing else [], dialogues) for seeing, dialogues in rows]
-    if (window := window_of(backbone.llm)) is not None and _longest(told) > window:
+    if not takes_masks(backbone, _longest(told)):
         told = [(image, [dialogue]) for image, dialogues in told for dialogue in dialogues]
     segments, positions, blocks, labels = [], [], [], []
     for image, dialogues in told:
