@@ -155,6 +155,28 @@ def test_rules_on_open_questions():
     assert ask(case("Blue. Not red.", options=(), truth="red")).scores["correctness"] is False
 
 
+@pytest.mark.parametrize(
+    "response, correct",
+    [
+        ("St. Bernard", True),
+        ("It is a st.\nbernard. Large, with drooping ears.", True),
+        ("B. St. Bernard", True),
+        ("St. John's. Not a St. Bernard.", False),
+        ("It is a terrier. A St. Bernard would be larger.", False),
+    ],
+)
+def test_a_name_with_a_full_stop_is_one_name(response, correct):
+    options = ("terrier", "St. Bernard", "St. John's")
+    ask = offline_judge().start()
+    assert ask(case(response, options, "St. Bernard")).scores["correctness"] is correct
+
+
+def test_an_open_answer_with_a_full_stop_is_read_whole():
+    ask = offline_judge().start()
+    assert ask(case("It was Dr. Smith. I am sure.", (), "Dr. Smith")).scores["correctness"] is True
+    assert ask(case("Dr. Jones. Not Dr. Smith.", (), "Dr. Smith")).scores["correctness"] is False
+
+
 def test_verdicts_of_earlier_rules_are_not_taken_for_those_of_now(tmp_path):
     judge, given, cache = offline_judge(), case("The answer is a coat."), VerdictCache(tmp_path / "v")
     first = replace(judge, identity={**judge.identity, "rules": 1})  # it took the article for the letter

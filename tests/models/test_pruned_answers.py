@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from builders import tiny_codebook, tiny_images, tiny_lvlm
+from builders import tiny_codebook, tiny_images, tiny_lvlm, tiny_visual
 from craft.core.errors import CheckpointError, CodebookMismatchError, CraftError
 from craft.core.files import save_tensors
+from craft.models.artefact import save_artefact
 from craft.models.load import load
 from craft.models.prior import load_prior, save_prior
+from craft.models.visual_folder import save_visual
 from craft.pruning import prune_tokens
 
 ASKED = ["What is shown in the picture?", "Answer in one letter only.", "How many of them?", "bag or coat?"]
@@ -111,6 +113,18 @@ def test_prior_files(tmp_path):
         load_prior(tmp_path / "run", book)
     save_tensors(tmp_path / "other.safetensors", {"counts": COUNTS})  # says nothing of its codebook
     assert torch.equal(load_prior(tmp_path / "other.safetensors", book), COUNTS)
+
+
+def test_a_prior_in_the_folder_of_another_codebook_is_refused(tmp_path):
+    """Its file does not say which codebook it is of: what lies beside it does."""
+    visual, other = tiny_visual(), tiny_codebook(seed=1)  # of one size
+    visual.prior = COUNTS
+    save_visual(tmp_path / "visual", visual)
+    run = save_artefact(tmp_path / "run" / "encoder", visual, prior=COUNTS, manifest={}).parent
+    for place in (run, run / "encoder", run / "encoder" / "prior.safetensors", tmp_path / "visual"):
+        assert torch.equal(load_prior(place, visual.codebook), COUNTS)
+        with pytest.raises(CodebookMismatchError, match=visual.codebook.fingerprint):
+            load_prior(place, other)
 
 
 def test_craft_tiny_ships_the_prior_of_general_pictures():

@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from builders import tiny_lvlm
 from craft.core.errors import CraftError, DataError
+from craft.models.visual_tokenizer import VisualTokenizer
 from craft.pruning import prune_tokens
 from craft.recipes import adapt
 from craft.recipes.code_map import CodeMap, ShownImage, code_colours, draw_codes
@@ -64,6 +66,35 @@ def test_base_and_adapted_side_by_side(run, tmp_path):
             assert shown["share"] == pytest.approx(share.tolist(), rel=1e-3)
             kept = [at for at, rank in enumerate(shown["rank"]) if rank < 8]
             assert kept == prune_tokens(tokens, prior, 0.5).positions[0].tolist()
+
+
+class NoDoubles(torch.Tensor):
+    """A tensor on a device without float64, as MPS is, until it is brought to the CPU."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        found = super().__torch_function__(func, types, args, kwargs or {})
+        if func in (torch.Tensor.to, torch.Tensor.cpu):
+            return found.as_subclass(torch.Tensor)
+        if isinstance(found, torch.Tensor) and found.dtype == torch.float64:
+            raise TypeError("this device has no float64")
+        return found
+
+
+def test_a_device_without_float64(tmp_path, monkeypatch):
+    lvlm, pictures = tiny_lvlm().with_prior(COUNTS), [tiny_data().test[0].image]
+    usual = show(pictures, lvlm, out=tmp_path / "usual")
+    encode = VisualTokenizer.encode
+
+    def elsewhere(self, images):
+        tokens = encode(self, images)
+        names = ("codes", "residual", "positions")
+        return replace(tokens, **{name: getattr(tokens, name).as_subclass(NoDoubles) for name in names})
+
+    monkeypatch.setattr(VisualTokenizer, "encode", elsewhere)
+    there = show(pictures, lvlm, out=tmp_path / "there")
+    assert there.page.read_bytes() == usual.page.read_bytes()
+    assert there.pictures[0].read_bytes() == usual.pictures[0].read_bytes()
 
 
 def test_the_page_needs_nothing_else(tmp_path):

@@ -1,6 +1,7 @@
 """The transfer matrix: who is asked what, what is computed once and kept, and what is written."""
 
 import json
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -109,6 +110,26 @@ def test_encoders_that_are_given(tmp_path):
     json.dumps(matrix.to_json(samples=True))
     matrix = transfer([one.out, twin.out], [tiny_lvlm()], tiny_data())
     assert matrix.encoders == [ZERO_SHOT, "tiny/llama (one)", "tiny/llama (twin)"]
+
+
+def test_encoders_of_other_data_are_no_seeds_of_one(tmp_path):
+    """Asked about one data set, those that were adapted to two are not averaged."""
+    dots = replace(tiny_data(), name="dots")
+    one = adapt(tiny_lvlm(), tiny_data(), tmp_path / "one", config=FAST)
+    two = adapt(tiny_lvlm(), dots, tmp_path / "two", config=FAST)
+    matrix = transfer([one.out, two.out], [tiny_lvlm()], tiny_data())
+    assert matrix.encoders == [ZERO_SHOT, "tiny/llama on blobs", "tiny/llama on dots"]
+    assert all(len(cell.reports) == 1 for cell in matrix.cells.values())
+    assert matrix.cells["blobs", "tiny/llama on dots", "tiny/llama"].diagonal
+
+
+def test_models_of_one_name_are_not_put_together(tmp_path):
+    twins = [tiny_lvlm(), tiny_lvlm(seed=1)]
+    with pytest.raises(ConfigError, match="Two of the models are called tiny/llama"):
+        transfer(surrogates=twins, data=[tiny_data()], seeds=(0,), work=tmp_path, config=FAST)
+    with pytest.raises(ConfigError, match="Two of the models are called tiny/llama"):
+        transfer(["somewhere"], twins)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_mistakes_show_before_the_work(tmp_path):

@@ -11,7 +11,7 @@ from craft.data.sample import normalise
 from craft.evaluation.judge import BINARY, Case, Judge, Reply
 from craft.evaluation.matching import option_named
 
-RULES = 2
+RULES = 3
 """Version of the rules: it is part of the key under which verdicts and table cells are kept. To be raised
 whenever a reply may get another verdict, that is also after a change of `craft.evaluation.matching` or of
 `craft.data.sample.normalise`; else verdicts of before are taken for those of now."""
@@ -23,6 +23,8 @@ NOTE = (
     "judged by fixed rules: Correctness and Presence only; Relevance, Faithfulness, Verbosity and Overall "
     "need a judge that reads and sees"
 )
+
+_JOINT = "\ue000"  # a private-use character stands for a space where no sentence ends
 
 _PHRASES = frozenset(
     re.findall(
@@ -44,7 +46,7 @@ def offline_judge() -> Judge:
 def settles_on_the_truth(case: Case) -> bool:
     """Whether the first sentence that names one option names the right one; for an open question, whether the
     first sentence has the right answer's words. Source: ours."""
-    sentences = [part for part in re.split(r"(?<=[.!?;])\s+|\n+", case.response.strip()) if part]
+    sentences = _sentences(case.response, (*case.options, case.truth))
     if not case.options:
         wanted = normalise(case.truth).strip(" .")
         pattern = rf"(?<!\w){re.escape(wanted)}(?!\w)"
@@ -52,6 +54,17 @@ def settles_on_the_truth(case: Case) -> bool:
     right = option_named(case.truth, case.options)
     named = (option_named(sentence, case.options) for sentence in sentences)
     return right is not None and next((found for found in named if found is not None), None) == right
+
+
+def _sentences(text: str, names: Sequence[str]) -> list[str]:
+    """The sentences of a text; none ends within one of the names ("St. Bernard", "No. 4")."""
+    dotted = [r"\s+".join(map(re.escape, name.split())) for name in names if re.search(r"[.!?;]\s", name)]
+    if dotted:
+        longest = "|".join(sorted(dotted, key=len, reverse=True))
+        whole = rf"(?<!\w)(?:{longest})"
+        text = re.sub(whole, lambda found: _JOINT.join(found[0].split()), text, flags=re.IGNORECASE)
+    parts = re.split(r"(?<=[.!?;])\s+|\n+", text.strip())
+    return [part.replace(_JOINT, " ") for part in parts if part]
 
 
 def justifies(case: Case) -> bool:

@@ -6,8 +6,9 @@ from pathlib import Path
 from torch import Tensor
 
 from craft.core.errors import CheckpointError, CodebookMismatchError
-from craft.core.files import PathLike, save_tensors
-from craft.models.visual_folder import read_prior
+from craft.core.files import PathLike, read_json, save_tensors
+from craft.models.artefact import FORMAT
+from craft.models.visual_folder import VISUAL_FORMAT, read_prior
 from craft.quantize import ResidualCodebook
 
 
@@ -47,7 +48,8 @@ def load_prior(path: PathLike, codebook: ResidualCodebook) -> Tensor:
 
     Raises:
         CheckpointError: there is none, it is damaged, or it has another number of codes.
-        CodebookMismatchError: it says that it was counted with another codebook.
+        CodebookMismatchError: it, or the adapted encoder or visual tokenizer that it lies in, says that it
+            was counted with another codebook.
     """
     path = Path(path)
     if path.is_dir():
@@ -58,7 +60,7 @@ def load_prior(path: PathLike, codebook: ResidualCodebook) -> Tensor:
                 f"{place} holds no code prior (prior.safetensors); `craft prior` makes one."
             )
     counts = read_prior(path, codebook.size)
-    told = _metadata(path).get("codebook")
+    told = _codebook_of(path)
     if told not in (None, codebook.fingerprint):
         raise CodebookMismatchError(
             f"The code prior in {path} was counted with codebook {told}, and this model reads codebook "
@@ -67,8 +69,18 @@ def load_prior(path: PathLike, codebook: ResidualCodebook) -> Tensor:
     return counts
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def _codebook_of(path: Path) -> str | None:
+    """The codebook that a prior was counted with, as its file says; else the manifest of the adapted encoder,
+    or the config of the visual tokenizer, that it is a part of."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        return dict(file.metadata() or {})
+        told = (file.metadata() or {}).get("codebook")
+    if told is not None:
+        return told
+    for name, kind in {"craft.json": FORMAT, "config.json": VISUAL_FORMAT}.items():
+        beside = path.with_name(name)
+        found = read_json(beside) if beside.is_file() else None
+        if isinstance(found, dict) and found.get("format") == kind:
+            return found.get("codebook", found)["fingerprint"]
+    return None

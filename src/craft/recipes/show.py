@@ -116,20 +116,20 @@ def _named(images: Sequence[Any]) -> list[tuple[str, Any]]:
 
 def _maps(visual: VisualTokenizer, tokens: VisionTokens, tower: str) -> list[CodeMap]:
     """One map per image; rarity and order where the tokenizer has a prior."""
-    share = rank = None
+    tokens, share, rank = tokens.to("cpu"), None, None  # the order needs float64, which MPS has not
     if visual.prior is not None:
         if visual.prior.shape != (visual.codebook.size,):
             raise ConfigError("The code prior does not fit the codebook; make one with `craft prior`.")
         total = visual.prior.sum().clamp(min=1)
-        codes = tokens.codes[..., 0].cpu()
+        codes = tokens.codes[..., 0]
         share = (visual.prior.cpu() / total)[codes].double().numpy()
-        order = STRATEGIES["full"](tokens, codes.shape[1], Settings(visual.prior)).cpu()
+        order = STRATEGIES["full"](tokens, codes.shape[1], Settings(visual.prior))
         rank = order.argsort(dim=1).numpy()
     return [
         CodeMap(
             tower=tower,
-            codes=tokens.codes[number].cpu().numpy(),
-            residual=tokens.residual[number].cpu().double().numpy(),
+            codes=tokens.codes[number].numpy(),
+            residual=tokens.residual[number].double().numpy(),
             share=None if share is None else share[number],
             rank=None if rank is None else rank[number],
         )

@@ -69,7 +69,9 @@ def transfer(
     """Ask every backbone the same questions with every encoder, and with the base tower.
 
     Args:
-        encoders: run folders or artefacts; those that differ in their seed only are averaged.
+        encoders: run folders or artefacts; those that differ in their seed only are averaged. Where one
+            surrogate's were adapted to several data sets, and `data` says what all are asked, they are told
+            apart by what they were adapted to.
         backbones: names, folders or loaded LVLMs; none means the surrogates.
         data: one or several: what encoders are asked (None: each what it was adapted to), or with surrogates
             what to adapt to (None: every embedded domain).
@@ -83,8 +85,8 @@ def transfer(
         config: of the adaptations: a YAML file, dict or `AdaptConfig`.
 
     Raises:
-        ConfigError: there is no encoder or no backbone, encoders and surrogates are both given, or an encoder
-            in `work` was made with other settings.
+        ConfigError: there is no encoder or no backbone, encoders and surrogates are both given, two models
+            have one name, or an encoder in `work` was made with other settings.
         CodebookMismatchError: a codebook does not fit; before the first adaptation or question.
         CraftError: `keep_ratio` is impossible, or a backbone has no code prior to prune by; before them too.
         CraftError: as `craft.adapt` and `craft.evaluate`.
@@ -109,6 +111,8 @@ def transfer(
         return loaded[str(model)]
 
     lvlms = [lvlm_of(model) for model in backbones or surrogates]
+    _apart(lvlms)
+    _apart([lvlm_of(model) for model in surrogates])
     for lvlm in lvlms:
         lvlm.check_keep_ratio(keep_ratio)
     sources = [data] if data is None or isinstance(data, str | Path | Data) else list(data)
@@ -121,7 +125,7 @@ def transfer(
         asked: Sequence[Source | None] = [None]
         seeds = None
     else:
-        rows = _given(encoders, lvlms)
+        rows = _given(encoders, lvlms, own_data=sources == [None])
         total = len(encoders)
         asked = sources
     ask = _Asker(
@@ -157,8 +161,22 @@ def transfer(
     return _matrix(found, surrogate_of, [lvlm.name for lvlm in lvlms], told)
 
 
-def _given(encoders: Sequence[str | Path | Artefact], lvlms: Sequence[LVLM]) -> list[_Row]:
-    """The encoders of a list by surrogate; two of a kind with one seed also by folder."""
+def _apart(lvlms: Sequence[LVLM]) -> None:
+    """
+    Raises:
+        ConfigError: two have one name, by which their answers would be put together.
+    """
+    names = [lvlm.name for lvlm in lvlms]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ConfigError(
+            f"Two of the models are called {twice[0]}, and a matrix tells them apart by name. Leave one out, "
+            "or rename its folder."
+        )
+
+
+def _given(encoders: Sequence[str | Path | Artefact], lvlms: Sequence[LVLM], own_data: bool) -> list[_Row]:
+    """The encoders of a list by surrogate; by what they were adapted to, where that is several data sets and
+    all are asked the same; two of a kind with one seed also by folder."""
     artefacts = [e if isinstance(e, Artefact) else load_artefact(e) for e in encoders]
     for lvlm in lvlms:
         for artefact in artefacts:
@@ -171,7 +189,9 @@ def _given(encoders: Sequence[str | Path | Artefact], lvlms: Sequence[LVLM]) -> 
     for artefact, kind in zip(artefacts, kinds, strict=True):
         surrogate = str(kind[0] or "adapted")
         folder = artefact.folder.parent.name if artefact.folder.name == "encoder" else artefact.folder.name
-        label = surrogate if kinds.count(kind) == 1 else f"{surrogate} ({folder})"
+        several = not own_data and len({data for own, data, _ in kinds if own == kind[0]}) > 1
+        label = f"{surrogate} on {kind[1]}" if several else surrogate
+        label = label if kinds.count(kind) == 1 else f"{label} ({folder})"
         rows.append(_Row(label, surrogate, artefact))
     return rows
 
