@@ -2,11 +2,13 @@
 
 import json
 import signal
+from dataclasses import replace
 
 import pytest
 
 from builders import tiny_lvlm
 from craft.core.errors import CheckpointError, ConfigError, DataError
+from craft.evaluation.judge import Reply
 from craft.evaluation.judge_answers import explain, read_rows
 from craft.evaluation.judge_services import ServiceSettings
 from craft.models.lvlm import LVLM
@@ -229,6 +231,23 @@ def test_estimate_before_and_after(run, tmp_path):
     assert estimate(answers, unknown).dollars is None
     priced = make_judge("openai", ServiceSettings("m", price=(1.0, 2.0)))
     assert estimate(answers, priced).dollars is not None
+
+
+@pytest.mark.parametrize("said", ["b", ""])
+def test_estimate_counts_equal_cases_once_as_they_are_judged(said, pictures, tmp_path):
+    """Before their answers lie in the folder, and after."""
+    one, other = sorted(pictures.rglob("*.png"))[:2]
+    row = {"prompt": "?", "prediction": said, "answer": "b"}
+    rows = [{**row, "id": str(number), "image": str(image)} for number, image in enumerate((one, one, other))]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    answers, paid = answers_in(tmp_path / "a.jsonl"), make_judge("anthropic")
+    before = estimate(answers, paid)
+    assert (before.cases, before.asked, before.most[1]) == (3, 2, 2 * 1024)
+    asked = []
+    judge(
+        answers, replace(make_judge("offline"), start=lambda: lambda case: asked.append(case) or Reply("ok"))
+    )
+    assert estimate(answers, paid).asked == len(asked) == 2
 
 
 def test_judges_by_name():

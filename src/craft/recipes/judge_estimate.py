@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from craft.data import ImageSource, open_image
-from craft.evaluation.judge import Judge
+from craft.data.images import image_bytes_hash
+from craft.evaluation.judge import Case, Judge
 from craft.evaluation.judge_answers import read_cases
 from craft.evaluation.judge_prompt import shown_size, system_text, user_text
 from craft.evaluation.judge_run import VerdictCache
-from craft.recipes.judge import MAX_NEW_TOKENS, Answers, pictured
+from craft.recipes.judge import MAX_NEW_TOKENS, Answers, Preview, pictured
 
 USUAL_ANSWER, USUAL_VERDICT = 150, 120
 """Tokens, where nothing is written yet. Source: ours."""
@@ -20,7 +21,7 @@ class Estimate:
 
     Attributes:
         cases: in all.
-        asked: those without a final verdict.
+        asked: those without a final verdict; equal ones are judged once.
         unanswered: those that an LVLM has to answer first; the length of their answers is a guess.
         likely, most: tokens read and written by the judge.
         dollars: likely and at most; None where no price is known, or nothing is read.
@@ -42,17 +43,20 @@ def estimate(answers: Answers, judge: Judge, max_new_tokens: int = MAX_NEW_TOKEN
     """
     known = answers.preview()
     count, unanswered = len(known), sum(not case.response for case, _ in known)
+    known = _distinct(known)
+    guessed = sum(not case.response for case, _ in known)
     written = read_cases(answers.folder) if (answers.folder / "answers.jsonl").is_file() else []
     if len(written) == count:
         cache = VerdictCache(answers.folder / "verdicts.jsonl")
-        known, unanswered = pictured([case for case in written if cache.open(judge.key(case))]), 0
+        known = _distinct(pictured([case for case in written if cache.open(judge.key(case))]))
+        unanswered = guessed = 0
     cap = int(judge.identity.get("max_tokens", 0))
     if not cap:  # rules read no tokens
         return Estimate(count, len(known), unanswered, (0, 0), (0, 0), None)
     text = sum(len(system_text()) + len(user_text(case)) for case, _ in known) // 4
     read = text + sum(_pixels(image) // 750 for _, image in known if image is not None)
-    likely = (read + unanswered * USUAL_ANSWER, len(known) * min(USUAL_VERDICT, cap))
-    most = (read + unanswered * max_new_tokens, len(known) * cap)
+    likely = (read + guessed * USUAL_ANSWER, len(known) * min(USUAL_VERDICT, cap))
+    most = (read + guessed * max_new_tokens, len(known) * cap)
     dollars = judge.price and (cost(likely, judge.price), cost(most, judge.price))
     return Estimate(count, len(known), unanswered, likely, most, dollars)
 
@@ -60,6 +64,16 @@ def estimate(answers: Answers, judge: Judge, max_new_tokens: int = MAX_NEW_TOKEN
 def cost(tokens: Sequence[int], price: Sequence[float]) -> float:
     """US dollars for tokens read and written, at a price per million of each."""
     return (tokens[0] * price[0] + tokens[1] * price[1]) / 1e6
+
+
+def _distinct(known: Preview) -> Preview:
+    """Cases that a judge could tell apart."""
+
+    def content(case: Case, image: ImageSource | None) -> tuple[object, ...]:
+        picture = None if image is None else image_bytes_hash(image)
+        return (case.task, case.options, case.truth, case.response, picture)
+
+    return list({content(*one): one for one in known}.values())
 
 
 def _pixels(image: ImageSource) -> int:
