@@ -68,7 +68,8 @@ def adapt(
 
     Args:
         surrogate: a shipped model, a folder, a hub id, or a loaded LVLM (which is not changed).
-        data: an embedded domain, a folder of class folders, a JSONL file, or a `Data`.
+        data: an embedded domain, a benchmark, a folder of class folders, a table of questions, a folder of
+            `craft data prepare`, or a `Data`.
         out: the run folder (default: `runs/` and the data's name).
         seed: of held-out classes, options, order, sampled texts.
         max_steps: optimiser steps; None leaves it to the config.
