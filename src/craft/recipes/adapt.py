@@ -37,7 +37,7 @@ class AdaptResult:
         out: the run folder.
         encoder: the artefact in it; `with_encoder`, `evaluate` and `craft export` take either.
         metrics: steps, losses at the end, the kept step and its validation score where validation chose,
-            minutes.
+            minutes, how many level-1 codes are in use (and were before, where the surrogate has a prior).
         prior: level-1 code counts int64 `[K]` of the training images under the adapted tower (§3.3).
         held_out: the classes that training never saw.
         config: every setting.
