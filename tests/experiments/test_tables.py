@@ -22,7 +22,7 @@ from craft.experiments.paper import theirs
 from craft.experiments.parallel import estimate, fill_all, in_order, trainings
 from craft.experiments.plan import QUICK, plan_for
 from craft.experiments.publish import command, escaped
-from craft.experiments.tables import lines5
+from craft.experiments.tables import MARGIN_PEER, PEER_GAIN, _verdict1, lines5
 from craft.experiments.transfers import TABLE3
 from craft.experiments.work import KEPT
 from craft.models.load import load
@@ -156,6 +156,30 @@ def test_table_1_has_each_method_beside_its_own_zero_shot(results, plan):
     assert by_seed(data, "LDIFS", ALL, "before.accuracy") == zero
     assert by_seed(data, f"CRAFT, {plan.surrogates[1]}", ALL, "before.accuracy") == by_seed(data, "zero-shot")
     assert difference(data, "zero-shot") is None
+
+
+def test_table_1_holds_accuracy_against_the_papers_lead_and_gain_against_its_gain():
+    """A rival that begins low gains more and may yet end lower."""
+    courses = {"zero-shot": (0.5, 0.5), "Vision FT": (0.2, 0.56), "LDIFS": (0.2, 0.4)}
+    courses["CRAFT, a"] = (0.5, 0.64)
+    rows = [
+        {"line": line, "domain": "x", "seed": 0, "accuracy": end, "unseen": None}
+        | {"before": {"accuracy": start, "unseen": None}}
+        for line, (start, end) in courses.items()
+    ]
+    gaps = [
+        {"line": line, "than": "zero-shot", "domain": ALL, "mean": end - start}
+        for line, (start, end) in courses.items()
+        if line != "zero-shot"
+    ]
+    told = _verdict1({"lines": [{"line": line} for line in courses], "rows": rows, "differences": gaps})
+    assert "gains +14.0 points over its zero-shot; the paper's margin is 13.5: reached." in told
+    assert "ends 8.0 points above the best baseline, Vision FT; the paper's lead is 6.8: reached." in told
+    assert "gains +36.0 over its own zero-shot (the paper's +1.9), 22.0 points more than ours." in told
+    averages = {(row["method"], row["backbone"]): row["average"] for row in theirs()["table1"]}
+    gain = averages["Vision FT", "VILA-7B"] - averages["Zero-shot", "VILA-7B"]
+    ahead = averages["CRAFT", "VILA-U-7B"] - averages["Vision FT", "VILA-7B"]
+    assert gain == pytest.approx(100 * PEER_GAIN) and ahead == pytest.approx(100 * MARGIN_PEER)
 
 
 def test_table_5_removes_one_loss_at_a_time(plan):

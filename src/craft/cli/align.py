@@ -36,8 +36,8 @@ def align(
 
     Args:
         llm: a folder, a .gguf file, a hub id, a shipped backbone (its LLM), or smollm2.
-        visual: the visual tokenizer: a shipped family (craft-tiny), a folder, or a hub id.
-        stage: 1 trains the projector, 2 projector and LLM, both one after the other.
+        visual: the visual tokenizer: a shipped family (by default craft-tiny), a folder, or a hub id.
+        stage: 1 trains the projector, 2 projector and LLM, both (the default) one after the other.
         data: what is trained on; several may follow.
         captions: what stage 1 is trained on instead, with both.
         text: conversations without images, mixed into stage 2 so that the LLM keeps its language.

@@ -45,8 +45,8 @@ def stratified(
     """Take `count` items evenly from all groups; return (the rest, the taken), both in the given order.
 
     The choice depends on ids, groups, seed and purpose only, never on the order of `items`. A group of one
-    is taken last. With `every_group`, each group of two or more gives at least one item, even if that takes
-    more than `count`.
+    is taken where half of all are. With `every_group`, each group of two or more gives at least one item,
+    even if that takes more than `count`.
     """
     members: dict[str, list[T]] = defaultdict(list)
     for item in sorted(items, key=identity):

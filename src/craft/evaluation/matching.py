@@ -59,7 +59,9 @@ def lenient(prediction: str, sample: Sample) -> bool:
 
 
 def unparseable(prediction: str, sample: Sample) -> bool:
-    """Whether the reply names none of the options (or, for an open question, says nothing). Source: ours."""
+    """Whether the reply names none of the options, or several (for an open question: says nothing).
+
+    Source: ours."""
     if sample.choices:
         return option_named(prediction, sample.choices) is None
     return not _plain(prediction)

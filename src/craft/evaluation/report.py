@@ -35,7 +35,7 @@ class Report:
         accuracy: strict exact match, over all samples (§4.1).
         seen, unseen: the same over classes kept in, or held out of, training; None without such samples.
         lenient, lenient_seen, lenient_unseen: the right option by letter or text.
-        unparseable: share of replies that name none of the options.
+        unparseable: share of replies that name none of the options, or several.
         interval: 95 % bootstrap interval of `accuracy`.
         chance: accuracy of picking an option at random; None for open questions.
         samples: per sample: id, image_hash, prompt, answer, prediction, strict, lenient, unparseable, seen,

@@ -20,7 +20,7 @@ def subsample(codebook: ResidualCodebook, fraction: float, seed: int = 0) -> Res
     Raises:
         ConfigError: no codeword is left.
 
-    Source: Table 6, "uniform subsampling".
+    Source: §4.6 and Table 6, "uniformly downsample the codebook".
     """
     keep = math.floor(fraction * codebook.size + 0.5)
     if keep < 1:

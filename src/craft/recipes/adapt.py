@@ -37,7 +37,7 @@ class AdaptResult:
         out: the run folder.
         encoder: the artefact in it; `with_encoder`, `evaluate` and `craft export` take either.
         metrics: steps, losses at the end, the kept step and its validation score where validation chose,
-            minutes.
+            minutes, how many level-1 codes are in use (and were before, where the surrogate has a prior).
         prior: level-1 code counts int64 `[K]` of the training images under the adapted tower (§3.3).
         held_out: the classes that training never saw.
         config: every setting.
@@ -68,7 +68,8 @@ def adapt(
 
     Args:
         surrogate: a shipped model, a folder, a hub id, or a loaded LVLM (which is not changed).
-        data: an embedded domain, a folder of class folders, a JSONL file, or a `Data`.
+        data: an embedded domain, a benchmark, a folder of class folders, a table of questions, a folder of
+            `craft data prepare`, or a `Data`.
         out: the run folder (default: `runs/` and the data's name).
         seed: of held-out classes, options, order, sampled texts.
         max_steps: optimiser steps; None leaves it to the config.

@@ -34,7 +34,8 @@ _FREE = frozenset(
 
 
 class RunFolder:
-    """One run's place on disk. Its `run.json` says `status`: running, interrupted, failed or finished.
+    """One run's place on disk. Its `run.json` says `status`: starting, running, interrupted, failed or
+    finished.
 
     In a distributed run the main process alone reads and writes it; all know the same.
 
