@@ -231,6 +231,32 @@ def test_estimate_before_and_after(run, tmp_path):
     assert estimate(answers, priced).dollars is not None
 
 
+def test_estimate_of_answers_that_are_written_or_half_asked(run, tmp_path, monkeypatch):
+    row = {"id": "a", "prompt": "What is it?", "answer": "coat", "prediction": ""}
+    rows = [row, {**row, "id": "b", "prediction": "A coat, for its sleeves."}]
+    (tmp_path / "said.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    paid = make_judge("anthropic")
+    found = estimate(answers_in(tmp_path / "said.jsonl"), paid, 1000)
+    assert (found.cases, found.asked, found.unanswered) == (2, 2, 0)  # to say nothing is an answer
+    assert found.most[0] == found.likely[0]
+
+    answers = answers_of(tiny_lvlm(), run, out=tmp_path / "a", **SHORT)
+    answer, calls = LVLM.answer, []
+
+    def once(self, *args, **kwargs):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return answer(self, *args, **kwargs)
+
+    monkeypatch.setattr(LVLM, "answer", once)
+    with pytest.raises(KeyboardInterrupt):
+        answers.collect()
+    found = estimate(answers, paid, 6)
+    assert found.asked == found.cases > SHORT["batch_size"]
+    assert found.unanswered == found.cases - SHORT["batch_size"]
+
+
 def test_judges_by_name():
     with pytest.raises(ConfigError, match="needs --model"):
         make_judge("local")

@@ -30,7 +30,7 @@ from craft.models.artefact import FORMAT, load_artefact
 from craft.models.freezing import part_hashes
 from craft.models.load import load
 from craft.models.lvlm import LVLM
-from craft.recipes.questions import questions_for, take
+from craft.recipes.questions import check_limit, questions_for, take
 
 JudgeName = Literal["offline", "anthropic", "openai", "local"]
 
@@ -85,12 +85,14 @@ class Answers:
         preview: what will be judged, as far as it is known: cases, with an empty response where nobody was
             asked, and their pictures.
         disposable: whether `collect` can make them again.
+        given: whether they are written already, so that one without a word is an answer too.
     """
 
     folder: Path
     collect: Callable[[], list[Case]]
     preview: Callable[[], Preview]
     disposable: bool = True
+    given: bool = False
 
 
 def judge(answers: Answers, judge: Judge | JudgeName = "offline", *, overwrite: bool = False) -> JudgeReport:
@@ -226,10 +228,12 @@ def answers_in(
 
     Raises:
         DataError: the answers or the data are missing or not of their form.
+        ConfigError: `limit` is below 1.
     """
+    check_limit(limit)
     path = Path(path)
     if path.is_dir():
-        return Answers(path, lambda: read_cases(path), lambda: pictured(read_cases(path)), disposable=False)
+        return Answers(path, lambda: read_cases(path), lambda: pictured(read_cases(path)), False, given=True)
     samples: dict[str, Sample] = {}
     if data is not None:
         wanted = {"name": as_setting(data), "root": None if root is None else str(root)}
@@ -250,6 +254,7 @@ def answers_in(
         lambda: adopt(path, rows, samples, folder),
         lambda: [(case_of(row), picture_of(row, path, samples)) for row in rows],
         disposable=folder.resolve() != path.resolve().parent,
+        given=True,
     )
 
 

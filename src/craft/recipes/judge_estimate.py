@@ -41,11 +41,13 @@ def estimate(answers: Answers, judge: Judge, max_new_tokens: int = MAX_NEW_TOKEN
         DataError: an answer or a picture cannot be read.
     """
     known = answers.preview()
-    count, unanswered = len(known), sum(not case.response for case, _ in known)
+    count = len(known)
     written = read_cases(answers.folder) if (answers.folder / "answers.jsonl").is_file() else []
-    if len(written) == count:
-        cache = VerdictCache(answers.folder / "verdicts.jsonl")
-        known, unanswered = pictured([case for case in written if cache.open(judge.key(case))]), 0
+    unanswered = 0 if answers.given else max(0, count - len(written))
+    if len(written) == count or (unanswered and written):  # what was asked before a stop is in order
+        known = [*pictured(written), *known[len(written) :]]
+    cache = VerdictCache(answers.folder / "verdicts.jsonl")
+    known = [(case, image) for case, image in known if cache.open(judge.key(case))]
     cap = int(judge.identity.get("max_tokens", 0))
     if not cap:  # rules read no tokens
         return Estimate(count, len(known), unanswered, (0, 0), (0, 0), None)
