@@ -26,11 +26,11 @@ _OURS = (
     "trackers",
 )  # and run.json
 _OURS += ("stage-1", "stage-2", "visual", "backbone")  # of an alignment
-# Settings that may differ between a run and its continuation: they do not change the result.
-_FREE = frozenset(
+FREE = frozenset(
     {"out", "device", "checkpoint_every", "keep_checkpoints", "log_every", "trackers", "cache_mib"}
     | {"gradient_checkpointing", "workers", "pixel_cache"}
 )
+"""Settings that may differ between a run and its continuation: they do not change the result."""
 
 
 class RunFolder:
@@ -126,7 +126,7 @@ class RunFolder:
         changed = [
             f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
             for name in sorted(before.keys() | now.keys())
-            if name not in _FREE and before.get(name) != now.get(name)
+            if name not in FREE and before.get(name) != now.get(name)
         ]
         if changed:
             raise ConfigError(
