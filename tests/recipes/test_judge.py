@@ -4,15 +4,19 @@ import json
 import signal
 
 import pytest
+import torch
 
-from builders import tiny_lvlm
+from builders import tiny_codebook, tiny_lvlm
+from craft.cli.arguments import expand
 from craft.core.errors import CheckpointError, ConfigError, DataError
 from craft.evaluation.judge_answers import explain, read_rows
 from craft.evaluation.judge_services import ServiceSettings
 from craft.models.lvlm import LVLM
+from craft.models.prior import load_prior, save_prior
 from craft.recipes import adapt, evaluate
 from craft.recipes.judge import answers_in, answers_of, judge, make_judge
 from craft.recipes.judge_estimate import estimate
+from craft.training import RunFolder
 from craft.training.interrupt import Interrupted
 from tiny_data import tiny_data
 
@@ -202,6 +206,7 @@ def test_answers_of_an_evaluation_are_judged(run, pictures, tmp_path):
         ("[]", "must be a JSON object"),
         ('{"id": "a", "prompt": "?", "answer": "b"}', "prediction"),
         ('{"id": "a", "prompt": "?", "prediction": "b"}', "answer"),
+        (r'{"id": "a", "prompt": "?", "answer": "b", "prediction": "\ud83d"}', "half a character"),
     ],
 )
 def test_bad_rows_are_named(line, told, tmp_path):
@@ -255,6 +260,19 @@ def test_estimate_of_answers_that_are_written_or_half_asked(run, tmp_path, monke
     found = estimate(answers, paid, 6)
     assert found.asked == found.cases > SHORT["batch_size"]
     assert found.unanswered == found.cases - SHORT["batch_size"]
+
+
+def test_what_is_named_from_the_home_folder_is_written_there_too(tmp_path, monkeypatch):
+    """It was read there, and what came of it written into a folder called "~"."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    row = {"id": "a", "prompt": "What is it?", "answer": "coat", "prediction": "A coat."}
+    (tmp_path / "said.jsonl").write_text(json.dumps(row) + "\n")
+    assert answers_in("~/said.jsonl").folder == tmp_path / "said-judged"
+    assert answers_of(tiny_lvlm(), data="digits", out="~/judged").folder == tmp_path / "judged"
+    assert RunFolder("~/runs/digits").encoder == tmp_path / "runs" / "digits" / "encoder"
+    assert expand(["eval", "m", "--out=~/x"]) == ["eval", "m", f"--out={tmp_path / 'x'}"]
+    save_prior(tmp_path / "prior", torch.arange(32), tiny_codebook())
+    assert torch.equal(load_prior("~/prior", tiny_codebook()), torch.arange(32))
 
 
 def test_judges_by_name():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from craft.core.errors import ConfigError
-from craft.core.files import read_json, write_json
+from craft.core.files import read_json, user_path, write_json
 from craft.data import ImageSource, Sample, stratified
 from craft.data.load import as_setting
 from craft.evaluation.judge import DIRECTIVE, Case, Judge, JudgeReport, digest
@@ -186,7 +186,7 @@ def answers_of(
     samples = take(questions.samples("test"), limit, questions.seed)
     name = who.name if isinstance(who, LVLM) else str(who)
     place = _slug(name) + ("" if encoder is not None else "-zero-shot")
-    folder = Path(out or (Path(named) if named is not None else Path("runs")) / "judge" / place)
+    folder = user_path(out or Path(named if named is not None else "runs") / "judge" / place)
 
     def collect() -> list[Case]:
         lvlm = model()
@@ -231,7 +231,7 @@ def answers_in(
         ConfigError: `limit` is below 1.
     """
     check_limit(limit)
-    path = Path(path)
+    path = user_path(path)
     if path.is_dir():
         return Answers(path, lambda: read_cases(path), lambda: pictured(read_cases(path)), False, given=True)
     samples: dict[str, Sample] = {}
@@ -248,7 +248,7 @@ def answers_in(
             seed=seed or 0,
             purpose="limit",
         )[1]
-    folder = Path(out or path.with_name(f"{path.stem}-judged"))
+    folder = user_path(out or path.with_name(f"{path.stem}-judged"))
     return Answers(
         folder,
         lambda: adopt(path, rows, samples, folder),

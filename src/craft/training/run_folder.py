@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import ConfigError
-from craft.core.files import atomic_write_text, clear_leftovers, is_leftover, read_json, write_json
+from craft.core.files import (
+    atomic_write_text,
+    clear_leftovers,
+    is_leftover,
+    read_json,
+    user_path,
+    write_json,
+)
 from craft.core.processes import is_main, on_main
 from craft.core.trees import flat
 from craft.training.settings import Settings
@@ -43,7 +50,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
         self.checkpoints = self.path / "checkpoints"
         self.encoder = self.path / "encoder"
         self.record: dict[str, Any] = {}
