@@ -13,7 +13,6 @@ from builders import tiny_lvlm
 from craft.core.errors import CodebookMismatchError, ConfigError, DataError
 from craft.core.files import hash_tensors, load_tensors
 from craft.models.artefact import load_artefact
-from craft.models.prior import save_prior
 from craft.quantize.usage import code_counts
 from craft.recipes import adapt, evaluate, rehearse, transfer
 from craft.recipes.benchmarks import _folders, evaluate_all
@@ -163,29 +162,6 @@ def test_resumed_evaluations_take_nothing_of_other_weights(folder, tmp_path, mon
     for lvlm, times in ((tiny_lvlm(), 1), (tiny_lvlm(), 1), (other, 2)):
         evaluate_all(lvlm, data=[folder], out=tmp_path / "out", resume=True, limit=3)
         assert len(asked) == times
-
-
-def test_resumed_evaluations_take_nothing_of_other_pictures_or_priors(folder, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        "craft.recipes.benchmarks.evaluate", lambda *a, **k: asked.append(1) or evaluate(*a, **k)
-    )
-    lvlm, prior = tiny_lvlm(), str(tmp_path / "prior.safetensors")
-
-    def again(**more):
-        evaluate_all(lvlm, data=[folder], out=tmp_path / "out", resume=True, limit=6, **more)
-        return len(asked)
-
-    assert again() == again() == 1
-    picture = folder / json.loads((tmp_path / "out/samples-0.jsonl").read_text().split("\n")[0])["id"]
-    Image.new("RGB", (9, 9), (1, 2, 3)).save(picture)
-    assert again() == again() == 2
-    (folder / "class 0").rename(folder / "class zero")
-    assert again() == again() == 3
-    save_prior(prior, torch.arange(32), lvlm.visual.codebook)
-    assert again(prior=prior, keep_ratio=0.5) == again(prior=prior, keep_ratio=0.5) == 4
-    save_prior(prior, torch.arange(32).flip(0), lvlm.visual.codebook)
-    assert again(prior=prior, keep_ratio=0.5) == 5
 
 
 def test_hard_distractors_come_from_the_text_encoder(folder, tmp_path):

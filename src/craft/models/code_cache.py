@@ -146,21 +146,8 @@ class CodeCache:
             codes=torch.stack([codes for codes, _ in found]) if found else empty,
             residual=torch.stack([residual for _, residual in found]) if found else empty[..., 0].float(),
             rows=torch.tensor([order[digest] for digest in digests], dtype=torch.long),
-            names=tuple(map(_name, order)),
+            names=tuple(digest.hex()[:16] for digest in order),
         )
-
-
-def image_names(images: Sequence[Any]) -> list[str]:
-    """The short name of each image by its content, as in `ImageCodes.names`.
-
-    Raises:
-        DataError: a file cannot be read.
-    """
-    return [_name(digest) for digest in _digests(images)]
-
-
-def _name(digest: bytes) -> str:
-    return digest.hex()[:16]
 
 
 def describe_visual(visual: VisualTokenizer) -> dict[str, Any]:

@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import ConfigError, CraftError
-from craft.core.files import check_writable, hash_tensors, read_json, write_json
+from craft.core.files import check_writable, read_json, write_json
 from craft.core.progress import say
-from craft.data import BENCHMARKS, Sample
+from craft.data import BENCHMARKS
 from craft.evaluation import Report, add_to_card, class_table, confusion, merge, read_samples, to_lmms
 from craft.models.artefact import Artefact, load_artefact
-from craft.models.code_cache import CodeCache, image_names
+from craft.models.code_cache import CodeCache
 from craft.models.freezing import part_hashes
 from craft.models.llm_bits import bits_of
 from craft.models.lvlm import LVLM
-from craft.recipes.evaluate import asked_of, evaluate
-from craft.recipes.prior import chosen_prior
+from craft.recipes.evaluate import evaluate
 
 TABLE_1 = {
     "iconqa": "IconQA",
@@ -103,7 +102,7 @@ def evaluate_all(
         out: a folder; every benchmark's report and answers go to OUT/NAME as soon as they are there (to OUT
             itself where there is only one), with `lmms_eval.json` in the form of lmms-eval.
         resume: take what lies in `out` for benchmarks that the same weights were asked, with the same
-            settings and questions about the same pictures.
+            settings.
         card: write the figures into the model cards of the encoders.
         settings: further arguments of `craft.evaluate`.
 
@@ -124,8 +123,6 @@ def evaluate_all(
     cache, bits = cache or CodeCache(), bits_of(lvlm.backbone.llm)
     # Under one name there may be other weights tomorrow. They are read for what is kept alone.
     weights = {} if out is None else part_hashes(lvlm)
-    if out is not None and (prior := settings.get("prior")) is not None:
-        weights["prior"] = hash_tensors({"counts": chosen_prior(prior, lvlm)})
     reports: dict[str, list[Report]] = {}
     places = _places(roots, [name for _, name in pairs])
     for (artefact, name), folder, place_of in zip(pairs, folders, places, strict=True):
@@ -142,13 +139,6 @@ def evaluate_all(
             **{key: value for key, value in settings.items() if key != "batch_size"},
         }
         found = _done(place, asked) if resume and place is not None else None
-        if found is not None:
-            keys = ("limit", "split", "answer_with", "distractors", "unseen_fraction")
-            asking = {key: settings[key] for key in keys if key in settings}
-            now = [
-                asked_of(name, artefact, lvlm, seed, root=place_of, **asking)[1] for seed in seeds or [None]
-            ]
-            found = found if [_rows(samples) for samples in now] == [_told(one) for one in found] else None
         if found is None:
             if len(pairs) > 1:
                 say(f"{lvlm.name} on {folder}")
@@ -231,18 +221,6 @@ def _done(place: Path, asked: dict[str, Any]) -> list[Report] | None:
         return found
     except (CraftError, KeyError, TypeError):  # not there, or not whole: ask again
         return None
-
-
-def _rows(samples: Sequence[Sample]) -> list[tuple[Any, ...]]:
-    """What samples are asked, and about which pictures."""
-    names = image_names([sample.image for sample in samples])
-    return [(s.id, s.prompt(), s.answer, s.seen, name) for s, name in zip(samples, names, strict=True)]
-
-
-def _told(report: Report) -> list[tuple[Any, ...]]:
-    """`_rows` of a report."""
-    keys = ("id", "prompt", "answer", "seen", "image_hash")
-    return [tuple(row.get(key) for key in keys) for row in report.samples]
 
 
 def _pairs(

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from craft.core.files import check_writable
-from craft.data import Data, Sample
+from craft.data import Data
 from craft.data.load import as_setting
 from craft.evaluation import Protocol, Report, evaluate_lvlm
 from craft.models.artefact import Artefact, load_artefact
@@ -90,8 +90,18 @@ def evaluate(
     if prior is not None:
         lvlm = lvlm.with_prior(chosen_prior(prior, base))
     lvlm.check_keep_ratio(keep_ratio)
-    asking = {"answer_with": answer_with, "distractors": distractors, "unseen_fraction": unseen_fraction}
-    questions, samples = asked_of(data, pattern, lvlm, seed, limit, split, root=root, **asking)
+    wanted = {
+        "name": None if data is None or isinstance(data, Data) else as_setting(data),
+        "root": None if root is None else str(root),
+        "answer_with": answer_with,
+        "distractors": distractors,
+        "unseen_fraction": unseen_fraction,
+    }
+    manifest = {} if pattern is None else pattern.manifest
+    questions = data if isinstance(data, Data) else questions_for(wanted, seed, manifest, lambda: lvlm)
+    if isinstance(data, Data):
+        questions = checked(data, manifest)
+    samples = take(questions.samples(split), limit, questions.seed)
     settings: dict[str, Any] = {
         "backbone": lvlm.name,
         "encoder": None if artefact is None else str(artefact.folder),
@@ -119,38 +129,6 @@ def evaluate(
     if out is not None:
         report.save_samples(out)
     return report
-
-
-def asked_of(
-    data: str | Path | Data | None,
-    pattern: Artefact | None,
-    lvlm: LVLM,
-    seed: int | None = None,
-    limit: int | None = None,
-    split: Split = "test",
-    *,
-    root: str | Path | None = None,
-    **asking: Any,
-) -> tuple[Data, list[Sample]]:
-    """The data set that `evaluate` asks, and the samples of it that are asked.
-
-    Args:
-        data, seed, limit, split, root: as for `evaluate`.
-        pattern: the encoder whose questions and held-out classes are used, if any.
-        lvlm: whose text encoder chooses hard distractors.
-        asking: answer_with, distractors, unseen_fraction.
-
-    Raises:
-        DataError, ConfigError: as `evaluate`.
-    """
-    manifest = {} if pattern is None else pattern.manifest
-    if isinstance(data, Data):
-        questions = checked(data, manifest)
-    else:
-        name = None if data is None else as_setting(data)
-        wanted = {"name": name, "root": None if root is None else str(root), **asking}
-        questions = questions_for(wanted, seed, manifest, lambda: lvlm)
-    return questions, take(questions.samples(split), limit, questions.seed)
 
 
 def _artefact(encoder: str | Path | Artefact) -> Artefact:
