@@ -13,7 +13,9 @@ from craft.baselines.ldifs import LdifsObjective, feature_distance, ldifs
 from craft.core.errors import CheckpointError, CodebookMismatchError, ConfigError, CraftError
 from craft.core.files import hash_tensors
 from craft.models.artefact import Artefact, load_artefact
+from craft.models.borrowed import Borrowed
 from craft.models.freezing import part_hashes
+from craft.models.native import load_native, save_native
 from craft.models.tuned import Tuned
 from craft.recipes import adapt, evaluate
 from craft.training.config import BaselineConfig
@@ -53,6 +55,17 @@ def test_the_callers_model_is_not_changed(tmp_path, method):
     before = hash_tensors(lvlm.state_dict())
     METHODS[method](lvlm, tiny_data(), tmp_path / "run", **{**FAST, "max_steps": 1})
     assert hash_tensors(lvlm.state_dict()) == before
+
+
+def test_a_tuned_llm_is_saved_whole_where_it_was_borrowed(tmp_path):
+    """Its name alone would bring the LLM back as it was before."""
+    lvlm = tiny_lvlm()
+    lvlm.backbone.borrowed = Borrowed("org/llm", {})
+    tuned = METHODS["llm-lora"](lvlm, tiny_data(), tmp_path / "run", **FAST)
+    for number, one in enumerate((tuned.lvlm, load_tuned(tuned.out, lvlm))):
+        again = load_native(save_native(tmp_path / f"family-{number}", "saved", one, "float32"), "cpu")
+        assert part_hashes(again)["llm"] == part_hashes(one)["llm"] != part_hashes(lvlm)["llm"]
+    assert lvlm.backbone.borrowed is not None
 
 
 @each_method

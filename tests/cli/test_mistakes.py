@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from cli.conftest import COLOURS, FAST, paint
 from craft import evaluate
 from craft.core.errors import ConfigError
+from craft.recipes.prior import build_prior
 
 
 @pytest.fixture
@@ -42,6 +43,30 @@ def test_encoders_and_data_that_do_not_pair(craft, family, encoder, pictures):
     run, _ = encoder
     said = craft("eval", family / "llama", "--encoder", run, run, "--data", "a", "b", "c").complaint
     assert "2 encoders and 3 data sets" in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("eval", "m", "--limit", "0"),
+        ("eval", "m", "--limit=-3"),
+        ("eval", "m", "--batch-size", "0"),
+        ("judge", "m", "--concurrency", "0"),
+        ("judge", "m", "--limit", "0"),
+        ("prior", "apparel", "--limit=-5"),
+        ("transfer", "--limit", "0"),
+        ("data", "captions", "d", "--out", "o", "--model", "m", "--concurrency", "0"),
+    ],
+)
+def test_counts_begin_with_one(craft, words):
+    assert "Must be >= 1" in craft(*words).complaint
+
+
+def test_a_limit_of_nothing_in_python(pictures, family):
+    with pytest.raises(ConfigError, match="limit must be at least 1, not 0"):
+        evaluate(family / "llama", data=pictures, limit=0)
+    with pytest.raises(ConfigError, match="limit must be at least 1, not -5"):
+        build_prior(pictures, family / "llama", limit=-5)
 
 
 def test_compare_other_questions(craft, family, pictures, tmp_path):

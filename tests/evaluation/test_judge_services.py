@@ -9,9 +9,10 @@ from PIL import Image
 
 from craft.core.errors import ConfigError
 from craft.data.service import told
-from craft.evaluation.judge import DIMENSIONS, Case, Judge
+from craft.evaluation.judge import DIMENSIONS, Case, Judge, JudgeReport
 from craft.evaluation.judge_run import PATIENCE, VerdictCache, judge_cases
 from craft.evaluation.judge_services import ServiceSettings, anthropic_judge, openai_judge
+from evaluation import judge_server
 from evaluation.judge_server import KEY, MODEL, serving, verdict_on
 
 PROTOCOLS = ("anthropic", "openai")
@@ -60,6 +61,30 @@ def test_what_is_secret_in_a_url_is_not_kept(protocol):
     make = {"anthropic": anthropic_judge, "openai": openai_judge}[protocol]
     made = make(ServiceSettings("m", "https://me:secret@host.org:8000/v1?key=secret"))
     assert made.identity["url"] == "https://host.org:8000/v1"
+
+
+@each_protocol
+def test_at_least_one_call_at_once(protocol):
+    """With none, nobody would ever answer."""
+    make = {"anthropic": anthropic_judge, "openai": openai_judge}[protocol]
+    with pytest.raises(ConfigError, match="concurrency must be at least 1, not 0"):
+        make(ServiceSettings("m", concurrency=0))
+
+
+@pytest.mark.parametrize(
+    "told", [None, {"prompt_tokens": None, "completion_tokens": 10}, {"total_tokens": 9}]
+)
+def test_a_server_that_does_not_count_tokens(told, picture, tmp_path, monkeypatch):
+    reply = judge_server._openai.reply
+    monkeypatch.setattr(
+        judge_server._openai, "reply", staticmethod(lambda *said: {**reply(*said), "usage": told})
+    )
+    given = cases(picture, 2)
+    with serving() as server:
+        replies = judge_cases(judge_at(server, "openai"), given, VerdictCache(tmp_path / "v.jsonl"))
+    assert [reply.status for reply in replies] == ["ok", "ok"]
+    counted = 2 * (told or {}).get("completion_tokens", 0)
+    assert JudgeReport.of(given, replies).tokens == (0, counted)
 
 
 @each_protocol

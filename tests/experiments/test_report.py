@@ -1,10 +1,14 @@
 """`craft report`: one page that needs nothing else, in which no text of a run becomes markup."""
 
+import base64
 import html.parser
+import io
 import json
 import re
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -158,6 +162,19 @@ def test_pictures_outside_the_folder_are_left_alone(evaluated, tmp_path):
     (folder / "answers.jsonl").write_text("\n".join(lines) + "\n")
     (section,) = sections_of(folder)
     assert "<img" not in section.body
+
+
+def test_large_pictures_of_judged_answers_do_not_make_a_large_page(evaluated, tmp_path):
+    folder = tmp_path / "judged"
+    shutil.copytree(evaluated / "judged", folder)
+    noise = np.random.default_rng(0).integers(0, 255, (900, 1500, 3), dtype=np.uint8)
+    for file in (folder / "images").glob("*.png"):
+        Image.fromarray(noise).save(file)
+    (section,) = sections_of(folder)
+    count = section.body.count("<img")
+    assert count > 1 and len(section.body) < count * 150_000
+    shown = re.search(r'src="data:image/png;base64,([^"]+)"', section.body)[1]
+    assert Image.open(io.BytesIO(base64.b64decode(shown))).size == (216, 130)
 
 
 def test_mistakes_are_told(tmp_path):

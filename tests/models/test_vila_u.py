@@ -382,6 +382,16 @@ def test_nothing_is_written_over_the_checkpoint_or_what_holds_it(root: Path) -> 
     assert files(root) == before
 
 
+def test_no_export_over_the_checkpoint_or_what_holds_it(root: Path) -> None:
+    inside = root.parent / "vision_tower" / "checkpoint"
+    shutil.copytree(root, inside)
+    lvlm, before = load(inside), files(inside)
+    for out in (inside, inside / "vision_tower", root.parent):
+        with pytest.raises(CheckpointError, match="choose another folder"):
+            export_vision_tower(lvlm, inside, out)
+    assert files(inside) == before
+
+
 def test_export_refuses_another_codebook(root: Path, tmp_path: Path) -> None:
     lvlm = load(root)
     edit(root / "vision_tower", lambda t: t["rqvaesiglip.quantizer.codebooks.0.weight"][0].add_(1))

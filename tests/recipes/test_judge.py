@@ -5,16 +5,20 @@ import signal
 from dataclasses import replace
 
 import pytest
+import torch
 
-from builders import tiny_lvlm
+from builders import tiny_codebook, tiny_lvlm
+from craft.cli.arguments import expand
 from craft.core.errors import CheckpointError, ConfigError, DataError
 from craft.evaluation.judge import Reply
 from craft.evaluation.judge_answers import explain, read_rows
 from craft.evaluation.judge_services import ServiceSettings
 from craft.models.lvlm import LVLM
+from craft.models.prior import load_prior, save_prior
 from craft.recipes import adapt, evaluate
 from craft.recipes.judge import answers_in, answers_of, judge, make_judge
 from craft.recipes.judge_estimate import estimate
+from craft.training import RunFolder
 from craft.training.interrupt import Interrupted
 from tiny_data import tiny_data
 
@@ -204,6 +208,7 @@ def test_answers_of_an_evaluation_are_judged(run, pictures, tmp_path):
         ("[]", "must be a JSON object"),
         ('{"id": "a", "prompt": "?", "answer": "b"}', "prediction"),
         ('{"id": "a", "prompt": "?", "prediction": "b"}', "answer"),
+        (r'{"id": "a", "prompt": "?", "answer": "b", "prediction": "\ud83d"}', "half a character"),
     ],
 )
 def test_bad_rows_are_named(line, told, tmp_path):
@@ -248,6 +253,45 @@ def test_estimate_counts_equal_cases_once_as_they_are_judged(said, pictures, tmp
         answers, replace(make_judge("offline"), start=lambda: lambda case: asked.append(case) or Reply("ok"))
     )
     assert estimate(answers, paid).asked == len(asked) == 2
+
+
+def test_estimate_of_answers_that_are_written_or_half_asked(run, tmp_path, monkeypatch):
+    row = {"id": "a", "prompt": "What is it?", "answer": "coat", "prediction": ""}
+    rows = [row, {**row, "id": "b", "prediction": "A coat, for its sleeves."}]
+    (tmp_path / "said.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    paid = make_judge("anthropic")
+    found = estimate(answers_in(tmp_path / "said.jsonl"), paid, 1000)
+    assert (found.cases, found.asked, found.unanswered) == (2, 2, 0)  # to say nothing is an answer
+    assert found.most[0] == found.likely[0]
+
+    answers = answers_of(tiny_lvlm(), run, out=tmp_path / "a", **SHORT)
+    answer, calls = LVLM.answer, []
+
+    def once(self, *args, **kwargs):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return answer(self, *args, **kwargs)
+
+    monkeypatch.setattr(LVLM, "answer", once)
+    with pytest.raises(KeyboardInterrupt):
+        answers.collect()
+    found = estimate(answers, paid, 6)
+    assert found.asked == found.cases > SHORT["batch_size"]
+    assert found.unanswered == found.cases - SHORT["batch_size"]
+
+
+def test_what_is_named_from_the_home_folder_is_written_there_too(tmp_path, monkeypatch):
+    """It was read there, and what came of it written into a folder called "~"."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    row = {"id": "a", "prompt": "What is it?", "answer": "coat", "prediction": "A coat."}
+    (tmp_path / "said.jsonl").write_text(json.dumps(row) + "\n")
+    assert answers_in("~/said.jsonl").folder == tmp_path / "said-judged"
+    assert answers_of(tiny_lvlm(), data="digits", out="~/judged").folder == tmp_path / "judged"
+    assert RunFolder("~/runs/digits").encoder == tmp_path / "runs" / "digits" / "encoder"
+    assert expand(["eval", "m", "--out=~/x"]) == ["eval", "m", f"--out={tmp_path / 'x'}"]
+    save_prior(tmp_path / "prior", torch.arange(32), tiny_codebook())
+    assert torch.equal(load_prior("~/prior", tiny_codebook()), torch.arange(32))
 
 
 def test_judges_by_name():

@@ -1,6 +1,7 @@
 """`craft show`: the pictures and the page say what the codes are."""
 
 import json
+import os
 import re
 from collections import Counter
 from dataclasses import replace
@@ -130,6 +131,17 @@ def test_without_a_prior_codes_are_still_shown(tmp_path):
     pictures = [sample.image for sample in tiny_data().test[:1]]
     found = show(pictures, tiny_lvlm(), out=tmp_path)
     assert embedded(found.page)["images"][0]["maps"][0]["rank"] is None
+    assert found.pictures[0].is_file()
+
+
+def test_a_file_name_that_is_not_utf8(tmp_path):
+    file = tmp_path / os.fsdecode(b"caf\xe9.png")
+    try:
+        Image.new("RGB", (30, 20), (200, 90, 10)).save(file)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    found = show([str(file)], tiny_lvlm(), out=tmp_path / "out")
+    assert embedded(found.page)["images"][0]["title"] == "caf?"
     assert found.pictures[0].is_file()
 
 

@@ -123,6 +123,16 @@ def test_encoders_of_other_data_are_no_seeds_of_one(tmp_path):
     assert matrix.cells["blobs", "tiny/llama on dots", "tiny/llama"].diagonal
 
 
+def test_encoders_of_other_settings_are_no_seeds_of_one(tmp_path):
+    for number, rate in enumerate((1e-3, 2e-3)):
+        config = {**FAST, "optimizer": {"learning_rate": rate}}
+        adapt(tiny_lvlm(), tiny_data(), tmp_path / str(rate) / "blobs", seed=number, config=config)
+    places = [tmp_path / str(rate) / "blobs" for rate in (1e-3, 2e-3)]
+    matrix = transfer(places, [tiny_lvlm()], tiny_data())
+    assert matrix.encoders == [ZERO_SHOT, *(f"tiny/llama ({place})" for place in places)]
+    assert all(len(cell.reports) == 1 for cell in matrix.cells.values())
+
+
 def test_models_of_one_name_are_not_put_together(tmp_path):
     twins = [tiny_lvlm(), tiny_lvlm(seed=1)]
     with pytest.raises(ConfigError, match="Two of the models are called tiny/llama"):

@@ -89,7 +89,10 @@ def tune(
 
     lesson, validate = method.lesson, validation(given, settings)
     result = fit(lvlm, given.train, settings, run, lesson=lesson, resume=resume, validate=validate)
-    factors = take_lora(lvlm.backbone.llm, merge=True) if "llm" in method.parts else {}
+    factors = {}
+    if "llm" in method.parts:
+        factors = take_lora(lvlm.backbone.llm, merge=True)
+        lvlm.backbone.borrowed = None  # the LLM is not the published one any more
     run.update(hashes_after=part_hashes(lvlm))
     metrics = run_metrics(result)
     manifest = {"method": method.name, **run_manifest(run, settings, metrics)}

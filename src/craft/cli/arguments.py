@@ -1,5 +1,6 @@
 """Before the words are parsed: dotted settings, and flags that come from a `--config` file."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,9 @@ def _dotted_as_set(tokens: Sequence[str]) -> Iterator[str]:
 
 
 def _dashed(token: str) -> str:
-    """`--max_steps` is `--max-steps`."""
+    """`--max_steps` is `--max-steps`; "~" in `--out=~/runs`, which shells leave alone, is the home folder."""
     name, equals, value = token.partition("=")
+    value = os.path.expanduser(value) if value.startswith("~/") else value
     return name.replace("_", "-") + equals + value if name.startswith("--") else token
 
 

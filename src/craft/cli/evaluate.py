@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 from typing import Any, Literal
 
-from craft.cli.options import COMMON, Common, Flag, Several, seeds_of
+from craft.cli.options import COMMON, Common, Count, Flag, Limit, Several, seeds_of
 from craft.cli.show import between, listed, percent, show_json, show_table, spread
 
 REHEARSED = 8
@@ -22,7 +22,7 @@ def evaluate(
     keep_ratio: float = 1.0,
     prior: str | None = None,
     keep_positions: Flag = False,
-    limit: int | None = None,
+    limit: Limit = None,
     seeds: str | None = None,
     out: Path | None = None,
     like: Several = None,
@@ -31,8 +31,8 @@ def evaluate(
     answer_with: Literal["letter", "option"] | None = None,
     distractors: Literal["random", "hard"] | None = None,
     unseen_fraction: float | None = None,
-    batch_size: int = 64,
-    max_new_tokens: int = 5,
+    batch_size: Count = 64,
+    max_new_tokens: Count = 5,
     llm_bits: Literal[4, 8] | None = None,
     protocol: Literal["generate", "options", "both"] = "generate",
     classes: Flag = False,

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from craft.cli.options import COMMON, Common, Flag
+from craft.cli.options import COMMON, Common, Count, Flag
 from craft.cli.show import show_json, show_pairs, show_table
 
 Price = Annotated[tuple[float, float] | None, Parameter(negative="")]
@@ -21,15 +21,15 @@ def judge(
     zero_shot: Flag = False,
     data: str | None = None,
     root: Path | None = None,
-    limit: int = 350,
-    max_new_tokens: int = 1024,
+    limit: Count = 350,
+    max_new_tokens: Count = 1024,
     keep_ratio: float = 1.0,
-    batch_size: int = 32,
+    batch_size: Count = 32,
     temperature: float | Literal["none"] = 0.6,
-    max_tokens: int = 1024,
+    max_tokens: Count = 1024,
     timeout: float = 120.0,
     retries: int = 5,
-    concurrency: int = 4,
+    concurrency: Count = 4,
     price: Price = None,
     out: Path | None = None,
     overwrite: Flag = False,

@@ -4,10 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 """On when named; there is no `--no-...`."""
+
+Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
+"""A whole number from 1 on."""
+
+Limit = Annotated[int | None, Parameter(validator=validators.Number(gte=1))]
+"""A `Count`, or all of them."""
 
 Several = Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")]
 """One or more values behind one flag."""

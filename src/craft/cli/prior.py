@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from craft.cli.options import COMMON, Common
+from craft.cli.options import COMMON, Common, Limit
 from craft.cli.show import percent, show_json, show_pairs
 
 
@@ -12,7 +12,7 @@ def prior(
     out: Path | None = None,
     model: str | None = None,
     encoder: Path | None = None,
-    limit: int | None = None,
+    limit: Limit = None,
     root: Path | None = None,
     common: Common = COMMON,
 ) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from craft.cli.options import COMMON, Common, Flag
+from craft.cli.options import COMMON, Common, Count, Flag
 from craft.cli.show import show_json
 
 
@@ -15,7 +15,7 @@ def captions(
     service: Literal["openai", "anthropic"] = "openai",
     base_url: str | None = None,
     count: int = 1,
-    concurrency: int = 4,
+    concurrency: Count = 4,
     root: str | None = None,
     common: Common = COMMON,
 ) -> None:
@@ -50,7 +50,7 @@ def statements(
     service: Literal["openai", "anthropic"] = "openai",
     base_url: str | None = None,
     rules: Flag = False,
-    concurrency: int = 4,
+    concurrency: Count = 4,
     root: str | None = None,
     common: Common = COMMON,
 ) -> None:
@@ -93,7 +93,7 @@ def options(
     *,
     out: Path,
     clip: str,
-    count: int = 7,
+    count: Count = 7,
     root: str | None = None,
     common: Common = COMMON,
 ) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from craft.cli.options import COMMON, Common, Flag, Settings, Several, seeds_of, settings_of
+from craft.cli.options import COMMON, Common, Count, Flag, Limit, Settings, Several, seeds_of, settings_of
 from craft.cli.show import percent, show_json, show_table, signed, size, spread
 
 REHEARSED = 8
@@ -17,13 +17,13 @@ def transfer(
     backbones: Several = None,
     data: Several = None,
     keep_ratio: float = 1.0,
-    limit: int | None = None,
+    limit: Limit = None,
     seeds: str | None = None,
     out: Path | None = None,
     work: Path | None = None,
     root: Path | None = None,
-    batch_size: int = 64,
-    max_new_tokens: int = 5,
+    batch_size: Count = 64,
+    max_new_tokens: Count = 5,
     settings: Settings = None,
     dry_run: Flag = False,
     common: Common = COMMON,

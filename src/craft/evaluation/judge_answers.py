@@ -13,6 +13,7 @@ from craft.core.errors import CheckpointError, ConfigError, DataError
 from craft.core.files import atomic_write_bytes, read_json, write_json
 from craft.core.progress import say, track
 from craft.data import LETTERS, Sample
+from craft.data.folder import is_text
 from craft.data.images import ImageSource, image_bytes_hash
 from craft.evaluation.judge import DIRECTIVE, Case
 from craft.evaluation.judge_prompt import png
@@ -135,6 +136,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             raise DataError(
                 f"{path}:{number} is not JSON ({error.msg}). Restore the line or take it out."
             ) from error
+        if not is_text(json.dumps(row, ensure_ascii=False)):
+            raise DataError(f"{path}:{number} holds half a character, which cannot be written. Correct it.")
         rows.append(_named(row, path, number))
     if not rows:
         raise DataError(f"{path} holds no answers.")

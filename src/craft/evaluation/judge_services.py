@@ -132,7 +132,7 @@ def openai_judge(settings: ServiceSettings) -> Judge:
                 **extra,
             )
             choice, usage = answer.choices[0], answer.usage
-            tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+            tokens = (getattr(usage, "prompt_tokens", 0) or 0, getattr(usage, "completion_tokens", 0) or 0)
             said = choice.message.refusal or choice.message.content or ""
             if choice.message.refusal or choice.finish_reason == "content_filter":
                 return Reply("refused", model=answer.model, tokens=tokens, detail=said[:300])
@@ -151,6 +151,8 @@ def _judge(
     start: Callable[[], Ask],
     ready: Callable[[], object],
 ) -> Judge:
+    if settings.concurrency < 1:
+        raise ConfigError(f"concurrency must be at least 1, not {settings.concurrency}: nobody would ask.")
     url = settings.base_url or elsewhere
     identity = {
         "judge": kind,

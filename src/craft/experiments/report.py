@@ -1,5 +1,6 @@
 """`craft report`: runs, evaluations and results on one HTML page that needs nothing else."""
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from craft.core.errors import CheckpointError, DataError
 from craft.core.files import atomic_write_text, read_json
 from craft.core.trees import flat
+from craft.data import open_image
 from craft.evaluation.judge import BINARY, DIMENSIONS
 from craft.experiments import EXPERIMENTS
 from craft.experiments.report_html import (
@@ -32,6 +34,9 @@ MISTAKES = 12
 ANSWERS = 40
 """Judged answers that are listed."""
 
+EDGE = 216
+"""Most pixels of a side of their pictures: three times what is shown, where judges get up to 1568."""
+
 Told = Mapping[str, Any]
 
 
@@ -45,7 +50,7 @@ def report(places: Sequence[str | Path], out: str | Path, title: str = "CRAFT re
         title: its heading.
 
     Raises:
-        DataError: there is nothing at a place, or nothing of these kinds.
+        DataError: there is nothing at a place, or nothing of these kinds; or a judged picture cannot be read.
         CheckpointError: a file is damaged.
         ConfigError: the page cannot be written.
     """
@@ -269,8 +274,17 @@ def _pictures(folder: Path) -> dict[str, str]:
     for row in read_rows(place)[:ANSWERS] if place.is_file() else ():
         file = folder / str(row.get("image") or "")
         if file.is_file() and file.resolve().is_relative_to(folder.resolve()):
-            found[str(row["id"])] = picture(file.read_bytes(), "the picture", small=True)
+            found[str(row["id"])] = picture(_reduced(file), "the picture", small=True)
     return found
+
+
+def _reduced(file: Path) -> bytes:
+    """A picture as PNG, no larger than a page that is to be sent needs it."""
+    image = open_image(str(file))
+    image.thumbnail((EDGE, EDGE))
+    stream = io.BytesIO()
+    image.save(stream, format="PNG")
+    return stream.getvalue()
 
 
 def _percent(value: float | None) -> str:

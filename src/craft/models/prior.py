@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from craft.core.errors import CheckpointError, CodebookMismatchError
-from craft.core.files import PathLike, read_json, save_tensors
+from craft.core.files import PathLike, read_json, save_tensors, user_path
 from craft.models.artefact import FORMAT
 from craft.models.visual_folder import VISUAL_FORMAT, read_prior
 from craft.quantize import ResidualCodebook
@@ -51,7 +51,7 @@ def load_prior(path: PathLike, codebook: ResidualCodebook) -> Tensor:
         CodebookMismatchError: it, or the adapted encoder or visual tokenizer that it lies in, says that it
             was counted with another codebook.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.is_dir():
         place = path / "encoder" if (path / "encoder").is_dir() else path
         path = place / "prior.safetensors"

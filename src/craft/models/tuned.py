@@ -100,7 +100,8 @@ class Tuned(Artefact):
             device = old.device
             factors = {name: factor.to(device) for name, factor in under(self.rest, "llm.").items()}
             add_factors(llm, factors, path)
-        backbone = Backbone(projector, llm, old.tokenizer, old.prompt, old.codebook_fingerprint, old.borrowed)
+        borrowed = None if "llm" in self.parts else old.borrowed  # a tuned LLM is not the published one
+        backbone = Backbone(projector, llm, old.tokenizer, old.prompt, old.codebook_fingerprint, borrowed)
         return LVLM(lvlm.visual, backbone.requires_grad_(False).eval(), lvlm.name, lvlm.origin)
 
 

@@ -321,9 +321,13 @@ def export_vision_tower(source: Any, base_folder: str | Path, out: str | Path) -
         )
     tower = _vila_u_tower(visual.vision_tower)
     tensors = tower_tensors(tower.state_dict(), visual.log_temperature, weights)
-    target = Path(out) / "vision_tower"
-    if target.resolve() == (base / "vision_tower").resolve():
-        raise CheckpointError(f"{target} is the base checkpoint's own; choose another folder.")
+    target, root = Path(out) / "vision_tower", base.resolve()
+    place, own = target.resolve(), (base / "vision_tower").resolve()
+    if own in (place, *place.parents) or place in (root, *root.parents):  # what is there is replaced
+        raise CheckpointError(
+            f"{target} is, holds or lies in the vision tower of the base checkpoint ({base}); choose another "
+            "folder."
+        )
     with atomic_directory(target) as building:
         weights.write(building, tensors)
     return target

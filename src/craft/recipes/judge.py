@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from craft.core.errors import ConfigError
-from craft.core.files import read_json, write_json
+from craft.core.files import read_json, user_path, write_json
 from craft.data import ImageSource, Sample, stratified
 from craft.data.load import as_setting
 from craft.evaluation.judge import DIRECTIVE, Case, Judge, JudgeReport, digest
@@ -30,7 +30,7 @@ from craft.models.artefact import FORMAT, load_artefact
 from craft.models.freezing import part_hashes
 from craft.models.load import load
 from craft.models.lvlm import LVLM
-from craft.recipes.questions import questions_for, take
+from craft.recipes.questions import check_limit, questions_for, take
 
 JudgeName = Literal["offline", "anthropic", "openai", "local"]
 
@@ -85,12 +85,14 @@ class Answers:
         preview: what will be judged, as far as it is known: cases, with an empty response where nobody was
             asked, and their pictures.
         disposable: whether `collect` can make them again.
+        given: whether they are written already, so that one without a word is an answer too.
     """
 
     folder: Path
     collect: Callable[[], list[Case]]
     preview: Callable[[], Preview]
     disposable: bool = True
+    given: bool = False
 
 
 def judge(answers: Answers, judge: Judge | JudgeName = "offline", *, overwrite: bool = False) -> JudgeReport:
@@ -184,7 +186,7 @@ def answers_of(
     samples = take(questions.samples("test"), limit, questions.seed)
     name = who.name if isinstance(who, LVLM) else str(who)
     place = _slug(name) + ("" if encoder is not None else "-zero-shot")
-    folder = Path(out or (Path(named) if named is not None else Path("runs")) / "judge" / place)
+    folder = user_path(out or Path(named if named is not None else "runs") / "judge" / place)
 
     def collect() -> list[Case]:
         lvlm = model()
@@ -226,10 +228,12 @@ def answers_in(
 
     Raises:
         DataError: the answers or the data are missing or not of their form.
+        ConfigError: `limit` is below 1.
     """
-    path = Path(path)
+    check_limit(limit)
+    path = user_path(path)
     if path.is_dir():
-        return Answers(path, lambda: read_cases(path), lambda: pictured(read_cases(path)), disposable=False)
+        return Answers(path, lambda: read_cases(path), lambda: pictured(read_cases(path)), False, given=True)
     samples: dict[str, Sample] = {}
     if data is not None:
         wanted = {"name": as_setting(data), "root": None if root is None else str(root)}
@@ -244,12 +248,13 @@ def answers_in(
             seed=seed or 0,
             purpose="limit",
         )[1]
-    folder = Path(out or path.with_name(f"{path.stem}-judged"))
+    folder = user_path(out or path.with_name(f"{path.stem}-judged"))
     return Answers(
         folder,
         lambda: adopt(path, rows, samples, folder),
         lambda: [(case_of(row), picture_of(row, path, samples)) for row in rows],
         disposable=folder.resolve() != path.resolve().parent,
+        given=True,
     )
 
 

@@ -42,14 +42,14 @@ def estimate(answers: Answers, judge: Judge, max_new_tokens: int = MAX_NEW_TOKEN
         DataError: an answer or a picture cannot be read.
     """
     known = answers.preview()
-    count, unanswered = len(known), sum(not case.response for case, _ in known)
-    known = _distinct(known)
-    guessed = sum(not case.response for case, _ in known)
+    count = len(known)
     written = read_cases(answers.folder) if (answers.folder / "answers.jsonl").is_file() else []
-    if len(written) == count:
-        cache = VerdictCache(answers.folder / "verdicts.jsonl")
-        known = _distinct(pictured([case for case in written if cache.open(judge.key(case))]))
-        unanswered = guessed = 0
+    unanswered = 0 if answers.given else max(0, count - len(written))
+    if len(written) == count or (unanswered and written):  # what was asked before a stop is in order
+        known = [*pictured(written), *known[len(written) :]]
+    cache = VerdictCache(answers.folder / "verdicts.jsonl")
+    known = _distinct([(case, image) for case, image in known if cache.open(judge.key(case))])
+    guessed = min(unanswered, sum(not case.response for case, _ in known))
     cap = int(judge.identity.get("max_tokens", 0))
     if not cap:  # rules read no tokens
         return Estimate(count, len(known), unanswered, (0, 0), (0, 0), None)

@@ -15,7 +15,7 @@ from craft.models.load import load
 from craft.models.lvlm import LVLM
 from craft.models.prior import load_prior, save_prior
 from craft.quantize import code_counts, usage
-from craft.recipes.questions import questions_for
+from craft.recipes.questions import check_limit, questions_for
 
 DEFAULT = "craft-tiny/qwen2"
 """Whose visual tokenizer counts, where neither a model nor an encoder is given."""
@@ -76,6 +76,7 @@ def build_prior(
 
     Source: §3.3, p_dom(k).
     """
+    check_limit(limit)
     if out is not None:
         check_writable(out)
     artefact = None if encoder is None else load_artefact(encoder)

@@ -103,8 +103,22 @@ def is_training_data(
     return False
 
 
+def check_limit(limit: int | None) -> None:
+    """
+    Raises:
+        ConfigError: nothing would be left to measure.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit must be at least 1, not {limit}.")
+
+
 def take(samples: Sequence[Sample], limit: int | None, seed: int) -> list[Sample]:
-    """At most `limit` samples, evenly from the classes, in the given order."""
+    """At most `limit` samples, evenly from the classes, in the given order.
+
+    Raises:
+        ConfigError: `limit` is below 1.
+    """
+    check_limit(limit)
     if limit is None or limit >= len(samples):
         return list(samples)
     return stratified(

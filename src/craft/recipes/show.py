@@ -110,7 +110,8 @@ def _named(images: Sequence[Any]) -> list[tuple[str, Any]]:
             found += [(f"{image}, {sample.concept}", sample.image) for sample in chosen]
         else:
             known = isinstance(image, str | Path)
-            found.append((Path(image).stem if known else f"picture {number + 1}", image))
+            title = Path(image).stem if known else f"picture {number + 1}"
+            found.append((title.encode("utf-8", "replace").decode(), image))  # a name may be no UTF-8
     return found
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from craft.core.errors import ConfigError, DataError
 from craft.core.files import hash_tensors, read_json, write_json
 from craft.core.progress import say
+from craft.core.trees import flat
 from craft.data import EMBEDDED, Data
 from craft.data.load import as_setting, short_name
 from craft.evaluation import Report
@@ -27,7 +28,7 @@ from craft.recipes.evaluate import evaluate
 from craft.recipes.matrix import ZERO_SHOT, Cell, TransferMatrix
 from craft.recipes.questions import checked, questions_for
 from craft.training.config import AdaptConfig
-from craft.training.run_folder import RunFolder, machine
+from craft.training.run_folder import FREE, RunFolder, machine
 
 WORK = "runs/transfer"
 """Where encoders that are made, codes and answers are kept if nothing else is said."""
@@ -176,24 +177,33 @@ def _apart(lvlms: Sequence[LVLM]) -> None:
 
 def _given(encoders: Sequence[str | Path | Artefact], lvlms: Sequence[LVLM], own_data: bool) -> list[_Row]:
     """The encoders of a list by surrogate; by what they were adapted to, where that is several data sets and
-    all are asked the same; two of a kind with one seed also by folder."""
+    all are asked the same; also by folder where they differ in more than the seed, or not even in that."""
     artefacts = [e if isinstance(e, Artefact) else load_artefact(e) for e in encoders]
     for lvlm in lvlms:
         for artefact in artefacts:
             lvlm.with_encoder(artefact)  # a wrong codebook shows before the hours of asking
-    kinds = []
-    for artefact in artefacts:
-        told = artefact.manifest.get("data") or {}
-        kinds.append((artefact.manifest.get("surrogate"), told.get("name"), artefact.manifest.get("seed")))
+    kinds = [_kind(artefact) for artefact in artefacts]
+    seeds = [artefact.manifest.get("seed") for artefact in artefacts]
+    places = [a.folder.parent if a.folder.name in ("encoder", "tuned") else a.folder for a in artefacts]
+    names = [place.name for place in places]
     rows = []
-    for artefact, kind in zip(artefacts, kinds, strict=True):
-        surrogate = str(kind[0] or "adapted")
-        folder = artefact.folder.parent.name if artefact.folder.name == "encoder" else artefact.folder.name
-        several = not own_data and len({data for own, data, _ in kinds if own == kind[0]}) > 1
-        label = f"{surrogate} on {kind[1]}" if several else surrogate
-        label = label if kinds.count(kind) == 1 else f"{label} ({folder})"
+    for artefact, (surrogate, data, how), place in zip(artefacts, kinds, places, strict=True):
+        alike = [(h, s) for (o, d, h), s in zip(kinds, seeds, strict=True) if (o, d) == (surrogate, data)]
+        several = not own_data and len({d for o, d, _ in kinds if o == surrogate}) > 1
+        label = f"{surrogate} on {data}" if several else surrogate
+        if any(h != how for h, _ in alike) or len({s for _, s in alike}) < len(alike):
+            label += f" ({place.name if names.count(place.name) == 1 else place})"
         rows.append(_Row(label, surrogate, artefact))
     return rows
+
+
+def _kind(artefact: Artefact) -> tuple[str, str, dict[str, Any]]:
+    """What encoders share that differ in their seed only: surrogate, data, and what decides a training."""
+    told = artefact.manifest.get("data") or {}
+    config = flat(artefact.manifest.get("config") or {})
+    apart = {*FREE, "seed", "surrogate", "micro_batch", "data.name", "data.root"}
+    how = {name: value for name, value in config.items() if name not in apart}
+    return str(artefact.manifest.get("surrogate") or "adapted"), str(told.get("name")), how
 
 
 def _made(

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import ConfigError
-from craft.core.files import atomic_write_text, clear_leftovers, is_leftover, read_json, write_json
+from craft.core.files import (
+    atomic_write_text,
+    clear_leftovers,
+    is_leftover,
+    read_json,
+    user_path,
+    write_json,
+)
 from craft.core.processes import is_main, on_main
 from craft.core.trees import flat
 from craft.training.settings import Settings
@@ -26,11 +33,11 @@ _OURS = (
     "trackers",
 )  # and run.json
 _OURS += ("stage-1", "stage-2", "visual", "backbone")  # of an alignment
-# Settings that may differ between a run and its continuation: they do not change the result.
-_FREE = frozenset(
+FREE = frozenset(
     {"out", "device", "checkpoint_every", "keep_checkpoints", "log_every", "trackers", "cache_mib"}
     | {"gradient_checkpointing", "workers", "pixel_cache"}
 )
+"""Settings that may differ between a run and its continuation: they do not change the result."""
 
 
 class RunFolder:
@@ -44,7 +51,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
         self.checkpoints = self.path / "checkpoints"
         self.encoder = self.path / "encoder"
         self.record: dict[str, Any] = {}
@@ -127,7 +134,7 @@ class RunFolder:
         changed = [
             f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
             for name in sorted(before.keys() | now.keys())
-            if name not in _FREE and before.get(name) != now.get(name)
+            if name not in FREE and before.get(name) != now.get(name)
         ]
         if changed:
             raise ConfigError(
