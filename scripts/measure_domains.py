@@ -71,11 +71,13 @@ def page(told: dict) -> str:
     """The Markdown page of the JSON beside it."""
     seeds = list(dict.fromkeys(run["seed"] for run in told["runs"]))
     limit = told["settings"]["limit"]
+    given = "".join(f" {name}={value}" for name, value in told["settings"]["set"].items())
+    command = "python scripts/measure_domains.py" + (f" --set{given}" if given else "")
     asked = "the test split" if limit is None else f"at most {limit} questions of the test split"
     head = (
         f"Strict exact match in percent over {asked}, mean ± standard deviation over the seeds "
         f"{seeds}; four options, so a blind guess scores 25. Seen and unseen: zero-shot → adapted. "
-        "Made by `python scripts/measure_domains.py`.\n\n"
+        f"Made by `{command}`.\n\n"
     )
     text = table(told["runs"], told["settings"]["surrogate"])
     return f"# Adaptation on the embedded domains\n\n{head}{text}\n"

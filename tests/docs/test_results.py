@@ -27,6 +27,7 @@ MADE_BY = {
     **{name: experiment.page for name, experiment in EXPERIMENTS.items()},
     "transfer": matrix_page,
     "apparel": domains_page,
+    "apparel-800": domains_page,
     "digits": domains_page,
 }
 """What makes a page of its JSON, by the file's name."""

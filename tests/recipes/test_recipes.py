@@ -105,7 +105,7 @@ def test_another_codebook_is_refused(adapted):
     with pytest.raises(CodebookMismatchError):
         evaluate(tiny_lvlm(codebook_seed=1), adapted.out, tiny_data())
     with pytest.raises(CodebookMismatchError):
-        transfer([adapted.out], [tiny_lvlm(), tiny_lvlm(codebook_seed=1)], tiny_data())
+        transfer([adapted.out], [tiny_lvlm(), tiny_lvlm("qwen2", codebook_seed=1)], tiny_data())
 
 
 def test_folder_end_to_end_with_the_encoders_own_questions(folder, tmp_path):
