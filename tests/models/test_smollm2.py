@@ -11,11 +11,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from builders import tiny_codebook
 from craft.core.files import load_tensors, read_json
 from craft.evaluation.language import INSTRUCTIONS
+from craft.models.artefact import save_artefact
 from craft.models.backbone import Backbone
 from craft.models.borrowed import add_factors
 from craft.models.llm_source import open_llm
 from craft.models.load import load, shipped_folder
-from craft.models.lvlm import LVLM
 from craft.models.projector import Projector
 from craft.models.weights import load_strict
 from craft.training.config import LoraConfig
@@ -92,13 +92,17 @@ def test_the_shipped_backbone_answers():
 
 
 @installed
-def test_a_tower_that_changed_changes_no_word_without_a_picture():
+def test_an_adapted_encoder_changes_no_word_without_a_picture(tmp_path):
     base = load("craft-tiny/smollm2", "cpu", "float32")
     with torch.no_grad():
         said = base.answer(None, list(INSTRUCTIONS), 16)
-        other = LVLM(copy.deepcopy(base.visual), base.backbone, base.name)
-        for weight in other.visual.vision_tower.parameters():
+        visual = copy.deepcopy(base.visual)
+        for weight in visual.vision_tower.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
-        picture = torch.rand(1, 3, base.visual.image_size, base.visual.image_size)
+        counts = torch.ones(visual.codebook.size, dtype=torch.int64)
+        other = base.with_encoder(save_artefact(tmp_path / "encoder", visual, prior=counts, manifest={}))
+        picture = torch.rand(1, 3, visual.image_size, visual.image_size)
         assert not torch.equal(base.encode(picture).codes, other.encode(picture).codes)
         assert other.answer(None, list(INSTRUCTIONS), 16) == said
+        logits = [model.backbone.logits(model.backbone.inputs(None, INSTRUCTIONS)) for model in (base, other)]
+        assert torch.equal(*logits)

@@ -71,7 +71,7 @@ class Backbone(nn.Module):
     def own_positions(self) -> bool:
         """Whether the LLM counts positions by the attention mask and takes no position ids, as with ALiBi
         (BLOOM, MPT, Falcon's `alibi`). Then it takes no masks of our own making either."""
-        base = getattr(self.llm, self.llm.base_model_prefix)  # type: ignore[arg-type]
+        base: Any = getattr(self.llm, str(self.llm.base_model_prefix), self.llm)
         takes = "position_ids" in inspect.signature(base.forward).parameters
         return not takes or bool(getattr(self.llm.config, "alibi", False))
 
