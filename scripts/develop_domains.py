@@ -47,6 +47,8 @@ def main() -> None:
             args.surrogate, args.domain, out, seed=args.seed, overwrite=True, **{**settings, "blend": 1.0}
         )
         print(f"held out: {', '.join(result.held_out)}; {settings}")
+        train = result.metrics["train"]  # at blend 1
+        print(f"distance to codewords {train['distance']:.3f}, codes changed {train['codes_changed']:.1%}")
         for name in [args.surrogate, *args.others]:
             base = craft.load(name)
             adapted = base.with_encoder(out)

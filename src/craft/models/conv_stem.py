@@ -22,13 +22,18 @@ _STEM_CHANNELS = 32
 
 
 def _convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Convolve with TensorFlow's "same" padding: for stride 2 the odd pixel goes right and below."""
+    """Convolve with TensorFlow's "same" padding: for stride 2 the odd pixel goes right and below.
+
+    Even padding is left to the convolution: the same sums, without a padded copy of the map.
+    """
     kernel, stride = conv.kernel_size[0], conv.stride[0]
     pads = []
     for size in (x.shape[-1], x.shape[-2]):
         pad = max((-(-size // stride) - 1) * stride + kernel - size, 0)
         pads += [pad // 2, pad - pad // 2]
-    return conv(F.pad(x, pads) if any(pads) else x)
+    even = len(set(pads)) == 1
+    padded = x if even else F.pad(x, pads)
+    return F.conv2d(padded, conv.weight, conv.bias, stride, pads[0] if even else 0, groups=conv.groups)
 
 
 class _Block(nn.Module):
@@ -43,8 +48,8 @@ class _Block(nn.Module):
         self.skip = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x if self.expand is None else F.relu6(self.expand(x))
-        y = self.project(F.relu6(_convolve(y, self.depthwise)))
+        y = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
+        y = self.project(F.relu6(_convolve(y, self.depthwise), inplace=True))
         return x + y if self.skip else y
 
 
@@ -73,7 +78,7 @@ class ConvStem(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Pixels `[B, 3, S, S]` -> maps `[B, C, S/stride, S/stride]`."""
-        x = F.relu6(_convolve(pixel_values, self.first))
+        x = F.relu6(_convolve(pixel_values, self.first), inplace=True)
         for block in self.blocks:
             x = block(x)
         return x
