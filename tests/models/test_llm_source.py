@@ -11,9 +11,10 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from builders import tiny_llm, tiny_lvlm, tiny_tokenizer
 from craft.core.errors import CheckpointError, ConfigError, CraftError
+from craft.core.files import sha256_file
 from craft.models import llm_source
 from craft.models.llm_folder import load_tokenizer
-from craft.models.llm_source import PACKAGED, find_llm, open_llm
+from craft.models.llm_source import PACKAGED, Packaged, find_llm, open_llm
 from craft.models.native import save_native
 from craft.models.prompts import build_prompt
 
@@ -81,6 +82,32 @@ def test_gguf_is_the_llm_that_was_written(tmp_path):
     (tmp_path / "bad.gguf").write_bytes(b"GGUF and nothing else")
     with pytest.raises(CheckpointError, match="cannot be read as a GGUF file"):
         open_llm(tmp_path / "bad.gguf", torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_packaged_llm_is_unpacked_once(tmp_path, monkeypatch):
+    write_gguf(tmp_path / "tiny.gguf", tiny_llm(), tiny_tokenizer())
+    digest = sha256_file(tmp_path / "tiny.gguf")
+    ours = Packaged("numpy==0", str(tmp_path / "tiny.gguf"), digest, "none")  # any package that is installed
+    monkeypatch.setitem(llm_source.PACKAGED, "tiny", ours)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no room"))
+    (tmp_path / "no room").write_text("a file where the folder would be")
+    first, words = open_llm("tiny", torch.float32)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    open_llm("tiny", torch.bfloat16)
+    kept = tmp_path / "cache/craft" / f"tiny-{digest[:8]}"
+    text = "What is shown in the picture?"
+    with monkeypatch.context() as patch:
+        patch.setattr(llm_source, "_load_gguf", None)  # not read again
+        again, same_words = open_llm("tiny", torch.float32)
+    assert words(text)["input_ids"] == same_words(text)["input_ids"]
+    for name, weight in first.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+    whole = (kept / "model.safetensors").read_bytes()
+    (kept / "model.safetensors").write_bytes(whole[:-100])
+    mended = open_llm("tiny", torch.float32)[0]  # damaged, so made anew
+    assert torch.equal(mended.lm_head.weight, first.lm_head.weight)
+    assert (kept / "model.safetensors").read_bytes() == whole
 
 
 def test_folders_and_backbones(family):

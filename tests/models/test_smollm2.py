@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from builders import tiny_codebook
 from craft.core.files import load_tensors, read_json
 from craft.evaluation.language import INSTRUCTIONS
+from craft.models import llm_source
 from craft.models.artefact import save_artefact
 from craft.models.backbone import Backbone
 from craft.models.borrowed import add_factors
@@ -71,6 +72,35 @@ def test_what_is_shipped_fits_the_llm():
 def test_it_talks(backbone):
     assert sum(p.numel() for p in backbone.llm.parameters()) == 134_515_008
     assert "Paris" in backbone.generate(None, [QUESTION], 8)[0]
+
+
+@installed
+def test_it_is_unpacked_once(backbone, tmp_path, monkeypatch):
+    """What the first reading leaves is the LLM that the GGUF file is, and is taken from then on."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first, words = open_llm("smollm2", torch.float32)
+    (kept,) = (tmp_path / "craft").iterdir()
+    monkeypatch.setattr(llm_source, "_load_gguf", None)
+    again, same_words = open_llm("smollm2", torch.float32)
+    for name, weight in first.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+    assert first.config.to_diff_dict() == again.config.to_diff_dict()
+    assert first.generation_config == again.generation_config
+    chat = [{"role": "user", "content": QUESTION}]
+    for text in (QUESTION, "naïve  Käse\n\t<|im_start|>user 12345 ☃"):
+        assert words(text)["input_ids"] == same_words(text)["input_ids"]
+    told = [one.apply_chat_template(chat, add_generation_prompt=True) for one in (words, same_words)]
+    assert told[0] == told[1]
+    ids = words(QUESTION)["input_ids"]
+    assert words.decode(ids) == same_words.decode(ids)
+    assert (words.eos_token, words.pad_token, words.bos_token) == (
+        same_words.eos_token,
+        same_words.pad_token,
+        same_words.bos_token,
+    )
+    (kept / "config.json").write_text("{")
+    with pytest.raises(TypeError):  # damaged: the GGUF file is read again
+        open_llm("smollm2", torch.float32)
 
 
 @installed

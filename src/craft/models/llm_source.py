@@ -1,7 +1,8 @@
 """Where an LLM comes from: a folder, a GGUF file, a hub id, a shipped backbone, a package that has one."""
 
 import io
-from contextlib import redirect_stderr
+import os
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
@@ -9,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from craft.core.errors import CheckpointError, ConfigError, CraftError
-from craft.core.files import sha256_file, user_path
+from craft.core.files import atomic_directory, sha256_file, user_path
 from craft.core.progress import say
 from craft.models.llm_folder import load_tokenizer, quiet, read_llm
 from craft.models.load import hub_folder, is_hub_id, shipped, shipped_folder
@@ -110,10 +112,30 @@ def open_llm(name: str | Path, dtype: torch.dtype, fresh: int | None = None) -> 
     if path.is_file():
         if fresh is not None:
             raise ConfigError("Random weights need an LLM's folder with its config.json, not a GGUF file.")
-        return _load_gguf(path, dtype)
+        packaged = PACKAGED.get(str(name))
+        return _load_gguf(path, dtype) if packaged is None else _unpacked(path, packaged, dtype)
     if fresh is None:
         return read_llm(path, dtype), load_tokenizer(path)
     return _fresh(path, dtype, fresh), load_tokenizer(path)
+
+
+def _unpacked(path: Path, packaged: Packaged, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+    """A packaged LLM from the folder that its first reading leaves in the user's cache: transformers takes
+    half a minute of a slow core for the GGUF file, and two seconds for the folder."""
+    cache = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "craft"
+    kept = cache / f"{path.stem}-{packaged.sha256[:8]}"
+    with suppress(CheckpointError):  # not there yet, or damaged
+        return read_llm(kept, dtype), load_tokenizer(kept)
+    llm, tokenizer = _load_gguf(path, torch.float32)
+    full = (
+        CraftError,
+        OSError,
+        SafetensorError,
+    )  # or may not be written to: read the GGUF file next time too
+    with suppress(*full), quiet(), atomic_directory(kept) as new:
+        llm.save_pretrained(new)
+        tokenizer.save_pretrained(new)
+    return llm.to(dtype), tokenizer
 
 
 def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
