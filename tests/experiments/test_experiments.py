@@ -1,6 +1,7 @@
 """The pruning experiments on tiny models: cells once, pages from JSON, figures that agree with `evaluate`."""
 
 import json
+import weakref
 
 import pytest
 
@@ -11,6 +12,7 @@ from craft.experiments.cells import Method
 from craft.experiments.parallel import estimate
 from craft.experiments.pruned import How, Subject, marks
 from craft.experiments.pruning import COLOURS as LINES
+from craft.experiments.pruning import measured
 from craft.experiments.publish import write_result
 from craft.pruning import STRATEGIES
 from craft.recipes import adapt, evaluate
@@ -126,3 +128,17 @@ def test_every_strategy_has_a_line():
 def test_an_empty_plan_is_refused(plan):
     with pytest.raises(ConfigError, match="without seeds"):
         Work(Plan(work=plan.work, seeds=()))
+
+
+def test_one_subject_is_held_at_a_time(plan, monkeypatch):
+    """Each has a vision tower of its own, and at the paper's scale there are 150."""
+    held, counts = weakref.WeakSet(), []
+
+    def ask(self, how):
+        held.add(self)
+        counts.append(len(held))
+        return invented(how, len(self.samples))
+
+    monkeypatch.setattr(Subject, "ask", ask)
+    measured(Work(plan), {"no pruning": How()})
+    assert counts == [1] * len(plan.backbones) and len(counts) > 1

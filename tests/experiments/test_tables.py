@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from craft.cli import main
 from craft.core.errors import ConfigError
@@ -228,6 +229,45 @@ def test_other_weights_are_another_cell(plan, tmp_path, monkeypatch):
     write_json(work.file(cell), {**kept, "key": {**kept["key"], "lvlm": "other"}, "found": {}})
     assert fill(Work(plan), cell) == kept["found"]
     assert read_json(work.file(cell))["key"] == kept["key"]
+
+
+def test_encoders_of_other_pictures_under_the_same_name_are_made_anew(plan, tmp_path):
+    """The folder's name stays where a picture in it is replaced; what was asked of the old ones is asked anew
+    too, and nothing is lost: the old pictures are back, and so are their encoders."""
+    data = tmp_path / "blobs"
+    shutil.copytree(plan.domains[0], data)
+    again = plan.model_copy(update={"work": tmp_path / "work", "domains": (str(data),)})
+    cells = {cell.measure: cell for cell in TABLE3.cells(again) if cell.method.name == CRAFT}
+    cells["judged"] = EXPERIMENTS["table2"].cells(again)[0]
+    first = Work(again)
+    before = {name: fill(first, cell) for name, cell in cells.items()}
+    one = cells["answers"]
+    place = first.place(one.domain, one.seed, one.method)
+    kept = {path: path.read_bytes() for path in data.rglob("*.png")}
+    for path in kept:  # other colours
+        with Image.open(path) as picture:
+            inverted = ImageOps.invert(picture)
+        inverted.save(path)
+    work = Work(again)
+    assert not work.is_trained(one.domain, one.seed, one.method)
+    assert not any(work.is_measured(cell) for cell in cells.values())
+    assert work.trained(one.domain, one.seed, one.method) != place
+    learned = read_json(work.place(one.domain, one.seed, one.method) / "run.json")["data_fingerprint"]
+    assert learned == work.questions(one.domain, one.seed).fingerprint
+    judged, samples = cells["judged"], work.samples(cells["judged"])
+    said = work.lvlm(judged.backbone).answer(
+        [sample.image for sample in samples],
+        [sample.prompt("Justify your answer.") for sample in samples],
+        plan.explain_tokens,
+    )
+    assert [row["response"] for row in fill(work, judged)["rows"]] == said
+    for path, content in kept.items():
+        path.write_bytes(content)
+    back = Work(again)
+    assert back.place(one.domain, one.seed, one.method) == place
+    assert {name: fill(back, cell) for name, cell in cells.items()} == before
+    shutil.rmtree(place)  # to have it made anew
+    assert not back.is_trained(one.domain, one.seed, one.method)
 
 
 def test_models_are_kept_as_long_as_there_is_room(plan, monkeypatch):

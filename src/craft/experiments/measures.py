@@ -99,8 +99,9 @@ def judged(work: Work, cell: Cell) -> dict[str, Any]:
             "method": cell.method.name,
             "lvlm": work.digest(cell),
             "samples": digest([[one.id, one.prompt(DIRECTIVE), one.seen] for one in samples]),
+            "data": work.questions(cell.asked, cell.seed).fingerprint,
         }
-        name = digest([settings, tokens])[:8]  # other weights, questions or lengths: other answers
+        name = digest([settings, tokens])[:8]  # other weights, questions, pictures or lengths: other answers
         folder = work.plan.work / "judged" / work.file(cell).stem / name
         cases = explain(lvlm, samples, folder, settings, tokens, _shown(work, cell), batch_size=16)
         replies = judge_cases(offline_judge(), cases, VerdictCache(folder / "verdicts.jsonl"))

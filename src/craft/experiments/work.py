@@ -26,7 +26,7 @@ from craft.models.lvlm import LVLM
 from craft.models.memory import weight_bytes
 from craft.recipes.adapt import adapt
 from craft.recipes.questions import open_data, questions_for, take
-from craft.training.config import AdaptConfig, BaselineConfig
+from craft.training.config import AdaptConfig, BaselineConfig, DataConfig
 from craft.training.run_folder import machine
 
 KEPT = 0.5
@@ -53,6 +53,7 @@ class Work:
         self._lvlms: dict[tuple[str, float, int], LVLM] = {}
         self._hashes: dict[tuple[str, float, int], dict[str, str]] = {}
         self._questions: dict[tuple[str, int], Data] = {}
+        self._opened: dict[Any, Data] = {}
         self._made: tuple[Any, LVLM] | None = None
         self._digests: dict[Any, str] = {}
         self.told: dict[str, Any] = {}
@@ -158,19 +159,26 @@ class Work:
         return load_artefact(self.trained(domain, seed, method or usual))
 
     def place(self, domain: str, seed: int, method: Method) -> Path:
-        """The run folder of a training: another one for other weights or settings."""
-        settings = self.settings(domain, seed, method).model_dump(mode="json")
+        """The run folder of a training: another one for other weights or settings, and where the data are not
+        those that the run there began with."""
+        settings = self.settings(domain, seed, method)
         parts = self.hashes(method.model, method.fraction, seed)
-        told = {"parts": parts, "settings": settings}
-        if method.name == CRAFT:
-            return self.plan.work / "encoders" / f"{plain(domain)}-{seed}-{digest(told)[:10]}"
-        return self.plan.work / "tuned" / f"{method.name}-{plain(domain)}-{seed}-{digest(told)[:10]}"
+        told: dict[str, Any] = {"parts": parts, "settings": settings.model_dump(mode="json")}
+        kind = "encoders" if method.name == CRAFT else "tuned"
+        name = f"{'' if method.name == CRAFT else f'{method.name}-'}{plain(domain)}-{seed}"
+        usual = self.plan.work / kind / f"{name}-{digest(told)[:10]}"
+        if not (usual / "run.json").is_file():
+            return usual
+        learned = self._data(settings.data, seed, method.model).fingerprint
+        if read_json(usual / "run.json").get("data_fingerprint", learned) == learned:
+            return usual
+        return usual.with_name(f"{name}-{digest({**told, 'data': learned})[:10]}")
 
     def is_trained(self, domain: str, seed: int, method: Method) -> bool:
         """Whether a training is there already."""
         if method == Method(CRAFT, self.plan.surrogates[0]) and (domain, seed) in self._given:
             return True
-        return _record(self.place(domain, seed, method)).is_file()
+        return _is_done(self.place(domain, seed, method))
 
     def trained(self, domain: str, seed: int, method: Method) -> Path:
         """The run folder of a training, which is done now where that never happened.
@@ -179,7 +187,7 @@ class Work:
             CraftError: as `craft.adapt`, or the baselines.
         """
         folder = self.place(domain, seed, method)
-        if _record(folder).is_file():
+        if _is_done(folder):
             return folder
         began = time.monotonic()
         model = self.lvlm(method.model, method.fraction, seed)
@@ -204,19 +212,24 @@ class Work:
     def questions(self, domain: str, seed: int) -> Data:
         """The questions of a domain: training, validation and test, the same for every method."""
         if (domain, seed) not in self._questions:
-            given = self._given.get((domain, seed))
-            lvlm = lambda: self.lvlm(self.plan.surrogates[0])  # noqa: E731  (hard distractors ask it)
+            given, usual = self._given.get((domain, seed)), Method(CRAFT, self.plan.surrogates[0])
             if given is not None:
-                data = questions_for({"name": domain}, seed, given.manifest, lvlm)
+                data = questions_for({"name": domain}, seed, given.manifest, lambda: self.lvlm(usual.model))
             else:
-                usual = Method(CRAFT, self.plan.surrogates[0])
-                data = open_data(self.settings(domain, seed, usual).data, seed, lvlm)
+                data = self._data(self.settings(domain, seed, usual).data, seed, usual.model)
             self._questions[domain, seed] = data
             self.told[f"{domain}, seed {seed}"] = {
                 "data": data.fingerprint,
                 "held_out": list(data.held_out),
             }
         return self._questions[domain, seed]
+
+    def _data(self, settings: DataConfig, seed: int, model: str) -> Data:
+        """The data of a training with this model (which hard distractors ask), opened once."""
+        key = (settings.model_dump_json(), seed, model if settings.distractors == "hard" else None)
+        if key not in self._opened:
+            self._opened[key] = open_data(settings, seed, lambda: self.lvlm(model))
+        return self._opened[key]
 
     def samples(self, cell: Cell, split: Any = "test") -> list[Sample]:
         """The questions that a cell asks."""
@@ -322,6 +335,10 @@ def _way(cell: Cell) -> tuple[Any, ...]:
 def _record(folder: Path) -> Path:
     """What says that a training is done, and how long it took."""
     return folder.parent.parent / "times" / f"{folder.parent.name}-{folder.name}.json"
+
+
+def _is_done(folder: Path) -> bool:
+    return _record(folder).is_file() and folder.is_dir()  # someone may have deleted it, to train anew
 
 
 def settings_of_training(plan: Plan, domain: str, seed: int, method: Method) -> AdaptConfig:
