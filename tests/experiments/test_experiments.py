@@ -56,6 +56,20 @@ def test_encoders_that_tables_would_misname_are_refused(plan, tmp_path):
             estimate(work, EXPERIMENTS["table3"].cells(work.plan))
 
 
+def test_encoders_of_what_is_not_asked_for_are_named(plan, capsys):
+    """Others would be made in their place without a word: data is found by the name that it was given."""
+    place = str(Work(plan).encoder(plan.domains[0], 0).folder.parent)
+    for change, told in (
+        ({}, False),
+        ({"seeds": (0, 1), "domains": plan.general[1:]}, False),
+        ({"seeds": (1,)}, True),
+        ({"domains": (plan.domains[0] + "/",), "general": ()}, True),
+    ):
+        capsys.readouterr()
+        Work(plan.model_copy(update={"encoders": (place,), **change})).note_unused()
+        assert ("blobs, seed 0, which is not asked for" in capsys.readouterr().err) is told
+
+
 def test_baselines_beside_a_given_encoder_learn_from_its_questions(plan, tmp_path):
     """Else they would be trained on classes that the table calls unseen, or to answer by text for letters."""
     domain, settings = plan.domains[0], {"data.answer_with": "letter", "data.unseen_fraction": 0.5}

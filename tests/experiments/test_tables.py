@@ -4,6 +4,8 @@ import functools
 import json
 import re
 import shutil
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +24,14 @@ from craft.experiments.measures import fill
 from craft.experiments.paper import theirs
 from craft.experiments.parallel import estimate, fill_all, in_order, trainings
 from craft.experiments.plan import QUICK, plan_for
-from craft.experiments.publish import command, escaped
+from craft.experiments.publish import command, escaped, table
 from craft.experiments.tables import MARGIN_PEER, PEER_GAIN, _verdict1, lines5
 from craft.experiments.transfers import TABLE3
 from craft.experiments.work import KEPT
 from craft.models.load import load
 from craft.models.memory import weight_bytes
 from craft.recipes import evaluate
+from craft.recipes.matrix import TransferMatrix
 from craft.training.config import AdaptConfig
 
 SLOW = ("table5", "table6", "lambdas", "open-questions", "fig4")
@@ -399,6 +402,38 @@ def test_cells_reach_no_process_that_are_there_of_these_weights_and_questions(
     assert estimate(Work(again), cells).cells_left == 1
     with pytest.raises(TypeError):
         fill_all(again, cells, 2)
+
+
+def test_a_process_that_is_killed_is_told_in_a_sentence(plan, tmp_path, monkeypatch):
+    """By the system, where memory runs out: Python says that a pool is broken, which is no fault of CRAFT."""
+
+    class Pool(ProcessPoolExecutor):
+        def submit(self, *_):
+            future = Future()
+            future.set_exception(BrokenProcessPool("terminated abruptly"))
+            return future
+
+    monkeypatch.setattr("craft.experiments.parallel.ProcessPoolExecutor", Pool)
+    empty = plan.model_copy(update={"work": tmp_path})
+    with pytest.raises(ConfigError, match=r"was killed.*fewer --jobs than 2"):
+        fill_all(empty, TABLE3.cells(empty)[:1], 2)
+
+
+@pytest.mark.parametrize("told", ["{}", "[]", '{"rows": [], "lines": [], "differences": []}'])
+def test_what_cannot_be_drawn_again_is_told(told, tmp_path, capsys):
+    for name in ("table1", "fig5"):
+        (tmp_path / f"{name}.json").write_text(told)
+        assert main(["reproduce", name, "--redraw", "--out", str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert f"{name}.json is not a result" in error and "Traceback" not in error
+
+
+def test_bars_in_names_end_no_cell():
+    assert table(["line", "a|b"], [["x \\| y", "1|2|"]]) == (
+        "| line | a\\|b |\n| --- | ---: |\n| x \\| y | 1\\|2\\| |"
+    )
+    matrix = TransferMatrix(["a|b"], ["zero-shot"], ["x"], {})
+    assert "| backbone | encoder adapted with | a\\|b |" in matrix.to_markdown()
 
 
 @pytest.mark.slow

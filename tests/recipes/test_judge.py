@@ -113,7 +113,7 @@ def test_answers_about_other_pictures_of_the_same_names_are_not_taken(pictures, 
         with Image.open(path) as picture:
             inverted = ImageOps.invert(picture)
         inverted.save(path)
-    with pytest.raises(ConfigError, match="other settings .*samples was"):
+    with pytest.raises(ConfigError, match=r"other settings .*samples was"):
         judge(answers_of(tiny_lvlm(), **asked))
 
 

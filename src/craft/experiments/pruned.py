@@ -195,8 +195,8 @@ def _subject(work: Work, domain: str, seed: int, backbone: str, split: str) -> "
 
 
 def subjects(work: Work, split: str = "test") -> Iterator[Subject]:
-    """All domains, seeds and backbones of the plan, in that order; each with a vision tower of its own, so one
-    at a time."""
+    """All domains, seeds and backbones of the plan, in that order; one at a time, since each has a vision
+    tower of its own."""
     plan = work.plan
     for domain, seed, backbone in product(plan.domains, plan.seeds, plan.backbones):
         yield Subject(work, domain, seed, backbone, split)

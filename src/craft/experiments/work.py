@@ -83,6 +83,15 @@ class Work:
             found[key] = artefact
         return found
 
+    def note_unused(self) -> None:
+        """Say which of the plan's own encoders are of data or seeds that are not asked for."""
+        for (domain, seed), artefact in self._given.items():
+            if domain not in (*self.plan.domains, *self.plan.general) or seed not in self.plan.seeds:
+                say(
+                    f"note: {artefact.folder} was adapted to {domain}, seed {seed}, which is not asked for; "
+                    "it is not used. Data must be named as it was then."
+                )
+
     # Models
 
     def lvlm(self, name: str, fraction: float = 1.0, seed: int = 0) -> LVLM:
