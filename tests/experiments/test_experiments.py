@@ -71,15 +71,18 @@ def test_encoders_of_what_is_not_asked_for_are_named(plan, capsys):
 
 
 def test_baselines_beside_a_given_encoder_learn_from_its_questions(plan, tmp_path):
-    """Else they would be trained on classes that the table calls unseen, or to answer by text for letters."""
+    """Else they would be trained on classes that the table calls unseen or on more pictures, or to answer by
+    text for letters."""
     domain, settings = plan.domains[0], {"data.answer_with": "letter", "data.unseen_fraction": 0.5}
+    settings["data.limit"] = 10
     out = adapt(plan.surrogates[0], domain, tmp_path / "run", config={**plan.adapt}, **settings).out
     work = Work(plan.model_copy(update={"work": tmp_path / "work", "encoders": (str(out),)}))
     method = Method("llm-lora", plan.explainer)
     data = work.settings(domain, 0, method).data
     assert (data.answer_with, data.unseen_fraction) == ("letter", 0.5)
-    learned = read_json(work.trained(domain, 0, method) / "run.json")["held_out"]
-    assert learned == list(work.questions(domain, 0).held_out)
+    learned = read_json(work.trained(domain, 0, method) / "run.json")
+    assert learned["held_out"] == list(work.questions(domain, 0).held_out)
+    assert learned["data_fingerprint"] == read_json(out / "run.json")["data_fingerprint"]
 
 
 def test_cells_are_measured_once_and_apart(plan, monkeypatch):

@@ -213,7 +213,7 @@ class Work:
         if given is None:
             return config
         told = given.manifest["data"]["settings"]
-        same = {name: told[name] for name in ("answer_with", "distractors", "unseen_fraction")}
+        same = {name: told[name] for name in ("answer_with", "distractors", "unseen_fraction", "limit")}
         return config.model_copy(update={"data": config.data.model_copy(update=same)})
 
     # Questions
