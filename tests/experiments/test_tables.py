@@ -327,6 +327,7 @@ def test_other_weights_or_lengths_are_asked_to_justify_anew(plan, tmp_path):
         lvlm = work.lvlm(cell.backbone)
         if change is None:  # aligned again, say: the same tower, another LLM
             lvlm.backbone.llm.get_output_embeddings().weight.data.neg_()
+        assert not work.is_measured(cell)
         samples = work.samples(cell)
         said = lvlm.answer(
             [sample.image for sample in samples],

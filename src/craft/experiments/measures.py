@@ -9,7 +9,7 @@ from craft.data import Sample
 from craft.evaluation import evaluate_lvlm
 from craft.evaluation.judge import BINARY, DIRECTIVE
 from craft.evaluation.judge_answers import explain
-from craft.evaluation.judge_offline import RULES, offline_judge
+from craft.evaluation.judge_offline import offline_judge
 from craft.evaluation.judge_run import VerdictCache, judge_cases
 from craft.experiments.cells import CRAFT, Cell, digest
 from craft.experiments.pruned import pruned
@@ -113,7 +113,7 @@ def judged(work: Work, cell: Cell) -> dict[str, Any]:
         shares = {name: sum(row[name] for row in rows) / len(rows) for name in BINARY}
         return {**shares, "count": len(rows), "rows": rows}
 
-    return work.cell(cell, measure, {"rules": RULES, "tokens": tokens})
+    return work.cell(cell, measure)
 
 
 MEASURES: dict[str, Callable[[Work, Cell], dict[str, Any]]] = {

@@ -16,6 +16,7 @@ from craft.core.errors import ConfigError
 from craft.core.files import hash_tensors, read_json, write_json
 from craft.core.progress import say
 from craft.data import BENCHMARKS, Data, Sample
+from craft.evaluation.judge_offline import RULES
 from craft.experiments.cells import CRAFT, ZERO_SHOT, Cell, Method, digest, plain
 from craft.experiments.plan import Plan
 from craft.models.artefact import Artefact, load_artefact
@@ -269,6 +270,7 @@ class Work:
             "lvlm": self.digest(cell),
             "data": data.fingerprint,
             "held_out": list(data.held_out),
+            **self._told(cell),
             **(more or {}),
         }
         place, origin = self.file(cell), self._origin(cell)
@@ -303,9 +305,13 @@ class Work:
         if method.name != ZERO_SHOT and not self.is_trained(cell.domain, cell.seed, method):
             return False
         told, data = read_json(place), self.questions(cell.asked, cell.seed)
-        asked = told["key"]["data"], told["key"]["held_out"]
+        wanted = {"data": data.fingerprint, "held_out": list(data.held_out), **self._told(cell)}
         origin = self._origin(cell)  # which cells of before there was such a thing do not say
-        return told.get("origin", origin) == origin and asked == (data.fingerprint, list(data.held_out))
+        return told.get("origin", origin) == origin and wanted.items() <= told["key"].items()
+
+    def _told(self, cell: Cell) -> dict[str, Any]:
+        """What else the result of a cell depends on, as far as the plan says it."""
+        return {"rules": RULES, "tokens": self.plan.explain_tokens} if cell.measure == "judged" else {}
 
     def _origin(self, cell: Cell) -> str:
         """A hash of what a cell's LVLM is made of; all of it is known before."""
