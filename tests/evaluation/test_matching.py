@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from craft.data import Sample
-from craft.evaluation.matching import lenient, option_named, strict, unparseable
+from craft.evaluation.classes import confusion
+from craft.evaluation.matching import lenient, option_meant, option_named, strict, unparseable
 
 CHOICES = ("T-shirt", "coat", "shirt", "rain coat")
 
@@ -89,6 +90,19 @@ def test_letters_as_answers():
     asked = sample(answer="B")
     assert strict("b", asked.answer) and lenient("coat", asked) and lenient("B.", asked)
     assert lenient("B", sample(answer="B", correct=None))  # a JSONL may not say which option is right
+
+
+@given(st.permutations("ABCD"), st.integers(0, 3), st.sampled_from(["{}", "{}.", "({})", " {}\n"]))
+def test_letters_as_answers_where_options_are_letters(choices, right, form):
+    """Hand-written letters, say: "B" is an option's text too, and it was the letter that was asked for."""
+    asked = sample(answer="ABCD"[right], correct=right, choices=tuple(choices))
+    by_letter = choices[right] != "ABCD"[right]
+    for place, letter in enumerate("ABCD"):
+        said = form.format(letter)
+        meant = place if by_letter else choices.index(letter)
+        assert option_meant(said, asked) == meant and lenient(said, asked) is (meant == right)
+    row = {"answer": asked.answer, "correct": choices[right], "choices": choices, "prediction": asked.answer}
+    assert confusion([row]) == []
 
 
 def test_open_questions():

@@ -259,6 +259,7 @@ def test_the_plan_runs_checkpointed_layers_twice():
         (["--gpus", "0xA100-40"], "NUMBERxGPU"),
         (["--surrogate", "gpt-9"], "qwen2-0.5b"),
         (["--batch", "25"], "give a multiple"),
+        (["--batch", "0"], "give a multiple"),
         (["--mfu", "2"], "share in"),
     ],
 )

@@ -1,6 +1,7 @@
 """The pruning experiments on tiny models: cells once, pages from JSON, figures that agree with `evaluate`."""
 
 import json
+import weakref
 
 import pytest
 
@@ -11,6 +12,7 @@ from craft.experiments.cells import Method
 from craft.experiments.parallel import estimate
 from craft.experiments.pruned import How, Subject, marks
 from craft.experiments.pruning import COLOURS as LINES
+from craft.experiments.pruning import measured
 from craft.experiments.publish import write_result
 from craft.pruning import STRATEGIES
 from craft.recipes import adapt, evaluate
@@ -54,16 +56,33 @@ def test_encoders_that_tables_would_misname_are_refused(plan, tmp_path):
             estimate(work, EXPERIMENTS["table3"].cells(work.plan))
 
 
+def test_encoders_of_what_is_not_asked_for_are_named(plan, capsys):
+    """Others would be made in their place without a word: data is found by the name that it was given."""
+    place = str(Work(plan).encoder(plan.domains[0], 0).folder.parent)
+    for change, told in (
+        ({}, False),
+        ({"seeds": (0, 1), "domains": plan.general[1:]}, False),
+        ({"seeds": (1,)}, True),
+        ({"domains": (plan.domains[0] + "/",), "general": ()}, True),
+    ):
+        capsys.readouterr()
+        Work(plan.model_copy(update={"encoders": (place,), **change})).note_unused()
+        assert ("blobs, seed 0, which is not asked for" in capsys.readouterr().err) is told
+
+
 def test_baselines_beside_a_given_encoder_learn_from_its_questions(plan, tmp_path):
-    """Else they would be trained on classes that the table calls unseen, or to answer by text for letters."""
+    """Else they would be trained on classes that the table calls unseen or on more pictures, or to answer by
+    text for letters."""
     domain, settings = plan.domains[0], {"data.answer_with": "letter", "data.unseen_fraction": 0.5}
+    settings["data.limit"] = 10
     out = adapt(plan.surrogates[0], domain, tmp_path / "run", config={**plan.adapt}, **settings).out
     work = Work(plan.model_copy(update={"work": tmp_path / "work", "encoders": (str(out),)}))
     method = Method("llm-lora", plan.explainer)
     data = work.settings(domain, 0, method).data
     assert (data.answer_with, data.unseen_fraction) == ("letter", 0.5)
-    learned = read_json(work.trained(domain, 0, method) / "run.json")["held_out"]
-    assert learned == list(work.questions(domain, 0).held_out)
+    learned = read_json(work.trained(domain, 0, method) / "run.json")
+    assert learned["held_out"] == list(work.questions(domain, 0).held_out)
+    assert learned["data_fingerprint"] == read_json(out / "run.json")["data_fingerprint"]
 
 
 def test_cells_are_measured_once_and_apart(plan, monkeypatch):
@@ -126,3 +145,17 @@ def test_every_strategy_has_a_line():
 def test_an_empty_plan_is_refused(plan):
     with pytest.raises(ConfigError, match="without seeds"):
         Work(Plan(work=plan.work, seeds=()))
+
+
+def test_one_subject_is_held_at_a_time(plan, monkeypatch):
+    """Each has a vision tower of its own, and at the paper's scale there are 150."""
+    held, counts = weakref.WeakSet(), []
+
+    def ask(self, how):
+        held.add(self)
+        counts.append(len(held))
+        return invented(how, len(self.samples))
+
+    monkeypatch.setattr(Subject, "ask", ask)
+    measured(Work(plan), {"no pruning": How()})
+    assert counts == [1] * len(plan.backbones) and len(counts) > 1

@@ -96,6 +96,13 @@ def test_a_page_of_a_run_an_evaluation_and_a_judging(encoder, evaluated, tmp_pat
     assert "Correctness and Presence only" in words
 
 
+def test_the_folder_that_one_is_in_has_a_name(tmp_path, monkeypatch):
+    (tmp_path / "my-run").mkdir()
+    (tmp_path / "my-run" / "run.json").write_text("{}")
+    monkeypatch.chdir(tmp_path / "my-run")
+    assert "my-run" in report(["."], "page.html").read_text()
+
+
 def test_text_of_runs_is_never_markup(encoder, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()

@@ -4,10 +4,13 @@ import functools
 import json
 import re
 import shutil
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from craft.cli import main
 from craft.core.errors import ConfigError
@@ -21,13 +24,14 @@ from craft.experiments.measures import fill
 from craft.experiments.paper import theirs
 from craft.experiments.parallel import estimate, fill_all, in_order, trainings
 from craft.experiments.plan import QUICK, plan_for
-from craft.experiments.publish import command, escaped
+from craft.experiments.publish import command, escaped, table
 from craft.experiments.tables import MARGIN_PEER, PEER_GAIN, _verdict1, lines5
 from craft.experiments.transfers import TABLE3
 from craft.experiments.work import KEPT
 from craft.models.load import load
 from craft.models.memory import weight_bytes
 from craft.recipes import evaluate
+from craft.recipes.matrix import TransferMatrix
 from craft.training.config import AdaptConfig
 
 SLOW = ("table5", "table6", "lambdas", "open-questions", "fig4")
@@ -230,6 +234,45 @@ def test_other_weights_are_another_cell(plan, tmp_path, monkeypatch):
     assert read_json(work.file(cell))["key"] == kept["key"]
 
 
+def test_encoders_of_other_pictures_under_the_same_name_are_made_anew(plan, tmp_path):
+    """The folder's name stays where a picture in it is replaced; what was asked of the old ones is asked anew
+    too, and nothing is lost: the old pictures are back, and so are their encoders."""
+    data = tmp_path / "blobs"
+    shutil.copytree(plan.domains[0], data)
+    again = plan.model_copy(update={"work": tmp_path / "work", "domains": (str(data),)})
+    cells = {cell.measure: cell for cell in TABLE3.cells(again) if cell.method.name == CRAFT}
+    cells["judged"] = EXPERIMENTS["table2"].cells(again)[0]
+    first = Work(again)
+    before = {name: fill(first, cell) for name, cell in cells.items()}
+    one = cells["answers"]
+    place = first.place(one.domain, one.seed, one.method)
+    kept = {path: path.read_bytes() for path in data.rglob("*.png")}
+    for path in kept:  # other colours
+        with Image.open(path) as picture:
+            inverted = ImageOps.invert(picture)
+        inverted.save(path)
+    work = Work(again)
+    assert not work.is_trained(one.domain, one.seed, one.method)
+    assert not any(work.is_measured(cell) for cell in cells.values())
+    assert work.trained(one.domain, one.seed, one.method) != place
+    learned = read_json(work.place(one.domain, one.seed, one.method) / "run.json")["data_fingerprint"]
+    assert learned == work.questions(one.domain, one.seed).fingerprint
+    judged, samples = cells["judged"], work.samples(cells["judged"])
+    said = work.lvlm(judged.backbone).answer(
+        [sample.image for sample in samples],
+        [sample.prompt("Justify your answer.") for sample in samples],
+        plan.explain_tokens,
+    )
+    assert [row["response"] for row in fill(work, judged)["rows"]] == said
+    for path, content in kept.items():
+        path.write_bytes(content)
+    back = Work(again)
+    assert back.place(one.domain, one.seed, one.method) == place
+    assert {name: fill(back, cell) for name, cell in cells.items()} == before
+    shutil.rmtree(place)  # to have it made anew
+    assert not back.is_trained(one.domain, one.seed, one.method)
+
+
 def test_models_are_kept_as_long_as_there_is_room(plan, monkeypatch):
     """Those used last; what was once hashed is not read again."""
     loaded = []
@@ -284,6 +327,7 @@ def test_other_weights_or_lengths_are_asked_to_justify_anew(plan, tmp_path):
         lvlm = work.lvlm(cell.backbone)
         if change is None:  # aligned again, say: the same tower, another LLM
             lvlm.backbone.llm.get_output_embeddings().weight.data.neg_()
+        assert not work.is_measured(cell)
         samples = work.samples(cell)
         said = lvlm.answer(
             [sample.image for sample in samples],
@@ -359,6 +403,38 @@ def test_cells_reach_no_process_that_are_there_of_these_weights_and_questions(
     assert estimate(Work(again), cells).cells_left == 1
     with pytest.raises(TypeError):
         fill_all(again, cells, 2)
+
+
+def test_a_process_that_is_killed_is_told_in_a_sentence(plan, tmp_path, monkeypatch):
+    """By the system, where memory runs out: Python says that a pool is broken, which is no fault of CRAFT."""
+
+    class Pool(ProcessPoolExecutor):
+        def submit(self, *_):
+            future = Future()
+            future.set_exception(BrokenProcessPool("terminated abruptly"))
+            return future
+
+    monkeypatch.setattr("craft.experiments.parallel.ProcessPoolExecutor", Pool)
+    empty = plan.model_copy(update={"work": tmp_path})
+    with pytest.raises(ConfigError, match=r"was killed.*fewer --jobs than 2"):
+        fill_all(empty, TABLE3.cells(empty)[:1], 2)
+
+
+@pytest.mark.parametrize("told", ["{}", "[]", '{"rows": [], "lines": [], "differences": []}'])
+def test_what_cannot_be_drawn_again_is_told(told, tmp_path, capsys):
+    for name in ("table1", "fig5"):
+        (tmp_path / f"{name}.json").write_text(told)
+        assert main(["reproduce", name, "--redraw", "--out", str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert f"{name}.json is not a result" in error and "Traceback" not in error
+
+
+def test_bars_in_names_end_no_cell():
+    assert table(["line", "a|b"], [["x \\| y", "1|2|"]]) == (
+        "| line | a\\|b |\n| --- | ---: |\n| x \\| y | 1\\|2\\| |"
+    )
+    matrix = TransferMatrix(["a|b"], ["zero-shot"], ["x"], {})
+    assert "| backbone | encoder adapted with | a\\|b |" in matrix.to_markdown()
 
 
 @pytest.mark.slow

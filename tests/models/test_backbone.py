@@ -63,6 +63,7 @@ def test_generation_stops_at_the_end_token(lvlm: LVLM, pixels: torch.Tensor) -> 
     [
         ("gemma2", {"final_logit_softcapping": 3.0}),
         ("granite", {"logits_scaling": 8.0}),
+        ("granitemoe", {"logits_scaling": 8.0, "num_local_experts": 2, "num_experts_per_tok": 1}),
         ("cohere", {"logit_scale": 0.25}),
     ],
 )

@@ -88,3 +88,11 @@ def test_decode_strips_and_drops_special_tokens() -> None:
     ids = [words.bos_token_id, *words(" a cat ", add_special_tokens=False)["input_ids"], words.eos_token_id]
     assert decode(words, ids) == "a cat"
     assert decode(words, []) == ""
+
+
+def test_ids_beyond_the_tokenizer_say_nothing() -> None:
+    """LLMs pad their vocabularies (Qwen2 has ids that no token has), and may choose one of these."""
+    words = tiny_tokenizer()
+    known = words("cat", add_special_tokens=False)["input_ids"]
+    assert decode(words, [len(words) + 3, *known, len(words) + 20]) == "cat"
+    assert decode(words, [len(words)]) == ""

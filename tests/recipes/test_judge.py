@@ -1,11 +1,13 @@
 """Answers with reasons, asked or read, and judged; interrupted and gone on."""
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image, ImageOps
 
 from builders import tiny_codebook, tiny_lvlm
 from craft.cli.arguments import expand
@@ -99,6 +101,20 @@ def test_answers_of_another_llm_or_projector_are_not_taken(run, tmp_path):
         next(getattr(other.backbone, part).parameters()).data.neg_()
         with pytest.raises(ConfigError, match=f"{part} was"):
             judge(answers_of(other, run, out=tmp_path, **SHORT))
+
+
+def test_answers_about_other_pictures_of_the_same_names_are_not_taken(pictures, tmp_path):
+    data = tmp_path / "blobs"
+    shutil.copytree(pictures, data)
+    asked = {"data": data, "out": tmp_path / "a", **SHORT}
+    judge(answers_of(tiny_lvlm(), **asked))
+    judge(answers_of(tiny_lvlm(), **asked))
+    for path in data.rglob("*.png"):
+        with Image.open(path) as picture:
+            inverted = ImageOps.invert(picture)
+        inverted.save(path)
+    with pytest.raises(ConfigError, match=r"other settings .*samples was"):
+        judge(answers_of(tiny_lvlm(), **asked))
 
 
 def test_a_stop_while_the_last_answers_are_written_asks_no_judge(run, tmp_path, monkeypatch):

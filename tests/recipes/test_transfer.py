@@ -94,10 +94,14 @@ def test_an_encoder_of_other_weights_is_made_again(tmp_path, capsys):
     assert len(list((tmp_path / "cells").iterdir())) == 4
 
 
-def test_data_that_changed_is_told(made):
+def test_data_that_changed_is_told(made, tmp_path):
     _, work = made
     with pytest.raises(DataError, match="blobs has changed since"):
         transfer(surrogates=[tiny_lvlm()], data=[tiny_data(train=9)], seeds=(0,), work=work, config=FAST)
+    given = {"seeds": (0,), "work": tmp_path, "config": {**FAST, "data": {"limit": 6}}}  # not for a `Data`
+    transfer(surrogates=[tiny_lvlm()], data=[tiny_data()], **given)
+    with pytest.raises(DataError, match="blobs has changed since"):
+        transfer(surrogates=[tiny_lvlm()], data=[tiny_data(train=9)], **given)
 
 
 def test_encoders_that_are_given(tmp_path):

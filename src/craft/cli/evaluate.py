@@ -171,6 +171,7 @@ def _show(reports: list[Any]) -> None:
 
 def _show_row(row: Any) -> None:
     """A benchmark per line, and the whole as the line of Table 1 that it is."""
+    from craft.core.markdown import table_row
     from craft.evaluation import merge
 
     names = ["accuracy", "seen", "unseen", "lenient", "unparseable"]
@@ -190,7 +191,7 @@ def _show_row(row: Any) -> None:
     show_table(title, ("benchmark", "questions", "strict", *names[1:]), rows, sections=[len(rows) - 2])
     print("As in Table 1:")
     for line in (row.heads(), row.cells()):
-        print(f"| {' | '.join(line)} |")
+        print(table_row(line))
 
 
 def _show_classes(samples: list[dict[str, Any]], about: str) -> None:

@@ -58,9 +58,10 @@ def reproduce(
     from craft.core.errors import ConfigError, CraftError
     from craft.core.files import check_writable, read_json
     from craft.core.progress import say
-    from craft.experiments import EXPERIMENTS, publish, write_result
+    from craft.experiments import EXPERIMENTS, publish
     from craft.experiments.parallel import estimate, fill_all, in_order
     from craft.experiments.plan import QUICK_OUT, plan_for
+    from craft.experiments.publish import redraw as draw_again
     from craft.experiments.work import Work
     from craft.training.interrupt import Interrupted
 
@@ -98,13 +99,14 @@ def reproduce(
     if redraw:
         for name in chosen:
             if len(chosen) == 1 or (place / f"{name}.json").is_file():
-                written += write_result(name, EXPERIMENTS[name], read_json(place / f"{name}.json"), place)
+                written += draw_again(name, EXPERIMENTS[name], place)
     elif dry_run:
         _rehearse(chosen, plan, jobs, common)
         return
     else:
         check_writable(place / f"{chosen[0]}.json")
         under_way, waiting = Work(plan), []
+        under_way.note_unused()
         for name in chosen:
             try:
                 cells = EXPERIMENTS[name].cells(plan)
@@ -173,6 +175,7 @@ def _rehearse(names: list[str], plan: Any, jobs: int, common: Common) -> None:
         _rehearse_sizes(names, plan, common)
         return
     work, rows, together = Work(plan), [], []
+    work.note_unused()
 
     def row(name: str, found: Estimate) -> list[str]:
         return [name, str(found.trainings_left), str(found.cells_left), _time(found.time(jobs))]

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from craft.evaluation.matching import option_named
+from craft.evaluation.matching import answered_by_letter, option_named
 from craft.evaluation.metrics import mean
 
 
@@ -51,12 +51,14 @@ def confusion(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for row in samples:
         if not row["choices"]:
             continue
-        right = str(row["correct"])
-        which = option_named(row["prediction"], row["choices"])
-        said = None if which is None else row["choices"][which]
+        right, choices = str(row["correct"]), row["choices"]
+        place = choices.index(right) if right in choices else None
+        by_letter = answered_by_letter(str(row.get("answer")), place, choices)
+        which = option_named(row["prediction"], choices, by_letter)
+        said = None if which is None else choices[which]
         if said != right:
             named[right, said] += 1
-        offered.update((right, choice) for choice in {*row["choices"], None} if choice != right)
+        offered.update((right, choice) for choice in {*choices, None} if choice != right)
     pairs = sorted(named, key=lambda pair: (-named[pair], pair[0], pair[1] or ""))
     return [
         {"correct": right, "named": said, "count": named[right, said], "offered": offered[right, said]}

@@ -15,17 +15,26 @@ def strict(prediction: str, answer: str) -> bool:
     return normalise(prediction) == normalise(answer)
 
 
-def option_named(prediction: str, choices: Sequence[str]) -> int | None:
+def option_named(prediction: str, choices: Sequence[str], by_letter: bool = False) -> int | None:
     """Which option a reply names, by letter or by text; None where it names none, or several.
 
     Read are, in this order: the option's text alone; a letter alone or with punctuation ("B", "(b)",
     "B. coat"); "the answer is B", but not "the answer is a coat"; one option's text among other words ("It
     is a coat"); the beginning of exactly one option (the cap on tokens cuts long ones short).
 
+    Args:
+        prediction: the reply.
+        choices: the options' texts.
+        by_letter: a letter alone was asked for, and goes before an option's text: options may be letters.
+
     Source: ours.
     """
     if not choices:
         return None
+    letters = LETTERS[: len(choices)].lower()
+    lone = normalise(prediction).strip(" .:()[]")
+    if by_letter and len(lone) == 1 and lone in letters:
+        return letters.index(lone)
     said = _plain(prediction)
     texts = [_plain(choice) for choice in choices]
     whole = [normalise(choice) for choice in choices]  # options may differ in an article or a sign alone
@@ -33,7 +42,6 @@ def option_named(prediction: str, choices: Sequence[str]) -> int | None:
         return whole.index(raw)
     if said and said in texts:
         return texts.index(said)
-    letters = LETTERS[: len(choices)].lower()
     found = re.match(rf"^[(\[]?([{letters}])(?:[.):\]]|$)", raw) or re.search(
         rf"(?i:\b(?:answer|option|choice)(?: is)?:?) \(?(?!a \w)([{letters}{letters.upper()}])\b",
         " ".join(prediction.split()),
@@ -53,7 +61,7 @@ def lenient(prediction: str, sample: Sample) -> bool:
     answer's words with any punctuation and company. Source: ours."""
     if sample.choices:
         right = right_option(sample)
-        return right is not None and option_named(prediction, sample.choices) == right
+        return right is not None and option_meant(prediction, sample) == right
     wanted = _plain(sample.answer)
     return bool(wanted) and _words(wanted).search(_plain(prediction)) is not None
 
@@ -63,8 +71,23 @@ def unparseable(prediction: str, sample: Sample) -> bool:
 
     Source: ours."""
     if sample.choices:
-        return option_named(prediction, sample.choices) is None
+        return option_meant(prediction, sample) is None
     return not _plain(prediction)
+
+
+def option_meant(prediction: str, sample: Sample) -> int | None:
+    """Which option of a sample a reply names, as `option_named`, read as its answer is worded."""
+    by_letter = answered_by_letter(sample.answer, right_option(sample), sample.choices)
+    return option_named(prediction, sample.choices, by_letter)
+
+
+def answered_by_letter(answer: str, right: int | None, choices: Sequence[str]) -> bool:
+    """Whether the right answer is its option's letter and not its text, which may be a letter too."""
+    return (
+        right is not None
+        and strict(answer, LETTERS[right : right + 1])
+        and not strict(answer, choices[right])
+    )
 
 
 def right_option(sample: Sample) -> int | None:

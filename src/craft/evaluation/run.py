@@ -6,7 +6,14 @@ from typing import Any, Literal
 from craft.core.errors import DataError
 from craft.data import LETTERS, Sample
 from craft.evaluation.ask import Replies, ask
-from craft.evaluation.matching import lenient, option_named, right_option, strict, unparseable
+from craft.evaluation.matching import (
+    answered_by_letter,
+    lenient,
+    option_meant,
+    right_option,
+    strict,
+    unparseable,
+)
 from craft.evaluation.report import Report
 from craft.models.code_cache import CodeCache, image_names
 from craft.models.lvlm import LVLM
@@ -90,9 +97,7 @@ def evaluate_lvlm(
 
 def option_texts(sample: Sample) -> list[str]:
     """The replies that would be right or wrong by the letter of the question: its letters, or its options."""
-    right = right_option(sample)
-    by_letter = right is not None and strict(sample.answer, LETTERS[right])
-    if by_letter and not strict(sample.answer, sample.choices[right or 0]):
+    if answered_by_letter(sample.answer, right_option(sample), sample.choices):
         return list(LETTERS[: len(sample.choices)])
     return list(sample.choices)
 
@@ -144,7 +149,7 @@ def _row(sample: Sample, prompt: str, replies: Replies, index: int, protocol: Pr
         **_about(sample),
     }
     if likeliest is not None:
-        named = option_named(said, sample.choices)
+        named = option_meant(said, sample)
         row |= {
             "scored": likeliest == right_option(sample),
             "agrees": None if protocol == "options" else likeliest == named,

@@ -9,7 +9,7 @@ from craft.data import Sample
 from craft.evaluation import evaluate_lvlm
 from craft.evaluation.judge import BINARY, DIRECTIVE
 from craft.evaluation.judge_answers import explain
-from craft.evaluation.judge_offline import RULES, offline_judge
+from craft.evaluation.judge_offline import offline_judge
 from craft.evaluation.judge_run import VerdictCache, judge_cases
 from craft.experiments.cells import CRAFT, Cell, digest
 from craft.experiments.pruned import pruned
@@ -99,8 +99,9 @@ def judged(work: Work, cell: Cell) -> dict[str, Any]:
             "method": cell.method.name,
             "lvlm": work.digest(cell),
             "samples": digest([[one.id, one.prompt(DIRECTIVE), one.seen] for one in samples]),
+            "data": work.questions(cell.asked, cell.seed).fingerprint,
         }
-        name = digest([settings, tokens])[:8]  # other weights, questions or lengths: other answers
+        name = digest([settings, tokens])[:8]  # other weights, questions, pictures or lengths: other answers
         folder = work.plan.work / "judged" / work.file(cell).stem / name
         cases = explain(lvlm, samples, folder, settings, tokens, _shown(work, cell), batch_size=16)
         replies = judge_cases(offline_judge(), cases, VerdictCache(folder / "verdicts.jsonl"))
@@ -112,7 +113,7 @@ def judged(work: Work, cell: Cell) -> dict[str, Any]:
         shares = {name: sum(row[name] for row in rows) / len(rows) for name in BINARY}
         return {**shares, "count": len(rows), "rows": rows}
 
-    return work.cell(cell, measure, {"rules": RULES, "tokens": tokens})
+    return work.cell(cell, measure)
 
 
 MEASURES: dict[str, Callable[[Work, Cell], dict[str, Any]]] = {

@@ -5,11 +5,13 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
+from craft.core.errors import ConfigError
 from craft.core.files import read_json
 from craft.core.progress import say
 from craft.experiments.bench.measure import matmul_rate
@@ -137,6 +139,7 @@ def fill_all(plan: Plan, cells: Sequence[Cell], jobs: int) -> None:
 
     Raises:
         CraftError: as measuring in this process would; what others measured is kept.
+        ConfigError: a process was killed.
     """
     import torch
 
@@ -152,6 +155,11 @@ def fill_all(plan: Plan, cells: Sequence[Cell], jobs: int) -> None:
                 one.result()
                 domain, seed = waiting[one]
                 say(f"{number} of {len(groups)} done: {domain}, seed {seed}")
+        except BrokenProcessPool as error:
+            raise ConfigError(
+                "A process that measured was killed, probably because memory ran out. What was measured is "
+                f"kept: give the same command again, with fewer --jobs than {jobs}."
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -1,9 +1,10 @@
 """Answers under one way of pruning: what the pruning experiments measure, from codes encoded once."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -193,12 +194,9 @@ def _subject(work: Work, domain: str, seed: int, backbone: str, split: str) -> "
     return Subject(work, domain, seed, backbone, split)
 
 
-def subjects(work: Work, split: str = "test") -> Sequence[Subject]:
-    """All domains, seeds and backbones of the plan, in that order."""
+def subjects(work: Work, split: str = "test") -> Iterator[Subject]:
+    """All domains, seeds and backbones of the plan, in that order; one at a time, since each has a vision
+    tower of its own."""
     plan = work.plan
-    return [
-        Subject(work, domain, seed, backbone, split)
-        for domain in plan.domains
-        for seed in plan.seeds
-        for backbone in plan.backbones
-    ]
+    for domain, seed, backbone in product(plan.domains, plan.seeds, plan.backbones):
+        yield Subject(work, domain, seed, backbone, split)

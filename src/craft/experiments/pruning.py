@@ -91,9 +91,9 @@ def measured(work: Work, ways: dict[str, How], split: str = "test") -> Data:
     """
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
     rows: list[Data] = []
-    asked = subjects(work, split)
-    for number, subject in enumerate(asked):
-        announce(number + 1, len(asked), f"{subject.domain}, seed {subject.seed}, {subject.backbone}")
+    count = len(work.plan.domains) * len(work.plan.seeds) * len(work.plan.backbones)
+    for number, subject in enumerate(subjects(work, split), start=1):
+        announce(number, count, f"{subject.domain}, seed {subject.seed}, {subject.backbone}")
         for name, how in ways.items():
             one = subject.ask(how)
             found[name].append(one)

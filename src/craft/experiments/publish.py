@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from craft.core.files import atomic_write_text, check_writable, write_json
+from craft.core.errors import CheckpointError
+from craft.core.files import atomic_write_text, check_writable, read_json, write_json
+from craft.core.markdown import table_row
 from craft.experiments.cells import Cell
 from craft.experiments.parallel import fill_all, in_order
 from craft.experiments.plan import Plan, plan_for
 from craft.experiments.work import Work
 
 Data = dict[str, Any]
+
+NOT_THEIRS = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, StopIteration)
+"""What pages stumble over where a JSON file is damaged, or a result of something else."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,22 @@ def write_result(name: str, experiment: Experiment, data: Data, out: str | Path)
     return [*written, *drawn]
 
 
+def redraw(name: str, experiment: Experiment, out: str | Path) -> list[Path]:
+    """Make page and picture again from NAME.json in a folder.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of something else.
+    """
+    place = Path(out) / f"{name}.json"
+    try:
+        return write_result(name, experiment, read_json(place), out)
+    except NOT_THEIRS as error:
+        raise CheckpointError(
+            f"{place} is not a result that this CRAFT can draw ({type(error).__name__}: {error}); measure it "
+            "again, without --redraw."
+        ) from error
+
+
 def command(name: str, plan: Plan) -> str:
     """The command that makes the result again."""
     scale = plan.file or plan.scale
@@ -100,8 +121,7 @@ def command(name: str, plan: Plan) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first column is text, the others are numbers."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join(map(table_row, [head, ["---", *["---:"] * (len(head) - 1)], *rows]))
 
 
 def percent(values: Sequence[float]) -> str:

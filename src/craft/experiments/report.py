@@ -1,6 +1,7 @@
 """`craft report`: runs, evaluations and results on one HTML page that needs nothing else."""
 
 import io
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from craft.core.trees import flat
 from craft.data import open_image
 from craft.evaluation.judge import BINARY, DIMENSIONS
 from craft.experiments import EXPERIMENTS
+from craft.experiments.publish import NOT_THEIRS
 from craft.experiments.report_html import (
     Section,
     curve,
@@ -55,8 +57,8 @@ def report(places: Sequence[str | Path], out: str | Path, title: str = "CRAFT re
         ConfigError: the page cannot be written.
     """
     sections: list[Section] = []
-    for place in map(Path, places):
-        found = sections_of(place)
+    for place in places:
+        found = sections_of(Path(os.path.abspath(place)))  # "." has a name too
         if not found:
             raise DataError(
                 f"{place} holds nothing to report. Give a run folder, or what craft eval --out, transfer "
@@ -103,7 +105,7 @@ def _of_file(path: Path) -> list[Section]:
         for keys, make in KINDS:
             if keys <= told.keys():
                 return [make(told, path)]
-    except (KeyError, TypeError, IndexError, ValueError) as error:
+    except NOT_THEIRS as error:
         raise CheckpointError(
             f"{path} is damaged ({type(error).__name__}: {error}); make it again."
         ) from error

@@ -16,6 +16,7 @@ from craft.core.errors import ConfigError
 from craft.core.files import hash_tensors, read_json, write_json
 from craft.core.progress import say
 from craft.data import BENCHMARKS, Data, Sample
+from craft.evaluation.judge_offline import RULES
 from craft.experiments.cells import CRAFT, ZERO_SHOT, Cell, Method, digest, plain
 from craft.experiments.plan import Plan
 from craft.models.artefact import Artefact, load_artefact
@@ -26,7 +27,7 @@ from craft.models.lvlm import LVLM
 from craft.models.memory import weight_bytes
 from craft.recipes.adapt import adapt
 from craft.recipes.questions import open_data, questions_for, take
-from craft.training.config import AdaptConfig, BaselineConfig
+from craft.training.config import AdaptConfig, BaselineConfig, DataConfig
 from craft.training.run_folder import machine
 
 KEPT = 0.5
@@ -53,6 +54,7 @@ class Work:
         self._lvlms: dict[tuple[str, float, int], LVLM] = {}
         self._hashes: dict[tuple[str, float, int], dict[str, str]] = {}
         self._questions: dict[tuple[str, int], Data] = {}
+        self._opened: dict[Any, Data] = {}
         self._made: tuple[Any, LVLM] | None = None
         self._digests: dict[Any, str] = {}
         self.told: dict[str, Any] = {}
@@ -81,6 +83,15 @@ class Work:
                 )
             found[key] = artefact
         return found
+
+    def note_unused(self) -> None:
+        """Say which of the plan's own encoders are of data or seeds that are not asked for."""
+        for (domain, seed), artefact in self._given.items():
+            if domain not in (*self.plan.domains, *self.plan.general) or seed not in self.plan.seeds:
+                say(
+                    f"note: {artefact.folder} was adapted to {domain}, seed {seed}, which is not asked for; "
+                    "it is not used. Data must be named as it was then."
+                )
 
     # Models
 
@@ -158,19 +169,26 @@ class Work:
         return load_artefact(self.trained(domain, seed, method or usual))
 
     def place(self, domain: str, seed: int, method: Method) -> Path:
-        """The run folder of a training: another one for other weights or settings."""
-        settings = self.settings(domain, seed, method).model_dump(mode="json")
+        """The run folder of a training: another one for other weights or settings, and where the data are not
+        those that the run there began with."""
+        settings = self.settings(domain, seed, method)
         parts = self.hashes(method.model, method.fraction, seed)
-        told = {"parts": parts, "settings": settings}
-        if method.name == CRAFT:
-            return self.plan.work / "encoders" / f"{plain(domain)}-{seed}-{digest(told)[:10]}"
-        return self.plan.work / "tuned" / f"{method.name}-{plain(domain)}-{seed}-{digest(told)[:10]}"
+        told: dict[str, Any] = {"parts": parts, "settings": settings.model_dump(mode="json")}
+        kind = "encoders" if method.name == CRAFT else "tuned"
+        name = f"{'' if method.name == CRAFT else f'{method.name}-'}{plain(domain)}-{seed}"
+        usual = self.plan.work / kind / f"{name}-{digest(told)[:10]}"
+        if not (usual / "run.json").is_file():
+            return usual
+        learned = self._data(settings.data, seed, method.model).fingerprint
+        if read_json(usual / "run.json").get("data_fingerprint", learned) == learned:
+            return usual
+        return usual.with_name(f"{name}-{digest({**told, 'data': learned})[:10]}")
 
     def is_trained(self, domain: str, seed: int, method: Method) -> bool:
         """Whether a training is there already."""
         if method == Method(CRAFT, self.plan.surrogates[0]) and (domain, seed) in self._given:
             return True
-        return _record(self.place(domain, seed, method)).is_file()
+        return _is_done(self.place(domain, seed, method))
 
     def trained(self, domain: str, seed: int, method: Method) -> Path:
         """The run folder of a training, which is done now where that never happened.
@@ -179,7 +197,7 @@ class Work:
             CraftError: as `craft.adapt`, or the baselines.
         """
         folder = self.place(domain, seed, method)
-        if _record(folder).is_file():
+        if _is_done(folder):
             return folder
         began = time.monotonic()
         model = self.lvlm(method.model, method.fraction, seed)
@@ -196,7 +214,7 @@ class Work:
         if given is None:
             return config
         told = given.manifest["data"]["settings"]
-        same = {name: told[name] for name in ("answer_with", "distractors", "unseen_fraction")}
+        same = {name: told[name] for name in ("answer_with", "distractors", "unseen_fraction", "limit")}
         return config.model_copy(update={"data": config.data.model_copy(update=same)})
 
     # Questions
@@ -204,19 +222,24 @@ class Work:
     def questions(self, domain: str, seed: int) -> Data:
         """The questions of a domain: training, validation and test, the same for every method."""
         if (domain, seed) not in self._questions:
-            given = self._given.get((domain, seed))
-            lvlm = lambda: self.lvlm(self.plan.surrogates[0])  # noqa: E731  (hard distractors ask it)
+            given, usual = self._given.get((domain, seed)), Method(CRAFT, self.plan.surrogates[0])
             if given is not None:
-                data = questions_for({"name": domain}, seed, given.manifest, lvlm)
+                data = questions_for({"name": domain}, seed, given.manifest, lambda: self.lvlm(usual.model))
             else:
-                usual = Method(CRAFT, self.plan.surrogates[0])
-                data = open_data(self.settings(domain, seed, usual).data, seed, lvlm)
+                data = self._data(self.settings(domain, seed, usual).data, seed, usual.model)
             self._questions[domain, seed] = data
             self.told[f"{domain}, seed {seed}"] = {
                 "data": data.fingerprint,
                 "held_out": list(data.held_out),
             }
         return self._questions[domain, seed]
+
+    def _data(self, settings: DataConfig, seed: int, model: str) -> Data:
+        """The data of a training with this model (which hard distractors ask), opened once."""
+        key = (settings.model_dump_json(), seed, model if settings.distractors == "hard" else None)
+        if key not in self._opened:
+            self._opened[key] = open_data(settings, seed, lambda: self.lvlm(model))
+        return self._opened[key]
 
     def samples(self, cell: Cell, split: Any = "test") -> list[Sample]:
         """The questions that a cell asks."""
@@ -247,6 +270,7 @@ class Work:
             "lvlm": self.digest(cell),
             "data": data.fingerprint,
             "held_out": list(data.held_out),
+            **self._told(cell),
             **(more or {}),
         }
         place, origin = self.file(cell), self._origin(cell)
@@ -281,9 +305,13 @@ class Work:
         if method.name != ZERO_SHOT and not self.is_trained(cell.domain, cell.seed, method):
             return False
         told, data = read_json(place), self.questions(cell.asked, cell.seed)
-        asked = told["key"]["data"], told["key"]["held_out"]
+        wanted = {"data": data.fingerprint, "held_out": list(data.held_out), **self._told(cell)}
         origin = self._origin(cell)  # which cells of before there was such a thing do not say
-        return told.get("origin", origin) == origin and asked == (data.fingerprint, list(data.held_out))
+        return told.get("origin", origin) == origin and wanted.items() <= told["key"].items()
+
+    def _told(self, cell: Cell) -> dict[str, Any]:
+        """What else the result of a cell depends on, as far as the plan says it."""
+        return {"rules": RULES, "tokens": self.plan.explain_tokens} if cell.measure == "judged" else {}
 
     def _origin(self, cell: Cell) -> str:
         """A hash of what a cell's LVLM is made of; all of it is known before."""
@@ -322,6 +350,10 @@ def _way(cell: Cell) -> tuple[Any, ...]:
 def _record(folder: Path) -> Path:
     """What says that a training is done, and how long it took."""
     return folder.parent.parent / "times" / f"{folder.parent.name}-{folder.name}.json"
+
+
+def _is_done(folder: Path) -> bool:
+    return _record(folder).is_file() and folder.is_dir()  # someone may have deleted it, to train anew
 
 
 def settings_of_training(plan: Plan, domain: str, seed: int, method: Method) -> AdaptConfig:

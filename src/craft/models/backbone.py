@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from craft.core.errors import CheckpointError, CraftError
 from craft.core.tokens import VisionTokens
@@ -313,10 +313,10 @@ class Backbone(nn.Module):
 
 
 class _Given(nn.Module):
-    """In place of an LLM's layers: its input embeddings come out as they are."""
+    """In place of an LLM's layers, of experts too: its input embeddings come out as they are."""
 
-    def forward(self, inputs_embeds: Tensor, **_: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
+    def forward(self, inputs_embeds: Tensor, **_: Any) -> MoeModelOutputWithPast:
+        return MoeModelOutputWithPast(last_hidden_state=inputs_embeds)  # type: ignore[arg-type]
 
 
 def _own_logits(llm: Any, hidden: Tensor) -> Tensor:

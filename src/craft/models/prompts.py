@@ -312,9 +312,11 @@ def decode(tokenizer: Any, ids: list[int]) -> str:
     """Token ids -> text without special tokens, stripped.
 
     Runs of byte tokens (`<0x25>`) that are not valid UTF-8 are decoded as SentencePiece does: only the bytes
-    at fault become U+FFFD. The fast tokenizers would replace the whole run.
+    at fault become U+FFFD. The fast tokenizers would replace the whole run. Ids beyond the tokenizer's, to
+    which an LLM's vocabulary may be padded, say nothing.
     """
-    tokens = tokenizer.convert_ids_to_tokens(ids, skip_special_tokens=True)
+    found = tokenizer.convert_ids_to_tokens(ids, skip_special_tokens=True)
+    tokens = [token for token in found if token is not None]
     decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
     if decoder is None or not any(_byte(token) is not None for token in tokens):
         return tokenizer.decode(ids, skip_special_tokens=True).strip()

@@ -27,6 +27,7 @@ from craft.evaluation.judge_offline import offline_judge
 from craft.evaluation.judge_run import VerdictCache, judge_cases
 from craft.evaluation.judge_services import ServiceSettings, anthropic_judge, openai_judge
 from craft.models.artefact import FORMAT, load_artefact
+from craft.models.code_cache import image_names
 from craft.models.freezing import part_hashes
 from craft.models.load import load
 from craft.models.lvlm import LVLM
@@ -190,7 +191,8 @@ def answers_of(
 
     def collect() -> list[Case]:
         lvlm = model()
-        hashes = part_hashes(lvlm)
+        hashes, names = part_hashes(lvlm), image_names([sample.image for sample in samples])
+        asked = [[one.id, one.prompt(DIRECTIVE), name] for one, name in zip(samples, names, strict=True)]
         settings = {
             "backbone": name,
             "zero_shot": encoder is None,
@@ -200,7 +202,7 @@ def answers_of(
             "data": questions.name,
             "seed": questions.seed,
             "held_out": list(questions.held_out),
-            "samples": digest([[sample.id, sample.prompt(DIRECTIVE)] for sample in samples]),
+            "samples": digest(asked),
         }
         return explain(lvlm, samples, folder, settings, max_new_tokens, keep_ratio, batch_size)
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from craft.core.markdown import table_row
 from craft.recipes.matrix import GROUPS, ZERO_SHOT
 
 Told = Mapping[str, Any]
@@ -110,8 +111,7 @@ def _means(matrix: Told) -> str:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(map(table_row, [head, ["---"] * len(head), *rows]))
 
 
 def _percent(value: float) -> str:

@@ -145,7 +145,7 @@ def transfer(
             for seed in seeds or [None]:
                 questions = _questions(row.artefact, row.data or source, seed, wanted, lambda: lvlms[0])
                 asked_seeds.add(questions.seed)
-                if surrogates and settings.data.limit is None:
+                if surrogates and (row.data is not None or settings.data.limit is None):
                     _check_data(row.artefact, questions)
                 for lvlm in lvlms:
                     say(f"encoder {number} of {total}, {row.label} on {questions.name}: {lvlm.name}")

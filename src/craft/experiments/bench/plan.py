@@ -94,7 +94,7 @@ def plan(run: Run) -> dict[str, Any]:
             f"There are no sizes for {run.surrogate!r}; there are "
             f"{', '.join(known.removeprefix('paper/') for known in LLMS)}."
         )
-    if run.batch % count:
+    if run.batch < 1 or run.batch % count:
         raise ConfigError(f"A batch of {run.batch} does not divide among {count} GPUs; give a multiple.")
     if not 0 < run.mfu <= 1:
         raise ConfigError(f"--mfu is a share in (0, 1], not {run.mfu}.")
