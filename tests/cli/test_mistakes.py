@@ -169,6 +169,7 @@ def test_corrupt_image_in_a_jsonl_is_named_with_its_line(craft, family, tmp_path
         (("eval", "x", "--config", "none.yaml"), "none.yaml"),
         (("eval", "x", "--seeds", "a,b"), "--seeds 0,1,2"),
         (("eval", "x", "--seeds", "1", "--seed", "1"), "not both"),
+        (("eval", "x", "--seeds", "0,1,0"), "a seed twice"),
         (("eval",), "backbone"),
         (("eval", "x", "--resume"), "--resume needs --out"),
         (("eval", "x", "--card"), "name the --encoder"),

@@ -131,11 +131,13 @@ def seeds_of(seeds: str | None, common: Common) -> list[int] | None:
     """The seeds that `--seeds` or `--seed` name, or None.
 
     Raises:
-        ConfigError: both are given.
+        ConfigError: both are given, or a seed twice.
     """
+    from craft.core.errors import ConfigError
+
     listed = numbers(seeds, "--seeds")
     if listed and common.seed is not None:
-        from craft.core.errors import ConfigError
-
         raise ConfigError("Give --seed or --seeds, not both.")
+    if listed and len(set(listed)) < len(listed):  # it would narrow every interval
+        raise ConfigError(f"--seeds {seeds} names a seed twice; each counts once.")
     return listed or (None if common.seed is None else [common.seed])
