@@ -29,14 +29,15 @@ def expand(tokens: Sequence[str]) -> list[str]:
 
 
 def _dotted_as_set(tokens: Sequence[str]) -> Iterator[str]:
-    rest = iter(tokens)
-    for token in rest:
+    waiting = list(reversed(tokens))
+    while waiting:
+        token = waiting.pop()
         name, equals, value = token.partition("=")
         if not (name.startswith("--") and "." in name):
             yield _dashed(token)
             continue
-        if not equals:
-            value = next(rest, "")
+        if not equals and waiting and not waiting[-1].startswith("--"):  # a flag is no value
+            value = waiting.pop()
         yield "--set"
         yield f"{name[2:]}={value}"
 

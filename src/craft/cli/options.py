@@ -97,10 +97,12 @@ def settings_of(given: list[str] | None, common: Common) -> dict[str, str]:
     overrides: dict[str, str] = {}
     for entry in given or []:
         name, equals, value = entry.partition("=")
-        if not equals or not name:
+        if not (equals and name and value):
             from craft.core.errors import ConfigError
 
-            raise ConfigError(f"--set takes NAME=VALUE, as in --set learning_rate=1e-4, not {entry!r}.")
+            raise ConfigError(
+                f"--set takes NAME=VALUE, as in --set learning_rate=1e-4 (null is none), not {entry!r}."
+            )
         overrides[name] = value
     return {**_named({"device": common.device, "dtype": common.dtype}), **overrides}
 
