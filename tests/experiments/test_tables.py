@@ -97,9 +97,14 @@ def test_the_estimate_counts_what_is_not_there(plan, tmp_path, monkeypatch):
     cells = EXPERIMENTS["table5"].cells(fresh)
     found = estimate(Work(fresh), cells)
     assert found.trainings == found.trainings_left == 4 and found.cells_left == len(cells) == 9
-    assert (
-        found.seconds >= 4 * parallel.SECONDS["training"] and not found.measured and "guess" in found.line()
+    assert not found.measured and "guess" in found.line()
+    answers = found.seconds - 4 * parallel._guess("training", fresh)
+    usual, four = (
+        fresh.model_copy(update={"adapt": {**fresh.adapt, "max_steps": steps}}) for steps in (200, 4)
     )
+    assert parallel._guess("training", usual) == parallel.SECONDS["training"]
+    assert estimate(Work(usual), cells).seconds == pytest.approx(answers + 4 * parallel.SECONDS["training"])
+    assert estimate(Work(four), cells).seconds < estimate(Work(usual), cells).seconds / 2
     monkeypatch.setattr(parallel, "_core_rate", lambda: parallel.RATE / 2)
     assert estimate(Work(fresh), cells).seconds == 2 * found.seconds
     assert found.time(2) == found.time(1) == found.seconds  # one domain, one seed: one process

@@ -138,7 +138,7 @@ def load_tuned(out: str | Path, model: str | Path | LVLM | None = None, **where:
         CodebookMismatchError: it has another codebook.
     """
     artefact = load_artefact(out)
-    given = model if model is not None else str(artefact.manifest["surrogate"])
+    given = model if model is not None else str(artefact.surrogate)
     return (given if isinstance(given, LVLM) else load(given, **where)).with_encoder(artefact)
 
 

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from craft.cli.options import COMMON, Common, Flag
+from craft.cli.options import COMMON, Common, Flag, Several
 from craft.cli.show import show_json, show_pairs, show_table
 
 Size = Literal["tiny", "reduced", "real"]
 
 
 def train(
-    *, size: Size = "reduced", repeats: int = 3, ways: tuple[str, ...] = (), threads: int | None = None,
+    *, size: Size = "reduced", repeats: int = 3, ways: Several = None, threads: int | None = None,
     out: Path | None = None, common: Common = COMMON,
 ) -> None:  # fmt: skip
     """Table 4: CRAFT with a small and with the large LLM against tuning the large one; each lever. One run.
@@ -26,7 +26,7 @@ def train(
 
     from craft.experiments.bench.train import measure
 
-    found = _measured(partial(measure, ways=ways), size, repeats, threads, out, common)
+    found = _measured(partial(measure, ways=tuple(ways or ())), size, repeats, threads, out, common)
     if found is None:
         return
     _table("Training (Table 4)", [_without(row, "questions/s") for row in found["rows"]])

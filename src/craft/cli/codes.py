@@ -57,5 +57,8 @@ def show(
         show_json({**written, "maps": towers})
         return
     show_pairs({"page": written["page"], "pictures": "\n          ".join(written["pictures"])})
-    if any(shown.rank is None for image in found.images for shown in image.maps):
-        print("No code prior, so no rarity to draw: `craft prior DATA --out FILE`, then --prior FILE.")
+    if bare := [shown.tower for shown in found.images[0].maps if shown.rank is None]:
+        print(
+            f"No code prior of the {' and the '.join(bare)} tower, so no rarity of it to draw: "
+            "`craft prior DATA --out FILE`, then --prior FILE."
+        )

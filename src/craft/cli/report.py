@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from craft.cli.options import COMMON, Common
-from craft.cli.show import show_json, show_pairs
+from craft.cli.show import show_json, show_pairs, size
 
 
 def report(
@@ -28,8 +28,8 @@ def report(
     if not places:
         raise ConfigError("Name at least one run folder or result, as in `craft report runs/apparel`.")
     written = write(places, out, title)
-    size = written.stat().st_size
+    count = written.stat().st_size
     if common.json:
-        show_json({"page": str(written), "bytes": size})
+        show_json({"page": str(written), "bytes": count})
         return
-    show_pairs({"written": written, "size": f"{size / 2**20:.1f} MiB"})
+    show_pairs({"written": written, "size": size(count)})

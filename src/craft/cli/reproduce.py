@@ -175,9 +175,11 @@ def _rehearse(names: list[str], plan: Any, jobs: int, common: Common) -> None:
         _rehearse_sizes(names, plan, common)
         return
     work, rows, together = Work(plan), [], []
+    estimates: list[Estimate] = []
     work.note_unused()
 
     def row(name: str, found: Estimate) -> list[str]:
+        estimates.append(found)
         return [name, str(found.trainings_left), str(found.cells_left), _time(found.time(jobs))]
 
     for name in names:
@@ -198,6 +200,8 @@ def _rehearse(names: list[str], plan: Any, jobs: int, common: Common) -> None:
         return
     show_table(f"To do, with {jobs} job{'s' if jobs > 1 else ''}", columns, rows)
     print("A dry run: nothing was done. Experiments share trainings and cells; together counts each once.")
+    if not all(one.measured for one in estimates):
+        print("Times are partly by guess, for a CPU core a job: nothing like it was measured here yet.")
 
 
 def _rehearse_sizes(names: list[str], plan: Any, common: Common) -> None:

@@ -74,7 +74,7 @@ class Sample:
 
     @property
     def concept(self) -> str:
-        """What the class mask of the contrastive loss compares: the label, or else the answer in words."""
+        """What samples are grouped and counted by: the label, or else the answer in words."""
         return self.label if self.label is not None else self.answer_text
 
     def texts(self) -> tuple[str, ...]:

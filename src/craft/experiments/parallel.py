@@ -30,6 +30,11 @@ SECONDS = {
 """Seconds of one training and one cell of each measure with the shipped models on a CPU core of `RATE`: with
 this machine's rate a guess, until the work folder holds measured ones."""
 
+STEPS = {"training": 200, "training llm-lora": 60}
+"""Of such a training; `BEFORE` seconds of it do not depend on them."""
+
+BEFORE = 50.0
+
 RATE = 34e9
 """FLOP/s of that core in a product of float32 matrices."""
 
@@ -91,12 +96,21 @@ def estimate(work: Work, cells: Sequence[Cell]) -> Estimate:
     ]
     guessed = {name for *_, name in needed} - {*known}
     slower = RATE / _core_rate() if guessed else 1.0
-    known |= {name: SECONDS[name] * slower for name in guessed}
+    known |= {name: _guess(name, work.plan) * slower for name in guessed}
     groups: dict[tuple[str, int], float] = defaultdict(float)
     for domain, seed, name in needed:
         groups[domain, seed] += known[name]
     seconds, longest = sum(groups.values(), 0.0), max(groups.values(), default=0.0)
     return Estimate(len(wanted), len(cells), len(missing), len(waiting), seconds, longest, not guessed)
+
+
+def _guess(name: str, plan: Plan) -> float:
+    """`SECONDS`, for as many steps as the plan's trainings have."""
+    settings = {"training": plan.adapt, "training llm-lora": plan.lora}.get(name, {})
+    steps = settings.get("max_steps")
+    if steps is None:
+        return SECONDS[name]
+    return BEFORE + (SECONDS[name] - BEFORE) * steps / STEPS[name]
 
 
 @cache

@@ -55,6 +55,12 @@ class Artefact:
         """Which codebook it was adapted for (hex SHA-256)."""
         return str(self.manifest["codebook"]["fingerprint"])
 
+    @property
+    def surrogate(self) -> str | None:
+        """What it was adapted with, as `craft.load` takes it; `surrogate` of the manifest is but a name."""
+        config = self.manifest.get("config") or {}
+        return config.get("surrogate") or self.manifest.get("surrogate")
+
     def build_tower(self, base: nn.Module) -> nn.Module:
         """The adapted tower, on the device and in the dtype of the base tower, which is not touched.
 

@@ -101,8 +101,10 @@ class TextEncoder(nn.Module):
         """
         if self.tokenizer is None:
             raise CheckpointError(
-                "The contrastive loss needs the text encoder's tokenizer, and this checkpoint has none; name "
-                "a folder with its tokenizer.json (SigLIP's own), or train with contrastive.weight=0."
+                "The contrastive loss needs the text encoder's tokenizer, and this checkpoint has none. Put "
+                "SigLIP's tokenizer.json into it, in the folder that rqvaesiglip.pretrained_model of "
+                "vision_tower/config.json names (google/siglip-large-patch16-256), or train with "
+                "losses.contrastive.weight=0."
             )
         rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
         return torch.tensor(rows, dtype=torch.long).reshape(len(rows), self.length)
@@ -169,7 +171,7 @@ class TextEncoder(nn.Module):
         if not own:
             raise CheckpointError(
                 f"{where} holds no text tower (no tensor is named *.text_model.*); "
-                "contrastive.weight=0 trains without one."
+                "losses.contrastive.weight=0 trains without one."
             )
         words = tokenizer
         if words is not None and not isinstance(words, Tokenizer):
@@ -227,7 +229,8 @@ def find_tokenizer(source: PathLike) -> Tokenizer:
     except Exception as error:  # network, authentication, unknown name: one remedy for all
         raise CheckpointError(
             f"No tokenizer at {source}: it is not a folder here, and the hub did not give a tokenizer.json "
-            f"({type(error).__name__}). Name a local folder that has one, or train with contrastive.weight=0."
+            f"({type(error).__name__}). Name a local folder that has one, or train with "
+            "losses.contrastive.weight=0."
         ) from error
 
 

@@ -82,7 +82,7 @@ def build_prior(
     artefact = None if encoder is None else load_artefact(encoder)
     manifest = {} if artefact is None else artefact.manifest
     if model is None:
-        model = str(manifest.get("surrogate") or DEFAULT)
+        model = (artefact and artefact.surrogate) or DEFAULT
     lvlm = model if isinstance(model, LVLM) else load(model, device, dtype)
     codebook = lvlm.visual.need_codes("A code prior")
     visual = (lvlm if artefact is None else lvlm.with_encoder(artefact)).visual
@@ -119,6 +119,6 @@ def chosen_prior(prior: str | Path, base: LVLM) -> Tensor:
     if counts is None:
         raise ConfigError(
             f"{base.name} came without a general code prior. Count one on pictures of all kinds with `craft "
-            f"prior DATA --model {base.name} --out FILE`, and give --prior FILE."
+            "prior DATA --model MODEL --out FILE`, and give --prior FILE."
         )
     return counts

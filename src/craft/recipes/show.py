@@ -78,7 +78,7 @@ def show(
         raise DataError("There is no picture to show.")
     artefact = None if encoder is None else load_artefact(encoder)
     if model is None:
-        model = str((artefact.manifest if artefact else {}).get("surrogate") or DEFAULT)
+        model = (artefact and artefact.surrogate) or DEFAULT
     base = model if isinstance(model, LVLM) else load(model, device, dtype)
     base.visual.need_codes("A picture of codes")
     towers = {"base": base} | ({"adapted": base.with_encoder(artefact)} if artefact else {})
