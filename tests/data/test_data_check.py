@@ -42,6 +42,7 @@ def test_unusual_pictures_are_handled_and_named(tmp_path: Path) -> None:
     exif[0x0112] = 6
     frames[4].save(root / "ash" / "e.jpg", exif=exif)
     Image.fromarray(pixels(3, 4)).save(root / "ash" / "f.png")
+    Image.fromarray(pixels(26, 16)).save(root / "ash" / "g.png", exif=b"broken")  # nothing to say of it
     findings = found(root)
     assert {name: (f.count, f.warning, f.text) for name, f in findings.items()} == {
         "animated": (1, False, "1 picture is animated: of an animation the first frame is used"),
