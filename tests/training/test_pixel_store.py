@@ -30,7 +30,9 @@ def files(tmp_path: Path) -> list[str]:
     return [str(sample.image) for sample in read_data(tmp_path / "p").samples]
 
 
-def test_pictures_come_back_bit_for_bit(files: list[str], tmp_path: Path) -> None:
+def test_pictures_come_back_bit_for_bit(
+    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = PixelStore(tmp_path / "store", 20, "pad")
     assert store.get(files[0]) is None and store.fill(files, progress=False) == 8
     again = PixelStore(tmp_path / "store", 20, "pad")
@@ -41,6 +43,8 @@ def test_pictures_come_back_bit_for_bit(files: list[str], tmp_path: Path) -> Non
         assert isinstance(found.base, np.memmap)
     assert len(PixelStore(tmp_path / "store", 20, "resize")) == 0  # another size or aspect is another store
     assert again.fill([png(1), pixels(1), Image.fromarray(pixels(1))], progress=False) == 0
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert PixelStore("~/store", 20, "pad").path == again.path
 
 
 def test_a_changed_file_is_another_picture(files: list[str], tmp_path: Path) -> None:

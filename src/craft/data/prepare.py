@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import DataError
-from craft.core.files import atomic_write_bytes
+from craft.core.files import atomic_write_bytes, user_path
 from craft.data.benchmarks.classes import squeezed
 from craft.data.load import read_data
 from craft.data.manifest import Prepared, write_manifest
@@ -63,7 +63,7 @@ def prepare(
         DataError: as `load_data`; texts or options that belong to no sample; a URL that gives no picture.
         ConfigError: `out` cannot be written.
     """
-    out = Path(out)
+    out = user_path(out)
     fetch = Downloads(out.with_name(f"{out.name}-pictures")) if wanted.download else None
     raw = read_data(data, root, wanted.domain, wanted.columns, fetch)
     if wanted.train_limit is not None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from craft.core.errors import ConfigError, DataError
+from craft.core.files import user_path
 from craft.core.processes import on_main
 from craft.core.progress import say
 from craft.core.seeding import rng
@@ -92,7 +93,7 @@ def encode_sets(
             raise ConfigError("The given codes are of another codebook than the visual tokenizer's.")
         return sets, codes
     assert settings.out is not None
-    place = settings.codes or Path(settings.out).parent / "codes"
+    place = user_path(settings.codes or Path(settings.out).parent / "codes")
     cache, images = CodeCache(place), [c.image for c in seeing]
     on_main(lambda: len(cache.encode(visual, images)))  # the others read what it wrote
     codes = cache.encode(visual, images, progress=False)
