@@ -130,7 +130,7 @@ def test_which_answers_begin_within_a_length(codes):
                 AlignConfig.build(None, {**FAST, "max_length": length}),
                 codes,
             )
-            assert begins(talk) == (batches.tokens(0)[1] > 0), (talk, length)
+            assert begins(talk) == (batches.tokens(0)[2] > 0), (talk, length)
 
 
 def test_keep_some_is_seeded_and_within_its_bounds(codes):

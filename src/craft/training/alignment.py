@@ -144,15 +144,13 @@ class RowBatches:
         """Characters of the row's questions and answers."""
         return sum(len(text) for c in self.rows[index].conversations for turn in c.turns for text in turn)
 
-    def tokens(self, index: int) -> tuple[int, int]:
-        """How many tokens a row has, image included, and how many of them are learned."""
+    def tokens(self, index: int) -> tuple[int, int, int]:
+        """As `packed_size` says of the row's dialogues."""
         row, image = self.rows[index], 0
         if row.image is not None:
             assert self.codes is not None
             image = self.codes.codes.shape[1]
-        listed = self._dialogues(row, image)
-        length = len(listed[0].before) + image + sum(len(dialogue.after) for dialogue in listed)
-        return length, sum(sum(dialogue.learned) for dialogue in listed)
+        return packed_size(self.backbone, image, self._dialogues(row, image))
 
     def _dialogues(self, row: Row, image_tokens: int) -> tuple[Dialogue, ...]:
         """The row's dialogues as token ids, cut off at `max_length`."""
@@ -253,6 +251,16 @@ def pack(
             mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
         inputs["attention_mask"] = mask
     return inputs
+
+
+def packed_size(backbone: Backbone, image: int, dialogues: Sequence[Dialogue]) -> tuple[int, int, int]:
+    """What `pack` makes of dialogues about one image of so many tokens: how many rows, how many tokens the
+    longest of them has, and how many tokens are learned in all."""
+    prefix, lengths = len(dialogues[0].before) + image, [len(dialogue.after) for dialogue in dialogues]
+    learned = sum(sum(dialogue.learned) for dialogue in dialogues)
+    if takes_masks(backbone, prefix + max(lengths)):
+        return 1, prefix + sum(lengths), learned
+    return len(dialogues), prefix + max(lengths), learned
 
 
 def _longest(told: Sequence[tuple[list[Tensor], Sequence[Dialogue]]]) -> int:
