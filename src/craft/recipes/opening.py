@@ -111,7 +111,8 @@ def validation(data: Data, settings: AdaptConfig) -> Callable[[LVLM], float] | N
 
 
 class Model:
-    """Loads the model when first needed, and keeps it. Of a given LVLM the parts that train are copied.
+    """Loads the model when first needed, and keeps it. Of a given LVLM the parts that train are copied; all of
+    it where it will be moved to another device.
 
     Args:
         given: an LVLM, or what the settings name.
@@ -143,7 +144,8 @@ class Model:
         if self.lvlm is None:
             given = self.given
             if isinstance(given, LVLM):
-                self.lvlm = with_own(given, self.parts)
+                moves = resolve_device(self.settings.device).type != given.device.type
+                self.lvlm = copy.deepcopy(given) if moves else with_own(given, self.parts)
             else:
                 place = loading_device(self.settings.device)
                 bits = self.settings.llm_bits
