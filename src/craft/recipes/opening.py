@@ -111,8 +111,8 @@ def validation(data: Data, settings: AdaptConfig) -> Callable[[LVLM], float] | N
 
 
 class Model:
-    """Loads the model when first needed, and keeps it. Of a given LVLM the parts that train are copied; all of
-    it where it will be moved to another device.
+    """Loads the model when first needed, and keeps it. Of a given LVLM the parts that train are copied; all
+    of them where it goes to another device.
 
     Args:
         given: an LVLM, or what the settings name.
