@@ -134,7 +134,7 @@ def align(
 
     # 2. The codes of all images: the vision tower runs once per image, ever. What the LLM says so far.
     sets, codes = encode_sets(sets, tokenizer, settings, codes)
-    stages = stage_rows(settings, sets)
+    stages = stage_rows(settings, sets, lvlm)
     run.open(settings, resume, overwrite)
     fingerprint = rows_fingerprint(stages, codes)
     if run.record.get("data_fingerprint", fingerprint) != fingerprint:
@@ -202,7 +202,7 @@ def rehearse(
     sets, codes = encode_sets(sets, tokenizer, settings)
     return {
         name: rehearse_alignment(lvlm, rows, settings, _lesson(lvlm, settings, int(name), codes))
-        for name, rows in stage_rows(settings, sets).items()
+        for name, rows in stage_rows(settings, sets, lvlm).items()
     }
 
 

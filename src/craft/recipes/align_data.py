@@ -13,7 +13,7 @@ from craft.data.chats import Conversation, read_conversations
 from craft.models.code_cache import CodeCache, ImageCodes
 from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
-from craft.training.alignment import Row, answers_within, make_rows
+from craft.training.alignment import Row, answers_within, make_rows, whole_within
 from craft.training.config import AlignConfig
 
 Source = str | Path | Sequence[str | Path] | Sequence[Conversation] | None
@@ -106,16 +106,18 @@ def encode_sets(
     return changed, codes
 
 
-def stage_rows(settings: AlignConfig, sets: Sets) -> dict[str, list[Row]]:
-    """The rows of each stage that is to be run, by its name.
+def stage_rows(settings: AlignConfig, sets: Sets, lvlm: LVLM) -> dict[str, list[Row]]:
+    """The rows of each stage that is to be run, by its name; what shares a row is whole in it.
 
     Raises:
         DataError: stage 1 has no images.
     """
+    height, width = lvlm.visual.grid
+    whole = whole_within(lvlm.backbone, settings.max_length, height * width)
 
     def rows(conversations: list[Conversation]) -> list[Row]:
         images = [c.image if isinstance(c.image, int) else None for c in conversations]
-        return make_rows(conversations, images, settings.questions_per_row)
+        return make_rows(conversations, images, settings.questions_per_row, whole)
 
     stages: dict[str, list[Row]] = {}
     if settings.stage in ("1", "both"):

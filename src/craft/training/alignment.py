@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -81,8 +82,42 @@ def answers_within(backbone: Backbone, max_length: int, image_tokens: int) -> Ca
     return begins
 
 
+def whole_within(
+    backbone: Backbone, max_length: int, image_tokens: int
+) -> Callable[[Sequence[Conversation]], bool]:
+    """A function that says of conversations about one image, or about none, whether all are whole in one row
+    of `max_length` tokens.
+
+    Args:
+        backbone: settles the prompt format.
+        max_length: of a row.
+        image_tokens: of one image.
+    """
+
+    @cache
+    def size(turns: tuple[tuple[str, str], ...], seeing: bool) -> tuple[int, int]:
+        made = build_dialogue(backbone.prompt, backbone.tokenizer, turns, seeing)
+        return len(made.before), len(made.after)
+
+    frame = [sum(size((("?", "!"),), seeing)) + _SEAMS for seeing in (False, True)]
+
+    def whole(group: Sequence[Conversation]) -> bool:
+        seeing = group[0].image is not None
+        room = max_length - seeing * image_tokens
+        turns = [turn for conversation in group for turn in conversation.turns]
+        if sum(frame[seeing] + len("".join(turn).encode("utf-8")) for turn in turns) <= room:
+            return True  # a token has a byte at least
+        sizes = [size(conversation.turns, seeing) for conversation in group]
+        return sizes[0][0] + sum(after for _, after in sizes) <= room
+
+    return whole
+
+
 def make_rows(
-    conversations: Sequence[Conversation], images: Sequence[int | None], questions_per_row: int = 1
+    conversations: Sequence[Conversation],
+    images: Sequence[int | None],
+    questions_per_row: int = 1,
+    whole: Callable[[Sequence[Conversation]], bool] = lambda group: True,
 ) -> list[Row]:
     """Conversations as rows; those about one image, and those without any, share rows, at most
     `questions_per_row` in each.
@@ -90,11 +125,16 @@ def make_rows(
     Args:
         conversations: what is trained on.
         images: for each conversation its image's index in the codes, or None.
+        questions_per_row: most conversations in a row.
+        whole: whether conversations may share a row: what does not fit would be cut off (`whole_within`).
     """
     rows: list[Row] = []
     waiting: dict[int | None, list[Conversation]] = {}
     for conversation, image in zip(conversations, images, strict=True):
         group = waiting.setdefault(image, [])
+        if group and not whole([*group, conversation]):
+            rows.append(Row(image, tuple(group)))
+            group.clear()
         group.append(conversation)
         if len(group) == questions_per_row:
             rows.append(Row(image, tuple(waiting.pop(image))))
