@@ -22,7 +22,7 @@ def conversation(
         DataError: not exactly one picture, or not exactly one tag for it; turns that do not alternate; an
             empty question or answer.
     """
-    images = _as_list(values.get("images", values.get("image")))
+    images = _as_list(values.get("images") or values.get("image"))  # tables have null in what a row lacks
     if "conversations" in values:
         field, turns = "conversations", _llava(values["conversations"], origin)
     else:
@@ -51,7 +51,7 @@ def conversation(
 
 
 def _llava(value: Any, origin: str) -> list[tuple[str, str]]:
-    names = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+    names = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": ""}
     return _entries(value, origin, "conversations", "from", "value", names)
 
 

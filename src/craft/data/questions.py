@@ -268,6 +268,8 @@ def read_picture(value: Any, base: Path, origin: str, fetch: Fetch | None = None
             return str(fetch(text))
         except DataError as error:
             raise DataError(f"{origin}: {error}") from error
+    if "\\" in text and not (base / text).is_file():  # as Windows writes paths
+        text = text.replace("\\", "/")
     return str(base / text)
 
 
