@@ -108,6 +108,7 @@ def test_texts_join_by_id_or_image(tmp_path: Path) -> None:
         ({"id": "99", "captions": []}, "no sample has the id or image '99'"),
         ({"id": "1", "captions": "x"}, "'captions' must be a list of texts"),
         ({"id": "1", "statement": 3}, "'statement' must be a text"),
+        ({"id": "1", "captions": ["\ud83d"]}, "a text holds half a character"),
     ):
         (tmp_path / "bad.jsonl").write_text(json.dumps(row))
         with pytest.raises(DataError, match=rf"bad\.jsonl:1: {words}"):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from craft.core.errors import DataError
+from craft.data.folder import is_text
 
 TAG = "<image>"
 """Where the picture stands in a conversation."""
@@ -91,6 +92,8 @@ def _entries(
     for number, entry in enumerate(value, start=1):
         if not isinstance(entry, dict) or not isinstance(entry.get(what), str) or who not in entry:
             raise DataError(f"{origin}: entry {number} of '{field}' must have '{who}' and '{what}'.")
+        if not is_text(entry[what]):
+            raise DataError(f"{origin}: entry {number} of '{field}' holds half a character. Correct it.")
         if entry[who] not in names:
             raise DataError(
                 f"{origin}: '{entry[who]}' in entry {number} of '{field}' is none of {', '.join(names)}."

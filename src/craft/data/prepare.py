@@ -13,6 +13,7 @@ from typing import Any
 from craft.core.errors import DataError
 from craft.core.files import atomic_write_bytes, user_path
 from craft.data.benchmarks.classes import squeezed
+from craft.data.folder import is_text
 from craft.data.load import read_data
 from craft.data.manifest import Prepared, write_manifest
 from craft.data.raw import Raw, TrainLimit
@@ -149,6 +150,8 @@ def with_texts(samples: Sequence[Sample], path: Path) -> list[Sample]:
             raise DataError(f"{origin}: 'captions' must be a list of texts.")
         if not isinstance(statement, str):
             raise DataError(f"{origin}: 'statement' must be a text.")
+        if not all(map(is_text, (*captions, statement))):
+            raise DataError(f"{origin}: a text holds half a character. Correct it.")
         for n in chosen:
             old = changed[n]
             added = tuple(text.strip() for text in captions if text.strip() and text not in old.captions)

@@ -48,6 +48,11 @@ def unknown_speaker(root: Path) -> Path:
     return talk(root, conversations=said(("human", "<image>What?"), ("robot", "This.")))
 
 
+@damage("{root}/chat.json, entry 2: entry 2 of 'conversations' holds half a character. Correct it.")
+def half_a_character(root: Path) -> Path:
+    return talk(root, conversations=said(("human", "<image>What?"), ("gpt", "A smile \ud83d")))
+
+
 @damage("{root}/chat.json, entry 2: 'conversations' must be a list of turns, not 'What?'.")
 def conversation_is_a_text(root: Path) -> Path:
     return talk(root, conversations="What?")
