@@ -164,6 +164,23 @@ def test_ctrl_c_is_not_for_the_processes() -> None:
     pool.shutdown()
 
 
+def test_a_run_outlives_its_processes(files: list[str]) -> None:
+    """`timeout` and clusters send SIGTERM to all processes of a run; its last step is finished yet."""
+    samples, visual = read_data(Path(files[0]).parents[1]).samples, tiny_lvlm().visual
+    wanted = visual.preprocess([sample.image for sample in samples])
+    pool = decoders(1)
+    cache = ImageCache(visual, 0, pool=pool)
+    cache.expect(samples[:2])
+    assert torch.equal(cache.get(samples[:2]), wanted[:2])
+    for process in list(pool._processes):
+        os.kill(process, signal.SIGTERM)
+    for start in (2, 5):
+        cache.expect(samples[start : start + 3])
+        assert torch.equal(cache.get(samples[start : start + 3]), wanted[start : start + 3])
+    assert cache.pool is None
+    cache.close()
+
+
 def test_processes_that_ended_are_told_when_pictures_are_given_to_them(files: list[str]) -> None:
     class Ended(ProcessPoolExecutor):
         def submit(self, *_: object, **__: object) -> None:  # type: ignore[override]
