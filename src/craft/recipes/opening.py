@@ -71,6 +71,11 @@ def run_folder(settings: LoopConfig, resume: bool, overwrite: bool) -> tuple[Run
             divided among the processes.
     """
     join_processes(settings.device)
+    if settings.max_steps is not None and settings.epochs != LoopConfig().epochs:
+        say(
+            f"note: epochs={settings.epochs:g} counts for nothing beside max_steps={settings.max_steps}; "
+            "--set max_steps=null goes by epochs"
+        )
     size = settings.micro_batch if isinstance(settings.micro_batch, int) else None
     micro_batches(list(range(settings.batch_size)), 0, world(), size)
     run = RunFolder(str(settings.out))
