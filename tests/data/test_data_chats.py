@@ -86,6 +86,7 @@ def test_ours_goes_through_load_data(folder):
         ({"image": "a.jpg", "conversations": [{"from": "cat", "value": "x"}]}, "'cat' in entry 1"),
         ({"image": "a.jpg", "caption": " "}, "empty question or answer"),
         ({"image": "a.jpg", "caption": None}, "empty question or answer"),
+        ({"image": "a.jpg", "caption": "A smile \ud83d"}, "holds half a character"),
         ({"picture": "a.jpg"}, "no conversation in it"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ def test_unusual_pictures_are_handled_and_named(tmp_path: Path) -> None:
     exif[0x0112] = 6
     frames[4].save(root / "ash" / "e.jpg", exif=exif)
     Image.fromarray(pixels(3, 4)).save(root / "ash" / "f.png")
+    Image.fromarray(pixels(26, 16)).save(root / "ash" / "g.png", exif=b"broken")  # nothing to say of it
     findings = found(root)
     assert {name: (f.count, f.warning, f.text) for name, f in findings.items()} == {
         "animated": (1, False, "1 picture is animated: of an animation the first frame is used"),
@@ -145,6 +147,13 @@ def test_stats_count_and_draw(tmp_path: Path) -> None:
     chosen = showcase(data, 7)
     assert [s.label for s in chosen] == ["ash", "elm", "oak", "ash", "elm", "oak", "ash"]
     assert contact_sheet(chosen, tmp_path / "sheet.png", columns=4).width > 300
+
+
+def test_answers_of_several_lines_are_drawn_in_one(tmp_path: Path) -> None:
+    sample = Sample(id="a", image=pixels(1), question="Why?", answer="For two reasons:\n1. sun\n2. rain")
+    sheet = contact_sheet([sample])
+    assert sheet.size == contact_sheet([replace(sample, answer="sun")]).size
+    assert len(set(sheet.convert("L").crop((4, 102, 100, 114)).tobytes())) > 5  # something is written
 
 
 def test_prices_are_drawn_as_they_are_written(tmp_path: Path) -> None:

@@ -229,6 +229,24 @@ def test_a_label_among_choices_is_the_answer(tmp_path: Path) -> None:
         load_data(jsonl(tmp_path / "q.jsonl", rows))
 
 
+def test_words_are_alike_as_the_metric_has_it(tmp_path: Path) -> None:
+    """ "é" as one character or two, and spaces, tell neither answers nor options nor classes apart."""
+    one, two = "caf\u00e9 noir", "cafe\u0301  noir"
+    names = [one, "elm", "fir", "oak", "yew"]
+    rows = [row(n, answer=names[n % 5], label=names[n % 5], choices=names) for n in range(30)]
+    for changed in rows[::10]:
+        changed["label"] = two
+    for changed in rows[5::10]:
+        changed["answer"] = two
+    rows[1]["choices"] = [two, *names[1:]]
+    data = load_data(jsonl(tmp_path / "q.jsonl", rows), held_out=[one])
+    assert data.task == "classification" and data.classes == ("caf\u00e9 noir", "elm", "fir", "oak", "yew")
+    assert all({one, two}.isdisjoint(sample.choices) for sample in data.train)
+    rows[2]["choices"] = [*names, two]
+    with pytest.raises(DataError, match=r"q\.jsonl:3: 'choices' names an option twice"):
+        load_data(jsonl(tmp_path / "q.jsonl", rows))
+
+
 @pytest.mark.parametrize(
     ("bad", "words"),
     [

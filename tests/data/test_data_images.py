@@ -2,11 +2,12 @@
 
 import inspect
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from craft.core.errors import DataError
 from craft.data import open_image
@@ -48,12 +49,25 @@ def test_sixteen_bit_grey_is_scaled() -> None:
     assert open_image(grey).tobytes() == opened.tobytes()
 
 
-def test_exif_rotation_is_applied() -> None:
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+@pytest.mark.parametrize("way", range(1, 9))
+def test_exif_rotation_is_applied_once(way: int, format: str) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # a camera held upright: rotate by 270 degrees to show
-    rotated = open_image(png(RGB, exif=exif))
-    assert rotated.size == (12, 10)
-    assert rotated.tobytes() == RGB.transpose(Image.Transpose.ROTATE_270).tobytes()
+    exif[0x0112] = way
+    given = Image.open(io.BytesIO(png(RGB, format, exif=exif)))
+    wanted = ImageOps.exif_transpose(given)
+    opened = open_image(png(RGB, format, exif=exif))
+    assert opened.size == wanted.size == ((10, 12) if way < 5 else (12, 10))
+    assert opened.tobytes() == wanted.tobytes() == open_image(png(opened)).tobytes()
+
+
+def test_broken_exif_leaves_the_picture() -> None:
+    """Cameras write it; the pixels are whole."""
+    turned = b"MM\0*" + struct.pack(">IH", 8, 2)  # orientation 6, and a resolution that is text
+    turned += struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack(">HHI4sI", 0x011A, 2, 4, b"abc\0", 0)
+    assert open_image(png(RGB, exif=b"garbage")).tobytes() == RGB.tobytes()
+    upright = RGB.transpose(Image.Transpose.ROTATE_270).tobytes()
+    assert open_image(png(RGB, exif=b"Exif\0\0" + turned)).tobytes() == upright
 
 
 def test_path_bytes_image_and_array_agree(tmp_path: Path) -> None:

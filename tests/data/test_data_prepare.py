@@ -79,6 +79,17 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
     assert limited.about["splits"] == {"train": 3, "test": 2}
 
 
+def test_a_manifest_that_replaces_itself_keeps_its_pictures(tmp_path: Path) -> None:
+    rows = [{"image": png(n), "question": f"q{n}?", "answer": f"a{n % 3}"} for n in range(6)]
+    table = parquet(tmp_path / "train.parquet", rows)
+    before = prepare(table, None, tmp_path / "m", progress=False).about
+    (tmp_path / "link").symlink_to(tmp_path / "m")
+    for place, name in (("m", "m"), ("link", "m"), ("m", "link")):
+        again = prepare(tmp_path / place, None, tmp_path / name, progress=False).about
+        assert again["fingerprint"] == before["fingerprint"]
+        assert verify_images(load_data(tmp_path / "m"), progress=False) == 6
+
+
 def test_texts_join_by_id_or_image(tmp_path: Path) -> None:
     root = REPLICAS["vqa-rad"](tmp_path / "v")
     rows = [
@@ -97,6 +108,7 @@ def test_texts_join_by_id_or_image(tmp_path: Path) -> None:
         ({"id": "99", "captions": []}, "no sample has the id or image '99'"),
         ({"id": "1", "captions": "x"}, "'captions' must be a list of texts"),
         ({"id": "1", "statement": 3}, "'statement' must be a text"),
+        ({"id": "1", "captions": ["\ud83d"]}, "a text holds half a character"),
     ):
         (tmp_path / "bad.jsonl").write_text(json.dumps(row))
         with pytest.raises(DataError, match=rf"bad\.jsonl:1: {words}"):

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from craft.core.errors import DataError
 from craft.data import load_data, read_data, verify_images
@@ -129,6 +130,22 @@ def test_a_hub_data_set_with_its_own_columns(tmp_path: Path, monkeypatch: pytest
     assert [s.answer for s in data.test] == ["oak", "elm"] and verify_images(data, progress=False) == 8
 
 
+def test_pictures_of_every_kind_are_fetched_from_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = ["ash/1.JPG", "ash/2.bmp", "elm/3.tif", "elm/4.png", "elm/notes.docx"]
+
+    def download(*_: object, allow_patterns: list[str], **__: object) -> str:
+        for n, file in enumerate(filter_repo_objects(files, allow_patterns=allow_patterns)):
+            paint(tmp_path / file, n)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: files)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert [sample.id for sample in read_data("hub:some/trees").samples] == files[:4]
+
+
 @pytest.mark.parametrize("place", ["test", "dev/birds", "home/Test"])
 def test_where_the_users_data_lie_says_no_split(tmp_path: Path, place: str) -> None:
     folder = tmp_path / place
@@ -209,6 +226,19 @@ def test_llava_conversations(root: Path) -> None:
     data = load_data(root / "chat.json")
     assert len(data.test) == 2  # one picture: its questions stay together
     assert not {s.image for s in data.test} & {s.image for s in data.train}
+
+
+def test_what_a_conversation_may_have_besides(root: Path) -> None:
+    """A system turn, null in a column that other rows have, and a path as Windows writes it."""
+    turns = [("system", "Be kind."), ("human", "<image>\nWhat is it?"), ("gpt", "An oak.")]
+    said = [{"from": who, "value": what} for who, what in turns]
+    row = {"id": "a", "image": "img\\0.png", "images": None, "conversations": said}
+    (root / "chat.json").write_text(json.dumps([row]))
+    (sample,) = read_questions([root / "chat.json"]).samples
+    assert (sample.question, sample.answer) == ("What is it?", "An oak.")
+    assert sample.image == str(root / "img/0.png")
+    (root / "img\\0.png").write_bytes(png(1))  # where there is a file of that very name, it is meant
+    assert read_questions([root / "chat.json"]).samples[0].image == str(root / "img\\0.png")
 
 
 def test_openai_messages(root: Path) -> None:

@@ -277,6 +277,17 @@ def test_dry_run(family, chat, tmp_path):
     assert set(trained["1"]) == {"projector"} and set(trained["2"]) == {"projector", "llm"}
 
 
+def test_places_in_the_home_folder(family, chat, tmp_path, aligned, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "earlier").symlink_to(aligned.out)
+    words = family / "llama", family, chat / "chat.json", "1", "~/runs/a"
+    rehearse(*words, start="~/earlier", **FAST)
+    rehearse(*words, codes="~/kept", **FAST)
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["earlier", "kept", "runs"]
+    assert [place.name for place in (tmp_path / "runs").iterdir()] == ["codes"]
+
+
 def test_the_papers_setting_on_the_meta_device():
     found = rehearse("paper/qwen2-0.5b", "paper/vila-u", batch_size=128, micro_batch=16)
     rows = {part: (count, trained) for part, count, trained in found["2"].parameters}

@@ -14,6 +14,10 @@ from transformers import (
     CLIPProcessor,
     CLIPTextConfig,
     CLIPVisionConfig,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+    SiglipProcessor,
 )
 
 from builders import tiny_tokenizer
@@ -73,6 +77,25 @@ def test_from_options_to_questions(clip: Path, tmp_path: Path) -> None:
     for sample in data.test:
         assert set(sample.choices) - {sample.label} == hardest[str(sample.image)]
     assert data.held_out and all(not set(s.choices) & set(data.held_out) for s in data.train)
+
+
+def test_siglip_reads_a_name_alike_beside_any_others(tmp_path: Path) -> None:
+    """It takes a text's features at the end of its padding, which went as far as the longest name."""
+    common = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = common | {"vocab_size": 300, "max_position_embeddings": 48, "bos_token_id": 1, "eos_token_id": 2}
+    torch.manual_seed(0)
+    vision = common | {"image_size": 16, "patch_size": 8}
+    SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(tmp_path / "siglip")
+    processor = SiglipImageProcessorPil(size={"height": 16, "width": 16})
+    SiglipProcessor(processor, tiny_tokenizer()).save_pretrained(tmp_path / "siglip")
+    class_folders(tmp_path / "p", NAMES, each=2)
+    long = "an old tree with a long name"
+    few = clip_options(read_data(tmp_path / "p"), tmp_path / "siglip", device="cpu")
+    class_folders(tmp_path / "p", (long,), each=1)
+    many = clip_options(read_data(tmp_path / "p"), tmp_path / "siglip", device="cpu")
+    for name, entries in few.items():
+        for entry, other in zip(entries, many[name], strict=True):
+            assert entry["options"] == [option for option in other["options"] if option != long]
 
 
 def test_what_cannot_be_compared(clip: Path, tmp_path: Path) -> None:

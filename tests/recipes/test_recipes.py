@@ -18,7 +18,7 @@ from craft.quantize.usage import code_counts
 from craft.recipes import adapt, evaluate, rehearse, transfer
 from craft.recipes.benchmarks import _folders, evaluate_all
 from craft.recipes.demo import demo_settings
-from craft.recipes.opening import run_settings
+from craft.recipes.opening import Model, run_folder, run_settings
 from craft.training import RunFolder
 from craft.training.config import AdaptConfig
 from tiny_data import tiny_data
@@ -54,6 +54,16 @@ def test_run_folder_and_artefact(adapted):
     assert artefact.manifest["tower"] == run["hashes_after"]["vision_tower"]
     assert artefact.manifest["data"]["fingerprint"] == tiny_data().fingerprint
     assert torch.equal(artefact.prior, adapted.prior)
+
+
+def test_a_given_model_stays_where_it_is():
+    """What does not train is shared, and went along to the device of the run."""
+    given = tiny_lvlm()
+    shared = Model(given, AdaptConfig.build({"device": "cpu"}))()
+    assert shared.backbone is given.backbone and shared.visual.vision_tower is not given.visual.vision_tower
+    Model(given, AdaptConfig.build({"device": "meta"}))().to("meta")
+    tensors = [*given.parameters(), *given.buffers()]
+    assert tensors and {tensor.device.type for tensor in tensors} == {"cpu"}
 
 
 def test_prior_counts_codes_of_the_adapted_tower(adapted):
@@ -252,6 +262,13 @@ def test_folders_of_ours_are_called_like_the_data_wherever_one_stands(data, name
         Path(data).name if data == "a.csv" else name,
         "other",
     ]
+
+
+def test_epochs_that_do_not_count_are_told(tmp_path, capsys):
+    for settings in ({"max_steps": "null"}, {}):
+        run_folder(AdaptConfig.build(None, {"out": str(tmp_path), "epochs": 3, **settings}), False, True)
+    said = capsys.readouterr().err
+    assert said.count("note:") == 1 and "epochs=3 counts for nothing beside max_steps=200" in said
 
 
 def test_unknown_settings_are_refused(tmp_path):

@@ -11,6 +11,7 @@ from craft.data.chats import Conversation
 from craft.losses.alignment import BLOCK, surrogate_alignment
 from craft.models.code_cache import CodeCache
 from craft.models.freezing import part_hashes
+from craft.models.prompts import build_dialogue
 from craft.training import RunFolder, fit
 from craft.training.alignment import (
     AlignObjective,
@@ -19,6 +20,7 @@ from craft.training.alignment import (
     answers_within,
     keep_some,
     make_rows,
+    whole_within,
 )
 from craft.training.config import AlignConfig, LoraConfig
 from craft.training.lora import add_lora, lora_targets, take_lora
@@ -130,7 +132,26 @@ def test_which_answers_begin_within_a_length(codes):
                 AlignConfig.build(None, {**FAST, "max_length": length}),
                 codes,
             )
-            assert begins(talk) == (batches.tokens(0)[1] > 0), (talk, length)
+            assert begins(talk) == (batches.tokens(0)[2] > 0), (talk, length)
+
+
+@pytest.mark.parametrize("length", [60, 75, 120, 200, 8192])
+def test_what_shares_a_row_is_whole_in_it(codes, length):
+    """Conversations behind the one that fills a row were never learned."""
+    lvlm = tiny_lvlm()
+    for text in (False, True):
+        talks = [talk(n % 4, text) for n in range(12)]
+        whole = whole_within(lvlm.backbone, length, 16)
+        rows = make_rows(talks, [c.image for c in talks], 3, whole)
+        assert sorted(c.id for row in rows for c in row.conversations) == sorted(c.id for c in talks)
+        for row in rows:
+            config = AlignConfig.build(None, {**FAST, "max_length": length})
+            batches = RowBatches(lvlm.backbone, [row], config, codes)
+            kept = batches.make([0], 0).rows[0][1]
+            words = lvlm.backbone.prompt, lvlm.backbone.tokenizer
+            full = [build_dialogue(*words, c.turns, not text) for c in row.conversations]
+            assert len(kept) == len(full) and (len(full) == 1 or list(kept) == full)
+    assert len(rows) == 4 if length == 8192 else len(rows) >= 4
 
 
 def test_keep_some_is_seeded_and_within_its_bounds(codes):

@@ -38,6 +38,15 @@ def test_a_list_of_texts_is_read_as_yaml_and_a_text_is_not():
     assert config.trackers == ("tensorboard",)
 
 
+def test_a_text_that_looks_like_a_number_stays_a_text(tmp_path):
+    """A run folder called 1e-4, in a file as on the command line."""
+    tree = {"out": "1e-4", "data": {"name": "1e3"}, "optimizer": {"learning_rate": "1e-4"}}
+    config = AdaptConfig.build(tree)
+    assert (config.out, config.data.name, config.optimizer.learning_rate) == ("1e-4", "1e3", 1e-4)
+    config.save(tmp_path / "c.yaml")
+    assert AdaptConfig.build(tmp_path / "c.yaml") == config
+
+
 def test_steps():
     assert AdaptConfig(max_steps=7).steps(100) == 7
     assert AdaptConfig(max_steps=None, epochs=2, batch_size=10).steps(101) == 20

@@ -15,6 +15,7 @@ from transformers import Gemma3ForCausalLM, MistralForCausalLM
 from builders import alibi_llm, tiny_images, tiny_lvlm
 from craft.core.errors import ConfigError
 from craft.models import prompts
+from craft.models.memory import kept_per_token
 from craft.models.prefix import read_prefix
 from craft.models.recompute import recompute
 from craft.quantize import ResidualCodebook
@@ -252,15 +253,30 @@ def rehearsed(config, lvlm=None):
 
 
 def test_tokens_of_a_sample_are_those_of_its_batch():
-    lvlm, samples = tiny_lvlm(), asked((3, 1))
-    for most, index in ((1, 0), (3, 0), (3, 1)):
+    samples = asked((3, 1))
+    for most, index, window in ((1, 0, 0), (3, 0, 0), (3, 1, 0), (3, 0, 8), (3, 1, 8), (3, 0, 4096)):
+        lvlm = tiny_lvlm()
+        lvlm.backbone.llm.config.sliding_window = window  # beyond a short one each question has its own row
         config = AdaptConfig.build(FAST, {"questions_per_image": most})
         batches = ImageBatches(lvlm, samples, config, 0.0, ImageCache(lvlm.visual, 2**20))
         objective = CraftObjective(lvlm, config.losses, 0.0)
         batch = batches.make([index], 0)
         hidden, labels = objective._read(lvlm.visual(tiny_images(1)), batch)
-        assert batches.tokens(index) == (hidden.shape[1], int((labels >= 0).sum()))
-        assert batches.answer_tokens(batch) == batches.tokens(index)[1]
+        assert batches.tokens(index) == (*hidden.shape[:2], int((labels >= 0).sum()))
+        assert batches.answer_tokens(batch) == batches.tokens(index)[2]
+
+
+def test_questions_that_a_short_window_keeps_apart_take_the_memory_of_rows_apart():
+    lvlm, config = tiny_lvlm(), AdaptConfig.build(FAST, {"questions_per_image": 3})
+    shared = rehearsed(config, lvlm)
+    lvlm.backbone.llm.config.sliding_window = 8
+    apart = rehearsed(config, lvlm)
+    alone = rehearsed(AdaptConfig.build(FAST, {"batch_size": 9}), lvlm)
+    assert apart.tokens == alone.tokens < shared.tokens
+    tower = lvlm.visual.vision_tower
+    image = 4 * math.prod(lvlm.visual.grid) * kept_per_token(tower.siglip_config, len(tower.layers))
+    assert apart.memory["activations"] == alone.memory["activations"] - 6 * image  # encoded once each
+    assert apart.memory["activations"] > shared.memory["activations"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -30,7 +30,9 @@ def files(tmp_path: Path) -> list[str]:
     return [str(sample.image) for sample in read_data(tmp_path / "p").samples]
 
 
-def test_pictures_come_back_bit_for_bit(files: list[str], tmp_path: Path) -> None:
+def test_pictures_come_back_bit_for_bit(
+    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = PixelStore(tmp_path / "store", 20, "pad")
     assert store.get(files[0]) is None and store.fill(files, progress=False) == 8
     again = PixelStore(tmp_path / "store", 20, "pad")
@@ -41,6 +43,8 @@ def test_pictures_come_back_bit_for_bit(files: list[str], tmp_path: Path) -> Non
         assert isinstance(found.base, np.memmap)
     assert len(PixelStore(tmp_path / "store", 20, "resize")) == 0  # another size or aspect is another store
     assert again.fill([png(1), pixels(1), Image.fromarray(pixels(1))], progress=False) == 0
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert PixelStore("~/store", 20, "pad").path == again.path
 
 
 def test_a_changed_file_is_another_picture(files: list[str], tmp_path: Path) -> None:
@@ -158,6 +162,23 @@ def test_ctrl_c_is_not_for_the_processes() -> None:
     pool = decoders(1)
     assert pool.submit(signal.raise_signal, signal.SIGINT).exception() is None
     pool.shutdown()
+
+
+def test_a_run_outlives_its_processes(files: list[str]) -> None:
+    """`timeout` and clusters send SIGTERM to all processes of a run; its last step is finished yet."""
+    samples, visual = read_data(Path(files[0]).parents[1]).samples, tiny_lvlm().visual
+    wanted = visual.preprocess([sample.image for sample in samples])
+    pool = decoders(1)
+    cache = ImageCache(visual, 0, pool=pool)
+    cache.expect(samples[:2])
+    assert torch.equal(cache.get(samples[:2]), wanted[:2])
+    for process in list(pool._processes):
+        os.kill(process, signal.SIGTERM)
+    for start in (2, 5):
+        cache.expect(samples[start : start + 3])
+        assert torch.equal(cache.get(samples[start : start + 3]), wanted[start : start + 3])
+    assert cache.pool is None
+    cache.close()
 
 
 def test_processes_that_ended_are_told_when_pictures_are_given_to_them(files: list[str]) -> None:

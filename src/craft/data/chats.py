@@ -20,6 +20,7 @@ from craft.core.errors import DataError
 from craft.core.files import user_path
 from craft.core.seeding import rng
 from craft.data.conversations import conversation
+from craft.data.folder import is_text
 from craft.data.images import ImageSource
 from craft.data.load import load_data
 from craft.data.parquet import Row
@@ -143,4 +144,6 @@ def _conversation(row: Row, default: str, base: Path, seed: int) -> Conversation
 def _text(value: Any, origin: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{origin}: an empty question or answer ({value!r}). Fill it in, or drop the row.")
+    if not is_text(value):
+        raise DataError(f"{origin}: question or answer holds half a character ({value!r}). Correct it.")
     return value.strip()

@@ -13,7 +13,7 @@ from PIL import Image
 
 from craft.core.errors import DataError
 from craft.core.progress import track
-from craft.data.images import image_bytes, image_bytes_hash, image_key, open_image
+from craft.data.images import image_bytes, image_bytes_hash, image_key, open_image, orientation
 from craft.data.packed import Packed
 from craft.data.problems import Problems
 from craft.data.sample import Data, Sample
@@ -136,13 +136,12 @@ def _look(sample: Sample, decode: bool, hashes: bool) -> Look:
 def _header(content: bytes) -> tuple[str, ...]:
     """What is unusual about a picture that can be decoded."""
     with Image.open(io.BytesIO(content)) as image:
-        turned = image.getexif().get(0x0112, 1) not in (0, 1)
         told = {
             "animated": image.format != "MPO" and _animated(image),
             "CMYK": image.mode == "CMYK",
             "16-bit": image.mode.startswith("I"),
             "with transparency": image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info,
-            "EXIF-rotated": turned,
+            "EXIF-rotated": orientation(image) != 1,
             "tiny": min(image.size) < 8,
         }
     return tuple(name for name, true in told.items() if true)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from craft.core.errors import DataError
+from craft.data.folder import is_text
 
 TAG = "<image>"
 """Where the picture stands in a conversation."""
@@ -22,7 +23,7 @@ def conversation(
         DataError: not exactly one picture, or not exactly one tag for it; turns that do not alternate; an
             empty question or answer.
     """
-    images = _as_list(values.get("images", values.get("image")))
+    images = _as_list(values.get("images") or values.get("image"))  # tables have null in what a row lacks
     if "conversations" in values:
         field, turns = "conversations", _llava(values["conversations"], origin)
     else:
@@ -51,7 +52,7 @@ def conversation(
 
 
 def _llava(value: Any, origin: str) -> list[tuple[str, str]]:
-    names = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+    names = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": ""}
     return _entries(value, origin, "conversations", "from", "value", names)
 
 
@@ -91,6 +92,8 @@ def _entries(
     for number, entry in enumerate(value, start=1):
         if not isinstance(entry, dict) or not isinstance(entry.get(what), str) or who not in entry:
             raise DataError(f"{origin}: entry {number} of '{field}' must have '{who}' and '{what}'.")
+        if not is_text(entry[what]):
+            raise DataError(f"{origin}: entry {number} of '{field}' holds half a character. Correct it.")
         if entry[who] not in names:
             raise DataError(
                 f"{origin}: '{entry[who]}' in entry {number} of '{field}' is none of {', '.join(names)}."

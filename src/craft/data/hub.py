@@ -3,11 +3,13 @@
 from pathlib import Path
 
 from craft.core.errors import DataError
+from craft.data.images import SUFFIXES
+from craft.data.tables import TABLES
 
 HUB = "hub:"
 """What a place on the hub begins with: `hub:OWNER/NAME`, or `hub:OWNER/NAME/CONFIGURATION`."""
 
-_DATA = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".tar", ".jpg", ".jpeg", ".png", ".webp")
+_DATA = (*TABLES, *sorted(SUFFIXES))
 
 
 def hub_folder(place: str) -> Path:
@@ -37,7 +39,8 @@ def hub_folder(place: str) -> Path:
             files = HfApi().list_repo_files(id, repo_type="dataset", revision=revision or None)
             check_files(id, files)
             kinds = (".parquet",) if any(f.endswith(".parquet") for f in files) else _DATA
-            patterns = [f"{within}{kind}" for kind in kinds] + ["README.md"]
+            endings = (ending for kind in kinds for ending in (kind, kind.upper()))
+            patterns = [f"{within}{ending}" for ending in endings] + ["README.md"]
         folder = snapshot_download(
             id, repo_type="dataset", revision=revision or None, allow_patterns=patterns
         )
@@ -66,7 +69,7 @@ def check_files(id: str, files: list[str]) -> None:
         DataError: there is a loading script, and nothing that can be read.
     """
     script = f"{id.rpartition('/')[2]}.py"
-    if script in files and not any(file.endswith(_DATA) for file in files):
+    if script in files and not any(file.lower().endswith(_DATA) for file in files):
         raise DataError(
             f"the hub data set {id} is a loading script ({script}) without data files, and scripts are not "
             "run. Use a copy stored as parquet, or the original files."

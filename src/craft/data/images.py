@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from craft.core.errors import DataError
 from craft.data.packed import Packed
@@ -19,6 +19,18 @@ ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Packed | Image.Image |
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 """File name endings (lower case) that count as pictures in a folder of class folders."""
+
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What sets a picture upright, by the orientation that EXIF names."""
 
 
 def open_image(source: ImageSource, where: str = "") -> Image.Image:
@@ -143,7 +155,7 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
         raise DataError(f"{name} has no pixels ({image.width} x {image.height}). Replace the file.")
     try:
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return _to_rgb(_upright(image))
     except DataError:
         raise
     except Exception as error:  # a decoder may raise anything on a broken file
@@ -151,6 +163,24 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
             f"{name} is truncated or corrupt ({_reason(error)}). "
             "Replace the file, or remove it from the data."
         ) from error
+
+
+def orientation(image: Image.Image) -> int:
+    """How EXIF says that a picture lies: 2 to 8 (`TURNS`), or 1: upright. EXIF may be broken where the pixels
+    are whole; then it says nothing."""
+    try:
+        found = image.getexif().get(0x0112)
+    except Exception:  # a decoder may raise anything on a broken file
+        return 1
+    return found if found in TURNS else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """A copy, turned as EXIF asks for, and no longer asking for it."""
+    turn = TURNS.get(orientation(image))
+    copy = image.copy() if turn is None else image.transpose(turn)
+    copy.info = {name: value for name, value in copy.info.items() if name == "transparency"}
+    return copy
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -297,9 +297,9 @@ def _ask(
 
 def _without(sample: Sample, unseen: tuple[str, ...], answer_with: AnswerWith) -> Sample | None:
     """The sample's own options less the held-out classes; None where no wrong option stays."""
-    names = {name.casefold() for name in unseen}
+    names = set(map(normalise, unseen))
     right = sample.answer_text
-    options = tuple(choice for choice in sample.choices if choice.casefold() not in names)
+    options = tuple(choice for choice in sample.choices if normalise(choice) not in names)
     if len(options) < 2:
         return None
     answer = answer_for(options, right, answer_with)

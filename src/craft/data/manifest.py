@@ -49,7 +49,8 @@ def write_manifest(
     """Write the samples of a data set, divided into splits, as a manifest.
 
     Pictures that are files stay where they are, and their paths are kept relative to the folder that they
-    share. If any is not a file (in a parquet file or a tar, inline), all are written to `images/`.
+    share. If any is not a file (in a parquet file or a tar, inline), or lies in `out`, which is replaced, all
+    are written to `images/`.
 
     Args:
         raw: what the data set is.
@@ -67,7 +68,8 @@ def write_manifest(
         raise DataError(f"{out} is a folder with other files in it. Choose a new folder for the manifest.")
     samples = [sample for part in parts for sample in part]
     files = all(isinstance(sample.image, str) for sample in samples)
-    root = _shared([str(sample.image) for sample in samples]) if files else Path(".")
+    files = files and not any(_lies_in(folder, out) for folder in _folders(samples))
+    root = Path(os.path.commonpath(_folders(samples))) if files else Path(".")
     with atomic_directory(out) as folder:
         digest, hashes, paths = hashlib.sha256(), dict[Any, str](), dict[Any, str]()
         with open(folder / ROWS, "w", encoding="utf-8", newline="\n") as rows:
@@ -174,9 +176,13 @@ def _unpack(image: ImageSource, folder: Path) -> tuple[str, str]:
     return digest, path.relative_to(folder.parent).as_posix()
 
 
-def _shared(paths: list[str]) -> Path:
-    """The deepest folder that all files lie in."""
-    return Path(os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths]))
+def _folders(samples: list[Sample]) -> set[str]:
+    """The folders that pictures lie in which are files."""
+    return {os.path.dirname(os.path.abspath(str(sample.image))) for sample in samples}
+
+
+def _lies_in(folder: str, whole: Path) -> bool:
+    return Path(folder).resolve().is_relative_to(whole.resolve())
 
 
 def _ids(samples: list[Sample], split: str) -> str:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import DataError
-from craft.core.files import atomic_write_bytes
+from craft.core.files import atomic_write_bytes, user_path
 from craft.data.benchmarks.classes import squeezed
+from craft.data.folder import is_text
 from craft.data.load import read_data
 from craft.data.manifest import Prepared, write_manifest
 from craft.data.raw import Raw, TrainLimit
@@ -63,7 +64,7 @@ def prepare(
         DataError: as `load_data`; texts or options that belong to no sample; a URL that gives no picture.
         ConfigError: `out` cannot be written.
     """
-    out = Path(out)
+    out = user_path(out)
     fetch = Downloads(out.with_name(f"{out.name}-pictures")) if wanted.download else None
     raw = read_data(data, root, wanted.domain, wanted.columns, fetch)
     if wanted.train_limit is not None:
@@ -149,6 +150,8 @@ def with_texts(samples: Sequence[Sample], path: Path) -> list[Sample]:
             raise DataError(f"{origin}: 'captions' must be a list of texts.")
         if not isinstance(statement, str):
             raise DataError(f"{origin}: 'statement' must be a text.")
+        if not all(map(is_text, (*captions, statement))):
+            raise DataError(f"{origin}: a text holds half a character. Correct it.")
         for n in chosen:
             old = changed[n]
             added = tuple(text.strip() for text in captions if text.strip() and text not in old.captions)

@@ -25,7 +25,7 @@ from craft.data.packed import Packed
 from craft.data.parquet import Row
 from craft.data.problems import Problems
 from craft.data.raw import Raw
-from craft.data.sample import LETTERS, Sample
+from craft.data.sample import LETTERS, Sample, normalise
 from craft.data.tables import EXAMPLE, SPLITLIKE, read_rows
 
 REQUIRED = ("image", "question", "answer")
@@ -213,7 +213,7 @@ class Reader:
         answer = _text(values, "answer", origin) if not labelled else str(label) if choices else ""
         correct = _correct(choices, answer, origin) if choices else None
         said = answer if correct is None else choices[correct]
-        if label is not None and (label.casefold() == said.casefold() or (labelled and choices)):
+        if label is not None and (normalise(label) == normalise(said) or (labelled and choices)):
             label = said
         if values.get("text"):
             text = _text(values, "text", origin)
@@ -268,6 +268,8 @@ def read_picture(value: Any, base: Path, origin: str, fetch: Fetch | None = None
             return str(fetch(text))
         except DataError as error:
             raise DataError(f"{origin}: {error}") from error
+    if "\\" in text and not (base / text).is_file():  # as Windows writes paths
+        text = text.replace("\\", "/")
     return str(base / text)
 
 
@@ -307,7 +309,7 @@ def _strings(row: Mapping[str, Any], name: str, origin: str) -> tuple[str, ...]:
     if name == "choices":
         if not 2 <= len(strings) <= len(LETTERS):
             raise DataError(f"{origin}: 'choices' must hold 2 to {len(LETTERS)} options, not {len(strings)}.")
-        if len({option.casefold() for option in strings}) < len(strings):
+        if len(set(map(normalise, strings))) < len(strings):
             raise DataError(
                 f"{origin}: 'choices' names an option twice: {list(strings)}. Make them distinct."
             )
@@ -317,9 +319,9 @@ def _strings(row: Mapping[str, Any], name: str, origin: str) -> tuple[str, ...]:
 def _correct(choices: tuple[str, ...], answer: str, origin: str) -> int:
     if answer in choices:
         return choices.index(answer)
-    folded = [choice.casefold() for choice in choices]
-    if answer.casefold() in folded:
-        return folded.index(answer.casefold())
+    alike = [normalise(choice) for choice in choices]
+    if normalise(answer) in alike:
+        return alike.index(normalise(answer))
     if len(answer) == 1 and answer.upper() in LETTERS[: len(choices)]:
         return LETTERS.index(answer.upper())
     raise DataError(

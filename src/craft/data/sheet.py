@@ -32,7 +32,7 @@ def contact_sheet(
         size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
         image = image.resize(size, Image.Resampling.BICUBIC)
         sheet.paste(image, (x + (cell - size[0]) // 2, y + (cell - size[1]) // 2))
-        text = sample.concept
+        text = " ".join(sample.concept.split())[:cell]  # one line; a letter has a pixel at least
         while len(text) > 1 and draw.textlength(text) > cell:
             text = f"{text.removesuffix('…')[:-1].rstrip()}…"
         draw.text((x, y + cell + 1), text, fill="black")

@@ -126,13 +126,10 @@ def _unpacked(path: Path, packaged: Packaged, dtype: torch.dtype) -> tuple[nn.Mo
     kept = cache / f"{path.stem}-{packaged.sha256[:8]}"
     with suppress(CheckpointError):  # not there yet, or damaged
         return read_llm(kept, dtype), load_tokenizer(kept)
+    llm: Any
     llm, tokenizer = _load_gguf(path, torch.float32)
-    full = (
-        CraftError,
-        OSError,
-        SafetensorError,
-    )  # or may not be written to: read the GGUF file next time too
-    with suppress(*full), quiet(), atomic_directory(kept) as new:
+    # Where the disk is full, or is not to be written to, the GGUF file is read next time too.
+    with suppress(CraftError, OSError, SafetensorError), quiet(), atomic_directory(kept) as new:
         llm.save_pretrained(new)
         tokenizer.save_pretrained(new)
     return llm.to(dtype), tokenizer

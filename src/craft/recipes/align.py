@@ -134,7 +134,7 @@ def align(
 
     # 2. The codes of all images: the vision tower runs once per image, ever. What the LLM says so far.
     sets, codes = encode_sets(sets, tokenizer, settings, codes)
-    stages = stage_rows(settings, sets)
+    stages = stage_rows(settings, sets, lvlm)
     run.open(settings, resume, overwrite)
     fingerprint = rows_fingerprint(stages, codes)
     if run.record.get("data_fingerprint", fingerprint) != fingerprint:
@@ -202,7 +202,7 @@ def rehearse(
     sets, codes = encode_sets(sets, tokenizer, settings)
     return {
         name: rehearse_alignment(lvlm, rows, settings, _lesson(lvlm, settings, int(name), codes))
-        for name, rows in stage_rows(settings, sets).items()
+        for name, rows in stage_rows(settings, sets, lvlm).items()
     }
 
 
@@ -281,12 +281,12 @@ def _lvlm(settings: AlignConfig, visual: VisualTokenizer) -> LVLM:
         config = {"type": settings.projector, "in": visual.codebook.dim, "out": table.shape[1]}
         projector = Projector(config)
     if settings.start is not None:
-        _start(projector, Path(settings.start), settings.llm)
+        _start(projector, user_path(settings.start), settings.llm)
         _start_factors(llm, settings)
     else:
         _scale(projector, visual, float(table.detach().float().pow(2).mean().sqrt()))
     backbone = Backbone(projector.to(dtype), llm, words, prompt, visual.codebook.fingerprint)
-    name = _short(settings.llm) if Path(settings.llm).exists() else settings.llm
+    name = _short(settings.llm) if user_path(settings.llm).exists() else settings.llm
     return LVLM(visual, backbone.to(device), name).eval()  # the tokenizer encodes where it is
 
 
@@ -311,7 +311,7 @@ def _start_factors(llm: torch.nn.Module, settings: AlignConfig) -> dict[str, Ten
     """The LoRA of an earlier result, where it has one; a stage without LoRA cannot go on from it."""
     if settings.start is None:
         return {}
-    folder = Path(settings.start)
+    folder = user_path(settings.start)
     for place in (folder / BACKBONE / "lora", folder / "lora"):
         path = place / "model.safetensors"
         if path.is_file():

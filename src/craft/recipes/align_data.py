@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from craft.core.errors import ConfigError, DataError
+from craft.core.files import user_path
 from craft.core.processes import on_main
 from craft.core.progress import say
 from craft.core.seeding import rng
@@ -12,7 +13,7 @@ from craft.data.chats import Conversation, read_conversations
 from craft.models.code_cache import CodeCache, ImageCodes
 from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
-from craft.training.alignment import Row, answers_within, make_rows
+from craft.training.alignment import Row, answers_within, make_rows, whole_within
 from craft.training.config import AlignConfig
 
 Source = str | Path | Sequence[str | Path] | Sequence[Conversation] | None
@@ -92,7 +93,7 @@ def encode_sets(
             raise ConfigError("The given codes are of another codebook than the visual tokenizer's.")
         return sets, codes
     assert settings.out is not None
-    place = settings.codes or Path(settings.out).parent / "codes"
+    place = user_path(settings.codes or Path(settings.out).parent / "codes")
     cache, images = CodeCache(place), [c.image for c in seeing]
     on_main(lambda: len(cache.encode(visual, images)))  # the others read what it wrote
     codes = cache.encode(visual, images, progress=False)
@@ -105,16 +106,18 @@ def encode_sets(
     return changed, codes
 
 
-def stage_rows(settings: AlignConfig, sets: Sets) -> dict[str, list[Row]]:
-    """The rows of each stage that is to be run, by its name.
+def stage_rows(settings: AlignConfig, sets: Sets, lvlm: LVLM) -> dict[str, list[Row]]:
+    """The rows of each stage that is to be run, by its name; what shares a row is whole in it.
 
     Raises:
         DataError: stage 1 has no images.
     """
+    height, width = lvlm.visual.grid
+    whole = whole_within(lvlm.backbone, settings.max_length, height * width)
 
     def rows(conversations: list[Conversation]) -> list[Row]:
         images = [c.image if isinstance(c.image, int) else None for c in conversations]
-        return make_rows(conversations, images, settings.questions_per_row)
+        return make_rows(conversations, images, settings.questions_per_row, whole)
 
     stages: dict[str, list[Row]] = {}
     if settings.stage in ("1", "both"):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from craft.core.files import write_json
+from craft.core.files import user_path, write_json
 from craft.core.progress import say
 from craft.data import Sample
 from craft.data.load import short_name
@@ -149,7 +149,7 @@ def demo(
     """
     began = time.monotonic()
     settings = demo_settings(out, data, surrogate, seed, max_steps, config, overrides)
-    folder = Path(settings.out or "").parent
+    folder = user_path(settings.out or "").parent
     if other is None:
         other = OTHER if settings.surrogate != OTHER else SURROGATE
     lvlms = {

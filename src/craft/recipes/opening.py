@@ -71,6 +71,11 @@ def run_folder(settings: LoopConfig, resume: bool, overwrite: bool) -> tuple[Run
             divided among the processes.
     """
     join_processes(settings.device)
+    if settings.max_steps is not None and settings.epochs != LoopConfig().epochs:
+        say(
+            f"note: epochs={settings.epochs:g} counts for nothing beside max_steps={settings.max_steps}; "
+            "--set max_steps=null goes by epochs"
+        )
     size = settings.micro_batch if isinstance(settings.micro_batch, int) else None
     micro_batches(list(range(settings.batch_size)), 0, world(), size)
     run = RunFolder(str(settings.out))
@@ -111,7 +116,8 @@ def validation(data: Data, settings: AdaptConfig) -> Callable[[LVLM], float] | N
 
 
 class Model:
-    """Loads the model when first needed, and keeps it. Of a given LVLM the parts that train are copied.
+    """Loads the model when first needed, and keeps it. Of a given LVLM the parts that train are copied; all
+    of them where it goes to another device.
 
     Args:
         given: an LVLM, or what the settings name.
@@ -143,7 +149,8 @@ class Model:
         if self.lvlm is None:
             given = self.given
             if isinstance(given, LVLM):
-                self.lvlm = with_own(given, self.parts)
+                moves = resolve_device(self.settings.device).type != given.device.type
+                self.lvlm = copy.deepcopy(given) if moves else with_own(given, self.parts)
             else:
                 place = loading_device(self.settings.device)
                 bits = self.settings.llm_bits

@@ -49,7 +49,7 @@ def clip_options(
     clip.to(where)
     names = sorted({str(sample.label) for sample in samples})
     prompts = [PROMPT.format(name) for name in names]
-    texts = processor(text=prompts, padding=True, truncation=True, return_tensors="pt").to(where)
+    texts = processor(text=prompts, truncation=True, return_tensors="pt", **_padding(clip)).to(where)
     words = _unit(clip.get_text_features(**texts))
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for start in track(range(0, len(samples), batch_size), "asking CLIP"):
@@ -82,6 +82,14 @@ def _load(model: str | Path) -> tuple[Any, Any]:
             f"{model} is a {type(clip).__name__}, which does not compare texts with images."
         )
     return clip, processor
+
+
+def _padding(clip: Any) -> dict[str, Any]:
+    """SigLIP takes a text's features where its padding ends, and knows one length: that of its training."""
+    if "siglip" not in clip.config.model_type:
+        return {"padding": True}
+    most = clip.config.text_config.max_position_embeddings
+    return {"padding": "max_length", "max_length": most, "return_attention_mask": False}
 
 
 def _unit(features: Any) -> Tensor:

@@ -16,6 +16,7 @@ from craft.models.lvlm import LVLM
 from craft.models.prompts import Dialogue, one_turn
 from craft.models.vision_tower import HybridTower
 from craft.quantize.search import Choice, check_search, choose, obstacle
+from craft.training.alignment import packed_size
 from craft.training.augment import augment
 from craft.training.checks import choose_trainable
 from craft.training.config import AdaptConfig, LoopConfig
@@ -212,12 +213,10 @@ class ImageBatches:
         """Characters of questions and answers."""
         return sum(len(sample.prompt()) + len(sample.answer) for sample in self.groups[index])
 
-    def tokens(self, index: int) -> tuple[int, int]:
-        """How many tokens the questions about an image have, image included, and how many are learned."""
-        listed = self._dialogues(self.groups[index])
+    def tokens(self, index: int) -> tuple[int, int, int]:
+        """As `packed_size` says of the questions about an image."""
         rows, columns = self.images.visual.grid
-        text = len(listed[0].before) + sum(len(dialogue.after) for dialogue in listed)
-        return rows * columns + text, sum(sum(dialogue.learned) for dialogue in listed)
+        return packed_size(self.backbone, rows * columns, self._dialogues(self.groups[index]))
 
     def _dialogues(self, group: Sequence[Sample]) -> tuple[Dialogue, ...]:
         return tuple(one_turn(self.backbone.tokenized(s.prompt(), s.answer)) for s in group)

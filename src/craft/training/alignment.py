@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -81,8 +82,42 @@ def answers_within(backbone: Backbone, max_length: int, image_tokens: int) -> Ca
     return begins
 
 
+def whole_within(
+    backbone: Backbone, max_length: int, image_tokens: int
+) -> Callable[[Sequence[Conversation]], bool]:
+    """A function that says of conversations about one image, or about none, whether all are whole in one row
+    of `max_length` tokens.
+
+    Args:
+        backbone: settles the prompt format.
+        max_length: of a row.
+        image_tokens: of one image.
+    """
+
+    @cache
+    def size(turns: tuple[tuple[str, str], ...], seeing: bool) -> tuple[int, int]:
+        made = build_dialogue(backbone.prompt, backbone.tokenizer, turns, seeing)
+        return len(made.before), len(made.after)
+
+    frame = [sum(size((("?", "!"),), seeing)) + _SEAMS for seeing in (False, True)]
+
+    def whole(group: Sequence[Conversation]) -> bool:
+        seeing = group[0].image is not None
+        room = max_length - seeing * image_tokens
+        turns = [turn for conversation in group for turn in conversation.turns]
+        if sum(frame[seeing] + len("".join(turn).encode("utf-8")) for turn in turns) <= room:
+            return True  # a token has a byte at least
+        sizes = [size(conversation.turns, seeing) for conversation in group]
+        return sizes[0][0] + sum(after for _, after in sizes) <= room
+
+    return whole
+
+
 def make_rows(
-    conversations: Sequence[Conversation], images: Sequence[int | None], questions_per_row: int = 1
+    conversations: Sequence[Conversation],
+    images: Sequence[int | None],
+    questions_per_row: int = 1,
+    whole: Callable[[Sequence[Conversation]], bool] = lambda group: True,
 ) -> list[Row]:
     """Conversations as rows; those about one image, and those without any, share rows, at most
     `questions_per_row` in each.
@@ -90,11 +125,16 @@ def make_rows(
     Args:
         conversations: what is trained on.
         images: for each conversation its image's index in the codes, or None.
+        questions_per_row: most conversations in a row.
+        whole: whether conversations may share a row: what does not fit would be cut off (`whole_within`).
     """
     rows: list[Row] = []
     waiting: dict[int | None, list[Conversation]] = {}
     for conversation, image in zip(conversations, images, strict=True):
         group = waiting.setdefault(image, [])
+        if group and not whole([*group, conversation]):
+            rows.append(Row(image, tuple(group)))
+            group.clear()
         group.append(conversation)
         if len(group) == questions_per_row:
             rows.append(Row(image, tuple(waiting.pop(image))))
@@ -144,15 +184,13 @@ class RowBatches:
         """Characters of the row's questions and answers."""
         return sum(len(text) for c in self.rows[index].conversations for turn in c.turns for text in turn)
 
-    def tokens(self, index: int) -> tuple[int, int]:
-        """How many tokens a row has, image included, and how many of them are learned."""
+    def tokens(self, index: int) -> tuple[int, int, int]:
+        """As `packed_size` says of the row's dialogues."""
         row, image = self.rows[index], 0
         if row.image is not None:
             assert self.codes is not None
             image = self.codes.codes.shape[1]
-        listed = self._dialogues(row, image)
-        length = len(listed[0].before) + image + sum(len(dialogue.after) for dialogue in listed)
-        return length, sum(sum(dialogue.learned) for dialogue in listed)
+        return packed_size(self.backbone, image, self._dialogues(row, image))
 
     def _dialogues(self, row: Row, image_tokens: int) -> tuple[Dialogue, ...]:
         """The row's dialogues as token ids, cut off at `max_length`."""
@@ -253,6 +291,16 @@ def pack(
             mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
         inputs["attention_mask"] = mask
     return inputs
+
+
+def packed_size(backbone: Backbone, image: int, dialogues: Sequence[Dialogue]) -> tuple[int, int, int]:
+    """What `pack` makes of dialogues about one image of so many tokens: how many rows, how many tokens the
+    longest of them has, and how many tokens are learned in all."""
+    prefix, lengths = len(dialogues[0].before) + image, [len(dialogue.after) for dialogue in dialogues]
+    learned = sum(sum(dialogue.learned) for dialogue in dialogues)
+    if takes_masks(backbone, prefix + max(lengths)):
+        return 1, prefix + sum(lengths), learned
+    return len(dialogues), prefix + max(lengths), learned
 
 
 def _longest(told: Sequence[tuple[list[Tensor], Sequence[Dialogue]]]) -> int:

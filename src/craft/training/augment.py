@@ -28,6 +28,8 @@ def augment(pixels: Tensor, ids: Sequence[str], seed: int, step: int, strength: 
     """
     if strength == 0:
         return pixels
+    if pixels.device.type == "mps":  # which before torch 2.13 samples without a border only
+        return augment(pixels.cpu(), ids, seed, step, strength).to(pixels.device)
     views, tones = [], []
     for name in ids:
         random = rng(seed, "augment", step, name)

@@ -273,8 +273,9 @@ class AlignConfig(LoopConfig):
         batch_size: rows per optimiser step.
         max_length: longer rows are cut off at their end (§8: 8192 tokens); what has no answer before that is
             left out.
-        questions_per_row: so many conversations about one image (or about none) share one row; each of them
-            sees the image and itself, not the others. The same loss for less work.
+        questions_per_row: so many conversations about one image (or about none) share one row, fewer where
+            they are longer than `max_length` together; each of them sees the image and itself, not the
+            others. The same loss for less work.
         keep_least: each row leaves out a random share of its image tokens; at least this share stays. Below 1
             no backbone hangs on single tokens. Which ones are left out depends on how a batch is cut
             (`micro_batch`, processes). Source: ours.

@@ -1,13 +1,16 @@
 """Decoded images in memory, so that decoding does not hold up training."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from craft.core.errors import ConfigError
+from craft.core.progress import say
 from craft.data import Sample, image_key
 from craft.models.images import scaled, square_bytes
 from craft.models.visual_tokenizer import VisualTokenizer
@@ -44,6 +47,7 @@ class ImageCache:
         self.store = store
         self.pool = pool
         self.bytes = 0
+        self._served = False  # whether the processes have given a picture back
         self._kept: dict[Hashable, Tensor] = {}
         self._coming: dict[Hashable, Future[np.ndarray]] = {}
         self._stacked: dict[tuple[Hashable, ...], Future[Tensor]] = {}
@@ -56,7 +60,7 @@ class ImageCache:
 
         Raises:
             DataError: an image cannot be read.
-            ConfigError: the processes ended.
+            ConfigError: the processes ended before they had served.
         """
         ready = self._stacked.pop(tuple(image_key(sample.image) for sample in samples), None)
         return self._stack(samples) if ready is None else ready.result()
@@ -66,15 +70,17 @@ class ImageCache:
         puts the batch together. Without processes and store, nothing happens.
 
         Raises:
-            ConfigError: the processes ended.
+            ConfigError: the processes ended before they had served.
         """
-        for sample in samples if self.pool is not None else ():
-            key = image_key(sample.image)
+        for sample in samples:
+            key, pool = image_key(sample.image), self.pool
+            if pool is None:
+                break
             stored = self.store is not None and self.store.get(sample.image) is not None
-            if self.pool is not None and key not in self._kept and key not in self._coming and not stored:
+            if key not in self._kept and key not in self._coming and not stored:
                 size, aspect = self.visual.image_size, self.visual.aspect
-                with decoders_needed():
-                    self._coming[key] = self.pool.submit(square_bytes, sample.image, size, aspect)
+                with self._processes():
+                    self._coming[key] = pool.submit(square_bytes, sample.image, size, aspect)
         if self._thread is not None:
             keys = tuple(image_key(sample.image) for sample in samples)
             if keys not in self._stacked:
@@ -86,6 +92,21 @@ class ImageCache:
             if helper is not None:
                 helper.shutdown(wait=False, cancel_futures=True)
         self._thread, self.pool, self._coming, self._stacked = None, None, {}, {}
+
+    @contextmanager
+    def _processes(self) -> Iterator[None]:
+        """For a block that gives pictures to the processes, or waits for them. When they have served, their
+        end is not the run's: a cluster sends SIGTERM to them too, and the step that is finished before the
+        run stops goes on without them."""
+        try:
+            with decoders_needed():
+                yield
+        except ConfigError:
+            if not self._served:
+                raise
+            if self.pool is not None:
+                say("the processes that decode pictures ended; the run goes on without them")
+            self.pool = None
 
     def _stack(self, samples: Sequence[Sample]) -> Tensor:
         stacked = torch.stack([self._one(sample) for sample in samples])
@@ -110,8 +131,10 @@ class ImageCache:
         """The image as uint8 `[3, S, S]`: from the processes, from the store, or decoded here."""
         coming = self._coming.pop(key, None)
         if coming is not None:
-            with decoders_needed():
-                return coming.result()
+            with self._processes():
+                found = coming.result()
+                self._served = True
+                return found
         stored = None if self.store is None else self.store.get(sample.image)
         if stored is not None:
             return np.array(stored)  # off the map, which is read-only

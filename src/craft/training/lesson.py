@@ -47,8 +47,9 @@ class Batches(Protocol):
         """How much memory a sample takes compared with others, by any measure: that of its text."""
         ...
 
-    def tokens(self, index: int) -> tuple[int, int]:
-        """How many tokens a sample has, image included, and how many of them are learned."""
+    def tokens(self, index: int) -> tuple[int, int, int]:
+        """How many rows of the LLM a sample takes by itself, how many tokens the longest of them has, image
+        included, and how many tokens are learned in all."""
         ...
 
 

@@ -68,15 +68,15 @@ def checkpointing(
     if config.gradient_checkpointing != "auto":
         return config.gradient_checkpointing
     longest = max(range(count), key=work.batches.length)
-    tokens, answers = work.batches.tokens(longest)
-    rows = config.micro_batch if isinstance(config.micro_batch, int) else samples
+    rows, tokens, answers = work.batches.tokens(longest)
+    most = config.micro_batch if isinstance(config.micro_batch, int) else samples
     free = free_memory(lvlm.device)
     again: Recompute = True
     for lighter in (False, "selective"):
         needed = estimate_memory(
             lvlm,
-            min(rows, samples),
-            tokens,
+            min(most, samples),
+            rows * tokens,
             dtype,
             answers,
             gradient_checkpointing=lighter,

@@ -15,6 +15,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from craft.core.errors import ConfigError
+from craft.core.files import user_path
 from craft.core.progress import say, track
 from craft.data import ImageSource, image_key
 from craft.data.packed import FileSlice, ParquetCell
@@ -67,7 +68,7 @@ class PixelStore:
 
     def __init__(self, folder: str | Path, size: int, aspect: str = "resize") -> None:
         self.size, self.aspect = size, aspect
-        self.path = Path(folder) / f"pixels-{size}-{aspect}.u8"
+        self.path = user_path(folder) / f"pixels-{size}-{aspect}.u8"
         self.names = self.path.with_suffix(".txt")
         self._lock = FileLock(self.path.with_suffix(".lock"))  # let go when its process dies, however it does
         try:

@@ -56,10 +56,11 @@ def rehearse_step(
     bare = config.model_copy(update={"pixel_cache": None, "workers": 0})  # one batch, decoded here
     work, indices, parts, again = _one_step(lvlm, config, len(samples), lambda: lesson(lvlm, samples, bare))
     sizes = [work.batches.tokens(index) for index in indices]
-    tokens, answers = max(size[0] for size in sizes), max(size[1] for size in sizes)
+    taken, answers = max(rows * tokens for rows, tokens, _ in sizes), max(size[2] for size in sizes)
     dtype = resolve_dtype(config.dtype, resolve_device(config.device))
-    memory = estimate_memory(lvlm, len(indices), tokens, dtype, answers, again, search=work.search)
-    return _told(lvlm, parts, memory, config, work.count or len(samples), tokens)
+    memory = estimate_memory(lvlm, len(indices), taken, dtype, answers, again, search=work.search)
+    longest = max(tokens for _, tokens, _ in sizes)
+    return _told(lvlm, parts, memory, config, work.count or len(samples), longest)
 
 
 def rehearse_alignment(

@@ -47,9 +47,9 @@ class Settings(Section):
         if isinstance(config, Settings):
             tree = config.model_dump()
         elif isinstance(config, str | Path):
-            tree = _read_yaml(Path(config))
+            tree = _numbers(_read_yaml(Path(config)), cls)
         else:
-            tree = _numbers(dict(config or {}))
+            tree = _numbers(dict(config or {}), cls)
         for name, value in (overrides or {}).items():
             _put(cls, tree, resolve_name(name, cls), value)
         try:
@@ -116,6 +116,10 @@ def _takes_text(model: type[BaseModel], dotted: str) -> bool:
     kind: Any = model
     for part in dotted.split("."):
         kind = kind.model_fields[part].annotation
+    return _is_text(kind)
+
+
+def _is_text(kind: Any) -> bool:
     if get_origin(kind) is tuple:
         return False  # a list of texts is written as YAML
     return str in (kind, *get_args(kind)) or get_origin(kind) is Literal
@@ -130,13 +134,16 @@ def _parsed(text: str) -> Any:
         return text
 
 
-def _numbers(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as text; a number is meant."""
+def _numbers(value: Any, kind: Any = None) -> Any:
+    """YAML 1.1 reads 1e-4 as text; a number is meant, unless a setting of this kind takes text."""
     if isinstance(value, Mapping):
-        return {key: _numbers(item) for key, item in value.items()}
-    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value):
-        return float(value)
-    return value
+        below = getattr(kind, "model_fields", {})
+        return {
+            key: _numbers(item, below[key].annotation if key in below else None)
+            for key, item in value.items()
+        }
+    number = isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value)
+    return float(value) if number and not _is_text(kind) else value
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -152,7 +159,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold settings as `name: value`, not a {type(tree).__name__}.")
-    return _numbers(tree)
+    return tree
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:

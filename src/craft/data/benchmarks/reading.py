@@ -8,7 +8,7 @@ from typing import Any
 from craft.core.errors import DataError
 from craft.data.choices import DIRECTIVES
 from craft.data.parquet import Row
-from craft.data.sample import Sample
+from craft.data.sample import Sample, normalise
 
 Note = Callable[[str], None]
 """Takes a sentence about something that was left out or chosen while reading."""
@@ -112,7 +112,7 @@ def choice_sample(
         DataError: the answer is none of the options.
     """
     options = tuple(" ".join(str(choice).split()) for choice in choices)
-    if len({option.casefold() for option in options}) < len(options) or len(options) < 2:
+    if len(set(map(normalise, options))) < len(options) or len(options) < 2:
         note("left out: questions whose options are not distinct")
         return
     if isinstance(answer, str) and answer in options:

@@ -1,0 +1,97 @@
+"""Folders, files and manifests that cannot be used."""
+
+import json
+from pathlib import Path
+
+from data.damage.making import damage, folder
+from replicas import paint
+
+
+@damage(
+    "the data folder {root} holds no pictures in class folders. Expected FOLDER/<class>/*.jpg, or "
+    "FOLDER/train/<class>/*.jpg and FOLDER/test/<class>/*.jpg."
+)
+def empty_folder(root: Path) -> Path:
+    (root / "ash").mkdir()
+    return root
+
+
+@damage(
+    "the data folder {root} has pictures but no class folders. Expected FOLDER/<class>/*.jpg, or "
+    "FOLDER/train/<class>/*.jpg and FOLDER/test/<class>/*.jpg."
+)
+def loose_pictures(root: Path) -> Path:
+    paint(root / "a.png", 1)
+    return root
+
+
+@damage("{root} has a single class, 'ash'. Give at least two classes: a question needs a wrong option too.")
+def one_class(root: Path) -> Path:
+    return folder(root, "ash")
+
+
+@damage("the folders red oak and red_oak in {root} are both the class 'red oak'. Merge them, or rename one.")
+def class_twice(root: Path) -> Path:
+    return folder(root, "red oak", "red_oak")
+
+
+@damage(
+    "{root} has train and beside them other folders: pine. Expected FOLDER/<class>/*.jpg, or "
+    "FOLDER/train/<class>/*.jpg and FOLDER/test/<class>/*.jpg."
+)
+def classes_beside_train(root: Path) -> Path:
+    folder(root / "train", "ash", "elm")
+    return folder(root, "pine")
+
+
+@damage(
+    "{root}/a.xlsx is neither a folder of class folders nor a table of questions (.jsonl, .ndjson, .json, .csv, "
+    ".tsv, .parquet, .tar)."
+)
+def unknown_kind_of_file(root: Path) -> Path:
+    (root / "a.xlsx").write_text("x")
+    return root / "a.xlsx"
+
+
+@damage(
+    "{root}/m/samples.jsonl is not what was prepared: its fingerprint differs from the one in manifest.json. "
+    "Run `craft data prepare` again; to use rows that you edited, give the .jsonl itself."
+)
+def edited_manifest(root: Path) -> Path:
+    manifest = _manifest(root)
+    with open(manifest / "samples.jsonl", "a") as file:
+        file.write("\n")
+    return manifest
+
+
+@damage(
+    "the manifest {root}/m is not whole: cannot read {root}/m/samples.jsonl: No such file or directory; check the path."
+)
+def manifest_without_rows(root: Path) -> Path:
+    manifest = _manifest(root)
+    (manifest / "samples.jsonl").unlink()
+    return manifest
+
+
+@damage("{root}/m/manifest.json is no manifest of format 1. Run `craft data prepare` again.")
+def manifest_of_another_format(root: Path) -> Path:
+    manifest = _manifest(root)
+    told = json.loads((manifest / "manifest.json").read_text())
+    (manifest / "manifest.json").write_text(json.dumps(told | {"format": 99}))
+    return manifest
+
+
+@damage(
+    "1 of the 8 rows name an image that does not exist: {root}/pictures/ash/0.png ({root}/m/samples.jsonl:7). "
+    "Paths are relative to {root}/pictures; correct them, or put the files there."
+)
+def manifest_without_a_picture(root: Path) -> Path:
+    manifest = _manifest(root)
+    (root / "pictures" / "ash" / "0.png").unlink()
+    return manifest
+
+
+def _manifest(root: Path) -> Path:
+    from craft.data import Wanted, prepare
+
+    return prepare(folder(root / "pictures", "ash", "elm"), None, root / "m", Wanted(), progress=False).path

@@ -1,0 +1,99 @@
+"""Pictures that cannot be used."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+from PIL import Image
+
+from data.damage.making import damage, folder, lines, one_bad, row
+from replicas import parquet, pixels, png
+
+
+@damage(
+    "the image {root}/ash/0.png is not a picture that can be opened (cannot identify image file). "
+    "Replace the file, or remove it from the data."
+)
+def text_for_a_picture(root: Path) -> Path:
+    return one_bad(root, b"<html>404</html>")
+
+
+@damage(
+    "the image {root}/ash/0.png is not a picture that can be opened (cannot identify image file). "
+    "Replace the file, or remove it from the data."
+)
+def empty_file(root: Path) -> Path:
+    return one_bad(root, b"")
+
+
+@damage(
+    "the image {root}/ash/0.jpg is truncated or corrupt (image file is truncated (17 bytes not processed)). "
+    "Replace the file, or remove it from the data."
+)
+def cut_jpeg(root: Path) -> Path:
+    stream = io.BytesIO()
+    Image.fromarray(pixels(1, 64)).save(stream, format="JPEG")
+    return one_bad(root, stream.getvalue()[: stream.tell() // 2], ".jpg")
+
+
+@damage(
+    "the image {root}/ash/0.png is truncated or corrupt (broken data stream when reading image file). "
+    "Replace the file, or remove it from the data."
+)
+def corrupt_png(root: Path) -> Path:
+    whole = png(1)
+    place = whole.index(b"IDAT") + 20
+    return one_bad(root, whole[:place] + b"\0" * 200)
+
+
+@damage(
+    "the image {root}/ash/0.png is too large to decode safely (Image size (400000000 pixels) exceeds limit of "
+    "178956970 pixels, could be decompression bomb DOS attack.). Make it smaller first."
+)
+def decompression_bomb(root: Path) -> Path:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 20000, 20000, 8, 0, 0, 0, 0))
+    content = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    return one_bad(root, content)
+
+
+@damage(
+    "{root}/q.jsonl:3: the image {root}/img/2.png is not a picture that can be opened (cannot identify image file). "
+    "Replace the file, or remove it from the data."
+)
+def bad_picture_of_a_row(root: Path) -> Path:
+    path = lines(root)
+    (root / "img" / "2.png").write_bytes(b"nothing")
+    return path
+
+
+@damage(
+    "{root}/p.parquet, row 3: the image {root}/p.parquet (image, row 2 of group 0) is not a picture that can be "
+    "opened (cannot identify image file). Replace the file, or remove it from the data."
+)
+def bad_picture_in_parquet(root: Path) -> Path:
+    rows = [{"image": png(n) if n != 2 else b"nothing", "label": str(n % 2)} for n in range(4)]
+    return parquet(root / "p.parquet", rows)
+
+
+@damage(
+    "{root}/q.jsonl:2: the given image bytes is not a picture that can be opened (cannot identify image file). "
+    "Replace the file, or remove it from the data."
+)
+def bad_data_uri(root: Path) -> Path:
+    return lines(root, row(1, image="data:image/png;base64,bm90aGluZw=="))
+
+
+@damage(
+    "2 of 8 images cannot be used. the image {root}/ash/1.png is not a picture that can be opened (cannot identify "
+    "image file). Replace the file, or remove it from the data. the image {root}/elm/0.png is not a picture that "
+    "can be opened (cannot identify image file). Replace the file, or remove it from the data."
+)
+def two_bad_pictures(root: Path) -> Path:
+    folder(root, "ash", "elm")
+    for name in ("ash/1.png", "elm/0.png"):
+        (root / name).write_bytes(b"nothing")
+    return root
