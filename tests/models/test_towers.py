@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from craft.core.errors import CheckpointError
+from craft.models.conv_stem import ConvStem, _convolve
 from craft.models.vision_tower import SiglipTower, build_tower
 
 SIGLIP = {
@@ -87,3 +90,27 @@ def test_unknown_or_incomplete_configs_are_refused() -> None:
         build_tower({"type": "resnet"})
     with pytest.raises(CheckpointError, match="hidden_size"):
         build_tower({"type": "siglip", "num_hidden_layers": 2})
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 8), (8, 8), (13, 9)])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_stem_pads_as_tensorflow_does(size, kernel, stride):
+    """ceil(size / stride) cells; the odd pixel of padding lies right and below."""
+    conv, x = nn.Conv2d(4, 4, kernel, stride, groups=4), torch.randn(2, 4, *size)
+    pads = []
+    for side in reversed(size):
+        pad = max((-(-side // stride) - 1) * stride + kernel - side, 0)
+        pads += [pad // 2, pad - pad // 2]
+    found = _convolve(x, conv)
+    assert found.shape[-2:] == tuple(-(-side // stride) for side in size)
+    torch.testing.assert_close(found, conv(F.pad(x, pads)))
+
+
+def test_the_stem_leaves_its_input_alone_and_learns():
+    """Rectifying in place reaches no map that someone else reads."""
+    stem, x = ConvStem(4), torch.randn(2, 3, 32, 32)
+    before = x.clone()
+    stem(x.requires_grad_()).square().sum().backward()
+    assert torch.equal(x, before) and x.grad is not None
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in stem.parameters())

@@ -121,7 +121,7 @@ def open_llm(name: str | Path, dtype: torch.dtype, fresh: int | None = None) -> 
 
 def _unpacked(path: Path, packaged: Packaged, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     """A packaged LLM from the folder that its first reading leaves in the user's cache: transformers takes
-    half a minute of a slow core for the GGUF file, and two seconds for the folder."""
+    half a minute of a slow core for the GGUF file, and some seconds at most for the folder."""
     cache = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "craft"
     kept = cache / f"{path.stem}-{packaged.sha256[:8]}"
     with suppress(CheckpointError):  # not there yet, or damaged
