@@ -1,10 +1,12 @@
 """Names of devices and dtypes, and what "auto" means."""
 
 import contextlib
+import sys
 
 import pytest
 import torch
 
+from craft.core import device
 from craft.core.device import autocast, exact_products, resolve_device, resolve_dtype, rounds_products
 from craft.core.errors import ConfigError
 
@@ -68,3 +70,28 @@ def test_the_older_switch_is_read_and_set_where_there_is_no_other(monkeypatch):
     with exact_products(torch.device("cuda")):
         assert Matmul.allow_tf32 is False
     assert rounds_products(torch.device("cuda"))
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_memory_of_a_container(tmp_path, monkeypatch, old):
+    """3 GiB of which 2 are used, a quarter of these by files that can be dropped; a looser limit above."""
+    kind = "memory" if old else ""
+    limit, usage = device._OLD_GROUPS if old else ("memory.max", "memory.current")
+    own = tmp_path / kind / "jobs/one"
+    own.mkdir(parents=True)
+    inactive = "total_inactive_file" if old else "inactive_file"
+    for folder, most, used in ((own, 3 * 2**30, 2 * 2**30), (own.parent, 8 * 2**30, 2 * 2**30)):
+        (folder / limit).write_text(f"{most}\n")
+        (folder / usage).write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon 5\n{inactive} {2**29}\n")
+    groups = tmp_path / "cgroup"
+    groups.write_text(f"5:cpu:/other\n{'4' if old else '0'}:{kind}:/jobs/one\n")
+    monkeypatch.setattr(device, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(device, "_OWN_GROUPS", groups)
+    assert device._container() == (3 * 2**30, 3 * 2**29)
+    assert device.free_memory(CPU) <= 3 * 2**29 and device.total_memory(CPU) <= 3 * 2**30
+    (own / limit).write_text("max\n")
+    (own.parent / limit).write_text("max\n")
+    assert device._container() == (sys.maxsize, 0)
+    groups.unlink()
+    assert device._container() == (sys.maxsize, 0)

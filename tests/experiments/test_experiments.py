@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 
+from builders import tiny_lvlm
 from craft.core.errors import ConfigError
 from craft.core.files import read_json
 from craft.experiments import EXPERIMENTS, Plan, Work, publish
@@ -14,6 +15,7 @@ from craft.experiments.pruned import How, Subject, marks
 from craft.experiments.pruning import COLOURS as LINES
 from craft.experiments.pruning import measured
 from craft.experiments.publish import write_result
+from craft.models.native import save_native
 from craft.pruning import STRATEGIES
 from craft.recipes import adapt, evaluate
 
@@ -54,6 +56,19 @@ def test_encoders_that_tables_would_misname_are_refused(plan, tmp_path):
         work = Work(plan.model_copy(update={"work": tmp_path, "encoders": (place,), **change}))
         with pytest.raises(ConfigError, match=told):
             estimate(work, EXPERIMENTS["table3"].cells(work.plan))
+
+
+def test_a_general_prior_that_is_missing_shows_before_any_training(plan, tmp_path):
+    lvlm = tiny_lvlm("llama")  # as VILA-U's checkpoints, it brings none
+    save_native(tmp_path / "models", "llama", lvlm, dtype="float32")
+    name = str(tmp_path / "models" / "llama")
+    work = Work(
+        plan.model_copy(update={"work": tmp_path / "work", "surrogates": (name,), "backbones": (name,)})
+    )
+    for asked in ("pruning-ablation", "pruning-choices"):
+        with pytest.raises(ConfigError, match="came without a general code prior"):
+            estimate(work, EXPERIMENTS[asked].cells(work.plan))
+    assert estimate(work, EXPERIMENTS["fig5"].cells(work.plan)).trainings_left == 1
 
 
 def test_encoders_of_what_is_not_asked_for_are_named(plan, capsys):

@@ -5,7 +5,7 @@ import torch
 
 from builders import tiny_lvlm
 from craft.core.errors import ConfigError
-from craft.models.freezing import freeze, freeze_all_but, parameter_table, part_hashes
+from craft.models.freezing import answer_hashes, freeze, freeze_all_but, parameter_table, part_hashes
 from craft.models.memory import estimate_memory, weight_bytes
 
 
@@ -90,3 +90,24 @@ def test_activation_estimate_is_near_what_autograd_keeps(kind: str) -> None:
     assert 0.5 < estimate["activations"] / sum(kept.values()) < 2
     assert estimate["weights"] == weight_bytes(lvlm)
     assert estimate["total"] == sum(value for name, value in estimate.items() if name != "total")
+
+
+def test_answers_depend_on_more_than_weights() -> None:
+    lvlm = tiny_lvlm(tower="siglip")
+    before = answer_hashes(lvlm)
+    lvlm.backbone.tokenizer(["one", "one two"], padding=True, truncation=True, max_length=4)
+    assert answer_hashes(lvlm) == before == {**part_hashes(lvlm), "words": before["words"]}
+    changes = {
+        "prompt": lambda: setattr(
+            lvlm.backbone, "prompt", "plain" if lvlm.backbone.prompt != "plain" else "vila-u"
+        ),
+        "aspect": lambda: setattr(lvlm.visual, "aspect", "pad"),
+        "template": lambda: setattr(lvlm.backbone.tokenizer, "chat_template", "{{ messages }}"),
+        "tokenizer": lambda: lvlm.backbone.tokenizer.add_tokens(["flibber"]),
+    }
+    seen = {before["words"]}
+    for name, change in changes.items():
+        change()
+        after = answer_hashes(lvlm)["words"]
+        assert after not in seen, name
+        seen.add(after)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -52,3 +53,37 @@ def test_every_byte_is_scaled_as_the_reference_does():
     values = torch.arange(256, dtype=torch.uint8)
     reference = ((values.to(torch.float64) * (1 / 255)).to(torch.float32) - 0.5) / 0.5
     assert torch.equal(scaled(values), reference)
+
+
+@pytest.mark.parametrize("aspect", ["resize", "pad", "crop"])
+@pytest.mark.parametrize("size", [(100_000, 1), (1, 100_000)])
+def test_a_strip_does_not_fill_the_memory(
+    size: tuple[int, int], aspect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    new, resize = Image.new, Image.Image.resize
+    strip = new("RGB", size, "white")
+
+    def counted(mode: str, size: tuple[int, int], *more: object) -> Image.Image:
+        asked.append(size[0] * size[1])
+        assert asked[-1] < 2**29, f"{size} would be made"
+        return new(mode, size, *more)  # type: ignore[arg-type]
+
+    def resized(image: Image.Image, size: tuple[int, int], *more: object, **named: object) -> Image.Image:
+        asked.append(size[0] * size[1])
+        assert asked[-1] < 2**29, f"{size} would be made"
+        return resize(image, size, *more, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Image, "new", counted)
+    monkeypatch.setattr(Image.Image, "resize", resized)
+    values = pixels([strip], 336, aspect)
+    assert values.shape == (1, 3, 336, 336) and asked and strip.size == size
+    if aspect != "pad":
+        assert (values == 1).all()
+
+
+def test_the_middle_of_a_strip_is_that_of_the_whole() -> None:
+    strip = Image.effect_noise((2020, 20), 60).convert("RGB")
+    whole = strip.resize((3232, 32), Image.Resampling.BICUBIC).crop((1600, 0, 1632, 32))
+    expected = torch.from_numpy(np.array(whole).transpose(2, 0, 1))
+    assert torch.equal(pixels([strip], 32, "crop")[0], scaled(expected))

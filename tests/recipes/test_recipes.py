@@ -13,9 +13,11 @@ from builders import tiny_lvlm
 from craft.core.errors import CodebookMismatchError, ConfigError, DataError
 from craft.core.files import hash_tensors, load_tensors
 from craft.models.artefact import load_artefact
+from craft.models.lvlm import LVLM
 from craft.models.prior import save_prior
+from craft.models.visual_tokenizer import VisualTokenizer
 from craft.quantize.usage import code_counts
-from craft.recipes import adapt, evaluate, rehearse, transfer
+from craft.recipes import adapt, evaluate, opening, rehearse, transfer
 from craft.recipes.benchmarks import _folders, evaluate_all
 from craft.recipes.demo import demo_settings
 from craft.recipes.opening import Model, run_folder, run_settings
@@ -64,6 +66,16 @@ def test_a_given_model_stays_where_it_is():
     Model(given, AdaptConfig.build({"device": "meta"}))().to("meta")
     tensors = [*given.parameters(), *given.buffers()]
     assert tensors and {tensor.device.type for tensor in tensors} == {"cpu"}
+
+
+@pytest.mark.parametrize(("wanted", "goes"), [("cuda", False), ("cuda:0", False), ("cuda:1", True)])
+def test_a_given_model_on_one_gpu_is_copied_for_another(monkeypatch, wanted, goes):
+    given = tiny_lvlm()
+    monkeypatch.setattr(LVLM, "device", torch.device("cuda", 0))
+    monkeypatch.setattr(VisualTokenizer, "to", lambda self, device: self)
+    monkeypatch.setattr(opening, "resolve_device", torch.device)
+    taken = Model(given, AdaptConfig.build({"device": wanted}))()
+    assert (taken.backbone is not given.backbone) == goes
 
 
 def test_prior_counts_codes_of_the_adapted_tower(adapted):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from craft.cli.options import COMMON, Common, Flag, Settings, Several, settings_of
 from craft.cli.show import show_json, show_pairs, show_table
-from craft.cli.training import rehearsal_facts, show_rehearsal
+from craft.cli.training import show_rehearsals
 
 
 def align(
@@ -122,9 +122,6 @@ def _dry_run(
     from craft.recipes.align import rehearse
 
     found = rehearse(llm, visual, data, stage, out, common.seed, max_steps, config, captions, text)
-    if common.json:
-        show_json({f"stage {name}": rehearsal_facts(one) for name, one in found.items()})
-        return
-    for name, rehearsal in found.items():
-        print(f"Stage {name}")
-        show_rehearsal(rehearsal, False)
+    took_steps = any(one.parts for one in found.values())  # on codes; sizes alone take none
+    written = "nothing was written" + (" but the codes of the images" if took_steps else "")
+    show_rehearsals({f"stage {name}": one for name, one in found.items()}, common.json, written)

@@ -5,7 +5,7 @@ from typing import Any
 
 from craft.cli.options import COMMON, Common, Flag, Settings, settings_of
 from craft.cli.show import listed, percent, show_json, show_table, signed
-from craft.cli.training import show_rehearsal
+from craft.cli.training import show_rehearsals
 
 
 def demo(
@@ -51,7 +51,7 @@ def demo(
     if dry_run:
         from craft.recipes.adapt import rehearse
 
-        show_rehearsal(rehearse(config=demo_settings(**arguments, overrides=overrides)), common.json)
+        show_rehearsals({"": rehearse(config=demo_settings(**arguments, overrides=overrides))}, common.json)
         return
     chosen = LIMIT if limit is None else limit
     result = run(**arguments, other=other, limit=chosen, resume=resume, keep_ratio=keep_ratio, **overrides)  # pyright: ignore[reportArgumentType]

@@ -29,7 +29,7 @@ def train(
     config = kind.build(common.config, told.overrides(common))
     how = common.seed, told.max_steps, config
     if told.dry_run:
-        show_rehearsal(rehearse(model, told.data, *how), common.json)
+        show_rehearsals({"": rehearse(model, told.data, *how)}, common.json)
         return None
     result = run(model, told.data, told.out, *how, resume=told.resume, overwrite=told.overwrite)
     return result if leave() == 0 else None  # one process of a distributed run speaks for all
@@ -70,7 +70,7 @@ def show_trained(
     print(f"\nNext: craft eval {name} --encoder {place} --data {data}")
 
 
-def rehearsal_facts(found: Any) -> dict[str, Any]:
+def _rehearsal_facts(found: Any) -> dict[str, Any]:
     """A `craft.training.rehearsal.Rehearsal` for JSON."""
     rows = [{"part": part, "parameters": n, "trainable": t} for part, n, t in found.parameters]
     return {
@@ -83,11 +83,26 @@ def rehearsal_facts(found: Any) -> dict[str, Any]:
     }
 
 
-def show_rehearsal(found: Any, as_json: bool) -> None:
-    """Print what a dry run found out: a `craft.training.rehearsal.Rehearsal`."""
+def show_rehearsals(found: Mapping[str, Any], as_json: bool, written: str = "nothing was written") -> None:
+    """Print what a dry run found out.
+
+    Args:
+        found: a `craft.training.rehearsal.Rehearsal` by its stage; "" where there is one only.
+        as_json: print JSON.
+        written: what the dry run left behind.
+    """
     if as_json:
-        show_json(rehearsal_facts(found))
+        facts = {name: _rehearsal_facts(one) for name, one in found.items()}
+        show_json(facts.get("", facts))
         return
+    for name, one in found.items():
+        if name:
+            print(name[0].upper() + name[1:])
+        _show_rehearsal(one)
+    print(f"\nA dry run: {written}. Leave --dry-run out to train.")
+
+
+def _show_rehearsal(found: Any) -> None:
     rows = [
         (part, f"{count:,}", f"{trained:,}" if trained else "frozen")
         for part, count, trained in found.parameters
@@ -103,4 +118,3 @@ def show_rehearsal(found: Any, as_json: bool) -> None:
             "the run": f"{found.samples} training samples, {found.steps} steps",
         }
     )
-    print("\nA dry run: nothing was written. Leave --dry-run out to train.")

@@ -1,7 +1,9 @@
 """Where to compute and in which floating-point type."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,10 @@ _DTYPES = {
     "float16": torch.float16,
     "fp16": torch.float16,
 }
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUPS = Path("/proc/self/cgroup")
+_OLD_GROUPS = ("memory.limit_in_bytes", "memory.usage_in_bytes")  # of control groups, version 1
 
 
 def resolve_device(name: str | torch.device | None = None) -> torch.device:
@@ -98,21 +104,59 @@ def _product_setting(device: torch.device) -> tuple[Any, str]:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a device can still give; on the CPU what the system calls available."""
+    """Bytes that a device can still give; on the CPU what the system calls available, and the limit of a
+    container leaves."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     import psutil
 
-    return int(psutil.virtual_memory().available)
+    limit, used = _container()
+    return min(int(psutil.virtual_memory().available), max(0, limit - used))
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes that a device has, used or not."""
+    """Bytes that a device has, used or not; on the CPU no more than the limit of a container."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
     import psutil
 
-    return int(psutil.virtual_memory().total)
+    return min(int(psutil.virtual_memory().total), _container()[0])
+
+
+def _container() -> tuple[int, int]:
+    """The memory limit of this process's control group (Docker, Kubernetes, SLURM) and what it uses of it,
+    in bytes, without the files that the system keeps in memory and can drop; the least room counts.
+    Without a limit: a number beyond any machine's."""
+    found = (sys.maxsize, 0)
+    for folder in _control_groups():
+        for limit, usage in (("memory.max", "memory.current"), _OLD_GROUPS):
+            try:
+                most = int((folder / limit).read_text())  # "max" is none
+                used = int((folder / usage).read_text())
+                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):
+                continue
+            droppable = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+            found = min(found, (most, max(0, used - droppable)), key=lambda one: one[0] - one[1])
+    return found
+
+
+def _control_groups() -> list[Path]:
+    """The folders of this process's memory control group and of those above it; within a container the
+    mount's root is its own group."""
+    try:
+        lines = _OWN_GROUPS.read_text().splitlines()
+    except OSError:
+        return []
+    folders = []
+    for line in lines:
+        _, kind, place = line.split(":", 2)
+        if kind not in ("", "memory"):
+            continue
+        root = _CGROUPS / kind
+        own = root / place.lstrip("/")
+        folders += [root, *(one for one in (own, *own.parents) if root in one.parents)]
+    return folders
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -146,6 +146,8 @@ class CraftLVLM(lmms):
         if image is not None:
             tokens = self.lvlm.visible(self._codes([image]).tokens(), self.keep_ratio)
         stripped = [text.strip() for text in texts]
+        if not all(stripped):
+            raise CraftError(f"A continuation of {context!r} is empty, and has no probability.")
         ids = option_ids(backbone, context, stripped, image is not None, end=False)
         reading = read(backbone, tokens, [context])
         said = write(backbone, reading, max(map(len, ids)))[0][0]

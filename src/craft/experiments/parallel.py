@@ -17,6 +17,7 @@ from craft.core.progress import say
 from craft.experiments.bench.measure import matmul_rate
 from craft.experiments.cells import ZERO_SHOT, Cell, Method
 from craft.experiments.plan import Plan
+from craft.experiments.pruned import check_priors
 from craft.experiments.work import Work
 
 SECONDS = {
@@ -84,8 +85,13 @@ def trainings(cells: Iterable[Cell]) -> list[Training]:
 
 def estimate(work: Work, cells: Sequence[Cell]) -> Estimate:
     """How much there is to do. Models and questions are loaded for it, since a training or a cell belongs to
-    them; nothing is trained."""
+    them; nothing is trained.
+
+    Raises:
+        CraftError: a model or data set is missing, or a model has no general prior and one is asked for.
+    """
     cells = list(dict.fromkeys(cells))
+    check_priors(work, cells)
     wanted = {work.place(*one): one for one in trainings(cells)}  # two settings may come to the same
     missing = [one for one in wanted.values() if not work.is_trained(*one)]
     waiting = [cell for cell in cells if not work.is_measured(cell)]

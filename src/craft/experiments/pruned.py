@@ -179,6 +179,18 @@ def pruned_cells(plan: Plan, ways: Iterable[How], split: str = "test") -> list[C
     ]
 
 
+def check_priors(work: Work, cells: Iterable[Cell]) -> None:
+    """What cells with the general prior need, before anything is trained.
+
+    Raises:
+        ConfigError: a backbone came without one.
+    """
+    hows = {(cell.backbone, cell.detail) for cell in cells if cell.measure == "pruned"}
+    asked = {name for name, detail in hows if (json.loads(detail)["how"] or {}).get("prior") == GENERAL}
+    for name in sorted(asked):
+        chosen_prior(GENERAL, work.lvlm(name))
+
+
 def pruned(work: Work, cell: Cell) -> dict[str, Any]:
     """What `Subject.ask` measures, of a cell of `pruned_cell`."""
     detail = json.loads(cell.detail)

@@ -21,7 +21,7 @@ from craft.experiments.cells import CRAFT, ZERO_SHOT, Cell, Method, digest, plai
 from craft.experiments.plan import Plan
 from craft.models.artefact import Artefact, load_artefact
 from craft.models.code_cache import CodeCache
-from craft.models.freezing import part_hashes
+from craft.models.freezing import answer_hashes
 from craft.models.load import load
 from craft.models.lvlm import LVLM
 from craft.models.memory import weight_bytes
@@ -30,6 +30,7 @@ from craft.recipes.questions import open_data, questions_for, take
 from craft.training.config import AdaptConfig, BaselineConfig, DataConfig
 from craft.training.run_folder import machine
 
+_ANSWERING = ("vision_tower", "codebook", "projector", "llm", "words")
 KEPT = 0.5
 """Share of a device's memory that models may take which are kept for a later cell. The rest is for work, and
 for the last LVLM that was made of one that had to go."""
@@ -119,10 +120,10 @@ class Work:
         return lvlm
 
     def hashes(self, name: str, fraction: float = 1.0, seed: int = 0) -> dict[str, str]:
-        """A hash of each of a model's parts."""
+        """A hash of each of a model's parts, and of how it reads words."""
         key = (name, fraction, seed if fraction < 1 else 0)
         if key not in self._hashes:
-            self._hashes[key] = part_hashes(self.lvlm(*key))
+            self._hashes[key] = answer_hashes(self.lvlm(*key))
         return self._hashes[key]
 
     def made(self, cell: Cell) -> LVLM:
@@ -328,12 +329,12 @@ class Work:
         method = cell.method
         base = self.hashes(cell.backbone, method.fraction, cell.seed)
         if method.name not in (ZERO_SHOT, CRAFT):
-            base = part_hashes(lvlm)
+            base = answer_hashes(lvlm)
         elif method.name == CRAFT:
             base = {**base, "vision_tower": hash_tensors(lvlm.visual.vision_tower.state_dict())}
         prior = lvlm.visual.prior
         counts = None if prior is None else hash_tensors({"counts": prior})
-        return [*(base.get(name) for name in ("vision_tower", "codebook", "projector", "llm")), counts]
+        return [*(base.get(name) for name in _ANSWERING), counts]
 
     def provenance(self) -> dict[str, Any]:
         """Plan, commit, versions, device, and the data that was used."""

@@ -1,6 +1,9 @@
 """Freezing, declared and provable: who trains, and hashes that show who did not change (§3.2)."""
 
+import hashlib
+import json
 from collections.abc import Collection, Iterable
+from typing import Any
 
 from torch import nn
 
@@ -108,3 +111,24 @@ def parameter_table(
 def part_hashes(lvlm: LVLM) -> dict[str, str]:
     """SHA-256 (hex) of each part's weights: vision_tower, codebook, projector, llm (and text_encoder)."""
     return {name: hash_tensors(module.state_dict()) for name, module in parts(lvlm).items()}
+
+
+def answer_hashes(lvlm: LVLM) -> dict[str, str]:
+    """`part_hashes`, and `words`: all else that answers depend on. Under one name and with the same weights
+    there may be another text tokenizer, chat template, prompt format or way of making pictures square."""
+    backbone = lvlm.backbone
+    tokenizer: Any = backbone.tokenizer
+    template = getattr(tokenizer, "chat_template", None)
+    told = [backbone.prompt, lvlm.visual.aspect, template, _vocabulary(tokenizer)]
+    return {**part_hashes(lvlm), "words": hashlib.sha256(json.dumps(told).encode()).hexdigest()}
+
+
+def _vocabulary(tokenizer: Any) -> Any:
+    """How a text tokenizer cuts text, JSON-able."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is None:
+        return sorted(tokenizer.get_vocab().items())
+    told = json.loads(fast.to_str())
+    return {
+        key: value for key, value in told.items() if key not in ("truncation", "padding")
+    }  # calls set them

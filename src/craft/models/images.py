@@ -15,6 +15,10 @@ BARS = {"pad": (127, 127, 127), "pad-clip": (122, 116, 104)}
 """Aspect modes that pad to a square, and with what colour: the mean that pixels are normalised by (0.5, or
 CLIP's) as VILA-U and LLaVA round it, int(mean * 255)."""
 
+LONGEST = 16384
+"""A picture longer than this (pixels) is made smaller before bars are put around it, which would take 28 GiB
+for one of 100000 x 1."""
+
 ASPECTS = ("resize", "crop", *BARS)
 
 
@@ -23,6 +27,10 @@ def _square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
     width, height = image.size
     if width == height:
         return image
+    if max(width, height) > LONGEST:
+        image = image.copy()
+        image.thumbnail((LONGEST, LONGEST))
+        width, height = image.size
     side = max(width, height)
     canvas = Image.new("RGB", (side, side), colour)
     canvas.paste(image, ((side - width) // 2, (side - height) // 2))
@@ -32,6 +40,11 @@ def _square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
 def _cropped(image: Image.Image, size: int) -> Image.Image:
     """The shorter side scaled to `size`, and the middle square of it (CLIP's and LLaVA's way)."""
     width, height = image.size
+    if max(width, height) > 100 * min(width, height):  # a strip, of which the middle is all that stays
+        reach = 4 * min(width, height)
+        left, top = max(0, width // 2 - reach), max(0, height // 2 - reach)
+        image = image.crop((left, top, min(width, left + 2 * reach), min(height, top + 2 * reach)))
+        width, height = image.size
     wide, high = (size * side // min(width, height) for side in (width, height))
     image = image.resize((wide, high), Image.Resampling.BICUBIC)
     left, top = (wide - size) // 2, (high - size) // 2

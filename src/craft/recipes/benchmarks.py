@@ -23,7 +23,7 @@ from craft.evaluation import (
 )
 from craft.models.artefact import Artefact, load_artefact
 from craft.models.code_cache import CodeCache
-from craft.models.freezing import part_hashes
+from craft.models.freezing import answer_hashes
 from craft.models.llm_bits import bits_of
 from craft.models.lvlm import LVLM
 from craft.recipes.evaluate import evaluate, questions_asked
@@ -134,7 +134,7 @@ def evaluate_all(
         check_writable(Path(out) / "report.json")
     cache, bits = cache or CodeCache(), bits_of(lvlm.backbone.llm)
     # Under one name there may be other weights tomorrow. They are read for what is kept alone.
-    weights = {} if out is None else part_hashes(lvlm)
+    weights = {} if out is None else answer_hashes(lvlm)
     of_questions = {name: settings[name] for name in _OF_QUESTIONS if name in settings}
     reports: dict[str, list[Report]] = {}
     places = _places(roots, [name for _, name in pairs])

@@ -28,7 +28,7 @@ from craft.evaluation.judge_run import VerdictCache, judge_cases
 from craft.evaluation.judge_services import ServiceSettings, anthropic_judge, openai_judge
 from craft.models.artefact import FORMAT, load_artefact
 from craft.models.code_cache import image_names
-from craft.models.freezing import part_hashes
+from craft.models.freezing import answer_hashes
 from craft.models.load import load
 from craft.models.lvlm import LVLM
 from craft.recipes.questions import check_limit, questions_for, take
@@ -191,7 +191,7 @@ def answers_of(
 
     def collect() -> list[Case]:
         lvlm = model()
-        hashes, names = part_hashes(lvlm), image_names([sample.image for sample in samples])
+        hashes, names = answer_hashes(lvlm), image_names([sample.image for sample in samples])
         asked = [[one.id, one.prompt(DIRECTIVE), name] for one, name in zip(samples, names, strict=True)]
         settings = {
             "backbone": name,
@@ -199,6 +199,7 @@ def answers_of(
             "tower": hashes["vision_tower"],
             "projector": hashes["projector"],
             "llm": hashes["llm"],
+            "words": hashes["words"],
             "data": questions.name,
             "seed": questions.seed,
             "held_out": list(questions.held_out),

@@ -149,7 +149,8 @@ class Model:
         if self.lvlm is None:
             given = self.given
             if isinstance(given, LVLM):
-                moves = resolve_device(self.settings.device).type != given.device.type
+                wanted, has = resolve_device(self.settings.device), given.device
+                moves = wanted.type != has.type or wanted.index not in (None, has.index)
                 self.lvlm = copy.deepcopy(given) if moves else with_own(given, self.parts)
             else:
                 place = loading_device(self.settings.device)

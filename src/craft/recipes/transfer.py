@@ -20,7 +20,7 @@ from craft.data.load import as_setting, short_name
 from craft.evaluation import Report
 from craft.models.artefact import Artefact, load_artefact
 from craft.models.code_cache import CodeCache
-from craft.models.freezing import part_hashes
+from craft.models.freezing import answer_hashes, part_hashes
 from craft.models.load import load
 from craft.models.lvlm import LVLM
 from craft.recipes.adapt import Config, adapt
@@ -297,10 +297,10 @@ class _Asker:
 
     def _key(self, lvlm: LVLM, encoder: Artefact | None, questions: Data) -> dict[str, Any]:
         if id(lvlm) not in self._parts:
-            self._parts[id(lvlm)] = part_hashes(lvlm)
+            self._parts[id(lvlm)] = answer_hashes(lvlm)
         parts = self._parts[id(lvlm)]
         return {
-            "backbone": {name: parts[name] for name in ("projector", "llm", "codebook")},
+            "backbone": {name: parts[name] for name in ("projector", "llm", "codebook", "words")},
             "tower": parts["vision_tower"] if encoder is None else encoder.manifest["tower"],
             "prior": self._prior(lvlm, encoder),
             "questions": questions.fingerprint,
