@@ -104,6 +104,29 @@ def test_every_case_gets_its_own_verdict(protocol, picture, tmp_path):
 
 
 @each_protocol
+def test_another_rubric_is_what_the_service_is_told(protocol, picture, tmp_path):
+    rubric = tmp_path / "mine.md"
+    rubric.write_text(
+        "## System\nA careful judge, and stern.\n## User\nMine: <response>\n{response}\n</response>\n",
+        "utf-8",
+    )
+    (one,), kept = cases(picture, 1), VerdictCache(tmp_path / "v.jsonl")
+    with serving() as server:
+        usual, stern = judge_at(server, protocol), judge_at(server, protocol, prompt=rubric)
+        judge_cases(usual, [one], kept)
+        judge_cases(stern, [one], kept)
+        judge_cases(stern, [one], kept)
+    assert server.complaints == [] and len(server.bodies) == 2  # verdicts are each rubric's own, and kept
+    body = server.bodies[1]
+    system = body["system"] if protocol == "anthropic" else body["messages"][0]["content"]
+    text = body["messages"][-1]["content"][-1]["text"]
+    assert (
+        system == "A careful judge, and stern." and text == f"Mine: <response>\n{one.response}\n</response>"
+    )
+    assert stern.identity["prompt"]["version"] == "mine.md"
+
+
+@each_protocol
 def test_no_temperature_is_sent_where_none_is_wanted(protocol, picture, tmp_path):
     with serving() as server:
         judge_cases(

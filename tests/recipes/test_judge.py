@@ -315,3 +315,5 @@ def test_judges_by_name():
         make_judge("local")
     assert make_judge("local", ServiceSettings("some/model")).name == "some/model"
     assert make_judge().dimensions == ("correctness", "presence")
+    with pytest.raises(ConfigError, match="reads no prompt"):
+        make_judge("offline", ServiceSettings(prompt="rubric.md"))

@@ -31,6 +31,7 @@ def judge(
     retries: int = 5,
     concurrency: Count = 4,
     price: Price = None,
+    prompt: Path | None = None,
     out: Path | None = None,
     overwrite: Flag = False,
     dry_run: Flag = False,
@@ -62,6 +63,7 @@ def judge(
         retries: further attempts after rate limits, timeouts and faults of the server.
         concurrency: calls at once.
         price: dollars per million tokens read and written, for the cost.
+        prompt: a file with another rubric, of the form of craft/evaluation/judge_prompt_v1.md.
         out: the folder; by default judge/ in the run folder.
         overwrite: begin anew in that folder.
         dry_run: count, and estimate tokens and cost; ask nobody, write nothing.
@@ -72,7 +74,9 @@ def judge(
     from craft.recipes.judge_estimate import estimate
 
     warmth = None if temperature == "none" else float(temperature)
-    settings = ServiceSettings(model, base_url, warmth, max_tokens, timeout, retries, concurrency, price)
+    settings = ServiceSettings(
+        model, base_url, warmth, max_tokens, timeout, retries, concurrency, price, prompt
+    )
     chosen = recipe.make_judge(judge, settings, common.device, common.dtype)
     place = user_path(run)
     if place.suffix == ".jsonl" or (place / "answers.json").is_file():

@@ -114,6 +114,28 @@ Ask = Callable[[Case], Reply]
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """What a judge that reads is told (`craft.evaluation.judge_prompt.read_prompt`).
+
+    Attributes:
+        system: the rubric, told once.
+        user: one case, with `{task}`, `{options}`, `{truth}` and `{response}` to be filled in.
+        version: of ours its number, of another the file's name.
+        sha256: of the file: two texts never pass for one.
+    """
+
+    system: str
+    user: str
+    version: int | str
+    sha256: str
+
+    @property
+    def identity(self) -> dict[str, str | int]:
+        """Its part of a judge's identity."""
+        return {"version": self.version, "sha256": self.sha256}
+
+
+@dataclass(frozen=True)
 class Judge:
     """Someone who judges.
 
@@ -129,6 +151,7 @@ class Judge:
         sees: whether it needs the picture.
         price: US dollars per million tokens read and written, where known.
         note: what a reader of its figures must know.
+        prompt: what it is told; None where it goes by rules.
     """
 
     name: str
@@ -140,6 +163,7 @@ class Judge:
     price: tuple[float, float] | None = None
     note: str = ""
     ready: Callable[[], object] = lambda: None
+    prompt: Prompt | None = None
 
     def key(self, case: Case) -> str:
         """Under which the verdict on `case` is kept: SHA-256 (hex) of judge and content."""

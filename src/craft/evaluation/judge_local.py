@@ -10,8 +10,8 @@ import torch
 from craft.core.device import resolve_device, resolve_dtype
 from craft.core.errors import CheckpointError
 from craft.core.seeding import stable_seed
-from craft.evaluation import judge_prompt as prompt
-from craft.evaluation.judge import Ask, Case, Judge, Reply, reply_of
+from craft.evaluation.judge import Ask, Case, Judge, Prompt, Reply, reply_of
+from craft.evaluation.judge_prompt import png, read_prompt, user_text
 
 
 def local_judge(
@@ -20,6 +20,7 @@ def local_judge(
     max_tokens: int = 1024,
     device: str | None = None,
     dtype: str | None = None,
+    prompt: str | Path | None = None,
 ) -> Judge:
     """A judge from a folder or hub id with an image-and-text model, its processor and a chat template.
 
@@ -30,23 +31,33 @@ def local_judge(
         temperature: of sampling; 0 or None is greedy.
         max_tokens: cap on a reply.
         device, dtype: where and in what to run.
+        prompt: a file with another rubric; None is ours.
+
+    Raises:
+        ConfigError: that file cannot be used.
 
     Its `start` raises a CheckpointError where the model cannot be loaded.
     """
+    told = read_prompt(prompt)
     identity = {
         "judge": "local",
         "model": str(model),
         "temperature": temperature,
         "max_tokens": max_tokens,
         "dtype": dtype or "auto",
-        "prompt": prompt.identity(),
+        "prompt": told.identity,
     }
-    start = functools.partial(_start, str(model), temperature, max_tokens, device, dtype)
-    return Judge(str(model), identity, start)
+    start = functools.partial(_start, str(model), told, temperature, max_tokens, device, dtype)
+    return Judge(str(model), identity, start, prompt=told)
 
 
 def _start(
-    model: str, temperature: float | None, max_tokens: int, device: str | None, dtype: str | None
+    model: str,
+    prompt: Prompt,
+    temperature: float | None,
+    max_tokens: int,
+    device: str | None,
+    dtype: str | None,
 ) -> Ask:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -67,12 +78,12 @@ def _start(
     def ask(case: Case) -> Reply:
         from PIL import Image
 
-        content: list[dict[str, Any]] = [{"type": "text", "text": prompt.user_text(case)}]
+        content: list[dict[str, Any]] = [{"type": "text", "text": user_text(prompt, case)}]
         if case.image is not None:
-            content.insert(0, {"type": "image", "image": Image.open(io.BytesIO(prompt.png(case.image)))})
+            content.insert(0, {"type": "image", "image": Image.open(io.BytesIO(png(case.image)))})
         inputs = processor.apply_chat_template(
             [
-                {"role": "system", "content": [{"type": "text", "text": prompt.system_text()}]},
+                {"role": "system", "content": [{"type": "text", "text": prompt.system}]},
                 {"role": "user", "content": content},
             ],
             add_generation_prompt=True,

@@ -8,12 +8,13 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from craft.core.errors import ConfigError
 from craft.data.service import key_of, sdk_of, told
-from craft.evaluation import judge_prompt as prompt
-from craft.evaluation.judge import SCHEMA, Ask, Case, Judge, Reply, reply_of
+from craft.evaluation.judge import SCHEMA, Ask, Case, Judge, Prompt, Reply, reply_of
+from craft.evaluation.judge_prompt import png, read_prompt, user_text
 
 PAPER_MODEL = "claude-sonnet-4-5"
 """Source: §7."""
@@ -38,6 +39,7 @@ class ServiceSettings:
         retries: further attempts after a rate limit, a timeout or a fault of the server.
         concurrency: calls at once.
         price: US dollars per million tokens read and written, for the estimate.
+        prompt: a file with another rubric; None is ours.
     """
 
     model: str | None = None
@@ -48,6 +50,7 @@ class ServiceSettings:
     retries: int = 5
     concurrency: int = 4
     price: tuple[float, float] | None = None
+    prompt: str | Path | None = None
 
 
 def anthropic_judge(settings: ServiceSettings | None = None) -> Judge:
@@ -56,7 +59,7 @@ def anthropic_judge(settings: ServiceSettings | None = None) -> Judge:
     Its `start` raises a ConfigError where the SDK is not installed or ANTHROPIC_API_KEY is not set.
     """
     given = settings or ServiceSettings()
-    model = given.model or PAPER_MODEL
+    model, prompt = given.model or PAPER_MODEL, read_prompt(given.prompt)
 
     def ready() -> tuple[Any, str | None]:
         return sdk_of("anthropic", _WHO, _INSTEAD), key_of("ANTHROPIC_API_KEY", True, _WHO)
@@ -75,7 +78,7 @@ def anthropic_judge(settings: ServiceSettings | None = None) -> Judge:
             message = client.messages.create(
                 model=model,
                 max_tokens=given.max_tokens,
-                system=prompt.system_text(),
+                system=prompt.system,
                 messages=[{"role": "user", "content": [*shown, {"type": "text", "text": text}]}],
                 output_config={"format": {"type": "json_schema", "schema": SCHEMA}},
                 extra_body=extra,
@@ -86,9 +89,9 @@ def anthropic_judge(settings: ServiceSettings | None = None) -> Judge:
                 return Reply("refused", model=message.model, tokens=tokens, detail=said[:300])
             return reply_of(said, message.model, tokens, cut=message.stop_reason == "max_tokens")
 
-        return _guarded(send, sdk, key)
+        return _guarded(send, prompt, sdk, key)
 
-    return _judge("anthropic", model, given, os.environ.get("ANTHROPIC_BASE_URL"), start, ready)
+    return _judge("anthropic", model, given, prompt, os.environ.get("ANTHROPIC_BASE_URL"), start, ready)
 
 
 def openai_judge(settings: ServiceSettings) -> Judge:
@@ -104,6 +107,7 @@ def openai_judge(settings: ServiceSettings) -> Judge:
         raise ConfigError(
             "A judge of OpenAI's protocol needs --model: the name by which its server knows it."
         )
+    prompt = read_prompt(given.prompt)
     elsewhere = given.base_url or os.environ.get("OPENAI_BASE_URL")
 
     def ready() -> tuple[Any, str | None]:
@@ -125,7 +129,7 @@ def openai_judge(settings: ServiceSettings) -> Judge:
             answer = client.chat.completions.create(
                 model=given.model,
                 messages=[
-                    {"role": "system", "content": prompt.system_text()},
+                    {"role": "system", "content": prompt.system},
                     {"role": "user", "content": [*shown, {"type": "text", "text": text}]},
                 ],
                 response_format={"type": "json_schema", "json_schema": form},
@@ -138,15 +142,16 @@ def openai_judge(settings: ServiceSettings) -> Judge:
                 return Reply("refused", model=answer.model, tokens=tokens, detail=said[:300])
             return reply_of(said, answer.model, tokens, cut=choice.finish_reason == "length")
 
-        return _guarded(send, sdk, key)
+        return _guarded(send, prompt, sdk, key)
 
-    return _judge("openai", given.model, given, elsewhere, start, ready)
+    return _judge("openai", given.model, given, prompt, elsewhere, start, ready)
 
 
 def _judge(
     kind: str,
     model: str,
     settings: ServiceSettings,
+    prompt: Prompt,
     elsewhere: str | None,
     start: Callable[[], Ask],
     ready: Callable[[], object],
@@ -160,21 +165,22 @@ def _judge(
         "url": url and re.sub(r"(?<=//)[^/@]*@|\?.*", "", url),  # it is kept, and may hold a password
         "temperature": settings.temperature,
         "max_tokens": settings.max_tokens,
-        "prompt": prompt.identity(),
+        "prompt": prompt.identity,
     }
     known = next((price for name, price in PRICES.items() if model.startswith(name)), None)
     price = settings.price or known
-    return Judge(model, identity, start, concurrency=settings.concurrency, price=price, ready=ready)
+    concurrency = settings.concurrency
+    return Judge(model, identity, start, concurrency=concurrency, price=price, ready=ready, prompt=prompt)
 
 
-def _guarded(send: Send, sdk: Any, key: str | None) -> Ask:
+def _guarded(send: Send, prompt: Prompt, sdk: Any, key: str | None) -> Ask:
     """From `send` to a judge's `ask`: the SDK's errors become replies, but for those that every case would
     meet, which are `ConfigError`s. No message holds the key."""
     hopeless = (sdk.AuthenticationError, sdk.PermissionDeniedError, sdk.NotFoundError)
 
     def ask(case: Case) -> Reply:
-        text = prompt.user_text(case)
-        image = None if case.image is None else base64.b64encode(prompt.png(case.image)).decode("ascii")
+        text = user_text(prompt, case)
+        image = None if case.image is None else base64.b64encode(png(case.image)).decode("ascii")
         try:
             return send(text, image)
         except hopeless as error:

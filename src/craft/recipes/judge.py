@@ -55,17 +55,17 @@ def make_judge(
     Args:
         name: "offline" (fixed rules), "anthropic" (by default the paper's), "openai" (any server of that
             protocol) or "local" (a model that transformers loads).
-        settings: model, server, sampling; "offline" has none.
+        settings: model, server, sampling, rubric; "offline" has none.
         device, dtype: of a local model.
 
     Raises:
-        ConfigError: there is no such judge, or it needs a model and none is named.
+        ConfigError: there is no such judge, it needs a model and none is named, or the rubric cannot be used.
     """
     given = settings or ServiceSettings()
     if name == "local":
         if given.model is None:
             raise ConfigError("A local judge needs --model: a folder or hub id with an image-and-text model.")
-        return local_judge(given.model, given.temperature, given.max_tokens, device, dtype)
+        return local_judge(given.model, given.temperature, given.max_tokens, device, dtype, given.prompt)
     makers: dict[str, Callable[[], Judge]] = {
         "offline": offline_judge,
         "anthropic": lambda: anthropic_judge(given),
@@ -73,6 +73,8 @@ def make_judge(
     }
     if name not in makers:
         raise ConfigError(f"There is no judge {name!r}; there are {', '.join(makers)} and local.")
+    if name == "offline" and given.prompt is not None:
+        raise ConfigError("The judge by rules reads no prompt; name another judge with it.")
     return makers[name]()
 
 

@@ -7,7 +7,7 @@ from craft.data import ImageSource, open_image
 from craft.data.images import image_bytes_hash
 from craft.evaluation.judge import Case, Judge
 from craft.evaluation.judge_answers import read_cases
-from craft.evaluation.judge_prompt import shown_size, system_text, user_text
+from craft.evaluation.judge_prompt import shown_size, user_text
 from craft.evaluation.judge_run import VerdictCache
 from craft.recipes.judge import MAX_NEW_TOKENS, Answers, Preview, pictured
 
@@ -51,9 +51,10 @@ def estimate(answers: Answers, judge: Judge, max_new_tokens: int = MAX_NEW_TOKEN
     known = _distinct([(case, image) for case, image in known if cache.open(judge.key(case))])
     guessed = min(unanswered, sum(not case.response for case, _ in known))
     cap = int(judge.identity.get("max_tokens", 0))
-    if not cap:  # rules read no tokens
+    prompt = judge.prompt
+    if not cap or prompt is None:  # rules read no tokens
         return Estimate(count, len(known), unanswered, (0, 0), (0, 0), None)
-    text = sum(len(system_text()) + len(user_text(case)) for case, _ in known) // 4
+    text = sum(len(prompt.system) + len(user_text(prompt, case)) for case, _ in known) // 4
     read = text + sum(_pixels(image) // 750 for _, image in known if image is not None)
     likely = (read + guessed * USUAL_ANSWER, len(known) * min(USUAL_VERDICT, cap))
     most = (read + guessed * max_new_tokens, len(known) * cap)
