@@ -45,9 +45,9 @@ def read_prompt(path: str | Path | None = None) -> Prompt:
     told = {heading: part.strip() for heading, part in zip(parts[::2], parts[1::2], strict=True)}
     if parts[::2] != ["System", "User"] or "{response}" not in told["User"] or not told["System"]:
         raise ConfigError(
-            f"The judge's prompt {place} must have a rubric under a line `## System` and one case under a line "
-            "`## User`, with {task}, {options}, {truth} and {response} where these go; {response} cannot be "
-            f"left out. A pattern: {OURS}"
+            f"The judge's prompt {place} must have a rubric under a line `## System`, and one case under a "
+            "line `## User`, with {task}, {options}, {truth} and {response} where these go; only {response} "
+            f"is needed. A pattern: {OURS}"
         )
     named = VERSION if path is None else place.name
     return Prompt(told["System"], told["User"], named, hashlib.sha256(text.encode("utf-8")).hexdigest())
