@@ -19,6 +19,7 @@ _LITE0 = (
     (6, 3, 1, 320, 1),
 )
 _STEM_CHANNELS = 32
+_AT_ONCE = 16  # on a CPU: of more pictures every map is fresh memory, which takes longer than to fill it
 
 
 def _convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -77,7 +78,14 @@ class ConvStem(nn.Module):
             self.channels, self.stride = channels, self.stride * stride
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Pixels `[B, 3, S, S]` -> maps `[B, C, S/stride, S/stride]`."""
+        """Pixels `[B, 3, S, S]` -> maps `[B, C, S/stride, S/stride]`; on a CPU channels lie innermost."""
+        if pixel_values.device.type != "cpu":
+            return self._maps(pixel_values)
+        # oneDNN would turn every map round before and behind each convolution.
+        turned = pixel_values.contiguous(memory_format=torch.channels_last)
+        return torch.cat([self._maps(few) for few in turned.split(_AT_ONCE)])
+
+    def _maps(self, pixel_values: Tensor) -> Tensor:
         x = F.relu6(_convolve(pixel_values, self.first), inplace=True)
         for block in self.blocks:
             x = block(x)
