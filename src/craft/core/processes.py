@@ -1,8 +1,13 @@
 """The processes of one distributed run. With a single process everything here is the identity.
 
-`accelerate launch` or `torchrun` starts them; `craft.training.engine` joins them.
+`accelerate launch` or `torchrun` starts them; `craft.training.engine` joins them. At the end of this file:
+processes that a run starts itself, to decode pictures or to measure side by side.
 """
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -182,3 +187,29 @@ def _device() -> torch.device:
     """Where tensors must lie to be sent."""
     cuda = "nccl" in str(together.get_backend())
     return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+
+
+def follow_parent(ctrl_c: bool = True) -> None:
+    """In a process that another one started: get SIGTERM when that one has gone, even by `kill -9`. Left
+    alone it would wait for work for ever, or write files that the same command, given again, writes too.
+
+    Args:
+        ctrl_c: whether Ctrl-C, which a terminal sends to all of them, ends this one.
+    """
+    if not ctrl_c:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        assert parent is not None
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if parent is not None:
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def orphaned() -> bool:
+    """Whether the process that started this one has gone."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and not parent.is_alive()

@@ -13,12 +13,14 @@ from pathlib import Path
 
 from craft.core.errors import ConfigError
 from craft.core.files import read_json
+from craft.core.processes import follow_parent, orphaned
 from craft.core.progress import say
 from craft.experiments.bench.measure import matmul_rate
 from craft.experiments.cells import ZERO_SHOT, Cell, Method
 from craft.experiments.plan import Plan
 from craft.experiments.pruned import check_priors
 from craft.experiments.work import Work
+from craft.training.interrupt import Interrupted
 
 SECONDS = {
     "training": 430.0,
@@ -168,7 +170,8 @@ def fill_all(plan: Plan, cells: Sequence[Cell], jobs: int) -> None:
         return
     torch.cuda.empty_cache()  # of models that were loaded to look; the processes need the memory
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(min(jobs, len(groups)), mp_context=get_context("spawn")) as pool:
+    count, context = min(jobs, len(groups)), get_context("spawn")
+    with ProcessPoolExecutor(count, mp_context=context, initializer=follow_parent) as pool:
         waiting = {pool.submit(_fill, plan, group, threads): key for key, group in groups.items()}
         try:
             for number, one in enumerate(as_completed(waiting), start=1):
@@ -208,5 +211,10 @@ def _fill(plan: Plan, cells: Sequence[Cell], threads: int) -> None:
 
     torch.set_num_threads(threads)
     work = Work(plan)
-    for cell in cells:
-        fill(work, cell)
+    try:
+        for cell in cells:
+            fill(work, cell)
+    except Interrupted:
+        if orphaned():
+            os._exit(130)  # the pool would wait for more work, from nobody
+        raise

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -16,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from craft.core.errors import ConfigError
 from craft.core.files import user_path
+from craft.core.processes import follow_parent
 from craft.core.progress import say, track
 from craft.data import ImageSource, image_key
 from craft.data.packed import FileSlice, ParquetCell
@@ -25,13 +25,13 @@ from craft.models.images import square_bytes
 def decoders(workers: int) -> Executor:
     """Processes that decode pictures (`square_bytes`). They are started afresh, not forked: torch's threads
     do not survive a fork. A script that uses them needs `if __name__ == "__main__":`. Ctrl-C, which a
-    terminal sends to them too, is for the process that trains: it finishes its step with them."""
+    terminal sends to them too, is for the process that trains: it finishes its step with them. They end with
+    it, however it ends."""
     kinds = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")
     if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload(["craft.models.images"])
-    deaf = signal.SIGINT, signal.SIG_IGN
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=signal.signal, initargs=deaf)
+        context.set_forkserver_preload(["craft.models.images", "craft.core.processes"])
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=follow_parent, initargs=(False,))
 
 
 @contextmanager
