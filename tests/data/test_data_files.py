@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from craft.core.errors import DataError
-from craft.data import load_data, verify_images
+from craft.data import LETTERS, load_data, prepare, verify_images
 
 TREES = ("ash", "elm", "fir", "oak", "silver_birch", "yew")
 
@@ -167,6 +167,38 @@ def test_open_questions(tmp_path: Path) -> None:
     assert sample.texts() == ("The car is red.", "a thing") and sample.concept == "Red"
     assert data.test[0].prompt().endswith("\nAnswer as succinctly as possible.")
     assert verify_images(data, progress=False) == 20
+
+
+@pytest.mark.parametrize("form", ["choices", "label", "open"])
+def test_an_empty_directive_asks_for_none(tmp_path: Path, form: str) -> None:
+    names = list("abcdef")
+    own = {
+        "choices": {"choices": ["thing 0", "thing 1", "thing 2"]},
+        "label": {"answer": None, "question": None},
+        "open": {},
+    }[form]
+    rows = [row(n, id=str(n), label=names[n % 6] if form == "label" else None, **own) for n in range(36)]
+    for n, told in enumerate(("", None, "Reply in a word.")):
+        for changed in rows[n::3]:
+            changed |= {"directive": told}
+    usual = "Answer as succinctly as possible." if form == "open" else "Answer with the option only."
+    source = jsonl(tmp_path / "q.jsonl", rows)
+    prepare(source, None, tmp_path / "m", progress=False)
+    again = prepare(tmp_path / "m", None, tmp_path / "m2", progress=False)
+    assert (tmp_path / "m" / "samples.jsonl").read_bytes() == (again.path / "samples.jsonl").read_bytes()
+    for data in (load_data(source), load_data(tmp_path / "m")):
+        for sample in data.all_samples():
+            said = ("", usual, "Reply in a word.")[int(sample.id) % 3]
+            assert sample.directive == said
+            last = sample.prompt().split("\n")[-1]
+            assert last == (
+                said
+                or (
+                    sample.question
+                    if form == "open"
+                    else f"{LETTERS[len(sample.choices) - 1]}. {sample.choices[-1]}"
+                )
+            )
 
 
 def test_given_splits_are_kept(tmp_path: Path) -> None:

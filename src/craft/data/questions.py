@@ -176,6 +176,7 @@ class Reader:
                 question=question,
                 answer=answer,
                 split=split,
+                directive="",  # such data bring their own, inside the question
                 origin=row.origin,
                 text=declarative(question, answer),
             )
@@ -222,7 +223,7 @@ class Reader:
         else:
             about = self.domain if label == said else None
             text = class_text(about, said) if about else declarative(question, said)
-        directive = "" if choices or labelled else DIRECTIVES["open"]
+        directive = None if choices or labelled else DIRECTIVES["open"]
         if isinstance(values.get("directive"), str):
             directive = values["directive"].strip()  # also "", which asks for no directive
         return Sample(
