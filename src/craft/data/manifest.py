@@ -138,9 +138,7 @@ def read_manifest(folder: Path, root: Path | None = None) -> Raw:
 
 def _row(sample: Sample, path: str, sha256: str) -> dict[str, Any]:
     """What a sample has, under the names that a table of questions uses."""
-    free = (
-        bool(sample.answer) and not sample.choices
-    )  # read again, it would get a directive where none is told
+    free = bool(sample.answer) and not sample.choices  # where none is told, reading adds one
     told = "" if free and sample.directive is None else sample.directive
     fields = {
         "id": sample.id,

@@ -5,13 +5,12 @@ Timeouts, rate limits and retries are the SDKs'. Keys come from the environment 
 
 import base64
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from craft.core.errors import ConfigError
-from craft.data.service import key_of, sdk_of, told
+from craft.data.service import key_of, sdk_of, shown_url, told
 from craft.evaluation import judge_prompt as prompt
 from craft.evaluation.judge import SCHEMA, Ask, Case, Judge, Reply, reply_of
 
@@ -157,7 +156,7 @@ def _judge(
     identity = {
         "judge": kind,
         "model": model,
-        "url": url and re.sub(r"(?<=//)[^/@]*@|\?.*", "", url),  # it is kept, and may hold a password
+        "url": url and shown_url(url),  # it is kept
         "temperature": settings.temperature,
         "max_tokens": settings.max_tokens,
         "prompt": prompt.identity(),
