@@ -146,6 +146,30 @@ def test_pictures_of_every_kind_are_fetched_from_the_hub(
     assert [sample.id for sample in read_data("hub:some/trees").samples] == files[:4]
 
 
+def test_pictures_that_cannot_be_read_are_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    files = ["ash/1.jpg", "elm/2.heic", "README.md", "logo.svg", ".x/3.heic"]
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: files)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("fetched"))
+    with pytest.raises(DataError, match=r"1 of 2 pictures in the hub data set some/trees.*elm/2\.heic"):
+        read_data("hub:some/trees")
+
+
+def test_a_shard_with_pictures_that_cannot_be_read(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "q.tar", "w") as tar:
+        for name in ("1.heic", "1.cls", "2.png", "2.heic", "2.cls", "3.heic", "3.jfif", "3.cls"):
+            stem, ending = name.split(".")
+            content = f"kind {stem}".encode() if ending == "cls" else png(int(stem))
+            info = tarfile.TarInfo(name)
+            info.size = len(content) if ending != "heic" else 3
+            tar.addfile(info, io.BytesIO(content))
+    data = load_data(tmp_path / "q.tar", unseen_fraction=0)
+    names = sorted(str(s.image).rpartition("/")[2] for s in data.all_samples())
+    assert names == ["1.heic", "2.png", "3.jfif"]
+    with pytest.raises(DataError, match=r"q\.tar, sample 1: the image .*1\.heic.*Convert it to JPEG or PNG"):
+        verify_images(data, progress=False)
+
+
 @pytest.mark.parametrize("place", ["test", "dev/birds", "home/Test"])
 def test_where_the_users_data_lie_says_no_split(tmp_path: Path, place: str) -> None:
     folder = tmp_path / place

@@ -11,7 +11,7 @@ from typing import Any
 from craft.core.errors import DataError
 from craft.core.progress import track
 from craft.data.folder import SPLIT_NAMES
-from craft.data.images import SUFFIXES
+from craft.data.images import OTHERS, PICTURES
 from craft.data.packed import FileSlice
 from craft.data.parquet import Row, parquet_files, read_parquet, split_of
 from craft.data.problems import Problems
@@ -194,6 +194,8 @@ def _tar(path: Path, split: str) -> Iterator[Row]:
                     yield Row(f"{path}, sample {key.lstrip('/')}", values, split)
                     values = {}
                 key = f"{folder}/{stem}"
+                if "image" in values and f".{ending.lower()}" in OTHERS:
+                    continue  # the same picture, in a kind that may not be readable
                 values |= _member(tar, member, path, ending.lower())
             if values:
                 yield Row(f"{path}, sample {key.lstrip('/')}", values, split)
@@ -204,7 +206,7 @@ def _tar(path: Path, split: str) -> Iterator[Row]:
 
 
 def _member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, ending: str) -> dict[str, Any]:
-    if f".{ending}" in SUFFIXES:
+    if f".{ending}" in PICTURES:
         return {"image": FileSlice(str(path), member.offset_data, member.size, member.name)}
     if ending not in ("json", "txt", "cls"):
         return {}
