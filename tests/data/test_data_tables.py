@@ -52,6 +52,24 @@ def test_csv_and_tsv_and_their_lists(root: Path) -> None:
     assert answers(root / "q.tsv") == WANTED
 
 
+def test_every_list_may_stand_in_a_cell_under_any_name(root: Path) -> None:
+    text = "image,question,answer,options,notes\n"
+    text += "".join(
+        f'{r["image"]},"{r["question"]}",{r["answer"]},an oak|an elm|a fir,"[""a tree""]"\n'
+        for r in QUESTIONS
+    )
+    (root / "q.csv").write_text(text)
+    columns = {"choices": "options", "captions": "notes"}
+    for sample in read_questions([root / "q.csv"], columns=columns).samples:
+        assert sample.choices == ("an oak", "an elm", "a fir") and sample.captions == ("a tree",)
+    (root / "d.csv").write_text("image,label,distractors\nimg/0.png,oak,elm|fir\nimg/1.png,elm,\n")
+    samples = read_questions([root / "d.csv"]).samples
+    assert [s.distractors for s in samples] == [("elm", "fir"), ()]
+    (root / "q.jsonl").write_text(json.dumps(QUESTIONS[0] | {"options": "an oak|an elm"}))
+    with pytest.raises(DataError, match="'choices' must be a list of texts"):  # it has lists of its own
+        read_questions([root / "q.jsonl"], columns={"choices": "options"})
+
+
 def test_what_else_ends_a_line_is_part_of_a_cell(root: Path) -> None:
     strange = "What\u2028is\u0085it\x0c?"
     uri = "data:image/png;base64," + base64.b64encode(png(1) * 500).decode()

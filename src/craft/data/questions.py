@@ -26,7 +26,7 @@ from craft.data.parquet import Row
 from craft.data.problems import Problems
 from craft.data.raw import Raw
 from craft.data.sample import LETTERS, Sample, normalise
-from craft.data.tables import EXAMPLE, SPLITLIKE, read_rows
+from craft.data.tables import EXAMPLE, LISTS, MARKS, SPLITLIKE, list_in, read_rows
 
 REQUIRED = ("image", "question", "answer")
 OPTIONAL = ("choices", "label", "captions", "split", "id", "directive", "kind", "text", "distractors")
@@ -159,6 +159,9 @@ class Reader:
             )
         values = {name: value for name, value in told.items() if name not in theirs}
         values |= {ours: told[name] for ours, name in self.columns.items()}
+        if Path(self.path).suffix.lower() in MARKS:  # lists in columns of other names
+            cells = {name: values[name] for name in LISTS if isinstance(values.get(name), str)}
+            values |= {name: list_in(cell) for name, cell in cells.items()}
         if "file_name" in values:  # metadata.jsonl of an image folder
             values.setdefault("image", values["file_name"])
         if "conversations" in values or "messages" in values:

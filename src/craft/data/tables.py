@@ -28,7 +28,11 @@ EXAMPLE = '{"image": "a.jpg", "question": "What is this?", "answer": "an oak"}'
 MANY = 20_000
 """Lines of a file from which on it is shown how far the reading is."""
 
-_MARKS = {".csv": ",", ".tsv": "\t"}
+MARKS = {".csv": ",", ".tsv": "\t"}
+"""What stands between the cells of a file, by its ending (lower case)."""
+
+LISTS = ("choices", "captions", "distractors")
+"""Fields that hold a list."""
 
 
 def tables_in(folder: Path) -> list[Path]:
@@ -72,8 +76,8 @@ def read_rows(
     split = split_of(path, top)
     if kind == ".tar":
         yield from _tar(path, split)
-    elif kind in _MARKS:
-        yield from _csv(path, _MARKS[kind], split)
+    elif kind in MARKS:
+        yield from _csv(path, MARKS[kind], split)
     else:
         text = _text(path)
         whole = kind == ".json" and text.lstrip()[:1] == "["
@@ -160,13 +164,14 @@ def _csv(path: Path, mark: str, split: str) -> Iterator[Row]:
                 'Put cells that hold a separator in "quotes".'
             )
         values: dict[str, Any] = {key.strip(): cell if cell.strip() else None for key, cell in cells.items()}
-        for name in ("choices", "captions"):
+        for name in LISTS:
             if values.get(name) is not None:
-                values[name] = _list(values[name])
+                values[name] = list_in(values[name])
         yield Row(origin, values, split)
 
 
-def _list(cell: str) -> list[Any]:
+def list_in(cell: str) -> list[Any]:
+    """The list in a cell: JSON, or texts with "|" between them."""
     if cell.lstrip().startswith("["):
         try:
             found = parse(cell)
