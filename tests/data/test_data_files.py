@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from craft.core.errors import DataError
-from craft.data import load_data, verify_images
+from craft.data import LETTERS, load_data, prepare, verify_images
 
 TREES = ("ash", "elm", "fir", "oak", "silver_birch", "yew")
 
@@ -79,6 +79,52 @@ def test_train_and_test_folders(tmp_path: Path) -> None:
     assert len(data.test) == 6 and sum(not s.seen for s in data.test) == 2
     assert len(data.train) in (16, 17) and len(data.validation) == 4
     assert all(s.choices and not set(s.choices) & set(data.held_out) for s in [*data.train, *data.validation])
+
+
+def test_pictures_by_other_endings_are_taken(tmp_path: Path) -> None:
+    """A browser saves JPEGs as .jfif; ".AVIF" and others are taken where Pillow reads them."""
+    root, endings = folder(tmp_path / "trees", ("ash", "elm"), each=3), [".jfif", ".JPE", ".pjpeg", ".pbm"]
+    endings += [".tga"] + [".jp2"] * features.check("jpg_2000")
+    endings += [".AVIF"] * (".avif" in Image.registered_extensions())
+    image = Image.fromarray(np.arange(12 * 16 * 3, dtype=np.uint8).reshape(12, 16, 3))
+    for n, ending in enumerate(endings):
+        form = {".jfif": "JPEG", ".JPE": "JPEG", ".pjpeg": "JPEG", ".pbm": "PPM", ".jp2": "JPEG2000"}
+        image.save(root / "ash" / f"new{n}{ending}", form.get(ending, ending[1:].upper()))
+    (root / "ash" / "notes.txt").write_text("no picture")
+    (root / "ash" / ".DS_Store").write_text("no picture")
+    data = load_data(root)
+    assert len(data.all_samples()) == 6 + len(endings) == verify_images(data, progress=False)
+
+
+def test_pictures_that_cannot_be_read_are_not_passed_over(tmp_path: Path) -> None:
+    root = folder(tmp_path / "trees", ("ash", "elm"), each=3)
+    for name in ("ash/a.HEIC", "ash/b.heic", "elm/c.jxl", "elm/0.heic", "elm/._d.heic"):
+        (root / name).write_bytes(b"whatever")  # elm/0.png is there: 0.heic is what it was made of
+    told = r"3 of 9 pictures in .*trees .*\(2 \.heic, 1 \.jxl\): .*ash/a\.HEIC.*[Cc]onvert.*JPEG or PNG"
+    with pytest.raises(DataError, match=told) as caught:
+        load_data(root)
+    assert "\n" not in str(caught.value)
+    for name in ("ash/a.HEIC", "ash/b.heic", "elm/c.jxl"):
+        (root / name).rename((root / name).with_suffix(".txt"))
+    assert len(load_data(root).all_samples()) == 6
+    for path in root.rglob("*.png"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"1 of 1 pictures.*elm/0\.heic"):  # and not: no pictures
+        load_data(root)
+
+
+def test_what_pillow_learned_to_read_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `pillow_heif.register_heif_opener()` does it; and without AVIF its files are told."""
+    root = folder(tmp_path / "trees", ("ash", "elm"), each=3)
+    picture(root / "ash" / "a.png")
+    (root / "ash" / "a.png").rename(root / "ash" / "a.heic")
+    Image.init()
+    monkeypatch.setitem(Image.EXTENSION, ".heic", "PNG")
+    assert len(load_data(root).all_samples()) == 7
+    (root / "ash" / "a.heic").rename(root / "ash" / "a.avif")
+    monkeypatch.delitem(Image.EXTENSION, ".avif", raising=False)
+    with pytest.raises(DataError, match=r"1 \.avif"):
+        load_data(root)
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
@@ -167,6 +213,38 @@ def test_open_questions(tmp_path: Path) -> None:
     assert sample.texts() == ("The car is red.", "a thing") and sample.concept == "Red"
     assert data.test[0].prompt().endswith("\nAnswer as succinctly as possible.")
     assert verify_images(data, progress=False) == 20
+
+
+@pytest.mark.parametrize("form", ["choices", "label", "open"])
+def test_an_empty_directive_asks_for_none(tmp_path: Path, form: str) -> None:
+    names = list("abcdef")
+    own = {
+        "choices": {"choices": ["thing 0", "thing 1", "thing 2"]},
+        "label": {"answer": None, "question": None},
+        "open": {},
+    }[form]
+    rows = [row(n, id=str(n), label=names[n % 6] if form == "label" else None, **own) for n in range(36)]
+    for n, told in enumerate(("", None, "Reply in a word.")):
+        for changed in rows[n::3]:
+            changed |= {"directive": told}
+    usual = "Answer as succinctly as possible." if form == "open" else "Answer with the option only."
+    source = jsonl(tmp_path / "q.jsonl", rows)
+    prepare(source, None, tmp_path / "m", progress=False)
+    again = prepare(tmp_path / "m", None, tmp_path / "m2", progress=False)
+    assert (tmp_path / "m" / "samples.jsonl").read_bytes() == (again.path / "samples.jsonl").read_bytes()
+    for data in (load_data(source), load_data(tmp_path / "m")):
+        for sample in data.all_samples():
+            said = ("", usual, "Reply in a word.")[int(sample.id) % 3]
+            assert sample.directive == said
+            last = sample.prompt().split("\n")[-1]
+            assert last == (
+                said
+                or (
+                    sample.question
+                    if form == "open"
+                    else f"{LETTERS[len(sample.choices) - 1]}. {sample.choices[-1]}"
+                )
+            )
 
 
 def test_given_splits_are_kept(tmp_path: Path) -> None:

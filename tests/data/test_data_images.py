@@ -123,6 +123,15 @@ def test_what_is_not_a_picture_is_refused(source: object, words: str) -> None:
         open_image(source)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.parametrize("content", [b"\0\0\0\x18ftypheic\0\0\0\0", b"whatever"])
+def test_a_kind_that_cannot_be_read_is_to_be_converted(tmp_path: Path, content: bytes) -> None:
+    """By its content (telephones name HEIC .jpg at times), or by its name."""
+    path = tmp_path / ("a.jpg" if b"ftyp" in content else "a.heic")
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"not a picture that can be opened.*Convert it to JPEG or PNG"):
+        open_image(path)
+
+
 def test_an_object_of_another_kind_is_refused() -> None:
     unchecked = inspect.unwrap(open_image)  # the tests' runtime type check would speak first
     with pytest.raises(DataError, match=r"^a\.jsonl:1: cannot make a picture from a float"):

@@ -50,6 +50,13 @@ def test_split_ids_do_not_depend_on_where_pictures_lie(tmp_path: Path) -> None:
     assert other["split_ids"] != made[0]["split_ids"]
 
 
+def test_a_caption_is_added_once(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text(json.dumps({"id": "a", "captions": ["a tree ", "A tree", "a tree"]}))
+    given = [Sample("a", png(1), "q?", "an oak", captions=("a tree",))]
+    once = with_texts(given, tmp_path / "t.jsonl")
+    assert once[0].captions == ("a tree", "A tree") and with_texts(once, tmp_path / "t.jsonl") == once
+
+
 def test_packed_pictures_are_written_out_once(tmp_path: Path) -> None:
     rows = [{"image": png(n % 5), "question": f"q{n}?", "answer": f"a{n % 3}"} for n in range(10)]
     parquet(tmp_path / "p" / "train.parquet", rows)

@@ -52,6 +52,24 @@ def test_csv_and_tsv_and_their_lists(root: Path) -> None:
     assert answers(root / "q.tsv") == WANTED
 
 
+def test_every_list_may_stand_in_a_cell_under_any_name(root: Path) -> None:
+    text = "image,question,answer,options,notes\n"
+    text += "".join(
+        f'{r["image"]},"{r["question"]}",{r["answer"]},an oak|an elm|a fir,"[""a tree""]"\n'
+        for r in QUESTIONS
+    )
+    (root / "q.csv").write_text(text)
+    columns = {"choices": "options", "captions": "notes"}
+    for sample in read_questions([root / "q.csv"], columns=columns).samples:
+        assert sample.choices == ("an oak", "an elm", "a fir") and sample.captions == ("a tree",)
+    (root / "d.csv").write_text("image,label,distractors\nimg/0.png,oak,elm|fir\nimg/1.png,elm,\n")
+    samples = read_questions([root / "d.csv"]).samples
+    assert [s.distractors for s in samples] == [("elm", "fir"), ()]
+    (root / "q.jsonl").write_text(json.dumps(QUESTIONS[0] | {"options": "an oak|an elm"}))
+    with pytest.raises(DataError, match="'choices' must be a list of texts"):  # it has lists of its own
+        read_questions([root / "q.jsonl"], columns={"choices": "options"})
+
+
 def test_what_else_ends_a_line_is_part_of_a_cell(root: Path) -> None:
     strange = "What\u2028is\u0085it\x0c?"
     uri = "data:image/png;base64," + base64.b64encode(png(1) * 500).decode()
@@ -144,6 +162,30 @@ def test_pictures_of_every_kind_are_fetched_from_the_hub(
     monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: files)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert [sample.id for sample in read_data("hub:some/trees").samples] == files[:4]
+
+
+def test_pictures_that_cannot_be_read_are_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    files = ["ash/1.jpg", "elm/2.heic", "README.md", "logo.svg", ".x/3.heic"]
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: files)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("fetched"))
+    with pytest.raises(DataError, match=r"1 of 2 pictures in the hub data set some/trees.*elm/2\.heic"):
+        read_data("hub:some/trees")
+
+
+def test_a_shard_with_pictures_that_cannot_be_read(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "q.tar", "w") as tar:
+        for name in ("1.heic", "1.cls", "2.png", "2.heic", "2.cls", "3.heic", "3.jfif", "3.cls"):
+            stem, ending = name.split(".")
+            content = f"kind {stem}".encode() if ending == "cls" else png(int(stem))
+            info = tarfile.TarInfo(name)
+            info.size = len(content) if ending != "heic" else 3
+            tar.addfile(info, io.BytesIO(content))
+    data = load_data(tmp_path / "q.tar", unseen_fraction=0)
+    names = sorted(str(s.image).rpartition("/")[2] for s in data.all_samples())
+    assert names == ["1.heic", "2.png", "3.jfif"]
+    with pytest.raises(DataError, match=r"q\.tar, sample 1: the image .*1\.heic.*Convert it to JPEG or PNG"):
+        verify_images(data, progress=False)
 
 
 @pytest.mark.parametrize("place", ["test", "dev/birds", "home/Test"])

@@ -4,6 +4,8 @@ import base64
 import http.server
 import io
 import json
+import socket
+import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +15,10 @@ from PIL import Image
 
 from craft.core.errors import ConfigError, DataError
 from craft.data import Sample, read_data
+from craft.data.prepare import with_texts
 from craft.data.service import Service
 from craft.data.texts import caption_wishes, rule_statements, statement_wishes, write_texts
-from replicas import class_folders, png
+from replicas import class_folders, parquet, png
 
 pytest.importorskip("openai", reason="the SDK is not installed: pip install 'craft-vlm[judge]'")
 pytest.importorskip("anthropic", reason="the SDK is not installed: pip install 'craft-vlm[judge]'")
@@ -27,7 +30,8 @@ class Server:
     def __init__(self) -> None:
         self.asked: list[dict] = []
         self.good = 10**9
-        self.status = 500
+        self.status: int | str = 500
+        self.let_go = threading.Event()
         handler = type("Handler", (_Handler,), {"server_state": self})
         self.httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.httpd.server_port}"
@@ -43,6 +47,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         content = body["messages"][0]["content"]
         text = next(part["text"] for part in content if part["type"] == "text")
         shown = [part for part in content if part["type"] != "text"]
+        if len(state.asked) >= state.good and state.status in ("dies", "hangs", "drops"):
+            if state.status == "dies":
+                state.httpd.socket.close()
+            elif state.status == "hangs":
+                state.let_go.wait(30)
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
         if len(state.asked) >= state.good:
             self._send(state.status, {"error": {"message": "out of order"}})
             return
@@ -93,6 +104,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         monkeypatch.delenv(name, raising=False)
     state = Server()
     yield state
+    state.let_go.set()
     state.httpd.shutdown()
     state.httpd.server_close()
 
@@ -169,6 +181,81 @@ def test_a_service_that_turns_all_down_stops_at_once(
     with pytest.raises(ConfigError, match="turns every call down"):
         write_texts(caption_wishes(samples, "m"), service, tmp_path / "c.jsonl", progress=False)
     assert len(rows(tmp_path / "c.jsonl")) == 1
+
+
+@pytest.mark.parametrize("status", ["dies", "drops"])
+def test_a_server_that_is_gone_stops_at_once(
+    server: Server, samples: list[Sample], tmp_path: Path, status: str
+) -> None:
+    server.good, server.status = 2, status
+    service = Service("m", base_url=f"{server.url}/v1", retries=0, concurrency=1)
+    wishes = caption_wishes(samples, "m")
+    with pytest.raises(ConfigError, match=rf"{server.url}/v1.* cannot be reached.*--base-url.*kept"):
+        write_texts(wishes, service, tmp_path / "c.jsonl", progress=False)
+    assert [row["image"] for row in rows(tmp_path / "c.jsonl")] == [s.image for s in samples[:2]]
+
+
+@pytest.mark.parametrize("kind", ["openai", "anthropic"])
+def test_a_server_that_was_never_there(
+    monkeypatch: pytest.MonkeyPatch, samples: list[Sample], tmp_path: Path, kind: str
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "secret")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+    service = Service("m", kind, f"http://me:hush@{place}/v1", retries=0)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError) as caught:
+        write_texts(caption_wishes(samples, "m"), service, tmp_path / "c.jsonl", progress=False)
+    text = str(caught.value)
+    assert f"The service at http://{place}/v1" in text and "refused" in text and "hush" not in text
+    assert rows(tmp_path / "c.jsonl") == []
+
+
+def test_an_address_that_is_none(samples: list[Sample], tmp_path: Path) -> None:
+    service = Service("m", base_url="http://localhost:80oo/v1")
+    with pytest.raises(ConfigError, match=r"--base-url http://localhost:80oo/v1 .*Invalid port"):
+        write_texts(caption_wishes(samples, "m"), service, tmp_path / "c.jsonl", progress=False)
+
+
+def test_a_server_that_is_slow_fails_one_text(server: Server, samples: list[Sample], tmp_path: Path) -> None:
+    server.good, server.status = 1, "hangs"
+    service = Service("m", base_url=f"{server.url}/v1", retries=0, timeout=0.2)
+    with pytest.raises(DataError, match=r"2 of 3 texts could not be written: .*APITimeoutError"):
+        write_texts(caption_wishes(samples[:3], "m"), service, tmp_path / "c.jsonl", progress=False)
+
+
+@pytest.mark.parametrize("form", ["parquet", "tar", "inline", "copies"])
+def test_each_picture_is_shown_once_however_it_is_kept(server: Server, tmp_path: Path, form: str) -> None:
+    """Several questions about a picture, and copies of it, whose texts are joined by id."""
+    told = [{"image": png(n % 3), "question": f"q{n}?", "answer": f"a{n % 2}"} for n in range(9)]
+    if form == "parquet":
+        source = parquet(tmp_path / "q.parquet", told)
+    elif form == "tar":
+        source = tmp_path / "q.tar"
+        with tarfile.open(source, "w") as tar:
+            for n, row in enumerate(told):
+                for ending, content in (
+                    ("png", row["image"]),
+                    ("json", json.dumps({"question": "?", "answer": f"{n}"}).encode()),
+                ):
+                    info = tarfile.TarInfo(f"{n}.{ending}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    else:
+        source = tmp_path / "q.jsonl"
+        for n, row in enumerate(told):
+            (tmp_path / f"{n}.png").write_bytes(row["image"])
+            uri = "data:image/png;base64," + base64.b64encode(row["image"]).decode()
+            row["image"] = uri if form == "inline" else f"{n}.png"
+        source.write_text("\n".join(map(json.dumps, told)))
+    samples, out = read_data(source).samples, tmp_path / "c.jsonl"
+    service = Service("m", base_url=f"{server.url}/v1", retries=0)
+    assert write_texts(caption_wishes(samples, "m"), service, out, progress=False) == 9
+    assert len(server.asked) == 3
+    assert all(s.captions == ("A picture of 12 x 12 pixels.",) for s in with_texts(samples, out))
+    lines = out.read_text().splitlines(keepends=True)
+    out.write_text("".join(lines[:4]))  # within the rows of one picture
+    assert write_texts(caption_wishes(samples, "m"), service, out, progress=False) == 5
+    assert out.read_text() == "".join(lines) and len(server.asked) == 5
 
 
 def test_a_file_of_something_else_is_refused(samples: list[Sample], tmp_path: Path) -> None:

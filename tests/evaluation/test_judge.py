@@ -190,6 +190,8 @@ def test_rules_on_open_questions():
     assert ask(case("Red.", options=(), truth="red")).scores["correctness"] is True
     assert ask(case("Reddish.", options=(), truth="red")).scores["correctness"] is False
     assert ask(case("Blue. Not red.", options=(), truth="red")).scores["correctness"] is False
+    assert ask(case("It is 5.", options=(), truth="5")).scores["correctness"] is True
+    assert ask(case("It is 1.5.", options=(), truth="5")).scores["correctness"] is False
 
 
 @pytest.mark.parametrize(

@@ -111,3 +111,39 @@ def test_open_questions():
     assert not lenient("right lung", asked) and not unparseable("right lung", asked)
     assert unparseable(" . ", asked) and not lenient("", asked)
     assert not lenient("yes", Sample("1", b"", "?", "ye"))
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted", "right"),
+    [
+        *((said, "5", True) for said in ("5", "It is 5.", "5, I think", "(5)", "5: five", "Answer:5", "$5")),
+        *((said, "5", True) for said in ("5-year-old", "room A-5", "...5", "5.", "2 or 5", "5 - or so")),
+        *((said, "5", False) for said in ("1.5", "It is 1.5.", "-5", "\u22125", "15:30", "5:30", "5,000")),
+        *(
+            (said, "5", False)
+            for said in ("5.5", ".5", "it is .5", "2/5", "5/2", "1,5", "10-5", "3\u20135", "55")
+        ),
+        *((said, "5", False) for said in ("1e-5", "10^5", "5'000", "2020-05-5")),
+        *((said, "1.5", True) for said in ("1.5", "about 1.5 metres", "1.5.")),
+        *((said, "1.5", False) for said in ("21.5", "1.55", "-1.5", "0.1.5")),
+        *((said, "-5", True) for said in ("-5", "It is -5 degrees")),
+        *((said, "-5", False) for said in ("5", "3-5", "-5.5", "-50")),
+        ("at 15:30.", "15:30", True),
+        ("at 15:30:20", "15:30", False),
+        ("room 5", "room 5", True),
+        ("room 5.2", "room 5", False),
+    ],
+)
+def test_numbers_match_whole(said, wanted, right):
+    assert lenient(said, Sample("1", b"", "How many?", wanted)) is right
+    assert strict(said, wanted) is (said == wanted)
+    choices = (wanted, "seven", "9")
+    assert lenient(said, sample(wanted, 0, choices)) is right
+    assert unparseable(said, sample(wanted, 0, choices)) is not right
+
+
+def test_a_number_that_is_cut_short_is_another_number():
+    assert option_named("150", ("1500", "2 metres")) is None
+    assert option_named("12.5", ("12.50 euros", "9 euros")) is None
+    assert option_named("1500 me", ("1500 metres", "2 metres")) == 0
+    assert option_named("It is 1.5", ("5", "1.5", "7")) == 1

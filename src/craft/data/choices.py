@@ -85,7 +85,7 @@ def multiple_choice(
         choices=tuple(options),
         answer=answer_for(options, label, answer_with),
         correct=options.index(label),
-        directive=item.directive or DIRECTIVES[answer_with],
+        directive=DIRECTIVES[answer_with] if item.directive is None else item.directive,
     )
 
 

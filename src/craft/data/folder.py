@@ -5,7 +5,7 @@ from pathlib import Path
 
 from craft.core.errors import DataError
 from craft.data.captions import class_text
-from craft.data.images import SUFFIXES
+from craft.data.images import PICTURES, refuse_unreadable, suffixes
 from craft.data.raw import Raw
 from craft.data.sample import Sample
 
@@ -27,16 +27,17 @@ _LAYOUT = "Expected FOLDER/<class>/*.jpg, or FOLDER/train/<class>/*.jpg and FOLD
 def read_folder(root: Path, domain: str | None = None) -> Raw:
     """Read a folder of class folders as labelled samples; the class word is the folder's name, "_" as space.
 
-    Pictures are found at any depth below a class folder; hidden files and other file types are passed over.
+    Pictures are found at any depth below a class folder; hidden files and what is no picture are passed over.
 
     Raises:
         DataError: no pictures, no class folders, class folders beside train/ and test/, two folders with the
-            same class word, or a name that is not UTF-8.
+            same class word, a name that is not UTF-8, or pictures of kinds that cannot be opened here.
     """
     children = _folders(root)
     splits = [child for child in children if child.name.lower() in SPLIT_NAMES and _folders(child)]
     domain = domain or words(root.resolve().name)
     samples: list[Sample] = []
+    names: list[str] = []
     if splits:
         if extra := [child.name for child in children if child not in splits]:
             raise DataError(
@@ -44,11 +45,12 @@ def read_folder(root: Path, domain: str | None = None) -> Raw:
                 f"{', '.join(extra[:5])}. {_LAYOUT}"
             )
         for child in splits:
-            samples += _class_folders(root, child, SPLIT_NAMES[child.name.lower()], domain)
+            samples += _class_folders(root, child, SPLIT_NAMES[child.name.lower()], domain, names)
     else:
-        samples = _class_folders(root, root, "", domain)
+        samples = _class_folders(root, root, "", domain, names)
+    refuse_unreadable(f"the data folder {root}", names)
     if not samples:
-        loose = any(path.suffix.lower() in SUFFIXES for path in root.iterdir())
+        loose = any(path.suffix.lower() in PICTURES for path in root.iterdir())
         found = "has pictures but no class folders" if loose else "holds no pictures in class folders"
         raise DataError(f"the data folder {root} {found}. {_LAYOUT}")
     return Raw(root.resolve().name, "classification", domain, samples, source=str(root))
@@ -69,9 +71,11 @@ def is_text(name: str) -> bool:
     return True
 
 
-def _class_folders(root: Path, parent: Path, split: str, domain: str) -> list[Sample]:
+def _class_folders(root: Path, parent: Path, split: str, domain: str, seen: list[str]) -> list[Sample]:
+    """The pictures that can be opened; `seen` gets the names of all."""
     samples: list[Sample] = []
     names: dict[str, str] = {}
+    known = suffixes()
     for folder in _folders(parent):
         label = words(folder.name)
         if label in names:
@@ -83,7 +87,10 @@ def _class_folders(root: Path, parent: Path, split: str, domain: str) -> list[Sa
         for path in sorted(folder.rglob("*")):
             inside = path.relative_to(root)
             hidden = any(part.startswith(".") for part in inside.parts)
-            if path.suffix.lower() not in SUFFIXES or hidden or not path.is_file():
+            if hidden or path.suffix.lower() not in PICTURES or not path.is_file():
+                continue
+            seen.append(inside.as_posix())
+            if path.suffix.lower() not in known:
                 continue
             if not is_text(str(inside)):
                 raise DataError(f"the file name {str(path)!a} is not UTF-8. Rename it.")

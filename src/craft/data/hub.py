@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from craft.core.errors import DataError
-from craft.data.images import SUFFIXES
+from craft.data.images import PICTURES, refuse_unreadable
 from craft.data.tables import TABLES
 
 HUB = "hub:"
 """What a place on the hub begins with: `hub:OWNER/NAME`, or `hub:OWNER/NAME/CONFIGURATION`."""
 
-_DATA = (*TABLES, *sorted(SUFFIXES))
+_DATA = (*TABLES, *sorted(PICTURES))
 
 
 def hub_folder(place: str) -> Path:
@@ -22,7 +22,8 @@ def hub_folder(place: str) -> Path:
         place: `hub:OWNER/NAME`, `hub:OWNER/NAME@REVISION`, or either with `/CONFIGURATION` behind it.
 
     Raises:
-        DataError: no such data set; it is private; it is a loading script without data files; no network.
+        DataError: no such data set; it is private; it is a loading script without data files; it holds
+            pictures that cannot be opened here; no network.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -39,6 +40,8 @@ def hub_folder(place: str) -> Path:
             files = HfApi().list_repo_files(id, repo_type="dataset", revision=revision or None)
             check_files(id, files)
             kinds = (".parquet",) if any(f.endswith(".parquet") for f in files) else _DATA
+            if not any(f.lower().endswith(TABLES) for f in files):  # else rows name the pictures
+                refuse_unreadable(f"the hub data set {id}", _in_folders(files, below))
             endings = (ending for kind in kinds for ending in (kind, kind.upper()))
             patterns = [f"{within}{ending}" for ending in endings] + ["README.md"]
         folder = snapshot_download(
@@ -60,6 +63,13 @@ def hub_folder(place: str) -> Path:
     root = Path(folder)
     check_files(id, [path.relative_to(root).as_posix() for path in root.rglob("*")])
     return root / below if below else root
+
+
+def _in_folders(files: list[str], below: str) -> list[str]:
+    """The files in class folders: not hidden, nor beside them (a logo)."""
+    start = f"{below}/" if below else ""
+    inside = [file for file in files if file.startswith(start) and "/" in file.removeprefix(start)]
+    return [file for file in inside if not any(part.startswith(".") for part in file.split("/"))]
 
 
 def check_files(id: str, files: list[str]) -> None:

@@ -3,12 +3,13 @@
 import hashlib
 import io
 import os
-from collections.abc import Hashable
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
 from craft.core.errors import DataError
 from craft.data.packed import Packed
@@ -17,9 +18,23 @@ ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Packed | Image.Image |
 """A path, the bytes of an image file, a picture inside a larger file, a PIL image, or an array [H, W] or
 [H, W, 1|3|4] (uint8, uint16, or floats in 0..1)."""
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
+    | {".jfif", ".jpe", ".pjpeg", ".pjp", ".mpo", ".apng", ".dib", ".tga"}
+)
 """File name endings (lower case) that count as pictures in a folder of class folders."""
 
+OTHERS = frozenset(
+    {".avif", ".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".svg", ".exr", ".dcm"}
+    | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"}
+)
+"""Endings of pictures that Pillow opens in some installations, or in none."""
+
+PICTURES = SUFFIXES | OTHERS
+"""Every ending that says that a file is a picture."""
+
+_CODECS = {"JPEG2000": "jpg_2000"}
+"""Formats whose endings Pillow knows whether or not it was built to decode them, as `features` calls them."""
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -31,6 +46,45 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What sets a picture upright, by the orientation that EXIF names."""
+
+
+def suffixes() -> frozenset[str]:
+    """The endings of pictures that can be opened here."""
+    return SUFFIXES | {ending for ending in OTHERS if _opens(Image.registered_extensions().get(ending))}
+
+
+def _opens(form: str | None) -> bool:
+    return form in Image.OPEN and (form not in _CODECS or bool(features.check(_CODECS[form])))
+
+
+def refuse_unreadable(where: str, names: Sequence[str]) -> None:
+    """Stop at pictures that cannot be opened here, which would be passed over.
+
+    Where the same picture lies beside one in a kind that can (a.jpg or a.heic.jpg beside a.heic), it is.
+
+    Args:
+        where: what the files belong to, for the message.
+        names: their paths within it, with "/" between folders.
+
+    Raises:
+        DataError: there are some; how many, of which kinds, an example and what to do.
+    """
+    known = suffixes()
+    fine = [name for name in names if _ending(name) in known]
+    beside = {os.path.splitext(name)[0] for name in fine}
+    left = [name for name in names if _ending(name) in OTHERS - known]
+    left = [name for name in left if name not in beside and os.path.splitext(name)[0] not in beside]
+    if left:
+        kinds = ", ".join(f"{n} {ending}" for ending, n in Counter(map(_ending, left)).most_common())
+        raise DataError(
+            f"{len(left)} of {len(left) + len(fine)} pictures in {where} cannot be opened by Pillow here "
+            f"({kinds}): {', '.join(left[:3])}{', …' if len(left) > 3 else ''}. Convert them to JPEG or PNG, "
+            "or take them out."
+        )
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def open_image(source: ImageSource, where: str = "") -> Image.Image:
@@ -80,9 +134,11 @@ def open_image(source: ImageSource, where: str = "") -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name} is too large to decode safely ({error}). Make it smaller first.") from error
     except Exception as error:  # a decoder may raise anything on a broken file
+        foreign = _ending(name) in OTHERS or stream.getvalue()[4:8] == b"ftyp"  # HEIC and its like
+        fix = "Convert it to JPEG or PNG" if foreign else "Replace the file"
         raise DataError(
             f"{name} is not a picture that can be opened ({_reason(error)}). "
-            "Replace the file, or remove it from the data."
+            f"{fix}, or remove it from the data."
         ) from error
     return _decode(opened, name)
 

@@ -311,7 +311,7 @@ def _worded(sample: Sample, answer_with: AnswerWith) -> Sample:
     if sample.correct is None:
         return sample
     answer = answer_for(sample.choices, sample.choices[sample.correct], answer_with)
-    directive = sample.directive or DIRECTIVES[answer_with]
+    directive = DIRECTIVES[answer_with] if sample.directive is None else sample.directive
     if (sample.answer, sample.directive) == (answer, directive):
         return sample
     return replace(sample, answer=answer, directive=directive)

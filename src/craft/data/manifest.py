@@ -138,6 +138,8 @@ def read_manifest(folder: Path, root: Path | None = None) -> Raw:
 
 def _row(sample: Sample, path: str, sha256: str) -> dict[str, Any]:
     """What a sample has, under the names that a table of questions uses."""
+    free = bool(sample.answer) and not sample.choices  # where none is told, reading adds one
+    told = "" if free and sample.directive is None else sample.directive
     fields = {
         "id": sample.id,
         "image": path,
@@ -147,14 +149,14 @@ def _row(sample: Sample, path: str, sha256: str) -> dict[str, Any]:
         "question": sample.question,
         "answer": sample.answer_text if sample.answer else None,
         "choices": list(sample.choices),
-        "directive": sample.directive,
+        "directive": told,
         "text": sample.texts()[0],
         "captions": list(sample.captions),
         "kind": sample.kind,
         "distractors": list(sample.distractors),
     }
     kept = {name: value for name, value in fields.items() if value not in (None, "", [])}
-    return kept | ({} if sample.choices or not sample.answer else {"directive": sample.directive})
+    return kept if told is None else kept | {"directive": told}  # "" asks for none
 
 
 def _unpack(image: ImageSource, folder: Path) -> tuple[str, str]:

@@ -154,8 +154,9 @@ def with_texts(samples: Sequence[Sample], path: Path) -> list[Sample]:
             raise DataError(f"{origin}: a text holds half a character. Correct it.")
         for n in chosen:
             old = changed[n]
-            added = tuple(text.strip() for text in captions if text.strip() and text not in old.captions)
-            changed[n] = replace(old, captions=(*old.captions, *added), text=statement.strip() or old.text)
+            added = dict.fromkeys(text.strip() for text in captions if text.strip())
+            new = (text for text in added if text not in old.captions)
+            changed[n] = replace(old, captions=(*old.captions, *new), text=statement.strip() or old.text)
     return changed
 
 

@@ -26,7 +26,7 @@ from craft.data.parquet import Row
 from craft.data.problems import Problems
 from craft.data.raw import Raw
 from craft.data.sample import LETTERS, Sample, normalise
-from craft.data.tables import EXAMPLE, SPLITLIKE, read_rows
+from craft.data.tables import EXAMPLE, LISTS, MARKS, SPLITLIKE, list_in, read_rows
 
 REQUIRED = ("image", "question", "answer")
 OPTIONAL = ("choices", "label", "captions", "split", "id", "directive", "kind", "text", "distractors")
@@ -159,6 +159,9 @@ class Reader:
             )
         values = {name: value for name, value in told.items() if name not in theirs}
         values |= {ours: told[name] for ours, name in self.columns.items()}
+        if Path(self.path).suffix.lower() in MARKS:  # lists in columns of other names
+            cells = {name: values[name] for name in LISTS if isinstance(values.get(name), str)}
+            values |= {name: list_in(cell) for name, cell in cells.items()}
         if "file_name" in values:  # metadata.jsonl of an image folder
             values.setdefault("image", values["file_name"])
         if "conversations" in values or "messages" in values:
@@ -176,6 +179,7 @@ class Reader:
                 question=question,
                 answer=answer,
                 split=split,
+                directive="",  # such data bring their own, inside the question
                 origin=row.origin,
                 text=declarative(question, answer),
             )
@@ -222,7 +226,7 @@ class Reader:
         else:
             about = self.domain if label == said else None
             text = class_text(about, said) if about else declarative(question, said)
-        directive = "" if choices or labelled else DIRECTIVES["open"]
+        directive = None if choices or labelled else DIRECTIVES["open"]
         if isinstance(values.get("directive"), str):
             directive = values["directive"].strip()  # also "", which asks for no directive
         return Sample(

@@ -36,7 +36,8 @@ class Sample:
         captions: further texts about the image for the contrastive loss.
         split: "train", "validation" or "test".
         seen: False where the label was held out of training.
-        directive: the closing line that asks for a short answer; kept apart so that it can be replaced.
+        directive: the closing line that asks for a short answer; kept apart so that it can be replaced. ""
+            asks for none; None leaves it to `load_data`, which puts the usual one below options.
         origin: where the sample was declared ("questions.jsonl:12"), for messages.
         correct: which of the choices is right (an index); None for an open question.
         text: the ground-truth text of the contrastive loss; empty means the question and answer rewritten.
@@ -54,7 +55,7 @@ class Sample:
     captions: tuple[str, ...] = ()
     split: str = "train"
     seen: bool = True
-    directive: str = ""
+    directive: str | None = None
     origin: str = ""
     correct: int | None = None
     text: str = ""

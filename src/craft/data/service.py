@@ -5,12 +5,16 @@ Timeouts, rate limits and retries are the SDKs'. Keys come from the environment 
 
 import base64
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
 
 from craft.core.errors import ConfigError, DataError
+
+CONNECT = 10.0
+"""Seconds to wait for a connection: a server that is not there need not be waited for as a slow text is."""
 
 Write = Callable[[str, bytes | None], str]
 """Takes a prompt and a PNG (or None), and returns the text that the model writes."""
@@ -42,7 +46,8 @@ class Service:
         """Connect.
 
         Raises:
-            ConfigError: the SDK is not installed, or there is no key for a service that needs one.
+            ConfigError: the SDK is not installed, there is no key for a service that needs one, or its
+                address is none.
         """
         return _openai(self) if self.kind == "openai" else _anthropic(self)
 
@@ -50,9 +55,7 @@ class Service:
 def _openai(given: Service) -> Write:
     sdk, elsewhere = sdk_of("openai"), given.base_url or os.environ.get("OPENAI_BASE_URL")
     key = key_of("OPENAI_API_KEY", needed=not elsewhere)
-    client = sdk.OpenAI(
-        api_key=key or "none", base_url=given.base_url, timeout=given.timeout, max_retries=given.retries
-    )
+    client = _client(sdk, sdk.OpenAI, key or "none", given)
     cap: dict[str, Any] = {"max_tokens" if elsewhere else "max_completion_tokens": given.max_tokens}
 
     def send(prompt: str, image: bytes | None) -> str:
@@ -64,14 +67,12 @@ def _openai(given: Service) -> Write:
         answer = client.chat.completions.create(model=given.model, messages=messages, **cap)
         return answer.choices[0].message.content or ""
 
-    return _guarded(send, sdk, key)
+    return _guarded(send, sdk, key, client)
 
 
 def _anthropic(given: Service) -> Write:
     sdk, key = sdk_of("anthropic"), key_of("ANTHROPIC_API_KEY", needed=True)
-    client = sdk.Anthropic(
-        api_key=key, base_url=given.base_url, timeout=given.timeout, max_retries=given.retries
-    )
+    client = _client(sdk, sdk.Anthropic, key, given)
 
     def send(prompt: str, image: bytes | None) -> str:
         content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
@@ -83,10 +84,19 @@ def _anthropic(given: Service) -> Write:
         said = client.messages.create(model=given.model, max_tokens=given.max_tokens, messages=messages)
         return "".join(block.text for block in said.content if block.type == "text")
 
-    return _guarded(send, sdk, key)
+    return _guarded(send, sdk, key, client)
 
 
-def _guarded(send: Write, sdk: Any, key: str | None) -> Write:
+def _client(sdk: Any, make: Any, key: str | None, given: Service) -> Any:
+    timeout = sdk.Timeout(given.timeout, connect=min(CONNECT, given.timeout))
+    try:
+        return make(api_key=key, base_url=given.base_url, timeout=timeout, max_retries=given.retries)
+    except Exception as error:  # of the SDK's HTTP library, which is another in every version
+        where = shown_url(given.base_url or "of the environment")
+        raise ConfigError(f"--base-url {where} cannot be used ({told(error, key)}). Correct it.") from None
+
+
+def _guarded(send: Write, sdk: Any, key: str | None, client: Any) -> Write:
     """Errors of the SDK become ours: a `DataError` of one call, a `ConfigError` where all would fail."""
     hopeless = (sdk.AuthenticationError, sdk.PermissionDeniedError, sdk.NotFoundError)
 
@@ -97,6 +107,15 @@ def _guarded(send: Write, sdk: Any, key: str | None) -> Write:
             raise ConfigError(
                 f"The service turns every call down ({told(error, key)}). Check the key, --model and "
                 "--base-url; the texts so far are kept."
+            ) from None
+        except sdk.APIConnectionError as error:
+            if isinstance(error, sdk.APITimeoutError) and type(error.__cause__).__name__ != "ConnectTimeout":
+                raise DataError(told(error, key)) from None  # it is there, and slow with this one
+            why = f"{told(error, key)} {told(error.__cause__, key) if error.__cause__ else ''}".strip()
+            raise ConfigError(
+                f"The service at {shown_url(str(client.base_url))} cannot be reached ({why}). Check that it "
+                "runs, the network, and --base-url (its port, and whether it ends in /v1). The texts so far "
+                "are kept; the same command goes on."
             ) from None
         except (sdk.APIError, ValueError, AttributeError, TypeError, LookupError) as error:
             raise DataError(told(error, key)) from None  # the last four: a body that is not the protocol's
@@ -111,6 +130,11 @@ def told(error: Exception, key: str | None, most: int = 300) -> str:
     """An error in one line of at most so many characters, in which the key is not."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return (text.replace(key, "(the key)") if key else text)[:most]
+
+
+def shown_url(url: str) -> str:
+    """An address without what may be secret in it: a password, and what stands behind "?"."""
+    return re.sub(r"(?<=//)[^/@]*@|\?.*", "", url)
 
 
 def sdk_of(name: str, who: str = "This", instead: str = "") -> Any:

@@ -1,6 +1,6 @@
 """Which samples train, which validate and which test: as the source says, or drawn once for all seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 from craft.core.errors import DataError
@@ -41,11 +41,21 @@ def divide(raw: Raw, seed: int = 0) -> tuple[list[Sample], list[Sample], list[Sa
 
 
 def split_off_validation(train: list[Sample], seed: int) -> tuple[list[Sample], list[Sample]]:
-    """(training, validation): a slice of the training pictures for validation; of few pictures, none."""
+    """(training, validation): a slice of the training pictures for validation; of few pictures, none. A class
+    that would lose all its training pictures keeps one."""
     if len(train) < 5:
         return train, []
-    rest, validation = take_pictures(train, VALIDATION_FRACTION, seed, "validation", most=VALIDATION_MOST)
-    return rest, named(validation, "validation")
+    rest, taken = take_pictures(train, VALIDATION_FRACTION, seed, "validation", most=VALIDATION_MOST)
+    trained, back = {None, *(sample.label for sample in rest)}, set[Hashable]()
+    for sample in sorted(taken, key=lambda s: s.id):
+        if sample.label not in trained:
+            trained.add(sample.label)
+            back.add(image_key(sample.image))
+    if back:
+        gone = {key for sample in taken if (key := image_key(sample.image)) not in back}
+        rest = [sample for sample in train if image_key(sample.image) not in gone]
+        taken = [sample for sample in taken if image_key(sample.image) in gone]
+    return rest, named(taken, "validation")
 
 
 def take_pictures(

@@ -11,7 +11,7 @@ from typing import Any
 from craft.core.errors import DataError
 from craft.core.progress import track
 from craft.data.folder import SPLIT_NAMES
-from craft.data.images import SUFFIXES
+from craft.data.images import OTHERS, PICTURES
 from craft.data.packed import FileSlice
 from craft.data.parquet import Row, parquet_files, read_parquet, split_of
 from craft.data.problems import Problems
@@ -28,7 +28,11 @@ EXAMPLE = '{"image": "a.jpg", "question": "What is this?", "answer": "an oak"}'
 MANY = 20_000
 """Lines of a file from which on it is shown how far the reading is."""
 
-_MARKS = {".csv": ",", ".tsv": "\t"}
+MARKS = {".csv": ",", ".tsv": "\t"}
+"""What stands between the cells of a file, by its ending (lower case)."""
+
+LISTS = ("choices", "captions", "distractors")
+"""Fields that hold a list."""
 
 
 def tables_in(folder: Path) -> list[Path]:
@@ -72,8 +76,8 @@ def read_rows(
     split = split_of(path, top)
     if kind == ".tar":
         yield from _tar(path, split)
-    elif kind in _MARKS:
-        yield from _csv(path, _MARKS[kind], split)
+    elif kind in MARKS:
+        yield from _csv(path, MARKS[kind], split)
     else:
         text = _text(path)
         whole = kind == ".json" and text.lstrip()[:1] == "["
@@ -160,13 +164,14 @@ def _csv(path: Path, mark: str, split: str) -> Iterator[Row]:
                 'Put cells that hold a separator in "quotes".'
             )
         values: dict[str, Any] = {key.strip(): cell if cell.strip() else None for key, cell in cells.items()}
-        for name in ("choices", "captions"):
+        for name in LISTS:
             if values.get(name) is not None:
-                values[name] = _list(values[name])
+                values[name] = list_in(values[name])
         yield Row(origin, values, split)
 
 
-def _list(cell: str) -> list[Any]:
+def list_in(cell: str) -> list[Any]:
+    """The list in a cell: JSON, or texts with "|" between them."""
     if cell.lstrip().startswith("["):
         try:
             found = parse(cell)
@@ -194,6 +199,8 @@ def _tar(path: Path, split: str) -> Iterator[Row]:
                     yield Row(f"{path}, sample {key.lstrip('/')}", values, split)
                     values = {}
                 key = f"{folder}/{stem}"
+                if "image" in values and f".{ending.lower()}" in OTHERS:
+                    continue  # the same picture, in a kind that may not be readable
                 values |= _member(tar, member, path, ending.lower())
             if values:
                 yield Row(f"{path}, sample {key.lstrip('/')}", values, split)
@@ -204,7 +211,7 @@ def _tar(path: Path, split: str) -> Iterator[Row]:
 
 
 def _member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, ending: str) -> dict[str, Any]:
-    if f".{ending}" in SUFFIXES:
+    if f".{ending}" in PICTURES:
         return {"image": FileSlice(str(path), member.offset_data, member.size, member.name)}
     if ending not in ("json", "txt", "cls"):
         return {}

@@ -9,7 +9,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +44,22 @@ class Wish:
 
     Attributes:
         key: of the model, the prompt and what it is about; the same wish has the same key.
-        row: what the finished row says besides: `id` or `image`.
+        rows: what each finished row says besides: `id` or `image`. Several have the same text.
         field: "captions" or "statement".
         prompts: what the model is asked; each gives one text.
         sample: whose picture is sent with the prompts; None sends none.
     """
 
     key: str
-    row: dict[str, str]
+    rows: tuple[dict[str, str], ...]
     field: str
     prompts: tuple[str, ...]
     sample: Sample | None = None
 
 
 def caption_wishes(samples: Sequence[Sample], model: str, count: int = 1) -> Iterator[Wish]:
-    """A wish for each distinct picture: `count` captions.
+    """A wish for each distinct picture, wherever and however often it lies: `count` captions. Files are named
+    by their paths, other pictures by the ids of their samples.
 
     Raises:
         ConfigError: more captions than there are prompts.
@@ -66,14 +67,18 @@ def caption_wishes(samples: Sequence[Sample], model: str, count: int = 1) -> Ite
     """
     if not 1 <= count <= len(CAPTION_PROMPTS):
         raise ConfigError(f"--count must be 1 to {len(CAPTION_PROMPTS)}, not {count}.")
-    prompts, done = CAPTION_PROMPTS[:count], set[Any]()
+    prompts, hashes = CAPTION_PROMPTS[:count], dict[Any, str]()
+    found: dict[str, list[Sample]] = {}
     for sample in samples:
-        file = isinstance(sample.image, str)
-        if (key := image_key(sample.image) if file else sample.id) in done:
-            continue
-        done.add(key)
-        row = {"image": str(sample.image)} if file else {"id": sample.id}
-        yield Wish(_key(model, prompts, image_bytes_hash(sample.image)), row, "captions", prompts, sample)
+        file, place = isinstance(sample.image, str), image_key(sample.image)
+        if file and place in hashes:
+            continue  # one row is for all samples of a file
+        if place not in hashes:
+            hashes[place] = image_bytes_hash(sample.image)
+        found.setdefault(hashes[place], []).append(sample)
+    for digest, alike in found.items():
+        rows = tuple({"image": s.image} if isinstance(s.image, str) else {"id": s.id} for s in alike)
+        yield Wish(_key(model, prompts, digest), rows, "captions", prompts, alike[0])
 
 
 def statement_wishes(samples: Sequence[Sample], model: str) -> Iterator[Wish]:
@@ -81,7 +86,7 @@ def statement_wishes(samples: Sequence[Sample], model: str) -> Iterator[Wish]:
     for sample in samples:
         if sample.label is None:
             prompt = STATEMENT_PROMPT.format(question=sample.question, answer=sample.answer_text)
-            yield Wish(_key(model, (prompt,), ""), {"id": sample.id}, "statement", (prompt,))
+            yield Wish(_key(model, (prompt,), ""), ({"id": sample.id},), "statement", (prompt,))
 
 
 def rule_statements(samples: Sequence[Sample]) -> list[dict[str, str]]:
@@ -94,18 +99,19 @@ def rule_statements(samples: Sequence[Sample]) -> list[dict[str, str]]:
 
 
 def write_texts(wishes: Iterable[Wish], service: Service, out: str | Path, progress: bool = True) -> int:
-    """Have every text written that is not in the file yet; return how many were.
+    """Have every text written that is not in the file yet; return how many rows were added.
 
     Rows are added to the file in order, each as soon as its text is there, so that the same command goes on
     after an interruption. Rows that were corrected by hand are kept as they are.
 
     Raises:
-        ConfigError: no SDK, no key, or a service that turns every call down.
+        ConfigError: no SDK, no key, or a service that cannot be reached or turns every call down.
         DataError: some texts could not be written (the others are), or the file holds something else.
     """
     out = Path(out)
     told = _kept(out)
-    left = [wish for wish in wishes if wish.key + _place(wish.row) not in told]
+    open_rows = ((w, tuple(row for row in w.rows if w.key + _place(row) not in told)) for w in wishes)
+    left = [replace(wish, rows=rows) for wish, rows in open_rows if rows]
     if not left:
         return 0
     write, failed, done = service.start(), list[str](), 0
@@ -115,13 +121,14 @@ def write_texts(wishes: Iterable[Wish], service: Service, out: str | Path, progr
         shown = track(results, f"asking {service.model}", len(left)) if progress else results
         for wish, texts in shown:
             if isinstance(texts, DataError):
-                failed.append(f"that{_place(wish.row)}: {texts}")
+                failed.append(f"that{_place(wish.rows[0])}: {texts}")
                 continue
             value = list(texts) if wish.field == "captions" else texts[0]
-            row = {**wish.row, wish.field: value, "model": service.model, "key": wish.key}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            for row in wish.rows:
+                row = {**row, wish.field: value, "model": service.model, "key": wish.key}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
-            done += 1
+            done += len(wish.rows)
     if failed:
         raise DataError(
             f"{len(failed)} of {len(left)} texts could not be written: {'; '.join(failed[:3])}. The others "

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from craft.data.sample import normalise
 from craft.evaluation.judge import BINARY, Case, Judge, Reply
-from craft.evaluation.matching import option_named
+from craft.evaluation.matching import option_named, spans_of
 
-RULES = 3
+RULES = 4
 """Version of the rules: it is part of the key under which verdicts and table cells are kept. To be raised
 whenever a reply may get another verdict, that is also after a change of `craft.evaluation.matching` or of
 `craft.data.sample.normalise`; else verdicts of before are taken for those of now."""
@@ -48,9 +48,8 @@ def settles_on_the_truth(case: Case) -> bool:
     first sentence has the right answer's words. Source: ours."""
     sentences = _sentences(case.response, (*case.options, case.truth))
     if not case.options:
-        wanted = normalise(case.truth).strip(" .")
-        pattern = rf"(?<!\w){re.escape(wanted)}(?!\w)"
-        return bool(wanted and sentences) and re.search(pattern, normalise(sentences[0])) is not None
+        wanted = normalise(case.truth).rstrip(" .")
+        return bool(wanted and sentences) and any(spans_of(wanted, normalise(sentences[0])))
     right = option_named(case.truth, case.options)
     named = (option_named(sentence, case.options) for sentence in sentences)
     return right is not None and next((found for found in named if found is not None), None) == right

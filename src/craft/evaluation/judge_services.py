@@ -5,14 +5,13 @@ Timeouts, rate limits and retries are the SDKs'. Keys come from the environment 
 
 import base64
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from craft.core.errors import ConfigError
-from craft.data.service import key_of, sdk_of, told
+from craft.data.service import key_of, sdk_of, shown_url, told
 from craft.evaluation.judge import SCHEMA, Ask, Case, Judge, Prompt, Reply, reply_of
 from craft.evaluation.judge_prompt import png, read_prompt, user_text
 
@@ -162,7 +161,7 @@ def _judge(
     identity = {
         "judge": kind,
         "model": model,
-        "url": url and re.sub(r"(?<=//)[^/@]*@|\?.*", "", url),  # it is kept, and may hold a password
+        "url": url and shown_url(url),  # it is kept
         "temperature": settings.temperature,
         "max_tokens": settings.max_tokens,
         "prompt": prompt.identity,
