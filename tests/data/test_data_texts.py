@@ -183,11 +183,18 @@ def test_a_service_that_turns_all_down_stops_at_once(
     assert len(rows(tmp_path / "c.jsonl")) == 1
 
 
-@pytest.mark.parametrize("status", ["dies", "drops"])
-def test_a_server_that_is_gone_stops_at_once(
-    server: Server, samples: list[Sample], tmp_path: Path, status: str
+def test_a_server_that_hangs_up_fails_the_text_alone(
+    server: Server, samples: list[Sample], tmp_path: Path
 ) -> None:
-    server.good, server.status = 2, status
+    server.good, server.status = 2, "drops"
+    service = Service("m", base_url=f"{server.url}/v1", retries=0, concurrency=1)
+    with pytest.raises(DataError, match=rf"{len(samples) - 2} of {len(samples)} texts could not be written"):
+        write_texts(caption_wishes(samples, "m"), service, tmp_path / "c.jsonl", progress=False)
+    assert len(rows(tmp_path / "c.jsonl")) == 2
+
+
+def test_a_server_that_is_gone_stops_at_once(server: Server, samples: list[Sample], tmp_path: Path) -> None:
+    server.good, server.status = 2, "dies"
     service = Service("m", base_url=f"{server.url}/v1", retries=0, concurrency=1)
     wishes = caption_wishes(samples, "m")
     with pytest.raises(ConfigError, match=rf"{server.url}/v1.* cannot be reached.*--base-url.*kept"):

@@ -104,6 +104,24 @@ def test_every_case_gets_its_own_verdict(protocol, picture, tmp_path):
 
 
 @each_protocol
+def test_a_judge_that_is_not_there_stops_at_once(protocol, picture, tmp_path):
+    with serving() as server:
+        pass
+    judge = judge_at(server, protocol, retries=0)
+    with pytest.raises(
+        ConfigError, match=rf"judge's service at {server.url}\S* cannot be reached .*--base-url"
+    ):
+        judge_cases(judge, cases(picture, 2), VerdictCache(tmp_path / "v.jsonl"))
+
+
+@each_protocol
+def test_an_address_that_is_none(protocol):
+    make = {"anthropic": anthropic_judge, "openai": openai_judge}[protocol]
+    with pytest.raises(ConfigError, match=r"--base-url http://localhost:80oo/v1 .*Invalid port"):
+        make(ServiceSettings("m", "http://localhost:80oo/v1")).start()
+
+
+@each_protocol
 def test_another_rubric_is_what_the_service_is_told(protocol, picture, tmp_path):
     rubric = tmp_path / "mine.md"
     rubric.write_text(

@@ -55,7 +55,7 @@ class Service:
 def _openai(given: Service) -> Write:
     sdk, elsewhere = sdk_of("openai"), given.base_url or os.environ.get("OPENAI_BASE_URL")
     key = key_of("OPENAI_API_KEY", needed=not elsewhere)
-    client = _client(sdk, sdk.OpenAI, key or "none", given)
+    client = client_of(sdk, sdk.OpenAI, key or "none", given)
     cap: dict[str, Any] = {"max_tokens" if elsewhere else "max_completion_tokens": given.max_tokens}
 
     def send(prompt: str, image: bytes | None) -> str:
@@ -72,7 +72,7 @@ def _openai(given: Service) -> Write:
 
 def _anthropic(given: Service) -> Write:
     sdk, key = sdk_of("anthropic"), key_of("ANTHROPIC_API_KEY", needed=True)
-    client = _client(sdk, sdk.Anthropic, key, given)
+    client = client_of(sdk, sdk.Anthropic, key, given)
 
     def send(prompt: str, image: bytes | None) -> str:
         content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
@@ -87,15 +87,6 @@ def _anthropic(given: Service) -> Write:
     return _guarded(send, sdk, key, client)
 
 
-def _client(sdk: Any, make: Any, key: str | None, given: Service) -> Any:
-    timeout = sdk.Timeout(given.timeout, connect=min(CONNECT, given.timeout))
-    try:
-        return make(api_key=key, base_url=given.base_url, timeout=timeout, max_retries=given.retries)
-    except Exception as error:  # of the SDK's HTTP library, which is another in every version
-        where = shown_url(given.base_url or "of the environment")
-        raise ConfigError(f"--base-url {where} cannot be used ({told(error, key)}). Correct it.") from None
-
-
 def _guarded(send: Write, sdk: Any, key: str | None, client: Any) -> Write:
     """Errors of the SDK become ours: a `DataError` of one call, a `ConfigError` where all would fail."""
     hopeless = (sdk.AuthenticationError, sdk.PermissionDeniedError, sdk.NotFoundError)
@@ -108,22 +99,48 @@ def _guarded(send: Write, sdk: Any, key: str | None, client: Any) -> Write:
                 f"The service turns every call down ({told(error, key)}). Check the key, --model and "
                 "--base-url; the texts so far are kept."
             ) from None
-        except sdk.APIConnectionError as error:
-            if isinstance(error, sdk.APITimeoutError) and type(error.__cause__).__name__ != "ConnectTimeout":
-                raise DataError(told(error, key)) from None  # it is there, and slow with this one
-            why = f"{told(error, key)} {told(error.__cause__, key) if error.__cause__ else ''}".strip()
-            raise ConfigError(
-                f"The service at {shown_url(str(client.base_url))} cannot be reached ({why}). Check that it "
-                "runs, the network, and --base-url (its port, and whether it ends in /v1). The texts so far "
-                "are kept; the same command goes on."
-            ) from None
         except (sdk.APIError, ValueError, AttributeError, TypeError, LookupError) as error:
+            if (why := unreachable(error, key)) is not None:
+                raise ConfigError(
+                    f"The service at {shown_url(str(client.base_url))} cannot be reached ({why}). Check that "
+                    "it runs, the network, and --base-url (its port, and whether it ends in /v1). The texts "
+                    "so far are kept; the same command goes on."
+                ) from None
             raise DataError(told(error, key)) from None  # the last four: a body that is not the protocol's
         if not text:
             raise DataError("the model wrote nothing")
         return text
 
     return write
+
+
+def client_of(sdk: Any, make: Any, key: str | None, given: Any) -> Any:
+    """An SDK's client.
+
+    Args:
+        sdk: the SDK's module.
+        make: its class.
+        key: the key.
+        given: has `base_url`, `timeout` and `retries`.
+
+    Raises:
+        ConfigError: the address is none.
+    """
+    timeout = sdk.Timeout(given.timeout, connect=min(CONNECT, given.timeout))
+    try:
+        return make(api_key=key, base_url=given.base_url, timeout=timeout, max_retries=given.retries)
+    except Exception as error:  # of the SDK's HTTP library, which is another in every version
+        where = shown_url(given.base_url or "of the environment")
+        raise ConfigError(f"--base-url {where} cannot be used ({told(error, key)}). Correct it.") from None
+
+
+def unreachable(error: Exception, key: str | None) -> str | None:
+    """Why no call can succeed, where an SDK's error says that nobody answers at the address; None where
+    somebody did, and then hung up or took too long: another call may do better."""
+    cause = error.__cause__
+    if type(cause).__name__ not in ("ConnectError", "ConnectTimeout", "UnsupportedProtocol", "ProxyError"):
+        return None
+    return f"{told(error, key)} {told(cause, key)}"  # type: ignore[arg-type]
 
 
 def told(error: Exception, key: str | None, most: int = 300) -> str:

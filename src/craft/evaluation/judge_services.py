@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import ConfigError
-from craft.data.service import key_of, sdk_of, shown_url, told
+from craft.data.service import client_of, key_of, sdk_of, shown_url, told, unreachable
 from craft.evaluation.judge import SCHEMA, Ask, Case, Judge, Prompt, Reply, reply_of
 from craft.evaluation.judge_prompt import png, read_prompt, user_text
 
@@ -65,9 +65,7 @@ def anthropic_judge(settings: ServiceSettings | None = None) -> Judge:
 
     def start() -> Ask:
         sdk, key = ready()
-        client = sdk.Anthropic(
-            api_key=key, base_url=given.base_url, timeout=given.timeout, max_retries=given.retries
-        )
+        client = client_of(sdk, sdk.Anthropic, key, given)
         # The SDK's own signature has no temperature any more.
         extra = {} if given.temperature is None else {"temperature": given.temperature}
 
@@ -88,7 +86,7 @@ def anthropic_judge(settings: ServiceSettings | None = None) -> Judge:
                 return Reply("refused", model=message.model, tokens=tokens, detail=said[:300])
             return reply_of(said, message.model, tokens, cut=message.stop_reason == "max_tokens")
 
-        return _guarded(send, prompt, sdk, key)
+        return _guarded(send, prompt, sdk, key, str(client.base_url))
 
     return _judge("anthropic", model, given, prompt, os.environ.get("ANTHROPIC_BASE_URL"), start, ready)
 
@@ -114,9 +112,7 @@ def openai_judge(settings: ServiceSettings) -> Judge:
 
     def start() -> Ask:
         sdk, key = ready()
-        client = sdk.OpenAI(
-            api_key=key or "none", base_url=given.base_url, timeout=given.timeout, max_retries=given.retries
-        )
+        client = client_of(sdk, sdk.OpenAI, key or "none", given)
         # OpenAI's newer models refuse the old name of the cap; other servers may not know the new one.
         extra: dict[str, Any] = {"max_tokens" if elsewhere else "max_completion_tokens": given.max_tokens}
         extra |= {} if given.temperature is None else {"temperature": given.temperature}
@@ -141,7 +137,7 @@ def openai_judge(settings: ServiceSettings) -> Judge:
                 return Reply("refused", model=answer.model, tokens=tokens, detail=said[:300])
             return reply_of(said, answer.model, tokens, cut=choice.finish_reason == "length")
 
-        return _guarded(send, prompt, sdk, key)
+        return _guarded(send, prompt, sdk, key, str(client.base_url))
 
     return _judge("openai", given.model, given, prompt, elsewhere, start, ready)
 
@@ -172,7 +168,7 @@ def _judge(
     return Judge(model, identity, start, concurrency=concurrency, price=price, ready=ready, prompt=prompt)
 
 
-def _guarded(send: Send, prompt: Prompt, sdk: Any, key: str | None) -> Ask:
+def _guarded(send: Send, prompt: Prompt, sdk: Any, key: str | None, url: str) -> Ask:
     """From `send` to a judge's `ask`: the SDK's errors become replies, but for those that every case would
     meet, which are `ConfigError`s. No message holds the key."""
     hopeless = (sdk.AuthenticationError, sdk.PermissionDeniedError, sdk.NotFoundError)
@@ -188,6 +184,12 @@ def _guarded(send: Send, prompt: Prompt, sdk: Any, key: str | None) -> Ask:
                 "--model (models are retired in time) and --base-url; the verdicts so far are kept."
             ) from None
         except (sdk.APIError, ValueError, AttributeError, TypeError, LookupError) as error:
+            if (why := unreachable(error, key)) is not None:
+                raise ConfigError(
+                    f"The judge's service at {shown_url(url)} cannot be reached ({why}). Check that it runs, "
+                    "the network, and --base-url (its port, and whether it ends in /v1). The verdicts so far "
+                    "are kept; the same command goes on."
+                ) from None
             return Reply("failed", detail=told(error, key, 500))  # the last four: not the protocol's body
 
     return ask
