@@ -32,7 +32,7 @@ def development_set(domain: str, seed: int, limit: int) -> list[Sample]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("domain", choices=["apparel", "digits"])
+    parser.add_argument("domain", choices=["apparel", "digits", "sketch", "scenes"])
     parser.add_argument("--seed", type=int, default=12)
     parser.add_argument("--surrogate", default="craft-tiny/qwen2")
     parser.add_argument("--others", nargs="*", default=["craft-tiny/llama"])
