@@ -34,7 +34,12 @@ if __name__ == "__main__":
 def test_nothing_is_left_of_a_run_that_was_killed(tmp_path, kind):
     script = tmp_path / "run.py"
     script.write_text(RUN)
-    with subprocess.Popen([sys.executable, script, kind], stdout=subprocess.PIPE, text=True) as run:
+    quiet = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.DEVNULL,
+        "text": True,
+    }  # what multiprocessing says
+    with subprocess.Popen([sys.executable, script, kind], **quiet) as run:
         assert run.stdout is not None
         child, without = run.stdout.readline().split()
         assert without == "False" and _is_there(int(child))
