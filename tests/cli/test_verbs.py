@@ -382,11 +382,20 @@ def test_align_makes_a_backbone(craft, family, pictures, tmp_path):
     assert "--overwrite" in craft(*words, "--max-steps", "2", *FAST).complaint
 
 
+def test_align_dry_run_tells_what_it_leaves(craft, family, pictures, tmp_path):
+    words = ("align", family / "llama", "--visual", family, "--data", pictures, "--out", tmp_path / "run")
+    said = craft(*words, "--dry-run", "--set", "device=cpu", "--set", "batch_size=4")
+    assert said.status == 0, said.err
+    assert said.out.count("nothing was written but the codes of the images") == 1
+    assert [place.name for place in tmp_path.iterdir()] == ["codes"]
+
+
 def test_align_dry_run_of_the_papers_size(craft, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = craft("align", "paper/qwen2-0.5b", "--visual", "paper/vila-u", "--dry-run")
     assert said.status == 0, said.err
     assert said.out.count("Who trains") == 2 and "494,032,768" in said.out and "595375" in said.out
+    assert said.out.count("A dry run: nothing was written. Leave") == 1
     told = craft("align", "paper/qwen2-0.5b", "--visual", "paper/vila-u", "--dry-run", "--json").json
     assert told["stage 2"]["memory"]["optimiser"] > told["stage 1"]["memory"]["optimiser"] > 0
     assert not list(tmp_path.iterdir())

@@ -140,6 +140,18 @@ def test_our_results_have_the_shape_of_theirs(lmms_run):
 
 
 @needs_lmms
+@needs_lmms
+def test_an_empty_continuation_is_named():
+    from craft.core.errors import CraftError
+    from craft.evaluation.lmms import CraftLVLM
+
+    model = object.__new__(CraftLVLM)
+    model.lvlm = tiny_lvlm()
+    assert len(model._score("What is it?", None, ["red", "blue"])) == 2
+    with pytest.raises(CraftError, match=r"continuation of 'What is it\?' is empty"):
+        model._score("What is it?", None, ["red", " "])
+
+
 def test_the_entry_point_is_declared():
     found = [point.value for point in entry_points(group="lmms_eval.models") if point.name == "craft"]
     assert set(found) == {"craft.evaluation.lmms:manifest"}

@@ -58,6 +58,13 @@ def test_encoders_that_tables_would_misname_are_refused(plan, tmp_path):
             estimate(work, EXPERIMENTS["table3"].cells(work.plan))
 
 
+def test_a_cell_belongs_to_one_way_of_reading_words(plan):
+    cell = EXPERIMENTS["table7"].cells(plan)[0]
+    one, other = Work(plan), Work(plan)
+    other.lvlm(cell.backbone).backbone.tokenizer.add_tokens(["flibber"])
+    assert one.digest(cell) == Work(plan).digest(cell) != other.digest(cell)
+
+
 def test_a_general_prior_that_is_missing_shows_before_any_training(plan, tmp_path):
     lvlm = tiny_lvlm("llama")  # as VILA-U's checkpoints, it brings none
     save_native(tmp_path / "models", "llama", lvlm, dtype="float32")

@@ -114,3 +114,12 @@ def test_the_stem_leaves_its_input_alone_and_learns():
     stem(x.requires_grad_()).square().sum().backward()
     assert torch.equal(x, before) and x.grad is not None
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in stem.parameters())
+
+
+@pytest.mark.parametrize("count", [1, 16, 17, 40])
+def test_the_stem_sees_every_picture_alone(count):
+    """However many it takes at once, and however maps lie in memory."""
+    stem, x = ConvStem(4), torch.randn(count, 3, 32, 32)
+    found = stem(x)
+    assert found.shape[0] == count
+    torch.testing.assert_close(found, torch.cat([stem._maps(one) for one in x.split(1)]))

@@ -117,6 +117,14 @@ def test_answers_about_other_pictures_of_the_same_names_are_not_taken(pictures, 
         judge(answers_of(tiny_lvlm(), **asked))
 
 
+def test_answers_of_another_text_tokenizer_are_not_taken(run, tmp_path):
+    judge(answers_of(tiny_lvlm(), run, out=tmp_path, **SHORT))
+    other = tiny_lvlm()
+    other.backbone.tokenizer.add_tokens(["flibber"])
+    with pytest.raises(ConfigError, match=r"other settings .*words was"):
+        judge(answers_of(other, run, out=tmp_path, **SHORT))
+
+
 def test_a_stop_while_the_last_answers_are_written_asks_no_judge(run, tmp_path, monkeypatch):
     answer, calls = LVLM.answer, []
 

@@ -182,7 +182,9 @@ def test_resumed_evaluations_take_nothing_of_other_weights(folder, tmp_path, mon
     )
     other = tiny_lvlm()
     next(other.backbone.llm.parameters()).data.neg_()
-    for lvlm, times in ((tiny_lvlm(), 1), (tiny_lvlm(), 1), (other, 2)):
+    reworded = tiny_lvlm()
+    reworded.backbone.tokenizer.add_tokens(["flibber"])
+    for lvlm, times in ((tiny_lvlm(), 1), (tiny_lvlm(), 1), (other, 2), (tiny_lvlm(), 3), (reworded, 4)):
         evaluate_all(lvlm, data=[folder], out=tmp_path / "out", resume=True, limit=3)
         assert len(asked) == times
 

@@ -83,6 +83,15 @@ def test_other_questions_and_other_weights_are_not_taken_from_the_folder(made):
         )
 
 
+def test_answers_of_another_text_tokenizer_are_not_taken(tmp_path):
+    common = {"data": [tiny_data()], "seeds": (0,), "work": tmp_path, "config": FAST, "limit": 3}
+    transfer(surrogates=[tiny_lvlm()], **common)
+    other = tiny_lvlm()
+    other.backbone.tokenizer.add_tokens(["flibber"])
+    transfer(surrogates=[other], **common)
+    assert len(list((tmp_path / "cells").iterdir())) == 4
+
+
 def test_an_encoder_of_other_weights_is_made_again(tmp_path, capsys):
     common = {"data": [tiny_data()], "seeds": (0,), "work": tmp_path, "config": FAST}
     transfer(surrogates=[tiny_lvlm()], **common)

@@ -100,12 +100,7 @@ def _guarded(send: Write, sdk: Any, key: str | None, client: Any) -> Write:
                 "--base-url; the texts so far are kept."
             ) from None
         except (sdk.APIError, ValueError, AttributeError, TypeError, LookupError) as error:
-            if (why := unreachable(error, key)) is not None:
-                raise ConfigError(
-                    f"The service at {shown_url(str(client.base_url))} cannot be reached ({why}). Check that "
-                    "it runs, the network, and --base-url (its port, and whether it ends in /v1). The texts "
-                    "so far are kept; the same command goes on."
-                ) from None
+            check_reached(error, key, "The service", str(client.base_url), "texts")
             raise DataError(told(error, key)) from None  # the last four: a body that is not the protocol's
         if not text:
             raise DataError("the model wrote nothing")
@@ -134,13 +129,27 @@ def client_of(sdk: Any, make: Any, key: str | None, given: Any) -> Any:
         raise ConfigError(f"--base-url {where} cannot be used ({told(error, key)}). Correct it.") from None
 
 
-def unreachable(error: Exception, key: str | None) -> str | None:
-    """Why no call can succeed, where an SDK's error says that nobody answers at the address; None where
-    somebody did, and then hung up or took too long: another call may do better."""
+def check_reached(error: Exception, key: str | None, who: str, url: str, kept: str) -> None:
+    """Tell an address at which nobody answers from a service that hung up or took too long, which another
+    call may find better.
+
+    Args:
+        error: the SDK's.
+        key: the key, which is not told.
+        who, url: whom the call was for, and where.
+        kept: what is there already.
+
+    Raises:
+        ConfigError: no call can succeed.
+    """
     cause = error.__cause__
-    if type(cause).__name__ not in ("ConnectError", "ConnectTimeout", "UnsupportedProtocol", "ProxyError"):
-        return None
-    return f"{told(error, key)} {told(cause, key)}"  # type: ignore[arg-type]
+    if type(cause).__name__ in ("ConnectError", "ConnectTimeout", "UnsupportedProtocol", "ProxyError"):
+        why = f"{told(error, key)} {told(cause, key)}"  # type: ignore[arg-type]
+        raise ConfigError(
+            f"{who} at {shown_url(url)} cannot be reached ({why}). Check that it runs, the network, and "
+            f"--base-url (its port, and whether it ends in /v1). The {kept} so far are kept; the same "
+            "command goes on."
+        ) from None
 
 
 def told(error: Exception, key: str | None, most: int = 300) -> str:

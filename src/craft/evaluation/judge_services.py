@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import ConfigError
-from craft.data.service import client_of, key_of, sdk_of, shown_url, told, unreachable
+from craft.data.service import check_reached, client_of, key_of, sdk_of, shown_url, told
 from craft.evaluation.judge import SCHEMA, Ask, Case, Judge, Prompt, Reply, reply_of
 from craft.evaluation.judge_prompt import png, read_prompt, user_text
 
@@ -184,12 +184,7 @@ def _guarded(send: Send, prompt: Prompt, sdk: Any, key: str | None, url: str) ->
                 "--model (models are retired in time) and --base-url; the verdicts so far are kept."
             ) from None
         except (sdk.APIError, ValueError, AttributeError, TypeError, LookupError) as error:
-            if (why := unreachable(error, key)) is not None:
-                raise ConfigError(
-                    f"The judge's service at {shown_url(url)} cannot be reached ({why}). Check that it runs, "
-                    "the network, and --base-url (its port, and whether it ends in /v1). The verdicts so far "
-                    "are kept; the same command goes on."
-                ) from None
+            check_reached(error, key, "The judge's service", url, "verdicts")
             return Reply("failed", detail=told(error, key, 500))  # the last four: not the protocol's body
 
     return ask
