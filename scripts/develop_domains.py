@@ -18,9 +18,9 @@ from craft.data import Sample, load_data
 from craft.evaluation import evaluate_lvlm
 
 
-def development_set(domain: str, seed: int, limit: int) -> list[Sample]:
+def development_set(domain: str, seed: int, limit: int, unseen: float) -> list[Sample]:
     """`limit` images of seen classes and half as many of unseen ones, none of them trained on."""
-    data = load_data(domain, seed=seed)
+    data = load_data(domain, seed=seed, unseen_fraction=unseen)
     used = {sample.id for sample in data.train}
     everything = load_data(domain, seed=seed, unseen_fraction=0)
     pool = [sample for sample in [*everything.train, *everything.validation] if sample.id not in used]
@@ -39,14 +39,16 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="settings as key=value")
     parser.add_argument("--blends", nargs="*", type=float, default=[0.0, 1.0], help="0 is the base tower")
     parser.add_argument("--limit", type=int, default=160)
+    parser.add_argument("--unseen", type=float, default=0.2, help="share of the classes that is held out")
     args = parser.parse_args()
     settings = {key: yaml.safe_load(value) for key, value in (item.split("=", 1) for item in args.set)}
-    samples = development_set(args.domain, args.seed, args.limit)
+    samples = development_set(args.domain, args.seed, args.limit, args.unseen)
+    settings["data.unseen_fraction"] = args.unseen
     with tempfile.TemporaryDirectory() as out:
         result = craft.adapt(
             args.surrogate, args.domain, out, seed=args.seed, overwrite=True, **{**settings, "blend": 1.0}
         )
-        print(f"held out: {', '.join(result.held_out)}; {settings}")
+        print(f"held out: {len(result.held_out)}: {', '.join(result.held_out)}; {settings}")
         train = result.metrics["train"]  # at blend 1
         print(f"distance to codewords {train['distance']:.3f}, codes changed {train['codes_changed']:.1%}")
         for name in [args.surrogate, *args.others]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 
 from torch import nn
 
@@ -11,14 +10,14 @@ from craft.data import Sample
 from craft.models.lvlm import LVLM
 from craft.training.adaptation import (
     ImageBatches,
-    blend,
     check_compile,
     chosen_search,
     image_cache,
     stem_suffices,
 )
+from craft.training.blending import blending, kept_share
 from craft.training.config import BaselineConfig, CommitmentConfig, ContrastiveConfig, LossesConfig
-from craft.training.lesson import Lesson, nothing
+from craft.training.lesson import Lesson
 from craft.training.objective import CraftObjective
 
 
@@ -85,7 +84,7 @@ def frozen_tower_lesson(
     for parameter in trained.values():
         parameter.data = parameter.data.float()
     config = answers_only(config)
-    base = {name: parameter.detach().clone() for name, parameter in trained.items() if config.blend < 1}
+    share = kept_share(config.blend, samples)
     images = image_cache(lvlm, samples, config, stem_suffices(lvlm, config))
     batches, search = ImageBatches(lvlm, samples, config, 0.0, images), chosen_search(lvlm, config)
     known = config.prefix_cache and part != "llm"  # an LLM that learns reads the text before an image anew
@@ -95,11 +94,11 @@ def frozen_tower_lesson(
         trained=trained,
         batches=batches,
         parts=(part,),
-        blend=partial(blend, trained, base, config.blend) if config.blend < 1 else nothing,
+        blend=blending(trained, share),
         finish=images.close,
         verb="tuning",
         images=images,
         ahead=lambda indices: images.expect([batches.groups[index][0] for index in indices]),
         count=len(batches.groups),
-        notes={"search": asdict(search)},
+        notes={"search": asdict(search), "blend": share},
     )

@@ -94,7 +94,7 @@ def tune(
         factors = take_lora(lvlm.backbone.llm, merge=True)
         lvlm.backbone.borrowed = None  # the LLM is not the published one any more
     run.update(hashes_after=part_hashes(lvlm))
-    metrics = run_metrics(result)
+    metrics = run_metrics(run, result)
     manifest = {"method": method.name, **run_manifest(run, settings, metrics)}
     place = run.path / "tuned"
     told = {"base": base, "factors": factors, "manifest": manifest}

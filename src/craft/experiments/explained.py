@@ -52,7 +52,7 @@ def cells2(plan: Plan) -> list[Cell]:
 
 def measure2(work: Work) -> Data:
     """Table 2: `rows` by line, domain and seed: correctness, presence, those of unseen classes, count;
-    `lora blend`: the share of what LLM LoRA learned that is kept."""
+    `lora blend`: the share of what LLM LoRA learned that is kept, as set."""
     plan, rows = work.plan, []
     pairs = [(domain, seed) for domain in plan.domains for seed in plan.seeds]
     for number, (domain, seed) in enumerate(pairs, start=1):
@@ -105,7 +105,8 @@ def _lora(data: Data) -> str:
     own = ", ".join(f"{name} {value}" for name, value in line["settings"].items())
     text = f" LLM LoRA was trained with settings of its own ({own}): its LLM is large." if own else ""
     kept = data["lora blend"]
-    return text + (f" Of what LLM LoRA learned {100 * kept:g} % is kept (`blend`)." if kept < 1 else "")
+    share = "by number of classes" if kept is None else f"{100 * kept:g} %"
+    return text + (f" Of what LLM LoRA learned is kept: {share} (`blend`)." if kept != 1 else "")
 
 
 def _figures(data: Data, line: str, domain: str) -> list[str]:

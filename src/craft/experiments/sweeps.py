@@ -79,12 +79,13 @@ OPEN = Sweep(
     "What the paper leaves open",
     "Is it the codebook alone, or what regulates the tower beside it? And does the whole tower have to be "
     "tuned? The second line is Vision FT with the codebook: CRAFT without commitment and contrastive term. "
-    "The third tunes the tower's layers by LoRA; the fourth keeps all that was learned (the shipped setting "
-    "mixes 30 % of it into the base tower).",
+    "The third tunes the tower's layers by LoRA; the last two keep 30 % of what was learned on all domains, "
+    "and all of it (the shipped setting keeps 30 % where training has fewer than 30 classes, else all).",
     {
         "CRAFT (shipped)": (),
         "without commitment": _weights(commitment=0.0),
         "LoRA on the tower": (("trainable", "lora"),),
+        "blend 0.3": (("blend", 0.3),),
         "blend 1": (("blend", 1.0),),
     },
 )

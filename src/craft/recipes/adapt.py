@@ -112,7 +112,7 @@ def adapt(
     assert result.images is not None
     prior = code_prior(lvlm.visual, given.train, result.images)
     metrics = {
-        **run_metrics(result),
+        **run_metrics(run, result),
         "codes_used": int((prior > 0).sum()),
         "codes_used_before": None if base_prior is None else int((base_prior > 0).sum()),
     }

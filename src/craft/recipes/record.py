@@ -40,13 +40,14 @@ def begin(
     run.update(held_out=list(data.held_out), seed=settings.seed, surrogate=lvlm.name)
 
 
-def run_metrics(result: FitResult) -> dict[str, Any]:
-    """What training came to, for people: steps, losses at the end, the kept step, minutes."""
+def run_metrics(run: RunFolder, result: FitResult) -> dict[str, Any]:
+    """What training came to, for people: steps, losses at the end, the kept step and share, minutes."""
     return {
         "steps": result.steps,
         "train": {key: value for key, value in result.metrics.items() if isinstance(value, int | float)},
         "best_step": result.best_step,
         "best_validation": result.best_validation,
+        "blend": run.record["blend"],
         "minutes": result.minutes,
     }
 

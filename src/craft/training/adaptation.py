@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from craft.core.errors import ConfigError
 from craft.core.processes import on_main, world
@@ -18,10 +17,11 @@ from craft.models.vision_tower import HybridTower
 from craft.quantize.search import Choice, check_search, choose, obstacle
 from craft.training.alignment import packed_size
 from craft.training.augment import augment
+from craft.training.blending import blending, kept_share
 from craft.training.checks import choose_trainable
 from craft.training.config import AdaptConfig, LoopConfig
 from craft.training.image_cache import ImageCache, image_key
-from craft.training.lesson import Lesson, nothing
+from craft.training.lesson import Lesson
 from craft.training.lora import take_lora
 from craft.training.objective import Batch, CraftObjective, TextTable, class_numbers, class_of
 from craft.training.order import batch_indices
@@ -57,7 +57,7 @@ def adaptation(
     lvlm.visual.vision_tower.float()
     trained = choose_trainable(lvlm, config, con)
     stem = config.trainable != "all" and stem_suffices(lvlm, config)
-    base = {name: p.detach().clone() for name, p in trained.items()} if config.blend < 1 else {}
+    share = kept_share(config.blend, samples)
     images = image_cache(lvlm, samples, config, stem)
     batches = ImageBatches(lvlm, samples, config, con, images)
     search = chosen_search(lvlm, config)
@@ -70,13 +70,13 @@ def adaptation(
         batches=batches,
         parts=("vision_tower",),
         probe=_Probe(lvlm, batches, config),
-        blend=partial(blend, trained, base, config.blend) if config.blend < 1 else nothing,
+        blend=blending(trained, share),
         finish=lambda: _finish(lvlm, config, images),
         verb="adapting",
         images=images,
         ahead=lambda indices: images.expect([batches.groups[index][0] for index in indices]),
         count=len(batches.groups),
-        notes={"search": asdict(search)},
+        notes={"search": asdict(search), "blend": share},
     )
 
 
@@ -226,17 +226,6 @@ def _finish(lvlm: LVLM, config: AdaptConfig, images: ImageCache) -> None:
     if config.trainable == "lora":
         take_lora(lvlm.visual.vision_tower, merge=True)
     images.close()
-
-
-@torch.no_grad()
-def blend(trained: dict[str, nn.Parameter], base: dict[str, Tensor], share: float) -> None:
-    """`share` of the trained weights with `1 - share` of the base's, in place (WiSE-FT, arXiv 2109.01903); of
-    LoRA that share of the update: W + B A becomes W + share · B A."""
-    for name, parameter in trained.items():
-        if "lora_B" in name:
-            parameter.mul_(share)
-        elif "lora_A" not in name:
-            parameter.copy_(torch.lerp(base[name], parameter, share))
 
 
 class _Probe:

@@ -167,8 +167,9 @@ class AdaptConfig(LoopConfig):
             convolutional stem of the hybrid tower, the patch embedding of SigLIP), or LoRA on the layers
             ("lora"), merged when training ends: the artefact is a plain tower. Source of the last two: ours.
         lora: the section above, for "lora".
-        blend: 1 keeps the trained tower; less mixes `blend` of it with `1 - blend` of the base tower's
-            weights (WiSE-FT). Source: ours, optional.
+        blend: 1 keeps the trained tower, as the paper does; less mixes `blend` of it with `1 - blend` of the
+            base tower's weights (WiSE-FT); None goes by the number of classes in training: 0.3 of few, 1 of
+            30 and more (`craft.training.blending`). Source: ours.
         augment: strength of random turns, shifts, zoom and light on training images; 0 is none. Source: ours.
         cache_mib: memory for decoded images (without augmentation, of a frozen stem's output).
         workers: processes that decode images ahead of the step that needs them; 0 decodes in this one.
@@ -192,7 +193,7 @@ class AdaptConfig(LoopConfig):
     max_steps: int | None = Field(default=200, ge=1)
     trainable: Literal["all", "layers", "lora"] = "layers"
     lora: LoraConfig = LoraConfig()
-    blend: float = Field(default=0.3, gt=0, le=1)
+    blend: float | None = Field(default=None, gt=0, le=1)
     augment: float = Field(default=1.0, ge=0, le=2)
     cache_mib: int = Field(default=2048, ge=0)
     workers: int = Field(default=0, ge=0)
