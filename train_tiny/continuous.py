@@ -1,9 +1,9 @@
 """The continuous twin of craft-tiny/qwen2: the same tower, an LLM that reads its features unquantised.
 
-`python -m train_tiny.continuous --cache CACHE --visual DIR --start DIR --out DIR` (≈ 20 minutes on one core).
+`python -m train_tiny.continuous --cache CACHE --visual DIR --start DIR --out DIR` (under an hour on a core).
 Projector and LLM start from those of the discrete backbone: features differ from its codeword sums by the
-residual only, so that a short run in float32 with AdamW does. The vision tower runs once per picture and
-stays as it is.
+residual only. After 160 steps the twin read pictures less well than the discrete backbone, after 2,000 nearly
+as well. The vision tower runs once per picture and stays as it is.
 """
 
 import argparse
@@ -124,9 +124,9 @@ def main() -> None:
     parser.add_argument("--visual", type=Path, required=True)
     parser.add_argument("--start", type=Path, required=True, help="the discrete backbone: projector/, llm/")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=12)
-    parser.add_argument("--pictures", type=int, default=8000)
+    parser.add_argument("--pictures", type=int, default=12000)
     parser.add_argument("--test", type=int, default=160, help="pictures of each kind that it is scored on")
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
