@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
@@ -76,12 +77,38 @@ def test_gguf_is_the_llm_that_was_written(tmp_path):
     assert words(text, add_special_tokens=False)["input_ids"] == ids[0].tolist()
     with torch.no_grad():
         torch.testing.assert_close(loaded(ids).logits, llm(ids).logits)
+    assert words.eos_token_id == 2
     loaded.save_pretrained(tmp_path / "plain")  # nothing marks it as quantised any more
     with pytest.raises(ConfigError, match="not a GGUF file"):
         open_llm(tmp_path / "tiny.gguf", torch.float32, fresh=0)
     (tmp_path / "bad.gguf").write_bytes(b"GGUF and nothing else")
     with pytest.raises(CheckpointError, match="cannot be read as a GGUF file"):
         open_llm(tmp_path / "bad.gguf", torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("ends", [2, [2, 3]])
+def test_the_end_token_is_the_one_that_the_file_names(tmp_path, monkeypatch, ends):
+    """transformers 5.17 read SmolLM2's file with the beginning token as its end: answers were learned with it
+    behind them, and the loss of a training was ten times what it should be. What was unpacked with it is
+    mended too."""
+    write_gguf(tmp_path / "tiny.gguf", tiny_llm(), tiny_tokenizer())
+    read = transformers.AutoTokenizer.from_pretrained
+
+    def wrong(*args, **kwargs):
+        tokenizer = read(*args, **kwargs)
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(1)
+        return tokenizer
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", wrong)
+    assert open_llm(tmp_path / "tiny.gguf", torch.float32)[1].eos_token_id == 2
+    llm = tiny_llm()
+    llm.config.eos_token_id = ends
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(1)
+    assert llm_source._ended(llm, tokenizer)[1].eos_token_id == 2
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(3)
+    assert llm_source._ended(llm, tokenizer)[1].eos_token_id == (3 if ends == [2, 3] else 2)
 
 
 @pytest.mark.filterwarnings("ignore")
