@@ -25,7 +25,6 @@ def domains_page(told):
 
 MADE_BY = {
     **{name: experiment.page for name, experiment in EXPERIMENTS.items()},
-    "table7-blend": EXPERIMENTS["table7"].page,
     "transfer": matrix_page,
     "apparel": domains_page,
     "apparel-800": domains_page,
