@@ -1,10 +1,11 @@
 """Prompt formats: exact text and ids around the image."""
 
 import pytest
+from tokenizers import AddedToken
 
-from builders import TEMPLATE, tiny_tokenizer
+from builders import TEMPLATE, tiny_lvlm, tiny_tokenizer
 from craft.core.errors import ConfigError
-from craft.models.prompts import FORMATS, build_prompt, decode
+from craft.models.prompts import FORMATS, build_dialogue, build_prompt, decode, end_of_answer
 
 
 def text(tokenizer, ids: list[int]) -> str:
@@ -33,6 +34,38 @@ def test_chat_template() -> None:
     alone = build_prompt("chat-template", words, "what?", image=False)
     assert text(words, alone.before) == "<|user|>what?</s>\n<|assistant|>"
     assert alone.after == []
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("name", ["chat-template", "llava"])
+def test_the_end_that_a_template_writes_is_the_end_of_an_answer(name: str, special: bool) -> None:
+    """Gemma's and Phi's templates end a turn with a token of its own, and their tokenizers name another one
+    as the end: behind it would stand what these LLMs never say. A token that is not special is text."""
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for part in m.content %}{{ part.text or '' }}{% endfor %}{% endif %}<turn>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    words = tiny_tokenizer(template=template)
+    words.add_tokens([AddedToken("<turn>", special=special)], special_tokens=special)
+    turn = words.convert_tokens_to_ids("<turn>")
+    ending = [turn] if special else [turn, words.eos_token_id]
+    prompt = build_prompt(name, words, "what?", "a cat", image=False)
+    assert text(words, prompt.answer[: -len(ending)]) == "a cat" and prompt.answer[-len(ending) :] == ending
+    assert end_of_answer(name, words) == ending[-1]
+    if name == "chat-template":
+        two = build_dialogue(name, words, [("what?", "a cat"), ("where?", "here")])
+        learned = [token for token, mine in zip(two.after, two.learned, strict=True) if mine]
+        assert [token for token in learned if token in (turn, words.eos_token_id)] == 2 * ending
+
+
+def test_generation_stops_at_the_end_that_the_template_writes() -> None:
+    lvlm = tiny_lvlm()
+    lvlm.backbone.tokenizer = words = tiny_tokenizer(template=TEMPLATE.replace("</s>", "<pad>"))
+    lvlm.backbone.prompt = "chat-template"
+    assert lvlm.backbone.end_ids() >= {words.eos_token_id, words.pad_token_id}
+    lvlm.backbone.prompt = "plain"
+    assert words.pad_token_id not in lvlm.backbone.end_ids()
 
 
 def test_llms_that_may_think_first_are_told_not_to() -> None:

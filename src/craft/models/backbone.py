@@ -14,7 +14,7 @@ from craft.core.errors import CheckpointError, CraftError
 from craft.core.tokens import VisionTokens
 from craft.losses.alignment import IGNORED
 from craft.models.projector import Projector
-from craft.models.prompts import Prompt, build_prompt, decode
+from craft.models.prompts import Prompt, build_prompt, decode, end_of_answer
 
 Segment = Tensor  # int64 [n]: token ids; or float [n, h]: embeddings
 REMEMBERED = 8192
@@ -305,10 +305,12 @@ class Backbone(nn.Module):
         return write(self, prefill(self, inputs), max_new_tokens)[0]
 
     def end_ids(self) -> set[int]:
-        """Ids at which generation stops: the generation config's and the tokenizer's."""
+        """Ids at which generation stops: the generation config's, the tokenizer's, and what ends an answer
+        in the prompt format."""
         config = getattr(self.llm, "generation_config", None)
         listed = getattr(config, "eos_token_id", None)
-        ends = set(listed if isinstance(listed, (list, tuple)) else [listed]) | {self.tokenizer.eos_token_id}
+        ends = {*(listed if isinstance(listed, (list, tuple)) else [listed])}
+        ends |= {self.tokenizer.eos_token_id, end_of_answer(self.prompt, self.tokenizer)}
         return {int(end) for end in ends if end is not None}
 
 

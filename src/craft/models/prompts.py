@@ -73,6 +73,20 @@ def _split_answer(full: list[int], asked: list[int]) -> tuple[list[int], list[in
     return full[:end], full[end:]
 
 
+def _ends(tokenizer: Any, token: int) -> bool:
+    """Whether a token can end an answer: the tokenizer's end token, or a special one of the template's, such
+    as Gemma's and Phi's end of a turn."""
+    added = tokenizer.added_tokens_decoder.get(token)
+    return token in tokenizer.all_special_ids or bool(added is not None and added.special)
+
+
+def _ended(tokenizer: Any, tail: list[int]) -> list[int]:
+    """An answer with an end token: where the template writes one of its own, that; an LLM that was trained
+    with it would never say another one behind it."""
+    end = tokenizer.eos_token_id
+    return tail if end is None or (tail and _ends(tokenizer, tail[-1])) else [*tail, end]
+
+
 def vila_u(tokenizer: Any, question: str, answer: str | None = None, image: bool = True) -> Prompt:
     """VILA-U's conversation (vicuna v1): `SYSTEM USER: <image>\\nQUESTION ASSISTANT: ANSWER</s>`.
 
@@ -123,9 +137,7 @@ def chat_template(tokenizer: Any, question: str, answer: str | None = None, imag
     if answer is not None:
         whole = _filled(tokenizer, [*turns, {"role": "assistant", "content": answer}], **_SAY_IT)
         ending = whole[len(text) :] if whole.startswith(text) else answer
-        tail = ids(ending.rstrip("\n"))
-        if tokenizer.eos_token_id is not None and tail[-1:] != [tokenizer.eos_token_id]:
-            tail.append(tokenizer.eos_token_id)
+        tail = _ended(tokenizer, ids(ending.rstrip("\n")))
     return Prompt(ids(before), ids(after), tail)
 
 
@@ -164,8 +176,9 @@ def llava(tokenizer: Any, question: str, answer: str | None = None, image: bool 
 
     asked, tail = ids(text), list[int]()
     if answer is not None:
-        end = tokenizer.eos_token or ""
-        full = ids(whole if whole.endswith(end) else whole + end)
+        full = ids(whole)
+        if not _ends(tokenizer, full[-1]):
+            full = ids(whole + (tokenizer.eos_token or ""))
         asked, tail = _split_answer(full, asked)
     if not image:
         return Prompt(asked, [], tail)
@@ -203,6 +216,16 @@ def build_prompt(
     if name not in FORMATS:
         raise ConfigError(f"Prompt format {name!r} is not known; use one of {', '.join(FORMATS)}.")
     return FORMATS[name](tokenizer, question, answer, image)
+
+
+def end_of_answer(name: str, tokenizer: Any) -> int | None:
+    """The token that ends every answer in the prompt format `name`; None where nothing does.
+
+    Raises:
+        ConfigError: as `build_prompt`.
+    """
+    last = build_prompt(name, tokenizer, "?", "yes").answer[-1]
+    return last if _ends(tokenizer, last) else None
 
 
 @dataclass(frozen=True)
@@ -287,9 +310,7 @@ def _next_chat(
         list(tokenizer(piece, add_special_tokens=False)["input_ids"])
         for piece in (prompt[len(old) :], whole[len(prompt) :])
     )
-    if tokenizer.eos_token_id is not None and tail[-1:] != [tokenizer.eos_token_id]:
-        tail.append(tokenizer.eos_token_id)
-    return asked, tail
+    return asked, _ended(tokenizer, tail)
 
 
 def _next_llava(tokenizer: Any, _: Any, question: str, answer: str) -> tuple[list[int], list[int]]:
