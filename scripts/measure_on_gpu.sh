@@ -1,7 +1,7 @@
 #!/bin/sh
 # The tables of docs/results and the transfer matrix on one GPU, many processes side by side. On an H100 with 16
 # processor cores it took twelve minutes, with MPS; SmolLM2's parts want `make smollm2` (or leave them out: they
-# say so, and the rest goes on).
+# say so, and the rest goes on). Arguments go to `craft reproduce`; with any, the matrix is left out.
 #
 #   scripts/measure_on_gpu.sh                                     # into docs/results and runs/
 #   DEVICE=cpu JOBS=2 scripts/measure_on_gpu.sh --quick --out DIR # to see that all works
@@ -11,11 +11,13 @@ export OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1 PYTHONPATH="${PYTHONPATH:-src}"
 DEVICE=${DEVICE:-cuda} JOBS=${JOBS:-12} PYTHON=${PYTHON:-python3} LOGS=${LOGS:-runs/logs}
 mkdir -p "$LOGS"
 
-# NVIDIA's MPS: processes that share a GPU work at the same time, not in turns.
+# NVIDIA's MPS: processes that share a GPU work at the same time, not in turns. Where it does not serve, in turns.
 if [ "$DEVICE" = cuda ] && command -v nvidia-cuda-mps-control > /dev/null; then
-    CUDA_MPS_PIPE_DIRECTORY=$(mktemp -d) && export CUDA_MPS_PIPE_DIRECTORY
+    PIPES=$(mktemp -d)
+    export CUDA_MPS_PIPE_DIRECTORY="$PIPES"
     nvidia-cuda-mps-control -d
-    trap 'echo quit | nvidia-cuda-mps-control' EXIT
+    trap 'echo quit | CUDA_MPS_PIPE_DIRECTORY=$PIPES nvidia-cuda-mps-control; rm -rf "$PIPES"' EXIT
+    timeout 60 "$PYTHON" -c "import torch; torch.ones(1, device='cuda')" || unset CUDA_MPS_PIPE_DIRECTORY
 fi
 
 reproduce() { # NAME: of the log; experiments; the script's arguments
@@ -38,11 +40,10 @@ reproduce table2 table2 fig2 "$@" &
 wait
 reproduce table6 table6 lambdas "$@" &
 reproduce pruning fig5 pruning-ablation pruning-choices "$@" &
-case "$*" in *--quick*) ;; *)
+if [ $# = 0 ]; then
     for data in apparel digits sketch scenes; do
         for seed in 0 1 2; do matrix "$data-$seed" --data "$data" --seeds "$seed" & done
     done
-    wait
-    matrix all --data apparel digits sketch scenes --seeds 0,1,2 --out docs/results/transfer ;;
-esac
+fi
 wait
+[ $# != 0 ] || matrix all --data apparel digits sketch scenes --seeds 0,1,2 --out docs/results/transfer

@@ -54,6 +54,38 @@ def test_results_of_experiments_have_their_pages():
             assert not plan.get("quick"), "a quick run is no result"
 
 
+def test_results_name_no_place_on_a_machine():
+    """What was measured stays true elsewhere; where its files lay does not. Folders are told from where the
+    command ran."""
+    for path in RESULTS.rglob("*.json"):
+        found = re.findall(r'"(/[^"]*|[A-Za-z]:[\\\\/][^"]*)"', path.read_text(encoding="utf-8"))
+        assert not found, f"{path.name}: {found[:3]}"
+
+
+def test_readme_says_of_the_matrix_what_its_json_says():
+    told = json.loads((RESULTS / "transfer" / "transfer.json").read_text(encoding="utf-8"))
+    own, other = (row for row in told["summary"] if row["data"] == "all")
+    answers = {
+        (cell["data"], cell["encoder"], cell["backbone"]): [one["accuracy"] for one in cell["reports"]]
+        for cell in told["cells"]
+    }
+    reader = "craft-tiny/smollm2"
+    gains = [
+        after - before
+        for (data, encoder, backbone), found in answers.items()
+        if backbone == reader and encoder != "zero-shot"
+        for after, before in zip(found, answers[data, "zero-shot", reader], strict=True)
+    ]
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"own LLM gains {100 * own['accuracy']:.1f} points" in text
+    assert f"others behind the same tower {100 * other['accuracy']:.1f}," in text
+    assert own["positive"] + other["positive"] == own["cells"] + other["cells"]
+    assert f"all {own['cells'] + other['cells']} cells are above zero-shot" in text
+    assert f"{-100 * own['unseen']:.1f} and {-100 * other['unseen']:.1f} points below it" in text
+    mean = f"+{100 * sum(gains) / len(gains):.1f} points on average over {len(gains)} encoders"
+    assert f"{mean}, up by {100 * min(gains):.1f} at least" in text
+
+
 def values(told):
     """Every number and text in a result, as it is written."""
     if isinstance(told, dict):

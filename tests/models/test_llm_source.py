@@ -106,9 +106,9 @@ def test_the_end_token_is_the_one_that_the_file_names(tmp_path, monkeypatch, end
     llm.config.eos_token_id = ends
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(1)
-    assert llm_source._ended(llm, tokenizer)[1].eos_token_id == 2
+    assert llm_source._with_end_token(llm, tokenizer)[1].eos_token_id == 2
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(3)
-    assert llm_source._ended(llm, tokenizer)[1].eos_token_id == (3 if ends == [2, 3] else 2)
+    assert llm_source._with_end_token(llm, tokenizer)[1].eos_token_id == (3 if ends == [2, 3] else 2)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -125,7 +125,7 @@ def _unpacked(path: Path, packaged: Packaged, dtype: torch.dtype) -> tuple[nn.Mo
     cache = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "craft"
     kept = cache / f"{path.stem}-{packaged.sha256[:8]}"
     with suppress(CheckpointError):  # not there yet, or damaged
-        return _ended(read_llm(kept, dtype), load_tokenizer(kept))
+        return _with_end_token(read_llm(kept, dtype), load_tokenizer(kept))
     llm: Any
     llm, tokenizer = _load_gguf(path, torch.float32)
     # Where the disk is full, or is not to be written to, the GGUF file is read next time too.
@@ -158,10 +158,10 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     llm.hf_quantizer = None  # the weights are plain numbers now, and can be saved as such
     if hasattr(llm.config, "quantization_config"):
         del llm.config.quantization_config
-    return _ended(llm.eval(), tokenizer)
+    return _with_end_token(llm.eval(), tokenizer)
 
 
-def _ended(llm: Any, tokenizer: Any) -> tuple[nn.Module, Any]:
+def _with_end_token(llm: Any, tokenizer: Any) -> tuple[nn.Module, Any]:
     """Both, the text tokenizer with the end token that the file names for the LLM. transformers 5.17 gives it
     the beginning token in its place, and an LLM would learn to end its answers with that."""
     listed = llm.config.eos_token_id
