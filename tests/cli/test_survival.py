@@ -61,6 +61,24 @@ def test_fsdp2_by_accelerate_launch(craft, family, pictures, tmp_path, environme
 
 
 @pytest.mark.slow
+def test_align_with_fsdp2_by_accelerate_launch(craft, family, pictures, tmp_path, environment):
+    """Both stages, the whole LLM in the second; the result of two processes is one, and is told once."""
+    words = ["align", family / "llama", "--visual", family, "--data", pictures, "--max-steps", "2", *FAST]
+    verb = ["-m", "craft", *words, "--out", tmp_path / "run", "--json"]
+    said = launch([*ACCELERATE, ROOT / "configs/fsdp2.yaml", *verb], environment)
+    assert said.returncode == 0, said.stderr
+    assert set(json.loads(said.stdout)["metrics"]) == {"1", "2"}
+    alone = craft(*words, "--out", tmp_path / "alone")
+    assert alone.status == 0, alone.err
+    for stage in ("stage-1", "stage-2"):
+        lines = [RunFolder(tmp_path / name / stage).metrics() for name in ("run", "alone")]
+        for one, other in zip(*lines, strict=True):
+            assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
+    answered = craft("eval", tmp_path / "run", "--data", pictures, "--limit", "4", "--json")
+    assert answered.status == 0, answered.err
+
+
+@pytest.mark.slow
 def test_ddp_by_torchrun_and_a_failing_process(family, pictures, tmp_path, environment):
     verb = ["-m", "craft", "adapt", family / "llama", "--data", pictures, "--max-steps", "2", *FAST]
     said = launch([*TORCHRUN, *verb, "--out", tmp_path / "run"], environment)

@@ -382,6 +382,20 @@ def test_align_makes_a_backbone(craft, family, pictures, tmp_path):
     assert "--overwrite" in craft(*words, "--max-steps", "2", *FAST).complaint
 
 
+def test_align_finds_its_micro_batch_and_one_process_speaks_for_all(
+    craft, family, pictures, tmp_path, monkeypatch
+):
+    words = ("align", family / "llama", "--visual", family, "--data", pictures, "--stage", "1", *FAST)
+    words += ("--max-steps", "1", "--micro-batch", "auto")
+    said = craft(*words, "--out", tmp_path / "a", "--json")
+    assert said.status == 0, said.err
+    assert said.json["config"]["micro_batch"] == "auto"
+    assert json.loads((tmp_path / "a/stage-1/run.json").read_text())["micro_batch"] == 4
+    monkeypatch.setattr("craft.core.processes.leave", lambda: 1)  # as in the second of two processes
+    said = craft(*words, "--out", tmp_path / "b", "--json")
+    assert (said.status, said.out) == (0, "")
+
+
 def test_align_dry_run_tells_what_it_leaves(craft, family, pictures, tmp_path):
     words = ("align", family / "llama", "--visual", family, "--data", pictures, "--out", tmp_path / "run")
     said = craft(*words, "--dry-run", "--set", "device=cpu", "--set", "batch_size=4")

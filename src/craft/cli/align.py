@@ -19,6 +19,7 @@ def align(
     text: Several = None,
     out: Path | None = None,
     max_steps: int | None = None,
+    micro_batch: str | None = None,
     lora: int | None = None,
     fresh: Flag = False,
     resume: Flag = False,
@@ -43,6 +44,7 @@ def align(
         text: conversations without images, mixed into stage 2 so that the LLM keeps its language.
         out: the run folder; by default runs/align- and the LLM's name.
         max_steps: optimiser steps of each stage; by default one pass.
+        micro_batch: most rows in memory at once, or auto: the largest number that fits; same result.
         lora: rank of LoRA in place of training the whole LLM; merged when saved.
         fresh: random weights in place of the LLM's own.
         resume: go on with the interrupted run in the run folder.
@@ -51,12 +53,15 @@ def align(
             paper/qwen2-0.5b and --visual paper/vila-u: the sizes of §8, without any weights.
         settings: NAME=VALUE, any setting of the config; may be given several times.
     """
+    from craft.core.processes import leave
     from craft.recipes.align import align as run
     from craft.training.config import AlignConfig
 
     overrides: dict[str, Any] = settings_of(settings, common)
     if lora is not None:
         overrides["lora.rank"] = lora
+    if micro_batch is not None:
+        overrides["micro_batch"] = micro_batch
     if fresh:
         overrides["fresh"] = True
     config = AlignConfig.build(common.config, overrides)
@@ -77,6 +82,8 @@ def align(
         resume=resume,
         overwrite=overwrite,
     )
+    if leave() != 0:
+        return  # one process of a distributed run speaks for all
     if common.json:
         show_json(
             {

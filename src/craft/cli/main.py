@@ -122,15 +122,15 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, CycloptsError):
         told, chain = _line(error), list(error.command_chain or ())
         if isinstance(error, UnknownOptionError) and set(chain) & set(TUNED) and "Did you mean" not in told:
-            told += " Settings of the adaptation go as --set NAME=VALUE."
+            told += " Settings of the run go as --set NAME=VALUE."
         return f"{told} `{' '.join(['craft', *chain])} --help` lists what there is."
     if _is(error, "craft.core.errors", "CraftError"):
         return _line(error)
     if _is(error, "torch", "OutOfMemoryError"):
         return (
-            "the device has too little memory for this. A smaller --batch-size helps (for adapt: "
-            "--micro-batch auto, which keeps the batch, or --set gradient_checkpointing=true); --dry-run "
-            "estimates it."
+            "the device has too little memory for this. A smaller --batch-size helps (for adapt "
+            "and align: --micro-batch auto, which keeps the batch, or --set gradient_checkpointing=true); "
+            "--dry-run estimates it."
         )
     if isinstance(error, OSError) and error.errno in _FULL:  # told without a name where a write fails
         return f"{error.filename or 'a disk'}: {error.strerror}. Make room there, or choose another place."
