@@ -75,6 +75,32 @@ def test_ours_goes_through_load_data(folder):
     assert len(read_conversations(["digits"], limit=5)) == 5
 
 
+@pytest.mark.parametrize("name", ["own.jsonl", "own.json", "own.csv"])
+def test_questions_with_and_without_an_image_share_a_table(folder, name):
+    rows = [
+        {"image": "a.jpg", "question": "What?", "answer": "Grey."},
+        {"image": None, "question": "Two and two?", "answer": "Four"},
+        {"image": "b.jpg", "question": "Who?", "answer": "He."},
+    ]
+    for listed in (rows, rows[::-1], rows[1:] + rows[:1]):
+        if name.endswith(".csv"):
+            path = folder / name
+            cells = [[row[key] or "" for key in row] for row in listed]
+            path.write_text("\n".join(",".join(row) for row in [list(rows[0]), *cells]) + "\n")
+        else:
+            path = write(folder, listed, name)
+        found = read_conversations([path])
+        expected = [row["image"] and str(folder / row["image"]) for row in listed]
+        assert [c.image for c in found] == expected
+        assert [c.turns for c in found] == [((row["question"], row["answer"]),) for row in listed]
+
+
+def test_no_picture_is_null_or_empty(folder):
+    said = [human("Name a colour."), gpt("Red.")]
+    rows = [{"conversations": said, **none} for none in ({}, {"image": None}, {"image": ""}, {"images": []})]
+    assert [c.image for c in read_conversations([write(folder, rows)])] == [None] * 4
+
+
 @pytest.mark.parametrize(
     "row, told",
     [
@@ -88,6 +114,13 @@ def test_ours_goes_through_load_data(folder):
         ({"image": "a.jpg", "caption": None}, "empty question or answer"),
         ({"image": "a.jpg", "caption": "A smile \ud83d"}, "holds half a character"),
         ({"picture": "a.jpg"}, "no conversation in it"),
+        ({"image": "a.jpg", "conversations": []}, "'conversations' holds no question and answer"),
+        (
+            {"messages": [{"role": "system", "content": "Be brief."}]},
+            "'messages' holds no question and answer",
+        ),
+        ({"image": "a.jpg", "conversations": [human("What?"), gpt("<image> x")]}, "stands in an answer"),
+        ({"question": "What?", "answer": "x", "choices": ["x", "y"]}, "1: 'choices' in a table whose rows"),
     ],
 )
 def test_what_is_wrong_is_named(folder, row, told):

@@ -8,7 +8,8 @@ Read are tables (`craft.data.tables`) whose rows hold
     {"messages": [{"role": "user", "content": "..."}, ...], "images": ["a.jpg"]}
     {"question", "answer"}                                     ours, without an image
 
-and all that `load_data` reads: a training sample is one turn.
+and all that `load_data` reads: a training sample is one turn. That is also how a table is read in which every
+row is a question about an image, or a labelled image.
 """
 
 from collections.abc import Sequence
@@ -91,10 +92,14 @@ def _table(source: str | Path, root: str | Path | None) -> Path | None:
         path = user_path(root) / path
     if path.suffix.lower() not in TABLES or not path.is_file():
         return None
-    first = next(read_rows(path, Problems("rows"), path.parent), None)
-    fields = set() if first is None else first.values.keys()
-    ours = {"image", "question", "answer"} <= fields or {"image", "label"} <= fields
-    return None if first is None or ours else path
+    strange = (row for row in read_rows(path, Problems("rows"), path.parent) if not _for_adapt(row))
+    return None if next(strange, None) is None else path
+
+
+def _for_adapt(row: Row) -> bool:
+    """Whether `load_data` knows such rows: a question about an image, or a labelled image."""
+    told = {name for name, value in row.values.items() if value is not None}
+    return {"image", "question", "answer"} <= told or {"image", "label"} <= told
 
 
 def _read(path: Path, base: Path, seed: int) -> list[Conversation]:
@@ -114,7 +119,7 @@ def _read(path: Path, base: Path, seed: int) -> list[Conversation]:
         shown = "; ".join(f"{c.image} ({c.origin})" for c in missing[:3])
         raise DataError(
             f"{len(missing)} of {len(named)} images do not exist: {shown}. Paths start from {base}; name "
-            "another folder with --set root=FOLDER, or put the files there."
+            "another folder with --set root=FOLDER, put the files there, or leave these rows out."
         )
     return found
 
@@ -126,6 +131,11 @@ def _conversation(row: Row, default: str, base: Path, seed: int) -> Conversation
     if "conversations" in values or "messages" in values:
         image, turns = conversation(values, origin, text=True)
     elif "question" in values and "answer" in values:
+        if values.get("choices"):
+            raise DataError(
+                f"{origin}: 'choices' in a table whose rows are not all about an image. Put the rows with "
+                "choices into a table of their own."
+            )
         turns = [(_text(values["question"], origin), _text(values["answer"], origin))]
     elif image is not None and ("caption" in values or "captions" in values):
         caption = values.get("caption") or values.get("captions")

@@ -20,8 +20,8 @@ def conversation(
     System messages are left out: a backbone has its own.
 
     Raises:
-        DataError: not exactly one picture, or not exactly one tag for it; turns that do not alternate; an
-            empty question or answer.
+        DataError: not exactly one picture, or not exactly one tag for it in a question; no turns, or turns
+            that do not alternate; an empty question or answer.
     """
     images = _as_list(values.get("images") or values.get("image"))  # tables have null in what a row lacks
     if "conversations" in values:
@@ -32,6 +32,8 @@ def conversation(
         images += inside
     if len(images) != 1 and not (text and not images):
         raise DataError(f"{origin}: {len(images)} images. A row must be about exactly one; leave others out.")
+    if not turns:
+        raise DataError(f"{origin}: '{field}' holds no question and answer. Leave the row out.")
     tags = sum(text.count(TAG) for _, text in turns)
     if tags != len(images):
         told = "1 image. Put one into the first question." if images else "no image. Leave them out."
@@ -47,6 +49,8 @@ def conversation(
         asked, said = question.replace(TAG, "").strip(), answer[0][1].strip()
         if not asked or not said:
             raise DataError(f"{origin}: entry {number + 1 + bool(asked)} of '{field}' is empty.")
+        if TAG in said:
+            raise DataError(f"{origin}: the {TAG} tag stands in an answer. Put it into the first question.")
         pairs.append((asked, said))
     return images[0] if images else None, pairs
 
@@ -104,4 +108,7 @@ def _entries(
 
 
 def _as_list(value: Any) -> list[Any]:
-    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+    """A list of what is there; an empty text, as some tables have for no picture, is not."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
