@@ -88,18 +88,19 @@ def tune(
     say(f"{method.name}: {lvlm.name} on {given.name}, {steps} steps of {settings.batch_size}")
 
     lesson, validate = method.lesson, validation(given, settings)
-    result = fit(lvlm, given.train, settings, run, lesson=lesson, resume=resume, validate=validate)
-    factors = {}
-    if "llm" in method.parts:
-        factors = take_lora(lvlm.backbone.llm, merge=True)
-        lvlm.backbone.borrowed = None  # the LLM is not the published one any more
-    run.update(hashes_after=part_hashes(lvlm))
-    metrics = run_metrics(run, result)
-    manifest = {"method": method.name, **run_manifest(run, settings, metrics)}
-    place = run.path / "tuned"
-    told = {"base": base, "factors": factors, "manifest": manifest}
-    on_main(lambda: save_tuned(place, lvlm, method.parts, **told))
-    run.update(status="finished", metrics=metrics)
+    with run.noting_failure():
+        result = fit(lvlm, given.train, settings, run, lesson=lesson, resume=resume, validate=validate)
+        factors = {}
+        if "llm" in method.parts:
+            factors = take_lora(lvlm.backbone.llm, merge=True)
+            lvlm.backbone.borrowed = None  # the LLM is not the published one any more
+        run.update(hashes_after=part_hashes(lvlm))
+        metrics = run_metrics(run, result)
+        manifest = {"method": method.name, **run_manifest(run, settings, metrics)}
+        place = run.path / "tuned"
+        told = {"base": base, "factors": factors, "manifest": manifest}
+        on_main(lambda: save_tuned(place, lvlm, method.parts, **told))
+        run.update(status="finished", metrics=metrics)
     return BaselineResult(run.path, place, metrics, given.held_out, settings, lvlm)
 
 

@@ -1,5 +1,6 @@
 """Files that are either whole or absent, and safetensors whose bytes depend on their content alone."""
 
+import errno
 import hashlib
 import json
 import os
@@ -70,6 +71,12 @@ def check_writable(path: PathLike) -> None:
         raise ConfigError(f"cannot write {path}: writing in {near} is not allowed; choose another place")
 
 
+def _not_written(path: Path, error: OSError) -> ConfigError:
+    full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+    told = "make room there, or choose another place" if full else "choose another place"
+    return ConfigError(f"cannot write {path}: {error.strerror or error}; {told}")
+
+
 def atomic_write_bytes(path: PathLike, data: bytes) -> None:
     """Write `data` to `path` so that a reader sees the old file or the new one, never a part of it.
 
@@ -88,7 +95,7 @@ def atomic_write_bytes(path: PathLike, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+        raise _not_written(path, error) from error
     finally:
         with suppress(OSError):  # gone already where all went well
             temporary.unlink()
@@ -150,7 +157,7 @@ def atomic_directory(path: PathLike) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+        raise _not_written(path, error) from error
     try:
         yield temporary
         try:
@@ -164,6 +171,13 @@ def atomic_directory(path: PathLike) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_directory(path: Path) -> None:
+    """Delete a folder so that nobody finds a part of it; killed in between, `clear_leftovers` goes on."""
+    doomed = _sibling(path, "tmp")
+    os.replace(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def save_tensors(

@@ -106,20 +106,21 @@ def adapt(
 
     # 3. Training (Eq. 5).
     lesson, validate = partial(adaptation, task=given.task), validation(given, settings)
-    result = fit(lvlm, given.train, settings, run, lesson=lesson, resume=resume, validate=validate)
+    with run.noting_failure():
+        result = fit(lvlm, given.train, settings, run, lesson=lesson, resume=resume, validate=validate)
 
-    # 4. The artefact: tower, code prior under the adapted tower, manifest.
-    assert result.images is not None
-    prior = code_prior(lvlm.visual, given.train, result.images)
-    metrics = {
-        **run_metrics(run, result),
-        "codes_used": int((prior > 0).sum()),
-        "codes_used_before": None if base_prior is None else int((base_prior > 0).sum()),
-    }
-    base = run.record["hashes_before"]["vision_tower"]
-    manifest = run_manifest(run, settings, metrics, base_tower=base)
-    encoder = on_main(lambda: save_artefact(run.encoder, lvlm.visual, prior=prior, manifest=manifest))
-    run.update(status="finished", metrics=metrics)
+        # 4. The artefact: tower, code prior under the adapted tower, manifest.
+        assert result.images is not None
+        prior = code_prior(lvlm.visual, given.train, result.images)
+        metrics = {
+            **run_metrics(run, result),
+            "codes_used": int((prior > 0).sum()),
+            "codes_used_before": None if base_prior is None else int((base_prior > 0).sum()),
+        }
+        base = run.record["hashes_before"]["vision_tower"]
+        manifest = run_manifest(run, settings, metrics, base_tower=base)
+        encoder = on_main(lambda: save_artefact(run.encoder, lvlm.visual, prior=prior, manifest=manifest))
+        run.update(status="finished", metrics=metrics)
     lvlm.visual.prior = prior
     return AdaptResult(run.path, encoder, metrics, prior, given.held_out, settings, lvlm)
 

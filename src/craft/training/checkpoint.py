@@ -3,7 +3,6 @@
 Order of data and random numbers are pure functions of seed and step, so they need not be saved.
 """
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,14 @@ import torch
 from torch import Tensor
 
 from craft.core.errors import CheckpointError, TrainingError
-from craft.core.files import atomic_directory, load_tensors, read_json, save_tensors, write_json
+from craft.core.files import (
+    atomic_directory,
+    load_tensors,
+    read_json,
+    remove_directory,
+    save_tensors,
+    write_json,
+)
 
 VERSION = 2
 
@@ -66,10 +72,15 @@ def save(
         save_tensors(building / "model.safetensors", weights)
         save_tensors(building / "optimizer.safetensors", moments)
         write_json(building / "state.json", state)
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    keep_newest(folder, keep)
     _keep_best(folder, notes.get("best_step"))
     return place
+
+
+def keep_newest(folder: Path, keep: int) -> None:
+    """Delete all checkpoints below `folder` but the newest `keep`."""
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        remove_directory(old)
 
 
 def best(folder: Path, step: int) -> Path:

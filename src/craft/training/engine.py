@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from craft.core.device import autocast, resolve_device, resolve_dtype
 from craft.core.errors import ConfigError
-from craft.core.processes import peers_needed, world
+from craft.core.processes import is_main, peers_needed, world
 from craft.models.lvlm import LVLM
 from craft.models.recompute import Recompute, recompute
 from craft.models.vision_tower import TowerLayer
@@ -149,17 +149,20 @@ class Engine:
                     whole[name].copy_(_full(shard).reshape(whole[name].shape))
 
     def optimizer_state(self) -> dict[str, Any]:
-        """The optimiser's state dict, whole; all processes take part."""
+        """The optimiser's state dict, whole; all processes take part. What is sharded is put together one
+        tensor at a time, in the main process's CPU memory; the others get no moments."""
         plain = self.optimizer.state_dict()
         shapes = [p.shape for p in self._whole.lvlm.parameters() if p.requires_grad]
+        state: dict[int, dict[str, Any]] = {}
         with peers_needed():
-            state = {
-                index: {
-                    name: _full(value).reshape(shapes[index] if name != "step" else ())
-                    for name, value in values.items()
-                }
-                for index, values in plain["state"].items()
-            }
+            for index, values in plain["state"].items():
+                for name, value in values.items():
+                    whole = _full(value)
+                    if self.sharded:
+                        whole = whole.to("cpu") if is_main() else None
+                    if whole is not None:
+                        shape = shapes[index] if name != "step" else ()
+                        state.setdefault(index, {})[name] = whole.reshape(shape)
         return {**plain, "state": state}
 
     def restore(self, state: Mapping[str, Any]) -> None:

@@ -117,6 +117,8 @@ def fit(
         say(f"resuming after step {start} of {total}")
     if resume:
         run.rewind(start)
+        if processes.is_main():  # killed before it deleted them
+            checkpoint.keep_newest(run.checkpoints, config.keep_checkpoints)
 
     # 3. Optimiser and schedule; one process or many, whole or sharded.
     trainee = engine.trainee(work.objective)
@@ -132,7 +134,7 @@ def fit(
     # 4. The steps.
     clock, seen = time.monotonic(), 0
     progress: Any = track(range(start, total), work.verb, total - start)
-    with run.noting_failure(), stop_wish() as wish, closing(progress) as steps:
+    with run.noting_failure(), stop_wish() as wish, closing(engine), closing(progress) as steps:
         for index in steps:
             step = index + 1
             batch = batch_indices(count, config.batch_size, index, config.seed)
@@ -189,7 +191,6 @@ def fit(
                     "with --resume (in Python: resume=True) goes on from here; the result is that of an "
                     "unbroken run."
                 )
-    engine.close()
 
     # 5. The weights to keep, and the proof that nothing else moved.
     engine.collect(everything=True)

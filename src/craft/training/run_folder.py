@@ -6,7 +6,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from craft.core.files import (
 )
 from craft.core.processes import is_main, on_main
 from craft.core.trees import flat
+from craft.training.interrupt import Interrupted
 from craft.training.settings import Settings
 
 _OURS = (
@@ -153,12 +154,15 @@ class RunFolder:
 
     @contextmanager
     def noting_failure(self) -> Iterator[None]:
-        """A block whose error is written into run.json before it goes on its way; interruptions are none."""
+        """A block whose error is written into run.json before it goes on its way; so is a stop."""
         try:
             yield
         except Exception as error:
-            if self.record.get("status") != "interrupted":
-                self.update(status="failed", reason=f"{type(error).__name__}: {error}")
+            ended = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+            if isinstance(error, Interrupted):
+                ended = {"status": "interrupted"}
+            with suppress(ConfigError):  # on a full disk: what failed is told, not that it cannot be noted
+                self.update(**ended)
             raise
 
     def log(self, line: Mapping[str, Any]) -> None:
