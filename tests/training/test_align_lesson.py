@@ -135,6 +135,15 @@ def test_which_answers_begin_within_a_length(codes):
             assert begins(talk) == (batches.tokens(0)[2] > 0), (talk, length)
 
 
+def test_the_rows_that_take_the_most_memory_come_first(codes):
+    """As `micro_batch=auto` and `gradient_checkpointing=auto` look for them: an image takes tokens too."""
+    talks = [talk(0), Conversation("t", ((talk(0).turns[0][0] + " Please.", "Bag"),))]
+    rows = make_rows(talks, [0, None])
+    batches = RowBatches(tiny_lvlm().backbone, rows, AlignConfig.build(None, FAST), codes)
+    assert batches.tokens(0)[1] > batches.tokens(1)[1]
+    assert max(range(2), key=batches.length) == 0
+
+
 @pytest.mark.parametrize("length", [60, 75, 120, 200, 8192])
 def test_what_shares_a_row_is_whole_in_it(codes, length):
     """Conversations behind the one that fills a row were never learned."""

@@ -24,6 +24,7 @@ from craft.training.config import AlignConfig
 from craft.training.lesson import WHOLE, Lesson, Share
 from craft.training.lora import add_lora, begin_lora
 
+_CHARACTERS = 4  # that a token of text stands for, about
 _SEAMS = 16  # more tokens than may come of how a question joins what stands around it
 
 
@@ -181,16 +182,20 @@ class RowBatches:
         return sum(sum(dialogue.learned) for _, listed in batch.rows for dialogue in listed)
 
     def length(self, index: int) -> int:
-        """Characters of the row's questions and answers."""
-        return sum(len(text) for c in self.rows[index].conversations for turn in c.turns for text in turn)
+        """Characters of the row's questions and answers, and for its image those of as many tokens."""
+        row = self.rows[index]
+        image = 0 if row.image is None else _CHARACTERS * self._image_tokens()
+        return image + sum(len(text) for c in row.conversations for turn in c.turns for text in turn)
 
     def tokens(self, index: int) -> tuple[int, int, int]:
         """As `packed_size` says of the row's dialogues."""
-        row, image = self.rows[index], 0
-        if row.image is not None:
-            assert self.codes is not None
-            image = self.codes.codes.shape[1]
+        row = self.rows[index]
+        image = 0 if row.image is None else self._image_tokens()
         return packed_size(self.backbone, image, self._dialogues(row, image))
+
+    def _image_tokens(self) -> int:
+        assert self.codes is not None
+        return self.codes.codes.shape[1]
 
     def _dialogues(self, row: Row, image_tokens: int) -> tuple[Dialogue, ...]:
         """The row's dialogues as token ids, cut off at `max_length`."""
