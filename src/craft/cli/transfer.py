@@ -61,6 +61,7 @@ def transfer(
     if out is not None:
         check_writable(out / "transfer.json")
     if dry_run and surrogates:
+        config = config if root is None else AdaptConfig.build(config, {"data.root": str(root)})
         _rehearse(surrogates, backbones or surrogates, data, config, common)
         return
     matrix = run(
