@@ -68,6 +68,12 @@ def test_what_is_shipped_fits_the_llm():
     assert projector.config["out"] == SMOLLM2.hidden_size
 
 
+def test_what_is_shipped_is_small():
+    folder = shipped_folder("craft-tiny/smollm2")
+    for place, most in ((folder, 10), (folder.parent, 32)):
+        assert sum(file.stat().st_size for file in place.rglob("*") if file.is_file()) <= most * 2**20
+
+
 @installed
 def test_it_talks(backbone):
     assert sum(p.numel() for p in backbone.llm.parameters()) == 134_515_008
