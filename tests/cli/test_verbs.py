@@ -260,6 +260,15 @@ def test_transfer_adapts_what_it_needs(craft, family, pictures, tmp_path):
     assert len(list((tmp_path / "work" / "runs").iterdir())) == 2
 
 
+def test_a_rehearsed_transfer_finds_pictures_by_their_root(craft, family, pictures, tmp_path):
+    places = sorted(pictures.glob("*/*.png"))
+    rows = [{"image": str(p.relative_to(pictures)), "label": p.parent.name} for p in places]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ("transfer", "--surrogates", family / "llama", "--data", tmp_path / "rows.jsonl", *FAST)
+    said = craft(*words, "--root", pictures, "--dry-run")
+    assert said.status == 0, said.err
+
+
 def test_inspect(craft, family, encoder):
     out, _ = encoder
     fingerprint = load(family / "llama").visual.codebook.fingerprint
@@ -374,6 +383,9 @@ def test_align_makes_a_backbone(craft, family, pictures, tmp_path):
     assert "aligning, stage 2: 2 done" in said.err
     found = craft("eval", out, "--data", pictures, "--limit", "4", "--json")
     assert found.status == 0 and found.json["count"] == 4
+    found = craft("inspect", out, "--json").json
+    assert [found[name] for name in ("status", "stage", "step", "steps")] == ["finished", "2", 2, 2]
+    assert found["aligned"] == str(family / "llama") and found["data"] == str(pictures)
     shown = craft("inspect", out)
     assert f"{out / 'backbone'}: the model" in shown.out and "nothing" not in shown.out
     assert craft("report", out, "--out", tmp_path / "page.html").status == 0

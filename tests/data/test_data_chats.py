@@ -121,11 +121,13 @@ def test_no_picture_is_null_or_empty(folder):
         ),
         ({"image": "a.jpg", "conversations": [human("What?"), gpt("<image> x")]}, "stands in an answer"),
         ({"question": "What?", "answer": "x", "choices": ["x", "y"]}, "1: 'choices' in a table whose rows"),
+        ({"image": "a.jpg", "label": "x"}, "1: a labelled image in a table whose rows"),
     ],
 )
 def test_what_is_wrong_is_named(folder, row, told):
+    more = [{"question": "What?", "answer": "x"}] if "label" in row else []
     with pytest.raises(DataError, match=told):
-        read_conversations([write(folder, [row])])
+        read_conversations([write(folder, [row, *more])])
 
 
 def test_pictures_inside_messages(folder):

@@ -14,10 +14,14 @@ import together as workers
 from builders import tiny_lvlm
 from craft.core.errors import CheckpointError, ConfigError, CraftError, DataError
 from craft.core.files import hash_tensors, load_tensors, save_tensors
+from craft.data.chats import Conversation
+from craft.models.llm_source import open_llm
 from craft.models.native import save_native
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.recipes.align import align, rehearse
+from craft.recipes.align_data import read_sets
 from craft.training import Interrupted
+from craft.training.config import AlignConfig
 from together import together
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220), "grey": (128, 128, 128)}
@@ -94,7 +98,8 @@ def test_a_second_llm_never_runs_the_vision_tower(aligned, family, chat, monkeyp
 
     monkeypatch.setattr(VisualTokenizer, "forward", refuse)
     out = aligned.out.parent / "qwen2"
-    second = align(family / "qwen2", family, chat / "chat.json", "1", out, **FAST)
+    kept = aligned.out.parent / "codes"
+    second = align(family / "qwen2", family, chat / "chat.json", "1", out, codes=kept, **FAST)
     assert set(second.metrics) == {"1"}
 
 
@@ -114,13 +119,27 @@ def test_interrupted_and_resumed_is_the_unbroken_run(aligned, family, chat, tmp_
     words = (family / "llama", family, chat / "chat.json", "both", tmp_path / "run")
     with pytest.raises(Interrupted):
         align(*words, **settings)
-    with pytest.raises(ConfigError, match="resume"):
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "interrupted"
+    with pytest.raises(ConfigError, match=r"a run that is interrupted; .*resume"):
         align(*words, **settings)
     again = align(*words, resume=True, **settings)
     assert weights(again.lvlm) == weights(aligned.lvlm)
     assert again.language == aligned.language
     assert len(calls) == 4  # nothing was done twice
     assert align(*words, resume=True, **settings).metrics == again.metrics  # finished: read, not trained
+
+
+def test_a_failure_stands_in_the_run_folder(family, chat, tmp_path, monkeypatch):
+    words = (family / "llama", family, chat / "chat.json", "1", tmp_path / "run")
+    with monkeypatch.context() as patched, pytest.raises(CheckpointError):
+        patched.setattr("craft.recipes.align.save_native", lambda *_: load_tensors(tmp_path / "gone"))
+        align(*words, **FAST)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "failed" and record["reason"].startswith("CheckpointError: ")
+    align(*words, resume=True, **FAST)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "finished" and "reason" not in record
 
 
 @pytest.mark.parametrize("start", [align, rehearse], ids=["run", "dry run"])
@@ -313,7 +332,7 @@ def test_mistakes(family, chat, tmp_path):
         align(family / "llama", "./nothing", chat / "chat.json", **place)
     with pytest.raises(CheckpointError, match="There is no LLM"):
         align("./nothing", family, chat / "chat.json", **place)
-    with pytest.raises(DataError, match="has an image"):
+    with pytest.raises(DataError, match=r"chat\.json, entry 1 has an image \(and so have 11 more\)"):
         align(family / "llama", family, chat / "chat.json", text=chat / "chat.json", **place)
     with pytest.raises(DataError, match="Stage 1"):
         align(family / "llama", family, chat / "text.json", "1", **place)
@@ -330,6 +349,51 @@ def test_an_llm_that_cannot_be_is_refused_before_images_are_encoded(
         start("./nothing", *words, **FAST)
     with pytest.raises(CheckpointError, match="holds no projector"):
         start(family / "llama", *words, start=str(chat), **FAST)
+
+
+def test_a_stage_reads_what_it_trains_on_and_no_more():
+    own, captions, text = ([Conversation(name, (("q", "a"),))] for name in ("own", "caption", "text"))
+
+    def read(stage, *given):
+        settings = AlignConfig.build({"stage": stage, "captions": ["(given)"] if given[1] else []})
+        return {name: [c.id for c in part] for name, part in read_sets(settings, *given).items() if part}
+
+    assert read("1", own, captions, text) == read("1", None, captions, None) == {"captions": ["caption"]}
+    assert read("1", own, None, text) == {"data": ["own"]}
+    assert read("2", own, captions, text) == {"data": ["own"], "text": ["text"]}
+    both = {"data": ["own"], "captions": ["caption"], "text": ["text"]}
+    assert read("both", own, captions, text) == both
+    for stage in ("2", "both"):
+        with pytest.raises(DataError, match="No data"):
+            read(stage, None, captions, text)
+
+
+@pytest.mark.parametrize("start", [align, rehearse], ids=["run", "dry run"])
+def test_turns_that_a_chat_template_rewrites_are_refused_before_images_are_encoded(
+    family, chat, tmp_path, monkeypatch, start
+):
+    """As Qwen3's does; with both stages it would stop when the first is done."""
+
+    def templated(*given):
+        llm, words = open_llm(*given)
+        words.chat_template = (
+            "{% for m in messages %}{{ m.role }}:{{ m.content }}{{ '!' if loop.last else '.' }}{% endfor %}"
+            "{% if add_generation_prompt %}assistant:{% endif %}"
+        )
+        return llm, words
+
+    monkeypatch.setattr("craft.recipes.align.open_llm", templated)
+    monkeypatch.setattr("craft.recipes.align.encode_sets", None)
+    rows = json.loads((chat / "chat.json").read_text())
+    rows[7]["conversations"] += [{"from": "human", "value": "Sure?"}, {"from": "gpt", "value": "Yes."}]
+    (tmp_path / "chat.json").write_text(
+        json.dumps([{**row, "image": str(chat / row["image"])} for row in rows])
+    )
+    words = (family / "llama", family, tmp_path / "chat.json", "both", tmp_path / "run")
+    with pytest.raises(
+        ConfigError, match=r"chat\.json, entry 8: .*one turn per conversation, or .*prompt=plain"
+    ):
+        start(*words, **FAST, captions=chat / "chat.json")
 
 
 @pytest.mark.parametrize("environment, lora", [({}, 0), (FSDP2, 2)], ids=["ddp", "fsdp2-lora"])

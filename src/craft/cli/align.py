@@ -40,7 +40,7 @@ def align(
         visual: the visual tokenizer: a shipped family (by default craft-tiny), a folder, or a hub id.
         stage: 1 trains the projector, 2 projector and LLM, both (the default) one after the other.
         data: what is trained on; several may follow.
-        captions: what stage 1 is trained on instead, with both.
+        captions: what stage 1 is trained on instead.
         text: conversations without images, mixed into stage 2 so that the LLM keeps its language.
         out: the run folder; by default runs/align- and the LLM's name.
         max_steps: optimiser steps of each stage; by default one pass.

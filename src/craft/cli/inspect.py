@@ -49,18 +49,27 @@ def _run(path: Path, common: Common) -> dict[str, Any]:
     from craft.core.files import read_json
     from craft.training.run_folder import RunFolder
 
-    record, lines = read_json(path / "run.json"), RunFolder(path).metrics()
-    before, after = record.get("hashes_before") or {}, record.get("hashes_after") or {}
+    record = read_json(path / "run.json")
+    stages = sorted(path.glob("stage-*/run.json"))  # of an alignment; the last one is where it stands
+    place = stages[-1].parent if stages else path
+    told, lines = read_json(place / "run.json"), RunFolder(place).metrics()
+    before, after = told.get("hashes_before") or {}, told.get("hashes_after") or {}
+    config, data = record.get("config") or {}, (record.get("data") or {}).get("name")
+    if stages:
+        data = ", ".join(dict.fromkeys(config["data"]))
     found = {
         "kind": "run",
         "path": str(path),
         "status": record.get("status"),
+        "reason": record.get("reason"),
         "surrogate": record.get("surrogate"),
-        "seed": record.get("seed"),
-        "data": (record.get("data") or {}).get("name"),
+        "aligned": config.get("llm"),
+        "stage": place.name.removeprefix("stage-") if stages else None,
+        "seed": record.get("seed", config.get("seed")),
+        "data": data,
         "held_out": record.get("held_out"),
         "step": lines[-1]["step"] if lines else 0,
-        "steps": record.get("steps"),
+        "steps": told.get("steps"),
         "last": lines[-1] if lines else None,
         "changed_parts": sorted(part for part in after if before.get(part) != after[part]) or None,
     }
@@ -165,6 +174,9 @@ def _show(found: dict[str, Any]) -> None:
         show_pairs(
             {
                 "status": found["status"],
+                "reason": found["reason"],
+                "LLM that is aligned": found["aligned"],
+                "stage": found["stage"],
                 "step": f"{found['step']} of {found['steps']}" if found["steps"] else None,
                 "surrogate": found["surrogate"],
                 "data": found["data"],

@@ -132,15 +132,14 @@ def _conversation(row: Row, default: str, base: Path, seed: int) -> Conversation
         image, turns = conversation(values, origin, text=True)
     elif "question" in values and "answer" in values:
         if values.get("choices"):
-            raise DataError(
-                f"{origin}: 'choices' in a table whose rows are not all about an image. Put the rows with "
-                "choices into a table of their own."
-            )
+            raise _apart(origin, "'choices'")
         turns = [(_text(values["question"], origin), _text(values["answer"], origin))]
     elif image is not None and ("caption" in values or "captions" in values):
         caption = values.get("caption") or values.get("captions")
         caption = caption[0] if isinstance(caption, list) and caption else caption
         turns = [(rng(seed, "caption", key).choice(ASK_CAPTION), _text(caption, origin))]
+    elif image is not None and values.get("label") is not None:
+        raise _apart(origin, "a labelled image")
     else:
         raise DataError(
             f"{origin}: no conversation in it (fields: {', '.join(values) or 'none'}). A row has "
@@ -149,6 +148,13 @@ def _conversation(row: Row, default: str, base: Path, seed: int) -> Conversation
     if image is not None:
         image = read_picture(image, base, origin)
     return Conversation(key, tuple(turns), image, origin)
+
+
+def _apart(origin: str, what: str) -> DataError:
+    return DataError(
+        f"{origin}: {what} in a table whose rows are not all questions about an image, or labelled images. "
+        "Put such rows into a table of their own."
+    )
 
 
 def _text(value: Any, origin: str) -> str:

@@ -304,7 +304,8 @@ def _next_chat(
     if not (prompt.startswith(old) and whole.startswith(prompt)):
         raise ConfigError(
             "This LLM's chat template writes earlier turns differently from the last one, so that a "
-            "conversation of several turns cannot be learned in one piece; give one turn per conversation."
+            "conversation of several turns cannot be learned in one piece; give one turn per conversation, "
+            "or use the prompt format 'plain' (--set prompt=plain)."
         )
     asked, tail = (
         list(tokenizer(piece, add_special_tokens=False)["input_ids"])

@@ -33,6 +33,7 @@ from craft.models.weights import load_strict
 from craft.recipes.align_card import backbone_card
 from craft.recipes.align_data import (
     Source,
+    check_turns,
     encode_sets,
     leave_out_cut_off,
     read_sets,
@@ -86,7 +87,7 @@ def align(
     config: AlignConfig | Mapping[str, Any] | str | Path | None = None,
     captions: Source = None,
     text: Source = None,
-    codes: ImageCodes | None = None,
+    codes: ImageCodes | str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     **overrides: Any,
@@ -102,9 +103,10 @@ def align(
         seed: of order, fresh weights and all else that is drawn by lot.
         max_steps: optimiser steps of each stage; None is one pass over its rows.
         config: a YAML file, dict or `AlignConfig`; what is given besides goes before it.
-        captions: what stage 1 is trained on instead of `data`, with "both".
+        captions: what stage 1 is trained on instead of `data`.
         text: conversations without images, mixed into stage 2.
-        codes: codes that are at hand; the conversations' images are then rows of it (ints).
+        codes: codes that are at hand; the conversations' images are then rows of it (ints). Or the setting
+            of that name: a folder.
         resume: continue the interrupted run in `out`; the result is that of an unbroken run.
         overwrite: replace the run in `out`.
         **overrides: any other setting, as for `craft.adapt`.
@@ -117,6 +119,8 @@ def align(
 
     Source: §8.
     """
+    if isinstance(codes, str | Path):
+        overrides, codes = {**overrides, "codes": str(codes)}, None
     settings = _settings(llm, visual, data, stage, out, seed, max_steps, config, captions, text, overrides)
     if settings.llm in paper_sizes.LLMS:
         raise ConfigError(
@@ -130,6 +134,7 @@ def align(
     sets = read_sets(settings, data, captions, text)
     tokenizer = _visual(settings, visual)
     lvlm = _lvlm(settings, tokenizer)  # a wrong name shows before the hours of encoding
+    check_turns(sets, lvlm)
     sets = leave_out_cut_off(sets, lvlm, settings)
 
     # 2. The codes of all images: the vision tower runs once per image, ever. What the LLM says so far.
@@ -140,27 +145,29 @@ def align(
     if run.record.get("data_fingerprint", fingerprint) != fingerprint:
         raise ConfigError(f"The data is not what the run in {run.path} began with; restore it.")
     counts = {name: len(rows) for name, rows in stages.items()}
-    run.update(data_fingerprint=fingerprint, codebook=tokenizer.codebook.fingerprint, rows=counts)
+    known = {"codebook": tokenizer.codebook.fingerprint, "rows": counts}
+    run.update(status="running", data_fingerprint=fingerprint, **known)
     before = _language(lvlm, settings, run.record.get("language_before"))
     run.update(language_before=before)
 
-    # 3. Stage 1: projector. Stage 2: projector and LLM.
-    metrics = {
-        name: _train(lvlm, rows, settings, run, int(name), codes, resume) for name, rows in stages.items()
-    }
+    with run.noting_failure():
+        # 3. Stage 1: projector. Stage 2: projector and LLM.
+        metrics = {
+            name: _train(lvlm, rows, settings, run, int(name), codes, resume) for name, rows in stages.items()
+        }
 
-    # 4. The backbone: LoRA merged or apart, language again, model card.
-    factors = take_lora(lvlm.backbone.llm, merge=True)
-    after = _language(lvlm, settings, None)
-    as_it_was = (settings.stage == "1" or settings.lora.rank > 0) and not settings.fresh
-    if as_it_was and not settings.lora.merge:
-        half = {name: value.to(torch.bfloat16) for name, value in factors.items()}
-        lvlm.backbone.borrowed = Borrowed(_lasting(settings.llm), half)
-    folder = on_main(lambda: save_native(run.path, BACKBONE, _unrounded(lvlm, settings, visual)))
-    language = {"before": before, "after": after}
-    card = backbone_card(settings, lvlm, metrics, language, counts)
-    on_main(lambda: atomic_write_text(folder / "README.md", card))
-    run.update(status="finished", metrics=metrics, language=language)
+        # 4. The backbone: LoRA merged or apart, language again, model card.
+        factors = take_lora(lvlm.backbone.llm, merge=True)
+        after = _language(lvlm, settings, None)
+        as_it_was = (settings.stage == "1" or settings.lora.rank > 0) and not settings.fresh
+        if as_it_was and not settings.lora.merge:
+            half = {name: value.to(torch.bfloat16) for name, value in factors.items()}
+            lvlm.backbone.borrowed = Borrowed(_lasting(settings.llm), half)
+        folder = on_main(lambda: save_native(run.path, BACKBONE, _unrounded(lvlm, settings, visual)))
+        language = {"before": before, "after": after}
+        card = backbone_card(settings, lvlm, metrics, language, counts)
+        on_main(lambda: atomic_write_text(folder / "README.md", card))
+        run.update(status="finished", metrics=metrics, language=language)
     return AlignResult(run.path, folder, metrics, language, settings, lvlm)
 
 
@@ -198,6 +205,7 @@ def rehearse(
     sets = read_sets(settings, data, captions, text)
     tokenizer = _visual(settings, visual)
     lvlm = _lvlm(settings, tokenizer)
+    check_turns(sets, lvlm)
     sets = leave_out_cut_off(sets, lvlm, settings)
     sets, codes = encode_sets(sets, tokenizer, settings)
     return {

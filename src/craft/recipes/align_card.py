@@ -5,6 +5,7 @@ from typing import Any
 
 from craft.evaluation.language import INSTRUCTIONS
 from craft.models.lvlm import LVLM
+from craft.recipes.align_data import unused
 from craft.training.config import AlignConfig
 
 _FIGURES = ("steps", "first_loss", "last_loss", "minutes")
@@ -21,6 +22,8 @@ def backbone_card(
     trained = "the projector" if settings.stage == "1" else "projector and LLM"
     if settings.stage != "1" and settings.lora.rank:
         trained = f"the projector, and the LLM by LoRA of rank {settings.lora.rank}"
+    kinds = [name for name in ("captions", "data", "text") if name not in unused(settings)]
+    sources = [source for name in kinds for source in getattr(settings, name)]
     lines = [
         f"# {lvlm.name} for codebook {lvlm.backbone.codebook_fingerprint[:12]}",
         "",
@@ -31,7 +34,7 @@ def backbone_card(
         "|---|---|---|---|---|---|",
         *(_line([name, counts[name], *(m[key] for key in _FIGURES)]) for name, m in metrics.items()),
         "",
-        f"Data: {', '.join(dict.fromkeys(settings.captions + settings.data + settings.text))}.",
+        f"Data: {', '.join(dict.fromkeys(sources))}.",
         "",
         "Language without images, before and after: perplexity of held-out text "
         f"{language['before']['perplexity']} and {language['after']['perplexity']}.",

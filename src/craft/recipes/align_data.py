@@ -12,6 +12,7 @@ from craft.core.seeding import rng
 from craft.data.chats import Conversation, read_conversations
 from craft.models.code_cache import CodeCache, ImageCodes
 from craft.models.lvlm import LVLM
+from craft.models.prompts import build_dialogue
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.training.alignment import Row, answers_within, make_rows, whole_within
 from craft.training.config import AlignConfig
@@ -28,26 +29,57 @@ def source_names(source: Source) -> tuple[str, ...] | None:
     return tuple("(given)" if isinstance(item, Conversation) else str(item) for item in listed[:100])
 
 
+def unused(settings: AlignConfig) -> set[str]:
+    """What of "data", "captions" and "text" the stage does not train on."""
+    if settings.stage == "1":
+        return {"text", "data" if settings.captions else "captions"}
+    return {"captions"} if settings.stage == "2" else set()
+
+
 def read_sets(settings: AlignConfig, data: Source, captions: Source, text: Source) -> Sets:
-    """The conversations of "data", "captions" and "text", from files or as given.
+    """The conversations of "data", "captions" and "text", from files or as given; of what the stage does not
+    train on there are none, so that its images are not encoded.
 
     Raises:
         DataError: there is no data, or text has an image.
     """
     sets: Sets = {}
     for name, given in (("data", data), ("captions", captions), ("text", text)):
+        if name in unused(settings):
+            sets[name] = []
+            continue
         items = [] if given is None or isinstance(given, str | Path) else list(given)
         if items and all(isinstance(item, Conversation) for item in items):
             sets[name] = [item for item in items if isinstance(item, Conversation)]
         else:
             names = getattr(settings, name)
             sets[name] = read_conversations(names, settings.root, settings.seed, settings.limit)
-    if not sets["data"]:
+    if not sets["captions" if "data" in unused(settings) else "data"]:
         raise DataError("No data: name files of conversations, embedded domains or folders (--data).")
-    strangers = [conversation.id for conversation in sets["text"] if conversation.image is not None]
+    strangers = [c.origin or c.id for c in sets["text"] if c.image is not None]
     if strangers:
-        raise DataError(f"{strangers[0]} has an image; what is mixed in as text has none. Give it as data.")
+        more = f" (and so have {len(strangers) - 1} more)" if len(strangers) > 1 else ""
+        raise DataError(
+            f"{strangers[0]} has an image{more}; what is mixed in as text has none. Give it as data."
+        )
     return sets
+
+
+def check_turns(sets: Sets, lvlm: LVLM) -> None:
+    """See that the backbone's prompt format can write several turns, where there are any.
+
+    Raises:
+        ConfigError: it cannot; told now, and not when stage 2 comes to such a row.
+    """
+    prompt, tokenizer = lvlm.backbone.prompt, lvlm.backbone.tokenizer
+    for listed in sets.values():
+        several = next((c for c in listed if len(c.turns) > 1), None)
+        if several is None:
+            continue
+        try:
+            build_dialogue(prompt, tokenizer, several.turns, several.image is not None)
+        except ConfigError as error:
+            raise ConfigError(f"{several.origin or several.id}: {error}") from error
 
 
 def leave_out_cut_off(sets: Sets, lvlm: LVLM, settings: AlignConfig) -> Sets:

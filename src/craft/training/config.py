@@ -261,7 +261,7 @@ class AlignConfig(LoopConfig):
         visual: the visual tokenizer: a shipped family, a folder, or a hub id.
         stage: "1" trains the projector, "2" projector and LLM, "both" one after the other.
         data: what is trained on: files of conversations, or data as for `adapt`.
-        captions: what stage 1 is trained on instead, with "both".
+        captions: what stage 1 is trained on instead.
         text: conversations without images, mixed into stage 2 so that the LLM keeps its language.
         text_share: their share of stage 2, where there are any.
         root: folder that image paths start from.
