@@ -95,6 +95,11 @@ def test_questions_with_and_without_an_image_share_a_table(folder, name):
         assert [c.turns for c in found] == [((row["question"], row["answer"]),) for row in listed]
 
 
+def test_of_a_limited_file_the_first_pictures_suffice(folder):
+    rows = [{"image": f"{name}.jpg", "caption": "a square"} for name in ("a", "b", "not-downloaded")]
+    assert len(read_conversations([write(folder, rows)], limit=2)) == 2
+
+
 def test_no_picture_is_null_or_empty(folder):
     said = [human("Name a colour."), gpt("Red.")]
     rows = [{"conversations": said, **none} for none in ({}, {"image": None}, {"image": ""}, {"images": []})]

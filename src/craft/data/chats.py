@@ -81,7 +81,7 @@ def read_conversations(
             ]
         else:
             base = path.parent if root is None else user_path(root)
-            found += _read(path, base, seed)[:limit]
+            found += _read(path, base, seed, limit)
     return found
 
 
@@ -102,10 +102,12 @@ def _for_adapt(row: Row) -> bool:
     return {"image", "question", "answer"} <= told or {"image", "label"} <= told
 
 
-def _read(path: Path, base: Path, seed: int) -> list[Conversation]:
+def _read(path: Path, base: Path, seed: int, limit: int | None) -> list[Conversation]:
     problems = Problems("rows")
     found: list[Conversation] = []
     for read, row in enumerate(read_rows(path, problems, base), start=1):
+        if len(found) == limit:
+            break  # the pictures of the others need not be there
         try:
             found.append(_conversation(row, f"{path.stem}:{read}", base, seed))
         except DataError as error:
