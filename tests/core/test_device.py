@@ -26,6 +26,12 @@ def test_absent_device_is_named():
         resolve_device("cuda")
 
 
+@pytest.mark.parametrize("name", ["meta", "xpu", "hpu", "xla:0", "cuda:99"])
+def test_names_of_devices_that_no_machine_of_ours_has(name):
+    with pytest.raises(ConfigError, match=f"'{name}' is not available on this machine"):
+        resolve_device(name)
+
+
 def test_dtypes():
     assert resolve_dtype("auto", CPU) is torch.float32
     assert resolve_dtype(None, CPU) is torch.float32

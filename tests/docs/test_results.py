@@ -86,6 +86,22 @@ def test_readme_says_of_the_matrix_what_its_json_says():
     assert f"{mean}, up by {100 * min(gains):.1f} at least" in text
 
 
+def test_what_the_contrastive_loss_costs_is_what_table_5_says():
+    told = (RESULTS / "table5.md").read_text(encoding="utf-8").partition("Points ahead of")[2]
+    (cost,) = re.findall(r"^\| without contrastive \|.* \+([\d.]+) \[[^|]*\|$", told, re.M)
+    for place in ("README.md", "docs/paper_map.md", "src/craft/training/config.py"):
+        assert f"costs {cost} points" in (ROOT / place).read_text(encoding="utf-8"), place
+
+
+def test_the_paper_map_says_of_codes_per_image_what_figure_5_says():
+    told = (RESULTS / "fig5.md").read_text(encoding="utf-8").partition("## How much there is")[2]
+    rows = re.findall(r"^\| \w+ \| ([\d.]+) \| (\d+) % \|", told, re.M)
+    codes, beyond = ([float(cell) for cell in column] for column in zip(*rows, strict=True))
+    text = (ROOT / "docs" / "paper_map.md").read_text(encoding="utf-8")
+    assert f"have {min(codes):.0f} to {max(codes):.0f} different codes on average" in text
+    assert f"at 0.2, in {min(beyond):.0f} to {max(beyond):.0f} % of the images" in text
+
+
 def values(told):
     """Every number and text in a result, as it is written."""
     if isinstance(told, dict):

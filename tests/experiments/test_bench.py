@@ -257,6 +257,7 @@ def test_the_plan_runs_checkpointed_layers_twice():
     [
         (["--gpus", "8xV100"], "8xA100-40"),
         (["--gpus", "0xA100-40"], "NUMBERxGPU"),
+        (["--gpus", "00xA100-40"], "NUMBERxGPU"),
         (["--surrogate", "gpt-9"], "qwen2-0.5b"),
         (["--batch", "25"], "give a multiple"),
         (["--batch", "0"], "give a multiple"),

@@ -106,8 +106,7 @@ def test_another_architecture_is_refused(tmp_path):
 
 def test_symmetric_cls_is_kept(tmp_path):
     visual = adapted()
-    visual.vision_tower.config["cls_attention"] = "symmetric"
-    visual.vision_tower.cls_attention = "symmetric"
+    visual.vision_tower.cls_attention = "symmetric"  # as a user of the Python package would choose it
     applied = load_artefact(save(tmp_path / "encoder", visual)).apply_to(tiny_visual())
     assert applied.vision_tower.cls_attention == "symmetric"
     images = tiny_images(2)

@@ -91,6 +91,7 @@ def test_memory_estimate(lvlm: LVLM) -> None:
 
 
 def test_llms_that_call_their_mlp_width_otherwise() -> None:
-    from transformers import GPT2Config
+    from transformers import GPT2Config, GPTNeoConfig
 
     assert kept_per_token(GPT2Config(n_embd=64), 2) == 2 * (8 * 64 + 3 * 256)
+    assert kept_per_token(GPTNeoConfig(hidden_size=64), 2) == 2 * (8 * 64 + 3 * 256)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from craft.core.errors import CheckpointError
+from craft.experiments.bench.measure import peak_bytes
 from craft.quantize import ResidualCodebook, code_counts, straight_through, usage
 from craft.quantize.search import CODE_BLOCK, ROW_BLOCK, code_block, nearest_codes
 
@@ -54,6 +55,14 @@ def test_no_block_is_a_matrix_of_all_scores(rows: int, size: int) -> None:
     width = code_block(rows, size, torch.device("cuda"))
     assert CODE_BLOCK <= width <= max(CODE_BLOCK, size // 4) and rows * width <= ROW_BLOCK * CODE_BLOCK
     assert code_block(rows, size, torch.device("cpu")) == CODE_BLOCK
+
+
+def test_few_copies_of_the_features_are_held_at_once() -> None:
+    """Where codewords are few, those are all the memory: three, and a bit for codes and scores."""
+    codebook = book(2, 16, 64)
+    z = torch.randn(4096, 64)
+    codebook.quantize(z)
+    assert peak_bytes(lambda: codebook.quantize(z), torch.device("cpu")) < 3.5 * z.nbytes
 
 
 @pytest.mark.parametrize("width", [7, 64, 10**6])

@@ -13,7 +13,7 @@ from torch import Tensor
 from craft.core.errors import ConfigError
 from craft.experiments.bench.search import near_ties
 from craft.quantize import ResidualCodebook, search
-from craft.quantize.search import SEARCHES, choose
+from craft.quantize.search import SEARCHES, choose, kept_bytes
 
 CPU = ("exact", "gram", "rerank")
 
@@ -113,6 +113,15 @@ def test_auto_says_what_it_takes_and_why(monkeypatch):
     assert torch.equal(apart.quantize(z, search="auto").codes, apart.quantize(z).codes)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_the_fused_search_keeps_is_counted(shared):
+    tables, (size, dim) = 1 if shared else 4, codebook(shared).levels.shape[1:]
+    filled = -(-dim // 64) * 64  # what `of_levels` derives: parts, units, half norms, middles
+    parts = torch.empty(tables, size, 2 * filled, dtype=torch.float16)
+    rest = [torch.empty(tables, size), torch.empty(tables, size), torch.empty(tables, dim)]
+    assert kept_bytes("fused", codebook(shared)) == parts.nbytes + sum(one.nbytes for one in rest)
+
+
 def test_what_does_not_fit_is_refused(monkeypatch):
     book, z = codebook(True), torch.zeros(3, 48)
     with pytest.raises(ConfigError, match="no search 'fast'; use auto, exact, gram"):
@@ -140,6 +149,7 @@ KERNEL = """
 from types import SimpleNamespace
 import torch
 from craft.quantize import ResidualCodebook, triton_search
+from craft.quantize.search import DEPTH, kept_bytes
 
 triton_search._ROWS, triton_search._CODES, triton_search._DEPTH = 16, 32, 16  # small, to need several
 
@@ -168,6 +178,10 @@ for shares in (1, 2, 4):  # ties go to the lowest index, also between programs
     triton_search._plan = lambda n, size, device: (32 * (4 // shares), 1)
     assert nearest(torch.full((4, 6), 2.0), table).tolist() == [7] * 4, shares
 assert nearest(torch.full((2, 3), torch.nan), torch.randn(9, 3, generator=g)).tolist() == [0, 0]
+triton_search._DEPTH = DEPTH
+book = ResidualCodebook(torch.randn(2, 30, 70, generator=g))
+triton_search.of_levels(book)
+assert kept_bytes("fused", book) == sum(made.nbytes for _, made in book._derived.values())
 """
 
 

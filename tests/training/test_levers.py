@@ -194,6 +194,13 @@ def test_the_search_of_a_run(search):
     assert notes["search"]["name"] == ("gram" if search == "auto" else search)
 
 
+def test_auto_says_what_it_took_whatever_it_is(capsys):
+    adaptation(tiny_lvlm(), asked(), AdaptConfig.build(FAST, {"search": "auto"}))
+    assert "search: exact (cpu, K=32, d=16, 2 tables)" in capsys.readouterr().err
+    adaptation(tiny_lvlm(), asked(), AdaptConfig.build(FAST))
+    assert "search" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("search", ["gram", "rerank", "auto"])
 def test_what_a_search_keeps_is_estimated(search):
     lvlm = tiny_lvlm()

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from craft.cli.options import COMMON, Common, Flag, Several
+from craft.cli.options import COMMON, Common, Count, Flag, Limit, Several
 from craft.cli.show import show_json, show_pairs, show_table
 
 Size = Literal["tiny", "reduced", "real"]
 
 
 def train(
-    *, size: Size = "reduced", repeats: int = 3, ways: Several = None, threads: int | None = None,
+    *, size: Size = "reduced", repeats: Count = 3, ways: Several = None, threads: Limit = None,
     out: Path | None = None, common: Common = COMMON,
 ) -> None:  # fmt: skip
     """Table 4: CRAFT with a small and with the large LLM against tuning the large one; each lever. One run.
@@ -38,7 +38,7 @@ def train(
 
 
 def infer(
-    *, size: Size = "reduced", repeats: int = 5, threads: int | None = None, out: Path | None = None,
+    *, size: Size = "reduced", repeats: Count = 5, threads: Limit = None, out: Path | None = None,
     common: Common = COMMON,
 ) -> None:  # fmt: skip
     """Table 4: time and FLOPs of answering by keep ratio, at batch 1 and 16.
@@ -57,7 +57,7 @@ def infer(
 
 
 def search(
-    *, size: Size = "real", repeats: int = 5, threads: int | None = None, out: Path | None = None,
+    *, size: Size = "real", repeats: Count = 5, threads: Limit = None, out: Path | None = None,
     common: Common = COMMON,
 ) -> None:  # fmt: skip
     """Every search for codewords against the reference formulation.
@@ -77,8 +77,8 @@ def search(
 
 
 def loading(
-    *, data: str | None = None, root: str | None = None, limit: int | None = None, workers: int = 2,
-    tower: float = 400.0, size: Size = "real", repeats: int = 3, threads: int | None = None,
+    *, data: str | None = None, root: str | None = None, limit: Limit = None, workers: int = 2,
+    tower: float = 400.0, size: Size = "real", repeats: Count = 3, threads: Limit = None,
     out: Path | None = None, common: Common = COMMON,
 ) -> None:  # fmt: skip
     """Images/s into the vision tower: decoded as they are needed, ahead in processes, or stored.
@@ -115,7 +115,7 @@ def plan(
     gradient_checkpointing: Literal["false", "selective", "true"] = "false",
     all_logits: Flag = False,
     mfu: float = 0.4,
-    images: int = 10_000,
+    images: Count = 10_000,
     llm_bits: Literal[4, 8] | None = None,
     paper: Flag = False,
     common: Common = COMMON,
@@ -162,11 +162,8 @@ def _measured(
     import torch
 
     from craft.core.device import resolve_device
-    from craft.core.errors import ConfigError
     from craft.core.files import check_writable, write_json
 
-    if repeats < 1 or (threads is not None and threads < 1):
-        raise ConfigError("--repeats and --threads are whole numbers from 1.")
     if out is not None:
         check_writable(out)
     if threads is not None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from craft.cli.options import COMMON, Common, Flag, Settings, settings_of
+from craft.cli.options import COMMON, Common, Flag, Limit, Settings, settings_of
 from craft.cli.show import listed, percent, show_json, show_table, signed
 from craft.cli.training import show_rehearsals
 
@@ -14,7 +14,7 @@ def demo(
     data: str | None = None,
     surrogate: str | None = None,
     other: str | None = None,
-    limit: int | None = None,
+    limit: Limit = None,
     max_steps: int | None = None,
     keep_ratio: float = 1.0,
     resume: Flag = False,

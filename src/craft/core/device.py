@@ -38,13 +38,17 @@ def resolve_device(name: str | torch.device | None = None) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"unknown device {str(name)!r}; use auto, cpu, cuda, cuda:0 or mps") from error
-    if device.type == "cuda" and not (
-        torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
-    ):
-        raise ConfigError(f"device {str(name)!r} is not available on this machine; use --device auto or cpu")
-    if device.type == "mps" and not torch.backends.mps.is_available():
+    if not _is_there(device):
         raise ConfigError(f"device {str(name)!r} is not available on this machine; use --device auto or cpu")
     return device
+
+
+def _is_there(device: torch.device) -> bool:
+    """Whether this machine has the device; torch knows the names of many more ("xpu", "meta")."""
+    if device.type in ("cpu", "mps"):
+        return device.type == "cpu" or torch.backends.mps.is_available()
+    kind: Any = getattr(torch, device.type, None)
+    return hasattr(kind, "is_available") and kind.is_available() and (device.index or 0) < kind.device_count()
 
 
 def resolve_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dtype:

@@ -119,8 +119,8 @@ def compose(
             )
         _distinct(raw.samples, classes)
         unseen = _unseen(raw, train, classes, unseen_fraction, seed, held_out)
-        if train and len({s.label for s in train} - set(unseen)) < 2:
-            raise DataError(f"{where} has fewer than two classes left for training; hold fewer classes out.")
+        if train:
+            _enough_classes(where, train, unseen)
         matrix = similarity(classes) if callable(similarity) else similarity
         settings = (classes, distractors, seed, answer_with, matrix)
         train = _ask([s for s in train if s.label not in unseen], unseen, True, *settings)
@@ -240,6 +240,19 @@ def _distinct(samples: Sequence[Sample], classes: tuple[str, ...]) -> None:
         if (other := found.setdefault(normalise(name), name)) != name:
             where = next(sample.origin for sample in samples if sample.label == name)
             raise DataError(f"'{other}' and '{name}' are one class in two spellings ({where}). Use one.")
+
+
+def _enough_classes(where: str, train: Sequence[Sample], unseen: Sequence[str]) -> None:
+    """Refuse training with fewer than two classes."""
+    with_pictures = {str(s.label) for s in train}
+    if len(with_pictures - set(unseen)) >= 2:
+        return
+    if len(with_pictures) >= 2:
+        raise DataError(f"{where} has fewer than two classes left for training; hold fewer classes out.")
+    raise DataError(
+        f"{where} has training pictures of the class '{train[0].label}' alone, the others have test or "
+        "validation pictures only. Give at least two classes two pictures each."
+    )
 
 
 def _unseen(

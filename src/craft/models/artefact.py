@@ -81,7 +81,6 @@ class Artefact:
         tower: Any = copy.deepcopy(base)
         load_strict(tower, self.state, self.folder / "model.safetensors")
         tower.config = dict(own)
-        tower.cls_attention = own.get("cls_attention", "read-only")
         return tower.requires_grad_(False)
 
     def apply_to(self, visual: VisualTokenizer) -> VisualTokenizer:

@@ -99,7 +99,7 @@ def estimate_memory(
 def kept_per_token(config: Any, layers: int, again: Recompute = False, trained: bool = False) -> int:
     """Values that so many transformer layers keep per token; more where their own weights train."""
     width = int(config.hidden_size)
-    mlp = int(getattr(config, "intermediate_size", 4 * width))  # GPT-2, OPT and others do not name it so
+    mlp = int(getattr(config, "intermediate_size", None) or 4 * width)  # OPT: no name; GPT-Neo: None
     times = _TRAINED if trained else 1
     whole = round(times * (_WIDE * width + _INNER * mlp))
     if again == "selective":

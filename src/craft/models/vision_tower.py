@@ -38,9 +38,18 @@ class _Tower(nn.Module):
         self.config = dict(config)
         self.siglip_config = siglip
         self.image_size: int = config["image_size"]
-        self.cls_attention: ClsAttention = config.get("cls_attention", "read-only")
         self.layers = nn.ModuleList(TowerLayer(siglip) for _ in range(layers))
         self.cls_token = nn.Parameter(torch.zeros(siglip.hidden_size))
+
+    @property
+    def cls_attention(self) -> ClsAttention:
+        """How patches and [CLS] attend to each other. It is in `config`, so it is saved too."""
+        return self.config.get("cls_attention", "read-only")
+
+    @cls_attention.setter
+    def cls_attention(self, way: ClsAttention) -> None:
+        if way != self.cls_attention:
+            self.config["cls_attention"] = way
 
     def _run(self, patches: Tensor, with_cls: bool) -> tuple[Tensor, Tensor | None]:
         """Run all layers: patches `[B, N, h]` -> (patches `[B, N, h]`, cls `[B, 1, h]` if asked for).

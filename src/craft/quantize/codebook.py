@@ -143,7 +143,7 @@ class ResidualCodebook(nn.Module):
                 chosen = table[codes[:, level]]
                 total += chosen  # z̃ = Σ c⁽ˡ⁾ (§9)
                 if level == 0:
-                    residual = (remainder - chosen).square().sum(-1)  # e (§9)
+                    residual = (remainder - chosen).square_().sum(-1)  # e (§9)
                 if partial_sums:
                     sums.append(total.clone())
         shape = z.shape[:-1]

@@ -21,6 +21,8 @@ _ROWS = 256  # rows whose scores against all codewords `gram` holds, and whose c
 _GROUP, _GROUPS = 8, 4  # `rerank` scores the best 4 groups of 8 codewords again
 _FEW = 8  # rows whose candidates it gathers at once on a processor: 1 MiB at d = 1024, which its cache holds
 _GRAM_SHARE = 0.25  # of free memory that `auto` gives the Gram matrix
+DEPTH = 64
+"""`fused` fills widths up with zeros to a multiple of this."""
 
 
 @runtime_checkable
@@ -215,7 +217,13 @@ SEARCHES: dict[str, Callable[[Tensor, Tables], Tensor]] = {
 def kept_bytes(name: str, tables: Tables) -> int:
     """Bytes that a search keeps beside the codebook, from its first use on."""
     count, size, width = tables.levels.shape
-    kept = {"gram": size * size * 4, "rerank": (1 if tables.shared else count) * size * width * 2}
+    stored = 1 if tables.shared else count
+    parts = 4 * -(-width // DEPTH) * DEPTH + 4 + 4  # of a codeword: two float16 a value, its unit and norm
+    kept = {
+        "gram": size * size * 4,
+        "rerank": stored * size * width * 2,
+        "fused": stored * (size * parts + width * 4),
+    }
     return kept.get(name, 0)
 
 

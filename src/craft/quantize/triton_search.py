@@ -16,9 +16,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from craft.quantize.search import Tables
+from craft.quantize.search import DEPTH, Tables
 
-_ROWS, _CODES, _DEPTH = 128, 256, 64  # of one block of the product
+_ROWS, _CODES, _DEPTH = 128, 256, DEPTH  # of one block of the product
 _ROWS_AT_ONCE = 8192  # whose float16 are in memory
 _STAGES, _WARPS = 4, 8  # pairs of factors on their way from memory at most; groups of 32 threads
 

@@ -61,7 +61,7 @@ def adaptation(
     images = image_cache(lvlm, samples, config, stem)
     batches = ImageBatches(lvlm, samples, config, con, images)
     search = chosen_search(lvlm, config)
-    if search.name != "exact":
+    if config.search != "exact":
         say(f"search: {search.name} ({search.why})")
     ways = (search.name, config.prefix_cache, config.compile)
     return Lesson(

@@ -72,7 +72,7 @@ class CommitmentConfig(Section):
 class ContrastiveConfig(Section):
     """Eq. 4. `weight` None is the paper's λ_con: 1.0 for classification, 0.1 for VQA (§4.1).
 
-    The default 0 leaves the term out: on craft-tiny it costs 10.6 points, and keeps no more of the unseen
+    The default 0 leaves the term out: on craft-tiny it costs 11.9 points, and keeps no more of the unseen
     classes (docs/results/table5.md). `temperature` is where τ starts; None is the
     checkpoint's own, which was trained with a bias that Eq. 4 does not have.
     """

@@ -30,6 +30,17 @@ def one_class(root: Path) -> Path:
     return folder(root, "ash")
 
 
+@damage(
+    "{root} has training pictures of the class 'ash' alone, the others have test or validation pictures only. "
+    "Give at least two classes two pictures each."
+)
+def one_picture_of_each_class(root: Path) -> Path:
+    for number, name in enumerate(("ash", "elm")):
+        (root / name).mkdir()
+        paint(root / name / "0.png", number)
+    return root
+
+
 @damage("the folders red oak and red_oak in {root} are both the class 'red oak'. Merge them, or rename one.")
 def class_twice(root: Path) -> Path:
     return folder(root, "red oak", "red_oak")

@@ -142,7 +142,7 @@ def parse_gpus(text: str) -> tuple[int, Gpu]:
     """
     found = re.fullmatch(r"(?:(\d+)x)?([\w-]+)", text)
     known = {name.lower(): gpu for name, gpu in GPUS.items()}
-    if not found or found[2].lower() not in known or found[1] == "0":
+    if not found or found[2].lower() not in known or (found[1] and not int(found[1])):
         raise ConfigError(f"--gpus takes NUMBERxGPU, as in 8xA100-40, not {text!r}; GPUs: {', '.join(GPUS)}.")
     return int(found[1] or 1), known[found[2].lower()]
 
