@@ -58,8 +58,9 @@ def test_run_folder_and_artefact(adapted):
     assert torch.equal(artefact.prior, adapted.prior)
 
 
-def test_a_given_model_stays_where_it_is():
+def test_a_given_model_stays_where_it_is(monkeypatch):
     """What does not train is shared, and went along to the device of the run."""
+    monkeypatch.setattr(opening, "resolve_device", torch.device)  # "meta" stands for another device
     given = tiny_lvlm()
     shared = Model(given, AdaptConfig.build({"device": "cpu"}))()
     assert shared.backbone is given.backbone and shared.visual.vision_tower is not given.visual.vision_tower
