@@ -106,6 +106,26 @@ def test_the_callers_model_is_not_changed(tmp_path):
     assert hash_tensors(lvlm.state_dict()) == before
 
 
+def test_patches_may_attend_to_cls(tmp_path):
+    lvlm = tiny_lvlm()
+    token = lvlm.visual.vision_tower.cls_token.clone()
+    told = {**FAST, "losses.contrastive.weight": 0, "cls_attention": "symmetric"}
+    run = adapt(lvlm, tiny_data(), tmp_path / "run", **told)
+    assert lvlm.visual.vision_tower.cls_attention == "read-only" and torch.equal(
+        lvlm.visual.vision_tower.cls_token, token
+    )
+    loaded = tiny_lvlm().with_encoder(run.out)
+    tower = loaded.visual.vision_tower
+    assert tower.cls_attention == "symmetric" and not torch.equal(tower.cls_token, token)  # SAL taught it
+    images = [sample.image for sample in tiny_data().train]
+    codes = loaded.encode(images).codes
+    assert torch.equal(run.prior, code_counts(codes, 32))
+    tower.cls_attention = "read-only"
+    assert not torch.equal(loaded.encode(images).codes, codes)
+    plain = adapt(tiny_lvlm(), tiny_data(), tmp_path / "plain", **FAST, **{"losses.contrastive.weight": 0})
+    assert torch.equal(plain.lvlm.visual.vision_tower.cls_token, token)  # nothing reads it
+
+
 def test_saved_encoder_answers_like_the_one_in_memory(adapted):
     data = tiny_data()
     stored = evaluate(tiny_lvlm(), adapted.out, data)

@@ -64,12 +64,15 @@ def adaptation(
     if config.search != "exact":
         say(f"search: {search.name} ({search.why})")
     ways = (search.name, config.prefix_cache, config.compile)
+    probe = _Probe(lvlm, batches, config)  # sees the base tower
+    if config.cls_attention:
+        cast(Any, lvlm.visual.vision_tower).cls_attention = config.cls_attention
     return Lesson(
         objective=CraftObjective(lvlm, config.losses, con, stem, *ways),
         trained=trained,
         batches=batches,
         parts=("vision_tower",),
-        probe=_Probe(lvlm, batches, config),
+        probe=probe,
         blend=blending(trained, share),
         finish=lambda: _finish(lvlm, config, images),
         verb="adapting",

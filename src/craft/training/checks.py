@@ -20,16 +20,17 @@ _ENTRANCE = ("stem", "embeddings")
 def choose_trainable(lvlm: LVLM, config: AdaptConfig, contrastive_weight: float) -> dict[str, nn.Parameter]:
     """Freeze all but the vision tower (its layers, LoRA on them), [CLS] and τ; return what trains, by name.
 
-    Without a contrastive loss [CLS] and τ get no gradient, so they do not train.
+    Without a contrastive loss τ gets no gradient, nor does [CLS] unless patches attend to it; what gets none
+    does not train.
     """
-    tower = lvlm.visual.vision_tower
+    tower: Any = lvlm.visual.vision_tower
     children = dict.fromkeys(name.partition(".")[0] for name, _ in tower.named_parameters())
     names = [f"vision_tower.{name}" for name in children]
     if config.trainable == "layers":
         names = [name for name in names if name.rpartition(".")[2] not in _ENTRANCE]
     if contrastive_weight:
         names.append("log_temperature")
-    elif "cls_token" in children:
+    elif "cls_token" in children and (config.cls_attention or tower.cls_attention) == "read-only":
         names.remove("vision_tower.cls_token")
     if config.trainable == "lora":
         wanted = {"log_temperature", "vision_tower.cls_token"} & set(names)

@@ -167,6 +167,8 @@ class AdaptConfig(LoopConfig):
             convolutional stem of the hybrid tower, the patch embedding of SigLIP), or LoRA on the layers
             ("lora"), merged when training ends: the artefact is a plain tower. Source of the last two: ours.
         lora: the section above, for "lora".
+        cls_attention: "read-only" leaves patches as they are without [CLS], which attends to them; with
+            "symmetric" they attend to it too, the other reading of §3.2. None is what the tower has.
         blend: 1 keeps the trained tower, as the paper does; less mixes `blend` of it with `1 - blend` of the
             base tower's weights (WiSE-FT); None goes by the number of classes in training: 0.3 of few, 1 of
             30 and more (`craft.training.blending`). Source: ours.
@@ -193,6 +195,7 @@ class AdaptConfig(LoopConfig):
     max_steps: int | None = Field(default=200, ge=1)
     trainable: Literal["all", "layers", "lora"] = "layers"
     lora: LoraConfig = LoraConfig()
+    cls_attention: Literal["read-only", "symmetric"] | None = None
     blend: float | None = Field(default=None, gt=0, le=1)
     augment: float = Field(default=1.0, ge=0, le=2)
     cache_mib: int = Field(default=2048, ge=0)
@@ -225,8 +228,8 @@ class LdifsConfig(Section):
 class BaselineConfig(AdaptConfig):
     """Everything `craft baseline` needs: what `craft adapt` needs, so that both are given the same.
 
-    Of `losses` only `sal` counts. `trainable`, `augment` and `lora` are of the vision tower, where that
-    trains; `lora` is also that of llm-lora; `blend` mixes whatever trained with what it was.
+    Of `losses` only `sal` counts. `trainable`, `augment`, `cls_attention` and `lora` are of the vision tower,
+    where that trains; `lora` is also that of llm-lora; `blend` mixes whatever trained with what it was.
 
     Attributes:
         surrogate: the model that is tuned.
