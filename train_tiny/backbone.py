@@ -1,8 +1,8 @@
 """Train a craft-tiny backbone (projector + small LLM) from scratch on cached codes of general pictures.
 
 `python -m train_tiny.backbone --cache CACHE --visual DIR --kind llama --out DIR` (≈ 40 minutes on one
-core). The vision tower runs once per picture; then several questions per picture share one image prefix
-(block mask).
+core; `--device cuda --steps N` trains longer). The vision tower runs once per picture; then several
+questions per picture share one image prefix (block mask).
 """
 
 import argparse
@@ -25,6 +25,7 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
+from craft.core.device import resolve_device
 from craft.core.files import load_tensors, save_tensors
 from craft.models.projector import Projector
 from craft.models.vision_tower import build_tower
@@ -85,9 +86,11 @@ def build_text_tokenizer(lines: list[str], vocabulary: int) -> PreTrainedTokeniz
 
 
 @torch.no_grad()
-def encode_pictures(visual: Path, sprites: Sprites, count: int, seed: int, held_out: bool = False) -> tuple:
+def encode_pictures(
+    visual: Path, sprites: Sprites, count: int, seed: int, held_out: bool = False, device: str = "cpu"
+) -> tuple:
     """Codes int16 `[count, N, L]` and concepts int64 `[count]` of freshly augmented pictures."""
-    tower, codebook = load_visual(visual)
+    tower, codebook = (part.to(device) for part in load_visual(visual))
     g = torch.Generator().manual_seed(seed)
     codes, labels = [], []
     pool = sprites.held_out.nonzero()[:, 0]
@@ -97,23 +100,25 @@ def encode_pictures(visual: Path, sprites: Sprites, count: int, seed: int, held_
             label = sprites.labels[rows]
         else:
             rows, label = sprites.sample(64, g)
-        features, _ = tower(augment(sprites.pixels[rows], sprites.upright[rows], g))
-        codes.append(codebook.quantize(features).codes.to(torch.int16))
+        features, _ = tower(augment(sprites.pixels[rows], sprites.upright[rows], g).to(device))
+        codes.append(codebook.quantize(features).codes.to("cpu", torch.int16))
         labels.append(label)
         if start % 6400 == 0:
             print(f"encoded {start} of {count}", flush=True)
     return torch.cat(codes)[:count], torch.cat(labels)[:count]
 
 
-def picture_codes(visual: Path, things: list[Concept], cache: Path, count: int) -> dict[str, Tensor]:
+def picture_codes(
+    visual: Path, things: list[Concept], cache: Path, count: int, device: str = "cpu"
+) -> dict[str, Tensor]:
     """`{train,test,other_artist}.{codes,labels}`, computed once and kept beside the tower."""
     coded = visual / "codes.safetensors"
     if not coded.exists():
         sprites = Sprites(things, cache)
         sets = {
-            "train": encode_pictures(visual, sprites, count, seed=1),
-            "test": encode_pictures(visual, sprites, 640, seed=2),
-            "other_artist": encode_pictures(visual, sprites, 640, seed=3, held_out=True),
+            "train": encode_pictures(visual, sprites, count, seed=1, device=device),
+            "test": encode_pictures(visual, sprites, 640, seed=2, device=device),
+            "other_artist": encode_pictures(visual, sprites, 640, seed=3, held_out=True, device=device),
         }
         named = {name: dict(zip(("codes", "labels"), pair, strict=True)) for name, pair in sets.items()}
         save_tensors(coded, {f"{n}.{part}": t for n, pair in named.items() for part, t in pair.items()})
@@ -185,11 +190,12 @@ class Packer:
 
 
 def forward(llm: PreTrainedModel, projector: Projector, image: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """Hidden states `[B, T, h]` for packed rows with image features `[B, N, d]`."""
+    """Hidden states `[B, T, h]`, on the LLM's device, for packed rows with image features `[B, N, d]`."""
+    batch = {name: table.to(llm.device) for name, table in batch.items()}
     embeddings = llm.get_input_embeddings()(batch["ids"])
-    projected = projector(image)
+    projected = projector(image.to(llm.device))
     embeddings = torch.cat([embeddings[:, :1], projected, embeddings[:, 1 + image.shape[1] :]], dim=1)
-    mask = torch.zeros(batch["mask"].shape, dtype=embeddings.dtype).masked_fill(~batch["mask"], float("-inf"))
+    mask = torch.zeros_like(batch["mask"], dtype=embeddings.dtype).masked_fill(~batch["mask"], float("-inf"))
     out = llm.model(
         inputs_embeds=embeddings, attention_mask=mask, position_ids=batch["positions"], use_cache=False
     )
@@ -198,6 +204,7 @@ def forward(llm: PreTrainedModel, projector: Projector, image: Tensor, batch: di
 
 def answer_scores(hidden: Tensor, llm: PreTrainedModel, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Loss and hit per answer token, and their places `[n, 2]`; logits only where answers are predicted."""
+    labels = labels.to(hidden.device)
     places = (labels[:, 1:] != -100).nonzero()
     logits = llm.get_output_embeddings()(hidden[places[:, 0], places[:, 1]]).float()
     goal = labels[places[:, 0], places[:, 1] + 1]
@@ -282,21 +289,23 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=48000)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
     args = parser.parse_args()
+    device = resolve_device(args.device)
     torch.manual_seed(args.seed)
     things = concepts(args.cache)
     goal, _, _ = targets(things, args.cache)
     questions = Questions(things, name_similarity(goal))
-    data = picture_codes(args.visual, things, args.cache, args.pictures)
+    data = picture_codes(args.visual, things, args.cache, args.pictures, str(device))
     useful = torch.tensor([things[i].category not in PASSED_OVER for i in data["train.labels"].tolist()])
     data |= {f"train.{part}": data[f"train.{part}"][useful] for part in ("codes", "labels")}
     _, codebook = load_visual(args.visual)
     print("usage", usage(data["train.codes"].long(), codebook.size), flush=True)
 
     tokenizer = build_text_tokenizer(corpus(things, questions, 20000, 5), KINDS[args.kind]["vocabulary"])
-    llm = build_llm(args.kind, len(tokenizer))
+    llm = build_llm(args.kind, len(tokenizer)).to(device)
     width = llm.config.hidden_size
-    projector = Projector({"type": "mlp2x_gelu", "in": codebook.dim, "out": width})
+    projector = Projector({"type": "mlp2x_gelu", "in": codebook.dim, "out": width}).to(device)
     parameters = [*llm.parameters(), *projector.parameters()]
     print(f"{sum(p.numel() for p in parameters) / 1e6:.2f} M parameters", flush=True)
     optimizers = build_optimizers(llm, projector, args.learning_rate)
@@ -325,7 +334,7 @@ def main() -> None:
         codes = data["train.codes"][chosen] if stage else data["train.codes"][chosen][:, :0]
         pack = packer if stage else text_packer
         batch = pack.pack(rows, blind, dropped_tokens(args.batch, pack.image_tokens, g))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             hidden = forward(llm, projector, quantised(codebook, codes, g), batch)
             losses, right, _ = answer_scores(hidden, llm, batch["labels"])
         loss = losses.mean()
@@ -361,10 +370,10 @@ def save(
     """Write projector and LLM in bfloat16 where the native format expects them."""
     import copy
 
-    copy.deepcopy(llm).to(torch.bfloat16).save_pretrained(out / "llm")
+    copy.deepcopy(llm).to("cpu", torch.bfloat16).save_pretrained(out / "llm")
     tokenizer.save_pretrained(out / "llm")
     (out / "projector").mkdir(parents=True, exist_ok=True)
-    state = {k: v.to(torch.bfloat16).contiguous() for k, v in projector.state_dict().items()}
+    state = {k: v.to("cpu", torch.bfloat16).contiguous() for k, v in projector.state_dict().items()}
     save_tensors(out / "projector/model.safetensors", state)
     (out / "projector/config.json").write_text(json.dumps(projector.config, indent=2) + "\n")
 

