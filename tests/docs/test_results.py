@@ -102,6 +102,25 @@ def test_the_paper_map_says_of_codes_per_image_what_figure_5_says():
     assert f"at 0.2, in {min(beyond):.0f} to {max(beyond):.0f} % of the images" in text
 
 
+def test_readme_says_of_the_third_surrogate_what_its_json_says():
+    two, third = (
+        json.loads((RESULTS / name / "transfer.json").read_text(encoding="utf-8"))["summary"]
+        for name in ("transfer", "transfer-smollm2")
+    )
+    own, other = (row for row in third if row["data"] == "all")
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    gains = [f"{100 * row['accuracy']:.1f}" for row in (own, other)]
+    assert "itself {} points, the two small LLMs {},".format(*gains) in text
+    assert f"in {own['positive'] + other['positive']} of {own['cells'] + other['cells']} cells" in text
+    wholes = [[row for row in told if row["data"] == "all"] for told in (two, third)]
+    means = [
+        sum(row["accuracy"] * row["cells"] for row in rows) / sum(row["cells"] for row in rows)
+        for rows in zip(*wholes, strict=True)
+    ]
+    cells = sum(row["cells"] for rows in wholes for row in rows)
+    assert f"Of all {cells} cells that is {100 * means[0]:.1f} and {100 * means[1]:.1f}" in text
+
+
 def values(told):
     """Every number and text in a result, as it is written."""
     if isinstance(told, dict):
