@@ -28,6 +28,7 @@ MADE_BY = {
     "transfer": matrix_page,
     "apparel": domains_page,
     "apparel-800": domains_page,
+    "apparel-seeds": domains_page,
     "digits": domains_page,
 }
 """What makes a page of its JSON, by the file's name."""
