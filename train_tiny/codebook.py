@@ -30,8 +30,8 @@ class CodebookLearner:
     @torch.no_grad()
     def start(self, features: Tensor, generator: torch.Generator, iterations: int = 12) -> None:
         """Fit each level by k-means to what the levels before it leave of the features `[n, d]`."""
-        for name in ("codewords", "counts", "sums"):
-            setattr(self, name, getattr(self, name).to(features.device))
+        tables = (self.codewords, self.counts, self.sums)
+        self.codewords, self.counts, self.sums = (table.to(features.device) for table in tables)
         rest = features
         for level in range(len(self.codewords)):
             size = self.codewords.shape[1]
