@@ -122,6 +122,32 @@ def test_readme_says_of_the_third_surrogate_what_its_json_says():
     assert f"Of all {cells} cells that is {100 * means[0]:.1f} and {100 * means[1]:.1f}" in text
 
 
+def test_what_unseen_classes_of_apparel_lose_is_told_as_it_was_measured():
+    """In words beside the pages: over the seeds of one file, and of both."""
+    first, more = (
+        json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["runs"]
+        for name in ("apparel", "apparel-seeds")
+    )
+    assert [run["seed"] for run in first + more] == list(range(10))
+
+    def change(runs, model, group):
+        rows = [run["rows"][model] for run in runs]
+        return 100 * sum(row["adapted"][group] - row["zero-shot"][group] for row in rows) / len(rows)
+
+    surrogate, other = "craft-tiny/qwen2", "craft-tiny/llama"
+    text = " ".join((RESULTS / "README.md").read_text(encoding="utf-8").split())
+    lost = [-change(runs, surrogate, "unseen") for runs in (first, first + more)]
+    gained = [change(runs, other, "unseen") for runs in (first, first + more)]
+    assert f"lose {lost[0]:.1f} points on the surrogate over the first three" in text
+    assert (
+        "{:.1f} over all ten; on the other LLM they gain {:.1f} and {:.1f}".format(lost[1], *gained) in text
+    )
+    gains = [f"{change(more, model, 'accuracy'):.1f}" for model in (surrogate, other)]
+    assert "on seven further hold-outs [{} and {}]".format(*gains) in text
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert "and all classes gain {} and {} points".format(*gains) in readme
+
+
 def values(told):
     """Every number and text in a result, as it is written."""
     if isinstance(told, dict):
