@@ -145,6 +145,16 @@ def test_a_damaged_part_is_named_and_encoded_again(pictures, encoded, tmp_path, 
     assert part.name in capsys.readouterr().err
 
 
+def test_codes_of_another_search_are_kept_apart(pictures, encoded, tmp_path):
+    visual = tiny_visual()
+    cache = CodeCache(tmp_path / "codes")
+    exact = cache.encode(visual, pictures, progress=False)
+    narrow = cache.encode(visual, pictures, progress=False, search="rerank")
+    assert encoded == [4, 4] and torch.equal(exact.codes, narrow.codes)
+    told = [json.loads(path.read_text()) for path in tmp_path.glob("codes/*/cache.json")]
+    assert {one.get("search") for one in told} == {None, "rerank"}
+
+
 def test_pictures_that_are_made_as_they_are_asked_for(pictures):
     class Lazy(Sequence):  # as a column of `datasets`: an object of its own at each access, soon collected
         def __len__(self):

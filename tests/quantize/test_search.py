@@ -1,10 +1,12 @@
 """Every search against float64: the same codes, but where two codewords are as near as float32 can tell."""
 
 import copy
+import inspect
 import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from typing import get_args
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 from craft.core.errors import ConfigError
 from craft.experiments.bench.search import near_ties
 from craft.quantize import ResidualCodebook, search
-from craft.quantize.search import SEARCHES, choose, kept_bytes
+from craft.quantize.search import SEARCHES, Search, choose, kept_bytes
 
 CPU = ("exact", "gram", "rerank")
 
@@ -95,6 +97,14 @@ def test_gram_subtracts_what_bare_differences_give():
     first = scores.argmax(1)
     after = (z - table[first]) @ table.T - table.square().sum(1) / 2
     torch.testing.assert_close(scores - products[first], after)
+
+
+def test_all_that_offer_a_search_offer_the_same():
+    from craft.cli.evaluate import evaluate
+
+    offered = {*SEARCHES, "auto"}
+    assert set(get_args(Search)) == offered
+    assert set(get_args(inspect.signature(evaluate).parameters["search"].annotation)) == offered
 
 
 def test_auto_says_what_it_takes_and_why(monkeypatch):

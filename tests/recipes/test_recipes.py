@@ -220,12 +220,13 @@ def test_resumed_evaluations_take_nothing_of_other_data(folder, tmp_path, monkey
     prior = save_prior(tmp_path / "prior.safetensors", torch.arange(32), lvlm.visual.codebook, {})
     words = {**seeds, "keep_ratio": 0.5, "prior": str(prior)}
 
-    def times() -> int:
+    def times(**more) -> int:
         before = len(asked)
-        evaluate_all(lvlm, data=[folder], **words)
+        evaluate_all(lvlm, data=[folder], **words, **more)
         return len(asked) - before
 
     assert [times(), times()] == [2, 0]
+    assert [times(search="rerank"), times(search="rerank"), times()] == [2, 0, 2]  # may find other codes
     for place in folder.glob("class 0/*.png"):
         Image.new("RGB", (20, 20), (7, 200, 9)).save(place)
     assert [times(), times()] == [2, 0]

@@ -287,6 +287,12 @@ def test_questions_that_a_short_window_keeps_apart_take_the_memory_of_rows_apart
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_images_from_page_locked_memory_are_those_of_any_other():
+    lvlm = tiny_lvlm().to("cuda")
+    same(step(lvlm, asked(), [0, 1]), step(lvlm, asked(), [0, 1], pin_memory=False))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_stem_is_kept_in_main_memory():
     lvlm, samples = tiny_lvlm().to("cuda"), asked()
     config = AdaptConfig.build(FAST, {"trainable": "layers", "device": "cuda"})

@@ -37,6 +37,7 @@ def evaluate(
     protocol: Literal["generate", "options", "both"] = "generate",
     classes: Flag = False,
     cache: Path | None = None,
+    search: Literal["auto", "exact", "gram", "rerank", "fused"] = "exact",
     card: Flag = False,
     resume: Flag = False,
     dry_run: Flag = False,
@@ -72,6 +73,8 @@ def evaluate(
             several times faster; both says how far they agree.
         classes: show figures per class, and which is taken for which.
         cache: a folder that keeps the codes of images for the next evaluation with the same encoder.
+        search: how codewords are found; auto is the fastest here. All but exact may differ where two
+            codewords are equally near.
         card: write the figures into the encoder's model card (Hugging Face's model-index).
         resume: skip data sets whose results with the same settings lie in --out.
         dry_run: load everything and ask a few questions only; write nothing.
@@ -100,6 +103,7 @@ def evaluate(
         like=artefacts if like else (),
         roots=root or (),
         cache=CodeCache(cache),
+        **({} if search == "exact" else {"search": search}),
         out=None if dry_run else out,
         resume=resume,
         card=card and not dry_run,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from craft.core.errors import DataError
+from craft.core.progress import say
 from craft.data import LETTERS, Sample
 from craft.evaluation.ask import Replies, ask
 from craft.evaluation.matching import (
@@ -17,6 +18,8 @@ from craft.evaluation.matching import (
 from craft.evaluation.report import Report
 from craft.models.code_cache import CodeCache, image_names
 from craft.models.lvlm import LVLM
+from craft.quantize import Continuous
+from craft.quantize.search import Choice, Search, search_for
 
 Protocol = Literal["generate", "options", "both"]
 """How an answer is got: written by the LLM (the paper's), the likeliest option, or one beside the other."""
@@ -34,6 +37,7 @@ def evaluate_lvlm(
     *,
     protocol: Protocol = "generate",
     cache: CodeCache | None = None,
+    search: Search = "exact",
 ) -> Report:
     """Answers to all samples, marked (§4.1).
 
@@ -54,9 +58,12 @@ def evaluate_lvlm(
             likeliest, in one pass and without generation. "both" marks the written answers, and reports how
             far the options' scores agree with them.
         cache: codes of images that were encoded before; what is new is added. None: this call's own.
+        search: how codewords are found (`craft.quantize.search`). All but "exact" may find others where
+            two are equally near. The report's settings name it, and "auto" by what it picked.
 
     Raises:
         DataError: an image cannot be read, or "options" is asked of a question that has none.
+        ConfigError: the search does not run here.
         CraftError: `keep_ratio` is out of range, or there is no code prior for it; or the LLM counts
             positions itself, and `keep_positions` is wanted.
     """
@@ -67,7 +74,11 @@ def evaluate_lvlm(
         raise DataError(
             f"The protocol 'options' needs questions with options, and {bare.id} has none; use 'generate'."
         )
-    images = (cache or CodeCache()).encode(lvlm.visual, [s.image for s in samples], batch_size, progress)
+    found = _search_in(lvlm, search)
+    if search != "exact":
+        say(f"search: {found.name} ({found.why})")
+    sources = [sample.image for sample in samples]
+    images = (cache or CodeCache()).encode(lvlm.visual, sources, batch_size, progress, found.name)
     prompts = [sample.prompt() for sample in samples]
     replies = ask(
         lvlm,
@@ -91,6 +102,7 @@ def evaluate_lvlm(
         "keep_positions": keep_positions,
         "max_new_tokens": max_new_tokens,
         "asked_alone": len(replies.alone),
+        **({} if found.name == "exact" else {"search": found.name}),
     }
     return Report.of(rows, {**told, **(settings or {})})
 
@@ -156,3 +168,14 @@ def _row(sample: Sample, prompt: str, replies: Replies, index: int, protocol: Pr
             "scores": [round(score, 4) for score in scores],
         }
     return row
+
+
+def _search_in(lvlm: LVLM, search: Search) -> Choice:
+    """The search that evaluation of an LVLM uses; a continuous one has no codewords to find.
+
+    Raises:
+        ConfigError: it does not run here.
+    """
+    if isinstance(lvlm.visual.codebook, Continuous):
+        return Choice("exact", "a continuous LVLM has no codebook")
+    return search_for(search, lvlm.visual.codebook)

@@ -109,7 +109,12 @@ class CodeCache:
 
     @torch.no_grad()
     def encode(
-        self, visual: VisualTokenizer, images: Sequence[Any], batch_size: int = 64, progress: bool = True
+        self,
+        visual: VisualTokenizer,
+        images: Sequence[Any],
+        batch_size: int = 64,
+        progress: bool = True,
+        search: str = "exact",
     ) -> ImageCodes:
         """The codes of images; the vision tower runs for those that it has not met, each picture once.
 
@@ -118,12 +123,14 @@ class CodeCache:
             images: paths, bytes, PIL images or arrays, as `VisualTokenizer.encode` takes them.
             batch_size: images per forward pass of the tower.
             progress: show it.
+            search: how codewords are found, as `craft.quantize.search.search_for` gives it. Codes that
+                another search found are kept apart.
 
         Raises:
             DataError: an image cannot be read. What was encoded before it is kept.
-            ConfigError: the folder cannot be written to.
+            ConfigError: the folder cannot be written to, or the search does not run here.
         """
-        told = describe_visual(visual)
+        told = describe_visual(visual) | ({} if search == "exact" else {"search": search})
         key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
         place = None if self.folder is None else self.folder / key
         if key not in self._known:
@@ -137,7 +144,7 @@ class CodeCache:
         if missing:
             if place is not None and not (place / "cache.json").is_file():
                 write_json(place / "cache.json", told)
-            _encode_missing(visual, missing, known, place, batch_size, progress)
+            _encode_missing(visual, missing, known, place, batch_size, progress, search)
         order = {digest: row for row, digest in enumerate(dict.fromkeys(digests))}
         found = [known[digest] for digest in order]
         empty = torch.zeros(0, *_shape(visual), dtype=_dtype(visual))
@@ -187,13 +194,15 @@ def _encode_missing(
     place: Path | None,
     batch_size: int,
     progress: bool,
+    search: str,
 ) -> None:
     """Run the tower over `missing`; add to `known` and, every `PART` images and at the end, to disk."""
     digests, sources, unsaved = list(missing), list(missing.values()), list[bytes]()
     starts = range(0, len(sources), batch_size)
     try:
         for start in track(starts, "encoding images") if progress and len(starts) > 1 else starts:
-            tokens = visual.encode(sources[start : start + batch_size], batch_size=batch_size, with_cls=False)
+            chunk = sources[start : start + batch_size]
+            tokens = visual.encode(chunk, batch_size=batch_size, with_cls=False, search=search)
             kept = tokens.features if visual.continuous else tokens.codes
             codes, residual = kept.to(_dtype(visual)).cpu(), tokens.residual.float().cpu()
             batch = digests[start : start + batch_size]

@@ -138,7 +138,11 @@ class VisualTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(
-        self, images: Sequence[Any] | Tensor, batch_size: int = 64, with_cls: bool = True
+        self,
+        images: Sequence[Any] | Tensor,
+        batch_size: int = 64,
+        with_cls: bool = True,
+        search: str = "exact",
     ) -> VisionTokens:
         """Images or pixels -> `VisionTokens`, without gradient, `batch_size` images at a time.
 
@@ -146,16 +150,18 @@ class VisualTokenizer(nn.Module):
             images: a sequence as `preprocess` takes it, or pixels float `[B, 3, S, S]`.
             batch_size: images per forward pass; an image's tokens do not depend on it.
             with_cls: as for `forward`.
+            search: as for `quantize`.
 
         Raises:
             DataError: an image cannot be read, or there is none.
+            ConfigError: there is no such search, or it does not fit this codebook or device.
         """
         count = len(images)
         parts = []
         for start in range(0, max(count, 1), batch_size):
             chunk = images[start : start + batch_size]
             values = chunk if isinstance(chunk, Tensor) else self.preprocess(chunk)
-            parts.append(self(values.to(self.device), with_cls=with_cls))
+            parts.append(self.quantize(*self.vision_tower(values.to(self.device), with_cls), search=search))
         return parts[0] if len(parts) == 1 else concatenate(parts)
 
 

@@ -7,7 +7,7 @@ choose(codebook).name                    # what `auto` takes here, and .why
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ _FEW = 8  # rows whose candidates it gathers at once on a processor: 1 MiB at d 
 _GRAM_SHARE = 0.25  # of free memory that `auto` gives the Gram matrix
 DEPTH = 64
 """`fused` fills widths up with zeros to a multiple of this."""
+
+Search = Literal["auto", "exact", "gram", "rerank", "fused"]
+"""What the setting `search` takes: a key of `SEARCHES`, or the one that `choose` picks."""
 
 
 @runtime_checkable
@@ -211,7 +214,7 @@ SEARCHES: dict[str, Callable[[Tensor, Tables], Tensor]] = {
     "rerank": rerank,
     "fused": fused,
 }
-"""Searches by the names that `ResidualCodebook.quantize` and the setting `search` take, besides `auto`."""
+"""The searches by name, but for "auto"."""
 
 
 def kept_bytes(name: str, tables: Tables) -> int:
@@ -283,6 +286,19 @@ def check_search(name: str, tables: Tables) -> None:
     """
     if fault := obstacle(name, tables):
         raise ConfigError(f"search={name} {fault}; use search=exact, or auto.")
+
+
+def search_for(name: str, tables: Tables) -> Choice:
+    """The search that the setting `search` means for a codebook, checked; "auto" is `choose`'s.
+
+    Raises:
+        ConfigError: there is none of that name, or it cannot run here.
+    """
+    if name == "auto":
+        return choose(tables)
+    search_named(name, tables)
+    check_search(name, tables)
+    return Choice(name, "as set")
 
 
 def search_named(name: str, tables: Tables) -> Callable[[Tensor, Tables], Tensor]:

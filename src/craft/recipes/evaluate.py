@@ -13,6 +13,7 @@ from craft.models.code_cache import CodeCache
 from craft.models.llm_bits import bits_of
 from craft.models.load import load
 from craft.models.lvlm import LVLM
+from craft.quantize.search import Search
 from craft.recipes.prior import chosen_prior
 from craft.recipes.questions import checked, questions_for, take
 
@@ -43,6 +44,7 @@ def evaluate(
     out: str | Path | None = None,
     protocol: Protocol = "generate",
     cache: str | Path | CodeCache | None = None,
+    search: Search = "exact",
 ) -> Report:
     """Greedy answers to a data set's questions, marked by exact match (§4.1).
 
@@ -74,6 +76,7 @@ def evaluate(
             finds likeliest, in one pass. "both" also says how far the two agree.
         cache: a folder (or a `CodeCache`) that keeps the codes of images for the next evaluation with the
             same encoder.
+        search: how codewords are found: "exact", "gram", "rerank", "fused" or "auto", as in training.
 
     Raises:
         CodebookMismatchError: encoder and backbone do not share a codebook.
@@ -126,6 +129,7 @@ def evaluate(
         keep_positions=keep_positions,
         protocol=protocol,
         cache=cache if isinstance(cache, CodeCache) else CodeCache(cache),
+        search=search,
     )
     if out is not None:
         report.save_samples(out)

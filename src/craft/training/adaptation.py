@@ -14,7 +14,7 @@ from craft.data import Sample
 from craft.models.lvlm import LVLM
 from craft.models.prompts import Dialogue, one_turn
 from craft.models.vision_tower import HybridTower
-from craft.quantize.search import Choice, check_search, choose, obstacle
+from craft.quantize.search import Choice, obstacle, search_for
 from craft.training.alignment import packed_size
 from craft.training.augment import augment
 from craft.training.blending import blending, kept_share
@@ -105,9 +105,8 @@ def chosen_search(lvlm: LVLM, config: AdaptConfig) -> Choice:
         return Choice("exact", "a continuous LVLM has no codebook")
     tables: Any = lvlm.visual.codebook
     if config.search == "auto":
-        return on_main(lambda: choose(tables))  # one for all processes, whatever memory each finds free
-    check_search(config.search, tables)
-    return Choice(config.search, "as set")
+        return on_main(lambda: search_for("auto", tables))  # one for all processes, whatever each has free
+    return search_for(config.search, tables)
 
 
 def resumed_search(lvlm: LVLM, config: C, record: Mapping[str, Any]) -> C:
@@ -192,9 +191,9 @@ class ImageBatches:
         classes = torch.tensor([self.classes[class_of(sample)] for sample in samples])
         ids = tuple(sample.id for sample in samples)
         images = self.images.get([group[0] for group in groups])
-        if self.device.type == "cuda":  # copied while the step before it still runs
-            images = images.pin_memory()
-        images = images.to(self.device, non_blocking=True)
+        ahead = self.config.pin_memory and self.device.type == "cuda"
+        images = images.pin_memory() if ahead else images
+        images = images.to(self.device, non_blocking=ahead)  # while the step before it still runs
         return Batch(
             ids=ids,
             images=augment(images, ids, self.config.seed, step, self.config.augment),

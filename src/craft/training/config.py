@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from craft.quantize.search import Search
 from craft.training.settings import Section, Settings
 
 
@@ -176,6 +177,7 @@ class AdaptConfig(LoopConfig):
         cache_mib: memory for decoded images (without augmentation, of a frozen stem's output).
         workers: processes that decode images ahead of the step that needs them; 0 decodes in this one.
         pixel_cache: a folder in which decoded images are kept between runs, read as mapped memory.
+        pin_memory: images go to a GPU from page-locked memory, while the step before still runs there.
         search: how codewords are found in training: "exact", "gram" (a shared codebook), "rerank", "fused",
             or "auto" (see `craft.quantize.search`; a resumed run keeps what it chose). All but "exact" may
             differ where codewords are equally near.
@@ -201,7 +203,8 @@ class AdaptConfig(LoopConfig):
     cache_mib: int = Field(default=2048, ge=0)
     workers: int = Field(default=0, ge=0)
     pixel_cache: str | None = None
-    search: Literal["auto", "exact", "gram", "rerank", "fused"] = "exact"
+    pin_memory: bool = True
+    search: Search = "exact"
     questions_per_image: int = Field(default=1, ge=1)
     prefix_cache: bool = False
     llm_bits: Literal[4, 8] | None = None
