@@ -246,7 +246,7 @@ def test_vision_ft_is_the_autoregressive_loss_on_features(runs):
 
 def test_vision_ft_with_the_codebook_is_adapt_without_commitment(tmp_path):
     ours = METHODS["vision-ft-codebook"](tiny_lvlm(), tiny_data(), tmp_path / "one", **FAST)
-    weights = {"losses.commitment.weight": 0.0, "losses.contrastive.weight": 0.0}
+    weights = {f"losses.{name}.weight": 0.0 for name in ("commitment", "contrastive", "retention")}
     theirs = adapt(tiny_lvlm(), tiny_data(), tmp_path / "two", **FAST, **weights)
     assert part_hashes(ours.lvlm) == part_hashes(theirs.lvlm)
     assert type(load_artefact(ours.out)) is Artefact

@@ -95,7 +95,7 @@ def test_where_tau_starts(tmp_path, start, tau):
     first = RunFolder(tmp_path / "run").metrics()[0]
     assert rehearse(lvlm, tiny_data(), config={"losses": losses}, **FAST).parts == {
         name: pytest.approx(first[name], rel=1e-5)
-        for name in ("loss", "sal", "commitment", "contrastive", "distance")
+        for name in ("loss", "sal", "commitment", "contrastive", "distance", "retention")
     }
 
 

@@ -36,6 +36,11 @@ def test_what_is_set_is_kept(capsys):
     assert not capsys.readouterr().err
 
 
+def test_what_the_retention_loss_keeps_need_not_be_mixed_in(capsys):
+    assert kept_share(None, labelled(3), 0.5) == 1.0 and kept_share(0.7, labelled(3), 0.5) == 0.7
+    assert not capsys.readouterr().err
+
+
 def test_without_labels_answers_count():
     questions = [dataclasses.replace(one, label=None, choices=(), correct=None) for one in labelled(2 * FEW)]
     many = [dataclasses.replace(one, answer=f"answer {row}") for row, one in enumerate(questions)]
@@ -45,8 +50,9 @@ def test_without_labels_answers_count():
 
 def test_run_and_artefact_tell_the_share(tmp_path):
     """And it is the share that a run with this number gives, to the bit."""
-    told = adapt(tiny_lvlm(), tiny_data(), tmp_path / "auto", **FAST)
-    given = adapt(tiny_lvlm(), tiny_data(), tmp_path / "given", **FAST, blend=OF_FEW)
+    none = {**FAST, "config": {"losses": {"retention": {"weight": 0}}}}
+    told = adapt(tiny_lvlm(), tiny_data(), tmp_path / "auto", **none)
+    given = adapt(tiny_lvlm(), tiny_data(), tmp_path / "given", **none, blend=OF_FEW)
     assert read_json(tmp_path / "auto" / "run.json")["blend"] == OF_FEW == told.metrics["blend"]
     card = (told.encoder / "README.md").read_text()
     assert f"- blend: {OF_FEW}" in card

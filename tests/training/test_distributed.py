@@ -35,7 +35,7 @@ def same_training(one, other):
     """Losses of every step and the weights at the end agree as far as float32 lets them."""
     assert [line["step"] for line in one["lines"]] == [line["step"] for line in other["lines"]]
     for line, expected in zip(one["lines"], other["lines"], strict=True):
-        for name in ("loss", "sal", "commitment", "contrastive", "distance"):
+        for name in ("loss", "sal", "commitment", "contrastive", "distance", "retention"):
             assert line[name] == pytest.approx(expected[name], rel=2e-4), (line["step"], name)
     for name, value in other["tower"].items():
         # Adam divides by the gradient's size: where that is rounding noise, so is the step.

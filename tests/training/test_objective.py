@@ -6,6 +6,8 @@ import torch
 from builders import tiny_lvlm
 from craft.core.errors import ConfigError
 from craft.losses import commitment, commitment_cumulative, contrastive
+from craft.training import objective
+from craft.training import retention as retaining
 from craft.training.adaptation import ImageBatches
 from craft.training.config import AdaptConfig
 from craft.training.image_cache import ImageCache
@@ -13,10 +15,10 @@ from craft.training.objective import CraftObjective, TextTable, class_numbers, c
 from tiny_data import tiny_data
 
 
-def batch_of(lvlm, config, through_stem=False, con=1.0):
+def batch_of(lvlm, config, through_stem=False, con=1.0, mixed=False):
     data = tiny_data()
     cache = ImageCache(lvlm.visual, 2**20, through_stem=through_stem)
-    batches = ImageBatches(lvlm, data.train, config, con, cache)
+    batches = ImageBatches(lvlm, data.train, config, con, cache, mixed)
     return batches, batches.make([0, 1, 2, 5], 0)
 
 
@@ -35,6 +37,32 @@ def test_equation_5():
     torch.testing.assert_close(loss, 0.7 * sal + 0.3 * commit + 0.2 * con, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(parts["distance"], commit.detach())
     assert parts["loss"].requires_grad is False
+
+
+@pytest.mark.parametrize("through_stem", [False, True])
+def test_retention_beside_equation_5(monkeypatch, through_stem):
+    monkeypatch.setattr(retaining, "MIXED", 1 / 2)
+    monkeypatch.setattr(objective, "MIXED", 1 / 2)
+    lvlm = tiny_lvlm()
+    tower, base = lvlm.visual.vision_tower, tiny_lvlm(seed=1).visual.vision_tower
+    config = AdaptConfig(augment=0)
+    batches, _ = batch_of(lvlm, config, through_stem, mixed=True)
+    batch = batches.make(range(8), 0)
+    assert batch.mixed is not None and 0 < len(batch.mixed) < len(batch.ids)
+    plain, _ = CraftObjective(lvlm, config.losses, 1.0, through_stem)(batch)
+    frozen = retaining.base_features(base, through_stem)
+    whole = CraftObjective(lvlm, config.losses, 1.0, through_stem, base=frozen, retention_weight=0.7)
+    loss, parts = whole(batch)
+    run, was = (tower.after_stem, base.after_stem) if through_stem else (tower, base)
+    each = (run(batch.mixed)[0] - was(batch.mixed)[0]).square().mean((1, 2))
+    expected = each.sum() / (len(batch.ids) / 2)  # as many as are expected, however many there are
+    torch.testing.assert_close(parts["retention"], expected.detach(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(loss, plain + 0.7 * expected, rtol=1e-4, atol=1e-4)
+    loss.backward()
+    assert all(p.grad is None for p in base.parameters())
+    without = [index for index in range(8) if index not in batches.partners][:2]
+    bare = batches.make(without, 0)
+    assert bare.mixed is None and whole(bare)[1]["retention"] == 0
 
 
 def test_cumulative_commitment_and_no_contrastive():

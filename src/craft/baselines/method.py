@@ -16,7 +16,13 @@ from craft.training.adaptation import (
     stem_suffices,
 )
 from craft.training.blending import blending, kept_share
-from craft.training.config import BaselineConfig, CommitmentConfig, ContrastiveConfig, LossesConfig
+from craft.training.config import (
+    BaselineConfig,
+    CommitmentConfig,
+    ContrastiveConfig,
+    LossesConfig,
+    RetentionConfig,
+)
 from craft.training.lesson import Lesson
 from craft.training.objective import CraftObjective
 
@@ -52,11 +58,12 @@ class Method:
 
 
 def answers_only(config: BaselineConfig) -> BaselineConfig:
-    """The same settings with the autoregressive loss alone: no commitment, no contrastive term."""
+    """The same settings with the autoregressive loss alone: no commitment, contrastive or retention loss."""
     losses = LossesConfig(
         sal=config.losses.sal,
         commitment=CommitmentConfig(weight=0.0),
         contrastive=ContrastiveConfig(weight=0.0),
+        retention=RetentionConfig(weight=0.0),
     )
     return config.model_copy(update={"losses": losses})
 

@@ -9,7 +9,11 @@ from craft.recipes.adapt import AdaptResult, adapt
 from craft.recipes.opening import Config, run_settings
 from craft.training.config import AdaptConfig
 
-FIXED = {"losses.commitment.weight": 0.0, "losses.contrastive.weight": 0.0}
+FIXED = {
+    "losses.commitment.weight": 0.0,
+    "losses.contrastive.weight": 0.0,
+    "losses.retention.weight": 0.0,
+}
 """Settings of `craft.adapt` that make the method."""
 
 
@@ -24,7 +28,7 @@ def vision_ft_codebook(
     overwrite: bool = False,
     **overrides: Any,
 ) -> AdaptResult:
-    """`craft.adapt` with the autoregressive loss alone: neither commitment nor contrastive term.
+    """`craft.adapt` with the autoregressive loss alone: no commitment, contrastive or retention loss.
 
     The result is an adapted encoder for the codebook, as that of `craft.adapt`. Arguments and errors are
     those of `craft.adapt`; the run folder is by default `runs/` and the names of data and method.

@@ -168,7 +168,7 @@ def _show(found: dict[str, Any]) -> None:
         last = found["last"] or {}
         losses = [
             f"{name} {last[name]:.4g}"
-            for name in ("loss", "sal", "commitment", "contrastive")
+            for name in ("loss", "sal", "commitment", "contrastive", "retention")
             if name in last
         ]
         show_pairs(

@@ -27,7 +27,17 @@ from craft.experiments.report_html import (
 from craft.recipes.matrix_page import page as matrix_page
 from craft.training.run_folder import RunFolder, machine
 
-CURVES = ("loss", "sal", "commitment", "contrastive", "ldifs", "codes_changed", "validation", "lr")
+CURVES = (
+    "loss",
+    "sal",
+    "commitment",
+    "contrastive",
+    "retention",
+    "ldifs",
+    "codes_changed",
+    "validation",
+    "lr",
+)
 """Columns of metrics.jsonl that are drawn, where they are there and change."""
 
 MISTAKES = 12

@@ -364,8 +364,8 @@ def settings_of_training(plan: Plan, domain: str, seed: int, method: Method) -> 
     device = {key: value for key in ("device", "dtype") if (value := getattr(plan, key)) is not None}
     place = {} if root is None else {"data.root": str(root)}
     given = {**named, **place, **device, **plan.adapt, **dict(method.settings)}
-    if method.name == CRAFT:
-        return AdaptConfig.build(None, given)
+    if method.name == CRAFT:  # the paper has no retention loss
+        return AdaptConfig.build(None, {"losses.retention.weight": 0.0, **given})
     return BaselineConfig.build(None, {**given, "method": method.name})
 
 

@@ -1,13 +1,15 @@
-"""Floor 1: the three losses of the paper (Eq. 2, 3, 4) as functions on tensors; Eq. 5 weighs them."""
+"""Floor 1: losses as functions on tensors: the paper's (Eq. 2, 3, 4; Eq. 5 weighs them), and one of ours."""
 
 from craft.losses.alignment import answer_positions, surrogate_alignment
 from craft.losses.commitment import commitment, commitment_cumulative
 from craft.losses.contrastive import contrastive
+from craft.losses.retention import retention
 
 __all__ = [
     "answer_positions",
     "commitment",
     "commitment_cumulative",
     "contrastive",
+    "retention",
     "surrogate_alignment",
 ]

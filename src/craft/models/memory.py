@@ -1,5 +1,6 @@
 """How much memory a training step will take, before it takes it (`--dry-run`)."""
 
+import math
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ def estimate_memory(
     gradient_checkpointing: Recompute = False,
     from_codes: bool = False,
     search: str = "exact",
+    mixed: float = 0.0,
 ) -> dict[str, int]:
     """Estimate the bytes of one training step; works on the meta device.
 
@@ -53,12 +55,14 @@ def estimate_memory(
         gradient_checkpointing: layers keep their inputs only, one at a time runs again; or "selective".
         from_codes: the codes are cached (`craft align`), so that the vision tower does not run.
         search: how codewords are found (`craft.quantize.search.SEARCHES`).
+        mixed: pictures beside each image that the retention loss takes; it keeps the base tower too.
 
     Returns:
         Bytes: `weights`, `gradients`, `optimiser` (AdamW: two float32 moments), `activations`, `logits`,
         `search` (nearest code: temporary scores, and what that search keeps beside the codebook), `total`.
     """
-    weights = weight_bytes(lvlm)
+    tower = lvlm.visual.vision_tower
+    weights = weight_bytes(lvlm) + (weight_bytes(tower) if mixed else 0)
     training = [parameter for parameter in lvlm.parameters() if parameter.requires_grad]
     gradients = sum(parameter.numel() * parameter.element_size() for parameter in training)
     optimiser = sum(parameter.numel() * 2 * 4 for parameter in training)
@@ -67,12 +71,11 @@ def estimate_memory(
     activations = searching = 0
     if not from_codes:
         patches = lvlm.visual.grid[0] * lvlm.visual.grid[1]
-        vision: Any = lvlm.visual.vision_tower.siglip_config
-        layers = len(lvlm.visual.vision_tower.layers)  # type: ignore[arg-type]
-        if any(p.requires_grad for p in lvlm.visual.vision_tower.parameters()):
-            activations = (
-                batch_size * patches * width * kept_per_token(vision, layers, gradient_checkpointing)
-            )
+        vision: Any = tower.siglip_config
+        layers = len(tower.layers)  # type: ignore[arg-type]
+        if any(p.requires_grad for p in tower.parameters()):
+            images = math.ceil(batch_size * (1 + mixed))
+            activations = images * patches * width * kept_per_token(vision, layers, gradient_checkpointing)
         book: Any = lvlm.visual.codebook
         rows = min(batch_size * patches, ROW_BLOCK)
         searching = 3 * rows * min(book.size, code_block(rows, book.size, book.codewords.device)) * 4

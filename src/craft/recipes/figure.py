@@ -16,6 +16,7 @@ _CURVES = {
     "sal": ("Surrogate alignment (Eq. 2)", "#0969da"),
     "commitment": ("Commitment (Eq. 3)", "#8250df"),
     "contrastive": ("Contrastive (Eq. 4)", "#bf3989"),
+    "retention": ("Retention (ours)", "#bc4c00"),
 }
 _LINE = 0.2  # inches per line of answers
 _LONGEST = 15  # characters of an answer that fit a column

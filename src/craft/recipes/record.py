@@ -41,13 +41,15 @@ def begin(
 
 
 def run_metrics(run: RunFolder, result: FitResult) -> dict[str, Any]:
-    """What training came to, for people: steps, losses at the end, the kept step and share, minutes."""
+    """What training came to, for people: steps, losses at the end, the kept step and share, minutes; and the
+    retention loss's weight (of a baseline None)."""
     return {
         "steps": result.steps,
         "train": {key: value for key, value in result.metrics.items() if isinstance(value, int | float)},
         "best_step": result.best_step,
         "best_validation": result.best_validation,
         "blend": run.record["blend"],
+        "retention": run.record.get("retention"),
         "minutes": result.minutes,
     }
 

@@ -26,6 +26,7 @@ from craft.training.lora import take_lora
 from craft.training.objective import Batch, CraftObjective, TextTable, class_numbers, class_of
 from craft.training.order import batch_indices
 from craft.training.pixel_store import PixelStore, decoders
+from craft.training.retention import MIXED, base_features, mix, partners, retention_weight
 
 C = TypeVar("C", bound=LoopConfig)
 
@@ -55,11 +56,13 @@ def adaptation(
             "out of memory, the others would wait for its texts. Give a number."
         )
     lvlm.visual.vision_tower.float()
-    trained = choose_trainable(lvlm, config, con)
+    keep = retention_weight(config.losses.retention.weight, samples)
     stem = config.trainable != "all" and stem_suffices(lvlm, config)
-    share = kept_share(config.blend, samples)
+    base = base_features(lvlm.visual.vision_tower, stem) if keep else None  # before LoRA, where there will be
+    trained = choose_trainable(lvlm, config, con)
+    share = kept_share(config.blend, samples, keep)
     images = image_cache(lvlm, samples, config, stem)
-    batches = ImageBatches(lvlm, samples, config, con, images)
+    batches = ImageBatches(lvlm, samples, config, con, images, mixed=keep > 0)
     search = chosen_search(lvlm, config)
     if config.search != "exact":
         say(f"search: {search.name} ({search.why})")
@@ -68,7 +71,7 @@ def adaptation(
     if config.cls_attention:
         cast(Any, lvlm.visual.vision_tower).cls_attention = config.cls_attention
     return Lesson(
-        objective=CraftObjective(lvlm, config.losses, con, stem, *ways),
+        objective=CraftObjective(lvlm, config.losses, con, stem, *ways, base, keep),
         trained=trained,
         batches=batches,
         parts=("vision_tower",),
@@ -77,9 +80,14 @@ def adaptation(
         finish=lambda: _finish(lvlm, config, images),
         verb="adapting",
         images=images,
-        ahead=lambda indices: images.expect([batches.groups[index][0] for index in indices]),
+        ahead=batches.expect,
         count=len(batches.groups),
-        notes={"search": asdict(search), "blend": share},
+        notes={
+            "search": asdict(search),
+            "blend": share,
+            "retention": keep,
+            "mixed": MIXED if keep else 0.0,
+        },
     )
 
 
@@ -170,15 +178,31 @@ def image_cache(lvlm: LVLM, samples: Sequence[Sample], config: AdaptConfig, stem
 
 
 class ImageBatches:
-    """The training set as batches on the device: a pure function of the step."""
+    """The training set as batches on the device: a pure function of the step.
+
+    Args:
+        lvlm: the model.
+        samples: the training set.
+        config: all settings.
+        con: λ_con; texts are embedded where it counts.
+        images: gives the images.
+        mixed: some images come mixed with others, too, for the retention loss.
+    """
 
     def __init__(
-        self, lvlm: LVLM, samples: Sequence[Sample], config: AdaptConfig, con: float, images: ImageCache
+        self,
+        lvlm: LVLM,
+        samples: Sequence[Sample],
+        config: AdaptConfig,
+        con: float,
+        images: ImageCache,
+        mixed: bool = False,
     ) -> None:
         self.samples = samples
         self.groups = image_groups(samples, config.questions_per_image)
         self.config = config
         self.images = images
+        self.partners = partners([group[0] for group in self.groups], config.seed) if mixed else {}
         self.texts = TextTable(lvlm.visual, samples, config.seed) if con else None
         self.classes = class_numbers(samples)
         self.backbone = lvlm.backbone
@@ -191,18 +215,43 @@ class ImageBatches:
         classes = torch.tensor([self.classes[class_of(sample)] for sample in samples])
         ids = tuple(sample.id for sample in samples)
         images = self.images.get([group[0] for group in groups])
-        ahead = self.config.pin_memory and self.device.type == "cuda"
-        images = images.pin_memory() if ahead else images
-        images = images.to(self.device, non_blocking=ahead)  # while the step before it still runs
         return Batch(
             ids=ids,
-            images=augment(images, ids, self.config.seed, step, self.config.augment),
+            images=self._seen(images, ids, step),
             questions=tuple(sample.prompt() for sample in samples),
             answers=tuple(sample.answer for sample in samples),
             texts=None if self.texts is None else self.texts.sample(samples, step).to(self.device),
             classes=classes.to(self.device),
             dialogues=tuple(map(self._dialogues, groups)) if self.config.questions_per_image > 1 else None,
+            mixed=self._mixed(images, indices, step),
         )
+
+    def expect(self, indices: Sequence[int]) -> None:
+        """Prepare the images of a batch that will be made soon."""
+        self.images.expect([self.groups[index][0] for index in indices])
+        if others := self._partners(indices):
+            self.images.expect(others)
+
+    def _seen(self, images: Tensor, ids: Sequence[str], step: int) -> Tensor:
+        """The images on the device, augmented."""
+        ahead = self.config.pin_memory and self.device.type == "cuda"
+        images = images.pin_memory() if ahead else images
+        images = images.to(self.device, non_blocking=ahead)  # while the step before it still runs
+        return augment(images, ids, self.config.seed, step, self.config.augment)
+
+    def _mixed(self, images: Tensor, indices: Sequence[int], step: int) -> Tensor | None:
+        """The mixed pictures of a batch, augmented by draws of their own; None where it has none."""
+        rows = [row for row, index in enumerate(indices) if index in self.partners]
+        if not rows:
+            return None
+        ids = [f"{self.groups[indices[row]][0].id} mixed" for row in rows]
+        others = self.images.get(self._partners(indices))
+        return self._seen(mix(images[rows], others, ids, self.config.seed, step), ids, step)
+
+    def _partners(self, indices: Sequence[int]) -> list[Sample]:
+        """What some of the groups' images are mixed with."""
+        chosen = (self.partners[index] for index in indices if index in self.partners)
+        return [self.groups[partner][0] for partner in chosen]
 
     def answer_tokens(self, batch: Batch) -> int:
         """How many answer tokens SAL takes its mean over."""

@@ -11,24 +11,33 @@ from craft.data import Sample
 from craft.training.lesson import nothing
 
 FEW = 30
-"""With fewer classes than these in training, `OF_FEW` of what was trained is kept; else `OF_MANY`."""
+"""Fewer classes than these teach a tower to tell those apart, and it forgets what would tell others; many
+teach it the domain. Source: ours; the border was found on development images (`docs/concepts.md`)."""
 
 OF_FEW, OF_MANY = 0.3, 1.0
+"""The shares of what was trained that are kept, without the retention loss."""
 
 
-def kept_share(blend: float | None, samples: Sequence[Sample]) -> float:
-    """The share of what is trained that is kept, in (0, 1]; says so where it was not set.
+def class_count(samples: Sequence[Sample]) -> int:
+    """How many classes there are in training; of answers, where samples have no labels."""
+    return len({sample.concept for sample in samples})
+
+
+def kept_share(blend: float | None, samples: Sequence[Sample], retention_weight: float = 0.0) -> float:
+    """The share of what is trained that is kept, in (0, 1]; says so where the number of classes settles it.
 
     Args:
-        blend: as set; None leaves it to the number of classes (of answers, where samples have no labels).
+        blend: as set; None leaves it to the number of classes.
         samples: the training set.
+        retention_weight: of the retention loss. With it, all is kept.
 
-    Few classes teach the tower to tell those apart, and it forgets what would tell others; many teach it the
-    domain. Source: ours; both shares were chosen on development images (`docs/concepts.md`).
+    Source: ours; both shares were chosen on development images (`docs/concepts.md`).
     """
     if blend is not None:
         return blend
-    classes = len({sample.concept for sample in samples})
+    if retention_weight:
+        return 1.0
+    classes = class_count(samples)
     share = OF_FEW if classes < FEW else OF_MANY
     say(f"blend: {share:g} of what is trained will be kept, for {classes} classes (1 from {FEW} on)")
     return share

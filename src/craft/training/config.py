@@ -82,12 +82,23 @@ class ContrastiveConfig(Section):
     temperature: float | None = Field(default=10.0, gt=0)
 
 
+class RetentionConfig(Section):
+    """How far the base tower's features are kept where a picture shows none of the classes. Source: ours.
+
+    `weight` None goes by the number of classes in training: 3 of few, 0 of 30 and more, which is the paper's
+    (`craft.training.retention`).
+    """
+
+    weight: float | None = Field(default=None, ge=0)
+
+
 class LossesConfig(Section):
-    """The three terms of Eq. 5."""
+    """The three terms of Eq. 5, and one of ours beside them."""
 
     sal: SalConfig = SalConfig()
     commitment: CommitmentConfig = CommitmentConfig()
     contrastive: ContrastiveConfig = ContrastiveConfig()
+    retention: RetentionConfig = RetentionConfig()
 
 
 class LoraConfig(Section):
@@ -171,8 +182,8 @@ class AdaptConfig(LoopConfig):
         cls_attention: "read-only" leaves patches as they are without [CLS], which attends to them; with
             "symmetric" they attend to it too, the other reading of §3.2. None is what the tower has.
         blend: 1 keeps the trained tower, as the paper does; less mixes `blend` of it with `1 - blend` of the
-            base tower's weights (WiSE-FT); None goes by the number of classes in training: 0.3 of few, 1 of
-            30 and more (`craft.training.blending`). Source: ours.
+            base tower's weights (WiSE-FT); None is 1, but 0.3 where there are few classes in training and
+            the retention loss has no weight (`craft.training.blending`). Source: ours.
         augment: strength of random turns, shifts, zoom and light on training images; 0 is none. Source: ours.
         cache_mib: memory for decoded images (without augmentation, of a frozen stem's output).
         workers: processes that decode images ahead of the step that needs them; 0 decodes in this one.

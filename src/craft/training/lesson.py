@@ -98,3 +98,8 @@ class Lesson:
     def search(self) -> str:
         """How codewords are found, where features are quantised in training."""
         return self.notes.get("search", {}).get("name", "exact")
+
+    @property
+    def mixed(self) -> float:
+        """Mixed pictures that the retention loss takes beside each image."""
+        return self.notes.get("mixed", 0.0)

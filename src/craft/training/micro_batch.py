@@ -82,6 +82,7 @@ def checkpointing(
             gradient_checkpointing=lighter,
             from_codes=isinstance(config, AlignConfig),
             search=work.search,
+            mixed=work.mixed,
         )
         more = needed["total"] - needed["weights"]
         if not agree(more * _MARGIN > free):

@@ -1,6 +1,6 @@
 """The training objective: Eq. 2 to 5 of the paper, for one batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from craft.core.processes import gather, world
 from craft.core.seeding import rng
 from craft.core.tokens import VisionTokens
 from craft.data import Sample
-from craft.losses import commitment, commitment_cumulative, contrastive, surrogate_alignment
+from craft.losses import commitment, commitment_cumulative, contrastive, retention, surrogate_alignment
 from craft.models.compiled import Compiled, layers_of
 from craft.models.lvlm import LVLM
 from craft.models.prefix import Prefix, hidden_behind, read_prefix
@@ -22,6 +22,7 @@ from craft.models.visual_tokenizer import VisualTokenizer
 from craft.training.alignment import pack
 from craft.training.config import LossesConfig
 from craft.training.lesson import WHOLE, Share
+from craft.training.retention import MIXED
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Batch:
         dialogues: per image the dialogues that SAL learns in their place, where there are several.
         texts: embeddings `[B, d]` of the sampled texts, or None without a contrastive loss.
         classes: int64 `[B]`, y of Eq. 4.
+        mixed: `[M, …]`, pictures of no class for the retention loss; None where there are none.
         share: how much of the step's whole batch this is.
     """
 
@@ -45,6 +47,7 @@ class Batch:
     texts: Tensor | None
     classes: Tensor
     dialogues: tuple[tuple[Dialogue, ...], ...] | None = None
+    mixed: Tensor | None = None
     share: Share = WHOLE
 
 
@@ -99,7 +102,8 @@ def class_of(sample: Sample) -> str:
 
 
 class CraftObjective(nn.Module):
-    """L = L_SAL + λ_commit L_commit + λ_con L_con (Eq. 5), as a module so that data parallelism can wrap it.
+    """L = L_SAL + λ_commit L_commit + λ_con L_con (Eq. 5), and with `base` the retention loss, which is ours;
+    as a module so that data parallelism can wrap it.
 
     Args:
         lvlm: the surrogate; which of its parameters train is settled elsewhere.
@@ -110,6 +114,8 @@ class CraftObjective(nn.Module):
         prefix_cache: read the text before the image once, when it is first needed.
         compiled: run the layers of tower and LLM as torch.compile has them; the LLM's only without
             `prefix_cache`.
+        base: images -> features of the tower before training; None leaves the retention loss out.
+        retention_weight: of that loss.
     """
 
     def __init__(
@@ -121,6 +127,8 @@ class CraftObjective(nn.Module):
         search: str = "exact",
         prefix_cache: bool = False,
         compiled: bool = False,
+        base: Callable[[Tensor], Tensor] | None = None,
+        retention_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.lvlm = lvlm
@@ -130,6 +138,8 @@ class CraftObjective(nn.Module):
         self.search = search
         self.prefix_cache = prefix_cache
         self.compiled = compiled
+        self.base = base
+        self.retention_weight = retention_weight
         self._prefix: Prefix | None = None
         self._layers: Compiled | None = None
 
@@ -153,9 +163,7 @@ class CraftObjective(nn.Module):
         visual, backbone, losses = self.lvlm.visual, self.lvlm.backbone, self.losses
         samples, answers = batch.share.samples, batch.share.answers
         cumulative = losses.commitment.form == "cumulative"
-        tower: Any = visual.vision_tower
-        run: Any = tower.after_stem if self.from_stem else tower
-        features, cls = run(batch.images, bool(self.contrastive_weight))
+        features, cls, keep = self._features(batch)
         tokens = visual.quantize(features, cls, cumulative, self.search)  # z, z̃ = q(E_θ(x)), Eq. 1
 
         zero = tokens.features.new_zeros(())
@@ -186,7 +194,25 @@ class CraftObjective(nn.Module):
         )
         distance = samples * commitment(tokens.features.detach(), tokens.quantized.detach(), "mean")
         parts = {"loss": loss, "sal": sal, "commitment": commit, "contrastive": con, "distance": distance}
+        if keep is not None:
+            parts["retention"] = samples * keep
+            parts["loss"] = loss = loss + self.retention_weight * parts["retention"]
         return loss, {name: value.detach() for name, value in parts.items()}
+
+    def _features(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Features `[B, N, d]`; [CLS] `[B, d]` where Eq. 4 needs it; the retention loss where it counts."""
+        tower: Any = self.lvlm.visual.vision_tower
+        run: Any = tower.after_stem if self.from_stem else tower
+        images, with_cls = batch.images, bool(self.contrastive_weight)
+        if self.base is None:
+            return *run(images, with_cls), None
+        if batch.mixed is None:
+            return *run(images, with_cls), images.new_zeros(())
+        features, cls = run(torch.cat([images, batch.mixed]), with_cls)  # one pass: half the launches of two
+        count, mixed = len(images), len(batch.mixed)
+        keep = retention(features[count:], self.base(batch.mixed))
+        keep = keep * mixed / (MIXED * count)  # however many it has: micro-batches add up to the whole
+        return features[:count], None if cls is None else cls[:count], keep
 
     def _read(self, tokens: VisionTokens, batch: Batch) -> tuple[Tensor, Tensor]:
         """The LLM's last hidden states `[B, T, h]` and the labels int64 `[B, T]`; both without a prefix that

@@ -58,7 +58,8 @@ def rehearse_step(
     sizes = [work.batches.tokens(index) for index in indices]
     taken, answers = max(rows * tokens for rows, tokens, _ in sizes), max(size[2] for size in sizes)
     dtype = resolve_dtype(config.dtype, resolve_device(config.device))
-    memory = estimate_memory(lvlm, len(indices), taken, dtype, answers, again, search=work.search)
+    count = len(indices)
+    memory = estimate_memory(lvlm, count, taken, dtype, answers, again, search=work.search, mixed=work.mixed)
     longest = max(tokens for _, tokens, _ in sizes)
     return _told(lvlm, parts, memory, config, work.count or len(samples), longest)
 
