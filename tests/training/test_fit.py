@@ -52,7 +52,13 @@ def losses(run):
 
 
 def test_overfits_eight_samples(tmp_path):
-    settings = {"max_steps": 30, "batch_size": 8, "learning_rate": 3e-3, "trainable": "layers", "losses.retention.weight": 0.0}
+    settings = {
+        "max_steps": 30,
+        "batch_size": 8,
+        "learning_rate": 3e-3,
+        "trainable": "layers",
+        "losses.retention.weight": 0.0,
+    }
     _, run, result = train(tmp_path / "run", settings)
     lines = run.metrics()
     assert len(lines) == result.steps == 30
