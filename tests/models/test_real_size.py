@@ -6,7 +6,7 @@ import torch
 from craft.models.backbone import Backbone
 from craft.models.freezing import freeze_all_but, parameter_table
 from craft.models.lvlm import LVLM
-from craft.models.memory import estimate_memory, kept_per_token
+from craft.models.memory import estimate_memory, kept_per_token, weight_bytes
 from craft.models.projector import Projector
 from craft.models.vision_tower import SiglipTower
 from craft.models.visual_tokenizer import VisualTokenizer
@@ -87,6 +87,11 @@ def test_memory_estimate(lvlm: LVLM) -> None:
     assert checkpointed["activations"] < estimate["activations"] / 3
     assert checkpointed["total"] < 40 * GIB < estimate["total"] < 80 * GIB
     assert estimate_memory(lvlm, 1, 400, torch.bfloat16)["activations"] * 24 == estimate["activations"]
+    mixed = estimate_memory(lvlm, 24, 400, torch.bfloat16, mixed=0.5)  # the base tower, and 12 pictures more
+    assert mixed["weights"] - estimate["weights"] == weight_bytes(lvlm.visual.vision_tower)
+    alone = estimate_memory(lvlm, 12, 400, torch.bfloat16)["activations"]
+    text = 12 * 400 * 2 * kept_per_token(lvlm.backbone.llm.config, lvlm.backbone.llm.config.num_hidden_layers)
+    assert mixed["activations"] - estimate["activations"] == alone - text
     assert estimate["search"] <= 24 * 256 * 16384 * 4 / 8  # never an [N, K] matrix
 
 

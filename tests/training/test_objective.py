@@ -39,22 +39,23 @@ def test_equation_5():
     assert parts["loss"].requires_grad is False
 
 
-@pytest.mark.parametrize("through_stem", [False, True])
-def test_retention_beside_equation_5(monkeypatch, through_stem):
+@pytest.mark.parametrize("through_stem, frozen", [(False, False), (False, True), (True, True)])
+def test_retention_beside_equation_5(monkeypatch, through_stem, frozen):
     monkeypatch.setattr(retaining, "MIXED", 1 / 2)
     monkeypatch.setattr(objective, "MIXED", 1 / 2)
     lvlm = tiny_lvlm()
     tower, base = lvlm.visual.vision_tower, tiny_lvlm(seed=1).visual.vision_tower
+    base.stem.load_state_dict(tower.stem.state_dict())
     config = AdaptConfig(augment=0)
     batches, _ = batch_of(lvlm, config, through_stem, mixed=True)
     batch = batches.make(range(8), 0)
     assert batch.mixed is not None and 0 < len(batch.mixed) < len(batch.ids)
     plain, _ = CraftObjective(lvlm, config.losses, 1.0, through_stem)(batch)
-    frozen = retaining.base_features(base, through_stem)
-    whole = CraftObjective(lvlm, config.losses, 1.0, through_stem, base=frozen, retention_weight=0.7)
+    was = {"base": retaining.base_features(base, frozen), "base_from_stem": frozen}
+    whole = CraftObjective(lvlm, config.losses, 1.0, through_stem, **was, retention_weight=0.7)
     loss, parts = whole(batch)
-    run, was = (tower.after_stem, base.after_stem) if through_stem else (tower, base)
-    each = (run(batch.mixed)[0] - was(batch.mixed)[0]).square().mean((1, 2))
+    run, ran = (tower.after_stem, base.after_stem) if through_stem else (tower, base)
+    each = (run(batch.mixed)[0] - ran(batch.mixed)[0]).square().mean((1, 2))
     expected = each.sum() / (len(batch.ids) / 2)  # as many as are expected, however many there are
     torch.testing.assert_close(parts["retention"], expected.detach(), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(loss, plain + 0.7 * expected, rtol=1e-4, atol=1e-4)

@@ -80,7 +80,8 @@ OPEN = Sweep(
     "Is it the codebook alone, or what regulates the tower beside it? And does the whole tower have to be "
     "tuned? The second line is Vision FT with the codebook: CRAFT without commitment and contrastive term. "
     "The third tunes the tower's layers by LoRA; the last two keep 30 % of what was learned on all domains, "
-    "and all of it (the shipped setting keeps 30 % where training has fewer than 30 classes, else all).",
+    "and all of it (the first keeps 30 % where training has fewer than 30 classes, else all). None has the "
+    "retention loss, which the paper has not either.",
     {
         "CRAFT (shipped)": (),
         "without commitment": _weights(commitment=0.0),

@@ -57,8 +57,10 @@ def adaptation(
         )
     lvlm.visual.vision_tower.float()
     keep = retention_weight(config.losses.retention.weight, samples)
-    stem = config.trainable != "all" and stem_suffices(lvlm, config)
-    base = base_features(lvlm.visual.vision_tower, stem) if keep else None  # before LoRA, where there will be
+    tower: Any = lvlm.visual.vision_tower
+    frozen = config.trainable != "all" and isinstance(tower, HybridTower)  # its stem
+    stem = frozen and stem_suffices(lvlm, config)
+    base = base_features(tower, frozen) if keep else None  # before LoRA, where there will be
     trained = choose_trainable(lvlm, config, con)
     share = kept_share(config.blend, samples, keep)
     images = image_cache(lvlm, samples, config, stem)
@@ -71,7 +73,7 @@ def adaptation(
     if config.cls_attention:
         cast(Any, lvlm.visual.vision_tower).cls_attention = config.cls_attention
     return Lesson(
-        objective=CraftObjective(lvlm, config.losses, con, stem, *ways, base, keep),
+        objective=CraftObjective(lvlm, config.losses, con, stem, *ways, base, frozen, keep),
         trained=trained,
         batches=batches,
         parts=("vision_tower",),

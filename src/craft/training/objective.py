@@ -115,6 +115,7 @@ class CraftObjective(nn.Module):
         compiled: run the layers of tower and LLM as torch.compile has them; the LLM's only without
             `prefix_cache`.
         base: images -> features of the tower before training; None leaves the retention loss out.
+        base_from_stem: `base` takes the stem's maps, which no training changes.
         retention_weight: of that loss.
     """
 
@@ -128,6 +129,7 @@ class CraftObjective(nn.Module):
         prefix_cache: bool = False,
         compiled: bool = False,
         base: Callable[[Tensor], Tensor] | None = None,
+        base_from_stem: bool = False,
         retention_weight: float = 0.0,
     ) -> None:
         super().__init__()
@@ -139,6 +141,7 @@ class CraftObjective(nn.Module):
         self.prefix_cache = prefix_cache
         self.compiled = compiled
         self.base = base
+        self.base_from_stem = base_from_stem
         self.retention_weight = retention_weight
         self._prefix: Prefix | None = None
         self._layers: Compiled | None = None
@@ -208,9 +211,12 @@ class CraftObjective(nn.Module):
             return *run(images, with_cls), None
         if batch.mixed is None:
             return *run(images, with_cls), images.new_zeros(())
-        features, cls = run(torch.cat([images, batch.mixed]), with_cls)  # one pass: half the launches of two
+        seen = torch.cat([images, batch.mixed])  # one pass: half the launches of two
+        if self.base_from_stem and not self.from_stem:
+            seen, run = tower.run_stem(seen), tower.after_stem
+        features, cls = run(seen, with_cls)
         count, mixed = len(images), len(batch.mixed)
-        keep = retention(features[count:], self.base(batch.mixed))
+        keep = retention(features[count:], self.base(seen[count:]))
         keep = keep * mixed / (MIXED * count)  # however many it has: micro-batches add up to the whole
         return features[:count], None if cls is None else cls[:count], keep
 
