@@ -31,7 +31,7 @@ def test_few_classes_are_held(classes, weight, capsys):
     assert AdaptConfig().losses.retention.weight is None
     assert retention_weight(None, labelled(classes)) == weight
     said = capsys.readouterr().err
-    assert (f"weight 1, for {classes} classes" in said) == (weight > 0)
+    assert (f"weight 3, for {classes} classes" in said) == (weight > 0)
     assert retention_weight(0.5, labelled(classes)) == 0.5 and retention_weight(0.0, labelled(classes)) == 0
 
 

@@ -85,7 +85,7 @@ class ContrastiveConfig(Section):
 class RetentionConfig(Section):
     """How far the base tower's features are kept where a picture shows none of the classes. Source: ours.
 
-    `weight` None goes by the number of classes in training: 1 of few, 0 of 30 and more, which is the paper's
+    `weight` None goes by the number of classes in training: 3 of few, 0 of 30 and more, which is the paper's
     (`craft.training.retention`).
     """
 

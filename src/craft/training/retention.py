@@ -16,7 +16,7 @@ from craft.core.seeding import rng
 from craft.data import Sample
 from craft.training.blending import FEW, class_count
 
-OF_FEW = 1.0
+OF_FEW = 3.0
 """The weight of the retention loss where there are few classes."""
 
 MIXED = 1 / 3
