@@ -204,12 +204,20 @@ def test_a_resumed_run_keeps_the_search_that_auto_chose(tmp_path, monkeypatch):
     assert used and run.record["search"] == {"name": "rerank", "why": "another machine"}
     assert json.loads((tmp_path / "run" / "run.json").read_text())["search"]["name"] == "rerank"
 
-    record = {"search": {"name": "fused", "why": "a GPU"}}
+    record = {"search": {"name": "fused", "why": "a GPU"}, "retention": 0.0}
     config = AdaptConfig.build(FAST, settings)
     with pytest.raises(ConfigError, match=r"auto chose fused .*kernel for CUDA.*--overwrite"):
-        adaptation.resumed_search(tiny_lvlm(), config, record)
+        adaptation.resumed_settings(tiny_lvlm(), config, record)
     set_by_hand = config.model_copy(update={"search": "exact"})
-    assert adaptation.resumed_search(tiny_lvlm(), set_by_hand, record) is set_by_hand
+    assert adaptation.resumed_settings(tiny_lvlm(), set_by_hand, record) is set_by_hand
+
+
+def test_a_run_that_began_before_the_retention_loss_goes_on_without():
+    config, begun = AdaptConfig.build(FAST), {"search": {"name": "exact", "why": "as set"}}
+    assert config.losses.retention.weight is None
+    assert adaptation.resumed_settings(tiny_lvlm(), config, begun).losses.retention.weight == 0
+    for record in ({}, {**begun, "retention": 3.0}):  # it begins now; it has the loss
+        assert adaptation.resumed_settings(tiny_lvlm(), config, record) is config
 
 
 def test_a_search_that_cannot_run_is_refused_at_the_start(tmp_path):

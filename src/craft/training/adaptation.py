@@ -1,5 +1,6 @@
 """What `craft adapt` trains: the vision tower, by Eq. 5, on labelled pictures (§3.2)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar, cast
@@ -19,7 +20,7 @@ from craft.training.alignment import packed_size
 from craft.training.augment import augment
 from craft.training.blending import blending, kept_share
 from craft.training.checks import choose_trainable
-from craft.training.config import AdaptConfig, LoopConfig
+from craft.training.config import AdaptConfig, LoopConfig, RetentionConfig
 from craft.training.image_cache import ImageCache, image_key
 from craft.training.lesson import Lesson
 from craft.training.lora import take_lora
@@ -119,10 +120,11 @@ def chosen_search(lvlm: LVLM, config: AdaptConfig) -> Choice:
     return search_for(config.search, tables)
 
 
-def resumed_search(lvlm: LVLM, config: C, record: Mapping[str, Any]) -> C:
-    """The settings with the search that a run began with, where `auto` chose it.
+def resumed_settings(lvlm: LVLM, config: C, record: Mapping[str, Any]) -> C:
+    """The settings with the search that a run began with, where `auto` chose it, and without the retention
+    loss, where it began before that was there.
 
-    Chosen anew, on another machine or with other free memory, it could find other codes at near-ties.
+    Chosen anew, on another machine or with other free memory, a search could find other codes at near-ties.
 
     Args:
         lvlm: the model, on its device.
@@ -133,7 +135,12 @@ def resumed_search(lvlm: LVLM, config: C, record: Mapping[str, Any]) -> C:
         ConfigError: that search cannot run here.
     """
     name = record.get("search", {}).get("name")
-    if name is None or not isinstance(config, AdaptConfig) or config.search != "auto":
+    if name is None or not isinstance(config, AdaptConfig):
+        return config
+    if "retention" not in record:
+        losses = config.losses.model_copy(update={"retention": RetentionConfig(weight=0.0)})
+        config = config.model_copy(update={"losses": losses})
+    if config.search != "auto":
         return config
     if fault := obstacle(name, cast(Any, lvlm.visual.codebook)):
         raise ConfigError(
@@ -263,8 +270,9 @@ class ImageBatches:
         return sum(len(self.backbone.tokenized(*pair).answer) for pair in pairs)
 
     def length(self, index: int) -> int:
-        """Characters of questions and answers."""
-        return sum(len(sample.prompt()) + len(sample.answer) for sample in self.groups[index])
+        """Characters of questions and answers; a mixed picture counts as four for each of its patches."""
+        picture = 4 * math.prod(self.images.visual.grid) if index in self.partners else 0
+        return picture + sum(len(sample.prompt()) + len(sample.answer) for sample in self.groups[index])
 
     def tokens(self, index: int) -> tuple[int, int, int]:
         """As `packed_size` says of the questions about an image."""

@@ -17,7 +17,7 @@ from craft.core.seeding import seed_everything, stable_seed
 from craft.models.freezing import part_hashes
 from craft.models.lvlm import LVLM
 from craft.training import checkpoint
-from craft.training.adaptation import adaptation, resumed_search
+from craft.training.adaptation import adaptation, resumed_settings
 from craft.training.checks import check_finite, check_frozen, check_gradients, freeze_report
 from craft.training.config import LoopConfig
 from craft.training.engine import Engine
@@ -93,7 +93,9 @@ def fit(
     engine.place(lvlm)
     hashes = part_hashes(lvlm)  # as it came: what trains becomes float32, or gets LoRA
     before = run.record if resume else {}
-    work = processes.jointly(lambda: lesson(lvlm, samples, resumed_search(lvlm, config, before)), "the start")
+    work = processes.jointly(
+        lambda: lesson(lvlm, samples, resumed_settings(lvlm, config, before)), "the start"
+    )
     trained = work.trained
     if resume and run.record.get("hashes_before", hashes) != hashes:
         raise ConfigError("The model's weights are not those this run began with; give the same one.")
