@@ -227,6 +227,7 @@ def test_resumed_evaluations_take_nothing_of_other_data(folder, tmp_path, monkey
 
     assert [times(), times()] == [2, 0]
     assert [times(search="rerank"), times(search="rerank"), times()] == [2, 0, 2]  # may find other codes
+    assert times(search="exact") == 0  # as when none is named
     for place in folder.glob("class 0/*.png"):
         Image.new("RGB", (20, 20), (7, 200, 9)).save(place)
     assert [times(), times()] == [2, 0]

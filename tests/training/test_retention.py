@@ -8,6 +8,9 @@ import torch
 from builders import tiny_images, tiny_lvlm
 from craft import adapt
 from craft.core.files import read_json
+from craft.experiments.cells import CRAFT, Method
+from craft.experiments.plan import Plan
+from craft.experiments.work import settings_of_training
 from craft.training.adaptation import ImageBatches
 from craft.training.blending import FEW
 from craft.training.config import AdaptConfig
@@ -66,6 +69,28 @@ def test_mixed_pictures_do_not_depend_on_their_batch():
     apart = torch.cat([part.mixed for part in parts if part.mixed is not None])
     torch.testing.assert_close(whole.mixed, apart)
     assert ImageBatches(lvlm, tiny_data().train, config, 0.0, cache).make(indices, 3).mixed is None
+
+
+def test_what_images_are_mixed_with_is_prepared_too(monkeypatch):
+    lvlm, config = tiny_lvlm(), AdaptConfig()
+    batches = ImageBatches(lvlm, tiny_data().train, config, 0.0, ImageCache(lvlm.visual, 2**20), mixed=True)
+    expected, asked = [], []
+    monkeypatch.setattr(batches.images, "expect", lambda samples: expected.append(tuple(samples)))
+    get = batches.images.get
+    monkeypatch.setattr(batches.images, "get", lambda samples: asked.append(tuple(samples)) or get(samples))
+    batches.expect(range(8))
+    batches.make(range(8), 0)
+    assert len(expected) == 2 and expected == asked
+    index = next(iter(batches.partners))
+    alone = ImageBatches(lvlm, tiny_data().train, config, 0.0, batches.images)
+    assert batches.length(index) > alone.length(index)
+
+
+def test_the_papers_experiments_have_no_such_loss():
+    plan, method = Plan.build(None, {}), Method(CRAFT, "craft-tiny/qwen2")
+    assert settings_of_training(plan, "apparel", 0, method).losses.retention.weight == 0
+    given = Plan.build(None, {"adapt": {"losses.retention.weight": 2.0}})
+    assert settings_of_training(given, "apparel", 0, method).losses.retention.weight == 2
 
 
 def test_run_and_card_tell_the_weight_and_the_tower_stays_nearer(tmp_path):

@@ -103,7 +103,7 @@ def evaluate(
         like=artefacts if like else (),
         roots=root or (),
         cache=CodeCache(cache),
-        **({} if search == "exact" else {"search": search}),
+        search=search,
         out=None if dry_run else out,
         resume=resume,
         card=card and not dry_run,

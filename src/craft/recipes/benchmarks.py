@@ -154,7 +154,8 @@ def evaluate_all(
                 if settings.get("keep_ratio", 1) == 1
                 else {"counts": _counts(lvlm, artefact if encoders else None, settings.get("prior"))}
             ),
-            **{key: value for key, value in settings.items() if key != "batch_size"},
+            **{name: value for name, value in settings.items() if name not in ("batch_size", "search")},
+            **({"search": search} if (search := settings.get("search", "exact")) != "exact" else {}),
         }
         found = _kept(place, asked) if resume and place is not None else None
         if found is not None:

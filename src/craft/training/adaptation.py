@@ -85,12 +85,8 @@ def adaptation(
         images=images,
         ahead=batches.expect,
         count=len(batches.groups),
-        notes={
-            "search": asdict(search),
-            "blend": share,
-            "retention": keep,
-            "mixed": MIXED if keep else 0.0,
-        },
+        notes={"search": asdict(search), "blend": share, "retention": keep},
+        mixed=MIXED if keep else 0.0,
     )
 
 

@@ -79,6 +79,7 @@ class Lesson:
         ahead: told the samples of micro-batches that will be made soon.
         count: how many samples `batches` has, where that is not how many were given.
         notes: what was settled at the start, for run.json.
+        mixed: mixed pictures that the retention loss takes beside each image.
     """
 
     objective: nn.Module
@@ -93,13 +94,9 @@ class Lesson:
     ahead: Callable[[Sequence[int]], None] = _ignored
     count: int | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+    mixed: float = 0.0
 
     @property
     def search(self) -> str:
         """How codewords are found, where features are quantised in training."""
         return self.notes.get("search", {}).get("name", "exact")
-
-    @property
-    def mixed(self) -> float:
-        """Mixed pictures that the retention loss takes beside each image."""
-        return self.notes.get("mixed", 0.0)
