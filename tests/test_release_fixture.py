@@ -23,10 +23,12 @@ TRAINED_FOR_SIX_STEPS = {"atol": 1e-4, "rtol": 1e-3}
 
 @pytest.fixture
 def release(tmp_path, monkeypatch):
-    """A copy of the fixture as working folder: its paths are relative."""
-    folder = shutil.copytree(FIXTURE, tmp_path / "release")
+    """A copy of the fixture as working folder (its paths are relative), on one thread as it was written."""
+    folder, threads = shutil.copytree(FIXTURE, tmp_path / "release"), torch.get_num_threads()
     monkeypatch.chdir(folder)
-    return folder
+    torch.set_num_threads(1)
+    yield folder
+    torch.set_num_threads(threads)
 
 
 def same_weights(written, expected, expected_hash):
