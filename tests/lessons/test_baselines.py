@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from builders import tiny_continuous, tiny_images, tiny_lvlm
-from craft.baselines import METHODS, TUNING, load_tuned, rehearse
-from craft.baselines.ldifs import LdifsObjective, feature_distance, ldifs
 from craft.core.errors import CheckpointError, CodebookMismatchError, ConfigError, CraftError
 from craft.core.files import hash_tensors
+from craft.lessons.baselines import BASELINES, LdifsObjective, feature_distance, ldifs
 from craft.models.artefact import Artefact, load_artefact
 from craft.models.borrowed import Borrowed
 from craft.models.freezing import part_hashes
 from craft.models.native import load_native, save_native
 from craft.models.tuned import Tuned
 from craft.recipes import adapt, evaluate
+from craft.recipes.baseline import METHODS, load_tuned, rehearse, tune
 from craft.training.config import BaselineConfig
 from tiny_data import tiny_data
 
@@ -73,8 +73,8 @@ def test_what_is_loaded_is_what_was_tuned(runs, method):
     tuned, again = runs[method].lvlm, load_tuned(runs[method].out, tiny_continuous())
     assert part_hashes(again) == part_hashes(tuned)
     samples = tiny_data().test
-    pictures, asked = [s.image for s in samples], [s.prompt() for s in samples]
-    assert again.answer(pictures, asked) == tuned.answer(pictures, asked)
+    pictures, questions = [s.image for s in samples], [s.prompt() for s in samples]
+    assert again.answer(pictures, questions) == tuned.answer(pictures, questions)
     report = evaluate(tiny_continuous(), runs[method].out, tiny_data())
     assert report.settings["encoder"].endswith("tuned") and report.settings["held_out"] == ["shirt"]
     assert [row["prediction"] for row in report.samples] == [
@@ -157,7 +157,7 @@ def test_a_frozen_tower_in_bfloat16_is_read_behind_its_stem(tmp_path):
 
 @each_method
 def test_compile_is_for_every_method(method):
-    lesson, settings = TUNING[method].lesson, {"compile": True, "lora": {"rank": 2}, "device": "cpu"}
+    lesson, settings = BASELINES[method].lesson, {"compile": True, "lora": {"rank": 2}, "device": "cpu"}
     work = lesson(tiny_continuous(), tiny_data().train, BaselineConfig.build(settings))
     assert getattr(work.objective, "inner", work.objective).compiled
     both = BaselineConfig.build(settings, {"gradient_checkpointing": True})
@@ -167,12 +167,12 @@ def test_compile_is_for_every_method(method):
 
 @pytest.mark.parametrize("method, model", [("ldifs", tiny_continuous), ("vision-ft-codebook", tiny_lvlm)])
 def test_cls_never_runs_where_nothing_reads_it(tmp_path, monkeypatch, method, model):
-    lvlm, asked = model(), []
+    lvlm, with_cls = model(), []
     kind = type(lvlm.visual.vision_tower)
     run = kind._run
-    monkeypatch.setattr(kind, "_run", lambda self, x, cls: asked.append(cls) or run(self, x, cls))
+    monkeypatch.setattr(kind, "_run", lambda self, x, cls: with_cls.append(cls) or run(self, x, cls))
     METHODS[method](lvlm, tiny_data(), tmp_path / "run", **FAST)
-    assert asked and not any(asked)
+    assert with_cls and not any(with_cls)
 
 
 def slow_distance(now, then):
@@ -218,14 +218,14 @@ def test_ldifs_compares_with_the_initial_tower(tower, layers):
     loss, parts = objective(batch)
 
     def outputs(tower_now):
-        found = []
+        outs = []
         hooks = [
-            layer.register_forward_hook(lambda _, __, out: found.append(out[0])) for layer in tower_now.layers
+            layer.register_forward_hook(lambda _, __, out: outs.append(out[0])) for layer in tower_now.layers
         ]
         tower_now(batch.images)
         for hook in hooks:
             hook.remove()
-        return found if layers > 1 else found[-1:]
+        return outs if layers > 1 else outs[-1:]
 
     with torch.no_grad():
         now = outputs(lvlm.visual.vision_tower)
@@ -322,7 +322,14 @@ def test_damaged_files_and_unfinished_runs(runs, tmp_path):
 def test_settings_are_those_of_adapt(tmp_path):
     with pytest.raises(ConfigError, match="There is no setting 'learning_rat'"):
         METHODS["vision-ft"](tiny_continuous(), tiny_data(), tmp_path / "run", learning_rat=1)
-    found = rehearse("llm-lora", tiny_continuous(), tiny_data(), **FAST)
-    trained = {part: count for part, _, count in found.parameters if count}
-    assert set(trained) == {"llm"} and found.steps == 3
-    assert found.parts["sal"] > 0
+    rehearsal = rehearse("llm-lora", tiny_continuous(), tiny_data(), **FAST)
+    trained = {part: count for part, _, count in rehearsal.parameters if count}
+    assert set(trained) == {"llm"} and rehearsal.steps == 3
+    assert rehearsal.parts["sal"] > 0
+
+
+def test_unknown_methods_are_refused_and_zero_shot_has_no_dry_run():
+    with pytest.raises(ConfigError, match="no method 'lora' to tune by; use one of vision-ft, projector-ft"):
+        tune("lora", tiny_continuous(), tiny_data())
+    with pytest.raises(ConfigError, match=r"no method 'zero-shot' to tune by.*`craft eval MODEL`"):
+        rehearse("zero-shot", tiny_continuous(), tiny_data())
