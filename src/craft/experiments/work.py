@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from craft.baselines import METHODS, load_tuned
 from craft.core.device import total_memory
 from craft.core.errors import ConfigError
 from craft.core.files import hash_tensors, read_json, write_json
@@ -28,6 +27,7 @@ from craft.models.freezing import answer_hashes
 from craft.models.lvlm import LVLM
 from craft.models.memory import weight_bytes
 from craft.recipes.adapt import adapt
+from craft.recipes.baseline import METHODS, load_tuned
 from craft.recipes.questions import open_data, questions_for, take
 from craft.training.config import AdaptConfig, BaselineConfig, DataConfig
 
@@ -206,7 +206,7 @@ class Work:
         say(f"training: {method.name} with {method.model} on {domain}, seed {seed}")
         train = adapt if method.name == CRAFT else METHODS[method.name]
         config, resume = self.settings(domain, seed, method), (folder / "run.json").is_file()
-        train(model, domain, folder, seed, config=config, resume=resume)
+        train(model, domain, folder, seed=seed, config=config, resume=resume)
         write_json(_record(folder), {"seconds": round(time.monotonic() - began, 1)})
         return folder
 
