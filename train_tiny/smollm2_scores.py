@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from craft.core.progress import say
-from craft.evaluation.judge import Case
-from craft.evaluation.judge_offline import justifies
+from craft.judging.cases import Case
+from craft.judging.rules import justifies
 from craft.evaluation.language import INSTRUCTIONS
 from craft.models.backbone import Backbone
 from craft.models.code_cache import ImageCodes

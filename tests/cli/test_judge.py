@@ -10,7 +10,7 @@ import time
 import pytest
 from PIL import Image
 
-from evaluation.judge_server import KEY, MODEL, serving, verdict_on
+from judging.judge_server import KEY, MODEL, serving, verdict_on
 
 SHORT = ("--max-new-tokens", "6", "--batch-size", "4", "--device", "cpu")
 

@@ -16,9 +16,9 @@ from craft.core.errors import ConfigError
 from craft.core.files import hash_tensors, read_json, write_json
 from craft.core.progress import say
 from craft.data import BENCHMARKS, Data, Sample
-from craft.evaluation.judge_offline import RULES
 from craft.experiments.cells import CRAFT, ZERO_SHOT, Cell, Method, digest, plain
 from craft.experiments.plan import Plan
+from craft.judging.rules import RULES
 from craft.models.artefact import Artefact, load_artefact
 from craft.models.code_cache import CodeCache
 from craft.models.freezing import answer_hashes

@@ -1,4 +1,4 @@
-"""Floor 5: justified answers before a judge. `judge` has the whole; `cases` says what a judge sees and replies."""
+"""Justified answers before a judge (§4.3, §7). A newcomer opens `judge` first, then `cases`."""
 
 from craft.judging.config import JudgeConfig
 from craft.judging.judge import make_judge

@@ -274,7 +274,7 @@ def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _whole_batches(path: Path, batch_size: int, count: int) -> int:
-    """The number of rows in complete batches; rows of an incomplete batch, which a crash left, are removed."""
+    """The number of rows in complete batches; rows of a batch that a crash cut short are removed."""
     lines = whole_lines(path)
     if len(lines) > count:
         raise CheckpointError(f"{path} holds more answers than there are questions; use --overwrite.")

@@ -1,16 +1,27 @@
-"""The settings of `craft judge`. The names below are the keys; `craft.training.settings` reads and checks them."""
+"""The settings of `craft judge`; the names below are the keys (see `craft.training.settings`)."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from craft.core.errors import ConfigError
 from craft.training.settings import Settings
 
-JudgeName = Literal["offline", "anthropic", "openai"]
+
+def _check_local(name: Any) -> Any:
+    if name == "local":
+        raise ConfigError(
+            "The judge 'local' was removed. For a model on this machine start a server (vLLM, llama.cpp, "
+            "Ollama) and give --judge openai --model NAME --base-url http://localhost:8000/v1."
+        )
+    return name
 
 
 def _no_temperature(value: Any) -> Any:
     return None if value == "none" else value
+
+
+JudgeName = Annotated[Literal["offline", "anthropic", "openai"], BeforeValidator(_check_local)]
 
 
 class JudgeConfig(Settings):

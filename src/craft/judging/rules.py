@@ -17,7 +17,8 @@ may get another verdict, which includes changes of `craft.evaluation.matching` a
 `craft.data.sample.normalise`; otherwise old verdicts are taken for new ones."""
 
 NEW_WORDS = 3
-"""Number of different words beyond question, options, answer and answering phrases that make a justification."""
+"""A justification has at least this many different words beyond question, options, answer and answering
+phrases."""
 
 NOTE = (
     "judged by fixed rules: Correctness and Presence only; Relevance, Faithfulness, Verbosity and Overall "

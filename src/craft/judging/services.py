@@ -1,4 +1,4 @@
-"""Judges behind a service: Anthropic's SDK (the paper's judge, §7), and OpenAI's for any server of its protocol.
+"""Judges behind a service: Anthropic's SDK (the paper's judge, §7), and OpenAI's for servers of its protocol.
 
 A server on this machine is such a server too: `--judge openai --base-url http://localhost:8000/v1`. The SDKs
 handle timeouts, rate limits and retries. Keys come from the environment and go to the SDK only.
