@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from craft.core.progress import say
+from craft.evaluation.language import INSTRUCTIONS
 from craft.judging.cases import Case
 from craft.judging.rules import justifies
-from craft.evaluation.language import INSTRUCTIONS
 from craft.models.backbone import Backbone
 from craft.models.code_cache import ImageCodes
 from train_tiny.questions import Turn

@@ -19,7 +19,7 @@ def test_a_run_is_judged(craft, family, encoder, tmp_path):
     run, _ = encoder
     place = tmp_path / "judged"
     dry = craft("judge", run, "--backbone", family / "qwen2", "--out", place, "--dry-run", *SHORT)
-    assert dry.status == 0 and "nobody was asked" in dry.out and not place.exists(), dry.err
+    assert dry.status == 0 and "no model was asked" in dry.out and not place.exists(), dry.err
     said = craft("judge", run, "--backbone", family / "qwen2", "--out", place, *SHORT)
     assert said.status == 0, said.err
     text = " ".join(said.out.split())  # titles are wrapped, sooner or later by the length of the path

@@ -188,7 +188,7 @@ def test_what_is_no_verdict_is_a_status_and_never_a_zero(protocol, fault, status
         replies = judge_cases(judge, batch, VerdictCache(path))
         assert [reply.status for reply in replies] == ["ok", status, "ok"]
         assert replies[1].scores == {} and (replies[1].detail or status == "refused")
-        # The same again: only the open one is batch, and now all is well.
+        # The same again: only the pending one is asked, and now all is well.
         server.fault = lambda response, attempt: None
         again = judge_cases(judge, batch, VerdictCache(path))
     last = "refused" if status == "refused" else "ok"

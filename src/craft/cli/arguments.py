@@ -15,8 +15,9 @@ def expand(tokens: Sequence[str]) -> list[str]:
     """The words as the parser takes them.
 
     For `adapt`, `align`, `baseline`, `demo` and `judge` a dotted setting, `--losses.commitment.weight 0.2`,
-    becomes `--set losses.commitment.weight=0.2`. For the other verbs `--data.answer_with letter` is `--answer-with
-    letter`, and each entry of the `--config` file is a flag, unless that flag is among the words already.
+    becomes `--set losses.commitment.weight=0.2`. For the other verbs `--data.answer_with letter` is
+    `--answer-with letter`, and each entry of the `--config` file is a flag, unless that flag is among the
+    words already.
 
     Raises:
         ConfigError: the config file is missing or not a YAML file of settings.

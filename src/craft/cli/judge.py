@@ -142,9 +142,7 @@ def _show(report: "JudgeReport") -> None:
         }
     )
     if bad:
-        print(
-            "No figure includes cases without a verdict. The same command asks them again, unless refused."
-        )
+        print("No figure includes cases without a verdict. The same command asks them again, unless refused.")
     if report.settings["note"]:
         print(f"Note: {report.settings['note']}.")
 

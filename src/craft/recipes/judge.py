@@ -148,7 +148,7 @@ def answers_of(
     path = user_path(settings.run)
     if path.suffix == ".jsonl":
         return _answers_in_file(settings, path)
-    if (path / "answers.json").is_file():
+    if _holds_answers(path):
         return Answers(
             path,
             collect=lambda: read_cases(path),
@@ -252,6 +252,11 @@ def _answers_in_file(settings: JudgeConfig, path: Path) -> Answers:
 
 def _no_lvlm() -> LVLM:
     raise ConfigError("The images of answers go by id, whatever the options are; do not set distractors.")
+
+
+def _holds_answers(path: Path) -> bool:
+    """Whether a folder is that of an earlier judging, even if its `answers.json` is lost."""
+    return (path / "answers.json").is_file() or ((path / "answers.jsonl").is_file() and not is_encoder(path))
 
 
 def is_encoder(path: Path) -> bool:
