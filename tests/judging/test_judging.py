@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from craft.core.errors import CheckpointError, ConfigError, DataError
+from craft.core.interrupt import Interrupted
 from craft.judging.cases import (
     DIMENSIONS,
     GRADED,
@@ -31,7 +32,6 @@ from craft.judging.report import JudgeReport, overall
 from craft.judging.rules import offline_judge
 from craft.judging.run import VerdictCache, judge_cases
 from craft.judging.services import anthropic_judge, openai_judge
-from craft.training.interrupt import Interrupted
 from judging.judge_server import verdict_on
 
 GOOD = {

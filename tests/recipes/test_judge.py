@@ -13,16 +13,16 @@ from PIL import Image, ImageOps
 from builders import tiny_codebook, tiny_lvlm
 from craft.cli.arguments import expand
 from craft.core.errors import CheckpointError, ConfigError, DataError
+from craft.core.interrupt import Interrupted
+from craft.formats.prior import load_prior, save_prior
 from craft.judging.answers import explain, read_rows
 from craft.judging.cases import Reply
 from craft.judging.config import JudgeConfig
 from craft.judging.judge import make_judge
 from craft.models.lvlm import LVLM
-from craft.models.prior import load_prior, save_prior
 from craft.recipes import adapt, evaluate
 from craft.recipes.judge import answers_of, estimate, judge, judge_settings
 from craft.training import RunFolder
-from craft.training.interrupt import Interrupted
 from tiny_data import tiny_data
 
 SHORT = {"max_new_tokens": 6, "batch_size": 4}

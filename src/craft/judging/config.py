@@ -1,11 +1,11 @@
-"""The settings of `craft judge`; the names below are the keys (see `craft.training.settings`)."""
+"""The settings of `craft judge`; the names below are the keys (see `craft.core.settings`)."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from craft.core.errors import ConfigError
-from craft.training.settings import Settings
+from craft.core.settings import Settings
 
 
 def _check_local(name: Any) -> Any:

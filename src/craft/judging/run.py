@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import CheckpointError, ConfigError
+from craft.core.interrupt import Interrupted, StopWish, stop_wish
 from craft.core.progress import say, track
 from craft.judging.cases import DIMENSIONS, STATUSES, Ask, Case, Judge, Reply
-from craft.training.interrupt import Interrupted, StopWish, stop_wish
 
 FINAL = ("ok", "refused")
 """Cases with these statuses are not asked again; the same command asks the others again."""

@@ -9,6 +9,10 @@ from craft.core.errors import ConfigError
 from craft.core.files import read_json, user_path
 from craft.data import Sample, stratified
 from craft.data.load import as_setting
+from craft.formats.artefact import FORMAT, Artefact
+from craft.formats.code_cache import image_names
+from craft.formats.encoder import load_artefact
+from craft.formats.load import load
 from craft.judging.answers import (
     Answers,
     adopt,
@@ -24,10 +28,7 @@ from craft.judging.cases import DIRECTIVE, Case, Judge, digest
 from craft.judging.config import JudgeConfig
 from craft.judging.judge import CostEstimate, estimate_cost, judge_answers, make_judge, slug
 from craft.judging.report import JudgeReport
-from craft.models.artefact import FORMAT, Artefact, load_artefact
-from craft.models.code_cache import image_names
 from craft.models.freezing import answer_hashes
-from craft.models.load import load
 from craft.models.lvlm import LVLM
 from craft.recipes.questions import questions_for, take
 
