@@ -16,7 +16,7 @@ from craft.core.errors import ConfigError, DataError, TrainingError
 from craft.core.files import hash_tensors
 from craft.models.freezing import part_hashes
 from craft.quantize import search
-from craft.quantize.search import SEARCHES, Choice, choose, rerank
+from craft.quantize.search import SEARCHES, Choice, choose, exact
 from craft.training import AdaptConfig, Interrupted, RunFolder, adaptation, checkpoint, fit
 from craft.training.adaptation import ImageBatches
 from craft.training.checks import check_frozen, check_gradients, choose_trainable
@@ -188,26 +188,32 @@ def test_a_resumed_run_keeps_the_search_that_auto_chose(tmp_path, monkeypatch):
 
     def interrupted(out, chosen):
         """A run that stopped at step 4 on a machine where auto took `chosen`."""
-        monkeypatch.setattr(search, "choose", lambda tables: Choice(chosen, "another machine"))
-        with pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as there, pytest.raises(KeyboardInterrupt):
+            there.setattr(search, "choose", lambda tables: Choice(chosen, "another machine"))
             train(out, settings | {"eval_every": 4}, validate=stop)
-        monkeypatch.undo()
 
     def stop(lvlm):
         raise KeyboardInterrupt
 
-    interrupted(tmp_path / "run", "rerank")
-    assert choose(tiny_lvlm().visual.codebook).name == "exact"  # what auto takes here
     used = []
-    monkeypatch.setitem(SEARCHES, "rerank", lambda x, tables: used.append("rerank") or rerank(x, tables))
-    _, run, _ = train(tmp_path / "run", settings | {"eval_every": 4}, resume=True, validate=lambda _: 0.5)
-    assert used and run.record["search"] == {"name": "rerank", "why": "another machine"}
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["search"]["name"] == "rerank"
+    monkeypatch.setitem(SEARCHES, "fused", lambda x, tables: used.append(len(x)) or exact(x, tables))
+    interrupted(tmp_path / "run", "fused")
+    assert choose(tiny_lvlm().visual.codebook).name == "exact"  # what auto takes here
+    used.clear()
+    with monkeypatch.context() as a_gpu:
+        a_gpu.setattr(search, "obstacle", lambda name, tables: None)
+        a_gpu.setattr(adaptation, "obstacle", lambda name, tables: None)
+        _, run, _ = train(tmp_path / "run", settings | {"eval_every": 4}, resume=True, validate=lambda _: 0.5)
+    assert used and run.record["search"] == {"name": "fused", "why": "another machine"}
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["search"]["name"] == "fused"
 
     record = {"search": {"name": "fused", "why": "a GPU"}, "retention": 0.0}
     config = AdaptConfig.build(FAST, settings)
     with pytest.raises(ConfigError, match=r"auto chose fused .*kernel for CUDA.*--overwrite"):
         adaptation.resumed_settings(tiny_lvlm(), config, record)
+    removed = {"search": {"name": "gram", "why": "an older version"}, "retention": 0.0}
+    with pytest.raises(ConfigError, match=r"auto chose gram .* was removed: .*exact.*--overwrite"):
+        adaptation.resumed_settings(tiny_lvlm(), config, removed)
     set_by_hand = config.model_copy(update={"search": "exact"})
     assert adaptation.resumed_settings(tiny_lvlm(), set_by_hand, record) is set_by_hand
 
@@ -221,8 +227,8 @@ def test_a_run_that_began_before_the_retention_loss_goes_on_without():
 
 
 def test_a_search_that_cannot_run_is_refused_at_the_start(tmp_path):
-    with pytest.raises(ConfigError, match="search=gram needs one table that all levels share"):
-        train(tmp_path / "run", {"search": "gram"})
+    with pytest.raises(ConfigError, match="search=fused is a kernel for CUDA"):
+        train(tmp_path / "run", {"search": "fused"})
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 

@@ -29,6 +29,7 @@ from craft.recipes.matrix import ZERO_SHOT, Cell, TransferMatrix
 from craft.recipes.questions import checked, questions_for
 from craft.training.config import AdaptConfig
 from craft.training.run_folder import FREE, RunFolder, machine
+from craft.training.settings import without_idle
 
 WORK = "runs/transfer"
 """Where encoders that are made, codes and answers are kept if nothing else is said."""
@@ -200,7 +201,7 @@ def _given(encoders: Sequence[str | Path | Artefact], lvlms: Sequence[LVLM], own
 def _kind(artefact: Artefact) -> tuple[str, str, dict[str, Any]]:
     """What encoders share that differ in their seed only: surrogate, data, and what decides a training."""
     told = artefact.manifest.get("data") or {}
-    config = flat(artefact.manifest.get("config") or {})
+    config = flat(without_idle(artefact.manifest.get("config") or {}))
     apart = {*FREE, "seed", "surrogate", "micro_batch", "data.name", "data.root"}
     how = {name: value for name, value in config.items() if name not in apart}
     return str(artefact.manifest.get("surrogate") or "adapted"), str(told.get("name")), how

@@ -15,7 +15,7 @@ from craft.data import Sample
 from craft.models.lvlm import LVLM
 from craft.models.prompts import Dialogue, one_turn
 from craft.models.vision_tower import HybridTower
-from craft.quantize.search import Choice, obstacle, search_for
+from craft.quantize.search import SEARCHES, Choice, obstacle, search_for
 from craft.training.alignment import packed_size
 from craft.training.augment import augment
 from craft.training.blending import blending, kept_share
@@ -128,7 +128,7 @@ def resumed_settings(lvlm: LVLM, config: C, record: Mapping[str, Any]) -> C:
         record: the run's `run.json`.
 
     Raises:
-        ConfigError: that search cannot run here.
+        ConfigError: that search cannot run here, or was removed.
     """
     name = record.get("search", {}).get("name")
     if name is None or not isinstance(config, AdaptConfig):
@@ -138,6 +138,12 @@ def resumed_settings(lvlm: LVLM, config: C, record: Mapping[str, Any]) -> C:
         config = config.model_copy(update={"losses": losses})
     if config.search != "auto":
         return config
+    if name not in SEARCHES:
+        raise ConfigError(
+            f"search=auto chose {name} when this run began, and that search was removed: exact may find other "
+            "codewords where two are equally near. Finish the run with the version that began it, or begin "
+            "again (--overwrite, or another folder)."
+        )
     if fault := obstacle(name, cast(Any, lvlm.visual.codebook)):
         raise ConfigError(
             f"search=auto chose {name} when this run began, and a resumed run keeps it; but {name} "

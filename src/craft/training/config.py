@@ -189,9 +189,9 @@ class AdaptConfig(LoopConfig):
         workers: processes that decode images ahead of the step that needs them; 0 decodes in this one.
         pixel_cache: a folder in which decoded images are kept between runs, read as mapped memory.
         pin_memory: images go to a GPU from page-locked memory, while the step before still runs there.
-        search: how codewords are found in training: "exact", "gram" (a shared codebook), "rerank", "fused",
-            or "auto" (see `craft.quantize.search`; a resumed run keeps what it chose). All but "exact" may
-            differ where codewords are equally near.
+        search: how codewords are found in training: "exact", "fused" (a kernel for CUDA), or "auto" (see
+            `craft.quantize.search`; a resumed run keeps what it chose). "fused" may differ from "exact" where
+            codewords are equally near.
         questions_per_image: so many questions about one image share its tokens in one row; each of them sees
             the image and itself. The same SAL for less work; `batch_size` then counts images. (With
             `losses.sal.reduction=sum` the sum is over all answers about an image, not over one.)

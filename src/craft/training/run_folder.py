@@ -23,7 +23,7 @@ from craft.core.files import (
 from craft.core.processes import is_main, on_main
 from craft.core.trees import flat
 from craft.training.interrupt import Interrupted
-from craft.training.settings import Settings
+from craft.training.settings import Settings, removed_fault, without_idle
 
 _OURS = (
     "config.resolved.yaml",
@@ -38,7 +38,8 @@ FREE = frozenset(
     {"out", "device", "checkpoint_every", "keep_checkpoints", "log_every", "trackers", "cache_mib"}
     | {"gradient_checkpointing", "workers", "pixel_cache"}
 )
-"""Settings that may differ between a run and its continuation: they do not change the result."""
+"""Settings that may differ between a run and its continuation: they do not change the result. (A run that an
+earlier version began may have had a `pixel_cache`.)"""
 
 
 class RunFolder:
@@ -131,7 +132,12 @@ class RunFolder:
             clear_leftovers(folder)
 
     def _same_settings(self, config: Settings) -> None:
-        before, now = flat(self.record.get("config", {})), flat(config.model_dump(mode="json"))
+        before, now = flat(without_idle(self.record.get("config", {}))), flat(config.model_dump(mode="json"))
+        if fault := removed_fault({name: value for name, value in before.items() if name not in FREE}):
+            raise ConfigError(
+                f"The run in {self.path} cannot be resumed by this version. {fault} Finish the run with the "
+                "version that began it, or begin again (--overwrite, or another folder)."
+            )
         changed = [
             f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
             for name in sorted(before.keys() | now.keys())
