@@ -92,7 +92,7 @@ def test_a_tower_learns_and_the_packed_llm_stays(family, installed, tmp_path, bi
     assert before == part_hashes(load(family / "qwen2", "cpu", llm_bits=bits))  # packed alike each time
     lvlm.answer(tiny_images(2), QUESTIONS)
     assert part_hashes(lvlm) == before  # reading changes nothing
-    settings = {"max_steps": 3, "batch_size": 4, "device": "cpu", "prefix_cache": True, "blend": 1.0}
+    settings = {"max_steps": 3, "batch_size": 4, "device": "cpu", "blend": 1.0}
     config = AdaptConfig.build(settings, {"out": str(tmp_path / "run"), "llm_bits": bits})
     run = RunFolder(tmp_path / "run")
     run.open(config)

@@ -255,7 +255,7 @@ def test_rehearsal_changes_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lvlm = tiny_lvlm()
     before = hash_tensors(lvlm.state_dict())
-    found = rehearse(lvlm, tiny_data(), batch_size=4, max_steps=9, pixel_cache="store", workers=1)
+    found = rehearse(lvlm, tiny_data(), batch_size=4, max_steps=9, workers=1)
     assert (found.steps, found.samples) == (9, 8)
     assert "frozen" in found.table and found.memory["total"] > found.memory["weights"] > 0
     assert found.parts["loss"] > 0 and found.tokens > 16

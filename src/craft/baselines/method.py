@@ -92,12 +92,12 @@ def frozen_tower_lesson(
         parameter.data = parameter.data.float()
     config = answers_only(config)
     share = kept_share(config.blend, samples)
-    images = image_cache(lvlm, samples, config, stem_suffices(lvlm, config))
+    images = image_cache(lvlm, config, stem_suffices(lvlm, config))
     batches, search = ImageBatches(lvlm, samples, config, 0.0, images), chosen_search(lvlm, config)
-    known = config.prefix_cache and part != "llm"  # an LLM that learns reads the text before an image anew
-    ways = (search.name, known, config.compile)
     return Lesson(
-        objective=CraftObjective(lvlm, config.losses, 0.0, images.through_stem, *ways),
+        objective=CraftObjective(
+            lvlm, config.losses, 0.0, images.through_stem, search.name, compiled=config.compile
+        ),
         trained=trained,
         batches=batches,
         parts=(part,),

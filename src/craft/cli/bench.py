@@ -81,7 +81,7 @@ def loading(
     tower: float = 400.0, size: Size = "real", repeats: Count = 3, threads: Limit = None,
     out: Path | None = None, common: Common = COMMON,
 ) -> None:  # fmt: skip
-    """Images/s into the vision tower: decoded as they are needed, ahead in processes, or stored.
+    """Images/s into the vision tower: decoded as they are needed, or ahead in processes.
 
     Args:
         data: your own, as `craft adapt` takes it; by default JPEGs are made.

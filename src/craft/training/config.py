@@ -187,19 +187,16 @@ class AdaptConfig(LoopConfig):
         augment: strength of random turns, shifts, zoom and light on training images; 0 is none. Source: ours.
         cache_mib: memory for decoded images (without augmentation, of a frozen stem's output).
         workers: processes that decode images ahead of the step that needs them; 0 decodes in this one.
-        pixel_cache: a folder in which decoded images are kept between runs, read as mapped memory.
-        pin_memory: images go to a GPU from page-locked memory, while the step before still runs there.
         search: how codewords are found in training: "exact", "fused" (a kernel for CUDA), or "auto" (see
             `craft.quantize.search`; a resumed run keeps what it chose). "fused" may differ from "exact" where
             codewords are equally near.
         questions_per_image: so many questions about one image share its tokens in one row; each of them sees
             the image and itself. The same SAL for less work; `batch_size` then counts images. (With
             `losses.sal.reduction=sum` the sum is over all answers about an image, not over one.)
-        prefix_cache: the text before the image is read once per run. The same loss but for rounding.
         llm_bits: 4 or 8 holds the frozen LLM's linear maps in so many bits, by bitsandbytes: less memory, and
             somewhat other losses.
-        compile: torch.compile for the layers of tower and LLM (the LLM's not with `prefix_cache`); worth it
-            for long runs on a GPU, where launching many small operations takes longer than they do.
+        compile: torch.compile for the layers of tower and LLM; worth it for long runs on a GPU, where
+            launching many small operations takes longer than they do.
     """
 
     surrogate: str = "craft-tiny/qwen2"
@@ -213,11 +210,8 @@ class AdaptConfig(LoopConfig):
     augment: float = Field(default=1.0, ge=0, le=2)
     cache_mib: int = Field(default=2048, ge=0)
     workers: int = Field(default=0, ge=0)
-    pixel_cache: str | None = None
-    pin_memory: bool = True
     search: Search = "exact"
     questions_per_image: int = Field(default=1, ge=1)
-    prefix_cache: bool = False
     llm_bits: Literal[4, 8] | None = None
     compile: bool = False
 

@@ -36,10 +36,10 @@ _OURS = (
 _OURS += ("stage-1", "stage-2", "visual", "backbone")  # of an alignment
 FREE = frozenset(
     {"out", "device", "checkpoint_every", "keep_checkpoints", "log_every", "trackers", "cache_mib"}
-    | {"gradient_checkpointing", "workers", "pixel_cache"}
+    | {"gradient_checkpointing", "workers"}
+    | {"pixel_cache"}  # of runs that an earlier version began
 )
-"""Settings that may differ between a run and its continuation: they do not change the result. (A run that an
-earlier version began may have had a `pixel_cache`.)"""
+"""Settings that may differ between a run and its continuation: they do not change the result."""
 
 
 class RunFolder:

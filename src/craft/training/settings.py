@@ -46,7 +46,11 @@ class RemovedValues:
     instead: str
 
 
-REMOVED: dict[str, Removed] = {}
+REMOVED = {
+    "prefix_cache": Removed((False,), "leave it out; the loss is the same but for rounding."),
+    "pixel_cache": Removed((None,), "use workers, which decode images ahead, and cache_mib, which keeps them."),
+    "pin_memory": Removed((True, False), "leave it out; images go to a GPU from page-locked memory."),
+}
 """Removed settings by dotted name."""
 
 REMOVED_VALUES = {

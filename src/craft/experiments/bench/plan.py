@@ -104,7 +104,7 @@ def plan(run: Run) -> dict[str, Any]:
             "projector, and --parallel ddp."
         )
     memory, trained, whole = _memory(run)
-    step = Step(trains=run.trains, all_logits=run.all_logits, prefix=False)
+    step = Step(trains=run.trains, all_logits=run.all_logits)
     parts = dict(flops_per_image("real", step, name))
     if run.checkpointing is True:  # forward, forward again, and backward: to the inputs; to the weights too
         parts["LLM"] = round(parts["LLM"] * 3 / 2)
