@@ -18,6 +18,7 @@ from craft.experiments.bench.search import near_ties
 from craft.quantize import ResidualCodebook, search
 from craft.quantize.search import SEARCHES, Choice, Search, choose, kept_bytes
 
+
 def features(kind: str, codebook: ResidualCodebook, count: int) -> Tensor:
     g = torch.Generator().manual_seed(1)
     noise = torch.randn(count, codebook.dim, generator=g)

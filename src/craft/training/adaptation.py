@@ -139,9 +139,9 @@ def resumed_settings(lvlm: LVLM, config: C, record: Mapping[str, Any]) -> C:
         return config
     if name not in SEARCHES:
         raise ConfigError(
-            f"search=auto chose {name} when this run began, and that search was removed: exact may find other "
-            "codewords where two are equally near. Finish the run with the version that began it, or begin "
-            "again (--overwrite, or another folder)."
+            f"search=auto chose {name} when this run began, and that search was removed: exact may find "
+            "other codewords where two are equally near. Finish the run with the version that began it, or "
+            "begin again (--overwrite, or another folder)."
         )
     if fault := obstacle(name, cast(Any, lvlm.visual.codebook)):
         raise ConfigError(

@@ -278,7 +278,6 @@ class AlignConfig(LoopConfig):
         root: folder that image paths start from.
         limit: at most this many conversations from each source.
         start: an earlier result, whose projector (and LoRA, if kept apart) this run begins with.
-        fresh: random weights in place of the LLM's own, for its architecture and tokenizer.
         prompt: the prompt format; None is the LLM's chat template, or "plain" where it has none.
         projector: its shape.
         lora: the section above.
@@ -288,9 +287,6 @@ class AlignConfig(LoopConfig):
         questions_per_row: so many conversations about one image (or about none) share one row, fewer where
             they are longer than `max_length` together; each of them sees the image and itself, not the
             others. The same loss for less work.
-        keep_least: each row leaves out a random share of its image tokens; at least this share stays. Below 1
-            no backbone hangs on single tokens. Which ones are left out depends on how a batch is cut
-            (`micro_batch`, processes). Source: ours.
         codes: folder where codes are kept between runs; None is `codes` beside the run folder.
     """
 
@@ -304,7 +300,6 @@ class AlignConfig(LoopConfig):
     root: str | None = None
     limit: int | None = Field(default=None, ge=1)
     start: str | None = None
-    fresh: bool = False
     prompt: str | None = None
     projector: str = "mlp2x_gelu"
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
@@ -312,6 +307,5 @@ class AlignConfig(LoopConfig):
     batch_size: int = Field(default=128, ge=1)
     max_length: int = Field(default=8192, ge=8)
     questions_per_row: int = Field(default=1, ge=1)
-    keep_least: float = Field(default=1.0, gt=0, le=1)
     gradient_checkpointing: bool | Literal["selective", "auto"] = True
     codes: str | None = None

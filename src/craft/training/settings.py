@@ -48,8 +48,10 @@ class RemovedValues:
 
 REMOVED = {
     "prefix_cache": Removed((False,), "leave it out; the loss is the same but for rounding."),
-    "pixel_cache": Removed((None,), "use workers, which decode images ahead, and cache_mib, which keeps them."),
+    "pixel_cache": Removed((None,), "use workers, which decode ahead, and cache_mib, which keeps images."),
     "pin_memory": Removed((True, False), "leave it out; images go to a GPU from page-locked memory."),
+    "keep_least": Removed((1.0,), "leave it out; rows keep all their image tokens."),
+    "fresh": Removed((False,), "leave it out; save random weights with transformers and give that folder."),
 }
 """Removed settings by dotted name."""
 

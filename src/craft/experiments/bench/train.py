@@ -80,9 +80,7 @@ FAST = Way(Step(), search="auto", fused=True, compiled=True)
 ON_A_GPU = {
     "search=auto (of + text embeddings)": Way(Step(), search="auto"),
     "+ torch.compile and fused AdamW": FAST,
-    "LLM LoRA, torch.compile": Way(
-        Step(large=True, trains="lora", crafted=False), compiled=True
-    ),
+    "LLM LoRA, torch.compile": Way(Step(large=True, trains="lora", crafted=False), compiled=True),
 }
 """The same on a GPU, where compiling takes no minutes and `auto` finds codewords by a kernel of its own; and
 what compiling does for the rival."""
