@@ -213,9 +213,8 @@ def test_the_plan_comes_near_table_4():
 def test_the_plan_follows_what_is_asked():
     one, many = plan.plan(Run("A100-40", batch=4)), plan.plan(Run("8xA100-40", batch=32))
     shared = plan.plan(Run("8xA100-40", batch=32, parallel="fsdp2"))
-    zero = plan.plan(Run("8xA100-40", batch=32, parallel="zero2"))
     again = plan.plan(Run("8xA100-40", batch=32, checkpointing=True))
-    totals = [found["total MiB per GPU"] for found in (shared, zero, many)]
+    totals = [found["total MiB per GPU"] for found in (shared, many)]
     assert totals == sorted(totals) and one["total MiB per GPU"] < many["total MiB per GPU"]
     assert again["total MiB per GPU"] < many["total MiB per GPU"] and again["s per step"] > many["s per step"]
     assert many["images/s"] <= 8 * one["images/s"] * 1.001

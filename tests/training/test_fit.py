@@ -17,6 +17,7 @@ from craft.core.files import hash_tensors
 from craft.models.freezing import part_hashes
 from craft.quantize import search
 from craft.quantize.search import SEARCHES, Choice, choose, exact
+from craft.recipes import adapt
 from craft.training import AdaptConfig, Interrupted, RunFolder, adaptation, checkpoint, fit
 from craft.training.adaptation import ImageBatches
 from craft.training.checks import check_frozen, check_gradients, choose_trainable
@@ -141,31 +142,10 @@ def test_the_minutes_of_a_resumed_run_are_those_of_all_its_parts(tmp_path, monke
     assert again.minutes == 5
 
 
-def test_stopped_without_checkpoints_says_so(tmp_path, monkeypatch):
-    """ZeRO-2, of which this machine has only the mark."""
-    monkeypatch.setattr(Engine, "start_trackers", lambda self, config: setattr(self, "zero", True))
-
-    def stop(lvlm):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return 0.5
-
-    with pytest.raises(Interrupted, match=r"step 2 of 6\. ZeRO-2 writes no checkpoints here: --overwrite"):
-        train(tmp_path / "run", {"eval_every": 2}, validate=stop)
-    assert not list((tmp_path / "run").glob("checkpoints/step-*"))
-
-
-@pytest.mark.parametrize("norm, told", [(None, 0.0), (1.0, 1.0)])
-def test_deepspeed_is_told_how_to_clip(tmp_path, norm, told):
-    """Under ZeRO-2 accelerate leaves clipping to DeepSpeed, whose config is all that it knows."""
-    engine = Engine(AdaptConfig.build(FAST, {"max_grad_norm": norm}), tmp_path)
-    plugin = SimpleNamespace(deepspeed_config={"gradient_clipping": 5.0})
-    engine.zero = True
-    engine.accelerator = SimpleNamespace(
-        state=SimpleNamespace(deepspeed_plugin=plugin), prepare=lambda *given: given
-    )
-    trainee = torch.nn.Linear(1, 1)
-    engine.prepare(trainee, torch.optim.AdamW(trainee.parameters()), 3)
-    assert plugin.deepspeed_config == {"gradient_clipping": told, "train_micro_batch_size_per_gpu": 3}
+def test_deepspeed_is_refused_before_a_model_is_loaded(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ConfigError, match=r"DeepSpeed is not offered: use FSDP2 \(configs/fsdp2\.yaml\)"):
+        adapt("./no model", "apparel", device="cpu")
 
 
 def test_resumed_after_a_crash_between_checkpoints(tmp_path):

@@ -111,7 +111,7 @@ def plan(
     surrogate: str = "qwen2-0.5b",
     batch: int = 24,
     tune: Literal["vision", "projector", "lora"] = "vision",
-    parallel: Literal["ddp", "zero2", "fsdp2"] = "ddp",
+    parallel: Literal["ddp", "fsdp2"] = "ddp",
     gradient_checkpointing: Literal["false", "selective", "true"] = "false",
     all_logits: Flag = False,
     mfu: float = 0.4,
