@@ -290,7 +290,6 @@ def main() -> None:
         "max_length": 640,
         "gradient_checkpointing": False,
         "max_grad_norm": 1.0,
-        "log_every": 10,
         "checkpoint_every": 50,
     }
     first, minutes = args.start or args.out / "first", 0.0

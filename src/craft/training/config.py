@@ -35,7 +35,7 @@ class OptimizerConfig(Section):
     Attributes:
         learning_rate: at its peak.
         warmup_ratio: share of the steps that warm up linearly.
-        weight_decay, betas, eps: of AdamW.
+        weight_decay, betas: of AdamW.
         max_grad_norm: clip the gradient's norm; None does not clip.
         fused: AdamW's step as one kernel, where the device has it; the same but for rounding.
     """
@@ -44,7 +44,6 @@ class OptimizerConfig(Section):
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)
     weight_decay: float = Field(default=0.0, ge=0)
     betas: tuple[float, float] = Field(default=(0.9, 0.999), strict=False)
-    eps: float = Field(default=1e-8, gt=0)
     max_grad_norm: float | None = Field(default=None, gt=0)
     fused: bool = False
 
@@ -140,7 +139,6 @@ class LoopConfig(Settings):
         checkpoint_every: steps between resumable checkpoints; None only at the end or when interrupted.
         keep_checkpoints: so many of the newest stay, besides the best weights.
         trackers: where metrics go besides metrics.jsonl.
-        log_every: steps between lines of metrics.jsonl.
         probe_every: steps between probes (adapt: changed codes on a fixed batch); None is a twentieth of the
             run.
         device, dtype: "auto", or as `craft.core.device` names them; float16 is not offered for training.
@@ -159,7 +157,6 @@ class LoopConfig(Settings):
     checkpoint_every: int | None = Field(default=None, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(default=(), strict=False)
-    log_every: int = Field(default=1, ge=1)
     probe_every: int | None = Field(default=None, ge=1)
     device: str = "auto"
     dtype: Literal["auto", "float32", "fp32", "bfloat16", "bf16"] = "auto"

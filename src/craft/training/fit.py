@@ -165,9 +165,8 @@ def fit(
                     if processes.is_main():
                         checkpoint.save_best(run.checkpoints, step, trained, noted)
             line["samples_per_s"] = round(seen / (time.monotonic() - clock), 2)
-            if step % config.log_every == 0 or probing or evaluating:
-                run.log(line)
-                engine.log(line, step)
+            run.log(line)
+            engine.log(line, step)
             stopping = processes.agree(wish.asked)
             wanted = config.checkpoint_every and step % config.checkpoint_every == 0
             if wanted or stopping or step == total:
@@ -317,7 +316,6 @@ def _optimizer(trainee: nn.Module, config: LoopConfig, total: int) -> tuple[Any,
         learning,
         lr=o.learning_rate,
         betas=o.betas,
-        eps=o.eps,
         weight_decay=o.weight_decay,
         fused=o.fused or None,
     )

@@ -35,9 +35,9 @@ _OURS = (
 )  # and run.json
 _OURS += ("stage-1", "stage-2", "visual", "backbone")  # of an alignment
 FREE = frozenset(
-    {"out", "device", "checkpoint_every", "keep_checkpoints", "log_every", "trackers", "cache_mib"}
+    {"out", "device", "checkpoint_every", "keep_checkpoints", "trackers", "cache_mib"}
     | {"gradient_checkpointing", "workers"}
-    | {"pixel_cache"}  # of runs that an earlier version began
+    | {"pixel_cache", "log_every"}  # of runs that an earlier version began
 )
 """Settings that may differ between a run and its continuation: they do not change the result."""
 

@@ -52,6 +52,8 @@ REMOVED = {
     "pin_memory": Removed((True, False), "leave it out; images go to a GPU from page-locked memory."),
     "keep_least": Removed((1.0,), "leave it out; rows keep all their image tokens."),
     "fresh": Removed((False,), "leave it out; save random weights with transformers and give that folder."),
+    "log_every": Removed((1,), "leave it out; metrics.jsonl has a line for every step."),
+    "optimizer.eps": Removed((1e-8,), "leave it out; AdamW's eps is 1e-8."),
 }
 """Removed settings by dotted name."""
 
@@ -94,8 +96,7 @@ class Settings(Section):
         else:
             tree = _numbers(dict(config or {}), cls)
         for name, value in (overrides or {}).items():
-            dotted = _dotted(name)
-            _put(cls, tree, dotted if dotted in REMOVED else resolve_name(name, cls), value)
+            _put(cls, tree, _removed_name(name) or resolve_name(name, cls), value)
         tree = without_idle(tree)
         if fault := removed_fault(tree):
             raise ConfigError(fault)
@@ -130,8 +131,8 @@ def resolve_name(name: str, model: type[BaseModel]) -> str:
     """
     known = list(leaves(model))
     dotted = _dotted(name)
-    if dotted in REMOVED:
-        raise ConfigError(f"The setting {dotted!r} was removed: {REMOVED[dotted].instead}")
+    if removed := _removed_name(name):
+        raise ConfigError(f"The setting {removed!r} was removed: {REMOVED[removed].instead}")
     if dotted in known or dotted in {k.rpartition(".")[0] for k in known}:
         return dotted
     by_last = [k for k in known if k.rpartition(".")[2] == dotted]
@@ -148,7 +149,9 @@ def without_idle(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in tree.items():
         dotted = f"{prefix}{name}"
         if isinstance(value, Mapping):
-            current[name] = without_idle(value, f"{dotted}.")
+            section = without_idle(value, f"{dotted}.")
+            if section or not value:  # a section that held nothing else keeps its own defaults
+                current[name] = section
         elif dotted not in REMOVED or value not in REMOVED[dotted].idle:
             current[name] = value
     return current
@@ -172,6 +175,12 @@ def removed_fault(tree: Mapping[str, Any]) -> str | None:
 def _dotted(name: str) -> str:
     """The dotted name of an override."""
     return name.replace("__", ".").replace("-", "_")
+
+
+def _removed_name(name: str) -> str | None:
+    """The removed setting that an override means, by its dotted or its last name."""
+    dotted = _dotted(name)
+    return next((removed for removed in REMOVED if dotted in (removed, removed.rpartition(".")[2])), None)
 
 
 def _did_you_mean(name: str, model: type[BaseModel]) -> str:
