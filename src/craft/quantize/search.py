@@ -7,45 +7,19 @@ choose(codebook).name                    # what `auto` takes here, and .why
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from craft.core.device import exact_products
 from craft.core.errors import ConfigError
+from craft.quantize.tables import DEPTH, Tables
 
 ROW_BLOCK = 4096
 CODE_BLOCK = 1024
-DEPTH = 64
-"""`fused` fills widths up with zeros to a multiple of this."""
-
 Search = Literal["auto", "exact", "fused"]
 """What the setting `search` takes: a key of `SEARCHES`, or the one that `choose` picks."""
-
-
-@runtime_checkable
-class Tables(Protocol):
-    """What a search reads of a codebook (`ResidualCodebook` is one)."""
-
-    @property
-    def levels(self) -> Tensor:
-        """float32 `[L, K, d]`."""
-        ...
-
-    @property
-    def shared(self) -> bool:
-        """Whether all levels are one table."""
-        ...
-
-    @property
-    def half_norms(self) -> Tensor:
-        """float32 `[L, K]`, `|c|²/2`."""
-        ...
-
-    def derived(self, name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
-        """`make(codewords)`, computed once: codewords are float32 `[1 or L, K, d]`."""
-        ...
 
 
 @contextmanager
