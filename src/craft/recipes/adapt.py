@@ -17,7 +17,8 @@ from craft.core.progress import say
 from craft.data import Data, Sample
 from craft.formats.artefact import save_artefact
 from craft.formats.encoder import load_artefact
-from craft.lessons.adapt import adaptation, image_groups
+from craft.lessons.adapt import adaptation
+from craft.lessons.batches import image_groups
 from craft.lessons.rehearsal import Rehearsal, rehearse_step
 from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
@@ -27,6 +28,7 @@ from craft.recipes.record import begin, run_manifest, run_metrics
 from craft.training.config import AdaptConfig
 from craft.training.fit import fit
 from craft.training.image_cache import ImageCache, image_key
+from craft.training.lesson import Settled
 from craft.training.run_folder import RunFolder
 
 
@@ -106,7 +108,8 @@ def adapt(
     say(_announcement(lvlm, given, settings))
 
     # 3. Training (Eq. 5).
-    lesson, validate = partial(adaptation, task=given.task), validation(given, settings)
+    lesson = partial(adaptation, task=given.task, earlier=Settled.of(run.record))
+    validate = validation(given, settings)
     with run.noting_failure():
         result = fit(lvlm, given.train, settings, run, lesson=lesson, resume=resume, validate=validate)
 

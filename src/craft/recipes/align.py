@@ -23,7 +23,8 @@ from craft.formats.code_cache import ImageCodes
 from craft.formats.llm_source import Borrowed, open_llm
 from craft.formats.load import load, load_visual_tokenizer
 from craft.formats.native import save_native
-from craft.lessons.align import Row, alignment
+from craft.lessons.align import alignment
+from craft.lessons.packing import Row
 from craft.lessons.rehearsal import Rehearsal, rehearse_alignment, rehearse_sizes
 from craft.models import paper_sizes
 from craft.models.backbone import Backbone
