@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from craft.cli.options import COMMON, Common, Flag, Settings, Several, settings_of
-from craft.cli.show import show_json, show_pairs, show_table
+from craft.cli.output import show_json, show_pairs, show_table
 from craft.cli.training import show_rehearsals
 
 

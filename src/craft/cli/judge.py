@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from craft.cli.options import COMMON, Common, Count, Flag
-from craft.cli.show import show_json, show_pairs, show_table
+from craft.cli.output import show_json, show_pairs, show_table
 
 Price = Annotated[tuple[float, float] | None, Parameter(negative="")]
 

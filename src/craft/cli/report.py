@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from craft.cli.options import COMMON, Common
-from craft.cli.show import show_json, show_pairs, size
+from craft.cli.output import show_json, show_pairs, size
 
 
 def report(

@@ -1,99 +1,64 @@
-"""How results look on standard output."""
+"""`craft show`."""
 
-import json
-import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated
 
-_WIDTH = 110  # of tables that are not shown on a terminal
+from cyclopts import Parameter
 
-
-def show_json(value: Any) -> None:
-    """The one JSON document of a `--json` run; NaN and infinity become null."""
-    print(json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str))
+from craft.cli.options import COMMON, Common
+from craft.cli.output import show_json, show_pairs
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and value - value != 0:
-        return None
-    return value
-
-
-def show_table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], sections: Sequence[int] = ()
+def show(
+    *images: str,
+    model: str | None = None,
+    encoder: Path | None = None,
+    keep: Annotated[str, Parameter(name="--keep-ratios")] = "0.8,0.6,0.4",
+    prior: str | None = None,
+    out: Path = Path("runs/show"),
+    common: Common = COMMON,
 ) -> None:
-    """A table; the first column is text, the others are numbers.
+    """Draw the level-1 codes of pictures over their patches, how rare they are, and what pruning keeps.
+
+    Repeated codes have a colour. Given an encoder, the base tower and the adapted one are drawn together.
+    Writes one PNG per picture, and index.html: hover over a patch for its code, frequency and residual.
 
     Args:
-        title: above it.
-        columns: their heads.
-        rows: their cells.
-        sections: numbers of the rows behind which a line is drawn.
+        images: picture files; or the name of an embedded domain, for a few of its test images.
+        model: whose visual tokenizer; by default the encoder's surrogate, or craft-tiny.
+        encoder: a run folder of `craft adapt`.
+        keep: keep ratios to draw, as in 0.8,0.4.
+        prior: whose code counts say what is rare, as for `craft eval`; by default each tower's own.
+        out: the folder to write to.
     """
-    from rich.table import Table
-    from rich.text import Text
+    from craft.core.errors import ConfigError
+    from craft.recipes.show import show as run
 
-    table = Table(title=Text(title, style="bold"), title_justify="left")
-    for number, name in enumerate(columns):
-        prose = any(len(row[number]) > 40 for row in rows)  # wraps; short cells never do
-        words = number == 0 or prose or all(not any(c.isdigit() for c in row[number]) for row in rows)
-        table.add_column(Text(name), justify="left" if words else "right", no_wrap=not prose, overflow="fold")
-    for number, row in enumerate(rows):
-        table.add_row(*(Text(cell) for cell in row), end_section=number in sections)
-    _console().print(table)
-
-
-def show_pairs(pairs: Mapping[str, Any]) -> None:
-    """Lines of name and value, aligned; those without a value are left out."""
-    kept = {name: str(value) for name, value in pairs.items() if value not in (None, "", [], ())}
-    width = max((len(name) for name in kept), default=0) + 2
-    for name, value in kept.items():
-        print(f"{name:<{width}}{value}")
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
-
-
-def percent(value: float | None) -> str:
-    """0.684 -> "68.4"; "-" for none."""
-    return "-" if value is None or value != value else f"{100 * value:.1f}"
-
-
-def spread(found: Mapping[str, Any] | None) -> str:
-    """Mean and deviation over seeds: "68.4 ± 1.2"; one run has no deviation."""
-    if found is None:
-        return "-"
-    return percent(found["mean"]) + (f" ± {percent(found['std'])}" if found["runs"] > 1 else "")
-
-
-def between(interval: Sequence[float]) -> str:
-    """(0.64, 0.72) -> "64.0 to 72.0"."""
-    return f"{percent(interval[0])} to {percent(interval[1])}"
-
-
-def signed(value: float | None) -> str:
-    """0.25 -> "+25.0"."""
-    return "-" if value is None else f"{100 * value:+.1f}"
-
-
-def size(count: int) -> str:
-    """Bytes in words: "1.2 GiB"."""
-    amount = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if amount < 1024:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} GiB"
-
-
-def listed(words: Sequence[str], most: int = 12) -> str:
-    """Words with commas (semicolons where a word has a comma itself), cut where there are many."""
-    more = f" and {len(words) - most} more" if len(words) > most else ""
-    return ("; " if any("," in word for word in words) else ", ").join(words[:most]) + more
+    try:
+        ratios = [float(part) for part in keep.split(",") if part.strip()]
+    except ValueError:
+        raise ConfigError(f"--keep-ratios takes numbers with commas, as in 0.8,0.4; not {keep!r}.") from None
+    found = run(images, model, encoder, ratios, out, prior=prior, device=common.device, dtype=common.dtype)
+    written = {"page": str(found.page), "pictures": [str(path) for path in found.pictures]}
+    if common.json:
+        towers = [
+            {
+                "title": image.title,
+                "tower": shown.tower,
+                "grid": list(image.grid),
+                "codes": shown.codes[:, 0].tolist(),
+                "residual": shown.residual.tolist(),
+                "share": None if shown.share is None else shown.share.tolist(),
+                "rank": None if shown.rank is None else shown.rank.tolist(),
+            }
+            for image in found.images
+            for shown in image.maps
+        ]
+        show_json({**written, "maps": towers})
+        return
+    show_pairs({"page": written["page"], "pictures": "\n          ".join(written["pictures"])})
+    if bare := [shown.tower for shown in found.images[0].maps if shown.rank is None]:
+        print(
+            f"No code prior of the {' and the '.join(bare)} tower, so no rarity of it to draw: "
+            "`craft prior DATA --out FILE`, then --prior FILE."
+        )
