@@ -20,6 +20,7 @@ FLOORS = {
     "models": 2,
     "training": 3,
     "evaluation": 4,
+    "pages": 4.8,
     "recipes": 5,
     "baselines": 5.2,
     "experiments": 5.5,

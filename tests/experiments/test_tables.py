@@ -30,8 +30,8 @@ from craft.experiments.transfers import TABLE3
 from craft.experiments.work import KEPT
 from craft.models.load import load
 from craft.models.memory import weight_bytes
+from craft.pages.matrix import TransferMatrix
 from craft.recipes import evaluate
-from craft.recipes.matrix import TransferMatrix
 from craft.training.config import AdaptConfig
 
 SLOW = ("table5", "table6", "lambdas", "open-questions", "fig4")

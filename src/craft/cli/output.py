@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_WIDTH = 110  # of tables that are not shown on a terminal
+_WIDTH = 110  # of tables that are not printed to a terminal
 
 
 def show_json(value: Any) -> None:
@@ -29,10 +29,10 @@ def show_table(
     """A table; the first column is text, the others are numbers.
 
     Args:
-        title: above it.
-        columns: their heads.
-        rows: their cells.
-        sections: numbers of the rows behind which a line is drawn.
+        title: printed above the table.
+        columns: the heads.
+        rows: the cells.
+        sections: numbers of the rows after which a line is drawn.
     """
     from rich.table import Table
     from rich.text import Text
@@ -48,10 +48,10 @@ def show_table(
 
 
 def show_pairs(pairs: Mapping[str, Any]) -> None:
-    """Lines of name and value, aligned; those without a value are left out."""
-    kept = {name: str(value) for name, value in pairs.items() if value not in (None, "", [], ())}
-    width = max((len(name) for name in kept), default=0) + 2
-    for name, value in kept.items():
+    """Lines of name and value, aligned; names without a value are left out."""
+    lines = {name: str(value) for name, value in pairs.items() if value not in (None, "", [], ())}
+    width = max((len(name) for name in lines), default=0) + 2
+    for name, value in lines.items():
         print(f"{name:<{width}}{value}")
 
 
@@ -66,11 +66,11 @@ def percent(value: float | None) -> str:
     return "-" if value is None or value != value else f"{100 * value:.1f}"
 
 
-def spread(found: Mapping[str, Any] | None) -> str:
-    """Mean and deviation over seeds: "68.4 ± 1.2"; one run has no deviation."""
-    if found is None:
+def spread(figure: Mapping[str, Any] | None) -> str:
+    """Mean and standard deviation over seeds: "68.4 ± 1.2"; a single run has no deviation."""
+    if figure is None:
         return "-"
-    return percent(found["mean"]) + (f" ± {percent(found['std'])}" if found["runs"] > 1 else "")
+    return percent(figure["mean"]) + (f" ± {percent(figure['std'])}" if figure["runs"] > 1 else "")
 
 
 def between(interval: Sequence[float]) -> str:
@@ -94,6 +94,6 @@ def size(count: int) -> str:
 
 
 def listed(words: Sequence[str], most: int = 12) -> str:
-    """Words with commas (semicolons where a word has a comma itself), cut where there are many."""
+    """The first words, separated by commas, or by semicolons if a word contains a comma."""
     more = f" and {len(words) - most} more" if len(words) > most else ""
     return ("; " if any("," in word for word in words) else ", ").join(words[:most]) + more
