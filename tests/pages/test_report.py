@@ -15,7 +15,7 @@ from PIL import Image
 
 from cli.conftest import run
 from craft.core.errors import CheckpointError, DataError
-from craft.core.markdown import table_row
+from craft.core.text import table_row
 from craft.pages.figure import draw_curves
 from craft.pages.report import report, sections_of
 

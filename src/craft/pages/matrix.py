@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from craft.core.files import atomic_write_bytes, atomic_write_text, write_json
-from craft.core.markdown import table_row
+from craft.core.text import table_row
 from craft.evaluation import Report, grouped_interval, merge
 
 ZERO_SHOT = "zero-shot"

@@ -16,16 +16,16 @@ from markupsafe import Markup
 
 from craft.core.errors import CheckpointError, DataError
 from craft.core.files import atomic_write_text, read_json
+from craft.core.provenance import machine
 from craft.core.trees import flat
 from craft.data import open_image
 from craft.evaluation.judge import BINARY, DIMENSIONS
 from craft.evaluation.judge_answers import read_rows
 from craft.pages.figure import draw_curves
 from craft.pages.matrix import matrix_page
-from craft.training.run_folder import RunFolder, machine
+from craft.training.run_folder import RunFolder
 
-ANSWERS = 40  # judged answers that are listed
-EDGE = 216  # longest side of their pictures in pixels: three times the size on the page
+ANSWERS, EDGE = 40, 216  # judged answers that are listed; longest side of their pictures in pixels
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 DAMAGE = (TemplateError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
 Record = Mapping[str, Any]
