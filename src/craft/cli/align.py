@@ -65,23 +65,12 @@ def align(
     if fresh:
         overrides["fresh"] = True
     config = AlignConfig.build(common.config, overrides)
+    sources = {"llm": llm, "visual": visual, "data": data, "captions": captions, "text": text}
+    arguments = {"stage": stage, "out": out, "seed": common.seed, "max_steps": max_steps}
     if dry_run:
-        _dry_run(config, llm, visual, stage, data, captions, text, out, max_steps, common)
+        _dry_run(sources, config, arguments, common.json)
         return
-    result = run(
-        llm,
-        visual,
-        data,
-        stage,
-        out,
-        common.seed,
-        max_steps,
-        config,
-        captions,
-        text,
-        resume=resume,
-        overwrite=overwrite,
-    )
+    result = run(**sources, config=config, resume=resume, overwrite=overwrite, **arguments)
     if leave() != 0:
         return  # one process of a distributed run speaks for all
     if common.json:
@@ -114,21 +103,10 @@ def show_language(language: dict[str, Any]) -> None:
     show_table("The LLM without images", ("asked", "before", "after"), rows, sections=[0])
 
 
-def _dry_run(
-    config: Any,
-    llm: str | None,
-    visual: str | None,
-    stage: str | None,
-    data: list[str] | None,
-    captions: list[str] | None,
-    text: list[str] | None,
-    out: Path | None,
-    max_steps: int | None,
-    common: Common,
-) -> None:
+def _dry_run(sources: dict[str, Any], config: Any, overrides: dict[str, Any], as_json: bool) -> None:
     from craft.recipes.align import rehearse
 
-    found = rehearse(llm, visual, data, stage, out, common.seed, max_steps, config, captions, text)
-    took_steps = any(one.parts for one in found.values())  # on codes; sizes alone take none
+    rehearsals = rehearse(**sources, config=config, **overrides)
+    took_steps = any(rehearsal.parts for rehearsal in rehearsals.values())  # on codes; sizes alone take none
     written = "nothing was written" + (" but the codes of the images" if took_steps else "")
-    show_rehearsals({f"stage {name}": one for name, one in found.items()}, common.json, written)
+    show_rehearsals({f"stage {name}": one for name, one in rehearsals.items()}, as_json, written)
