@@ -169,9 +169,10 @@ def test_fresh_and_start(family, chat, tmp_path, aligned):
         family / "qwen2", family, chat / "chat.json", "2", tmp_path / "b", fresh=True, seed=4, **FAST
     )
     assert weights(fresh.lvlm) != weights(other.lvlm)
-    words, out = (family / "llama", family, chat / "chat.json"), tmp_path / "c"
-    started = rehearse(*words, stage="2", out=out, start=str(aligned.out), **FAST)
-    anew = rehearse(*words, stage="2", out=out, **FAST)
+    started = rehearse(
+        family / "llama", family, chat / "chat.json", "2", tmp_path / "c", start=str(aligned.out), **FAST
+    )
+    anew = rehearse(family / "llama", family, chat / "chat.json", "2", tmp_path / "c", **FAST)
     assert started["2"].parts["loss"] != anew["2"].parts["loss"]
     assert not (tmp_path / "c").exists()
 
@@ -221,16 +222,17 @@ def test_lora_goes_on_from_an_earlier_result(family, chat, tmp_path, capsys):
             )
             assert len(a2) == rank and (b @ a).abs().max() > 1e-3
             torch.testing.assert_close(b2 @ a2, b @ a, atol=1e-4, rtol=1e-2)  # bfloat16 on disk
-    started = rehearse(*words, stage="2", out=tmp_path / "dry", **again)["2"].parts["loss"]
+    started = rehearse(*words, "2", tmp_path / "dry", **again)["2"].parts["loss"]
     assert "was made with the LLM" not in capsys.readouterr().err
     manifest = json.loads((first.backbone / "craft.json").read_text())
     (first.backbone / "craft.json").write_text(json.dumps({**manifest, "llm": "org/other"}))
-    rehearse(*words, stage="2", out=tmp_path / "dry", **again)
+    rehearse(*words, "2", tmp_path / "dry", **again)
     assert "was made with the LLM org/other, and this run" in capsys.readouterr().err
     (first.backbone / "craft.json").write_text(json.dumps(manifest))
     llm = craft.load(first.out)
-    again["start"] = _without_lora(first.out, tmp_path)
-    with_none = rehearse(*words, stage="2", out=tmp_path / "dry", **again)
+    with_none = rehearse(
+        *words, "2", tmp_path / "dry", **{**again, "start": _without_lora(first.out, tmp_path)}
+    )
     assert llm.backbone.borrowed.lora and started != with_none["2"].parts["loss"]
 
 
@@ -251,8 +253,8 @@ def test_lora_that_cannot_go_on_is_refused_before_images_are_encoded(
     for changed, message in [
         ({"lora.rank": 1}, r"has rank 2; set lora\.rank"),
         ({"lora.targets": ["q_proj"]}, "other linear maps than this run's"),
-        ({"lora.rank": 0}, "has LoRA; go on from it with stage 2"),
-        ({"stage": "1"}, "has LoRA; go on from it with stage 2"),
+        ({"lora.rank": 0}, "has LoRA; continue from it with stage 2"),
+        ({"stage": "1"}, "has LoRA; continue from it with stage 2"),
     ]:
         with pytest.raises(CraftError, match=message):
             start(*words, out=tmp_path / "run", **{"stage": "2", **again, **changed})

@@ -176,6 +176,8 @@ def rehearse(
     llm: str | Path | None = None,
     visual: str | Path | None = None,
     data: Source = None,
+    stage: str | None = None,
+    out: str | Path | None = None,
     config: AlignConfig | Mapping[str, Any] | str | Path | None = None,
     captions: Source = None,
     text: Source = None,
@@ -186,12 +188,13 @@ def rehearse(
     An LLM of `craft.models.paper_sizes` on `paper/vila-u` has the sizes of §8, without weights or data.
 
     Args:
-        llm, visual, data, config, captions, text: as for `align`.
-        **overrides: stage, out, seed, max_steps and any other setting.
+        llm, visual, data, stage, out, config, captions, text: as for `align`.
+        **overrides: seed, max_steps and any other setting.
 
     Raises:
         CraftError: everything that `align` with the same arguments would raise at its start.
     """
+    overrides = {"stage": stage, "out": out, **overrides}
     settings = _settings(llm, visual, data, config, captions, text, overrides)
     if settings.llm in paper_sizes.LLMS:
         if settings.visual != paper_sizes.VISUAL:
