@@ -30,24 +30,24 @@ def align(
 ) -> None:
     """Make an LLM a backbone of an existing codebook: projector first, then projector and LLM (§8).
 
-    The visual tokenizer stays as it is. Its codes are computed once per image and kept beside the run folder,
-    so that a second LLM does not run the vision tower again. Data: JSON or JSONL with LLaVA's `conversations`
-    (CC3M-595K, ShareGPT4V, LLaVA-Instruct-150K), `messages`, captions, or questions and answers; an embedded
-    domain; a folder of class folders.
+    The visual tokenizer does not change. CRAFT computes its codes once per image and stores them next to the
+    run folder, so the vision tower does not run again for a second LLM. Data: JSON or JSONL with LLaVA's
+    `conversations` (CC3M-595K, ShareGPT4V, LLaVA-Instruct-150K), `messages`, captions, or questions and answers;
+    an embedded domain; a folder of class folders.
 
     Args:
         llm: a folder, a .gguf file, a hub id, a shipped backbone (its LLM), or smollm2.
         visual: the visual tokenizer: a shipped family (by default craft-tiny), a folder, or a hub id.
         stage: 1 trains the projector, 2 projector and LLM, both (the default) one after the other.
-        data: what is trained on; several may follow.
-        captions: what stage 1 is trained on instead.
+        data: the training data; several may follow.
+        captions: the training data of stage 1, if it is different.
         text: conversations without images, mixed into stage 2 so that the LLM keeps its language.
         out: the run folder; by default runs/align- and the LLM's name.
         max_steps: optimiser steps of each stage; by default one pass.
         micro_batch: most rows in memory at once, or auto: the largest number that fits; same result.
-        lora: rank of LoRA in place of training the whole LLM; merged when saved.
+        lora: rank of LoRA instead of training the whole LLM; merged when saved.
         fresh: random weights in place of the LLM's own.
-        resume: go on with the interrupted run in the run folder.
+        resume: continue the interrupted run in the run folder.
         overwrite: replace the run in the run folder.
         dry_run: build, show who trains, take one batch, estimate memory; write nothing but the codes. With
             paper/qwen2-0.5b and --visual paper/vila-u: the sizes of §8, without any weights.
