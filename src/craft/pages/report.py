@@ -19,8 +19,8 @@ from craft.core.files import atomic_write_text, read_json
 from craft.core.provenance import machine
 from craft.core.trees import flat
 from craft.data import open_image
-from craft.evaluation.judge import BINARY, DIMENSIONS
-from craft.evaluation.judge_answers import read_rows
+from craft.judging.answers import read_rows
+from craft.judging.cases import BINARY, DIMENSIONS
 from craft.pages.figure import draw_curves
 from craft.pages.matrix import matrix_page
 from craft.training.run_folder import RunFolder
