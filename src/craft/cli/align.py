@@ -32,8 +32,8 @@ def align(
 
     The visual tokenizer does not change. CRAFT computes its codes once per image and stores them next to the
     run folder, so the vision tower does not run again for a second LLM. Data: JSON or JSONL with LLaVA's
-    `conversations` (CC3M-595K, ShareGPT4V, LLaVA-Instruct-150K), `messages`, captions, or questions and answers;
-    an embedded domain; a folder of class folders.
+    `conversations` (CC3M-595K, ShareGPT4V, LLaVA-Instruct-150K), `messages`, captions, or questions and
+    answers; an embedded domain; a folder of class folders.
 
     Args:
         llm: a folder, a .gguf file, a hub id, a shipped backbone (its LLM), or smollm2.
