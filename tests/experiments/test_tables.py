@@ -346,7 +346,7 @@ def test_pictures_of_codes_are_drawn_in_the_work_folder(results, plan):
     """A folder of one's own as data: nothing is written into it."""
     results("fig7")
     assert not [*Path(plan.domains[0]).glob("*.*")]
-    assert [*plan.work.glob("show/*/index.html")]
+    assert [*plan.work.glob("show/*/*.png")]
 
 
 @pytest.mark.parametrize("name", ["table2", "fig2"])
