@@ -23,8 +23,17 @@ from craft.lessons.rehearsal import Rehearsal, rehearse_step
 from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.quantize.usage import code_counts
-from craft.recipes.opening import Config, Model, run_folder, run_settings, training_data, validation
-from craft.recipes.record import begin, run_manifest, run_metrics
+from craft.recipes.opening import (
+    Config,
+    Model,
+    begin,
+    run_folder,
+    run_manifest,
+    run_metrics,
+    run_settings,
+    training_data,
+    validation,
+)
 from craft.training.config import AdaptConfig
 from craft.training.fit import fit
 from craft.training.image_cache import ImageCache, image_key
@@ -90,7 +99,8 @@ def adapt(
 
     Source: §3.2, Eq. 2 to 5; §4.1.
     """
-    settings = run_settings(AdaptConfig, surrogate, data, out, seed, max_steps, config, overrides)
+    overrides = {"seed": seed, "max_steps": max_steps, **overrides}
+    settings = run_settings(AdaptConfig, surrogate, data, out, config, overrides)
     run, finished = run_folder(settings, resume, overwrite)
     if finished:
         return _finished(run, settings, surrogate)
@@ -142,7 +152,8 @@ def rehearse(
     Raises:
         CraftError: whatever `adapt` with the same arguments would stumble over at its start.
     """
-    settings = run_settings(AdaptConfig, surrogate, data, None, seed, max_steps, config, overrides)
+    overrides = {"seed": seed, "max_steps": max_steps, **overrides}
+    settings = run_settings(AdaptConfig, surrogate, data, None, config, overrides)
     model = Model(surrogate, settings)
     given = training_data(data, settings, model)
     lvlm = model()

@@ -27,13 +27,15 @@ from craft.recipes.adapt import rehearse as rehearse_adapt
 from craft.recipes.opening import (
     Config,
     Model,
+    begin,
     run_data,
     run_folder,
+    run_manifest,
+    run_metrics,
     run_settings,
     training_data,
     validation,
 )
-from craft.recipes.record import begin, run_manifest, run_metrics
 from craft.training.config import BaselineConfig
 from craft.training.fit import fit
 from craft.training.lesson import Settled
@@ -203,11 +205,9 @@ def _settings(
     overrides: Mapping[str, Any],
 ) -> Any:
     """The config, with the arguments of `tune` on top of it, and on top of these what defines the method."""
-    overrides = dict(overrides)
-    seed, max_steps = overrides.pop("seed", None), overrides.pop("max_steps", None)
-    overrides |= baseline.settings or {"method": baseline.name}
-    kind, suffix = baseline.config_class, f"-{baseline.name}"
-    return run_settings(kind, model, data, out, seed, max_steps, config, overrides, suffix)
+    overrides = {**overrides, **(baseline.settings or {"method": baseline.name})}
+    suffix = f"-{baseline.name}"
+    return run_settings(baseline.config_class, model, data, out, config, overrides, suffix)
 
 
 def _zero_shot(
