@@ -11,7 +11,7 @@ import pytest
 
 from craft.core.errors import DataError
 from craft.data import TrainLimit, Wanted, load_data, prepare, read_data, verify_images
-from craft.data.prepare import with_options, with_texts
+from craft.data.additions import with_options, with_texts
 from craft.data.sample import Data, Sample
 from replicas import REPLICAS, class_folders, parquet, png
 

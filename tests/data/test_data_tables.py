@@ -12,7 +12,7 @@ from huggingface_hub.utils import filter_repo_objects
 
 from craft.core.errors import DataError
 from craft.data import load_data, read_data, verify_images
-from craft.data.questions import read_questions
+from craft.data.readers.tables import read_tables
 from replicas import paint, parquet, png
 
 QUESTIONS = [
@@ -29,7 +29,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def answers(path: Path, **options: object) -> list[tuple[str, str]]:
-    raw = read_questions([path], **options)  # type: ignore[arg-type]
+    raw = read_tables([path], **options)  # type: ignore[arg-type]
     return [(sample.question, sample.answer) for sample in raw.samples]
 
 
@@ -60,14 +60,14 @@ def test_every_list_may_stand_in_a_cell_under_any_name(root: Path) -> None:
     )
     (root / "q.csv").write_text(text)
     columns = {"choices": "options", "captions": "notes"}
-    for sample in read_questions([root / "q.csv"], columns=columns).samples:
+    for sample in read_tables([root / "q.csv"], columns=columns).samples:
         assert sample.choices == ("an oak", "an elm", "a fir") and sample.captions == ("a tree",)
     (root / "d.csv").write_text("image,label,distractors\nimg/0.png,oak,elm|fir\nimg/1.png,elm,\n")
-    samples = read_questions([root / "d.csv"]).samples
+    samples = read_tables([root / "d.csv"]).samples
     assert [s.distractors for s in samples] == [("elm", "fir"), ()]
     (root / "q.jsonl").write_text(json.dumps(QUESTIONS[0] | {"options": "an oak|an elm"}))
     with pytest.raises(DataError, match="'choices' must be a list of texts"):  # it has lists of its own
-        read_questions([root / "q.jsonl"], columns={"choices": "options"})
+        read_tables([root / "q.jsonl"], columns={"choices": "options"})
 
 
 def test_what_else_ends_a_line_is_part_of_a_cell(root: Path) -> None:
@@ -75,30 +75,30 @@ def test_what_else_ends_a_line_is_part_of_a_cell(root: Path) -> None:
     uri = "data:image/png;base64," + base64.b64encode(png(1) * 500).decode()
     text = f'image,question,answer\nimg/0.png,{strange},an oak\n"{uri}",what,an elm\n'
     (root / "q.csv").write_text(text, encoding="utf-8")
-    first, second = read_questions([root / "q.csv"]).samples
+    first, second = read_tables([root / "q.csv"]).samples
     assert first.question == strange and second.image == png(1) * 500
 
 
 def test_two_columns_of_one_name_are_refused(root: Path) -> None:
     (root / "q.csv").write_text("image,label, label,\nimg/0.png,oak,elm,\n")
     with pytest.raises(DataError, match=r"q\.csv: its first line names two columns 'label'"):
-        read_questions([root / "q.csv"])
+        read_tables([root / "q.csv"])
     (root / "q.csv").write_text("image,label,,\nimg/0.png,oak,,\n")  # as spreadsheets write empty columns
-    assert [sample.label for sample in read_questions([root / "q.csv"]).samples] == ["oak"]
+    assert [sample.label for sample in read_tables([root / "q.csv"]).samples] == ["oak"]
 
 
 def test_one_column_may_be_two_fields_and_cells_may_be_empty(root: Path) -> None:
     lines = ("photo,kind,part", "img/0.png,oak,train", "img/1.png,elm,", "img/2.png,fir,test")
     (root / "q.csv").write_text("\n".join(lines))
     columns = {"image": "photo", "label": "kind", "text": "kind", "split": "part"}
-    samples = read_questions([root / "q.csv"], columns=columns).samples
+    samples = read_tables([root / "q.csv"], columns=columns).samples
     assert [(s.label, s.text, s.split) for s in samples] == [
         ("oak", "oak", "train"),
         ("elm", "elm", ""),
         ("fir", "fir", "test"),
     ]
     (root / "q.jsonl").write_text('{"image": "img/0.png", "question": null, "answer": null, "label": "oak"}')
-    assert read_questions([root / "q.jsonl"]).task == "classification"
+    assert read_tables([root / "q.jsonl"]).task == "classification"
 
 
 def test_columns_by_other_names(root: Path) -> None:
@@ -259,7 +259,7 @@ def test_llava_conversations(root: Path) -> None:
         for n in range(5)
     ]
     (root / "chat.json").write_text(json.dumps(entries))
-    raw = read_questions([root / "chat.json"])
+    raw = read_tables([root / "chat.json"])
     assert [s.id for s in raw.samples[:3]] == ["0#1", "0#2", "1#1"] and raw.task == "vqa"
     assert (
         raw.samples[1].question == "What colour is the leaf?" and raw.samples[1].text == "The leaf is brown."
@@ -276,11 +276,11 @@ def test_what_a_conversation_may_have_besides(root: Path) -> None:
     said = [{"from": who, "value": what} for who, what in turns]
     row = {"id": "a", "image": "img\\0.png", "images": None, "conversations": said}
     (root / "chat.json").write_text(json.dumps([row]))
-    (sample,) = read_questions([root / "chat.json"]).samples
+    (sample,) = read_tables([root / "chat.json"]).samples
     assert (sample.question, sample.answer) == ("What is it?", "An oak.")
     assert sample.image == str(root / "img/0.png")
     (root / "img\\0.png").write_bytes(png(1))  # where there is a file of that very name, it is meant
-    assert read_questions([root / "chat.json"]).samples[0].image == str(root / "img\\0.png")
+    assert read_tables([root / "chat.json"]).samples[0].image == str(root / "img\\0.png")
 
 
 def test_openai_messages(root: Path) -> None:
@@ -300,7 +300,7 @@ def test_openai_messages(root: Path) -> None:
     ]
     (root / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert answers(root / "m.jsonl") == [("What is it?", text) for text in ("An oak.", "An oak.", "An elm.")]
-    raw = read_questions([root / "m.jsonl"])
+    raw = read_tables([root / "m.jsonl"])
     assert raw.samples[1].image == png(1) and raw.samples[0].image == str(root / "img/0.png")
 
 
@@ -341,5 +341,5 @@ def test_webdataset_shards(tmp_path: Path) -> None:
         for name in ("./7", "./d/8"):
             add(tar, f"{name}.png", png(7))
             add(tar, f"{name}.cls", b"oak")
-    ids = [sample.id for sample in read_questions([tmp_path / "dot.tar"]).samples]
+    ids = [sample.id for sample in read_tables([tmp_path / "dot.tar"]).samples]
     assert ids == ["dot.tar, sample 7", "dot.tar, sample d/8"]  # the same wherever the file lies

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from craft.core.errors import ConfigError
-from craft.data.service import told
+from craft.core.service import error_line
 from craft.evaluation.judge import DIMENSIONS, Case, Judge, JudgeReport
 from craft.evaluation.judge_run import PATIENCE, VerdictCache, judge_cases
 from craft.evaluation.judge_services import ServiceSettings, anthropic_judge, openai_judge
@@ -122,7 +122,7 @@ def test_an_address_that_is_none(protocol):
 
 
 @each_protocol
-def test_another_rubric_is_what_the_service_is_told(protocol, picture, tmp_path):
+def test_another_rubric_is_what_the_service_is_error_line(protocol, picture, tmp_path):
     rubric = tmp_path / "mine.md"
     rubric.write_text(
         "## System\nA careful judge, and stern.\n## User\nMine: <response>\n{response}\n</response>\n",
@@ -251,7 +251,7 @@ def test_the_key_is_in_no_log_and_no_file(protocol, picture, tmp_path, caplog, c
 
 def test_no_part_of_a_key_is_told_where_a_long_error_is_cut():
     for before in range(10, 40):
-        said = told(ValueError("x" * before + KEY + "y" * 40), KEY, most=40)
+        said = error_line(ValueError("x" * before + KEY + "y" * 40), KEY, most=40)
         assert len(said) == 40 and KEY[:4] not in said
 
 

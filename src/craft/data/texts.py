@@ -110,9 +110,10 @@ def write_texts(requests: Iterable[Request], service: Service, out: str | Path, 
     out = Path(out)
     finished = _finished(out)
     missing = (
-        replace(r, rows=tuple(w for w in r.rows if r.key + _subject(w) not in finished)) for r in requests
+        (request, tuple(row for row in request.rows if request.key + _subject(row) not in finished))
+        for request in requests
     )
-    remaining = [request for request in missing if request.rows]
+    remaining = [replace(request, rows=rows) for request, rows in missing if rows]
     if not remaining:
         return 0
     write, failed, done = service.start(), list[str](), 0

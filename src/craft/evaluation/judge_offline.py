@@ -7,14 +7,14 @@ someone who understands it; these rules leave it out and say so.
 import re
 from collections.abc import Sequence
 
-from craft.data.sample import normalise
+from craft.data.spelling import normalise
 from craft.evaluation.judge import BINARY, Case, Judge, Reply
 from craft.evaluation.matching import option_named, spans_of
 
 RULES = 4
 """Version of the rules: it is part of the key under which verdicts and table cells are kept. To be raised
 whenever a reply may get another verdict, that is also after a change of `craft.evaluation.matching` or of
-`craft.data.sample.normalise`; else verdicts of before are taken for those of now."""
+`craft.data.spelling.normalise`; else verdicts of before are taken for those of now."""
 
 NEW_WORDS = 3
 """So many different words beyond question, options, answer and phrases of answering make a justification."""

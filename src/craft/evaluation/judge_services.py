@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import ConfigError
-from craft.data.service import check_reached, client_of, key_of, sdk_of, shown_url, told
+from craft.core.service import check_reached, client_of, error_line, key_of, sdk_of, shown_url
 from craft.evaluation.judge import SCHEMA, Ask, Case, Judge, Prompt, Reply, reply_of
 from craft.evaluation.judge_prompt import png, read_prompt, user_text
 
@@ -180,11 +180,12 @@ def _guarded(send: Send, prompt: Prompt, sdk: Any, key: str | None, url: str) ->
             return send(text, image)
         except hopeless as error:
             raise ConfigError(
-                f"The judge's service turns every call down ({told(error, key, 500)}). Check the key, "
+                f"The judge's service turns every call down ({error_line(error, key, 500)}). Check the key, "
                 "--model (models are retired in time) and --base-url; the verdicts so far are kept."
             ) from None
         except (sdk.APIError, ValueError, AttributeError, TypeError, LookupError) as error:
             check_reached(error, key, "The judge's service", url, "verdicts")
-            return Reply("failed", detail=told(error, key, 500))  # the last four: not the protocol's body
+            # the last four: a body of another protocol
+            return Reply("failed", detail=error_line(error, key, 500))
 
     return ask

@@ -18,7 +18,7 @@ from craft.core.files import user_path
 from craft.core.processes import follow_parent
 from craft.core.progress import say, track
 from craft.data import ImageSource, image_key
-from craft.data.packed import FileSlice, ParquetCell
+from craft.data.images import Packed
 from craft.models.images import square_bytes
 
 
@@ -153,7 +153,7 @@ class PixelStore:
 
 def _name(source: ImageSource) -> str | None:
     """A line that is the same as long as the picture is, and another when its file changed."""
-    if isinstance(source, FileSlice | ParquetCell):
+    if isinstance(source, Packed):
         file, place = source.path, str(source)
     elif isinstance(source, str | os.PathLike):
         file = place = os.path.abspath(str(image_key(source)))
