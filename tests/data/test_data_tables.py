@@ -1,4 +1,4 @@
-"""Your own data in every form that is read: JSONL, JSON, CSV, parquet, conversations, messages, tars."""
+"""Your own data in every form that CRAFT reads: JSONL, JSON, CSV, parquet, conversations, messages, tars."""
 
 import base64
 import io
@@ -11,7 +11,8 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 
 from craft.core.errors import DataError
-from craft.data import load_data, read_data, verify_images
+from craft.data import Wanted, load_data, prepare, read_data, verify_images
+from craft.data.images import image_bytes
 from craft.data.readers.tables import read_tables
 from replicas import paint, parquet, png
 
@@ -144,7 +145,12 @@ def test_a_hub_data_set_with_its_own_columns(tmp_path: Path, monkeypatch: pytest
     parquet(folder / "data" / "train-00000-of-00001.parquet", rows[:6])
     parquet(folder / "data" / "test-00000-of-00001.parquet", rows[6:])
     columns = {"image": "photo", "question": "q", "answer": "a"}
-    data = load_data("hub:some/trees", columns=columns)
+    with pytest.raises(DataError) as caught:
+        load_data("hub:some/trees", columns=columns)
+    command = "craft data prepare hub:some/trees --column image=photo --column question=q --column answer=a"
+    assert f"`{command}`" in str(caught.value) and "prepared/trees" in str(caught.value)
+    prepare("hub:some/trees", None, tmp_path / "m", Wanted(columns=columns), progress=False)
+    data = load_data(tmp_path / "m")
     assert [s.answer for s in data.test] == ["oak", "elm"] and verify_images(data, progress=False) == 8
 
 
@@ -161,16 +167,19 @@ def test_pictures_of_every_kind_are_fetched_from_the_hub(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: files)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert [sample.id for sample in read_data("hub:some/trees").samples] == files[:4]
+    prepare("hub:some/trees", None, tmp_path / "m", progress=False)
+    assert {sample.id for sample in read_data(tmp_path / "m").samples} == set(files[:4])
 
 
-def test_pictures_that_cannot_be_read_are_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_that_cannot_be_read_are_not_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     files = ["ash/1.jpg", "elm/2.heic", "README.md", "logo.svg", ".x/3.heic"]
     monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: files)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("fetched"))
     with pytest.raises(DataError, match=r"1 of 2 pictures in the hub data set some/trees.*elm/2\.heic"):
-        read_data("hub:some/trees")
+        prepare("hub:some/trees", None, tmp_path / "m", progress=False)
 
 
 def test_a_shard_with_pictures_that_cannot_be_read(tmp_path: Path) -> None:
@@ -181,11 +190,11 @@ def test_a_shard_with_pictures_that_cannot_be_read(tmp_path: Path) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(content) if ending != "heic" else 3
             tar.addfile(info, io.BytesIO(content))
-    data = load_data(tmp_path / "q.tar", unseen_fraction=0)
-    names = sorted(str(s.image).rpartition("/")[2] for s in data.all_samples())
-    assert names == ["1.heic", "2.png", "3.jfif"]
-    with pytest.raises(DataError, match=r"q\.tar, sample 1: the image .*1\.heic.*Convert it to JPEG or PNG"):
-        verify_images(data, progress=False)
+    samples = read_data(tmp_path / "q.tar", tars=True).samples
+    assert sorted(str(s.image).rpartition("/")[2] for s in samples) == ["1.heic", "2.png", "3.jfif"]
+    prepare(tmp_path / "q.tar", None, tmp_path / "m", progress=False)
+    with pytest.raises(DataError, match=r"samples\.jsonl.*not a picture that can be opened"):
+        verify_images(load_data(tmp_path / "m", unseen_fraction=0), progress=False)
 
 
 @pytest.mark.parametrize("place", ["test", "dev/birds", "home/Test"])
@@ -315,23 +324,27 @@ def test_questions_on_one_inline_picture_stay_together(tmp_path: Path) -> None:
     assert [len(part) for part in parts] == [2, 1, 1] and len(set[object]().union(*parts)) == 4
 
 
-def test_webdataset_shards(tmp_path: Path) -> None:
-    def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-        info = tarfile.TarInfo(name)
-        info.size = len(content)
-        tar.addfile(info, io.BytesIO(content))
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
 
+
+def test_webdataset_shards(tmp_path: Path) -> None:
     for shard in range(2):
         with tarfile.open(tmp_path / f"train-{shard:04d}.tar", "w") as tar:
             for n in range(6):
                 add(tar, f"{shard}{n}.png", png(10 * shard + n))
                 add(tar, f"{shard}{n}.cls", ("oak", "elm", "fir")[n % 3].encode())
                 add(tar, f"{shard}{n}.txt", b"a tree on a hill")
-    data = load_data(tmp_path)
+    with pytest.raises(DataError, match=rf"`craft data prepare {tmp_path}`.*prepared/{tmp_path.name} "):
+        load_data(tmp_path)
+    prepare(tmp_path, None, tmp_path / "m", progress=False)
+    data = load_data(tmp_path / "m")
     assert Counter(s.label for s in data.all_samples()) == {"oak": 4, "elm": 4, "fir": 4}
     assert verify_images(data, progress=False) == 12
     sample = next(s for s in data.all_samples() if s.id == "train-0001.tar, sample 13")
-    assert sample.image.read() == png(13)  # type: ignore[union-attr]
+    assert image_bytes(sample.image) == png(13)  # type: ignore[arg-type]
     with tarfile.open(tmp_path / "q.tar", "w") as tar:
         for n in range(4):
             add(tar, f"d/{n}.jpg", png(n))
@@ -342,4 +355,23 @@ def test_webdataset_shards(tmp_path: Path) -> None:
             add(tar, f"{name}.png", png(7))
             add(tar, f"{name}.cls", b"oak")
     ids = [sample.id for sample in read_tables([tmp_path / "dot.tar"]).samples]
-    assert ids == ["dot.tar, sample 7", "dot.tar, sample d/8"]  # the same wherever the file lies
+    assert ids == ["dot.tar, sample 7", "dot.tar, sample d/8"]  # the same wherever the file is
+
+
+@pytest.mark.parametrize("damage", ["compressed", "cut", "json"])
+def test_a_damaged_tar_is_named(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "s.tar"
+    with tarfile.open(path, "w:gz" if damage == "compressed" else "w") as tar:
+        for n in range(4):
+            add(tar, f"{n}.png", png(n))
+            add(tar, f"{n}.json", b"nothing" if damage == "json" else b'{"label": "oak"}')
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[: 512 * 3])
+    problem = {
+        "compressed": r"uncompressed tar \(invalid header\).*Unpack",
+        "cut": r"uncompressed tar \(unexpected end of data\).*copy it again",
+        "json": r"member 0\.json cannot be read \(Expecting value: line 1 column 1",
+    }[damage]
+    with pytest.raises(DataError, match=rf"s\.tar.*{problem}"):
+        prepare(path, None, tmp_path / "m", progress=False)
+    assert not (tmp_path / "m").exists()

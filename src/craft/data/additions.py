@@ -98,12 +98,14 @@ def with_options(samples: Sequence[Sample], path: Path) -> list[Sample]:
 def _entries(content: Any, path: Path) -> list[dict[str, Any]]:
     """The entries of all classes of an option file."""
     lists = list(content.values()) if isinstance(content, dict) else [None]
-    entries = [entry for value in lists for entry in (value if isinstance(value, list) else [None])]
-    if not all(isinstance(entry, dict) and {"image", "options"} <= entry.keys() for entry in entries):
-        raise DataError(
-            f"{path} is not an option file of FOCI's format: "
-            '{class: [{"image": …, "options": [correct, wrong, …]}]}.'
-        )
+    entries = []
+    for entry in (entry for value in lists for entry in (value if isinstance(value, list) else [None])):
+        if not isinstance(entry, dict) or not {"image", "options"} <= entry.keys():
+            raise DataError(
+                f"{path} is not an option file of FOCI's format: "
+                '{class: [{"image": …, "options": [correct, wrong, …]}]}.'
+            )
+        entries.append(entry)
     return entries
 
 

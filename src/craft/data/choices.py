@@ -55,14 +55,12 @@ def multiple_choice(
 
     Source: FOCI (four options per image, hard = most similar texts); seeding per sample id is ours.
     """
-    label = item.label
+    label, origin = item.label, item.origin or item.id
     if label is None or label not in class_names:
-        raise DataError(
-            f"{item.origin or item.id}: the label {label!r} is not one of the {len(class_names)} classes."
-        )
+        raise DataError(f"{origin}: the label {label!r} is not one of the {len(class_names)} classes.")
     others = sorted({name for name in class_names if name != label and name not in exclude})
     if not others:
-        raise DataError(f"{item.origin or item.id}: '{label}' is the only class; use at least two.")
+        raise DataError(f"{origin}: no other class than '{label}' can be an option; use at least two.")
     count = min(OPTIONS - 1, len(others))
     if item.distractors:
         preset = [name for name in item.distractors if name in others][-count:]
