@@ -95,6 +95,14 @@ def test_questions_with_and_without_an_image_share_a_table(folder, name):
         assert [c.turns for c in found] == [((row["question"], row["answer"]),) for row in listed]
 
 
+@pytest.mark.parametrize("data", ["hub:some/chats", "chats.tar"])
+def test_tars_and_the_hub_must_be_prepared_first(tmp_path, monkeypatch, data):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chats.tar").write_bytes(b"")
+    with pytest.raises(DataError, match=rf"`craft data prepare {data}`.*prepared/chats "):
+        read_conversations([data])
+
+
 def test_of_a_limited_file_the_first_pictures_suffice(folder):
     rows = [{"image": f"{name}.jpg", "caption": "a square"} for name in ("a", "b", "not-downloaded")]
     assert len(read_conversations([write(folder, rows)], limit=2)) == 2

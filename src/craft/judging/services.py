@@ -158,8 +158,8 @@ def _guarded(send: Send, rubric: Rubric, sdk: Any, key: str | None, url: str) ->
             return send(text, image)
         except hopeless as error:
             raise ConfigError(
-                f"The judge's service rejects every call ({error_line(error, key, 500)}). Check the key, --model "
-                "(models are retired in time) and --base-url; the verdicts so far are stored."
+                f"The judge's service rejects every call ({error_line(error, key, 500)}). Check the key, "
+                "--model (models are retired in time) and --base-url; the verdicts so far are stored."
             ) from None
         except (sdk.APIError, ValueError, AttributeError, TypeError, LookupError) as error:
             check_reached(error, key, "The judge's service", url, "verdicts")
