@@ -233,8 +233,7 @@ def _duplicates(data: Data, results: Sequence[tuple[Sample, Look]]) -> Iterator[
 
 
 def _near_duplicates(test: dict[tuple[int, bytes], str], train: dict[tuple[int, bytes], str]) -> list[str]:
-    """The origins of test pictures that nearly equal a training picture: first by hash, then by grey
-    cells."""
+    """The origins of test pictures that nearly equal a training picture, by hash and by grey cells."""
     if not train:
         return []
     hashes = np.array([value for value, _ in train], dtype=np.uint64)

@@ -203,8 +203,7 @@ def image_bytes(source: str | os.PathLike[str] | bytes | Packed) -> bytes:
 
 
 def image_key(source: ImageSource) -> Hashable:
-    """What identifies an image source: its path, its place in a larger file, its bytes, or the object
-    itself."""
+    """What identifies an image source: its path, its position in a larger file, its bytes, or its `id`."""
     if isinstance(source, str | bytes | Packed):
         return source
     return os.fspath(source) if isinstance(source, os.PathLike) else id(source)

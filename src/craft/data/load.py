@@ -130,8 +130,7 @@ def not_prepared(
     domain: str | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> DataError:
-    """The error for a tar or a hub data set: the command that writes it to a local folder, and what to use
-    afterwards."""
+    """The error for a tar or a hub data set: which command writes it to a folder, and what to use then."""
     flags = ["--root", str(root)] if root is not None else []
     flags += ["--domain", domain] if domain else []
     for field, column in (columns or {}).items():

@@ -1,5 +1,4 @@
-"""How names are compared and written: letter case, spaces, underscores, and characters that cannot be
-stored."""
+"""How names and answers are compared and written: letter case, spaces, underscores, encoding."""
 
 import re
 import unicodedata

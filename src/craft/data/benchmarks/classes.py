@@ -3,12 +3,11 @@
 import difflib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from craft.core.errors import DataError
 from craft.data.benchmarks.reading import Note, column, folders_in, row_id
 from craft.data.captions import class_text
-from craft.data.images import SUFFIXES
+from craft.data.images import SUFFIXES, ImageSource
 from craft.data.readers.rows import Row
 from craft.data.sample import Sample
 from craft.data.spelling import squeezed
@@ -61,13 +60,18 @@ class ClassNames:
 
 
 def labelled(
-    id: str, image: Any, label: str, domain: str, split: str = "", origin: str = "", question: str = ""
+    id: str,
+    image: ImageSource,
+    label: str,
+    domain: str,
+    split: str = "",
+    origin: str = "",
 ) -> Sample:
     """A labelled picture, whose four-option question is written later."""
     return Sample(
         id=id,
         image=image,
-        question=question,
+        question="",
         answer="",
         label=label,
         split=split,

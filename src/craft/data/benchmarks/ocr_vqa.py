@@ -15,7 +15,7 @@ from craft.data.benchmarks.reading import (
     read_annotations,
     row_id,
 )
-from craft.data.images import SUFFIXES, looks_like_image
+from craft.data.images import SUFFIXES, ImageSource, looks_like_image
 from craft.data.readers.rows import Row
 from craft.data.sample import Sample
 
@@ -51,7 +51,7 @@ def _original(root: Path, note: Note) -> Iterator[Sample]:
 
 
 def _questions(
-    id: str, image: Any, questions: list[str], answers: list[str], split: str, origin: str
+    id: str, image: ImageSource, questions: list[str], answers: list[str], split: str, origin: str
 ) -> Iterator[Sample]:
     if len(questions) != len(answers):
         raise DataError(f"{origin}: {len(questions)} questions and {len(answers)} answers.")

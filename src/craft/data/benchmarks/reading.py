@@ -8,6 +8,7 @@ from typing import Any
 
 from craft.core.errors import DataError
 from craft.data.choices import DIRECTIVES
+from craft.data.images import ImageSource
 from craft.data.readers.rows import Row
 from craft.data.sample import Sample
 from craft.data.spelling import normalise
@@ -118,7 +119,7 @@ def choice_sample(sample: Sample, choices: Sequence[Any], answer: Any, note: Not
 
 
 def open_sample(
-    id: str, image: Any, question: Any, answer: Any, split: str, origin: str, kind: str = ""
+    id: str, image: ImageSource, question: object, answer: object, split: str, origin: str, kind: str = ""
 ) -> Iterator[Sample]:
     """A question with a free, short answer.
 

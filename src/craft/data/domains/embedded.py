@@ -79,8 +79,7 @@ def _labelled(pictures: Callable[[], Iterator[Picture]]) -> Callable[[Domain], R
 
 
 def _scenes(domain: Domain) -> Raw:
-    """Scenes of all things; the training scenes are drawn again when it is known which things are held
-    out."""
+    """Scenes of all things. Training scenes are drawn again once the held-out things are known."""
     return Raw(
         domain.name,
         domain.task,

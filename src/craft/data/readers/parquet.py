@@ -1,5 +1,4 @@
-"""Rows of parquet files, as hub data sets are stored: class names instead of numbers, pictures left in
-place."""
+"""Rows of parquet files: class names instead of numbers, and pictures that stay in the file."""
 
 import functools
 import json

@@ -1,5 +1,4 @@
-"""Tables of your own: JSONL, JSON, CSV, TSV, parquet and (for `craft data prepare`) tars, as rows and
-samples."""
+"""Your own tables as rows and samples: JSONL, JSON, CSV, TSV, parquet; for `craft data prepare` also tars."""
 
 import csv
 import io
@@ -197,24 +196,17 @@ def _lines(path: Path, text: str, split: str, problems: Problems) -> Iterator[Ro
     for number, line in enumerate(shown, start=1):
         if not line.strip():
             continue
+        origin = f"{path}:{number}"
         try:
             value = parse_json(line)
-            if not isinstance(value, dict):
-                raise DataError(
-                    f"{path}:{number}: a {type(value).__name__}, not an object. "
-                    f"Every line must be one object, like {EXAMPLE}"
-                )
         except json.JSONDecodeError as error:
-            problems.add(
-                DataError(
-                    f"{path}:{number}: not valid JSON ({error.msg}, column {error.colno}). "
-                    f"Every line must be one object, like {EXAMPLE}"
-                )
-            )
-        except DataError as error:
-            problems.add(error)
+            problem = f"not valid JSON ({error.msg}, column {error.colno})"
         else:
-            yield Row(f"{path}:{number}", value, split)
+            if isinstance(value, dict):
+                yield Row(origin, value, split)
+                continue
+            problem = f"a {type(value).__name__}, not an object"
+        problems.add(DataError(f"{origin}: {problem}. Every line must be one object, like {EXAMPLE}"))
 
 
 def _json(path: Path, text: str, split: str) -> Iterator[Row]:
