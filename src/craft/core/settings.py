@@ -1,7 +1,7 @@
 """Settings, checked: unknown keys, wrong types and contradictions are `ConfigError`s.
 
 A config is a YAML file, a dict, dotted overrides (`optimizer.learning_rate=1e-4`), or all three; later ones
-win. What settings there are stands in `craft.training.config`.
+win. `craft.training.config` lists the settings of training.
 """
 
 import difflib
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from craft.core.errors import ConfigError
 from craft.core.files import atomic_write_text
@@ -68,6 +68,15 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, validate_assignment=True, frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, tree: Any) -> Any:
+        """Sections that set only some of their keys, with the other defaults that they have in this model."""
+        if not isinstance(tree, Mapping):
+            return tree
+        defaults = {name: field.default for name, field in cls.model_fields.items()}
+        return _over(defaults, tree)
+
 
 class Settings(Section):
     """All settings of one verb."""
@@ -111,6 +120,18 @@ class Settings(Section):
 
         tree = self.model_dump(mode="json")
         atomic_write_text(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+
+def _over(defaults: Mapping[str, Any], tree: Mapping[Any, Any]) -> dict[Any, Any]:
+    """`tree`, where a section that is a mapping is laid over its default, at any depth."""
+    complete: dict[Any, Any] = {}
+    for name, value in tree.items():
+        default = defaults.get(name)
+        if isinstance(default, Section) and isinstance(value, Mapping):
+            complete[name] = {**dict(default), **_over(dict(default), value)}
+        else:
+            complete[name] = value
+    return complete
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
