@@ -91,7 +91,7 @@ def train(
     config = AdaptConfig.build(settings, {"out": out})
     run = RunFolder(out)
     run.open(config, resume=resume)
-    fit(lvlm, samples, config, run, lesson=adaptation, resume=resume)
+    fit(lvlm, samples, config, run, make_lesson=adaptation, resume=resume)
     lines = [{k: v for k, v in line.items() if k != "samples_per_s"} for line in run.metrics()]
     tower = {name: value.numpy() for name, value in lvlm.visual.vision_tower.state_dict().items()}
     return {"lines": lines, "hashes": part_hashes(lvlm), "tower": tower, "record": run.record}

@@ -55,7 +55,7 @@ def train(tmp_path, codes, stage, rows=None, **settings):
     run.open(config)
     lesson = partial(alignment, stage=stage, codes=codes)
     before = part_hashes(lvlm)
-    fit(lvlm, rows or rows_of(), config, run, lesson=lesson)
+    fit(lvlm, rows or rows_of(), config, run, make_lesson=lesson)
     return lvlm, run, before
 
 

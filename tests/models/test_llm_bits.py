@@ -98,7 +98,7 @@ def test_a_tower_learns_and_the_packed_llm_stays(family, installed, tmp_path, bi
     config = AdaptConfig.build(settings, {"out": str(tmp_path / "run"), "llm_bits": bits})
     run = RunFolder(tmp_path / "run")
     run.open(config)
-    fit(lvlm, tiny_data().train, config, run, lesson=adaptation)  # compares the hashes itself
+    fit(lvlm, tiny_data().train, config, run, make_lesson=adaptation)  # compares the hashes itself
     changed = {part for part, value in part_hashes(lvlm).items() if before[part] != value}
     assert changed == {"vision_tower"}
 

@@ -48,7 +48,7 @@ def train(out, overrides=None, lvlm=None, resume=False, validate=None, data=None
     run.open(config, resume=resume)
     lesson = partial(adaptation, earlier=Settled.of(run.record))
     result = fit(
-        lvlm, (data or tiny_data()).train, config, run, lesson=lesson, resume=resume, validate=validate
+        lvlm, (data or tiny_data()).train, config, run, make_lesson=lesson, resume=resume, validate=validate
     )
     return lvlm, run, result
 

@@ -143,7 +143,7 @@ def test_batch_size_counts_images(tmp_path):
     )
     run = RunFolder(tmp_path / "run")
     run.open(config)
-    assert fit(lvlm, asked((3, 3, 2, 2, 1, 3)), config, run, lesson=adaptation).steps == 2
+    assert fit(lvlm, asked((3, 3, 2, 2, 1, 3)), config, run, make_lesson=adaptation).steps == 2
 
 
 @pytest.mark.parametrize("choice", ["fused", "auto"])
@@ -190,7 +190,7 @@ def test_the_fused_optimiser_does_the_same(tmp_path):
         config = AdaptConfig.build(FAST, {"optimizer.fused": fused, "out": str(tmp_path / str(fused))})
         run = RunFolder(config.out)
         run.open(config)
-        fit(lvlm, asked(), config, run, lesson=adaptation)
+        fit(lvlm, asked(), config, run, make_lesson=adaptation)
         towers.append(torch.cat([p.detach().flatten() for p in lvlm.visual.vision_tower.parameters()]))
     torch.testing.assert_close(*towers, rtol=1e-4, atol=2e-5)  # a fifteenth of one step
     assert not torch.equal(
@@ -213,7 +213,7 @@ def test_checkpointing_by_the_memory_there_is(tmp_path, monkeypatch, again):
     config = AdaptConfig.build(FAST, {"gradient_checkpointing": "auto", "out": str(tmp_path / "run")})
     run = RunFolder(config.out)
     run.open(config)
-    fit(lvlm, asked(), config, run, lesson=adaptation)
+    fit(lvlm, asked(), config, run, make_lesson=adaptation)
     assert run.record["gradient_checkpointing"] == again
     fixed = config.model_copy(update={"gradient_checkpointing": again})
     assert rehearsed(config).memory == rehearsed(fixed).memory
@@ -296,7 +296,7 @@ same(plain, compiled)
 config = AdaptConfig.build(FAST, {"compile": True, "out": sys.argv[1]})
 run = RunFolder(config.out)
 run.open(config)
-fit(lvlm, asked(), config, run, lesson=adaptation)
+fit(lvlm, asked(), config, run, make_lesson=adaptation)
 assert all(module._compiled_call_impl is None for module in lvlm.modules())
 """
 

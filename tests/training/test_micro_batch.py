@@ -38,7 +38,7 @@ def run(out, resume=False, **settings):
     config = AdaptConfig.build({**base, **settings}, {"out": str(out)})
     folder = RunFolder(out)
     folder.open(config, resume=resume)
-    fit(tiny_lvlm(), tiny_data().train, config, folder, lesson=adaptation, resume=resume)
+    fit(tiny_lvlm(), tiny_data().train, config, folder, make_lesson=adaptation, resume=resume)
     return folder
 
 

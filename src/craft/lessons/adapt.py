@@ -83,7 +83,7 @@ def adaptation(
         finish=lambda: _finish(lvlm, config, images),
         verb="adapting",
         images=images,
-        ahead=batches.expect,
+        expect=batches.expect,
         count=len(batches.groups),
         settled=settled,
         mixed=0.0 if base is None else MIXED,

@@ -182,7 +182,7 @@ def _frozen_tower_lesson(
         finish=images.close,
         verb="tuning",
         images=images,
-        ahead=lambda indices: images.expect([batches.groups[index][0] for index in indices]),
+        expect=lambda indices: images.expect([batches.groups[index][0] for index in indices]),
         count=len(batches.groups),
         settled=settled,
     )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from craft.core.progress import say
 from craft.core.seeding import rng
 from craft.data import Sample
-from craft.training.lesson import nothing
+from craft.training.lesson import do_nothing
 
 FEW = 30
 """With fewer classes than this a tower learns to tell those apart and forgets what would tell others; with
@@ -148,7 +148,7 @@ def blended(trained: dict[str, nn.Parameter], share: float | None) -> Callable[[
         share: of the trained weights; 1 or None keeps them as they are.
     """
     if share is None or share == 1:
-        return nothing
+        return do_nothing
     base = {name: parameter.detach().clone() for name, parameter in trained.items()}
     return partial(_blend, trained, base, share)
 

@@ -120,8 +120,8 @@ def adapt(
     # 3. Training (Eq. 5).
     lesson = partial(adaptation, task=given.task, earlier=Settled.of(run.record))
     validate = validation(given, settings)
-    with run.noting_failure():
-        result = fit(lvlm, given.train, settings, run, lesson=lesson, resume=resume, validate=validate)
+    with run.recording_failure():
+        result = fit(lvlm, given.train, settings, run, make_lesson=lesson, resume=resume, validate=validate)
 
         # 4. The artefact: tower, code prior under the adapted tower, manifest.
         assert result.images is not None

@@ -152,7 +152,7 @@ def align(
     before = _language(lvlm, settings, run.record.get("language_before"))
     run.update(language_before=before)
 
-    with run.noting_failure():
+    with run.recording_failure():
         # 3. Stage 1: projector. Stage 2: projector and LLM.
         metrics = {
             name: _train(lvlm, rows, settings, run, int(name), codes, resume) for name, rows in stages.items()
@@ -362,7 +362,7 @@ def _train(
     folder.open(settings, resume=resume, overwrite=True)
     say(f"stage {stage}: {lvlm.name}, {len(rows)} rows, {settings.steps(len(rows))} steps")
     lesson = _lesson(lvlm, settings, stage, codes)
-    result = fit(lvlm, rows, settings, folder, lesson=lesson, resume=resume)
+    result = fit(lvlm, rows, settings, folder, make_lesson=lesson, resume=resume)
     folder.update(status="finished")
     losses = on_main(lambda: [line["loss"] for line in folder.metrics() if "loss" in line])
     return {

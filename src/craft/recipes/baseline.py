@@ -119,8 +119,10 @@ def tune(
     # 2. Training, and the tuned parts.
     lesson = partial(baseline.lesson, earlier=Settled.of(run.record))
     validate = validation(opened_data, settings)
-    with run.noting_failure():
-        result = fit(lvlm, opened_data.train, settings, run, lesson=lesson, resume=resume, validate=validate)
+    with run.recording_failure():
+        result = fit(
+            lvlm, opened_data.train, settings, run, make_lesson=lesson, resume=resume, validate=validate
+        )
         factors = {}
         if "llm" in baseline.parts:
             factors = take_lora(lvlm.backbone.llm, merge=True)

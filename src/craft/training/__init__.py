@@ -1,4 +1,4 @@
-"""The training loop, its settings, checkpoints and run folder; `craft.lessons` says what is learned."""
+"""The training loop, its settings, checkpoints and run folder. `craft.lessons` defines what is learned."""
 
 from craft.core.interrupt import Interrupted
 from craft.training.config import AdaptConfig

@@ -229,8 +229,10 @@ class AdaptConfig(LoopConfig):
 
     def contrastive_weight(self, task: str) -> float:
         """λ_con for "classification" or "vqa" (§4.1), unless the config names one."""
-        given = self.losses.contrastive.weight
-        return given if given is not None else (1.0 if task == "classification" else 0.1)
+        weight = self.losses.contrastive.weight
+        if weight is not None:
+            return weight
+        return 1.0 if task == "classification" else 0.1
 
 
 class LdifsConfig(Section):
