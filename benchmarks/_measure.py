@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: options, tables, JSON. How they measure: `craft.experiments.bench.measure`."""
+"""Shared by the benchmarks: options, tables, JSON. How they measure: `paper.bench.measure`."""
 
 import argparse
 import os
@@ -11,7 +11,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler is chatty; read 
 import torch
 
 from craft.core.files import write_json
-from craft.experiments.bench.measure import Seconds, counted, fastest, peak_bytes, where
+from paper.bench.measure import Seconds, counted, fastest, peak_bytes, where
 
 __all__ = ["Seconds", "arguments", "counted", "fastest", "peak_bytes", "report", "table"]
 

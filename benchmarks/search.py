@@ -2,13 +2,13 @@
 
     python benchmarks/search.py [--quick] [--out search.json]
 
-What is measured, and how: `craft.experiments.bench.search` (`craft bench search`).
+What is measured, and how: `paper.bench.search` (`craft bench search`).
 """
 
 import torch
 from _measure import arguments, report
 
-from craft.experiments.bench.search import measure
+from paper.bench.search import measure
 
 
 def main() -> None:

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from craft.experiments import EXPERIMENTS
 from craft.recipes.matrix_page import page as matrix_page
 from docs.reading import ROOT
+from paper import EXPERIMENTS
 
 RESULTS = ROOT / "docs" / "results"
 PAGES = sorted(path for path in RESULTS.rglob("*.md") if path.name != "README.md")

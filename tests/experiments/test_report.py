@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from craft.experiments.publish import escaped, table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from cli.conftest import run
 from craft.core.errors import CheckpointError, DataError
-from craft.experiments.publish import escaped, table
 from craft.experiments.report import report, sections_of
 from craft.experiments.report_html import Section, curve, markdown, page, pairs
 

@@ -16,7 +16,6 @@ import torch
 from builders import tiny_images, tiny_lvlm
 from craft.cli import main
 from craft.core.errors import CheckpointError, ConfigError
-from craft.experiments.bench.plan import Run, plan
 from craft.losses.alignment import surrogate_alignment
 from craft.models import llm_bits
 from craft.models.freezing import freeze, parameter_table, part_hashes
@@ -29,6 +28,7 @@ from craft.models.vila_u import save_vila_u
 from craft.recipes import adapt, evaluate
 from craft.recipes.opening import Model
 from craft.training import AdaptConfig, RunFolder, fit
+from paper.bench.plan import Run, plan
 from tiny_data import tiny_data
 
 CPU = torch.device("cpu")

@@ -8,15 +8,15 @@ import torch
 from builders import tiny_images, tiny_lvlm
 from craft import adapt
 from craft.core.files import read_json
-from craft.experiments.cells import CRAFT, Method
-from craft.experiments.plan import Plan
-from craft.experiments.work import settings_of_training
 from craft.training.adaptation import ImageBatches
 from craft.training.blending import FEW
 from craft.training.config import AdaptConfig
 from craft.training.image_cache import ImageCache
 from craft.training.retention import MIXED, OF_FEW, mix, partners, retention_weight
 from craft.training.run_folder import RunFolder
+from paper.cells import CRAFT, Method
+from paper.plan import Plan
+from paper.work import settings_of_training
 from tiny_data import tiny_data
 
 FAST = {"device": "cpu", "max_steps": 6, "batch_size": 4, "eval_limit": 2}
