@@ -54,7 +54,6 @@ def page(data: Data) -> str:
             parts += ["The levers, of CRAFT with the small LLM where nothing else is said:\n"]
             parts += [_rows(result["levers"]) + "\n"]
         parts += _ratios(result.get("ratios") or {})
-        parts += _calculated(result.get("calculated") or {})
         words = ["python", "-m", "paper", *name.split("_")[:2]]
         words += ["--size", "real", "--device", "cuda"] if part in ON_A_GPU else []
         words += [word for way in result.get("ways", ()) for word in ("--ways", way)]
@@ -77,18 +76,6 @@ def _about(result: Data) -> list[str]:
 def _ratios(ratios: Data) -> list[str]:
     rows = [[name, _cell(value)] for name, value in ratios.items() if value is not None]
     return [table(["ratio", "value"], rows) + "\n"] if rows else []
-
-
-def _calculated(result: Data) -> list[str]:
-    """FLOPs and activations at real size, which are calculated and not measured."""
-    if not result:
-        return []
-    sizes = ", ".join(f"{name} {value}" for name, value in result["sizes"].items())
-    return [
-        f"Calculated, not measured: CRAFT with the small LLM at real size ({sizes}).\n",
-        _rows(result["levers"]) + "\n",
-        *_ratios({name: value for name, value in result.items() if isinstance(value, float)}),
-    ]
 
 
 def _rows(rows: list[Data]) -> str:

@@ -105,7 +105,6 @@ class Paper:
         *names: str,
         flags: PlanFlags = PLAN,
         out: Path | None = None,
-        jobs: int = 1,
         redraw: Flag = False,
         dry_run: Flag = False,
         common: Common = COMMON,
@@ -119,7 +118,6 @@ class Paper:
             names: of experiments; all stands for every one.
             out: a folder for NAME.json, NAME.md and NAME.png; by default docs/results (at the paper's scale
                 docs/results/paper), with --quick runs/quick.
-            jobs: processes that measure at the same time, each on its own domains and seeds.
             redraw: measure nothing; make pages and pictures again from NAME.json.
             dry_run: show what there is to do and how long it will take; do nothing.
         """
@@ -132,19 +130,17 @@ class Paper:
         known = (*self.experiments, "all")
         if unknown := [name for name in names if name not in known]:
             raise ConfigError(f"There is no experiment {unknown[0]!r}; choose from {', '.join(known)}.")
-        if jobs < 1:
-            raise ConfigError(f"--jobs must be at least 1, not {jobs}.")
         chosen = list(self.experiments) if "all" in names else list(dict.fromkeys(names))
         plan = flags.plan(common)
         if dry_run:
-            self._rehearse(chosen, plan, jobs, common)
+            self._rehearse(chosen, plan, common)
             return
         usual = {"tiny": Path("docs/results"), "paper": Path("docs/results/paper")}[plan.scale]
         folder = out or (QUICK_OUT if flags.quick else usual)
         if redraw:
             written, left_out = self._redraw(chosen, folder), {}
         else:
-            written, left_out = self._measure(chosen, plan, folder, jobs)
+            written, left_out = self._measure(chosen, plan, folder)
         _show(written, left_out, chosen, common)
 
     def list(self, common: Common = COMMON) -> None:
@@ -161,7 +157,7 @@ class Paper:
         return [path for name in present for path in redraw(name, self.experiments[name], folder)]
 
     def _measure(
-        self, names: Sequence[str], plan: Any, folder: Path, jobs: int
+        self, names: Sequence[str], plan: Any, folder: Path
     ) -> tuple[Sequence[Path], dict[str, str]]:
         """Measure experiments one after the other.
 
@@ -175,10 +171,12 @@ class Paper:
         from craft.core.files import check_writable
         from craft.core.progress import say
         from craft.training.interrupt import Interrupted
-        from paper.parallel import estimate, fill_all, in_order
+        from paper.estimate import estimate
         from paper.publish import publish
         from paper.work import Work
 
+        check_writable(folder / f"{names[0]}.json")
+        written: list[Path] = []
         left_out: dict[str, str] = {}
 
         def leave_out(name: str, error: CraftError) -> None:
@@ -187,24 +185,12 @@ class Paper:
             left_out[name] = _one_line(error)
             say(f"{name} is left out: {left_out[name]}")
 
-        check_writable(folder / f"{names[0]}.json")
-        work, cells = Work(plan), []
-        for name in names:
+        work = Work(plan)
+        for name in names:  # what is missing shows before the first training
             try:
-                needed = self.experiments[name].cells(plan)
-                say(f"{name}: {estimate(work, needed).line(jobs)}")
-                cells += in_order(needed)
+                say(f"{name}: {estimate(work, self.experiments[name].cells(plan)).line}")
             except CraftError as error:
                 leave_out(name, error)
-        del work  # its models would take memory beside those of the processes
-        if jobs > 1:  # all together: no process waits for the slowest of each experiment
-            try:
-                fill_all(plan, cells, jobs)
-            except CraftError as error:
-                if len(names) == 1 or isinstance(error, Interrupted):
-                    raise
-                say(_one_line(error))  # its experiment fails again below, and is left out there
-        written: list[Path] = []
         for name in [name for name in names if name not in left_out]:
             try:
                 written += publish(name, self.experiments[name], plan, folder)
@@ -212,11 +198,11 @@ class Paper:
                 leave_out(name, error)
         return written, left_out
 
-    def _rehearse(self, names: Sequence[str], plan: Any, jobs: int, common: Common) -> None:
+    def _rehearse(self, names: Sequence[str], plan: Any, common: Common) -> None:
         """Show what there is to do for each experiment, and for all of them together."""
         from craft.core.errors import CraftError
         from craft.core.progress import say
-        from paper.parallel import estimate
+        from paper.estimate import estimate
         from paper.sizes import is_there
         from paper.work import Work
 
@@ -227,7 +213,7 @@ class Paper:
 
         def row(name: str, cells: Sequence[Any]) -> list[str]:
             left = estimate(work, cells)
-            return [name, str(left.trainings_left), str(left.cells_left), left.time(jobs)]
+            return [name, str(left.trainings_left), str(left.cells_left), left.time]
 
         for name in names:
             cells = self.experiments[name].cells(plan)
@@ -245,7 +231,7 @@ class Paper:
         if common.json:
             show_json([dict(zip(columns, row, strict=True)) for row in rows])
             return
-        show_table(f"To do, with {jobs} job{'s' if jobs > 1 else ''}", columns, rows)
+        show_table("To do", columns, rows)
         print(
             "A dry run: nothing was done. Experiments share trainings and cells; together counts each once."
         )
@@ -255,9 +241,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _show(
-    written: Sequence[Path], left_out: Mapping[str, str], names: Sequence[str], common: Common
-) -> None:
+def _show(written: Sequence[Path], left_out: Mapping[str, str], names: Sequence[str], common: Common) -> None:
     """Print the results that were written."""
     from craft.core.files import read_json
 

@@ -13,7 +13,7 @@ from craft.models.memory import estimate_memory
 from craft.models.paper_sizes import LLMS, paper_lvlm
 from craft.training.config import AdaptConfig
 from paper.cells import CRAFT, Cell
-from paper.parallel import trainings
+from paper.estimate import trainings
 from paper.plan import Plan
 
 DEVICES = 8
@@ -74,7 +74,9 @@ def rehearse(name: str, config: AdaptConfig, devices: int = DEVICES) -> Step | N
         micro,
         TEXT + patches,
         torch.bfloat16,
-        gradient_checkpointing=True if checkpointing == "auto" else checkpointing,  # there is no device to measure
+        gradient_checkpointing=True
+        if checkpointing == "auto"
+        else checkpointing,  # there is no device to measure
         search=config.search,
     )
     total, trained = sum(row[1] for row in rows), sum(row[2] for row in rows)

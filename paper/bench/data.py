@@ -1,12 +1,13 @@
-"""Images/s into the vision tower: a plain loop against decoding ahead in processes and a mapped store.
+"""Images/s into the vision tower: a plain loop against decoding ahead in processes.
 
-A pause stands for the tower's time on a batch: like a GPU it needs no processor core meanwhile. The tower
-"waits" for the share of the run in which it has no images.
+A pause takes the place of the tower's time on a batch: like a GPU, it needs no processor core. "Tower waits" is
+the share of the run in which the tower has no images.
 """
 
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,73 +22,72 @@ from craft.models.visual_tokenizer import VisualTokenizer
 from craft.quantize import ResidualCodebook
 from craft.training.config import AdaptConfig
 from craft.training.fit import AHEAD
-from craft.training.image_cache import ImageCache
-from craft.training.pixel_store import PixelStore, decoders
+from craft.training.image_cache import ImageCache, decoders
 from paper.bench.measure import where
 from paper.bench.shapes import SHAPES
 
 BATCH = AdaptConfig().batch_size
 MADE = {"real": (480, 768), "reduced": (96, 768), "tiny": (48, 96)}
-"""How many pictures of how many pixels a side are made, by size."""
+"""By size: the number of pictures that are made, and the pixels of a side."""
 
 
-def measure(
-    size: str,
-    device: torch.device,
-    repeats: int = 3,
-    data: str | None = None,
-    root: str | None = None,
-    limit: int | None = None,
-    workers: int = 2,
-    tower: float = 400.0,
-) -> dict[str, Any]:
-    """Each way in turn, the fastest of its runs; all of them give the same pixels.
+@dataclass(frozen=True)
+class Source:
+    """The pictures, and how they are loaded.
+
+    Attributes:
+        data, root: whose training pictures, as `craft.load_data` takes them; None makes JPEGs.
+        limit: at most so many pictures; None is as many as would be made.
+        workers: processes that decode ahead; 0 leaves that row out.
+        tower: images/s that the tower takes at most.
+    """
+
+    data: str | None = None
+    root: str | None = None
+    limit: int | None = None
+    workers: int = 2
+    tower: float = 400.0
+
+
+def measure(size: str, device: torch.device, repeats: int = 3, source: Source = Source()) -> dict[str, Any]:
+    """Load the pictures with each loader in turn. The fastest run counts; all loaders give the same pixels.
 
     Args:
         size: a key of `SHAPES`: of the tower's input, and of the pictures that are made.
         device: named in the result; images are decoded on the CPU.
-        repeats: runs of each way.
-        data, root: whose training pictures, as `craft.load_data` takes them; None makes JPEGs.
-        limit: at most so many pictures; None is as many as would be made.
-        workers: processes; 0 leaves that way out.
-        tower: images/s that the tower takes at most.
+        repeats: runs of each loader.
+        source: the pictures.
 
     Returns:
-        `rows`, `facts` and `machine`. The store is left out where pictures are in memory: it takes
-        none of them.
+        `rows`, `facts` and `machine`.
 
     Raises:
         ConfigError: a number is out of range.
         DataError: the data is missing or broken.
     """
-    if workers < 0 or tower <= 0 or (limit is not None and limit < 1):
+    if source.workers < 0 or source.tower <= 0 or (source.limit is not None and source.limit < 1):
         raise ConfigError("--workers is 0 or more, --limit and --tower are more than 0.")
-    (count, pixels), visual = MADE[size], _sizes(size)
-    side = visual.image_size
-    pause = BATCH / tower
-    with tempfile.TemporaryDirectory() as place:
-        count = limit or count
-        samples = photographs(Path(place), count, pixels) if data is None else pictures(data, root, count)
+    (count, pixels), visual = MADE[size], _without_values(size)
+    count = source.limit or count
+    with tempfile.TemporaryDirectory() as folder:
+        if source.data is None:
+            samples = photographs(Path(folder), count, pixels)
+        else:
+            samples = pictures(source.data, source.root, count)
         batches = [samples[start : start + BATCH] for start in range(0, len(samples), BATCH)]
-        store = PixelStore(Path(place) / "store", side)
-        began = time.perf_counter()
-        stored = store.fill([sample.image for sample in samples], workers, progress=False)
-        filled = time.perf_counter() - began
-        ways: dict[str, Callable[[], ImageCache]] = {"plain loop": lambda: ImageCache(visual, 0)}
-        pool = decoders(workers) if workers else None
+        loaders: dict[str, Callable[[], ImageCache]] = {"plain loop": lambda: ImageCache(visual, 0)}
+        pool = decoders(source.workers) if source.workers else None
         if pool is not None:
             pool.submit(int).result()  # the processes are up
-            ways[f"{workers} processes ahead"] = lambda: ImageCache(visual, 0, pool=pool)
-        if stored:
-            ways["mapped store"] = lambda: ImageCache(visual, 0, store=store)
-        best = {name: (0.0, 1.0, 0.0) for name in ways}
+            loaders[f"{source.workers} processes ahead"] = lambda: ImageCache(visual, 0, pool=pool)
+        best = {name: (0.0, 1.0, 0.0) for name in loaders}
         for _ in range(repeats):
-            for name, make in ways.items():
-                best[name] = max(best[name], _run(make(), batches, pause))
-        seen = [make().get(batches[0]) for make in ways.values()]
+            for name, make in loaders.items():
+                best[name] = max(best[name], _run(make(), batches, BATCH / source.tower))
+        first = [make().get(batches[0]) for make in loaders.values()]
         if pool is not None:
             pool.shutdown()
-    assert all(seen[0].equal(other) for other in seen)
+    assert all(first[0].equal(other) for other in first)
     slowest, _, alone = best["plain loop"]
     rows = [
         {
@@ -99,20 +99,17 @@ def measure(
         for name, (speed, waits, _) in best.items()
     ]
     facts = {
-        "data": data or f"JPEGs of {pixels} x {pixels} pixels",
+        "data": source.data or f"JPEGs of {pixels} x {pixels} pixels",
         "images": len(samples),
-        "pixels of a side": side,
-        "tower takes at most, images/s": tower,
+        "pixels of a side": visual.image_size,
+        "tower takes at most, images/s": source.tower,
         "decoding and resizing in one process, images/s": round(alone, 1),
-        "filling the store, images/s": round(stored / filled, 1)
-        if stored
-        else "pictures in memory are not stored",
     }
     return {"rows": rows, "facts": facts, "machine": where(device)}
 
 
 def pictures(data: str, root: str | None, count: int) -> list[Sample]:
-    """The first training samples of a data set, each with a picture of its own.
+    """The first training samples of a data set that have different pictures.
 
     Raises:
         DataError: as `craft.load_data`.
@@ -134,8 +131,8 @@ def photographs(folder: Path, count: int, side: int) -> list[Sample]:
     return samples
 
 
-def _sizes(size: str) -> VisualTokenizer:
-    """Without values: nothing but the size of its input counts here."""
+def _without_values(size: str) -> VisualTokenizer:
+    """A visual tokenizer on the meta device: only the size of its input matters here."""
     shape = SHAPES[size]
     with torch.device("meta"):
         tower = SiglipTower(shape.with_layers(1).tower)
@@ -148,11 +145,11 @@ def _run(cache: ImageCache, batches: Sequence[list[Sample]], pause: float) -> tu
         cache.expect(batch)
     began, waited = time.perf_counter(), 0.0
     for number, batch in enumerate(batches):
-        asked = time.perf_counter()
+        start = time.perf_counter()
         for later in batches[number + AHEAD : number + AHEAD + 1]:
             cache.expect(later)
         cache.get(batch)
-        waited += time.perf_counter() - asked
+        waited += time.perf_counter() - start
         time.sleep(pause)
     total, count = time.perf_counter() - began, sum(map(len, batches))
     cache.pool = None  # its thread ends, the processes serve the next run

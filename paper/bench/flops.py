@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from craft.models.backbone import Backbone
 from craft.models.paper_sizes import LLMS
-from craft.models.prefix import Prefix, hidden_behind
 from craft.models.projector import Projector
 from craft.models.prompts import build_prompt
 from craft.models.vision_tower import SiglipTower
@@ -20,7 +19,7 @@ from paper.bench.shapes import SHAPES, Shape, Words, build_llm
 
 META = torch.device("meta")
 LORA = LoraConfig(rank=64)
-"""The paper does not give its rank; 64 is LLaVA's order of size."""
+"""The paper does not state its rank; LLaVA's is of this size."""
 
 
 @dataclass(frozen=True)
@@ -29,25 +28,23 @@ class Step:
 
     Attributes:
         large: with the large LLM.
-        trains: "vision", "projector", "lora", or "all": each weight has a gradient, whatever is done with it.
-        all_logits: at each position, as `labels=` of transformers, not at the answer's alone.
-        text_tower: runs in each step, not once for each text.
-        prefix: the text before the image is read once per run.
-        questions: about each image, in one row.
-        crafted: with the paper's three losses; else with the answers' alone.
+        trains: "vision", "projector", "lora", or "all": every weight gets a gradient, even if it is not used.
+        all_logits: logits at all positions, as with `labels=` of transformers, not only at the answer's.
+        text_tower: the text tower runs in each step, not once for each text.
+        questions: number of questions about each image, in one row.
+        crafted: with the paper's three losses; else with the loss of the answers alone.
     """
 
     large: bool = False
     trains: str = "vision"
     all_logits: bool = False
     text_tower: bool = False
-    prefix: bool = True
     questions: int = 1
     crafted: bool = True
 
 
 def lengths(shape: Shape) -> tuple[int, int, int]:
-    """Tokens before the image, behind it, and how many of those are learned (the same for both LLMs)."""
+    """Tokens before the image, after it, and how many of the latter are learned (the same for both LLMs)."""
     prompt = build_prompt("vila-u", Words(1000), question(shape), answer(shape))
     return len(prompt.before), len(prompt.after) + len(prompt.answer), len(prompt.answer)
 
@@ -64,14 +61,14 @@ def answer(shape: Shape) -> str:
 
 @cache
 def flops_per_image(size: str, step: Step, llm: str | None = None) -> dict[str, int]:
-    """FLOPs of one image's share of a step, by part: tower, search, projector, LLM, head, text tower.
+    """FLOPs of a step for one image, by part: tower, search, projector, LLM, head, text tower.
 
-    Layers are alike: one and two of them are counted, and the difference is taken for each of the others.
+    Layers are alike: one and two of them are counted, and the difference is the cost of each further one.
 
     Args:
         size: a key of `SHAPES`.
-        step: what is done.
-        llm: a key of `craft.models.paper_sizes.LLMS` in place of the size's own LLMs.
+        step: of what kind.
+        llm: a key of `craft.models.paper_sizes.LLMS` instead of the LLMs of the size.
     """
     shape = SHAPES[size]
     if llm is not None:
@@ -79,12 +76,12 @@ def flops_per_image(size: str, step: Step, llm: str | None = None) -> dict[str, 
     one, two = (_parts(shape.with_layers(count), step) for count in (1, 2))
     kind = shape.large if step.large else shape.small
     more = {"tower": shape.tower["num_hidden_layers"] - 2, "LLM": layers_of(kind) - 1}
-    found = {name: one[name] + more.get(name, 0) * (two[name] - one[name]) for name in one}
+    parts = {name: one[name] + more.get(name, 0) * (two[name] - one[name]) for name in one}
     if step.text_tower:
         layers, width, inner, tokens = shape.text
         linear, attention = 2 * (4 * width * width + 2 * width * inner), 4 * tokens * width
-        found["text tower"] = layers * tokens * (linear + attention)
-    return found
+        parts["text tower"] = layers * tokens * (linear + attention)
+    return parts
 
 
 def layers_of(kind: tuple[str, dict[str, Any]]) -> int:
@@ -95,17 +92,16 @@ def layers_of(kind: tuple[str, dict[str, Any]]) -> int:
 
 
 def _parts(shape: Shape, step: Step) -> dict[str, int]:
-    before, behind, learned = lengths(shape)
-    skipped = before if step.prefix else 0
-    rows = shape.patches + step.questions * behind
+    before, after, learned = lengths(shape)
+    rows = before + shape.patches + step.questions * after
     kind = shape.large if step.large else shape.small
     width = kind[1].get("hidden_size", 4096)
-    positions = before + rows if step.all_logits else step.questions * learned
+    positions = rows if step.all_logits else step.questions * learned
     return {
         "tower": _tower(shape, step.trains in ("vision", "all"), step.crafted),
         "search": 2 * shape.patches * shape.width * shape.codes * shape.levels,
         "projector": _projector(shape, width, step.trains),
-        "LLM": _llm(kind, skipped, before - skipped + rows, step.trains),
+        "LLM": _llm(kind, rows, step.trains),
         "head": _head(kind[1]["vocab_size"], width, positions, step.trains == "all"),
     }
 
@@ -139,7 +135,7 @@ def _projector(shape: Shape, width: int, trains: str) -> int:
     return counted(run)
 
 
-def _llm(kind: tuple[str, dict[str, Any]], past: int, length: int, trains: str) -> int:
+def _llm(kind: tuple[str, dict[str, Any]], length: int, trains: str) -> int:
     llm = build_llm(kind, META, torch.float32, "eager").requires_grad_(trains == "all")
     if trains == "lora":
         with META:
@@ -147,21 +143,15 @@ def _llm(kind: tuple[str, dict[str, Any]], past: int, length: int, trains: str) 
         for name, parameter in llm.named_parameters():
             parameter.requires_grad_("lora_" in name)
     config = llm.config
-    heads = config.num_key_value_heads
-    width = config.hidden_size // config.num_attention_heads
-    kept = tuple(
-        (torch.empty(1, heads, past, width, device=META),) * 2 for _ in range(config.num_hidden_layers)
-    )
     backbone = Backbone(Projector({"type": "mlp2x_gelu", "in": 1, "out": 1}), llm, None, "vila-u", "")
-    total = past + length
     inputs = {
         "inputs_embeds": torch.empty(
-            1, total, config.hidden_size, device=META, requires_grad=trains != "lora"
+            1, length, config.hidden_size, device=META, requires_grad=trains != "lora"
         ),
-        "attention_mask": torch.empty(1, 1, total, total, device=META),
-        "position_ids": torch.empty(1, total, dtype=torch.long, device=META),
+        "attention_mask": torch.empty(1, 1, length, length, device=META),
+        "position_ids": torch.empty(1, length, dtype=torch.long, device=META),
     }
-    return counted(lambda: hidden_behind(backbone, Prefix(past, kept), inputs).sum().backward())  # type: ignore[arg-type]
+    return counted(lambda: backbone.hidden_states(inputs).sum().backward())
 
 
 def _head(vocabulary: int, width: int, rows: int, trains: bool) -> int:

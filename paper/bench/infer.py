@@ -1,4 +1,4 @@
-"""Answering, Table 4: time and FLOPs of an image and its question by keep ratio, at batch 1 and more."""
+"""Answering, Table 4: time and FLOPs of an image and its question by keep ratio and batch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,16 +19,16 @@ KEEP = (1.0, 0.8, 0.6, 0.4)
 def measure(
     size: str, device: torch.device, repeats: int = 5, batches: tuple[int, ...] = (1, 16)
 ) -> dict[str, Any]:
-    """One forward pass, as the paper times it: tower, search, pruning, the LLM up to the first answer token.
+    """One forward pass, as the paper times it: tower, search, pruning, and the LLM up to the first answer token.
 
     Returns:
-        `rows` and `machine`. FLOPs are counted as they run, 2 per multiply-add; the search's among them.
+        `rows`, `sizes` and `machine`. FLOPs are counted as they run, 2 per multiply-add, with those of the search.
     """
     shape = SHAPES[size]
     rows = []
     for large in (False, True):
         lvlm = build_lvlm(shape, large, device).requires_grad_(False)
-        lvlm.visual.vision_tower.to(shape.dtype)  # as `craft.load` has it
+        lvlm.visual.vision_tower.to(shape.dtype)  # as after `craft.load`
         lvlm.visual.prior = torch.arange(1, shape.codes + 1)
         llm: Any = lvlm.backbone.llm
         side = shape.tower["image_size"]
@@ -36,7 +36,7 @@ def measure(
             pixels = torch.randn(count, 3, side, side, device=device)
             variants = {str(keep): _answering(lvlm, pixels, keep, question(shape)) for keep in KEEP}
             seconds = fastest(variants, repeats, device)
-            llm.set_attn_implementation("eager")  # every multiplication in sight of the counter
+            llm.set_attn_implementation("eager")  # the counter sees every multiplication
             flops = {name: counted(function) for name, function in variants.items()}
             llm.set_attn_implementation("sdpa")
             for keep in variants:

@@ -1,4 +1,4 @@
-"""How benchmarks measure: time, peak memory, what autograd keeps, FLOPs."""
+"""How benchmarks measure: time, peak memory, the bytes that autograd holds, FLOPs."""
 
 import os
 import platform
@@ -21,14 +21,14 @@ def _wait(device: torch.device) -> None:
 
 @dataclass
 class Seconds:
-    """Time of the fastest run: on the clock, and of all processor threads (which waiting does not add to)."""
+    """Time of the fastest run: on the clock, and of all processor threads (waiting does not count)."""
 
     wall: float = float("inf")
     cpu: float = float("inf")
 
 
 def fastest(variants: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, Seconds]:
-    """Time each variant; they take turns, so that noise hits all of them alike."""
+    """Time each variant. They take turns, so that noise affects all of them alike."""
     best = {name: Seconds() for name in variants}
     for function in variants.values():
         function()  # warm caches and lazy initialisation
@@ -44,10 +44,10 @@ def fastest(variants: dict[str, Callable[[], Any]], repeats: int, device: torch.
 
 
 def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
-    """The most memory that torch held at one time during a call beyond what it held before.
+    """The peak of torch's memory during a call, minus what it held before.
 
-    CPU: the running sum of the profiler's allocation records. CUDA: the allocator's own peak. Results are
-    included; scratch space that a BLAS library takes for itself is not seen.
+    On a CPU it is the highest running sum of the profiler's allocation records; on CUDA the allocator's own peak.
+    The result counts; scratch space of a BLAS library does not.
     """
     if device.type == "cuda":
         _wait(device)
@@ -65,12 +65,12 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
 
 
 def held_bytes(function: Callable[[], Any]) -> int:
-    """Bytes that a forward pass on the CPU leaves allocated: its result and what autograd keeps."""
+    """Bytes that a forward pass on the CPU leaves allocated: its result and what autograd holds."""
     return sum(change for _, change in _allocations(function))
 
 
 def _allocations(function: Callable[[], Any]) -> list[tuple[int, int]]:
-    """When memory was taken or given back during a call on the CPU, and how much; the result is kept."""
+    """Time and bytes of every allocation (and, negative, release) during a call on the CPU."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         result = function()
@@ -89,14 +89,14 @@ def counted(function: Callable[[], Any]) -> int:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product on this device now: what a step could reach at most."""
+    """FLOP/s of a large matrix product on this device now: the upper bound of a step."""
     side = 8192 if device.type == "cuda" else 1536
     a, b = torch.randn(2, side, side, device=device).to(dtype)
     return 2 * side**3 / fastest({"product": lambda: a @ b}, 3, device)["product"].wall
 
 
 def where(device: torch.device) -> dict[str, Any]:
-    """Versions, commit and device, for the files that numbers are written to."""
+    """Versions, commit and device, for the result files."""
     gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if gpu else platform.processor() or platform.machine()
     return {

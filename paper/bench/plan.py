@@ -1,8 +1,8 @@
-"""How long a run will take and how much memory per GPU, before one is rented (`craft bench plan`).
+"""Time and memory per GPU of a run, before a GPU is rented (`python -m paper bench plan`).
 
-A small model: bytes and FLOPs from the sizes of the models, an assumed share of the GPU's matrix rate, the
+A simple model: bytes and FLOPs from the sizes of the models, an assumed share of the GPU's matrix rate, the
 time that a processor takes to launch the operations of each layer, and gradients (or sharded weights) sent
-while the backward pass runs. Everything here is calculated, not measured, but for the launches.
+during the backward pass. Everything is calculated, not measured, except for the launches.
 """
 
 import re
@@ -41,16 +41,16 @@ GPUS = {
     "L40S-48": Gpu(362e12, 64e9, 48 * GIB),
     "RTX4090-24": Gpu(165e12, 32e9, 24 * GIB),
 }
-Parallel = Literal["ddp", "zero2", "fsdp2"]
+Parallel = Literal["ddp", "fsdp2"]
 _CONTEXT = 500 * MIB  # CUDA's own, and its libraries'
 _LAUNCH = {False: 3.1e-3, "selective": 8e-3, True: 5.1e-3}
-"""Seconds to launch a layer forward and backward, by its checkpointing: of a step of 47 layers whose launches
-took longer than their operations, on one machine with an H200 (docs/results/bench_train_gpu.json)."""
+"""Seconds to launch a layer forward and backward, by its checkpointing. Measured on a machine with an H200, in a
+step of 47 layers whose launches took longer than their operations (docs/results/bench_train_gpu.json)."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is to be trained, and on what.
+    """What is trained, and on which GPUs.
 
     Attributes:
         gpus: how many and which, as in 8xA100-40.
@@ -59,12 +59,11 @@ class Run:
         trains: as `Step.trains`.
         parallel: how several GPUs share the work.
         checkpointing: of the LLM's layers, and of the tower's.
-        tower_checkpointing: of the tower's layers too, where the LLM's are checkpointed.
+        tower_checkpointing: checkpoint the tower's layers as well, if the LLM's are.
         all_logits: transformers' `labels=` loss.
-        mfu: share of the data sheet's FLOP/s that a step is assumed to reach.
+        mfu: the assumed share of the data sheet's FLOP/s that a step reaches.
         images: per epoch.
-        llm_bits: 4 or 8: the frozen LLM's linear maps in so many bits. Unpacking them costs time that is not
-            counted.
+        llm_bits: 4 or 8 bits for the linear maps of the frozen LLM. The time to unpack them is not counted.
     """
 
     gpus: str = "8xA100-40"
@@ -84,7 +83,7 @@ def plan(run: Run) -> dict[str, Any]:
     """Memory in MiB per GPU by part, seconds per step, images/s, minutes per epoch, and whether it fits.
 
     Raises:
-        ConfigError: GPU or LLM are not known, the batch is no multiple of the number of GPUs, or packed
+        ConfigError: the GPU or LLM is unknown, the batch is not a multiple of the number of GPUs, or packed
             weights would have to be trained or sharded.
     """
     count, gpu = parse_gpus(run.gpus)
@@ -104,7 +103,7 @@ def plan(run: Run) -> dict[str, Any]:
             "projector, and --parallel ddp."
         )
     memory, trained, whole = _memory(run)
-    step = Step(trains=run.trains, all_logits=run.all_logits, prefix=False)
+    step = Step(trains=run.trains, all_logits=run.all_logits)
     parts = dict(flops_per_image("real", step, name))
     if run.checkpointing is True:  # forward, forward again, and backward: to the inputs; to the weights too
         parts["LLM"] = round(parts["LLM"] * 3 / 2)
@@ -113,7 +112,7 @@ def plan(run: Run) -> dict[str, Any]:
     each = sum(parts.values()) * run.batch / count
     compute = each / (gpu.flops * run.mfu)
     share = (count - 1) / count
-    sent = {"ddp": 2 * trained * 4, "zero2": 2 * trained * 4, "fsdp2": 2 * whole + trained * 4}[run.parallel]
+    sent = 2 * trained * 4 if run.parallel == "ddp" else 2 * whole + trained * 4
     talk = share * sent / (gpu.link / 2) if count > 1 else 0.0
     towers, readers = _layers(run)
     again = run.checkpointing if run.tower_checkpointing else False
@@ -138,17 +137,17 @@ def parse_gpus(text: str) -> tuple[int, Gpu]:
     """`8xA100-40` -> 8 and its data sheet.
 
     Raises:
-        ConfigError: it is not of that form, or the GPU is not known.
+        ConfigError: it does not have that form, or the GPU is unknown.
     """
-    found = re.fullmatch(r"(?:(\d+)x)?([\w-]+)", text)
+    match = re.fullmatch(r"(?:(\d+)x)?([\w-]+)", text)
     known = {name.lower(): gpu for name, gpu in GPUS.items()}
-    if not found or found[2].lower() not in known or (found[1] and not int(found[1])):
+    if not match or match[2].lower() not in known or (match[1] and not int(match[1])):
         raise ConfigError(f"--gpus takes NUMBERxGPU, as in 8xA100-40, not {text!r}; GPUs: {', '.join(GPUS)}.")
-    return int(found[1] or 1), known[found[2].lower()]
+    return int(match[1] or 1), known[match[2].lower()]
 
 
 def _layers(run: Run) -> tuple[int, int]:
-    """How many the tower and the LLM have."""
+    """The number of layers of the tower and of the LLM."""
     lvlm = _model(_name(run), torch.float32 if run.trains == "vision" else torch.bfloat16)
     text: Any = lvlm.backbone.llm.config
     return len(lvlm.visual.vision_tower.layers), text.num_hidden_layers  # type: ignore[arg-type]
@@ -160,20 +159,20 @@ def _name(run: Run) -> str:
 
 @cache
 def _model(name: str, tower: torch.dtype) -> LVLM:
-    """On the meta device; it is only looked at."""
+    """An LVLM of the paper on the meta device, with the tower in a dtype."""
     lvlm = paper_lvlm(name)
     lvlm.visual.vision_tower.to(tower)
     return lvlm
 
 
 def _memory(run: Run) -> tuple[dict[str, float], int, int]:
-    """Bytes per GPU by part; how many weights train; bytes of all weights."""
+    """Bytes per GPU by part; the number of trained weights; bytes of all weights."""
     lvlm = _model(_name(run), torch.float32 if run.trains == "vision" else torch.bfloat16)
     count, _ = parse_gpus(run.gpus)
     images, shape = run.batch // count, SHAPES["real"]
     text: Any = lvlm.backbone.llm.config
-    before, behind, learned = lengths(shape)
-    tokens = images * (before + shape.patches + behind)
+    before, after, learned = lengths(shape)
+    tokens = images * (before + shape.patches + after)
     weights = weight_bytes(lvlm)
     if run.llm_bits:
         weights -= packed_saving(lvlm.backbone.llm, run.llm_bits)
@@ -184,14 +183,14 @@ def _memory(run: Run) -> tuple[dict[str, float], int, int]:
     }[run.trains]
     if run.trains != "vision":
         weights += trained * 4
-    split = {"ddp": 1, "zero2": count, "fsdp2": count}[run.parallel] if count > 1 else 1
+    split = count if run.parallel == "fsdp2" else 1
     vision: Any = lvlm.visual.vision_tower.siglip_config
     (layers, _), patches = _layers(run), images * shape.patches
     tower = kept_per_token(vision, layers, run.checkpointing if run.tower_checkpointing else False)
     llm = kept_per_token(text, text.num_hidden_layers, run.checkpointing, run.trains == "lora")
     positions, each = (tokens, 16) if run.all_logits else (images * learned, 8)
-    found = {
-        "weights": weights / split if run.parallel == "fsdp2" else float(weights),
+    memory = {
+        "weights": weights / split,
         "gradients": trained * 4 / split,
         "DDP's buckets": trained * 4.0 if run.parallel == "ddp" and count > 1 else 0.0,
         "AdamW": trained * 8 / split,
@@ -200,11 +199,11 @@ def _memory(run: Run) -> tuple[dict[str, float], int, int]:
         "logits": float(positions * text.vocab_size * each),
         "CUDA": float(_CONTEXT),
     }
-    return found, trained, weights
+    return memory, trained, weights
 
 
 def _lora_weights(text: Any) -> int:
-    """Weights of LoRA on all linear maps of all layers."""
+    """The number of LoRA weights on all linear maps of all layers."""
     wide, inner = text.hidden_size, text.intermediate_size
     keys = text.num_key_value_heads * (wide // text.num_attention_heads)
     sides = 2 * (wide + wide) + 2 * (wide + keys) + 3 * (wide + inner)
@@ -218,15 +217,15 @@ PAPER = {
     "VILA-7B, Vision FT": (Run(batch=32, surrogate="llama2-7b"), 27_671),
     "VILA-7B, Projector FT": (Run(batch=32, surrogate="llama2-7b", trains="projector"), 27_383),
 }
-"""Table 4's rows on 8xA100-40 with 32 images per step, and the MiB that the paper gives for them."""
+"""Table 4's rows on 8xA100-40 with 32 images per step, and the MiB that the paper reports."""
 
 
 def against_paper() -> list[dict[str, Any]]:
-    """Table 4's memory: the paper's, calculated for the path that VILA-U's code takes (logits everywhere, the
-    LLM's layers checkpointed), and calculated with logits at answer positions.
+    """Table 4's memory: as reported, as calculated for VILA-U's code (logits at all positions, the LLM's layers
+    checkpointed), and as calculated with logits at answer positions.
 
     The three rows on VILA-7B are of another model, with a continuous tower whose size the paper does not
-    give; they are calculated as if it were VILA-U-7B, without checkpointing.
+    state; they are calculated as if it were VILA-U-7B, without checkpointing.
     """
 
     def total(run: Run) -> int:

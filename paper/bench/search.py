@@ -1,15 +1,15 @@
-"""Residual search: every search of the package against the reference formulation, in one run, same features.
+"""Residual search: every search of the package against the reference formulation, on the same features.
 
-The reference is how VILA-U and RQ-VAE search: per level `addmm` of |x|² + |c|² - 2 x·c, then `argmin`.
+The reference is the search of VILA-U and RQ-VAE: per level `addmm` of |x|² + |c|² - 2 x·c, then `argmin`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from craft.core.device import has_bfloat16
 from craft.quantize import ResidualCodebook
 from craft.quantize.search import choose
 from paper.bench.measure import fastest, matmul_rate, peak_bytes, where
@@ -30,14 +30,14 @@ def reference(features: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def near_ties(features: Tensor, levels: Tensor, codes: Tensor) -> tuple[int, int]:
-    """Rows whose codes are not float64's: all of them, and those that rounding does not explain.
+    """Number of rows whose codes differ from float64's: all of them, and those that rounding does not explain.
 
-    A row is explained where, at the first level that differs, the score of the code is within the rounding of
-    a float32 sum of d products of the best score.
+    Rounding explains a row if, at the first level that differs, the score of its code is as close to the best
+    score as the rounding of a float32 sum of d products.
     """
     if len(features) > _ROWS:
         blocks = zip(features.split(_ROWS), codes.split(_ROWS), strict=True)
-        differing, wrong = zip(*[near_ties(rows, levels, found) for rows, found in blocks], strict=True)
+        differing, wrong = zip(*[near_ties(rows, levels, chosen) for rows, chosen in blocks], strict=True)
         return sum(differing), sum(wrong)
     rest, alive = features.double(), torch.ones(len(features), dtype=torch.bool, device=features.device)
     unexplained = torch.zeros_like(alive)
@@ -45,17 +45,17 @@ def near_ties(features: Tensor, levels: Tensor, codes: Tensor) -> tuple[int, int
         table = codewords.double()
         scores = rest @ table.T - table.square().sum(1) / 2
         best = scores.max(1)
-        found = scores.gather(1, codes[:, level : level + 1])[:, 0]
+        score = scores.gather(1, codes[:, level : level + 1])[:, 0]
         rounding = 8 * torch.finfo(torch.float32).eps * rest.norm(dim=1) * table.norm(dim=1).max()
         differs = alive & (best.indices != codes[:, level])
-        unexplained |= differs & (best.values - found > rounding)
+        unexplained |= differs & (best.values - score > rounding)
         alive &= ~differs
         rest = rest - table[codes[:, level]]
     return int((~alive).sum()), int(unexplained.sum())
 
 
 def make(tokens: int, size: int, width: int, levels: int, shared: bool) -> tuple[Tensor, ResidualCodebook]:
-    """Features that are sums of codewords plus noise; codebooks that get finer by level, or one for all."""
+    """Features that are sums of codewords plus noise, and a codebook: finer by level, or one for all levels."""
     g = torch.Generator().manual_seed(0)
     scale = 1.0 if shared else 0.5 ** torch.arange(levels)[:, None, None]
     codewords = torch.randn(1 if shared else levels, size, width, generator=g) * scale
@@ -65,9 +65,9 @@ def make(tokens: int, size: int, width: int, levels: int, shared: bool) -> tuple
     return features, ResidualCodebook([codewords[0]] * levels if shared else codewords)
 
 
-_ROWS = 2048  # that `near_ties` compares at once
-_MULTIPLIED = {"rerank": (torch.bfloat16, 1), "fused": (torch.float16, 3)}
-"""What a search multiplies in and how often, where that is not once in float32."""
+_ROWS = 2048  # `near_ties` compares so many at once
+_MULTIPLIED = {"fused": (torch.float16, 3)}
+"""The type that a search multiplies in and how often, if it is not once in float32."""
 
 
 def _name(kind: torch.dtype) -> str:
@@ -82,69 +82,64 @@ def measure(
 
     Args:
         size: a key of `SHAPES`.
-        device: where to.
-        repeats: runs of each way; the fastest counts.
-        images: how many at once; by default 1 and 4, and on CUDA 32 too.
+        device: of features and codebook.
+        repeats: runs of each search; the fastest counts.
+        images: numbers of images at once; by default 1 and 4, and on CUDA 32 too.
 
     Returns:
-        `rows`, `facts` and `machine`; `bfloat16 units` says whether `rerank` has what it needs. A row has the
-        share of a large matrix product's rate in the type that the search multiplies in, and on CUDA how many
-        rows of features have other codes than float64 gives.
+        `rows`, `facts` and `machine`. A row states the share of a large matrix product's rate in the type that
+        the search multiplies in, and on CUDA the number of rows of features whose codes differ from float64's.
     """
-    shape = SHAPES[size]
-    gpu = device.type == "cuda"
-    images = images or ((1, 4, 32) if gpu else (1, 4))
+    shape, gpu = SHAPES[size], device.type == "cuda"
+    rates = {kind: matmul_rate(device, kind) for kind in (torch.float32, *([torch.float16] * gpu))}
     rows: list[dict[str, Any]] = []
-    facts: dict[str, Any] = {"bfloat16 units": has_bfloat16(device)}
-    kinds = [torch.float32, *([torch.bfloat16] if facts["bfloat16 units"] else []), *([torch.float16] * gpu)]
-    rates = {kind: matmul_rate(device, kind) for kind in kinds}
+    facts: dict[str, Any] = {}
     for shared in (False, True):
-        kind = "shared" if shared else "one per level"
-        for count in images:
+        name = "shared" if shared else "one per level"
+        for count in images or ((1, 4, 32) if gpu else (1, 4)):
             features, codebook = make(shape.patches * count, shape.codes, shape.width, shape.levels, shared)
             features, codebook = features.to(device), codebook.to(device)
-            names = ["exact", *(["gram"] if shared else []), *(["rerank"] if facts["bfloat16 units"] else [])]
-            names += ["fused"] * gpu
-            variants: dict[str, Callable[[], Any]] = {
-                "reference": lambda f=features, c=codebook: reference(f, c.levels)
-            }
-            variants |= {n: lambda n=n, f=features, c=codebook: c.quantize(f, search=n) for n in names}
-            seconds = fastest(variants, repeats, device)
-            codes = reference(features, codebook.levels)[0]
-            flops = 2 * len(features) * shape.width * shape.codes
-            for name, function in variants.items():
-                found = codes if name == "reference" else codebook.quantize(features, search=name).codes
-                products = 1 if name == "gram" else shape.levels
-                factors, times = _MULTIPLIED.get(name, (torch.float32, 1))
-                share = times * products * flops / seconds[name].wall / rates[factors]
-                rows.append(
-                    {
-                        "codebook": kind,
-                        "images": count,
-                        "search": name,
-                        "ms": round(1000 * seconds[name].wall, 3 if gpu else 1),
-                        "cpu ms": round(1000 * seconds[name].cpu, 1),
-                        "speed": round(seconds["reference"].wall / seconds[name].wall, 2),
-                        "by cpu": round(seconds["reference"].cpu / seconds[name].cpu, 2),
-                        "peak MiB": round(peak_bytes(function, device) / 2**20, 2),
-                        "products, GFLOP/s": round(products * flops / seconds[name].wall / 1e9, 1),
-                        "multiplied": f"{times} x {_name(factors)}",
-                        "of its rate, %": round(100 * share, 1),
-                        "same codes": round(float((found == codes).all(1).double().mean()), 4),
-                    }
-                )
-                if gpu:
-                    differing, wrong = near_ties(features, codebook.levels, found)
-                    rows[-1] |= {"not float64's": differing, "not near ties": wrong}
-            facts[f"auto, {kind}"] = vars(choose(codebook))
-    facts["gram holds besides, MiB"] = round(shape.codes**2 * 4 / 2**20, 1)
-    facts["rate of a large product, GFLOP/s"] = {_name(kind): round(rates[kind] / 1e9, 1) for kind in kinds}
+            about = {"codebook": name, "images": count}
+            rows += [about | row for row in _compared(features, codebook, repeats, rates)]
+            facts[f"auto, {name}"] = vars(choose(codebook))
+    facts["rate of a large product, GFLOP/s"] = {_name(kind): round(rates[kind] / 1e9, 1) for kind in rates}
     if gpu:
         facts["fused holds besides, MiB"] = round(shape.levels * shape.codes * shape.width * 4 / 2**20, 1)
-    facts["sizes"] = {
-        "K": shape.codes,
-        "d": shape.width,
-        "L": shape.levels,
-        "tokens per image": shape.patches,
-    }
-    return {"rows": rows, "facts": facts, "machine": where(device)}
+    sizes = {"K": shape.codes, "d": shape.width, "L": shape.levels, "tokens per image": shape.patches}
+    return {"rows": rows, "facts": {**facts, "sizes": sizes}, "machine": where(device)}
+
+
+def _compared(
+    features: Tensor, codebook: ResidualCodebook, repeats: int, rates: Mapping[torch.dtype, float]
+) -> list[dict[str, Any]]:
+    """A row for the reference and each search, on the same features."""
+    device = features.device
+    gpu = device.type == "cuda"
+    variants: dict[str, Callable[[], Any]] = {"reference": lambda: reference(features, codebook.levels)}
+    for name in ("exact", *(["fused"] * gpu)):
+        variants[name] = partial(codebook.quantize, features, search=name)
+    seconds = fastest(variants, repeats, device)
+    expected = reference(features, codebook.levels)[0]
+    flops = 2 * len(features) * codebook.dim * codebook.size * codebook.num_levels
+    rows = []
+    for name, function in variants.items():
+        codes = expected if name == "reference" else codebook.quantize(features, search=name).codes
+        kind, times = _MULTIPLIED.get(name, (torch.float32, 1))
+        share = times * flops / seconds[name].wall / rates[kind]
+        row = {
+            "search": name,
+            "ms": round(1000 * seconds[name].wall, 3 if gpu else 1),
+            "cpu ms": round(1000 * seconds[name].cpu, 1),
+            "speed": round(seconds["reference"].wall / seconds[name].wall, 2),
+            "by cpu": round(seconds["reference"].cpu / seconds[name].cpu, 2),
+            "peak MiB": round(peak_bytes(function, device) / 2**20, 2),
+            "products, GFLOP/s": round(flops / seconds[name].wall / 1e9, 1),
+            "multiplied": f"{times} x {_name(kind)}",
+            "of its rate, %": round(100 * share, 1),
+            "same codes": round(float((codes == expected).all(1).double().mean()), 4),
+        }
+        if gpu:
+            differing, wrong = near_ties(features, codebook.levels, codes)
+            row |= {"not float64's": differing, "not near ties": wrong}
+        rows.append(row)
+    return rows

@@ -29,10 +29,10 @@ class Shape:
         levels: L.
         small, large: kind and config of the small surrogate's LLM, and of the LLM that the paper's baselines
             tune.
-        text: config of the frozen text tower, as far as it costs: layers, width, MLP width, tokens.
+        text: the sizes of the frozen text tower that decide its cost: layers, width, MLP width, tokens.
         batch: images per step.
-        words: of the question, so that image and text have the paper's length.
-        answer: words of the answer.
+        words: number of words of the question, so that image and text have the paper's length.
+        answer: number of words of the answer.
         dtype: of the LLMs' weights.
     """
 
@@ -48,7 +48,7 @@ class Shape:
     dtype: torch.dtype = torch.float32
 
     def with_layers(self, count: int) -> "Shape":
-        """The same with so many layers in the tower (of those that run) and in both LLMs."""
+        """The same with `count` layers that run in the tower, and `count` layers in both LLMs."""
         return replace(
             self,
             tower={**self.tower, "num_hidden_layers": count + 1},
@@ -116,11 +116,11 @@ SHAPES = {
         batch=2,
     ),
 }
-"""By the names that `craft bench --size` takes."""
+"""By the values of `python -m paper bench --size`."""
 
 
 class Words:
-    """A text tokenizer that makes one token of each word and mark: ids do not matter to cost."""
+    """A text tokenizer with one token per word and mark: the cost does not depend on ids."""
 
     bos_token_id, eos_token_id, unk_token_id, eos_token = 1, 2, 0, " </s>"
 
@@ -133,18 +133,18 @@ class Words:
         return {"input_ids": [self.bos_token_id, *ids] if add_special_tokens else ids}
 
     def get_added_vocab(self) -> dict[str, int]:
-        """None: the image stands between no marks."""
+        """Nothing: there are no marks around the image."""
         return {}
 
     def convert_tokens_to_ids(self, token: str) -> int:
-        """Of every token: unknown (this is not SentencePiece)."""
+        """The unknown token, for every token: this is not SentencePiece."""
         return self.unk_token_id
 
 
 def build_llm(
     kind: tuple[str, dict[str, Any]], device: torch.device, dtype: torch.dtype, attention: str = "sdpa"
 ) -> Any:
-    """A causal LM with random weights; on the meta device without any."""
+    """A causal LM with random weights; on the meta device without values."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(kind[0], **kind[1])
@@ -154,13 +154,14 @@ def build_llm(
 
 
 def build_lvlm(shape: Shape, large: bool, device: torch.device, llm_bits: int | None = None) -> LVLM:
-    """An LVLM with random weights in VILA-U's prompt format (some words in front of the image).
+    """An LVLM with random weights in VILA-U's prompt format (some words before the image).
 
     Args:
         shape: its sizes.
         large: with the large LLM.
-        device: where to.
-        llm_bits: as for `craft.load`; goes by way of a folder, since weights are packed as they are read.
+        device: of all weights.
+        llm_bits: as for `craft.load`. The LLM is written to a folder and read again, since weights are packed
+            as they are read.
     """
     kind = shape.large if large else shape.small
     with device:
@@ -171,9 +172,9 @@ def build_lvlm(shape: Shape, large: bool, device: torch.device, llm_bits: int | 
         sizes = {"type": "mlp2x_gelu", "in": shape.width, "out": llm.config.hidden_size}
         projector = Projector(sizes).to(shape.dtype)
     if llm_bits is not None:
-        with tempfile.TemporaryDirectory() as place:
-            llm.save_pretrained(place)
-            llm = read_llm(Path(place), shape.dtype, llm_bits, device)
+        with tempfile.TemporaryDirectory() as folder:
+            llm.save_pretrained(folder)
+            llm = read_llm(Path(folder), shape.dtype, llm_bits, device)
     tokenizer = Words(kind[1]["vocab_size"])
     backbone = Backbone(projector, llm, tokenizer, "vila-u", codebook.fingerprint)
     return LVLM(VisualTokenizer(tower, codebook), backbone, "large" if large else "small").to(device).eval()

@@ -1,8 +1,8 @@
-"""Training, Table 4: CRAFT with a small and with the large LLM against tuning the large one; each lever.
+"""Training, Table 4: CRAFT with a small and with the large LLM against tuning the large one; and each speed-up.
 
-All in one run on one machine, the ways in turn, with random weights. The package's own objective runs, as in
-training: the tower in float32, autocast where the LLM is bfloat16. The rivals have the loss at answer
-positions too, so that no ratio is that of two losses.
+All steps are measured in one run on one machine, in turn, with random weights. They run the package's own
+objective as in training: the tower in float32, under autocast if the LLM is bfloat16. The baselines compute the
+loss at answer positions too, so that no ratio compares two losses.
 """
 
 import gc
@@ -28,18 +28,23 @@ from craft.models.recompute import Recompute, recompute
 from craft.training.config import CommitmentConfig, ContrastiveConfig, LossesConfig, SalConfig
 from craft.training.lora import add_lora
 from craft.training.objective import Batch, CraftObjective
-from paper.bench.activations import activation_bytes
 from paper.bench.flops import LORA, Step, answer, flops_per_image, lengths, question
 from paper.bench.measure import Seconds, fastest, matmul_rate, peak_bytes, where
 from paper.bench.shapes import SHAPES, Shape, build_lvlm
 
 QUESTIONS = 5
-"""About each image, where several share it."""
+"""Number of questions about each image, if several share it."""
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to train: what its step does, and what does not change its FLOPs."""
+class Variant:
+    """One way to run a training step.
+
+    Attributes:
+        step: what the step computes.
+        search, fused, checkpointing, llm_bits, compiled: settings that do not change its FLOPs (except that
+            checkpointing computes layers again).
+    """
 
     step: Step
     search: str = "exact"
@@ -49,97 +54,91 @@ class Way:
     compiled: bool = False
 
 
-EVERYTHING = Step(trains="all", all_logits=True, text_tower=True, prefix=False)
-NAIVE = Step(all_logits=True, text_tower=True, prefix=False)
+EVERYTHING = Step(trains="all", all_logits=True, text_tower=True)
+NAIVE = Step(all_logits=True, text_tower=True)
 
 METHODS = {
-    "LLM LoRA": Way(Step(large=True, trains="lora", prefix=False, crafted=False)),
-    "Vision FT": Way(Step(large=True, prefix=False, crafted=False)),
-    "Projector FT": Way(Step(large=True, trains="projector", prefix=False, crafted=False)),
-    "CRAFT, large LLM": Way(Step(large=True)),
-    "CRAFT, small LLM": Way(Step()),
+    "LLM LoRA": Variant(Step(large=True, trains="lora", crafted=False)),
+    "Vision FT": Variant(Step(large=True, crafted=False)),
+    "Projector FT": Variant(Step(large=True, trains="projector", crafted=False)),
+    "CRAFT, large LLM": Variant(Step(large=True)),
+    "CRAFT, small LLM": Variant(Step()),
 }
 """The rows of Table 4."""
 
 LEVERS = {
-    "labels= loss, every weight in the graph": Way(EVERYTHING),
-    "labels= loss, text tower each step": Way(NAIVE),
-    "+ logits at answer positions": Way(Step(text_tower=True, prefix=False)),
-    "+ text embeddings cached": Way(Step(prefix=False)),
-    "+ prefix read once": Way(Step()),
-    "+ fused AdamW": Way(Step(), fused=True),
-    f"+ {QUESTIONS} questions per image": Way(Step(questions=QUESTIONS), fused=True),
-    "selective checkpointing (of + prefix)": Way(Step(), checkpointing="selective"),
-    "checkpointing instead (of + prefix)": Way(Step(), checkpointing=True),
+    "labels= loss, every weight in the graph": Variant(EVERYTHING),
+    "labels= loss, text tower each step": Variant(NAIVE),
+    "+ logits at answer positions": Variant(Step(text_tower=True)),
+    "+ text embeddings cached": Variant(Step()),
+    "+ fused AdamW": Variant(Step(), fused=True),
+    f"+ {QUESTIONS} questions per image": Variant(Step(questions=QUESTIONS), fused=True),
+    "selective checkpointing (of + text embeddings)": Variant(Step(), checkpointing="selective"),
+    "checkpointing instead (of + text embeddings)": Variant(Step(), checkpointing=True),
 }
-"""CRAFT with the small LLM, one lever after the other."""
+"""CRAFT with the small LLM, with one speed-up after the other."""
 
-FEW_BITS = {f"{bits}-bit LLM (of + prefix)": Way(Step(), llm_bits=bits) for bits in (8, 4)}
-"""The same where bitsandbytes is installed."""
+FEW_BITS = {f"{bits}-bit LLM (of + text embeddings)": Variant(Step(), llm_bits=bits) for bits in (8, 4)}
+"""The same, if bitsandbytes is installed."""
 
-FAST = Way(Step(prefix=False), search="auto", fused=True, compiled=True)
+FAST = Variant(Step(), search="auto", fused=True, compiled=True)
 ON_A_GPU = {
-    "search=auto (of + text embeddings)": Way(Step(prefix=False), search="auto"),
+    "search=auto (of + text embeddings)": Variant(Step(), search="auto"),
     "+ torch.compile and fused AdamW": FAST,
-    "LLM LoRA, torch.compile": Way(
-        Step(large=True, trains="lora", prefix=False, crafted=False), compiled=True
-    ),
+    "LLM LoRA, torch.compile": Variant(Step(large=True, trains="lora", crafted=False), compiled=True),
 }
-"""The same on a GPU, where compiling takes no minutes and `auto` finds codewords by a kernel of its own; and
-what compiling does for the rival."""
+"""The same on a GPU, where compiling does not take minutes and `auto` searches with a kernel of its own; and a
+compiled baseline."""
 
 
-def measure(size: str, device: torch.device, repeats: int = 3, ways: Sequence[str] = ()) -> dict[str, Any]:
-    """Time, peak memory and FLOPs of every way at a size of `SHAPES`.
+def measure(size: str, device: torch.device, repeats: int = 3, names: Sequence[str] = ()) -> dict[str, Any]:
+    """Time, peak memory and FLOPs of every variant at a size of `SHAPES`.
 
     Args:
         size: a key of `SHAPES`.
-        device: where.
-        repeats: turns of each way; the fastest counts.
-        ways: only those that have one of these words in their name; all of them, if there is none.
+        device: to run on.
+        repeats: turns of each variant; the fastest counts.
+        names: only variants that have one of these words in their name; without words, all of them.
 
     Returns:
-        `rows` (Table 4), `levers`, `ratios` (None where a side of it did not run), `ways`, `sizes`,
-        `machine`; and, apart from what was measured, `calculated`: FLOPs and activations at real size (for
-        "reduced").
-        A way that the GPU has too little memory for says so in its row.
+        `rows` (Table 4), `levers`, `ratios` (None if a side of it did not run), `ways` (`names`), `sizes` and
+        `machine`. The row of a variant that the GPU has too little memory for says so.
 
     Raises:
-        ConfigError: peft is not installed, or no way has such a name.
+        ConfigError: peft is not installed, or no variant has such a name.
     """
     shape = SHAPES[size]
     more = (FEW_BITS if find_spec("bitsandbytes") else {}) | (ON_A_GPU if device.type == "cuda" else {})
-    chosen, pulled = (
-        {name: way for name, way in all_.items() if not ways or any(word in name for word in ways)}
-        for all_ in (METHODS, LEVERS | more)
+    methods, levers = (
+        {name: one for name, one in variants.items() if not names or any(word in name for word in names)}
+        for variants in (METHODS, LEVERS | more)
     )
-    if not chosen and not pulled:
+    if not methods and not levers:
         known = ", ".join(repr(name) for name in METHODS | LEVERS | more)
-        raise ConfigError(f"No way to train has {' or '.join(map(repr, ways))} in its name: {known}.")
+        raise ConfigError(f"No way to train has {' or '.join(map(repr, names))} in its name: {known}.")
     rate = matmul_rate(device, shape.dtype)
-    rows = _measured(chosen, size, device, repeats, rate)
-    levers = _measured(pulled, size, device, repeats, rate)
+    rows = _measured(methods, size, device, repeats, rate)
+    more_rows = _measured(levers, size, device, repeats, rate)
     return {
         "rows": rows,
-        "levers": levers,
-        "ratios": _ratios({row["way"]: row for row in rows + levers}),
-        "ways": list(ways),
-        "calculated": calculated() if size == "reduced" and not ways else None,
+        "levers": more_rows,
+        "ratios": _ratios({row["way"]: row for row in rows + more_rows}),
+        "ways": list(names),
         "sizes": {"size": size, "images per step": shape.batch, "dtype of the LLMs": str(shape.dtype)},
         "matrix product, GFLOP/s": round(rate / 1e9, 1),
         "machine": where(device),
     }
 
 
-def _ratios(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
-    """What the rows come to, by their names."""
+def _ratios(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    """Ratios of rows, by what they compare."""
 
     def times(one: str, other: str, column: str, digits: int = 2) -> float | None:
-        over, under = (found.get(name, {}).get(column) for name in (one, other))
+        over, under = (rows.get(name, {}).get(column) for name in (one, other))
         return None if over is None or under is None else round(over / under, digits)
 
     lora, small = "LLM LoRA", "CRAFT, small LLM"
-    everything, naive, _, _, last, *_ = LEVERS
+    everything, naive, _, last, *_ = LEVERS
     selective = next(name for name in LEVERS if name.startswith("selective"))
     _, fast, quick_lora = ON_A_GPU
     return {
@@ -164,139 +163,75 @@ def _ratios(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
     }
 
 
-def calculated() -> dict[str, Any]:
-    """At real size, B = 24 and V = 151936: FLOPs by the meta device, activations from one layer each."""
-    shape = SHAPES["real"]
-    # FLOPs with whole layers run twice would be those of the step and a forward pass more: left out
-    ways = {name: way for name, way in LEVERS.items() if not way.fused and way.checkpointing is not True}
-    ways[f"+ {QUESTIONS} questions per image"] = Way(Step(questions=QUESTIONS))
-    rows = []
-    for name, way in ways.items():
-        step, kept = way.step, activation_bytes("real", way.step, way.checkpointing)
-        parts = flops_per_image("real", step)
-        each = sum(parts.values()) / step.questions
-        rows.append(
-            {
-                "step": name,
-                "TFLOP per 24 questions": round(24 * each / 1e12, 2),
-                **{
-                    f"{part} TFLOP": round(24 * value / step.questions / 1e12, 2)
-                    for part, value in parts.items()
-                },
-                "activations GiB at 24 images": round(24 * sum(kept.values()) / 2**30, 2),
-            }
-        )
-    table_4 = {
-        name: round(24 * sum(flops_per_image("real", way.step).values()) / 1e12, 1)
-        for name, way in METHODS.items()
-    }
-    first, frozen, last, selective = rows[0], rows[1], rows[4], rows[5]
-    flops, memory = "TFLOP per 24 questions", "activations GiB at 24 images"
-    return {
-        "levers": rows,
-        "Table 4, TFLOP per 24 images": table_4,
-        "FLOPs against every weight in the graph": _times(first, last, flops),
-        "FLOPs against the frozen LLM": _times(frozen, last, flops),
-        "activations against every weight in the graph": _times(first, last, memory),
-        "activations against the frozen LLM": _times(frozen, last, memory),
-        "activations, selective, against every weight in the graph": _times(first, selective, memory),
-        "activations, selective, against the frozen LLM": _times(frozen, selective, memory),
-        "sizes": {
-            "B": 24,
-            "V": shape.small[1]["vocab_size"],
-            "LLM": "Qwen2-0.5B",
-            "unit": "2 FLOP per multiply-add",
-        },
-    }
-
-
-def _times(one: Mapping[str, Any], other: Mapping[str, Any], name: str) -> float:
-    return round(one[name] / other[name], 2)
-
-
 def _measured(
-    ways: Mapping[str, Way], size: str, device: torch.device, repeats: int, rate: float
+    variants: Mapping[str, Variant], size: str, device: torch.device, repeats: int, rate: float
 ) -> list[dict[str, Any]]:
+    """A row per variant; `rate` is the FLOP/s of a matrix product."""
     shape = SHAPES[size]
-    needed = {(way.step.large, way.llm_bits) for way in ways.values()}
+    needed = {(variant.step.large, variant.llm_bits) for variant in variants.values()}
     models = {which: build_lvlm(shape, which[0], device, which[1]) for which in needed}
-    rows: dict[str, dict[str, Any]] = {name: {"way": name} for name in ways}
-    times = {name: Seconds() for name in ways}
-    for turn in range(repeats):  # the ways take turns; each is built anew, so that only one is in memory
-        for name, way in ways.items():
+    rows: dict[str, dict[str, Any]] = {name: {"way": name} for name in variants}
+    times = {name: Seconds() for name in variants}
+    for turn in range(repeats):  # each step is built anew, so that only one is in memory
+        for name, variant in variants.items():
             if "out of memory" in rows[name]:
                 continue
             say(f"{name}, turn {turn + 1} of {repeats}")
-            lvlm = models[way.step.large, way.llm_bits]
+            lvlm = models[variant.step.large, variant.llm_bits]
             try:
-                found = _turn(shape, lvlm, way, device, rows[name])
+                seconds = _turn(shape, lvlm, variant, device, rows[name])
             except torch.OutOfMemoryError:
                 rows[name] = {"way": name, "out of memory": True}
                 continue
             finally:
                 _undo(lvlm, device)
             best = times[name]
-            best.wall, best.cpu = min(best.wall, found.wall), min(best.cpu, found.cpu)
+            best.wall, best.cpu = min(best.wall, seconds.wall), min(best.cpu, seconds.cpu)
     ran = [row for row in rows.values() if "out of memory" not in row]
+    flops = {row["way"]: sum(flops_per_image(size, variants[row["way"]].step).values()) for row in ran}
     for row in ran:
-        way, found = ways[row["way"]], times[row["way"]]
-        each = sum(flops_per_image(size, way.step).values())
+        variant, seconds, each = variants[row["way"]], times[row["way"]], flops[row["way"]]
         row |= {
-            "s per step": round(found.wall, 4),
-            "cpu ms": round(1000 * found.cpu),
-            "images/s": round(shape.batch / found.wall, 3),
-            "questions/s": round(shape.batch * way.step.questions / found.wall, 3),
+            "s per step": round(seconds.wall, 4),
+            "cpu ms": round(1000 * seconds.cpu),
+            "images/s": round(shape.batch / seconds.wall, 3),
+            "questions/s": round(shape.batch * variant.step.questions / seconds.wall, 3),
             "GFLOP per image": round(each / 1e9, 2),
-            "MFU": round(shape.batch * each / found.wall / rate, 3),
+            "MFU": round(shape.batch * each / seconds.wall / rate, 3),
         }
     typical = statistics.median(row["MFU"] for row in ran) if ran else 0.0
-    for row in ran:  # as `craft bench plan` reckons: one share of the matrix rate for all
-        each = sum(flops_per_image(size, ways[row["way"]].step).values())
-        row["s by FLOPs"] = round(shape.batch * each / (typical * rate), 4)
+    for row in ran:  # as `bench plan` calculates: one share of the matrix rate for all
+        row["s by FLOPs"] = round(shape.batch * flops[row["way"]] / (typical * rate), 4)
     return list(rows.values())
 
 
-def _turn(shape: Shape, lvlm: LVLM, way: Way, device: torch.device, row: dict[str, Any]) -> Seconds:
-    """Time of a step; in the first turn its memory is put into the row."""
-    run, held = make_step(shape, lvlm, way, device)
-    found = fastest({"step": run}, 1, device)["step"]
+def _turn(shape: Shape, lvlm: LVLM, variant: Variant, device: torch.device, row: dict[str, Any]) -> Seconds:
+    """Time of a step; in the first turn its memory is added to the row."""
+    run, held = make_step(shape, lvlm, variant, device)
+    seconds = fastest({"step": run}, 1, device)["step"]
     if "step MiB" not in row:
         peak = peak_bytes(run, device)
         row["step MiB"] = round(peak / 2**20, 1)
         row["peak MiB"] = round((held() + peak) / 2**20, 1)
-        if way.step.trains != "all":  # no command trains that way
-            row["estimate MiB"] = round(_estimate(shape, lvlm, way) / 2**20, 1)
-    return found
+        if variant.step.trains != "all":  # no command trains that
+            row["estimate MiB"] = round(_estimate(shape, lvlm, variant) / 2**20, 1)
+    return seconds
 
 
 def make_step(
-    shape: Shape, lvlm: LVLM, way: Way, device: torch.device
+    shape: Shape, lvlm: LVLM, variant: Variant, device: torch.device
 ) -> tuple[Callable[[], None], Callable[[], int]]:
-    """A training step of a way, forward, backward and AdamW; and how many bytes are held between steps."""
-    step = way.step
-    lvlm.requires_grad_(False)
-    if step.trains == "lora":
-        with device:
-            add_lora(lvlm.backbone.llm, LORA)
-    crafted = step.crafted and step.trains in ("vision", "all")
-    for name, parameter in lvlm.named_parameters():
-        parameter.requires_grad_(
-            (step.trains in ("vision", "all") and name.startswith("visual.vision_tower.layers"))
-            or (crafted and name.endswith(("cls_token", "log_temperature")))
-            or (step.trains == "projector" and ".projector." in name)
-            or (step.trains == "lora" and "lora_" in name)
-        )
-    learning = [parameter for parameter in lvlm.parameters() if parameter.requires_grad]
-    if step.trains == "all":
-        lvlm.backbone.requires_grad_(True)  # in the graph, and never stepped
-    optimizer = torch.optim.AdamW(learning, lr=1e-5, fused=way.fused or None)
+    """A training step, forward, backward and AdamW; and the number of bytes held between steps."""
+    step = variant.step
+    learning = _prepare(lvlm, step, device)
+    optimizer = torch.optim.AdamW(learning, lr=1e-5, fused=variant.fused or None)
     batch, text = _batch(shape, lvlm, step, device), _text_tower(shape, device) if step.text_tower else None
     losses = LossesConfig(
         sal=SalConfig(), commitment=CommitmentConfig(), contrastive=ContrastiveConfig(weight=1.0)
     )
-    ways = {"search": way.search, "prefix_cache": step.prefix, "compiled": way.compiled}
-    objective = CraftObjective(lvlm, losses, 1.0, **ways)
-    layers = Compiled(layers_of(lvlm.backbone.llm)) if way.compiled and not step.crafted else nullcontext()
+    objective = CraftObjective(lvlm, losses, 1.0, search=variant.search, compiled=variant.compiled)
+    compiled = variant.compiled and not step.crafted
+    layers = Compiled(layers_of(lvlm.backbone.llm)) if compiled else nullcontext()
 
     def loss() -> Tensor:
         if text is not None:
@@ -311,7 +246,7 @@ def make_step(
 
     def run() -> None:
         lvlm.zero_grad(set_to_none=True)
-        with autocast(device, shape.dtype), recompute(lvlm, way.checkpointing):
+        with autocast(device, shape.dtype), recompute(lvlm, variant.checkpointing):
             value = loss()
         value.backward()
         optimizer.step()
@@ -324,19 +259,42 @@ def make_step(
     return run, held
 
 
-def _estimate(shape: Shape, lvlm: LVLM, way: Way) -> int:
-    """What `--dry-run` would say of the step's memory."""
-    step = way.step
-    before, behind, learned = lengths(shape)
-    tokens = shape.patches + step.questions * behind + (0 if step.prefix else before)
+def _prepare(lvlm: LVLM, step: Step, device: torch.device) -> list[nn.Parameter]:
+    """Freeze all weights that the step does not train.
+
+    Returns:
+        The weights that the optimizer steps.
+    """
+    lvlm.requires_grad_(False)
+    if step.trains == "lora":
+        with device:
+            add_lora(lvlm.backbone.llm, LORA)
+    vision = step.trains in ("vision", "all")
+    for name, parameter in lvlm.named_parameters():
+        parameter.requires_grad_(
+            (vision and name.startswith("visual.vision_tower.layers"))
+            or (vision and step.crafted and name.endswith(("cls_token", "log_temperature")))
+            or (step.trains == "projector" and ".projector." in name)
+            or (step.trains == "lora" and "lora_" in name)
+        )
+    learning = [parameter for parameter in lvlm.parameters() if parameter.requires_grad]
+    if step.trains == "all":
+        lvlm.backbone.requires_grad_(True)  # in the graph, and never stepped
+    return learning
+
+
+def _estimate(shape: Shape, lvlm: LVLM, variant: Variant) -> int:
+    """The bytes that `--dry-run` would estimate for the step."""
+    step = variant.step
+    before, after, learned = lengths(shape)
+    tokens = before + shape.patches + step.questions * after
     answers = tokens if step.all_logits else step.questions * learned
-    args = (lvlm, shape.batch, tokens, shape.dtype, answers, way.checkpointing)
-    found = estimate_memory(*args, search=way.search)
-    return found["total"]
+    arguments = (lvlm, shape.batch, tokens, shape.dtype, answers, variant.checkpointing)
+    return estimate_memory(*arguments, search=variant.search)["total"]
 
 
 def _undo(lvlm: LVLM, device: torch.device) -> None:
-    """Take LoRA off again, and leave the whole memory to the next way."""
+    """Take LoRA off again, and free the memory for the next variant."""
     from craft.training.lora import take_lora
 
     take_lora(lvlm.backbone.llm, merge=False)
@@ -367,7 +325,7 @@ def _batch(shape: Shape, lvlm: LVLM, step: Step, device: torch.device) -> Batch:
 
 
 def _answers_alone(lvlm: LVLM, batch: Batch, through_tower: bool) -> Tensor:
-    """What the rivals train on: the answers' loss, and no gradient to the tower where it does not train."""
+    """The loss of the baselines: of the answers, without gradients of the tower if it is not trained."""
     with torch.set_grad_enabled(through_tower):
         tokens = lvlm.visual(batch.images, with_cls=False)
     inputs = lvlm.backbone.inputs(tokens, batch.questions, batch.answers)
@@ -376,7 +334,7 @@ def _answers_alone(lvlm: LVLM, batch: Batch, through_tower: bool) -> Tensor:
 
 
 def _with_all_logits(objective: CraftObjective, batch: Batch) -> Tensor:
-    """Eq. 5 with transformers' own loss: logits at every position, in float32."""
+    """Eq. 5 with transformers' own loss: logits at all positions, in float32."""
     lvlm = objective.lvlm
     tokens = lvlm.visual(batch.images)
     inputs = lvlm.backbone.inputs(tokens, batch.questions, batch.answers)

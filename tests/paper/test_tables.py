@@ -281,9 +281,7 @@ def test_encoders_of_other_pictures_under_the_same_name_are_made_anew(plan, tmp_
 def test_models_are_kept_as_long_as_there_is_room(plan, monkeypatch):
     """Those used last; what was once hashed is not read again."""
     loaded = []
-    monkeypatch.setattr(
-        "paper.work.load", lambda name, *how: loaded.append(name) or load(name, *how)
-    )
+    monkeypatch.setattr("paper.work.load", lambda name, *how: loaded.append(name) or load(name, *how))
     first, second = plan.backbones
     size = weight_bytes(load(first)) + weight_bytes(load(second))
     monkeypatch.setattr("paper.work.total_memory", lambda _: size / KEPT)
