@@ -15,7 +15,7 @@ class Method:
     """How an LVLM was made.
 
     Attributes:
-        name: "zero-shot", "craft", or a key of `craft.baselines.METHODS`.
+        name: "zero-shot", "craft", or a key of `craft.recipes.baseline.METHODS`.
         model: what is trained; of "craft" the surrogate. Empty for "zero-shot".
         settings: of the training, on top of the plan's, as pairs of dotted name and value.
         fraction: share of the codebook's codewords that remain (Table 6).

@@ -61,7 +61,7 @@ class PlanFlags:
         import yaml
 
         from craft.training.config import AdaptConfig
-        from craft.training.settings import resolve_name
+        from craft.core.settings import resolve_name
         from paper.plan import plan_for
 
         names = ("work", "domains", "surrogates", "backbones", "continuous", "explainer", "limit", "root")
@@ -170,7 +170,7 @@ class Paper:
         from craft.core.errors import CraftError
         from craft.core.files import check_writable
         from craft.core.progress import say
-        from craft.training.interrupt import Interrupted
+        from craft.core.interrupt import Interrupted
         from paper.estimate import estimate
         from paper.publish import publish
         from paper.work import Work

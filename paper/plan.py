@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field
 
 from craft.data import EMBEDDED
-from craft.training.settings import Settings
+from craft.core.settings import Settings
 
 Scale = Literal["tiny", "paper"]
 

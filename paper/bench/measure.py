@@ -11,7 +11,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler is chatty; read 
 
 import torch
 
-from craft.training.run_folder import machine
+from craft.core.provenance import machine
 
 
 def _wait(device: torch.device) -> None:

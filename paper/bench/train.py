@@ -27,7 +27,7 @@ from craft.models.prompts import build_dialogue
 from craft.models.recompute import Recompute, recompute
 from craft.training.config import CommitmentConfig, ContrastiveConfig, LossesConfig, SalConfig
 from craft.training.lora import add_lora
-from craft.training.objective import Batch, CraftObjective
+from craft.lessons.objective import Batch, CraftObjective
 from paper.bench.flops import LORA, Step, answer, flops_per_image, lengths, question
 from paper.bench.measure import Seconds, fastest, matmul_rate, peak_bytes, where
 from paper.bench.shapes import SHAPES, Shape, build_lvlm

@@ -12,11 +12,12 @@ from craft.baselines import METHODS, TUNING, load_tuned, rehearse
 from craft.baselines.ldifs import LdifsObjective, feature_distance, ldifs
 from craft.core.errors import CheckpointError, CodebookMismatchError, ConfigError, CraftError
 from craft.core.files import hash_tensors
-from craft.models.artefact import Artefact, load_artefact
-from craft.models.borrowed import Borrowed
+from craft.formats.artefact import Artefact
+from craft.formats.encoder import load_artefact
+from craft.formats.llm_source import Borrowed
+from craft.formats.native import load_native, save_native
+from craft.formats.tuned import Tuned
 from craft.models.freezing import part_hashes
-from craft.models.native import load_native, save_native
-from craft.models.tuned import Tuned
 from craft.recipes import adapt, evaluate
 from craft.training.config import BaselineConfig
 from tiny_data import tiny_data

@@ -6,7 +6,7 @@ from builders import tiny_lvlm
 from cli.conftest import COLOURS, encoder, family, paint, pictures  # noqa: F401 (the last are fixtures)
 from craft.models.backbone import Backbone
 from craft.models.lvlm import LVLM
-from craft.models.native import save_native
+from craft.formats.native import save_native
 from paper import Plan
 
 

@@ -8,7 +8,7 @@ import pytest
 from builders import tiny_lvlm
 from craft.core.errors import ConfigError
 from craft.core.files import read_json
-from craft.models.native import save_native
+from craft.formats.native import save_native
 from craft.pruning import STRATEGIES
 from craft.recipes import adapt, evaluate
 from paper import EXPERIMENTS, Plan, Work, publish

@@ -16,7 +16,7 @@ from craft.cli import main
 from craft.core.errors import ConfigError
 from craft.core.files import read_json, write_json
 from craft.evaluation import strict
-from craft.models.load import load
+from craft.formats.load import load
 from craft.models.memory import weight_bytes
 from craft.recipes import evaluate
 from craft.recipes.matrix import TransferMatrix

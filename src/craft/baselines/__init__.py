@@ -14,8 +14,8 @@ from craft.baselines.tuning import BaselineResult, load_tuned, rehearse_tuning, 
 from craft.baselines.vision_ft import VISION_FT
 from craft.baselines.vision_ft_codebook import FIXED, vision_ft_codebook
 from craft.baselines.zero_shot import zero_shot
+from craft.lessons.rehearsal import Rehearsal
 from craft.recipes.adapt import rehearse as rehearse_adapt
-from craft.training.rehearsal import Rehearsal
 
 __all__ = ["METHODS", "BaselineResult", "load_tuned", "rehearse"]
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from craft.baselines.method import Method
 from craft.baselines.vision_ft import vision_ft
 from craft.data import Sample
+from craft.lessons.objective import Batch, CraftObjective
 from craft.models.lvlm import LVLM
 from craft.training.config import BaselineConfig, LdifsConfig
 from craft.training.lesson import Lesson
-from craft.training.objective import Batch, CraftObjective
 
 
 def ldifs(lvlm: LVLM, samples: Sequence[Sample], config: BaselineConfig) -> Lesson:

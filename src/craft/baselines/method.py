@@ -7,15 +7,16 @@ from torch import nn
 
 from craft.core.errors import ConfigError
 from craft.data import Sample
-from craft.models.lvlm import LVLM
-from craft.training.adaptation import (
+from craft.lessons.adapt import (
     ImageBatches,
     check_compile,
     chosen_search,
     image_cache,
     stem_suffices,
 )
-from craft.training.blending import blending, kept_share
+from craft.lessons.blending import blending, kept_share
+from craft.lessons.objective import CraftObjective
+from craft.models.lvlm import LVLM
 from craft.training.config import (
     BaselineConfig,
     CommitmentConfig,
@@ -24,7 +25,6 @@ from craft.training.config import (
     RetentionConfig,
 )
 from craft.training.lesson import Lesson
-from craft.training.objective import CraftObjective
 
 
 @dataclass(frozen=True)

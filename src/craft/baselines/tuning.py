@@ -8,18 +8,18 @@ from craft.baselines.method import Method
 from craft.core.processes import on_main
 from craft.core.progress import say
 from craft.data import Data
-from craft.models.artefact import load_artefact
+from craft.formats.encoder import load_artefact
+from craft.formats.load import load
+from craft.formats.tuned import part_fingerprint, save_tuned
+from craft.lessons.adapt import image_groups
+from craft.lessons.rehearsal import Rehearsal, rehearse_step
 from craft.models.freezing import part_hashes, parts
-from craft.models.load import load
 from craft.models.lvlm import LVLM
-from craft.models.tuned import part_fingerprint, save_tuned
 from craft.recipes.opening import Config, Model, run_folder, run_settings, training_data, validation
 from craft.recipes.record import begin, run_manifest, run_metrics
-from craft.training.adaptation import image_groups
 from craft.training.config import BaselineConfig
 from craft.training.fit import fit
 from craft.training.lora import take_lora
-from craft.training.rehearsal import Rehearsal, rehearse_step
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from craft.baselines.method import Method, answers_only
 from craft.data import Sample
+from craft.lessons.adapt import adaptation
 from craft.models.lvlm import LVLM
-from craft.training.adaptation import adaptation
 from craft.training.config import BaselineConfig
 from craft.training.lesson import Lesson
 

@@ -71,7 +71,7 @@ def show_trained(
 
 
 def _rehearsal_facts(found: Any) -> dict[str, Any]:
-    """A `craft.training.rehearsal.Rehearsal` for JSON."""
+    """A `craft.lessons.rehearsal.Rehearsal` for JSON."""
     rows = [{"part": part, "parameters": n, "trainable": t} for part, n, t in found.parameters]
     return {
         "parameters": rows,
@@ -87,7 +87,7 @@ def show_rehearsals(found: Mapping[str, Any], as_json: bool, written: str = "not
     """Print what a dry run found out.
 
     Args:
-        found: a `craft.training.rehearsal.Rehearsal` by its stage; "" where there is one only.
+        found: a `craft.lessons.rehearsal.Rehearsal` by its stage; "" where there is one only.
         as_json: print JSON.
         written: what the dry run left behind.
     """
