@@ -22,7 +22,6 @@ ORDER = (
     ("judging",),
     ("pages",),
     ("recipes",),
-    ("baselines",),
     ("experiments",),
     ("cli",),
     ("__main__",),

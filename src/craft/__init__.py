@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from craft import baselines, data, evaluation, losses, models, pruning, quantize, recipes, training
+    from craft import data, evaluation, losses, models, pruning, quantize, recipes, training
     from craft.core.errors import CraftError
     from craft.core.tokens import VisionTokens
     from craft.formats.load import load
@@ -25,7 +25,6 @@ __all__ = [
     "__version__",
     "adapt",
     "align",
-    "baselines",
     "data",
     "evaluate",
     "evaluation",

@@ -28,11 +28,11 @@ from craft.core.files import (
 )
 from craft.formats.artefact import Artefact, described
 from craft.formats.manifest import read_manifest
+from craft.formats.weights import add_factors, load_strict, under
 from craft.models.backbone import Backbone
 from craft.models.freezing import parts as parts_of
 from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
-from craft.models.weights import add_factors, load_strict, under
 
 FORMAT, VERSION = "craft-tuned", 1
 
@@ -63,7 +63,7 @@ class Tuned(Artefact):
             raise CheckpointError(
                 f"{self.folder} holds a tuned {' and '.join(self.parts)}, not a vision tower alone; it can "
                 "be used with the model that it was tuned from only (`craft eval`, "
-                "craft.baselines.load_tuned)."
+                "craft.recipes.baseline.load_tuned)."
             )
         made = super().apply_to(visual)
         made.prior = None
@@ -184,5 +184,5 @@ def _card(manifest: Mapping[str, Any], folder: Path) -> str:
         f"# {model}, tuned to {data} by {method}\n\n"
         f"The tuned {' and '.join(manifest['parts'])} of {model}: a baseline that CRAFT is compared with. "
         "It fits that model only.\n\n"
-        f'```python\nimport craft\n\nlvlm = craft.baselines.load_tuned("{run}")\n```\n'
+        f'```python\nimport craft\n\nlvlm = craft.recipes.baseline.load_tuned("{run}")\n```\n'
     )

@@ -247,7 +247,7 @@ class BaselineConfig(AdaptConfig):
 
     Attributes:
         surrogate: the model that is tuned.
-        method: a key of `craft.baselines.METHODS`.
+        method: a key of `craft.recipes.baseline.METHODS`.
         ldifs: the section above.
     """
 
