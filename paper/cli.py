@@ -60,8 +60,8 @@ class PlanFlags:
         """
         import yaml
 
-        from craft.training.config import AdaptConfig
         from craft.core.settings import resolve_name
+        from craft.training.config import AdaptConfig
         from paper.plan import plan_for
 
         names = ("work", "domains", "surrogates", "backbones", "continuous", "explainer", "limit", "root")
@@ -169,8 +169,8 @@ class Paper:
         """
         from craft.core.errors import CraftError
         from craft.core.files import check_writable
-        from craft.core.progress import say
         from craft.core.interrupt import Interrupted
+        from craft.core.progress import say
         from paper.estimate import estimate
         from paper.publish import publish
         from paper.work import Work

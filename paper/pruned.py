@@ -12,8 +12,8 @@ from torch import Tensor
 
 from craft.core.files import hash_tensors
 from craft.evaluation import Report, lenient, strict, unparseable
-from craft.models.attention import cls_attention, received_attention
 from craft.formats.code_cache import ImageCodes
+from craft.models.attention import cls_attention, received_attention
 from craft.pruning import prune_tokens
 from craft.recipes.prior import GENERAL, chosen_prior
 from paper.cells import CRAFT, Cell, Method

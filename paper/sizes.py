@@ -51,8 +51,8 @@ def is_there(name: str) -> bool:
 
 
 def rehearse(name: str, config: AdaptConfig, devices: int = DEVICES) -> Step | None:
-    """A step forward and backward without values, which raises if a shape does not fit. None if the size of the
-    model is unknown.
+    """A step forward and backward without values, which raises if a shape does not fit. None if the model's
+    size is unknown.
 
     Args:
         name: of a model whose folder has the name of a size of the paper, as in `checkpoints/qwen2-0.5b`.

@@ -9,24 +9,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from craft.recipes.baseline import METHODS, load_tuned
 from craft.core.device import total_memory
 from craft.core.errors import ConfigError
 from craft.core.files import hash_tensors, read_json, write_json
 from craft.core.progress import say
+from craft.core.provenance import machine
 from craft.data import BENCHMARKS, Data, Sample
 from craft.evaluation.judge_offline import RULES
 from craft.formats.artefact import Artefact
-from craft.formats.encoder import load_artefact
 from craft.formats.code_cache import CodeCache
-from craft.models.freezing import answer_hashes
+from craft.formats.encoder import load_artefact
 from craft.formats.load import load
+from craft.models.freezing import answer_hashes
 from craft.models.lvlm import LVLM
 from craft.models.memory import weight_bytes
 from craft.recipes.adapt import adapt
+from craft.recipes.baseline import METHODS, load_tuned
 from craft.recipes.questions import open_data, take
 from craft.training.config import AdaptConfig, BaselineConfig, DataConfig
-from craft.core.provenance import machine
 from paper.cells import CRAFT, ZERO_SHOT, Cell, Method, digest, plain
 from paper.plan import Plan
 

@@ -1,7 +1,7 @@
 """Images/s into the vision tower: a plain loop against decoding ahead in processes.
 
-A pause takes the place of the tower's time on a batch: like a GPU, it needs no processor core. "Tower waits" is
-the share of the run in which the tower has no images.
+A pause takes the place of the tower's time on a batch: like a GPU, it needs no processor core. "Tower waits"
+is the share of the run in which the tower has no images.
 """
 
 import tempfile

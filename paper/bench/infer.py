@@ -19,10 +19,11 @@ KEEP = (1.0, 0.8, 0.6, 0.4)
 def measure(
     size: str, device: torch.device, repeats: int = 5, batches: tuple[int, ...] = (1, 16)
 ) -> dict[str, Any]:
-    """One forward pass, as the paper times it: tower, search, pruning, and the LLM up to the first answer token.
+    """One forward pass, as the paper times it: tower, search, pruning, the LLM up to the first answer token.
 
     Returns:
-        `rows`, `sizes` and `machine`. FLOPs are counted as they run, 2 per multiply-add, with those of the search.
+        `rows`, `sizes` and `machine`. FLOPs are counted as they run, 2 per multiply-add; the search is
+        included.
     """
     shape = SHAPES[size]
     rows = []

@@ -46,8 +46,8 @@ def fastest(variants: dict[str, Callable[[], Any]], repeats: int, device: torch.
 def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
     """The peak of torch's memory during a call, minus what it held before.
 
-    On a CPU it is the highest running sum of the profiler's allocation records; on CUDA the allocator's own peak.
-    The result counts; scratch space of a BLAS library does not.
+    On a CPU it is the highest running sum of the profiler's allocation records; on CUDA the allocator's own
+    peak. The result counts; scratch space of a BLAS library does not.
     """
     if device.type == "cuda":
         _wait(device)

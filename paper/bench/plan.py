@@ -44,8 +44,8 @@ GPUS = {
 Parallel = Literal["ddp", "fsdp2"]
 _CONTEXT = 500 * MIB  # CUDA's own, and its libraries'
 _LAUNCH = {False: 3.1e-3, "selective": 8e-3, True: 5.1e-3}
-"""Seconds to launch a layer forward and backward, by its checkpointing. Measured on a machine with an H200, in a
-step of 47 layers whose launches took longer than their operations (docs/results/bench_train_gpu.json)."""
+"""Seconds to launch a layer forward and backward, by its checkpointing. Measured with an H200, in a step of 47
+layers whose launches took longer than their operations (docs/results/bench_train_gpu.json)."""
 
 
 @dataclass(frozen=True)
@@ -221,8 +221,8 @@ PAPER = {
 
 
 def against_paper() -> list[dict[str, Any]]:
-    """Table 4's memory: as reported, as calculated for VILA-U's code (logits at all positions, the LLM's layers
-    checkpointed), and as calculated with logits at answer positions.
+    """Table 4's memory: as reported, as calculated for VILA-U's code (logits at all positions, the LLM's
+    layers checkpointed), and as calculated with logits at answer positions.
 
     The three rows on VILA-7B are of another model, with a continuous tower whose size the paper does not
     state; they are calculated as if it were VILA-U-7B, without checkpointing.

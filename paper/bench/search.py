@@ -30,7 +30,7 @@ def reference(features: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def near_ties(features: Tensor, levels: Tensor, codes: Tensor) -> tuple[int, int]:
-    """Number of rows whose codes differ from float64's: all of them, and those that rounding does not explain.
+    """Number of rows whose codes differ from float64's: all, and those that rounding does not explain.
 
     Rounding explains a row if, at the first level that differs, the score of its code is as close to the best
     score as the rounding of a float32 sum of d products.
@@ -55,7 +55,7 @@ def near_ties(features: Tensor, levels: Tensor, codes: Tensor) -> tuple[int, int
 
 
 def make(tokens: int, size: int, width: int, levels: int, shared: bool) -> tuple[Tensor, ResidualCodebook]:
-    """Features that are sums of codewords plus noise, and a codebook: finer by level, or one for all levels."""
+    """Features that are sums of codewords plus noise, and a codebook: finer by level, or shared by all."""
     g = torch.Generator().manual_seed(0)
     scale = 1.0 if shared else 0.5 ** torch.arange(levels)[:, None, None]
     codewords = torch.randn(1 if shared else levels, size, width, generator=g) * scale
@@ -87,8 +87,8 @@ def measure(
         images: numbers of images at once; by default 1 and 4, and on CUDA 32 too.
 
     Returns:
-        `rows`, `facts` and `machine`. A row states the share of a large matrix product's rate in the type that
-        the search multiplies in, and on CUDA the number of rows of features whose codes differ from float64's.
+        `rows`, `facts` and `machine`. A row states the share of a large matrix product's rate in the type
+        that the search multiplies in, and on CUDA how many features have codes that differ from float64's.
     """
     shape, gpu = SHAPES[size], device.type == "cuda"
     rates = {kind: matmul_rate(device, kind) for kind in (torch.float32, *([torch.float16] * gpu))}

@@ -1,8 +1,8 @@
-"""Training, Table 4: CRAFT with a small and with the large LLM against tuning the large one; and each speed-up.
+"""Training, Table 4: CRAFT with a small and with the large LLM against tuning the large one; each speed-up.
 
 All steps are measured in one run on one machine, in turn, with random weights. They run the package's own
-objective as in training: the tower in float32, under autocast if the LLM is bfloat16. The baselines compute the
-loss at answer positions too, so that no ratio compares two losses.
+objective as in training: the tower in float32, under autocast if the LLM is bfloat16. The baselines compute
+the loss at answer positions too, so that no ratio compares two losses.
 """
 
 import gc
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from craft.core.device import autocast
 from craft.core.errors import ConfigError
 from craft.core.progress import say
+from craft.lessons.objective import Batch, CraftObjective
 from craft.losses import surrogate_alignment
 from craft.models.compiled import Compiled, layers_of
 from craft.models.lvlm import LVLM
@@ -27,7 +28,6 @@ from craft.models.prompts import build_dialogue
 from craft.models.recompute import Recompute, recompute
 from craft.training.config import CommitmentConfig, ContrastiveConfig, LossesConfig, SalConfig
 from craft.training.lora import add_lora
-from craft.lessons.objective import Batch, CraftObjective
 from paper.bench.flops import LORA, Step, answer, flops_per_image, lengths, question
 from paper.bench.measure import Seconds, fastest, matmul_rate, peak_bytes, where
 from paper.bench.shapes import SHAPES, Shape, build_lvlm
@@ -87,7 +87,7 @@ ON_A_GPU = {
     "+ torch.compile and fused AdamW": FAST,
     "LLM LoRA, torch.compile": Variant(Step(large=True, trains="lora", crafted=False), compiled=True),
 }
-"""The same on a GPU, where compiling does not take minutes and `auto` searches with a kernel of its own; and a
+"""The same on a GPU, where compiling does not take minutes and `auto` searches with its own kernel; and a
 compiled baseline."""
 
 

@@ -8,9 +8,10 @@ import pytest
 
 from craft.recipes.matrix_page import page as matrix_page
 from docs.reading import ROOT
-from paper import EXPERIMENTS
+from paper import development, experiments
 
 RESULTS = ROOT / "docs" / "results"
+EXPERIMENTS = {**experiments.EXPERIMENTS, **development.DEVELOPMENT}
 PAGES = sorted(path for path in RESULTS.rglob("*.md") if path.name != "README.md")
 
 

@@ -4,10 +4,10 @@ import pytest
 
 from builders import tiny_lvlm
 from cli.conftest import COLOURS, encoder, family, paint, pictures  # noqa: F401 (the last are fixtures)
+from craft.formats.native import save_native
 from craft.models.backbone import Backbone
 from craft.models.lvlm import LVLM
-from craft.formats.native import save_native
-from paper import Plan
+from paper.plan import Plan
 
 
 @pytest.fixture(scope="session")

@@ -7,19 +7,22 @@ import pytest
 
 from builders import tiny_lvlm
 from craft.core.errors import ConfigError
-from craft.core.files import read_json
 from craft.formats.native import save_native
 from craft.pruning import STRATEGIES
-from craft.recipes import adapt, evaluate
-from paper import EXPERIMENTS, Plan, Work, publish
-from paper.cells import Method
-from paper.parallel import estimate
-from paper.pruned import How, Subject, marks
+from craft.recipes import evaluate
+from paper.cells import marks_of
+from paper.development import DEVELOPMENT
+from paper.estimate import estimate
+from paper.experiments import EXPERIMENTS
+from paper.plan import Plan
+from paper.pruned import Pruning, Subject
 from paper.pruning import COLOURS as LINES
 from paper.pruning import measured
-from paper.publish import write_result
+from paper.publish import publish, write_result
+from paper.work import Work
 
-PRUNING = ("fig5", "pruning-ablation", "pruning-choices")
+PRUNING = {name: EXPERIMENTS[name] for name in ("fig5", "pruning-ablation")}
+PRUNING["pruning-choices"] = DEVELOPMENT["pruning-choices"]
 
 
 def test_a_cell_is_what_evaluate_finds(plan):
@@ -27,35 +30,15 @@ def test_a_cell_is_what_evaluate_finds(plan):
     subject = Subject(work, plan.domains[0], 0, plan.backbones[1])
     folder = work.encoder(plan.domains[0], 0).folder
     for how, prior in (
-        (How(), None),
-        (How("full", 0.5), None),
-        (How("full", 0.5, prior="general"), "general"),
+        (Pruning(), None),
+        (Pruning("full", 0.5), None),
+        (Pruning("full", 0.5, prior="general"), "general"),
     ):
         found = subject.ask(how)
         report = evaluate(plan.backbones[1], folder, keep_ratio=how.keep, limit=8, prior=prior)
         assert (found["accuracy"], found["unseen"]) == (report.accuracy, report.unseen)
         by_id = {row["id"]: row["strict"] for row in report.samples}
-        assert marks(found).tolist() == [float(by_id[sample.id]) for sample in subject.samples]
-
-
-def test_an_encoder_that_is_there_is_used(plan, monkeypatch):
-    from paper import work
-
-    place = Work(plan).encoder(plan.domains[0], 0).folder.parent
-    monkeypatch.setattr(work, "adapt", None)  # would fail
-    given = Plan(**{**plan.__dict__, "work": plan.work / "empty", "encoders": (str(place),)})
-    assert Work(given).encoder(plan.domains[0], 0).folder == place / "encoder"
-
-
-def test_encoders_that_tables_would_misname_are_refused(plan, tmp_path):
-    place = str(Work(plan).encoder(plan.domains[0], 0).folder.parent)
-    for change, told in (
-        ({"surrogates": plan.surrogates[::-1]}, "was adapted with .*qwen2, and the first surrogate here"),
-        ({"encoders": (place, place + "/encoder")}, "are both of .*blobs, seed 0"),
-    ):
-        work = Work(plan.model_copy(update={"work": tmp_path, "encoders": (place,), **change}))
-        with pytest.raises(ConfigError, match=told):
-            estimate(work, EXPERIMENTS["table3"].cells(work.plan))
+        assert marks_of(found).tolist() == [float(by_id[sample.id]) for sample in subject.samples]
 
 
 def test_a_cell_belongs_to_one_way_of_reading_words(plan):
@@ -68,54 +51,25 @@ def test_a_cell_belongs_to_one_way_of_reading_words(plan):
 def test_a_general_prior_that_is_missing_shows_before_any_training(plan, tmp_path):
     lvlm = tiny_lvlm("llama")  # as VILA-U's checkpoints, it brings none
     save_native(tmp_path / "models", "llama", lvlm, dtype="float32")
-    name = str(tmp_path / "models" / "llama")
+    model = str(tmp_path / "models" / "llama")
     work = Work(
-        plan.model_copy(update={"work": tmp_path / "work", "surrogates": (name,), "backbones": (name,)})
+        plan.model_copy(update={"work": tmp_path / "work", "surrogates": (model,), "backbones": (model,)})
     )
-    for asked in ("pruning-ablation", "pruning-choices"):
+    for name in ("pruning-ablation", "pruning-choices"):
         with pytest.raises(ConfigError, match="came without a general code prior"):
-            estimate(work, EXPERIMENTS[asked].cells(work.plan))
+            estimate(work, PRUNING[name].cells(work.plan))
     assert estimate(work, EXPERIMENTS["fig5"].cells(work.plan)).trainings_left == 1
-
-
-def test_encoders_of_what_is_not_asked_for_are_named(plan, capsys):
-    """Others would be made in their place without a word: data is found by the name that it was given."""
-    place = str(Work(plan).encoder(plan.domains[0], 0).folder.parent)
-    for change, told in (
-        ({}, False),
-        ({"seeds": (0, 1), "domains": plan.general[1:]}, False),
-        ({"seeds": (1,)}, True),
-        ({"domains": (plan.domains[0] + "/",), "general": ()}, True),
-    ):
-        capsys.readouterr()
-        Work(plan.model_copy(update={"encoders": (place,), **change})).note_unused()
-        assert ("blobs, seed 0, which is not asked for" in capsys.readouterr().err) is told
-
-
-def test_baselines_beside_a_given_encoder_learn_from_its_questions(plan, tmp_path):
-    """Else they would be trained on classes that the table calls unseen or on more pictures, or to answer by
-    text for letters."""
-    domain, settings = plan.domains[0], {"data.answer_with": "letter", "data.unseen_fraction": 0.5}
-    settings["data.limit"] = 10
-    out = adapt(plan.surrogates[0], domain, tmp_path / "run", config={**plan.adapt}, **settings).out
-    work = Work(plan.model_copy(update={"work": tmp_path / "work", "encoders": (str(out),)}))
-    method = Method("llm-lora", plan.explainer)
-    data = work.settings(domain, 0, method).data
-    assert (data.answer_with, data.unseen_fraction) == ("letter", 0.5)
-    learned = read_json(work.trained(domain, 0, method) / "run.json")
-    assert learned["held_out"] == list(work.questions(domain, 0).held_out)
-    assert learned["data_fingerprint"] == read_json(out / "run.json")["data_fingerprint"]
 
 
 def test_cells_are_measured_once_and_apart(plan, monkeypatch):
     first = Subject(Work(plan), plan.domains[0], 0, plan.backbones[0])
-    found = first.ask(How("fastv", 0.5))
+    found = first.ask(Pruning("fastv", 0.5))
     again = Subject(Work(plan), plan.domains[0], 0, plan.backbones[0])
     monkeypatch.setattr(Subject, "_measure", lambda self, how: {"measured": "now"})
-    assert again.ask(How("fastv", 0.5)) == found
-    assert again.ask(How("fastv", 0.25)) == {"measured": "now"}
+    assert again.ask(Pruning("fastv", 0.5)) == found
+    assert again.ask(Pruning("fastv", 0.25)) == {"measured": "now"}
     other = Subject(Work(plan), plan.domains[0], 0, plan.backbones[1])
-    assert other.ask(How("cls-attention", 0.75)) == {"measured": "now"}
+    assert other.ask(Pruning("cls-attention", 0.75)) == {"measured": "now"}
 
 
 @pytest.mark.parametrize("name", PRUNING)
@@ -136,20 +90,23 @@ def test_an_experiment_is_published_and_goes_on(plan, name, tmp_path, monkeypatc
 
     monkeypatch.setattr(Subject, "_measure", failing)
     with pytest.raises(KeyboardInterrupt):
-        publish(name, EXPERIMENTS[name], plan, tmp_path)
+        publish(name, PRUNING[name], plan, tmp_path)
     assert not list(tmp_path.iterdir())
     assert len(list((plan.work / "cells").glob("pruned-*.json"))) == 6
     monkeypatch.setattr(Subject, "_measure", lambda self, how: invented(how, len(self.samples)))
-    written = publish(name, EXPERIMENTS[name], plan, tmp_path)
+    written = publish(name, PRUNING[name], plan, tmp_path)
     data = json.loads(written[0].read_text())
     told = data["provenance"]
     assert told["plan"]["seeds"] == [0] and told["versions"]["torch"] and told["used"] and "commit" in told
-    assert data["command"].startswith(f"craft reproduce {name} --domains") and "--limit 8" in data["command"]
+    assert (
+        data["command"].startswith(f"{PRUNING[name].program} {name} --domains")
+        and "--limit 8" in data["command"]
+    )
     page = written[1].read_text()
     assert page.startswith("# ") and data["command"] in page
     before = {path.name: path.read_bytes() for path in written}
     assert {
-        path.name: path.read_bytes() for path in write_result(name, EXPERIMENTS[name], data, tmp_path)
+        path.name: path.read_bytes() for path in write_result(name, PRUNING[name], data, tmp_path)
     } == before
 
 
@@ -179,5 +136,5 @@ def test_one_subject_is_held_at_a_time(plan, monkeypatch):
         return invented(how, len(self.samples))
 
     monkeypatch.setattr(Subject, "ask", ask)
-    measured(Work(plan), {"no pruning": How()})
+    measured(Work(plan), {"no pruning": Pruning()})
     assert counts == [1] * len(plan.backbones) and len(counts) > 1

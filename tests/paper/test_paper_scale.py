@@ -1,21 +1,28 @@
 """configs/paper: every file says what the paper says; a step of each surrogate fits in shape and memory."""
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from paper.sweeps import LAMBDAS, OPEN
 
-from cli.conftest import run
+from cli.conftest import environment, run  # noqa: F401, F811 (a fixture)
 from craft.data import BENCHMARKS
 from craft.recipes.benchmarks import TABLE_1
 from craft.training.config import AdaptConfig
-from paper import EXPERIMENTS, plan_for
 from paper.cells import CRAFT, Method
+from paper.cli import main as paper
+from paper.development import LAMBDAS, OPEN
+from paper.development import main as development
+from paper.experiments import EXPERIMENTS
+from paper.plan import Plan, plan_for
 from paper.sizes import counted, rehearse
-from paper.work import settings_of_training
+from paper.work import Work
 
-FILES = sorted((Path(__file__).parents[2] / "configs" / "paper").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "configs" / "paper").glob("*.yaml"))
 ADAPT = [path for path in FILES if path.stem.startswith("adapt-")]
 A100 = 40 * 2**30
 LIGHT = "adapt-qwen2-0.5b"
@@ -67,7 +74,7 @@ def test_the_plan_is_the_papers(plan):
     assert (plan.explained, plan.explain_tokens) == (350, 1024)
     assert set(plan.surrogates) == set(plan.backbones) and len(plan.backbones) == 5
     for domain in plan.domains:
-        config = settings_of_training(plan, domain, 1, Method(CRAFT, plan.surrogates[0]))
+        config = Work(plan).settings(domain, 1, Method(CRAFT, plan.surrogates[0]))
         as_the_paper(config)
         assert config.data.root == f"data/{domain}" and config.seed == 1
     files = {Path(AdaptConfig.build(path).surrogate).name for path in ADAPT}
@@ -77,12 +84,12 @@ def test_the_plan_is_the_papers(plan):
 def test_sweeps_train_with_the_weights_that_their_lines_name(plan):
     """The plan's own λ_con is another one than craft-tiny's default."""
     for line in LAMBDAS.lines(plan):
-        losses = settings_of_training(plan, plan.domains[0], 0, line.method).losses
+        losses = Work(plan).settings(plan.domains[0], 0, line.method).losses
         weights = {"λ_con": losses.contrastive.weight, "λ_commit": losses.commitment.weight}
         named = re.findall(r"(λ_\w+) ([\d.]+)", line.label)
         assert named and all(weights[name] == float(value) for name, value in named)
     alone = next(line for line in OPEN.lines(plan) if line.label == "without commitment")
-    losses = settings_of_training(plan, plan.domains[0], 0, alone.method).losses
+    losses = Work(plan).settings(plan.domains[0], 0, alone.method).losses
     assert (losses.commitment.weight, losses.contrastive.weight) == (0, 0)
 
 
@@ -96,26 +103,42 @@ def test_what_the_plan_asks_for(plan):
 
 
 def test_a_dry_run_without_checkpoints(tmp_path):
-    said = run("reproduce", "table4", "fig7", "--scale", "paper", "--dry-run", "--json")
+    said = run("table4", "fig7", "--scale", "paper", "--dry-run", "--json", main=paper)
     assert said.status == 0, said.err
     assert said.json["experiments"][-1] == {"experiment": "together", "trainings": "0", "cells": "0"}
-    assert "cannot read" in run("reproduce", "table1", "--scale", tmp_path / "no.yaml").complaint
+    assert "cannot read" in run("table1", "--scale", tmp_path / "no.yaml", main=paper).complaint
 
 
 def test_a_dry_run_leaves_out_what_the_run_would_leave_out(tmp_path):
     """The explainer of Table 2 is not there."""
     words = ("--explainer", "craft-tiny/none", "--work", tmp_path, "--dry-run")
-    said = run("reproduce", "table2", "fig7", *words, "--json")
+    said = run("table2", "fig7", *words, "--json", main=paper)
     assert said.status == 0, said.err
     rows = {row["experiment"]: row for row in said.json}
     assert rows["table2"]["time"] == "left out" and rows["together"]["cells left"] == "0"
     assert "table2 is left out: There is no model 'craft-tiny/none'" in said.err
-    assert "no model" in run("reproduce", "table2", *words).complaint
+    assert "no model" in run("table2", *words, main=paper).complaint
 
 
-def test_reproduce_tells_mistakes():
-    assert "table1" in run("reproduce").out
-    assert run("reproduce", "--json").json == ["all", *EXPERIMENTS]
-    assert "There is no experiment 'table9'" in run("reproduce", "table9").complaint
-    assert "--jobs" in run("reproduce", "fig7", "--jobs", "0").complaint
-    assert "no setting" in run("reproduce", "fig7", "--set", "learning=1", "--dry-run").complaint
+def test_the_command_line_lists_helps_and_explains_mistakes():
+    assert "table1" in run(main=paper).out
+    assert run("list", "--json", main=paper).json == ["all", *EXPERIMENTS]
+    helped = run("--help", main=paper).out
+    assert all(word in helped for word in ("bench", "list", "--quick", "--dry-run", "--redraw"))
+    assert "There is no experiment 'table9'" in run("table9", main=paper).complaint
+    assert "no setting" in run("fig7", "--set", "learning=1", "--dry-run", main=paper).complaint
+    assert "`python -m paper --help`" in run("fig7", "--fast", main=paper).complaint
+    assert "pruning-choices" in run("list", main=development).out
+
+
+def test_the_package_runs_from_the_checkout(environment):  # noqa: F811
+    command = [sys.executable, "-m", "paper", "list", "--json"]
+    said = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=True)
+    assert json.loads(said.stdout) == ["all", *EXPERIMENTS]
+
+
+def test_the_papers_trainings_have_no_retention_loss():
+    plan, method = Plan.build(None, {}), Method(CRAFT, "craft-tiny/qwen2")
+    assert Work(plan).settings("apparel", 0, method).losses.retention.weight == 0
+    changed = Plan.build(None, {"adapt": {"losses.retention.weight": 2.0}})
+    assert Work(changed).settings("apparel", 0, method).losses.retention.weight == 2

@@ -1,18 +1,15 @@
-"""`craft reproduce` on tiny models: what stands in tables is what `evaluate` finds; nothing is done twice."""
+"""Tables on tiny models: their figures are those of `evaluate`, and nothing is done twice."""
 
 import functools
 import json
 import re
 import shutil
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from craft.cli import main
 from craft.core.errors import ConfigError
 from craft.core.files import read_json, write_json
 from craft.evaluation import strict
@@ -21,27 +18,27 @@ from craft.models.memory import weight_bytes
 from craft.recipes import evaluate
 from craft.recipes.matrix import TransferMatrix
 from craft.training.config import AdaptConfig
-from paper import EXPERIMENTS, Work, parallel, publish, write_result
-from paper.accuracy import ALL, Line, by_seed, cells_of, difference, measured
+from paper import experiments
+from paper.accuracy import ALL, by_seed, difference
 from paper.benches import FILES
 from paper.cells import CRAFT, Method
+from paper.cli import main
+from paper.development import DEVELOPMENT
+from paper.estimate import estimate, trainings
 from paper.measures import fill
-from paper.parallel import estimate, fill_all, in_order, trainings
 from paper.plan import QUICK, plan_for
-from paper.publish import command, escaped, table
-from paper.reported import theirs
+from paper.publish import command, escaped, publish, table, write_result
+from paper.reported import reported
 from paper.tables import MARGIN_PEER, PEER_GAIN, _verdict1, lines5
 from paper.transfers import TABLE3
-from paper.work import KEPT
+from paper.work import MODEL_SHARE, Work
 
+EXPERIMENTS = {**experiments.EXPERIMENTS, **DEVELOPMENT}
 SLOW = ("table5", "table6", "lambdas", "open-questions", "fig4")
 NAMES = [
     *("table1", "table2", "table3", "table4", "table7", "fig2", "fig7"),
     *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
 ]
-
-
-CALCULATED = {"levers": [{"step": "naive", "TFLOP": 12345.678}], "FLOPs": 1.59, "sizes": {"B": 24}}
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +52,7 @@ def results(plan, tmp_path_factory):
     }
     for name in FILES.values():
         rows = [{"way": "ours", "ms": 1.25, "parts": {}}, {"way": "theirs", "ms": None}]
-        more = (
-            {"levers": rows, "calculated": CALCULATED, "ways": ["small LLM"]} if name == "bench_train" else {}
-        )
+        more = {"levers": rows, "ways": ["small LLM"]} if name == "bench_train" else {}
         write_json(plan.benches / f"{name}.json", {"rows": rows, **told, **more})
     return functools.cache(lambda name: publish(name, EXPERIMENTS[name], plan, out))
 
@@ -73,7 +68,7 @@ def test_page_and_pictures_are_made_of_the_json_alone(results, name, tmp_path):
     assert [path.name for path in again] == [path.name for path in results(name)]
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in results(name)]
     page = again[1].read_text()
-    assert page.startswith("# ") and f"`craft reproduce {name}" in page
+    assert page.startswith("# ") and f"`{EXPERIMENTS[name].program} {name}" in page
     for picture in re.findall(r"!\[.*\]\((.*)\)", page):
         assert (tmp_path / picture).is_file()
     if name.startswith("table"):
@@ -87,31 +82,26 @@ def test_nothing_is_left_to_do(results, plan, name):
     cells = EXPERIMENTS[name].cells(plan)
     found = estimate(work, cells)
     assert (found.trainings_left, found.cells_left, found.seconds) == (0, 0, 0)
-    assert found.cells == len(set(cells)) and found.measured
-    assert "0 of" in found.line(2)
+    assert found.cells == len(set(cells)) and "0 of" in found.line and "0 min" in found.line
 
 
-def test_the_estimate_counts_what_is_not_there(plan, tmp_path, monkeypatch):
-    monkeypatch.setattr(parallel, "_core_rate", lambda: parallel.RATE)
+def test_the_estimate_counts_what_is_not_there(results, plan, tmp_path):
     fresh = plan.model_copy(update={"work": tmp_path})
     cells = EXPERIMENTS["table5"].cells(fresh)
-    found = estimate(Work(fresh), cells)
-    assert found.trainings == found.trainings_left == 4 and found.cells_left == len(cells) == 9
-    assert not found.measured and "guess" in found.line()
-    answers = found.seconds - 4 * parallel._guess("training", fresh)
-    usual, four = (
-        fresh.model_copy(update={"adapt": {**fresh.adapt, "max_steps": steps}}) for steps in (200, 4)
-    )
-    assert parallel._guess("training", usual) == parallel.SECONDS["training"]
-    assert estimate(Work(usual), cells).seconds == pytest.approx(answers + 4 * parallel.SECONDS["training"])
-    assert estimate(Work(four), cells).seconds < estimate(Work(usual), cells).seconds / 2
-    monkeypatch.setattr(parallel, "_core_rate", lambda: parallel.RATE / 2)
-    assert estimate(Work(fresh), cells).seconds == 2 * found.seconds
-    assert found.time(2) == found.time(1) == found.seconds  # one domain, one seed: one process
-    more = fresh.model_copy(update={"seeds": (0, 1, 2)})
-    found = estimate(Work(more), EXPERIMENTS["table5"].cells(more))
-    assert found.time(8) == found.seconds / 3 < found.time(2) == found.seconds / 2
+    left = estimate(Work(fresh), cells)
+    assert left.trainings == left.trainings_left == 4 and left.cells_left == len(cells) == 9
+    assert left.seconds is None and left.time == "unknown" and "unknown" in left.line
     assert not list(tmp_path.iterdir())  # an estimate makes nothing
+    results("table3")
+    longer = plan.model_copy(update={"adapt": {**plan.adapt, "max_steps": 3}})
+    once, twice = (
+        estimate(Work(longer.model_copy(update={"seeds": seeds})), cells)
+        for seeds, cells in (
+            (seeds, TABLE3.cells(longer.model_copy(update={"seeds": seeds}))) for seeds in ((0,), (0, 7))
+        )
+    )
+    assert 0 < once.trainings_left * 2 == twice.trainings_left
+    assert once.seconds and twice.seconds == pytest.approx(2 * once.seconds)
 
 
 def test_a_row_is_what_evaluate_finds(results, plan):
@@ -185,7 +175,7 @@ def test_table_1_holds_accuracy_against_the_papers_lead_and_gain_against_its_gai
     assert "gains +14.0 points over its zero-shot; the paper's margin is 13.5: reached." in told
     assert "ends 8.0 points above the best baseline, Vision FT; the paper's lead is 6.8: reached." in told
     assert "gains +36.0 over its own zero-shot (the paper's +1.9), 22.0 points more than ours." in told
-    averages = {(row["method"], row["backbone"]): row["average"] for row in theirs()["table1"]}
+    averages = {(row["method"], row["backbone"]): row["average"] for row in reported()["table1"]}
     gain = averages["Vision FT", "VILA-7B"] - averages["Zero-shot", "VILA-7B"]
     ahead = averages["CRAFT", "VILA-U-7B"] - averages["Vision FT", "VILA-7B"]
     assert gain == pytest.approx(100 * PEER_GAIN) and ahead == pytest.approx(100 * MARGIN_PEER)
@@ -234,8 +224,8 @@ def test_other_weights_are_another_cell(plan, tmp_path, monkeypatch):
     work = Work(plan)
     fill(work, cell)
     kept = read_json(work.file(cell))
-    write_json(work.file(cell), {**kept, "key": {**kept["key"], "lvlm": "other"}, "found": {}})
-    assert fill(Work(plan), cell) == kept["found"]
+    write_json(work.file(cell), {**kept, "key": {**kept["key"], "lvlm": "other"}, "result": {}})
+    assert fill(Work(plan), cell) == kept["result"]
     assert read_json(work.file(cell))["key"] == kept["key"]
 
 
@@ -250,7 +240,7 @@ def test_encoders_of_other_pictures_under_the_same_name_are_made_anew(plan, tmp_
     first = Work(again)
     before = {name: fill(first, cell) for name, cell in cells.items()}
     one = cells["answers"]
-    place = first.place(one.domain, one.seed, one.method)
+    place = first.run_folder(one.domain, one.seed, one.method)
     kept = {path: path.read_bytes() for path in data.rglob("*.png")}
     for path in kept:  # other colours
         with Image.open(path) as picture:
@@ -260,7 +250,7 @@ def test_encoders_of_other_pictures_under_the_same_name_are_made_anew(plan, tmp_
     assert not work.is_trained(one.domain, one.seed, one.method)
     assert not any(work.is_measured(cell) for cell in cells.values())
     assert work.trained(one.domain, one.seed, one.method) != place
-    learned = read_json(work.place(one.domain, one.seed, one.method) / "run.json")["data_fingerprint"]
+    learned = read_json(work.run_folder(one.domain, one.seed, one.method) / "run.json")["data_fingerprint"]
     assert learned == work.questions(one.domain, one.seed).fingerprint
     judged, samples = cells["judged"], work.samples(cells["judged"])
     said = work.lvlm(judged.backbone).answer(
@@ -272,7 +262,7 @@ def test_encoders_of_other_pictures_under_the_same_name_are_made_anew(plan, tmp_
     for path, content in kept.items():
         path.write_bytes(content)
     back = Work(again)
-    assert back.place(one.domain, one.seed, one.method) == place
+    assert back.run_folder(one.domain, one.seed, one.method) == place
     assert {name: fill(back, cell) for name, cell in cells.items()} == before
     shutil.rmtree(place)  # to have it made anew
     assert not back.is_trained(one.domain, one.seed, one.method)
@@ -284,7 +274,7 @@ def test_models_are_kept_as_long_as_there_is_room(plan, monkeypatch):
     monkeypatch.setattr("paper.work.load", lambda name, *how: loaded.append(name) or load(name, *how))
     first, second = plan.backbones
     size = weight_bytes(load(first)) + weight_bytes(load(second))
-    monkeypatch.setattr("paper.work.total_memory", lambda _: size / KEPT)
+    monkeypatch.setattr("paper.work.total_memory", lambda _: size / MODEL_SHARE)
     work = Work(plan)
     hashes = [work.hashes(name) for name in (first, second, plan.continuous, first)]
     assert loaded == [first, second, plan.continuous] and hashes[0] == hashes[3]
@@ -369,66 +359,29 @@ def test_groups_share_no_file(plan):
     for cell in cells:
         files.setdefault(work.file(cell), set()).add((cell.domain, cell.seed))
     assert all(len(owners) == 1 for owners in files.values())
-    assert all(f"-{seed}-" in work.place(*one).name for one in trainings(cells) for seed in [one[1]])
+    assert all(f"-{seed}-" in work.run_folder(*one).name for one in trainings(cells) for seed in [one[1]])
 
 
-def test_several_experiments_share_one_pool(plan, tmp_path, monkeypatch):
-    """What is there is left out, each cell comes once, and no experiment waits for another's pool."""
-    filled, shown = [], []
-    monkeypatch.setattr("paper.plan.plan_for", lambda *_: plan)
-    monkeypatch.setattr("paper.parallel.fill_all", lambda *given: filled.append(given))
-    monkeypatch.setattr("paper.publish", lambda name, *_: shown.append((name, len(filled))) or [])
-    assert main(["reproduce", "table3", "table7", "--jobs", "2", "--out", str(tmp_path)]) == 0
-    (given,) = filled
-    expected = [in_order(EXPERIMENTS[name].cells(plan)) for name in ("table3", "table7")]
-    assert given == (plan, expected[0] + expected[1], 2)
-    assert shown == [("table3", 1), ("table7", 1)]
-
-
-def test_cells_reach_no_process_that_are_there_of_these_weights_and_questions(
-    results, plan, tmp_path, monkeypatch
-):
+def test_what_is_left_are_cells_of_other_weights_or_questions(results, plan, tmp_path):
     results("table3")
     shutil.copytree(plan.work, tmp_path / "work")
     again = plan.model_copy(update={"work": tmp_path / "work"})
-    cells = TABLE3.cells(again)
-    monkeypatch.setattr("paper.parallel.ProcessPoolExecutor", None)  # would fail
-    fill_all(again, cells, 2)
-    place, other = Work(again).file(cells[0]), plan.backbones[1]
-    told = read_json(place)
-    write_json(place, {name: value for name, value in told.items() if name != "origin"})
-    assert estimate(Work(again), cells).cells_left == 0  # one of before there was such a thing
-    assert fill(Work(again), cells[0]) == told["found"] and read_json(place) == told
+    cells, other = TABLE3.cells(again), plan.backbones[1]
     work = Work(again)
     work.lvlm(other).backbone.llm.get_output_embeddings().weight.data.neg_()
     stale = [cell for cell in cells if other in (cell.backbone, cell.method.model)]
     assert [cell for cell in cells if not work.is_measured(cell)] == stale != cells
-    write_json(place, {**told, "key": {**told["key"], "data": "other"}})
+    path = Work(again).file(cells[0])
+    record = read_json(path)
+    write_json(path, {**record, "key": {**record["key"], "data": "other"}})
     assert estimate(Work(again), cells).cells_left == 1
-    with pytest.raises(TypeError):
-        fill_all(again, cells, 2)
-
-
-def test_a_process_that_is_killed_is_told_in_a_sentence(plan, tmp_path, monkeypatch):
-    """By the system, where memory runs out: Python says that a pool is broken, which is no fault of CRAFT."""
-
-    class Pool(ProcessPoolExecutor):
-        def submit(self, *_):
-            future = Future()
-            future.set_exception(BrokenProcessPool("terminated abruptly"))
-            return future
-
-    monkeypatch.setattr("paper.parallel.ProcessPoolExecutor", Pool)
-    empty = plan.model_copy(update={"work": tmp_path})
-    with pytest.raises(ConfigError, match=r"was killed.*fewer --jobs than 2"):
-        fill_all(empty, TABLE3.cells(empty)[:1], 2)
 
 
 @pytest.mark.parametrize("told", ["{}", "[]", '{"rows": [], "lines": [], "differences": []}'])
 def test_what_cannot_be_drawn_again_is_told(told, tmp_path, capsys):
     for name in ("table1", "fig5"):
         (tmp_path / f"{name}.json").write_text(told)
-        assert main(["reproduce", name, "--redraw", "--out", str(tmp_path)]) == 2
+        assert main([name, "--redraw", "--out", str(tmp_path)]) == 2
         error = capsys.readouterr().err
         assert f"{name}.json is not a result" in error and "Traceback" not in error
 
@@ -441,34 +394,18 @@ def test_bars_in_names_end_no_cell():
     assert "| backbone | encoder adapted with | a\\|b |" in matrix.to_markdown()
 
 
-@pytest.mark.slow
-def test_two_processes_find_what_one_finds(plan, tmp_path):
-    found = []
-    for jobs in (1, 2):
-        many = plan.model_copy(
-            update={"work": tmp_path / str(jobs), "seeds": (0, 1), "backbones": plan.backbones[:1]}
-        )
-        lines = [Line("craft", Method(CRAFT, plan.surrogates[0]), plan.backbones[0])]
-        if jobs > 1:
-            fill_all(many, cells_of(many, lines), jobs)
-            assert estimate(Work(many), cells_of(many, lines)).cells_left == 0
-        found.append(measured(Work(many), lines))
-    assert found[0] == found[1]
-
-
 def test_table_4_names_the_commands_that_are_missing(plan, tmp_path):
     empty = plan.model_copy(update={"benches": tmp_path})
-    with pytest.raises(ConfigError, match="craft bench train"):
+    with pytest.raises(ConfigError, match="python -m paper bench train"):
         publish("table4", EXPERIMENTS["table4"], empty, tmp_path)
 
 
-def test_table_4_keeps_what_was_calculated_apart(results):
+def test_table_4_names_the_commands_that_measured_it(results):
     page = results("table4")[1].read_text()
-    measured, _, calculated = page.partition("Calculated, not measured")
-    assert "| naive | 12346 |" in calculated and "naive" not in measured
-    assert "(B 24)" in calculated and "| FLOPs | 1.59 |" in calculated
     assert "questions per domain" not in page, "it has neither"
-    assert "`craft bench train --ways 'small LLM'`" in page and "`craft bench infer`" in page
+    assert (
+        "`python -m paper bench train --ways 'small LLM'`" in page and "`python -m paper bench infer`" in page
+    )
 
 
 def test_answers_with_markup_stay_in_their_cell():
@@ -478,34 +415,32 @@ def test_answers_with_markup_stay_in_their_cell():
 def test_the_command_on_the_page_makes_the_result_again():
     plan = plan_for("tiny", True, {"seeds": [3], "limit": 5, "adapt": {"blend": 1}})
     assert plan.adapt == {**QUICK["adapt"], "blend": 1} and plan.quick
-    assert command("fig7", plan) == "craft reproduce fig7 --quick --seeds 3 --limit 5 --set blend=1"
-    assert command("fig7", plan_for("tiny", False, {})) == "craft reproduce fig7"
+    assert command("fig7", plan) == "python -m paper fig7 --quick --seeds 3 --limit 5 --set blend=1"
+    assert command("fig7", plan_for("tiny", False, {})) == "python -m paper fig7"
     given = {
-        "encoders": ["runs/a b"],
+        "domains": ["my data"],
         "root": "data",
         "dtype": "float32",
         "adapt": {"lora.targets": ["q", "v"]},
     }
     assert command("fig7", plan_for("tiny", False, given)) == (
-        "craft reproduce fig7 --encoders 'runs/a b' --root data --dtype float32 "
+        "python -m paper fig7 --domains 'my data' --root data --dtype float32 "
         """--set 'lora.targets=["q", "v"]'"""
     )
     with pytest.raises(ConfigError, match="limit"):
         plan_for("tiny", False, {"limit": 0})
 
 
-def test_the_command_of_a_plan_in_a_file_names_the_file(tmp_path, monkeypatch):
-    """Also where the package has no checkout around it, and so no plan of the paper's."""
-    monkeypatch.setattr("paper.plan.PAPER", "no/such.yaml")
+def test_the_command_of_a_plan_in_a_file_names_the_file(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("scale: paper\nsurrogates: [a]\nkeep_ratio: 0.6\nadapt: {blend: 1}\n")
     plan = plan_for(str(file), False, {"limit": 7})
-    assert command("fig7", plan) == f"craft reproduce fig7 --scale {file} --limit 7"
+    assert command("fig7", plan) == f"python -m paper fig7 --scale {file} --limit 7"
 
 
 def test_the_papers_averages_are_those_of_its_rows():
     """A slip in copying would show: the printed averages are those of the printed figures."""
-    tables = theirs()
+    tables = reported()
     for row in tables["table1"]:
         assert sum(row["accuracy"].values()) / 10 == pytest.approx(row["average"], abs=0.006)
     whole = {(row["surrogate"], row["backbone"]): row["accuracy"] for row in tables["table7"]}
