@@ -51,7 +51,7 @@ def page(data: Data) -> str:
             continue
         parts += [f"## {part[0].upper()}{part[1:]}\n", *_about(result), _rows(result["rows"]) + "\n"]
         if result.get("levers"):
-            parts += ["The levers, of CRAFT with the small LLM where nothing else is said:\n"]
+            parts += ["Each speed-up, of CRAFT with the small LLM unless the row says otherwise:\n"]
             parts += [_rows(result["levers"]) + "\n"]
         parts += _ratios(result.get("ratios") or {})
         words = ["python", "-m", "paper", *name.split("_")[:2]]

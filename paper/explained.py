@@ -14,8 +14,8 @@ import numpy as np
 from craft.core.files import atomic_write_bytes
 from craft.core.progress import say
 from craft.data import ImageSource, open_image
-from craft.evaluation.judge import BINARY, DIRECTIVE
-from craft.evaluation.judge_offline import NOTE as RULES
+from craft.judging.cases import BINARY, DIRECTIVE
+from craft.judging.rules import NOTE as RULES
 from paper.accuracy import ALL, Line, by_seed, line_json
 from paper.cells import CRAFT, Cell, Method
 from paper.measures import fill
@@ -89,7 +89,7 @@ def page2(data: Data) -> str:
     plan = data["provenance"]["plan"]
     parts = [
         "# Table 2: answers that are to be justified\n",
-        f'Every question ends with "{DIRECTIVE}" in place of the directive to be short, and up to '
+        f'Every question ends with "{DIRECTIVE}" instead of the directive to be short, and up to '
         f"{plan['explain_tokens']} tokens may be written; {plan['explained']} questions per domain and seed. "
         f"`{data['lines'][0]['backbone']}` answers throughout. Mean ± standard deviation over "
         f"seeds.{_lora(data)}\n",
@@ -114,7 +114,7 @@ def _lora(data: Data) -> str:
         text = f" LLM LoRA was trained with settings of its own ({settings}): its LLM is large."
     blend = data["lora blend"]
     share = "by number of classes" if blend is None else f"{100 * blend:g} %"
-    return text + (f" Of what LLM LoRA learned is kept: {share} (`blend`)." if blend != 1 else "")
+    return text + (f" Share of its tuning that counts: {share} (`blend`)." if blend != 1 else "")
 
 
 def _figures(data: Data, line: str, domain: str) -> list[str]:

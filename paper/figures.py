@@ -100,7 +100,7 @@ def page4(data: Data) -> str:
         shares = (percent([one[name]]) for name in ("first", "all"))
         rows.append([one["domain"], *shares, str(one["used_before"]), str(one["used"])])
     parts = [
-        "# Figure 4: which tokens are kept\n",
+        "# Figure 4: which tokens remain\n",
         "Level-1 codes over the first test picture of each domain, repeats in one colour; how rare each "
         "code is in the domain's training pictures; what pruning keeps. Above the base tower, below the "
         "adapted one.\n",

@@ -7,10 +7,10 @@ import torch
 
 from craft.data import Sample
 from craft.evaluation import evaluate_lvlm
-from craft.evaluation.judge import BINARY, DIRECTIVE
-from craft.evaluation.judge_answers import explain
-from craft.evaluation.judge_offline import offline_judge
-from craft.evaluation.judge_run import VerdictCache, judge_cases
+from craft.judging.answers import explain
+from craft.judging.cases import BINARY, DIRECTIVE
+from craft.judging.rules import offline_judge
+from craft.judging.run import VerdictCache, judge_cases
 from craft.models.lvlm import LVLM
 from paper.cells import CRAFT, Cell, digest
 from paper.pruned import pruned

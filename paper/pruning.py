@@ -30,12 +30,12 @@ PAPER = {
 """Average accuracy of VILA-U-7B at 0.8, from §4.6. "full" is Table 5's average of four benchmarks."""
 
 SETUP = """\
-Every strategy drops whole tokens in front of the projector, so all of them cost the LLM the same; kept tokens
-are packed, as in the paper. `random` draws by lot, `strided` takes evenly spaced patches. `quota`,
-`quota+residual` and `full` are the paper's ladder (§3.3, §4.6). `divprune` is max-min cosine distance of the
-codeword sums; `cls-attention` is what [CLS] attends to in the tower's last layer (VisionZip without its
-merging); `fastv` is what the prompt's last token attends to in the LLM's second layer, read from a pass of
-its own that sees every token. Questions are asked as in `craft eval`: greedy, at most five tokens, exact
+Every strategy drops whole tokens before the projector, so all of them cost the LLM the same; the remaining
+tokens are packed, as in the paper. `random` picks at random, `strided` takes evenly spaced patches. `quota`,
+`quota+residual` and `full` are the paper's ladder (§3.3, §4.6). `divprune` maximises the smallest cosine
+distance of the codeword sums; `cls-attention` takes what [CLS] attends to in the tower's last layer
+(VisionZip without its merging); `fastv` takes what the prompt's last token attends to in the LLM's second layer, in an
+extra pass that sees every token. Questions are asked as in `craft eval`: greedy, at most five tokens, exact
 match.
 """
 
@@ -185,7 +185,7 @@ def verdict(data: Data) -> str:
     lost = lead(data, "full at 0.8", "full at 1")
     lines = [
         f"- At 0.8 `full` loses {lost:.1f} points on average"
-        + (" (at most 1 was hoped for)." if lost > 1 else ".")
+        + (" (the goal was at most 1)." if lost > 1 else ".")
     ]
     for ratio in (0.6, 0.4):
         behind = {
@@ -230,8 +230,8 @@ def _codes(data: Data) -> str:
         floors = [np.mean([row["floor"] for row in mine if row["keep"] == ratio]) for ratio in RATIOS]
         rows.append([domain, f"{codes:.1f}", *(f"{100 * share:.0f} %" for share in floors)])
     return (
-        "Different level-1 codes per image, and the share of images that have more codes than tokens are "
-        "kept (there quotas end, and the most frequent codes are given up):\n\n"
+        "Different level-1 codes per image, and the share of images with more codes than remaining tokens "
+        "(there quotas end, and the most frequent codes are dropped):\n\n"
         + table(["domain", "codes", *(f"{ratio:g}" for ratio in RATIOS)], rows)
     )
 

@@ -211,8 +211,8 @@ def page6(data: Data) -> str:
     parts = [
         "# Table 6: how large a codebook it takes\n",
         HOW,
-        "Codewords are left out of each level by lot, drawn by seed; tower, projector and LLM are those of "
-        "the whole codebook. Gains are over zero-shot with the same share of it.\n",
+        "Each level loses random codewords, drawn by seed; tower, projector and LLM are those of the whole "
+        "codebook. Gains are over zero-shot with the same share of it.\n",
         accuracies(data) + "\n",
         "Points behind the whole codebook [95 % interval]:\n",
         ahead(data, "100 %") + "\n",

@@ -44,8 +44,8 @@ GPUS = {
 Parallel = Literal["ddp", "fsdp2"]
 _CONTEXT = 500 * MIB  # CUDA's own, and its libraries'
 _LAUNCH = {False: 3.1e-3, "selective": 8e-3, True: 5.1e-3}
-"""Seconds to launch a layer forward and backward, by its checkpointing. Measured with an H200, in a step of 47
-layers whose launches took longer than their operations (docs/results/bench_train_gpu.json)."""
+"""Seconds to launch a layer forward and backward, by its checkpointing. Measured with an H200, in a step of
+47 layers whose launches took longer than their operations (docs/results/bench_train_gpu.json)."""
 
 
 @dataclass(frozen=True)

@@ -345,9 +345,9 @@ def test_pages_of_justified_answers_tell_how_many_there_are(results, plan, name)
 def test_table_2_tells_what_became_of_lora(results):
     told = data_of(results, "table2")
     page = EXPERIMENTS["table2"].page
-    assert "Of what LLM LoRA learned is kept: by number of classes" in page(told)
-    assert "Of what LLM LoRA learned is kept: 30 %" in page({**told, "lora blend": 0.3})
-    assert "is kept" not in page({**told, "lora blend": 1.0})
+    assert "Share of its tuning that counts: by number of classes" in page(told)
+    assert "Share of its tuning that counts: 30 %" in page({**told, "lora blend": 0.3})
+    assert "its tuning" not in page({**told, "lora blend": 1.0})
 
 
 def test_groups_share_no_file(plan):

@@ -27,8 +27,8 @@ from craft.core.files import atomic_directory, load_tensors, save_tensors, sha25
 from craft.core.progress import say
 from craft.formats.llm_folder import load_tokenizer, quiet, read_llm
 from craft.formats.names import hub_folder, is_hub_id, shipped, shipped_folder
-from craft.formats.weights import add_factors
 from craft.models.backbone import Borrowed
+from craft.models.weights import add_factors
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from craft.formats.code_cache import ImageCodes
 from craft.formats.llm_source import Borrowed, open_llm
 from craft.formats.load import load, load_visual_tokenizer
 from craft.formats.native import save_native
-from craft.formats.weights import load_strict
 from craft.lessons.align import Row, alignment
 from craft.lessons.rehearsal import Rehearsal, rehearse_alignment, rehearse_sizes
 from craft.models import paper_sizes
@@ -31,6 +30,7 @@ from craft.models.backbone import Backbone
 from craft.models.lvlm import LVLM
 from craft.models.projector import Projector
 from craft.models.visual_tokenizer import VisualTokenizer
+from craft.models.weights import load_strict
 from craft.recipes.align_card import backbone_card
 from craft.recipes.align_data import (
     Source,
