@@ -3,8 +3,8 @@
     python scripts/measure_house.py [--root CHECKOUT] [--environment VENV] [--json]
 
 `--root` may be another checkout, an older one too, so that a change is counted before and after by the same
-rules. `--environment` also reports the size of an installed environment. The interpreter that runs this must be
-able to import the checkout's dependencies.
+rules. `--environment` also reports the size of an installed environment. The interpreter that runs this must
+be able to import the checkout's dependencies.
 """
 
 import argparse
