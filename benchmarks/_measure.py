@@ -1,12 +1,14 @@
-"""Shared by the benchmarks: options, tables, JSON. How they measure: `paper.bench.measure`."""
+"""Shared by the benchmarks: options, tables, JSON. How they measure: `paper.bench.measure`, in the checkout."""
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler is chatty; read when torch is loaded
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `paper` is not installed
 
 import torch
 

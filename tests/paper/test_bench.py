@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from craft.core import provenance
 from craft.core.errors import ConfigError
 from craft.models.memory import weight_bytes
-from craft.training import run_folder
 from docs.reading import ROOT
 from paper.bench import data, flops, measure, plan, search, train
 from paper.bench.flops import Step, flops_per_image, lengths
@@ -50,9 +50,7 @@ def test_flops_are_linear_in_layers_and_logits():
 def test_a_copy_without_its_history_says_which_commit_it_is_of(monkeypatch, tmp_path):
     monkeypatch.setenv("CRAFT_COMMIT", "f933ab2")
     assert measure.where(CPU)["commit"] == "f933ab2"  # a copy may have the history of another commit
-    monkeypatch.setattr(
-        run_folder, "__file__", str(tmp_path / "src" / "craft" / "training" / "run_folder.py")
-    )
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "src" / "craft" / "core" / "provenance.py"))
     assert measure.where(CPU)["commit"] == "f933ab2"
     monkeypatch.delenv("CRAFT_COMMIT")
     assert measure.where(CPU)["commit"] is None
