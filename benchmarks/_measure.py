@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: options, tables, JSON. How they measure: `paper.bench.measure`, in the checkout."""
+"""Shared by the benchmarks: options, tables, JSON. How they measure: `paper.bench.measure`."""
 
 import argparse
 import os

@@ -91,11 +91,11 @@ LAMBDAS = Sweep(
 
 OPEN = Sweep(
     "What the paper leaves open",
-    "Is it the codebook alone, or do the losses that regulate the tower matter too? And does the whole tower "
-    "have to be tuned? The second line is Vision FT with the codebook: CRAFT without commitment and "
-    "contrastive term. The third tunes the tower's layers by LoRA. The last two keep 30 % and all of the tuning on every "
-    "domain (the first keeps 30 % if training has fewer than 30 classes, else all). None has the retention "
-    "loss, which is not in the paper.",
+    "Is it the codebook alone, or do the losses that regulate the tower matter too? And does the whole "
+    "tower have to be tuned? The second line is Vision FT with the codebook: CRAFT without commitment and "
+    "contrastive term. The third tunes the tower's layers by LoRA. The last two keep 30 % and all of the "
+    "tuning on every domain (the first keeps 30 % if training has fewer than 30 classes, else all). None "
+    "has the retention loss, which is not in the paper.",
     {
         "CRAFT (shipped)": (),
         "without commitment": _weights(commitment=0.0),

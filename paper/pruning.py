@@ -31,12 +31,12 @@ PAPER = {
 
 SETUP = """\
 Every strategy drops whole tokens before the projector, so all of them cost the LLM the same; the remaining
-tokens are packed, as in the paper. `random` picks at random, `strided` takes evenly spaced patches. `quota`,
-`quota+residual` and `full` are the paper's ladder (§3.3, §4.6). `divprune` maximises the smallest cosine
-distance of the codeword sums; `cls-attention` takes what [CLS] attends to in the tower's last layer
-(VisionZip without its merging); `fastv` takes what the prompt's last token attends to in the LLM's second layer, in an
-extra pass that sees every token. Questions are asked as in `craft eval`: greedy, at most five tokens, exact
-match.
+tokens are packed, as in the paper. `random` picks at random, `strided` takes evenly spaced patches.
+`quota`, `quota+residual` and `full` are the paper's ladder (§3.3, §4.6). `divprune` maximises the smallest
+cosine distance of the codeword sums; `cls-attention` takes what [CLS] attends to in the tower's last layer
+(VisionZip without its merging); `fastv` takes what the prompt's last token attends to in the LLM's second
+layer, in an extra pass that sees every token. Questions are asked as in `craft eval`: greedy, at most five
+tokens, exact match.
 """
 
 COLOURS = {

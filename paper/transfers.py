@@ -79,9 +79,11 @@ class Transfer:
 def _verdict(data: Data) -> str:
     """Gains of the surrogate's own LLM and of others, and how many cells have one."""
     texts = []
-    for own, name in ((True, "the surrogate's own LLM"), (False, "another LLM")):
+    for same, name in ((True, "the surrogate's own LLM"), (False, "another LLM")):
         lines = [
-            line for line in data["lines"] if line["trained"] and (line["trained"] == line["backbone"]) == own
+            line
+            for line in data["lines"]
+            if line["trained"] and (line["trained"] == line["backbone"]) == same
         ]
         if not lines:
             continue

@@ -37,7 +37,7 @@ matrix() { # NAME of the log, then what to adapt to
 TABLES="table7 table3 table1 table5 table2 fig2 table6 fig5 pruning-ablation"
 RECORDS="open-questions lambdas pruning-choices"
 
-# Each process trains and measures one domain and seed into the shared work folder. Their own pages are not kept.
+# Each process trains and measures one domain and seed; they share the work folder. Their pages go to runs/parts.
 for domain in $DOMAINS; do
     for seed in $SEEDS; do
         part="$domain-$seed"

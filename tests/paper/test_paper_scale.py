@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.conftest import environment, run  # noqa: F401, F811 (a fixture)
+from cli.conftest import environment, run  # noqa: F401 (a fixture)
 from craft.data import BENCHMARKS
 from craft.recipes.benchmarks import TABLE_1
 from craft.training.config import AdaptConfig
