@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 from craft import __version__
 from craft.cli.main import run
 from craft.cli.options import COMMON, Common, Flag, Settings, Several, seeds_of, settings_of
-from craft.cli.show import show_json, show_pairs, show_table, size
+from craft.cli.output import show_json, show_pairs, show_table, size
 from paper.bench.cli import bench
 
 STOPPED = "stopped. All measurements so far are stored: the same command continues from there."

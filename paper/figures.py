@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from craft.recipes.code_map import CodeMap, ShownImage, draw_codes
+from craft.pages.code_map import CodeMap, ShownImage, draw_codes
 from craft.recipes.show import KEEP, show
 from paper.cells import CRAFT, Cell, Method, plain
 from paper.measures import fill

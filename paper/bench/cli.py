@@ -8,7 +8,7 @@ from typing import Any, Literal
 from cyclopts import App, Parameter
 
 from craft.cli.options import COMMON, Common, Count, Flag, Limit, Several
-from craft.cli.show import show_json, show_pairs, show_table
+from craft.cli.output import show_json, show_pairs, show_table
 
 Size = Literal["tiny", "reduced", "real"]
 

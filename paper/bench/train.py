@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from craft.core.device import autocast
 from craft.core.errors import ConfigError
 from craft.core.progress import say
-from craft.lessons.objective import Batch, CraftObjective
-from craft.losses import surrogate_alignment
+from craft.lessons.batches import Batch
+from craft.lessons.objective import CraftObjective, paper_terms
+from craft.losses import commitment, contrastive, surrogate_alignment
 from craft.models.compiled import Compiled, layers_of
 from craft.models.lvlm import LVLM
 from craft.models.memory import estimate_memory, weight_bytes
@@ -229,7 +230,8 @@ def make_step(
     losses = LossesConfig(
         sal=SalConfig(), commitment=CommitmentConfig(), contrastive=ContrastiveConfig(weight=1.0)
     )
-    objective = CraftObjective(lvlm, losses, 1.0, search=variant.search, compiled=variant.compiled)
+    terms = paper_terms(losses, 1.0)
+    objective = CraftObjective(lvlm, terms, search=variant.search, compiled=variant.compiled)
     compiled = variant.compiled and not step.crafted
     layers = Compiled(layers_of(lvlm.backbone.llm)) if compiled else nullcontext()
 
@@ -241,7 +243,7 @@ def make_step(
             with layers:
                 return _answers_alone(lvlm, batch, step.trains == "vision")
         if step.all_logits:
-            return _with_all_logits(objective, batch)
+            return _with_all_logits(lvlm, losses, batch)
         return objective(batch)[0]
 
     def run() -> None:
@@ -333,24 +335,16 @@ def _answers_alone(lvlm: LVLM, batch: Batch, through_tower: bool) -> Tensor:
     return surrogate_alignment(hidden, lvlm.backbone.lm_head, inputs["labels"])
 
 
-def _with_all_logits(objective: CraftObjective, batch: Batch) -> Tensor:
+def _with_all_logits(lvlm: LVLM, losses: LossesConfig, batch: Batch) -> Tensor:
     """Eq. 5 with transformers' own loss: logits at all positions, in float32."""
-    lvlm = objective.lvlm
     tokens = lvlm.visual(batch.images)
     inputs = lvlm.backbone.inputs(tokens, batch.questions, batch.answers)
     llm: Any = lvlm.backbone.llm
     sal = llm(**inputs, use_cache=False).loss
-    rest = objective.losses.model_copy(update={"sal": SalConfig(weight=0.0)})
-    return sal + _rest(lvlm, rest, tokens, batch)
-
-
-def _rest(lvlm: LVLM, losses: LossesConfig, tokens: Any, batch: Batch) -> Tensor:
-    from craft.losses import commitment, contrastive
-
     commit = commitment(tokens.features, tokens.quantized, losses.commitment.reduction)
     assert batch.texts is not None
-    con = contrastive(tokens.cls, batch.texts, batch.classes, lvlm.visual.log_temperature)
-    return losses.commitment.weight * commit + con
+    named = contrastive(tokens.cls, batch.texts, batch.classes, lvlm.visual.log_temperature)
+    return sal + losses.commitment.weight * commit + named
 
 
 def _text_tower(shape: Shape, device: torch.device) -> Callable[[], Tensor]:

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from craft.recipes.matrix_page import page as matrix_page
+from craft.pages.matrix import matrix_page
 from docs.reading import ROOT
 from paper import development, experiments
 

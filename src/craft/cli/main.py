@@ -14,7 +14,6 @@ from craft.cli.adapt import adapt
 from craft.cli.align import align
 from craft.cli.arguments import TUNED, expand
 from craft.cli.baseline import baseline
-from craft.cli.codes import show
 from craft.cli.compare import compare
 from craft.cli.data import check, list_domains, prepare, stats
 from craft.cli.demo import demo
@@ -24,6 +23,7 @@ from craft.cli.inspect import inspect
 from craft.cli.judge import judge
 from craft.cli.prior import prior
 from craft.cli.report import report
+from craft.cli.show import show
 from craft.cli.texts import captions, options, statements
 from craft.cli.transfer import transfer
 
