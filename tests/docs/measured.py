@@ -7,7 +7,7 @@ the markers is free; its numbers are not.
 import json
 import re
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from docs.reading import ROOT
@@ -107,10 +107,10 @@ def codes_per_image() -> dict[str, str]:
     }
 
 
-def mean_change(runs: Iterable[Mapping[str, Any]], model: str, group: str) -> float:
+def mean_change(runs: Sequence[Mapping[str, Any]], model: str, group: str) -> float:
     """Mean over runs of scripts/measure_domains.py of what a group of classes gains."""
-    rows = [run["rows"][model] for run in runs]
-    return statistics.mean(row["adapted"][group] - row["zero-shot"][group] for row in rows)
+    changes = [run["rows"][model]["adapted"][group] - run["rows"][model]["zero-shot"][group] for run in runs]
+    return sum(changes) / len(changes)
 
 
 def further_holdouts() -> dict[str, str]:

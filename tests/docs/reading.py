@@ -54,6 +54,6 @@ def python_blocks(text: str) -> list[tuple[str, str]]:
 
 def commands(text: str) -> list[str]:
     """Every command line of `craft` in the code blocks, continued lines joined, comments left out."""
-    lines = [line for _, body in re.findall(r"^```(?!python)([^\n]*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-             for line in body.replace("\\\n", " ").splitlines()]  # fmt: skip
+    bodies = re.findall(r"^```(?!python)[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = [line for body in bodies for line in body.replace("\\\n", " ").splitlines()]
     return [line.split(" #")[0].strip() for line in lines if line.startswith("craft ")]

@@ -21,17 +21,9 @@ PAGES = [
 ]
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 CODED = [page for page, text in TEXTS.items() if python_blocks(text)]
-VERBS = sorted(
-    {
-        verb
-        for text in TEXTS.values()
-        for verb in re.findall(
-            r"(?:^|`)craft ([a-z]+(?: (?:list|check|stats|prepare|captions|statements|options))?)\b",
-            text,
-            re.MULTILINE,
-        )  # fmt: skip
-    }
-)
+DATA_VERBS = "list|check|stats|prepare|captions|statements|options"
+VERB = re.compile(rf"(?:^|`)craft ([a-z]+(?: (?:{DATA_VERBS}))?)\b", re.MULTILINE)
+VERBS = sorted({verb for text in TEXTS.values() for verb in VERB.findall(text)})
 COMMANDS = sorted({line for text in TEXTS.values() for line in commands(text)})
 
 
