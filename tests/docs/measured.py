@@ -108,16 +108,16 @@ def codes_per_image() -> dict[str, str]:
 
 
 def mean_change(runs: Sequence[Mapping[str, Any]], model: str, group: str) -> float:
-    """Mean over runs of scripts/measure_domains.py of what a group of classes gains."""
+    """Mean points that a group of classes gains, over runs of scripts/measure_domains.py."""
     changes = [run["rows"][model]["adapted"][group] - run["rows"][model]["zero-shot"][group] for run in runs]
-    return sum(changes) / len(changes)
+    return 100 * sum(changes) / len(changes)
 
 
 def further_holdouts() -> dict[str, str]:
     """Seven further hold-outs of apparel: gains, and unseen classes before and after."""
     runs = load("apparel-seeds")["runs"]
     quoted = {
-        f"gain of {model}": points(mean_change(runs, model, "accuracy")) for model in (SURROGATE, OTHER)
+        f"gain of {model}": f"{abs(mean_change(runs, model, 'accuracy')):.1f}" for model in (SURROGATE, OTHER)
     }
     for model in (SURROGATE, OTHER):
         for phase in ("zero-shot", "adapted"):
@@ -135,9 +135,10 @@ def all_holdouts() -> dict[str, str]:
         for name, runs in (("three", first), ("ten", first + further)):
             change = mean_change(runs, model, "unseen")
             assert sign * change > 0, f"unseen classes on {model} changed direction"
-            quoted[f"unseen classes of {model} over {name}"] = points(change)
+            quoted[f"unseen classes of {model} over {name}"] = f"{abs(change):.1f}"
     quoted |= {
-        f"gain of {model}": points(mean_change(further, model, "accuracy")) for model in (SURROGATE, OTHER)
+        f"gain of {model}": f"{abs(mean_change(further, model, 'accuracy')):.1f}"
+        for model in (SURROGATE, OTHER)
     }
     return quoted
 

@@ -27,7 +27,7 @@ def read(page: str) -> str:
     return (ROOT / page).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page, region", CASES, ids="-".join)
+@pytest.mark.parametrize("page, region", CASES, ids=lambda part: part)
 def test_quoted_numbers_are_those_of_the_results(page, region):
     text = regions(read(page)).get(region)
     assert text is not None, f"{page} has no region numbers:{region}"
@@ -158,7 +158,7 @@ def holdout_rows() -> list[str]:
             runs = [run for name in names for run in load(name)["runs"] if run["domain"] == domain]
             assert sorted(run["seed"] for run in runs) == list(range(count))
             cells = [
-                f"{100 * mean_change(runs, model, group):+.1f}"
+                f"{mean_change(runs, model, group):+.1f}"
                 for model in (SURROGATE, OTHER)
                 for group in ("accuracy", "seen", "unseen")
             ]
