@@ -113,6 +113,11 @@ def mean_change(runs: Sequence[Mapping[str, Any]], model: str, group: str) -> fl
     return 100 * sum(changes) / len(changes)
 
 
+def gain(runs: Sequence[Mapping[str, Any]], model: str) -> str:
+    """Mean points that all classes gain."""
+    return f"{mean_change(runs, model, 'accuracy'):.1f}"
+
+
 def further_holdouts() -> dict[str, str]:
     """Seven further hold-outs of apparel: gains, and unseen classes before and after."""
     runs = load("apparel-seeds")["runs"]

@@ -1,7 +1,9 @@
 """Small readers of the project's Markdown, shared by the tests of the documentation."""
 
+import importlib.util
 import re
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -57,3 +59,12 @@ def commands(text: str) -> list[str]:
     bodies = re.findall(r"^```(?!python)[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     lines = [line for body in bodies for line in body.replace("\\\n", " ").splitlines()]
     return [line.split(" #")[0].strip() for line in lines if line.startswith("craft ")]
+
+
+def script(name: str) -> ModuleType:
+    """scripts/NAME.py as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

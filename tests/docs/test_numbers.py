@@ -1,6 +1,5 @@
 """Numbers in the documentation are those of docs/results, whatever the prose around them says."""
 
-import importlib.util
 import re
 
 import pytest
@@ -16,7 +15,7 @@ from docs.measured import (
     numbers,
     regions,
 )
-from docs.reading import ROOT, prose
+from docs.reading import ROOT, prose, script
 
 CASES = [(page, region) for page, quoted in QUOTED.items() for region in quoted]
 CONSTANTS = {"README.md": {"135", "0", "3", "9", "95"}}
@@ -50,19 +49,10 @@ def table_settings(text: str) -> set[str]:
     return {"500", "25"} & numbers(text)
 
 
-def measure_domains():
-    """scripts/measure_domains.py as a module."""
-    spec = importlib.util.spec_from_file_location("measure", ROOT / "scripts" / "measure_domains.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
-
-
 def domains_table() -> str:
     """README's table, made of the result files."""
     runs = load("apparel")["runs"] + load("digits")["runs"]
-    return measure_domains().table(runs, SURROGATE)
+    return script("measure_domains").table(runs, SURROGATE)
 
 
 def test_readme_has_the_table_of_the_results():

@@ -1,6 +1,5 @@
 """docs/results: every page is made of the JSON beside it; no figure was typed by hand."""
 
-import importlib.util
 import json
 import re
 
@@ -8,7 +7,7 @@ import pytest
 
 from craft.experiments import EXPERIMENTS
 from craft.recipes.matrix_page import page as matrix_page
-from docs.reading import ROOT
+from docs.reading import ROOT, script
 
 RESULTS = ROOT / "docs" / "results"
 WRITTEN = {"README.md", "development.md"}
@@ -16,14 +15,7 @@ WRITTEN = {"README.md", "development.md"}
 PAGES = sorted(path for path in RESULTS.rglob("*.md") if path.name not in WRITTEN)
 
 
-def domains_page(told):
-    """The page of scripts/measure_domains.py."""
-    spec = importlib.util.spec_from_file_location("measure", ROOT / "scripts" / "measure_domains.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script.page(told)
-
+domains_page = script("measure_domains").page
 
 MADE_BY = {
     **{name: experiment.page for name, experiment in EXPERIMENTS.items()},
