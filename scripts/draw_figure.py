@@ -147,7 +147,8 @@ def drawing() -> str:
     title = "An image passes the vision tower, which trains, and a frozen codebook; two LLMs read the codes."
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'width="{WIDTH}" height="{HEIGHT}" role="img">\n<title>{title}</title>\n<style>{STYLE}</style>\n<defs>{heads}</defs>\n'
+        f'width="{WIDTH}" height="{HEIGHT}" role="img">\n'
+        f"<title>{title}</title>\n<style>{STYLE}</style>\n<defs>{heads}</defs>\n"
         + "\n".join(parts)
         + "\n</svg>\n"
     )

@@ -2,9 +2,21 @@
 
 import re
 
-from docs.reading import ROOT, python_blocks
+from docs.reading import ROOT, python_blocks, script
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PARTS = [
+    "Status",
+    "Try it",
+    "Install",
+    "Adapt and evaluate",
+    "From Python",
+    "Results",
+    "How it works",
+    "Commands",
+    "Limits",
+    "Citation and licence",
+]
 
 
 def test_it_is_short():
@@ -12,10 +24,7 @@ def test_it_is_short():
 
 
 def test_its_parts_are_there_in_order():
-    wanted = ["Status", "Try it", "Install", "Adapt and evaluate", "From Python", "Results", "How it works",
-              "Commands", "Limits", "Citation", "Licence"]  # fmt: skip
-    titles = re.findall(r"^## (.+)$", TEXT, re.MULTILINE)
-    assert [title for title in titles if title in wanted] == wanted
+    assert re.findall(r"^## (.+)$", TEXT, re.MULTILINE) == PARTS
     assert "make demo" in TEXT
 
 
@@ -32,9 +41,14 @@ def test_its_python_is_twelve_lines():
     assert len([line for line in code.splitlines() if line.strip()]) == 12
 
 
+def test_the_figure_is_what_its_script_draws():
+    assert "docs/figure.svg" in TEXT
+    drawn = script("draw_figure").drawing()
+    assert (ROOT / "docs/figure.svg").read_text(encoding="utf-8") == drawn
+
+
 def test_equation_2_is_three_steps_away():
-    """A stranger finds Eq. 2's line: README names the file, and the file names the equation."""
+    """README names the file, the file names the equation at the function, and the function is its line."""
     assert "losses/sal.py" in TEXT
-    files = [path for path in (ROOT / "src/craft/losses").glob("*.py") if path.stem in ("sal", "alignment")]
-    (path,) = files
+    (path,) = (path for path in (ROOT / "src/craft/losses").glob("*.py") if path.stem in ("sal", "alignment"))
     assert "Eq. 2" in path.read_text(encoding="utf-8")
