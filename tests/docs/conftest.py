@@ -7,8 +7,8 @@ import pytest
 
 from builders import tiny_continuous, tiny_lvlm
 from craft.experiments import EXPERIMENTS
-from craft.models import load as loading
-from craft.models.native import save_native
+from craft.formats import names
+from craft.formats.native import save_native
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def tiny_family(tmp_path, monkeypatch):
     """Random models under the names of the shipped ones."""
     for kind in ("llama", "qwen2"):
         save_native(tmp_path / "models/craft-tiny", kind, tiny_lvlm(kind), dtype="float32")
-    monkeypatch.setattr(loading, "_SHIPPED", tmp_path / "models")
+    monkeypatch.setattr(names, "_SHIPPED", tmp_path / "models")
     monkeypatch.chdir(tmp_path)
 
 
@@ -26,7 +26,7 @@ def quick_runs(tiny_family, monkeypatch):
     from craft.recipes import questions
 
     monkeypatch.setattr(questions, "load_data", limited(questions.load_data))
-    for name in ("craft.recipes.adapt", "craft.baselines.tuning"):
+    for name in ("craft.recipes.adapt", "craft.recipes.baseline"):
         recipe = importlib.import_module(name)
         monkeypatch.setattr(recipe, "run_settings", shortened(recipe.run_settings))
 

@@ -10,8 +10,8 @@ import pytest
 
 import craft
 from craft.cli import main
+from craft.core.settings import leaves, resolve_name
 from craft.training.config import AdaptConfig, AlignConfig, BaselineConfig
-from craft.training.settings import leaves, resolve_name
 from docs.reading import ROOT, commands, python_blocks
 
 PAGES = [

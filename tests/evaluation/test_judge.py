@@ -14,6 +14,7 @@ from PIL import Image
 
 from builders import tiny_tokenizer
 from craft.core.errors import CheckpointError, ConfigError, DataError
+from craft.core.interrupt import Interrupted
 from craft.evaluation import judge_prompt
 from craft.evaluation.judge import (
     DIMENSIONS,
@@ -30,7 +31,6 @@ from craft.evaluation.judge import (
 from craft.evaluation.judge_local import local_judge
 from craft.evaluation.judge_offline import offline_judge
 from craft.evaluation.judge_run import VerdictCache, judge_cases
-from craft.training.interrupt import Interrupted
 from evaluation.judge_server import verdict_on
 
 GOOD = {

@@ -12,16 +12,16 @@ from PIL import Image, ImageOps
 from builders import tiny_codebook, tiny_lvlm
 from craft.cli.arguments import expand
 from craft.core.errors import CheckpointError, ConfigError, DataError
+from craft.core.interrupt import Interrupted
 from craft.evaluation.judge import Reply
 from craft.evaluation.judge_answers import explain, read_rows
 from craft.evaluation.judge_services import ServiceSettings
+from craft.formats.prior import load_prior, save_prior
 from craft.models.lvlm import LVLM
-from craft.models.prior import load_prior, save_prior
 from craft.recipes import adapt, evaluate
 from craft.recipes.judge import answers_in, answers_of, judge, make_judge
 from craft.recipes.judge_estimate import estimate
 from craft.training import RunFolder
-from craft.training.interrupt import Interrupted
 from tiny_data import tiny_data
 
 SHORT = {"max_new_tokens": 6, "batch_size": 4}

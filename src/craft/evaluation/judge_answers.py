@@ -11,6 +11,7 @@ from typing import Any
 
 from craft.core.errors import CheckpointError, ConfigError, DataError
 from craft.core.files import atomic_write_bytes, read_json, write_json
+from craft.core.interrupt import Interrupted, stop_wish
 from craft.core.progress import say, track
 from craft.data import LETTERS, Sample
 from craft.data.folder import is_text
@@ -19,7 +20,6 @@ from craft.evaluation.judge import DIRECTIVE, Case
 from craft.evaluation.judge_prompt import png
 from craft.evaluation.judge_run import append, whole_lines
 from craft.models.lvlm import LVLM
-from craft.training.interrupt import Interrupted, stop_wish
 
 
 def explain(

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from craft.core.errors import CheckpointError, ConfigError
+from craft.core.interrupt import Interrupted, StopWish, stop_wish
 from craft.core.progress import say, track
 from craft.evaluation.judge import DIMENSIONS, STATUSES, Ask, Case, Judge, Reply
-from craft.training.interrupt import Interrupted, StopWish, stop_wish
 
 FINAL = ("ok", "refused")
 """These are not asked again; the others are, when the same command is given again."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from craft.core.errors import CheckpointError, DataError
 from craft.core.files import atomic_write_text, read_json
+from craft.core.provenance import machine
 from craft.core.trees import flat
 from craft.data import open_image
 from craft.evaluation.judge import BINARY, DIMENSIONS
@@ -25,7 +26,7 @@ from craft.experiments.report_html import (
     table,
 )
 from craft.recipes.matrix_page import page as matrix_page
-from craft.training.run_folder import RunFolder, machine
+from craft.training.run_folder import RunFolder
 
 CURVES = (
     "loss",

@@ -26,10 +26,11 @@ from craft.evaluation.judge_local import local_judge
 from craft.evaluation.judge_offline import offline_judge
 from craft.evaluation.judge_run import VerdictCache, judge_cases
 from craft.evaluation.judge_services import ServiceSettings, anthropic_judge, openai_judge
-from craft.models.artefact import FORMAT, load_artefact
-from craft.models.code_cache import image_names
+from craft.formats.artefact import FORMAT
+from craft.formats.code_cache import image_names
+from craft.formats.encoder import load_artefact
+from craft.formats.load import load
 from craft.models.freezing import answer_hashes
-from craft.models.load import load
 from craft.models.lvlm import LVLM
 from craft.recipes.questions import check_limit, questions_for, take
 

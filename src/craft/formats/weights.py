@@ -1,0 +1,76 @@
+"""Weights on their way between modules and files: casts, and loading that says what does not fit."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from craft.core.errors import CheckpointError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def stored_dtype(module: nn.Module, default: str = "bfloat16") -> str:
+    """The dtype in which `module` was read from disk and is written again; `default` for a new one."""
+    return str(getattr(module, "stored_dtype", default))
+
+
+def dtype_named(name: object, where: Path) -> torch.dtype:
+    """The floating-point type that a config file names.
+
+    Raises:
+        CheckpointError: it names another type.
+    """
+    if not isinstance(name, str) or name not in _DTYPES:
+        raise CheckpointError(f"{where} names dtype {name!r}; this version reads {', '.join(_DTYPES)}.")
+    return _DTYPES[name]
+
+
+def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Floating-point tensors in `dtype`; other tensors as they are."""
+    return {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+
+
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix`, without it."""
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def load_strict(module: nn.Module, state: Mapping[str, Tensor], where: Path) -> None:
+    """Copy `state` into `module`: every tensor of both, each of the right shape; dtype and device stay.
+
+    Raises:
+        CheckpointError: something is missing, left over or of another shape; the message names `where`.
+    """
+    own = module.state_dict()
+    wrong = [f"{name} is missing" for name in own if name not in state]
+    wrong += [f"{name} is not known" for name in state if name not in own]
+    wrong += [
+        f"{name} has shape {list(state[name].shape)} in place of {list(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if wrong:
+        shown = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        raise CheckpointError(
+            f"{where} does not fit its config ({shown}); it is damaged or from another model: "
+            "copy the whole folder again."
+        )
+    module.load_state_dict(dict(state))
+
+
+@torch.no_grad()
+def add_factors(llm: nn.Module, lora: dict[str, Tensor], where: Path) -> None:
+    """W + B A for every linear map that `lora` names, in place; in float32, rounded once.
+
+    Raises:
+        CheckpointError: a factor is missing, or of another shape than the LLM's weight.
+    """
+    weights = dict(llm.named_parameters())
+    for name in sorted({key.rpartition(".")[0] for key in lora}):
+        weight, a, b = weights.get(f"{name}.weight"), lora.get(f"{name}.A"), lora.get(f"{name}.B")
+        fits = weight is not None and a is not None and b is not None and a.ndim == b.ndim == 2
+        if not fits or (b.shape[0], a.shape[1]) != weight.shape or b.shape[1] != a.shape[0]:  # type: ignore[union-attr]
+            raise CheckpointError(f"{where} does not fit the LLM at {name}; it is from another model.")
+        weight.copy_((weight.float() + b.float() @ a.float()).to(weight.dtype))  # type: ignore[union-attr]
