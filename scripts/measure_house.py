@@ -3,8 +3,8 @@
     python scripts/measure_house.py [--root CHECKOUT] [--environment VENV] [--json]
 
 `--root` may be another checkout, an older one too, so that a change is counted before and after by the same
-rules. `--environment` also reports the size of an installed environment. The interpreter that runs this must be
-able to import the checkout's dependencies.
+rules. `--environment` also reports the size of an installed environment. The interpreter that runs this must
+be able to import the checkout's dependencies.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def visit(app, words):
             flags.update((verbs[-1], flag) for flag in argument.names[:1] if flag.startswith("--"))
 
 visit(app, [])
-for name in ("craft.core.settings", "craft.training.settings"):
+for name in ("craft.core.settings", "craft.core.settings"):
     try:
         settings = importlib.import_module(name)
         break

@@ -45,7 +45,7 @@ def settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, st
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             changed = field.get_default(call_default_factory=True)
-            for inner, default, text in settings(kind, f"{prefix}{name}."):
+            for inner, _, text in settings(kind, f"{prefix}{name}."):
                 value = changed
                 for part in inner.removeprefix(f"{prefix}{name}.").split("."):
                     value = getattr(value, part)
