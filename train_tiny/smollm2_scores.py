@@ -90,7 +90,9 @@ def card(
         "reasons": "reasons",
         "words": "words",
     }
-    rows = [_line([_label(name), *(f"{scores[key]:.3g}" for key in columns)]) for name, scores in found.items()]
+    rows = [
+        _line([_label(name), *(f"{scores[key]:.3g}" for key in columns)]) for name, scores in found.items()
+    ]
     before, after = (language[when]["perplexity"] for when in ("before", "after"))
     answers = zip(INSTRUCTIONS, language["before"]["answers"], language["after"]["answers"], strict=True)
     if settings["start"]:
