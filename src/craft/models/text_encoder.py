@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import SiglipTextConfig, SiglipTextModel
 
 from craft.core.errors import CheckpointError
-from craft.formats.weights import load_strict
+from craft.models.weights import load_strict
 
 _FIELDS = (
     "vocab_size",
