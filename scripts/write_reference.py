@@ -21,9 +21,15 @@ BEGIN, END = "<!-- settings:begin -->", "<!-- settings:end -->"
 
 def configs() -> dict[str, type[BaseModel]]:
     """The verbs that take settings, each with its config class; later ones list only what differs."""
+    from craft.judging.config import JudgeConfig
     from craft.training.config import AdaptConfig, AlignConfig, BaselineConfig
 
-    return {"craft adapt": AdaptConfig, "craft baseline": BaselineConfig, "craft align": AlignConfig}
+    return {
+        "craft adapt": AdaptConfig,
+        "craft baseline": BaselineConfig,
+        "craft align": AlignConfig,
+        "craft judge": JudgeConfig,
+    }
 
 
 def described(model: type[BaseModel]) -> dict[str, str]:
@@ -63,13 +69,16 @@ def written(value: object) -> str:
 
 
 def tables() -> str:
-    """One table for each verb; of later verbs, what differs from `craft adapt`."""
+    """One table for each verb; of other training verbs, what differs from `craft adapt`."""
+    from craft.training.config import LoopConfig
+
     parts: list[str] = []
     first: set[tuple[str, str, str]] = set()
     for verb, model in configs().items():
         rows = list(settings(model))
-        shown = [row for row in rows if row not in first]
-        note = "" if not first else "\nThe rest is as for `craft adapt`, as far as the verb has it.\n"
+        trains = issubclass(model, LoopConfig)
+        shown = [row for row in rows if not trains or row not in first]
+        note = "\nThe loop's other settings are those of `craft adapt`.\n" if trains and first else ""
         parts.append(f"### `{verb}`\n{note}\n| setting | default | what it is |\n|---|---|---|")
         parts[-1] += "".join(
             f"\n| `{name}` | `{default}` | {text.replace('|', chr(92) + '|')} |"
