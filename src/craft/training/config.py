@@ -194,7 +194,7 @@ class AdaptConfig(LoopConfig):
             "symmetric" they do, the other reading of §3.2. None is what the tower has.
         blend: the share of the trained weights; the rest comes from the base tower (WiSE-FT). 1 is the
             paper's form. None is 1, or 0.3 if training has few classes and the retention loss has no weight
-            (`craft.lessons.blending`). Source: ours.
+            (`craft.lessons.retention`). Source: ours.
         augment: the strength of random rotation, shift, zoom and light on training images; 0 is none. Source:
             ours.
         cache_mib: MiB of memory for decoded images (without augmentation, for a frozen stem's output).
