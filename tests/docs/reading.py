@@ -8,15 +8,14 @@ from types import ModuleType
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     page
-    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]
+    for page in [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("benchmarks/*.md"),
+        *ROOT.glob("train_tiny/*.md"),
+    ]
     if page.is_file()
 )
-
-
-def blocks(text: str, language: str) -> list[str]:
-    """The fenced code blocks of one language ("" for those without)."""
-    pairs = re.findall(r"^```([^\n]*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    return [body for name, body in pairs if name.strip() == language]
 
 
 def prose(text: str) -> str:
