@@ -325,7 +325,7 @@ def test_mistakes(family, chat, tmp_path):
         align(family / "llama", "./nothing", chat / "chat.json", **place)
     with pytest.raises(CheckpointError, match="There is no LLM"):
         align("./nothing", family, chat / "chat.json", **place)
-    with pytest.raises(DataError, match=r"chat\.json, entry 1 has an image \(and so have 11 more\)"):
+    with pytest.raises(DataError, match=r"chat\.json, entry 1 has an image \(as have 11 more\)"):
         align(family / "llama", family, chat / "chat.json", text=chat / "chat.json", **place)
     with pytest.raises(DataError, match="Stage 1"):
         align(family / "llama", family, chat / "text.json", "1", **place)

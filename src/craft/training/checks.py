@@ -1,4 +1,4 @@
-"""What trains, what must not, and the proof: a table, gradients after step 1, hashes before and after (§3.2)."""
+"""What trains, and the proof that nothing else does: gradients after step 1, hashes at the end (§3.2)."""
 
 from collections.abc import Collection, Mapping
 from typing import Any

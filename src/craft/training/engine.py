@@ -21,8 +21,8 @@ from craft.models.vision_tower import TowerLayer
 from craft.training.config import LoopConfig
 
 PATIENCE = timedelta(hours=6)
-"""The time that processes wait for the main one, which alone reads and encodes the images of a large data set.
-They notice at once if it dies."""
+"""The time that processes wait for the main one, which alone encodes the images of a large data set. They
+notice at once if it dies."""
 
 
 def join_processes(device: str) -> None:
@@ -43,7 +43,7 @@ def join_processes(device: str) -> None:
 
 
 def loading_device(device: str) -> str:
-    """The device on which a model is loaded: the CPU with FSDP2, so that no GPU ever holds the whole model."""
+    """The device on which a model is loaded: with FSDP2 the CPU, so that no GPU holds the whole model."""
     return "cpu" if sharding_requested() else device
 
 
@@ -91,7 +91,7 @@ class Engine:
         return _twin(objective) if self.sharded else objective
 
     def prepare(self, trainee: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Pass module and optimiser through accelerate, and set `objective` and `optimizer` to its results."""
+        """Pass module and optimiser through accelerate, and set `objective` and `optimizer`."""
         if self.sharded:
             layers = {type(m).__name__ for m in trainee.modules() if isinstance(m, TowerLayer)}
             known = {type(m).__name__ for m in trainee.modules()}
@@ -138,7 +138,7 @@ class Engine:
 
     @torch.no_grad()
     def collect(self, everything: bool = False) -> None:
-        """Copy the trained weights (with `everything`, also the frozen ones) from the twin to the whole model."""
+        """Copy trained weights (with `everything`, also frozen ones) from the twin to the caller's model."""
         if not self.sharded:
             return
         whole = dict(self._whole.lvlm.named_parameters())
@@ -259,7 +259,7 @@ def _trackers(names: tuple[str, ...]) -> list[Any] | None:
 
 
 def _twin(objective: nn.Module) -> nn.Module:
-    """A copy of the modules whose parameters are new objects over the same storage (FSDP2 takes no scalars)."""
+    """A copy of the modules, with new parameters over the same storage. (FSDP2 takes no scalars.)"""
     memo: dict[int, Any] = {id(b): b.detach() for b in objective.buffers()}
     for parameter in objective.parameters():
         data = parameter.data if parameter.ndim else parameter.data.reshape(1)

@@ -313,8 +313,8 @@ class _Loop:
             run.update(status="interrupted", interrupted_at=step)
             raise Interrupted(
                 f"Stopped at step {step} of {self.plan.total}; the state is in {run.checkpoints}. The same "
-                "command with --resume (in Python: resume=True) continues from here; the result is that of an "
-                "uninterrupted run."
+                "command with --resume (in Python: resume=True) continues from here; the result is that of "
+                "an uninterrupted run."
             )
 
 

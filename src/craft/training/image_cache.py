@@ -24,8 +24,8 @@ __all__ = ["ImageCache", "decoders", "image_key"]
 def decoders(workers: int) -> Executor:
     """Processes that decode images (`square_bytes`).
 
-    They are not forked, because torch's threads do not survive a fork; a script that uses them therefore needs
-    `if __name__ == "__main__":`. They ignore Ctrl-C, which a terminal also sends to them: the training process
+    They are not forked, because torch's threads do not survive a fork. A script that uses them therefore
+    needs `if __name__ == "__main__":`. They ignore Ctrl-C, which a terminal also sends to them, because training
     still needs them to finish its step. They end with the training process, however it ends.
     """
     kinds = multiprocessing.get_all_start_methods()

@@ -49,8 +49,12 @@ class Batches(Protocol):
         ...
 
     def tokens(self, index: int) -> tuple[int, int, int]:
-        """The number of LLM rows that one sample takes, the number of tokens in the longest of them (including
-        the image), and the number of tokens in all of them that have a loss."""
+        """The size of one sample.
+
+        Returns:
+            The number of LLM rows, the number of tokens in the longest (including the image), and the number
+            of tokens with a loss in all of them.
+        """
         ...
 
 

@@ -105,8 +105,8 @@ def take_lora(llm: nn.Module, merge: bool) -> dict[str, Tensor]:
         merge: first add the update to the weights (in float32, rounded once).
 
     Returns:
-        For each linear map NAME: `NAME.A` `[r, in]` and `NAME.B` `[out, r]`, which includes the scale. The update
-        is B A.
+        For each linear map NAME: `NAME.A` `[r, in]` and `NAME.B` `[out, r]`, which includes the scale. The
+        update is B A.
     """
     factors: dict[str, Tensor] = {}
     for name, module in list(llm.named_modules()):

@@ -33,7 +33,9 @@ FREE = frozenset(
 
 
 class RunFolder:
-    """The folder of one run. `status` in its `run.json` is starting, running, interrupted, failed or finished.
+    """The folder of one run.
+
+    The `status` in its `run.json` is starting, running, interrupted, failed or finished.
 
     In a distributed run only the main process reads and writes files; all processes have the same `record`.
 
@@ -107,7 +109,7 @@ class RunFolder:
         self.update(status="running")
 
     def _start(self, config: Settings) -> None:
-        """Replace the files of an older run. CRAFT writes run.json first: if it is killed here, `under_way` is False."""
+        """Replace the files of an older run; run.json first, so that a run killed here is not `under_way`."""
         self.update()
         self._sweep()
         for name in _OUTPUTS:
