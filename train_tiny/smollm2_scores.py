@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from craft.core.progress import say
-from craft.evaluation.judge import Case
-from craft.evaluation.judge_offline import justifies
 from craft.evaluation.language import INSTRUCTIONS
 from craft.formats.code_cache import ImageCodes
+from craft.judging.cases import Case
+from craft.judging.rules import justifies
 from craft.models.backbone import Backbone
 from craft.models.decoding import generate
 from train_tiny.questions import Turn

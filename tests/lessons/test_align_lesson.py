@@ -14,7 +14,6 @@ from craft.lessons.align import (
     RowBatches,
     alignment,
     answers_within,
-    keep_some,
     make_rows,
     whole_within,
 )
@@ -163,15 +162,6 @@ def test_what_shares_a_row_is_whole_in_it(codes, length):
             full = [build_dialogue(*words, c.turns, not text) for c in row.conversations]
             assert len(kept) == len(full) and (len(full) == 1 or list(kept) == full)
     assert len(rows) == 4 if length == 8192 else len(rows) >= 4
-
-
-def test_keep_some_is_seeded_and_within_its_bounds(codes):
-    tokens = codes.tokens([0, 1, 2, 3] * 8)
-    kept = keep_some(tokens, 0.5, 1, 2).attention_mask
-    counts = kept.sum(1)
-    assert counts.min() >= 8 and counts.max() <= 16 and len(counts.unique()) > 2
-    assert torch.equal(kept, keep_some(tokens, 0.5, 1, 2).attention_mask)
-    assert not torch.equal(kept, keep_some(tokens, 0.5, 1, 3).attention_mask)
 
 
 def test_lora_trains_beside_a_frozen_llm_and_merges(tmp_path, codes):

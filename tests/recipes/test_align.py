@@ -161,14 +161,7 @@ def test_conversations_that_are_cut_off_before_their_answer_are_left_out(
         start(*words[:4], tmp_path / "none", **{**settings, "max_length": 20})
 
 
-def test_fresh_and_start(family, chat, tmp_path, aligned):
-    fresh = align(
-        family / "qwen2", family, chat / "chat.json", "2", tmp_path / "a", fresh=True, seed=3, **FAST
-    )
-    other = align(
-        family / "qwen2", family, chat / "chat.json", "2", tmp_path / "b", fresh=True, seed=4, **FAST
-    )
-    assert weights(fresh.lvlm) != weights(other.lvlm)
+def test_start(family, chat, tmp_path, aligned):
     started = rehearse(
         family / "llama", family, chat / "chat.json", "2", tmp_path / "c", start=str(aligned.out), **FAST
     )

@@ -21,7 +21,6 @@ def align(
     max_steps: int | None = None,
     micro_batch: str | None = None,
     lora: int | None = None,
-    fresh: Flag = False,
     resume: Flag = False,
     overwrite: Flag = False,
     dry_run: Flag = False,
@@ -46,7 +45,6 @@ def align(
         max_steps: optimiser steps of each stage; by default one pass.
         micro_batch: most rows in memory at once, or auto: the largest number that fits; same result.
         lora: rank of LoRA in place of training the whole LLM; merged when saved.
-        fresh: random weights in place of the LLM's own.
         resume: go on with the interrupted run in the run folder.
         overwrite: replace the run in the run folder.
         dry_run: build, show who trains, take one batch, estimate memory; write nothing but the codes. With
@@ -62,8 +60,6 @@ def align(
         overrides["lora.rank"] = lora
     if micro_batch is not None:
         overrides["micro_batch"] = micro_batch
-    if fresh:
-        overrides["fresh"] = True
     config = AlignConfig.build(common.config, overrides)
     if dry_run:
         _dry_run(config, llm, visual, stage, data, captions, text, out, max_steps, common)

@@ -37,7 +37,7 @@ def evaluate(
     protocol: Literal["generate", "options", "both"] = "generate",
     classes: Flag = False,
     cache: Path | None = None,
-    search: Literal["auto", "exact", "gram", "rerank", "fused"] = "exact",
+    search: Literal["auto", "exact", "fused"] = "exact",
     card: Flag = False,
     resume: Flag = False,
     dry_run: Flag = False,

@@ -16,13 +16,13 @@ from craft.core.files import hash_tensors, read_json, write_json
 from craft.core.progress import say
 from craft.core.provenance import machine
 from craft.data import BENCHMARKS, Data, Sample
-from craft.evaluation.judge_offline import RULES
 from craft.experiments.cells import CRAFT, ZERO_SHOT, Cell, Method, digest, plain
 from craft.experiments.plan import Plan
 from craft.formats.artefact import Artefact
 from craft.formats.code_cache import CodeCache
 from craft.formats.encoder import load_artefact
 from craft.formats.load import load
+from craft.judging.rules import RULES
 from craft.models.freezing import answer_hashes
 from craft.models.lvlm import LVLM
 from craft.models.memory import weight_bytes

@@ -27,10 +27,10 @@ from craft.core.trees import flat
 from craft.formats.manifest import read_manifest
 from craft.formats.names import shipped, shipped_folder
 from craft.formats.visual_folder import read_prior
-from craft.formats.weights import load_strict
 from craft.models.lvlm import LVLM
 from craft.models.vision_tower import VisionTower
 from craft.models.visual_tokenizer import VisualTokenizer
+from craft.models.weights import load_strict
 
 FORMAT, VERSION = "craft-encoder", 1
 _ENTRIES = ("surrogate", "base_tower", "data", "held_out", "config", "metrics")

@@ -27,8 +27,8 @@ from craft.core.files import atomic_directory, load_tensors, save_tensors, sha25
 from craft.core.progress import say
 from craft.formats.llm_folder import load_tokenizer, quiet, read_llm
 from craft.formats.names import hub_folder, is_hub_id, shipped, shipped_folder
-from craft.formats.weights import add_factors
 from craft.models.backbone import Borrowed
+from craft.models.weights import add_factors
 
 LoadedLLM: TypeAlias = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -114,26 +114,21 @@ def _packaged(name: str) -> Path:
     return path
 
 
-def open_llm(name: str | Path, dtype: torch.dtype, fresh: int | None = None) -> LoadedLLM:
+def open_llm(name: str | Path, dtype: torch.dtype) -> LoadedLLM:
     """A causal LM and its text tokenizer.
 
     Args:
         name: as for `find_llm`.
         dtype: of the weights.
-        fresh: a seed for random weights in place of its own; None keeps them.
 
     Raises:
         CraftError: as `find_llm`; files are missing or damaged; or GGUF is wanted and `gguf` not installed.
     """
     path = find_llm(name)
     if path.is_file():
-        if fresh is not None:
-            raise ConfigError("Random weights need an LLM's folder with its config.json, not a GGUF file.")
         packaged = PACKAGED.get(str(name))
         return _load_gguf(path, dtype) if packaged is None else _unpacked(path, packaged, dtype)
-    if fresh is None:
-        return read_llm(path, dtype), load_tokenizer(path)
-    return _fresh(path, dtype, fresh), load_tokenizer(path)
+    return read_llm(path, dtype), load_tokenizer(path)
 
 
 def _unpacked(path: Path, packaged: Packaged, dtype: torch.dtype) -> LoadedLLM:
@@ -187,21 +182,6 @@ def _with_end_token(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     if ends[0] is not None and tokenizer.eos_token_id not in ends:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
     return llm, tokenizer
-
-
-def _fresh(folder: Path, dtype: torch.dtype, seed: int) -> PreTrainedModel:
-    """The architecture of `folder` with transformers' random initial weights, equal for equal seeds."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(dtype).eval()
-    except Exception as error:
-        raise CheckpointError(
-            f"No LLM can be built from {folder / 'config.json'}: {' '.join(str(error).split())[:200]}"
-        ) from error
 
 
 def load_borrowed(

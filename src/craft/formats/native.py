@@ -40,13 +40,13 @@ from craft.formats.visual_folder import (
     visual_tensors,
     write_card,
 )
-from craft.formats.weights import cast, dtype_named, load_strict, stored_dtype, under
 from craft.models.backbone import Backbone
 from craft.models.llm_bits import refuse_packed
 from craft.models.lvlm import LVLM
 from craft.models.projector import Projector
 from craft.models.prompts import FORMATS
 from craft.models.visual_tokenizer import VisualTokenizer
+from craft.models.weights import cast, dtype_named, load_strict, stored_dtype, under
 from craft.quantize.continuous import TOWER
 
 __all__ = ["NATIVE_FORMAT", "load_native", "load_visual", "save_native", "save_visual"]

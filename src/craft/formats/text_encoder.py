@@ -10,8 +10,8 @@ from torch import Tensor
 
 from craft.core.errors import CheckpointError
 from craft.core.files import PathLike, load_tensors, read_json, save_tensors, write_json
-from craft.formats.weights import cast, dtype_named, load_strict, stored_dtype
 from craft.models.text_encoder import TextEncoder
+from craft.models.weights import cast, dtype_named, load_strict, stored_dtype
 
 
 def read_tokenizer(path: PathLike) -> Tokenizer:

@@ -28,11 +28,11 @@ from craft.core.files import (
 )
 from craft.formats.artefact import Artefact, describe_tensors
 from craft.formats.manifest import read_manifest
-from craft.formats.weights import add_factors, load_strict, under
 from craft.models.backbone import Backbone
 from craft.models.freezing import parts as parts_of
 from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
+from craft.models.weights import add_factors, load_strict, under
 
 FORMAT, VERSION = "craft-tuned", 1
 

@@ -20,9 +20,9 @@ from craft.core.files import (
 )
 from craft.formats.manifest import read_manifest
 from craft.formats.text_encoder import load_text_encoder, save_text_encoder
-from craft.formats.weights import cast, dtype_named, load_strict, stored_dtype, under
 from craft.models.vision_tower import build_tower
 from craft.models.visual_tokenizer import VisualTokenizer
+from craft.models.weights import cast, dtype_named, load_strict, stored_dtype, under
 from craft.quantize import Continuous, ResidualCodebook, tower_fingerprint
 
 VISUAL_FORMAT, VERSION = "craft-visual", 1

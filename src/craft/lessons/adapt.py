@@ -19,15 +19,14 @@ from craft.lessons.retention import MIXED, base_features, mix, partners, retenti
 from craft.models.lvlm import LVLM
 from craft.models.prompts import Dialogue, one_turn
 from craft.models.vision_tower import HybridTower
-from craft.quantize.search import Choice, obstacle, search_for
+from craft.quantize.search import SEARCHES, Choice, obstacle, search_for
 from craft.training.augment import augment
 from craft.training.checks import choose_trainable
 from craft.training.config import AdaptConfig, LoopConfig, RetentionConfig
-from craft.training.image_cache import ImageCache, image_key
+from craft.training.image_cache import ImageCache, decoders, image_key
 from craft.training.lesson import Lesson
 from craft.training.lora import take_lora
 from craft.training.order import batch_indices
-from craft.training.pixel_store import PixelStore, decoders
 
 C = TypeVar("C", bound=LoopConfig)
 
@@ -64,12 +63,12 @@ def adaptation(
     base = base_features(tower, frozen) if keep else None  # before LoRA, where there will be
     trained = choose_trainable(lvlm, config, con)
     share = kept_share(config.blend, samples, keep)
-    images = image_cache(lvlm, samples, config, stem)
+    images = image_cache(lvlm, config, stem)
     batches = ImageBatches(lvlm, samples, config, con, images, mixed=keep > 0)
     search = chosen_search(lvlm, config)
     if config.search != "exact":
         say(f"search: {search.name} ({search.why})")
-    ways = (search.name, config.prefix_cache, config.compile)
+    ways = (search.name, config.compile)
     probe = _Probe(lvlm, batches, config)  # sees the base tower
     if config.cls_attention:
         cast(Any, lvlm.visual.vision_tower).cls_attention = config.cls_attention
@@ -112,7 +111,7 @@ def chosen_search(lvlm: LVLM, config: AdaptConfig) -> Choice:
         return Choice("exact", "a continuous LVLM has no codebook")
     tables: Any = lvlm.visual.codebook
     if config.search == "auto":
-        return on_main(lambda: search_for("auto", tables))  # one for all processes, whatever each has free
+        return on_main(lambda: search_for("auto", tables))  # one for all processes
     return search_for(config.search, tables)
 
 
@@ -128,7 +127,7 @@ def resumed_settings(lvlm: LVLM, config: C, record: Mapping[str, Any]) -> C:
         record: the run's `run.json`.
 
     Raises:
-        ConfigError: that search cannot run here.
+        ConfigError: that search cannot run here, or was removed.
     """
     name = record.get("search", {}).get("name")
     if name is None or not isinstance(config, AdaptConfig):
@@ -138,6 +137,12 @@ def resumed_settings(lvlm: LVLM, config: C, record: Mapping[str, Any]) -> C:
         config = config.model_copy(update={"losses": losses})
     if config.search != "auto":
         return config
+    if name not in SEARCHES:
+        raise ConfigError(
+            f"search=auto chose {name} when this run began, and that search was removed: exact may find "
+            "other codewords where two are equally near. Finish the run with the version that began it, or "
+            "begin again (--overwrite, or another folder)."
+        )
     if fault := obstacle(name, cast(Any, lvlm.visual.codebook)):
         raise ConfigError(
             f"search=auto chose {name} when this run began, and a resumed run keeps it; but {name} "
@@ -164,22 +169,10 @@ def image_groups(samples: Sequence[Sample], most: int) -> list[tuple[Sample, ...
     ]
 
 
-def image_cache(lvlm: LVLM, samples: Sequence[Sample], config: AdaptConfig, stem: bool) -> ImageCache:
-    """The cache of a run: in memory, and where the config asks for them with a store on disk and processes
-    that decode ahead.
-
-    Raises:
-        DataError: a picture that is to be stored cannot be read.
-        ConfigError: the store's folder cannot be written.
-    """
-    store = None
-    if config.pixel_cache is not None:
-        place = config.pixel_cache, lvlm.visual.image_size, lvlm.visual.aspect
-        sources = [sample.image for sample in samples]
-        on_main(lambda: PixelStore(*place).fill(sources, config.workers))
-        store = PixelStore(*place)
+def image_cache(lvlm: LVLM, config: AdaptConfig, stem: bool) -> ImageCache:
+    """The images of a run: in memory, and decoded ahead if the config has `workers`."""
     pool = decoders(config.workers) if config.workers else None
-    return ImageCache(lvlm.visual, config.cache_mib * 2**20, stem, store, pool)
+    return ImageCache(lvlm.visual, config.cache_mib * 2**20, stem, pool)
 
 
 class ImageBatches:
@@ -239,9 +232,8 @@ class ImageBatches:
 
     def _seen(self, images: Tensor, ids: Sequence[str], step: int) -> Tensor:
         """The images on the device, augmented."""
-        ahead = self.config.pin_memory and self.device.type == "cuda"
-        images = images.pin_memory() if ahead else images
-        images = images.to(self.device, non_blocking=ahead)  # while the step before it still runs
+        ahead = self.device.type == "cuda"  # page-locked memory is copied while the step before still runs
+        images = (images.pin_memory() if ahead else images).to(self.device, non_blocking=ahead)
         return augment(images, ids, self.config.seed, step, self.config.augment)
 
     def _mixed(self, images: Tensor, indices: Sequence[int], step: int) -> Tensor | None:

@@ -1,7 +1,7 @@
 """What `craft align` trains: a backbone for a codebook, by next-token prediction on cached codes (§8)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from craft.core.errors import TrainingError
-from craft.core.seeding import generator
 from craft.core.tokens import VisionTokens
 from craft.data.chats import Conversation
 from craft.formats.code_cache import ImageCodes
@@ -154,7 +153,7 @@ class RowBatches:
         self.codes = codes
 
     def make(self, indices: Sequence[int], step: int) -> AlignBatch:
-        """The batch of these rows; `step` seeds which image tokens are left out.
+        """The batch of these rows, the same in every step.
 
         Raises:
             TrainingError: the rows are so long that no answer is left within `max_length`.
@@ -165,8 +164,6 @@ class RowBatches:
         if seeing:
             assert self.codes is not None
             tokens = self.codes.tokens(seeing)
-            if self.config.keep_least < 1:
-                tokens = keep_some(tokens, self.config.keep_least, self.config.seed, step, indices[0])
         count = 0 if tokens is None else tokens.codes.shape[1]
         dialogues = tuple((row.image is not None, self._dialogues(row, count)) for row in rows)
         ids = tuple(row.id for row in rows)
@@ -213,16 +210,6 @@ class RowBatches:
             listed.append(Dialogue(whole.before, whole.after[:room], whole.learned[:room]))
             room -= len(whole.after)
         return tuple(listed)
-
-
-def keep_some(tokens: VisionTokens, least: float, *seeds: int) -> VisionTokens:
-    """Each image keeps a random share of its tokens, between `least` and 1, by its `attention_mask`."""
-    count = tokens.codes.shape[:2]
-    made = generator("keep", *seeds)
-    share = least + (1 - least) * torch.rand(count[0], 1, generator=made)
-    lots = torch.rand(count, generator=made)
-    kept = lots <= lots.sort(dim=1).values.gather(1, (share * count[1]).ceil().long().clamp(1, count[1]) - 1)
-    return replace(tokens, attention_mask=kept.to(tokens.codes.device))
 
 
 class AlignObjective(nn.Module):

@@ -155,7 +155,7 @@ def _frozen_tower_lesson(lvlm: LVLM, samples: Sequence[Sample], config: Baseline
         parameter.data = parameter.data.float()
     config = answers_only(config)
     blend = kept_share(config.blend, samples)
-    images = image_cache(lvlm, samples, config, stem_suffices(lvlm, config))
+    images = image_cache(lvlm, config, stem_suffices(lvlm, config))
     batches, search = ImageBatches(lvlm, samples, config, 0.0, images), chosen_search(lvlm, config)
     objective = CraftObjective(
         lvlm,
@@ -163,7 +163,6 @@ def _frozen_tower_lesson(lvlm: LVLM, samples: Sequence[Sample], config: Baseline
         contrastive_weight=0.0,
         from_stem=images.through_stem,
         search=search.name,
-        prefix_cache=config.prefix_cache and part != "llm",  # an LLM that trains reads the prefix again
         compiled=config.compile,
     )
     return Lesson(

@@ -18,7 +18,6 @@ from craft.lessons.retention import MIXED
 from craft.losses import commitment, commitment_cumulative, contrastive, retention, surrogate_alignment
 from craft.models.compiled import Compiled, layers_of
 from craft.models.lvlm import LVLM
-from craft.models.prefix import Prefix, hidden_behind, read_prefix
 from craft.models.prompts import Dialogue
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.training.config import LossesConfig
@@ -111,9 +110,7 @@ class CraftObjective(nn.Module):
         contrastive_weight: λ_con.
         from_stem: batches hold the frozen stem's maps instead of pixels.
         search: how codewords are found (`craft.quantize.search.SEARCHES`).
-        prefix_cache: read the text before the image once, when it is first needed.
-        compiled: run the layers of tower and LLM as torch.compile has them; the LLM's only without
-            `prefix_cache`.
+        compiled: run the layers of tower and LLM as torch.compile has them.
         base: images -> features of the tower before training; None leaves the retention loss out.
         base_from_stem: `base` takes the stem's maps, which no training changes.
         retention_weight: of that loss.
@@ -126,7 +123,6 @@ class CraftObjective(nn.Module):
         contrastive_weight: float,
         from_stem: bool = False,
         search: str = "exact",
-        prefix_cache: bool = False,
         compiled: bool = False,
         base: Callable[[Tensor], Tensor] | None = None,
         base_from_stem: bool = False,
@@ -138,12 +134,10 @@ class CraftObjective(nn.Module):
         self.contrastive_weight = contrastive_weight
         self.from_stem = from_stem
         self.search = search
-        self.prefix_cache = prefix_cache
         self.compiled = compiled
         self.base = base
         self.base_from_stem = base_from_stem
         self.retention_weight = retention_weight
-        self._prefix: Prefix | None = None
         self._layers: Compiled | None = None
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -158,8 +152,8 @@ class CraftObjective(nn.Module):
         if not self.compiled:
             return nullcontext()
         if self._layers is None:
-            read = () if self.prefix_cache else layers_of(self.lvlm.backbone.llm)
-            self._layers = Compiled([*layers_of(self.lvlm.visual.vision_tower), *read])
+            tower, llm = self.lvlm.visual.vision_tower, self.lvlm.backbone.llm
+            self._layers = Compiled([*layers_of(tower), *layers_of(llm)])
         return self._layers
 
     def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -221,15 +215,10 @@ class CraftObjective(nn.Module):
         return features[:count], None if cls is None else cls[:count], keep
 
     def _read(self, tokens: VisionTokens, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The LLM's last hidden states `[B, T, h]` and the labels int64 `[B, T]`; both without a prefix that
-        was read before."""
+        """The LLM's last hidden states `[B, T, h]` and the labels int64 `[B, T]`."""
         backbone = self.lvlm.backbone
         if batch.dialogues is None:
             inputs = backbone.inputs(tokens, batch.questions, batch.answers)
         else:
             inputs = pack(backbone, tokens, [(True, listed) for listed in batch.dialogues])
-        if not self.prefix_cache:
-            return backbone.hidden_states(inputs), inputs["labels"]
-        if self._prefix is None:
-            self._prefix = read_prefix(backbone)
-        return hidden_behind(backbone, self._prefix, inputs), inputs["labels"][:, self._prefix.length :]
+        return backbone.hidden_states(inputs), inputs["labels"]

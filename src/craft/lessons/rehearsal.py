@@ -53,7 +53,7 @@ def rehearse_step(
     Raises:
         ConfigError, DataError, TrainingError: as training would.
     """
-    bare = config.model_copy(update={"pixel_cache": None, "workers": 0})  # one batch, decoded here
+    bare = config.model_copy(update={"workers": 0})  # one batch, decoded here
     work, indices, parts, again = _one_step(lvlm, config, len(samples), lambda: lesson(lvlm, samples, bare))
     sizes = [work.batches.tokens(index) for index in indices]
     taken, answers = max(rows * tokens for rows, tokens, _ in sizes), max(size[2] for size in sizes)

@@ -23,7 +23,6 @@ from craft.formats.code_cache import ImageCodes
 from craft.formats.llm_source import Borrowed, open_llm
 from craft.formats.load import load, load_visual_tokenizer
 from craft.formats.native import save_native
-from craft.formats.weights import load_strict
 from craft.lessons.align import Row, alignment
 from craft.lessons.rehearsal import Rehearsal, rehearse_alignment, rehearse_sizes
 from craft.models import paper_sizes
@@ -31,6 +30,7 @@ from craft.models.backbone import Backbone
 from craft.models.lvlm import LVLM
 from craft.models.projector import Projector
 from craft.models.visual_tokenizer import VisualTokenizer
+from craft.models.weights import load_strict
 from craft.recipes.align_card import backbone_card
 from craft.recipes.align_data import (
     Source,
@@ -99,7 +99,7 @@ def align(
         data: files of conversations, embedded domains, or conversations (`craft.data.chats`).
         stage: "1" trains the projector, "2" projector and LLM, "both" one after the other.
         out: the run folder (default: `runs/align-` and the LLM's name).
-        seed: of order, fresh weights and all else that is drawn by lot.
+        seed: of order, the projector's first weights and everything else that is random.
         max_steps: optimiser steps of each stage; None is one pass over its rows.
         config: a YAML file, dict or `AlignConfig`; what is given besides goes before it.
         captions: what stage 1 is trained on instead of `data`.
@@ -158,7 +158,7 @@ def align(
         # 4. The backbone: LoRA merged or apart, language again, model card.
         factors = take_lora(lvlm.backbone.llm, merge=True)
         after = _language(lvlm, settings, None)
-        as_it_was = (settings.stage == "1" or settings.lora.rank > 0) and not settings.fresh
+        as_it_was = settings.stage == "1" or settings.lora.rank > 0
         if as_it_was and not settings.lora.merge:
             half = {name: value.to(torch.bfloat16) for name, value in factors.items()}
             lvlm.backbone.borrowed = Borrowed(_lasting(settings.llm), half)
@@ -278,7 +278,7 @@ def _lvlm(settings: AlignConfig, visual: VisualTokenizer) -> LVLM:
     """The LLM behind a new projector, or that of an earlier result."""
     device = resolve_device(loading_device(settings.device))
     dtype = resolve_dtype(settings.dtype, device)
-    llm, words = open_llm(settings.llm, dtype, settings.seed if settings.fresh else None)
+    llm, words = open_llm(settings.llm, dtype)
     if _with_lora(settings):
         lora_targets(llm, settings.lora)  # a wrong name shows before stage 1, not behind it
     prompt = settings.prompt or ("chat-template" if getattr(words, "chat_template", None) else "plain")

@@ -19,7 +19,7 @@ from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.recipes.questions import open_data, take
 from craft.training.config import AdaptConfig, LoopConfig
-from craft.training.engine import join_processes, launched_with, loading_device
+from craft.training.engine import join_processes, loading_device, sharding_asked
 from craft.training.order import micro_batches
 from craft.training.run_folder import RunFolder
 
@@ -175,9 +175,9 @@ def _check_bits(given: str | Path | LVLM | None, settings: AdaptConfig, parts: C
         return
     if "llm" in parts:
         raise ConfigError(f"llm_bits={bits} keeps the LLM frozen, and it is to train; leave llm_bits out.")
-    if launched_with("FSDP") or launched_with("DEEPSPEED"):
+    if sharding_asked():
         raise ConfigError(
-            f"llm_bits={bits} is not offered with FSDP2 and ZeRO-2, which take weights apart; use DDP "
+            f"llm_bits={bits} is not offered with FSDP2, which takes weights apart; use DDP "
             "(configs/ddp.yaml), or leave llm_bits out."
         )
 

@@ -15,6 +15,7 @@ from craft.core.errors import ConfigError, DataError
 from craft.core.files import hash_tensors, read_json, write_json
 from craft.core.progress import say
 from craft.core.provenance import machine
+from craft.core.settings import without_idle
 from craft.core.trees import flat
 from craft.data import EMBEDDED, Data
 from craft.data.load import as_setting, short_name
@@ -202,7 +203,7 @@ def _given(encoders: Sequence[str | Path | Artefact], lvlms: Sequence[LVLM], own
 def _kind(artefact: Artefact) -> tuple[str, str, dict[str, Any]]:
     """What encoders share that differ in their seed only: surrogate, data, and what decides a training."""
     told = artefact.manifest.get("data") or {}
-    config = flat(artefact.manifest.get("config") or {})
+    config = flat(without_idle(artefact.manifest.get("config") or {}))
     apart = {*FREE, "seed", "surrogate", "micro_batch", "data.name", "data.root"}
     how = {name: value for name, value in config.items() if name not in apart}
     return str(artefact.manifest.get("surrogate") or "adapted"), str(told.get("name")), how

@@ -87,8 +87,6 @@ def fit(
     # 1. What is frozen, hashed to prove it, and what trains (in float32).
     began = time.monotonic()
     engine = Engine(config, run.path / "trackers")
-    if engine.zero and (resume or config.checkpoint_every):
-        raise ConfigError("ZeRO-2 writes no checkpoints here: leave out checkpoint_every, or use FSDP2.")
     seed_everything(config.seed)
     engine.place(lvlm)
     hashes = part_hashes(lvlm)  # as it came: what trains becomes float32, or gets LoRA
@@ -125,7 +123,7 @@ def fit(
     # 3. Optimiser and schedule; one process or many, whole or sharded.
     trainee = engine.trainee(work.objective)
     optimizer, schedule = _optimizer(trainee, config, total)
-    engine.prepare(trainee, optimizer, config.batch_size // processes.world())
+    engine.prepare(trainee, optimizer)
     if found is not None:
         engine.restore(found.optimizer)
         schedule.load_state_dict(found.scheduler)
@@ -145,7 +143,7 @@ def fit(
                 for share in micro_batches(coming, processes.rank(), processes.world(), size):
                     work.ahead(share)
             parts = _step(engine, work, batch, index, size, config)
-            if index == start and not engine.zero:
+            if index == start:
                 check_gradients(engine.model)
             engine.step()
             line = {"step": step, **parts, "lr": schedule.get_last_lr()[0]}
@@ -167,12 +165,11 @@ def fit(
                     if processes.is_main():
                         checkpoint.save_best(run.checkpoints, step, trained, noted)
             line["samples_per_s"] = round(seen / (time.monotonic() - clock), 2)
-            if step % config.log_every == 0 or probing or evaluating:
-                run.log(line)
-                engine.log(line, step)
+            run.log(line)
+            engine.log(line, step)
             stopping = processes.agree(wish.asked)
             wanted = config.checkpoint_every and step % config.checkpoint_every == 0
-            if (wanted or stopping or step == total) and not engine.zero:
+            if wanted or stopping or step == total:
                 engine.collect()
                 check_finite(trained, step)
                 state = engine.optimizer_state(), schedule.state_dict()
@@ -183,11 +180,6 @@ def fit(
             if stopping and step < total:
                 processes.wait()
                 run.update(status="interrupted", interrupted_at=step)
-                if engine.zero:
-                    raise Interrupted(
-                        f"Stopped at step {step} of {total}. ZeRO-2 writes no checkpoints here: --overwrite "
-                        "begins again; FSDP2 can be resumed."
-                    )
                 raise Interrupted(
                     f"Stopped at step {step} of {total}; the state is in {run.checkpoints}. The same command "
                     "with --resume (in Python: resume=True) goes on from here; the result is that of an "
@@ -294,8 +286,8 @@ def _micro_batch(engine: Engine, work: Lesson, count: int, config: LoopConfig, r
     """Most samples in one forward pass; where it is to be found out, a resumed run keeps what was found."""
     if config.micro_batch != "auto":
         return config.micro_batch
-    if engine.sharded or engine.zero:
-        raise ConfigError("micro_batch=auto is not offered with FSDP2 and ZeRO-2; give a number.")
+    if engine.sharded:
+        raise ConfigError("micro_batch=auto is not offered with FSDP2; give a number.")
     longest = sorted(range(count), key=work.batches.length, reverse=True)
 
     def trial(samples: int) -> None:
@@ -324,7 +316,6 @@ def _optimizer(trainee: nn.Module, config: LoopConfig, total: int) -> tuple[Any,
         learning,
         lr=o.learning_rate,
         betas=o.betas,
-        eps=o.eps,
         weight_decay=o.weight_decay,
         fused=o.fused or None,
     )

@@ -1,35 +1,36 @@
-"""A thousand cases before one judge: at most so many at once, each verdict kept the moment it comes."""
+"""Many cases put to one judge: a limited number of simultaneous calls, each verdict stored at once."""
 
 import json
 import os
 import queue
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from craft.core.errors import CheckpointError, ConfigError
 from craft.core.interrupt import Interrupted, StopWish, stop_wish
 from craft.core.progress import say, track
-from craft.evaluation.judge import DIMENSIONS, STATUSES, Ask, Case, Judge, Reply
+from craft.judging.cases import DIMENSIONS, STATUSES, Ask, Case, Judge, Reply
 
 FINAL = ("ok", "refused")
-"""These are not asked again; the others are, when the same command is given again."""
+"""Cases with these statuses are not asked again; the same command asks the others again."""
 
 PATIENCE = 8
-"""So many failures without one reply, and the service is taken to be out of order."""
+"""After this many failures without a single reply the service counts as out of order."""
 
 
 class VerdictCache:
-    """Replies by key in a JSONL file that is only ever added to; of several on one key the last one counts.
+    """Replies by key in an append-only JSONL file; the last reply to a key counts.
 
     Args:
-        path: the file; made when the first reply comes.
+        path: the file; the first reply creates it.
 
     Raises:
-        CheckpointError: a line is damaged. A last line that a crash cut short is taken off.
+        CheckpointError: a line is damaged. A last line that a crash cut short is removed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,22 +39,18 @@ class VerdictCache:
         for number, line in enumerate(whole_lines(path), start=1):
             try:
                 row = json.loads(line)
-                scores = {name: row[name] for name in DIMENSIONS if row[name] is not None}
-                if row["status"] not in STATUSES:
-                    raise ValueError(row["status"])
-                told = {name: row[name] for name in ("status", "notes", "model", "detail")}
-                self.replies[row["key"]] = Reply(scores=scores, tokens=tuple(row["tokens"]), **told)
+                self.replies[row["key"]] = _reply_in(row)
             except (ValueError, KeyError, TypeError) as error:
                 raise CheckpointError(
-                    f"{path}, line {number}, is not a verdict; take the line out, and it is asked again."
+                    f"{path}, line {number}, is not a verdict. Remove the line, and the case is asked again."
                 ) from error
 
-    def open(self, key: str) -> bool:
-        """Whether there is no final reply on this key."""
+    def pending(self, key: str) -> bool:
+        """Whether there is no final reply to this key."""
         return key not in self.replies or self.replies[key].status not in FINAL
 
     def add(self, key: str, reply: Reply) -> None:
-        """Keep a reply, on disk before this returns.
+        """Store a reply; it is on disk before this returns.
 
         Raises:
             ConfigError: the file cannot be written to.
@@ -72,8 +69,22 @@ class VerdictCache:
         self.replies[key] = reply
 
 
+def _reply_in(row: Mapping[str, Any]) -> Reply:
+    """The reply that a line of the file holds."""
+    if row["status"] not in STATUSES:
+        raise ValueError(row["status"])
+    return Reply(
+        status=row["status"],
+        scores={name: row[name] for name in DIMENSIONS if row[name] is not None},
+        notes=row["notes"],
+        model=row["model"],
+        tokens=tuple(row["tokens"]),
+        detail=row["detail"],
+    )
+
+
 def whole_lines(path: Path) -> list[bytes]:
-    """The lines of a JSONL file. What stands behind the last line's end, a crash's leavings, is cut off.
+    """The lines of a JSONL file. Text after the last line end, which a crash left, is removed from the file.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -89,7 +100,7 @@ def whole_lines(path: Path) -> list[bytes]:
 
 
 def append(path: Path, text: str) -> None:
-    """Add whole lines to a file in one write, and see them onto the disk.
+    """Add whole lines to a file in one write, and wait until they are on disk.
 
     Raises:
         ConfigError: the file cannot be written to.
@@ -101,53 +112,56 @@ def append(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}; choose another path") from error
 
 
 def judge_cases(judge: Judge, cases: Sequence[Case], cache: VerdictCache) -> list[Reply]:
-    """Every case's reply, in order; only what the cache has no final reply on is asked, each content once.
+    """The reply to every case, in order. Only cases without a final reply are asked, each content once.
 
-    The first Ctrl-C asks nothing more, waits for the calls that are under way and keeps their replies.
+    The first Ctrl-C stops further calls, waits for those under way and stores their replies.
 
     Raises:
-        ConfigError: no call can succeed: a wrong key, an unknown model, a service that is out of order.
-        DataError: a picture cannot be read.
-        Interrupted: stopped by the user; the same call goes on from here.
+        ConfigError: no call can succeed (a wrong key, an unknown model, a service that is out of order).
+        DataError: an image cannot be read.
+        Interrupted: the user stopped it; the same call continues.
     """
     keys = [judge.key(case) for case in cases]
-    todo = {key: case for key, case in zip(keys, cases, strict=True) if cache.open(key)}
-    if not todo:
+    pending = {key: case for key, case in zip(keys, cases, strict=True) if cache.pending(key)}
+    if not pending:
         return [cache.replies[key] for key in keys]
-    ask, failed, answered = judge.start(), 0, 0
-    with stop_wish() as wish, _warned_once():
-        calls = _Calls(ask, todo, judge.concurrency, cache)
+    ask, failures, replies = judge.start(), 0, 0
+    with stop_wish() as wish, _each_warning_once():
+        calls = _Calls(ask, pending, judge.concurrency, cache)
         try:
-            for _ in track(range(len(todo)), f"judging with {judge.name}"):
+            for _ in track(range(len(pending)), f"judging with {judge.name}"):
                 reply = calls.get(wish)
-                answered, failed = answered + (reply.status != "failed"), failed + (reply.status == "failed")
-                if not answered and failed >= PATIENCE:
+                if reply.status == "failed":
+                    failures += 1
+                else:
+                    replies += 1
+                if not replies and failures >= PATIENCE:
                     raise ConfigError(
-                        f"The first {failed} calls of {judge.name} all failed, the last one so: "
-                        f"{reply.detail} Put that right and give the same command again."
+                        f"The first {failures} calls of {judge.name} all failed; the last error was: "
+                        f"{reply.detail} Correct the cause and repeat the same command."
                     )
-        except Exception:  # what is under way may be paid for already; a second Ctrl-C does not wait for it
+        except Exception:  # calls under way may already be paid for; a second Ctrl-C does not wait for them
             calls.finish()
             raise
     return [cache.replies[key] for key in keys]
 
 
 class _Calls:
-    """Cases asked in threads, replies in a queue. The threads are daemons: leaving at once is possible.
+    """Cases asked in threads, replies in a queue. Daemon threads allow the program to exit at once.
 
-    A thread keeps its reply before it asks again, so that a power cut costs no more calls than run at once.
+    A thread stores its reply before it asks again, so a power cut costs at most `concurrency` calls.
     """
 
-    def __init__(self, ask: Ask, todo: dict[str, Case], concurrency: int, cache: VerdictCache) -> None:
-        self.left: Iterator[tuple[str, Case]] = iter(todo.items())
+    def __init__(self, ask: Ask, cases: dict[str, Case], concurrency: int, cache: VerdictCache) -> None:
+        self.remaining: Iterator[tuple[str, Case]] = iter(cases.items())
         self.lock, self.writing = threading.Lock(), threading.Lock()
         self.ask, self.cache = ask, cache
         self.replies: queue.SimpleQueue[Reply | Exception] = queue.SimpleQueue()
-        count = min(concurrency, len(todo))
+        count = min(concurrency, len(cases))
         self.threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
         for thread in self.threads:
             thread.start()
@@ -155,7 +169,7 @@ class _Calls:
     def _work(self) -> None:
         while True:
             with self.lock:
-                key, case = next(self.left, ("", None))
+                key, case = next(self.remaining, ("", None))
             if case is None:
                 return
             try:
@@ -163,12 +177,12 @@ class _Calls:
                 with self.writing:
                     self.cache.add(key, reply)
                 self.replies.put(reply)
-            except Exception as error:  # for the thread that waits
+            except Exception as error:  # for the main thread
                 self.replies.put(error)
                 return
 
     def get(self, wish: StopWish) -> Reply:
-        """The next reply, which is kept already; an error of `ask` or of the disk is raised here."""
+        """The next reply, already stored; raises an error of `ask` or of the disk here."""
         while not wish.asked:
             try:
                 reply = self.replies.get(timeout=0.5)
@@ -177,20 +191,20 @@ class _Calls:
             if isinstance(reply, Exception):
                 raise reply
             return reply
-        say("stopping: waiting for the calls under way; Ctrl-C again leaves at once")
-        raise Interrupted("stopped; what was judged is kept. The same command goes on from there.")
+        say("stopping: waiting for the calls under way; Ctrl-C again exits at once")
+        raise Interrupted("stopped; the verdicts so far are stored. The same command goes on from there.")
 
     def finish(self) -> None:
-        """Ask nothing more, and wait until the calls under way are kept."""
+        """Ask nothing more, and wait until the replies under way are stored."""
         with self.lock:
-            self.left = iter(())
+            self.remaining = iter(())
         for thread in self.threads:
             thread.join()
 
 
 @contextmanager
-def _warned_once() -> Iterator[None]:
-    """An SDK warns of a model's retirement on every call; say it once."""
+def _each_warning_once() -> Iterator[None]:
+    """Report a model's retirement once, though the SDK warns about it on every call."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("once", message="The model .* is deprecated", category=DeprecationWarning)
         yield

@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from craft.evaluation.judge import SCHEMA
+from craft.judging.cases import SCHEMA
 
 KEY = "sk-test-1234567890-secret"
 MODEL = "judge-1"

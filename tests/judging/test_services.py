@@ -9,11 +9,13 @@ from PIL import Image
 
 from craft.core.errors import ConfigError
 from craft.data.service import told
-from craft.evaluation.judge import DIMENSIONS, Case, Judge, JudgeReport
-from craft.evaluation.judge_run import PATIENCE, VerdictCache, judge_cases
-from craft.evaluation.judge_services import ServiceSettings, anthropic_judge, openai_judge
-from evaluation import judge_server
-from evaluation.judge_server import KEY, MODEL, serving, verdict_on
+from craft.judging.cases import DIMENSIONS, Case, Judge
+from craft.judging.config import JudgeConfig
+from craft.judging.report import JudgeReport
+from craft.judging.run import PATIENCE, VerdictCache, judge_cases
+from craft.judging.services import anthropic_judge, openai_judge
+from judging import judge_server
+from judging.judge_server import KEY, MODEL, serving, verdict_on
 
 PROTOCOLS = ("anthropic", "openai")
 each_protocol = pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -30,9 +32,9 @@ def key(monkeypatch):
 
 @pytest.fixture
 def picture(tmp_path):
-    place = tmp_path / "picture.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (28, 28, 3), dtype=np.uint8)).save(place)
-    return place
+    path = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (28, 28, 3), dtype=np.uint8)).save(path)
+    return path
 
 
 def cases(picture, count: int = 6) -> list[Case]:
@@ -52,53 +54,45 @@ def cases(picture, count: int = 6) -> list[Case]:
 def judge_at(server, protocol: str, **settings) -> Judge:
     settings = {"model": MODEL, "timeout": 30.0, "concurrency": 3, **settings}
     if protocol == "anthropic":
-        return anthropic_judge(ServiceSettings(base_url=server.url, **settings))
-    return openai_judge(ServiceSettings(base_url=f"{server.url}/v1", **settings))
+        return anthropic_judge(JudgeConfig(base_url=server.url, **settings))
+    return openai_judge(JudgeConfig(base_url=f"{server.url}/v1", **settings))
 
 
 @each_protocol
-def test_what_is_secret_in_a_url_is_not_kept(protocol):
+def test_secrets_in_a_url_are_not_stored(protocol):
     make = {"anthropic": anthropic_judge, "openai": openai_judge}[protocol]
-    made = make(ServiceSettings("m", "https://me:secret@host.org:8000/v1?key=secret"))
+    made = make(JudgeConfig(model="m", base_url="https://me:secret@host.org:8000/v1?key=secret"))
     assert made.identity["url"] == "https://host.org:8000/v1"
 
 
-@each_protocol
-def test_at_least_one_call_at_once(protocol):
-    """With none, nobody would ever answer."""
-    make = {"anthropic": anthropic_judge, "openai": openai_judge}[protocol]
-    with pytest.raises(ConfigError, match="concurrency must be at least 1, not 0"):
-        make(ServiceSettings("m", concurrency=0))
-
-
 @pytest.mark.parametrize(
-    "told", [None, {"prompt_tokens": None, "completion_tokens": 10}, {"total_tokens": 9}]
+    "usage", [None, {"prompt_tokens": None, "completion_tokens": 10}, {"total_tokens": 9}]
 )
-def test_a_server_that_does_not_count_tokens(told, picture, tmp_path, monkeypatch):
+def test_a_server_that_does_not_count_tokens(usage, picture, tmp_path, monkeypatch):
     reply = judge_server._openai.reply
     monkeypatch.setattr(
-        judge_server._openai, "reply", staticmethod(lambda *said: {**reply(*said), "usage": told})
+        judge_server._openai, "reply", staticmethod(lambda *said: {**reply(*said), "usage": usage})
     )
-    given = cases(picture, 2)
+    batch = cases(picture, 2)
     with serving() as server:
-        replies = judge_cases(judge_at(server, "openai"), given, VerdictCache(tmp_path / "v.jsonl"))
+        replies = judge_cases(judge_at(server, "openai"), batch, VerdictCache(tmp_path / "v.jsonl"))
     assert [reply.status for reply in replies] == ["ok", "ok"]
-    counted = 2 * (told or {}).get("completion_tokens", 0)
-    assert JudgeReport.of(given, replies).tokens == (0, counted)
+    counted = 2 * (usage or {}).get("completion_tokens", 0)
+    assert JudgeReport.of(batch, replies).tokens == (0, counted)
 
 
 @each_protocol
 def test_every_case_gets_its_own_verdict(protocol, picture, tmp_path):
-    given = cases(picture)
+    batch = cases(picture)
     with serving() as server:
-        replies = judge_cases(judge_at(server, protocol), given, VerdictCache(tmp_path / "v.jsonl"))
+        replies = judge_cases(judge_at(server, protocol), batch, VerdictCache(tmp_path / "v.jsonl"))
     assert server.complaints == []
-    for case, reply in zip(given, replies, strict=True):
+    for case, reply in zip(batch, replies, strict=True):
         wanted = verdict_on(case.response)
         assert reply.status == "ok" and dict(reply.scores) == {name: wanted[name] for name in DIMENSIONS}
         assert reply.notes == wanted["notes"] and reply.model == f"{MODEL}-20250929"
         assert reply.tokens == (100, 10)
-    assert server.judged.total() == len(given) and server.most_busy <= 3
+    assert server.judged.total() == len(batch) and server.most_busy <= 3
     assert {body["temperature"] for body in server.bodies} == {0.6}
     assert {body["max_tokens"] for body in server.bodies} == {1024}
 
@@ -118,23 +112,25 @@ def test_a_judge_that_is_not_there_stops_at_once(protocol, picture, tmp_path):
 def test_an_address_that_is_none(protocol):
     make = {"anthropic": anthropic_judge, "openai": openai_judge}[protocol]
     with pytest.raises(ConfigError, match=r"--base-url http://localhost:80oo/v1 .*Invalid port"):
-        make(ServiceSettings("m", "http://localhost:80oo/v1")).start()
+        make(JudgeConfig(model="m", base_url="http://localhost:80oo/v1")).start()
 
 
 @each_protocol
-def test_another_rubric_is_what_the_service_is_told(protocol, picture, tmp_path):
+def test_another_rubric_is_sent_to_the_service(protocol, picture, tmp_path):
     rubric = tmp_path / "mine.md"
     rubric.write_text(
         "## System\nA careful judge, and stern.\n## User\nMine: <response>\n{response}\n</response>\n",
         "utf-8",
     )
-    (one,), kept = cases(picture, 1), VerdictCache(tmp_path / "v.jsonl")
+    (one,), cache = cases(picture, 1), VerdictCache(tmp_path / "v.jsonl")
     with serving() as server:
-        usual, stern = judge_at(server, protocol), judge_at(server, protocol, prompt=rubric)
-        judge_cases(usual, [one], kept)
-        judge_cases(stern, [one], kept)
-        judge_cases(stern, [one], kept)
-    assert server.complaints == [] and len(server.bodies) == 2  # verdicts are each rubric's own, and kept
+        usual, stern = judge_at(server, protocol), judge_at(server, protocol, prompt=str(rubric))
+        judge_cases(usual, [one], cache)
+        judge_cases(stern, [one], cache)
+        judge_cases(stern, [one], cache)
+    assert (
+        server.complaints == [] and len(server.bodies) == 2
+    )  # each rubric has its own verdicts, and they are stored
     body = server.bodies[1]
     system = body["system"] if protocol == "anthropic" else body["messages"][0]["content"]
     text = body["messages"][-1]["content"][-1]["text"]
@@ -184,20 +180,20 @@ def test_a_rate_limit_is_waited_for(protocol, picture, tmp_path):
     ],
 )
 def test_what_is_no_verdict_is_a_status_and_never_a_zero(protocol, fault, status, picture, tmp_path):
-    given = cases(picture, 3)
-    bad = given[1].response
+    batch = cases(picture, 3)
+    bad = batch[1].response
     path = tmp_path / "v.jsonl"
     with serving(lambda response, attempt: fault if response == bad else None) as server:
         judge = judge_at(server, protocol, timeout=0.3 if fault == "slow" else 30.0, retries=0)
-        replies = judge_cases(judge, given, VerdictCache(path))
+        replies = judge_cases(judge, batch, VerdictCache(path))
         assert [reply.status for reply in replies] == ["ok", status, "ok"]
         assert replies[1].scores == {} and (replies[1].detail or status == "refused")
-        # The same again: only the open one is asked, and now all is well.
+        # The same again: only the pending one is asked, and now all is well.
         server.fault = lambda response, attempt: None
-        again = judge_cases(judge, given, VerdictCache(path))
+        again = judge_cases(judge, batch, VerdictCache(path))
     last = "refused" if status == "refused" else "ok"
     assert [reply.status for reply in again] == ["ok", last, "ok"]
-    assert server.attempts[given[0].response] == server.attempts[given[2].response] == 1
+    assert server.attempts[batch[0].response] == server.attempts[batch[2].response] == 1
     assert server.attempts[bad] == (1 if status == "refused" else 2)
 
 
@@ -217,7 +213,7 @@ def test_what_no_case_can_pass_stops_at_once(protocol, trouble, picture, tmp_pat
     model = "retired-1" if trouble == "model" else MODEL
     with caplog.at_level(logging.DEBUG), serving() as server:
         judge = judge_at(server, protocol, model=model, concurrency=1)
-        with pytest.raises(ConfigError, match="turns every call down") as caught:
+        with pytest.raises(ConfigError, match="rejects every call") as caught:
             judge_cases(judge, cases(picture, 20), VerdictCache(tmp_path / "v"))
     assert "sk-wrong" not in str(caught.value)
     assert len(server.at) == 0 and not (tmp_path / "v").exists()
@@ -260,11 +256,11 @@ def test_keys_are_asked_for_in_words(picture, tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
     cache = VerdictCache(tmp_path / "v")
     with pytest.raises(ConfigError, match="ANTHROPIC_API_KEY"):
-        judge_cases(anthropic_judge(), cases(picture, 1), cache)
+        judge_cases(anthropic_judge(JudgeConfig()), cases(picture, 1), cache)
     with pytest.raises(ConfigError, match="OPENAI_API_KEY"):
-        judge_cases(openai_judge(ServiceSettings("gpt")), cases(picture, 1), cache)
+        judge_cases(openai_judge(JudgeConfig(model="gpt")), cases(picture, 1), cache)
     with pytest.raises(ConfigError, match="--model"):
-        openai_judge(ServiceSettings())
+        openai_judge(JudgeConfig())
 
 
 def test_a_model_about_to_retire_is_told_once(picture, tmp_path, capfd):
@@ -279,13 +275,13 @@ def test_a_model_about_to_retire_is_told_once(picture, tmp_path, capfd):
     assert capfd.readouterr().err.count("is deprecated") <= 1
 
 
-def test_verdicts_are_kept_by_judge_and_content(picture, tmp_path):
+def test_verdicts_are_stored_by_judge_and_content(picture, tmp_path):
     one, other = cases(picture, 2)
-    judge = anthropic_judge(ServiceSettings(MODEL))
+    judge = anthropic_judge(JudgeConfig(model=MODEL))
     assert judge.key(one) != judge.key(other)
     renamed = Case("another id", one.task, one.options, one.truth, one.response, picture)
     assert judge.key(renamed) == judge.key(one)
-    for changed in (ServiceSettings("judge-2"), ServiceSettings(MODEL, temperature=0.0)):
+    for changed in (JudgeConfig(model="judge-2"), JudgeConfig(model=MODEL, temperature=0.0)):
         assert anthropic_judge(changed).key(one) != judge.key(one)
-    assert openai_judge(ServiceSettings(MODEL)).key(one) != judge.key(one)
-    assert anthropic_judge(ServiceSettings(MODEL, retries=9, timeout=1.0)).key(one) == judge.key(one)
+    assert openai_judge(JudgeConfig(model=MODEL)).key(one) != judge.key(one)
+    assert anthropic_judge(JudgeConfig(model=MODEL, retries=9, timeout=1.0)).key(one) == judge.key(one)
