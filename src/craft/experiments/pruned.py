@@ -18,7 +18,7 @@ from craft.experiments.plan import Plan
 from craft.experiments.work import Work
 from craft.formats.code_cache import ImageCodes
 from craft.models.attention import cls_attention, received_attention
-from craft.pruning import prune_tokens
+from craft.pruning import PruningSettings, prune_tokens
 from craft.recipes.prior import GENERAL, chosen_prior
 
 FASTV_LAYER = 2
@@ -126,8 +126,7 @@ class Subject:
                 how.keep,
                 strategy=how.strategy,
                 scores=None if weights is None else weights[chosen],
-                seed=self.seed,
-                **dict(how.options),  # type: ignore[arg-type]
+                settings=PruningSettings(seed=self.seed, **dict(how.options)),
             )
             asked = [self.prompts[index] for index in chosen]
             said = self.lvlm.answer(tokens, asked, batch_size=_BATCH, keep_positions=how.keep_positions)

@@ -60,7 +60,7 @@ class Artefact:
 
     @property
     def surrogate(self) -> str | None:
-        """The model it was adapted with, for `craft.load`; `surrogate` in the manifest is only a display name."""
+        """The model it was adapted with, for `craft.load`; the manifest's `surrogate` is a display name."""
         config = self.manifest.get("config") or {}
         return config.get("surrogate") or self.manifest.get("surrogate")
 
@@ -100,8 +100,8 @@ class Artefact:
         fingerprint = visual.codebook.fingerprint
         if fingerprint != self.codebook_fingerprint:
             raise CodebookMismatchError(
-                f"The adapted encoder in {self.folder} was made for codebook {self.codebook_fingerprint}, and "
-                f"this model reads codebook {fingerprint}. {self._fitting()}"
+                f"The adapted encoder in {self.folder} was made for codebook {self.codebook_fingerprint}, "
+                f"and this model reads codebook {fingerprint}. {self._fitting()}"
             )
         log_temperature = self.manifest.get("log_temperature")
         adapted = VisualTokenizer(

@@ -1,8 +1,8 @@
 """A cache of the codes of images under a visual tokenizer, in memory and optionally on disk.
 
 LLMs and pruning need only the codes and level-1 residuals of an image: 3 KiB at real size (256 tokens, each
-with 4 int16 codes and a float32 residual), while the features take 1 MiB. With the cache, one encoder, six keep
-ratios and five backbones cost one pass of the vision tower over the images instead of 30.
+with 4 int16 codes and a float32 residual), while the features take 1 MiB. With the cache, one encoder, six
+keep ratios and five backbones cost one pass of the vision tower over the images instead of 30.
 
     cache = CodeCache("runs/codes")               # or CodeCache(): in memory only
     images = cache.encode(lvlm.visual, sources)   # runs the tower for images that are not in the cache
@@ -99,8 +99,8 @@ class CodeCache:
 
     The key of an image is the SHA-256 of its file's bytes, or of the pixels of a decoded image. The key of a
     visual tokenizer covers its tower's weights and config, the codebook, the aspect mode, and what can change
-    the last bit of a feature and so, occasionally, a code: device type, dtypes, autocast, TF32, and the versions
-    of torch and pillow.
+    the last bit of a feature and so, occasionally, a code: device type, dtypes, autocast, TF32, and the
+    versions of torch and pillow.
 
     Args:
         folder: stores codes between runs; several processes may share it. None stores them in memory only.
@@ -170,7 +170,7 @@ def image_names(images: Sequence[Any]) -> list[str]:
 
 
 def describe_visual(visual: VisualTokenizer) -> dict[str, Any]:
-    """Everything that determines the codes of an image, JSON-able: tower, codebook, aspect mode and precision."""
+    """What determines the codes of an image, JSON-able: tower, codebook, aspect mode and precision."""
     tower, device = visual.vision_tower, visual.device
     state = tower.state_dict()
     return {
@@ -230,7 +230,7 @@ def _write_part(folder: Path | None, stored: Codes, digests: Sequence[bytes]) ->
 
 
 def _read_parts(folder: Path, visual: VisualTokenizer) -> Codes:
-    """All codes in a cache folder. Damaged files are reported and skipped, so their images are encoded again."""
+    """All codes in a cache folder; damaged files are reported and skipped."""
     shape = _shape(visual)
     stored: Codes = {}
     for path in sorted(folder.glob("part-*.safetensors")):

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from craft.core.errors import CheckpointError
@@ -84,11 +85,16 @@ def read_llm(
     return llm.eval()
 
 
+def in_dtype(llm: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Convert the weights of an LLM in place and return it; transformers does not declare `to` like torch."""
+    return cast(PreTrainedModel, cast(nn.Module, llm).to(dtype))
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The text tokenizer of an LLM's folder, exactly as in its `tokenizer.json`.
 
-    `AutoTokenizer` selects a class by the LLM's architecture, and that class may replace the pre-tokeniser and
-    special tokens of the file.
+    `AutoTokenizer` selects a class by the LLM's architecture, and that class may replace the pre-tokeniser
+    and special tokens of the file.
 
     Raises:
         CheckpointError: files are missing or damaged.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from craft.core.errors import CheckpointError, ConfigError, CraftError
 from craft.core.files import atomic_directory, load_tensors, save_tensors, sha256_file, user_path
 from craft.core.progress import say
-from craft.formats.llm_folder import load_tokenizer, quiet, read_llm
+from craft.formats.llm_folder import in_dtype, load_tokenizer, quiet, read_llm
 from craft.formats.names import hub_folder, is_hub_id, shipped, shipped_folder
 from craft.models.backbone import Borrowed
 from craft.models.weights import add_factors
@@ -145,7 +145,7 @@ def _unpacked(path: Path, packaged: Packaged, dtype: torch.dtype) -> LoadedLLM:
     with suppress(CraftError, OSError, SafetensorError), quiet(), atomic_directory(folder) as building:
         llm.save_pretrained(building)
         tokenizer.save_pretrained(building)
-    return cast(PreTrainedModel, llm.to(dtype)), tokenizer
+    return in_dtype(llm, dtype), tokenizer
 
 
 def _load_gguf(path: Path, dtype: torch.dtype) -> LoadedLLM:
@@ -160,7 +160,9 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> LoadedLLM:
     try:
         with quiet(), redirect_stderr(io.StringIO()):  # nothing else switches off this progress bar
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-            llm = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype, **plain)
+            llm: Any = AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=dtype, **plain
+            )
     except Exception as error:  # the libraries raise any exception
         raise CheckpointError(
             f"{path} cannot be read as a GGUF file ({' '.join(str(error).split())[:200]}); download it "
@@ -201,7 +203,7 @@ def load_borrowed(
     borrowed = Borrowed(name, load_tensors(path) if path.is_file() else {})
     llm, tokenizer = open_llm(name, torch.float32)
     add_factors(llm, borrowed.lora, path)
-    return cast(PreTrainedModel, llm.to(dtype)), tokenizer, borrowed
+    return in_dtype(llm, dtype), tokenizer, borrowed
 
 
 def save_borrowed(folder: Path, borrowed: Borrowed) -> None:

@@ -116,14 +116,14 @@ def _load_folder(
         )
     if any((folder / name / "craft.json").is_file() for name in ("encoder", "tuned")):
         raise CheckpointError(
-            f"{folder} is a run folder, whose adapted encoder needs a backbone: craft.load(BACKBONE).with_encoder"
-            f"({str(folder)!r}), or --encoder on the command line."
+            f"{folder} is a run folder, whose adapted encoder needs a backbone: "
+            f"craft.load(BACKBONE).with_encoder({str(folder)!r}), or --encoder on the command line."
         )
     if is_llava(folder):
         if llm_bits is not None:
             raise ConfigError(
-                f"llm_bits={llm_bits} is for discrete LVLMs, and {folder} is a LLaVA checkpoint; leave llm_bits "
-                "out."
+                f"llm_bits={llm_bits} is for discrete LVLMs, and {folder} is a LLaVA checkpoint; leave "
+                "llm_bits out."
             )
         return load_llava(folder, device, dtype)
     if _says_vila_u(folder) or is_vila_u(folder):

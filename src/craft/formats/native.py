@@ -7,8 +7,8 @@ A backbone whose `craft.json` names a vision tower ("tower:…") instead of a co
 reads the features of the family's tower without quantisation. A family with only such backbones needs no
 codebook (its visual tokenizer has 0 levels).
 
-Weights keep their dtype on disk (bfloat16 for a new model) through any number of loads and saves. The codebook
-is never rounded: it is saved in that dtype only if no value changes, else in float32.
+Weights keep their dtype on disk (bfloat16 for a new model) through any number of loads and saves. The
+codebook is never rounded: it is saved in that dtype only if no value changes, else in float32.
 """
 
 from pathlib import Path
@@ -116,17 +116,18 @@ def load_native(
         )
     if llm_bits is not None and "llm" in manifest:
         raise ConfigError(
-            f"llm_bits={llm_bits} packs an LLM while it is read from its folder, but the backbone in {folder} "
-            f"takes its LLM from {manifest['llm']} and adds LoRA; leave llm_bits out."
+            f"llm_bits={llm_bits} packs an LLM while it is read from its folder, but the backbone in "
+            f"{folder} takes its LLM from {manifest['llm']} and adds LoRA; leave llm_bits out."
         )
     visual = load_visual(folder / str(manifest["visual"]), "cpu")
     if str(manifest["codebook"]).startswith(TOWER) and not visual.continuous:
         visual = visual.unquantised()
     visual.vision_tower.to(precision)
     if visual.codebook.fingerprint != manifest["codebook"]:
+        source = (folder / str(manifest["visual"])).resolve()
         raise CodebookMismatchError(
             f"The backbone in {folder} was made for codebook {manifest['codebook']}, and the visual "
-            f"tokenizer in {(folder / str(manifest['visual'])).resolve()} has codebook {visual.codebook.fingerprint}; "
+            f"tokenizer in {source} has codebook {visual.codebook.fingerprint}; "
             "put it back into the folder of its family. (tower:… denotes the features of a vision tower.)"
         )
     borrowed = None
@@ -143,7 +144,8 @@ def load_native(
     if (projector.config["in"], projector.config["out"]) != widths:
         raise CheckpointError(
             f"{folder}: the projector maps {projector.config['in']} to {projector.config['out']}, and "
-            f"codebook and LLM have widths {widths[0]} and {widths[1]}; the folders belong to different models."
+            f"codebook and LLM have widths {widths[0]} and {widths[1]}; the folders belong to different "
+            "models."
         )
     remember_dtype(backbone, manifest["dtype"], folder / "craft.json")
     resolved = folder.resolve()

@@ -29,7 +29,8 @@ def save_prior(
     """
     if counts.shape != (codebook.size,):
         raise CheckpointError(
-            f"A prior of shape {list(counts.shape)} does not fit {codebook.size} codewords; it needs one count each."
+            f"A prior of shape {list(counts.shape)} does not fit {codebook.size} codewords; give one count "
+            "per codeword."
         )
     save_tensors(path, {"counts": counts}, {**(about or {}), "codebook": codebook.fingerprint})
     return Path(path)
@@ -63,15 +64,18 @@ def load_prior(path: PathLike, codebook: ResidualCodebook) -> Tensor:
     fingerprint = _codebook_of(path)
     if fingerprint not in (None, codebook.fingerprint):
         raise CodebookMismatchError(
-            f"The code prior in {path} was counted with codebook {fingerprint}, and this model reads codebook "
-            f"{codebook.fingerprint}; make one for it with `craft prior DATA --out FILE`."
+            f"The code prior in {path} was counted with codebook {fingerprint}, and this model reads "
+            f"codebook {codebook.fingerprint}; make one for it with `craft prior DATA --out FILE`."
         )
     return counts
 
 
 def _codebook_of(path: Path) -> str | None:
-    """The fingerprint of the codebook that a prior was counted with: from its metadata, else from the manifest
-    of the adapted encoder or the config of the visual tokenizer in the same folder."""
+    """The fingerprint of the codebook that a prior was counted with, or None.
+
+    It is in the file's metadata, else in the manifest of the adapted encoder or the config of the visual
+    tokenizer in the same folder.
+    """
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:

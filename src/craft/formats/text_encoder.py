@@ -50,8 +50,8 @@ def find_tokenizer(source: PathLike) -> Tokenizer:
     except Exception as error:  # network, authentication, unknown name: the remedy is the same
         raise CheckpointError(
             f"There is no tokenizer at {source}: it is not a local folder, and no tokenizer.json could be "
-            f"downloaded from the hub ({type(error).__name__}). Give a local folder that has one, or train with "
-            "losses.contrastive.weight=0."
+            f"downloaded from the hub ({type(error).__name__}). Give a local folder that has one, or train "
+            "with losses.contrastive.weight=0."
         ) from error
 
 

@@ -81,8 +81,8 @@ class Tuned(Artefact):
         if fingerprint != self.codebook_fingerprint:
             raise CodebookMismatchError(
                 f"The parts in {self.folder} were tuned for codebook {self.codebook_fingerprint}, and "
-                f"{lvlm.name} reads {fingerprint}; use them with {self.manifest.get('surrogate')}, from which "
-                "they were tuned."
+                f"{lvlm.name} reads {fingerprint}; use them with {self.manifest.get('surrogate')}, from "
+                "which they were tuned."
             )
         for part in self.parts:
             if part_fingerprint(parts_of(lvlm)[part]) != self.manifest["base"][part]:

@@ -78,9 +78,9 @@ class Backbone(nn.Module):
         super().__init__()
         if getattr(llm, "_is_stateful", False):  # transformers marks so a state that cannot be split by token
             raise CheckpointError(
-                f"An LLM of the type {llm.config.model_type} has recurrent layers, as Qwen 3.5, Falcon H1 and "
-                "other hybrids have, and CRAFT caches prompts as keys and values; use an LLM with attention in "
-                "all layers, such as Llama, Qwen 2.5 or Qwen 3."
+                f"An LLM of the type {llm.config.model_type} has recurrent layers, as Qwen 3.5, Falcon H1 "
+                "and other hybrids have, and CRAFT caches prompts as keys and values; use an LLM with "
+                "attention in all layers, such as Llama, Qwen 2.5 or Qwen 3."
             )
         self.projector = projector
         self.llm = llm
@@ -202,7 +202,7 @@ class Backbone(nn.Module):
         keep_positions: bool = False,
         image_of: Sequence[int] | None = None,
     ) -> tuple[list[list[Segment]], list[Tensor] | None]:
-        """The segments that `splice` joins: per prompt the text before the image, the image, the text after it.
+        """The segments for `splice`: per prompt the text before the image, the image, the text after it.
 
         Args:
             prompts: B prompts.
@@ -303,12 +303,12 @@ class Backbone(nn.Module):
         return output.last_hidden_state
 
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Logits `[B, T, V]` at every position, for tests and inspection; training needs only a few of them."""
+        """Logits `[B, T, V]` at every position, for tests and inspection; training needs only a few."""
         return self.lm_head(self.hidden_states(inputs))
 
     def end_ids(self) -> set[int]:
-        """The ids at which generation stops: those of the generation config, the tokenizer's end token, and the
-        token that ends an answer in the prompt format."""
+        """The ids at which generation stops: those of the generation config, the tokenizer's end token, and
+        the token that ends an answer in the prompt format."""
         config = getattr(self.llm, "generation_config", None)
         listed = getattr(config, "eos_token_id", None)
         ends = {*(listed if isinstance(listed, (list, tuple)) else [listed])}

@@ -25,7 +25,7 @@ _CPU_BATCH = (
 
 
 def _convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Convolve with TensorFlow's "same" padding: for stride 2 the odd pixel is on the right and at the bottom.
+    """Convolve with TensorFlow's "same" padding: for stride 2 the odd pixel is right and bottom.
 
     The convolution itself does even padding: the same sums, without a padded copy of the map.
     """

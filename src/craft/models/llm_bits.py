@@ -1,8 +1,8 @@
 """A frozen LLM in 4 or 8 bits, by bitsandbytes (`pip install "craft-vlm[bnb]"`).
 
-The linear maps of its layers are packed while it is loaded (NF4, or LLM.int8()), and each is unpacked when it
-computes. Embeddings, norms and output embedding keep their dtype. Gradient flows through to the inputs. Packed
-weights cannot be trained, and CRAFT does not save them.
+The linear maps of its layers are packed while it is loaded (NF4, or LLM.int8()), and each is unpacked when
+it computes. Embeddings, norms and output embedding keep their dtype. Gradient flows through to the inputs.
+Packed weights cannot be trained, and CRAFT does not save them.
 """
 
 import logging
@@ -23,7 +23,7 @@ def check_bits(bits: int, device: torch.device) -> None:
     """Check that an LLM can be packed, before anything is loaded.
 
     Raises:
-        ConfigError: `bits` is neither 4 nor 8, bitsandbytes is not installed, or it does not support the device.
+        ConfigError: `bits` is neither 4 nor 8, or bitsandbytes is missing or does not support the device.
     """
     if bits not in (4, 8):
         raise ConfigError(f"llm_bits is {bits}; use 4 or 8, or leave it out to keep the LLM's dtype.")
@@ -36,8 +36,8 @@ def check_bits(bits: int, device: torch.device) -> None:
     supported = sorted(bitsandbytes.supported_torch_devices)
     if device.type not in supported:
         raise ConfigError(
-            f"llm_bits={bits}: bitsandbytes {bitsandbytes.__version__} runs on {', '.join(supported)}, not on "
-            f"{device.type}; leave llm_bits out, or use another --device."
+            f"llm_bits={bits}: bitsandbytes {bitsandbytes.__version__} runs on {', '.join(supported)}, not "
+            f"on {device.type}; leave llm_bits out, or use another --device."
         )
 
 

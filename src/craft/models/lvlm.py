@@ -39,7 +39,7 @@ class LVLM(nn.Module):
     """
 
     read_encoder: ClassVar[Callable[[str | Path], Encoder]]
-    """Reads an encoder from disk; set by `craft.formats.encoder`, because `craft.models` does not touch the disk."""
+    """Reads an encoder from disk. `craft.formats.encoder` sets it: `craft.models` does not touch the disk."""
 
     def __init__(
         self, visual: VisualTokenizer, backbone: Backbone, name: str, origin: Path | None = None
@@ -124,8 +124,8 @@ class LVLM(nn.Module):
         """Check a keep ratio before any work.
 
         Raises:
-            CraftError: it is out of range; or it is below 1, and the visual tokenizer has no code prior or one
-                of another size than its codebook.
+            CraftError: it is out of range; or it is below 1, and the visual tokenizer has no code prior or
+                one of another size than its codebook.
         """
         budget_of(keep_ratio, 1)
         if keep_ratio != 1:

@@ -18,11 +18,9 @@ VICUNA_SYSTEM = (
 )
 _LLAVA_IMAGE = "<image>"
 _SLOT = "\ue000"  # a private-use character that marks the image while a chat template is filled in
-_NO_THINKING = {
-    "enable_thinking": False
-}  # for LLMs that may think first (Qwen3): answers have 5 tokens (§4.1)
-# Templates that write today's date into the prompt (Llama 3.2, SmolLM3) get a fixed one, Llama's default. So a
-# run that is resumed or evaluated later has the same prompts as in training.
+_NO_THINKING = {"enable_thinking": False}  # for LLMs that may think first (Qwen3): answers have 5 tokens
+# Templates that write today's date into the prompt (Llama 3.2, SmolLM3) get a fixed one, Llama's default. So
+# a run that is resumed or evaluated later has the same prompts as in training.
 _FIXED_DATE = (
     "{%- macro strftime_now(format) -%}{{ format"
     "|replace('%d', '26')|replace('%b', 'Jul')|replace('%B', 'July')|replace('%m', '07')"
@@ -330,8 +328,8 @@ def _next_chat(
     if not (prompt.startswith(old) and whole.startswith(prompt)):
         raise ConfigError(
             "This LLM's chat template renders earlier turns differently from the last one, so CRAFT cannot "
-            "train on a conversation of several turns in one sequence; give one turn per conversation, or use "
-            "the prompt format 'plain' (--set prompt=plain)."
+            "train on a conversation of several turns in one sequence; give one turn per conversation, or "
+            "use the prompt format 'plain' (--set prompt=plain)."
         )
     request, tail = (
         list(tokenizer(piece, add_special_tokens=False)["input_ids"])
@@ -345,7 +343,7 @@ def _next_llava(
 ) -> tuple[list[int], list[int]]:
     if getattr(tokenizer, "chat_template", None):
         raise ConfigError(
-            "The prompt format 'llava' with a chat template has one turn only; give one turn per conversation."
+            "The prompt format 'llava' with a chat template has only one turn; give one per conversation."
         )
     return _next_vila_u(tokenizer, _, question, answer)  # LLaVA-1.5 and VILA-U share vicuna's format
 

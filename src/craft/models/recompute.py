@@ -33,9 +33,9 @@ def recompute(model: nn.Module, what: Recompute = True) -> Iterator[None]:
     """Within the block, the layers of vision towers and LLMs in `model` are checkpointed (non-reentrant).
 
     This also works for frozen layers in evaluation mode, for which transformers' switch has no effect, and
-    does not change generation outside the block. Values and gradients are those without it. "selective" stores
-    the results of matrix products and attention and recomputes norms, activations and rotations: it saves a
-    third of the memory without any additional product (torch's selective activation checkpointing).
+    does not change generation outside the block. Values and gradients are those without it. "selective"
+    stores the results of matrix products and attention and recomputes norms, activations and rotations: it
+    saves a third of the memory without any additional product (torch's selective activation checkpointing).
 
     Source: §8, "gradient checkpointing".
     """

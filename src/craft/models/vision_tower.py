@@ -1,11 +1,11 @@
 """Vision towers E_θ: pixels -> patch features, in three forms with one base class (§3.1, §3.2).
 
 `SiglipTower` is VILA-U's: SigLIP embeddings and layers, up to the penultimate layer. `HybridTower` puts a
-convolutional stem under the same layers; without it, a small tower learns too little in CPU time. `LlavaTower`
-is the vision model of a LLaVA checkpoint.
+convolutional stem under the same layers; without it, a small tower learns too little in CPU time.
+`LlavaTower` is the vision model of a LLaVA checkpoint.
 """
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -158,7 +158,7 @@ class SiglipTower(_ClsTower):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__({**config, "type": "siglip"}, layers=config["num_hidden_layers"] - 1)
-        self.embeddings = SiglipVisionEmbeddings(self.siglip_config)
+        self.embeddings = SiglipVisionEmbeddings(cast(SiglipVisionConfig, self.siglip_config))
         side = self.image_size // int(config.get("patch_size", 16))
         self.grid = (side, side)
         self.dim = self.siglip_config.hidden_size

@@ -15,7 +15,7 @@ from craft.formats.encoder import load_artefact
 from craft.formats.load import load
 from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
-from craft.pruning import STRATEGIES, Settings, budget_of
+from craft.pruning import STRATEGIES, PruningSettings, budget_of
 from craft.recipes.code_map import CodeMap, ShownImage, draw_codes
 from craft.recipes.code_page import write_page
 from craft.recipes.prior import DEFAULT, chosen_prior
@@ -124,7 +124,7 @@ def _maps(visual: VisualTokenizer, tokens: VisionTokens, tower: str) -> list[Cod
         total = visual.prior.sum().clamp(min=1)
         codes = tokens.codes[..., 0]
         share = (visual.prior.cpu() / total)[codes].double().numpy()
-        order = STRATEGIES["full"](tokens, codes.shape[1], Settings(visual.prior))
+        order = STRATEGIES["full"](tokens, codes.shape[1], PruningSettings(visual.prior))
         rank = order.argsort(dim=1).numpy()
     return [
         CodeMap(

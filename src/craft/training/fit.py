@@ -167,7 +167,7 @@ def fit(
             line["samples_per_s"] = round(seen / (time.monotonic() - clock), 2)
             run.log(line)
             engine.log(line, step)
-            stopping = processes.agree(wish.asked)
+            stopping = processes.agree(wish.requested)
             wanted = config.checkpoint_every and step % config.checkpoint_every == 0
             if wanted or stopping or step == total:
                 engine.collect()
