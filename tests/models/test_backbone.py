@@ -163,6 +163,15 @@ def test_padding_tokens_of_ragged_rows_are_left_out(lvlm: LVLM, pixels: torch.Te
     assert lengths[1] == lengths[0] - 6 == lengths[2] - 6
 
 
+def test_read_gives_what_the_llm_gets(lvlm: LVLM, pixels: torch.Tensor) -> None:
+    backbone, tokens = lvlm.backbone, lvlm.encode(pixels)
+    read = backbone.read(tokens)
+    assert torch.equal(read, backbone.project(tokens.quantized))
+    start = len(backbone.tokenized(QUESTIONS[0]).before)
+    inputs = backbone.inputs(tokens[:1], QUESTIONS[:1])
+    assert torch.equal(inputs["inputs_embeds"][0, start : start + read.shape[1]], read[0])
+
+
 def test_counts_must_agree(lvlm: LVLM, pixels: torch.Tensor) -> None:
     for images, questions in ((pixels, QUESTIONS[:2]), (pixels[:1], QUESTIONS)):
         with pytest.raises(CraftError, match="Each image needs one question"):

@@ -68,7 +68,7 @@ def check_writable(path: PathLike) -> None:
     path = Path(path)
     existing = next(parent for parent in path.absolute().parents if os.path.exists(parent))
     if path.is_dir():
-        raise ConfigError(f"cannot write the file {path}: it is a folder; choose another name")
+        raise ConfigError(f"{path} is a folder, so no file can be written there; choose another name")
     if not existing.is_dir():
         raise ConfigError(f"cannot write {path}: {existing} is a file; choose another path")
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -155,7 +155,7 @@ def atomic_directory(path: PathLike) -> Iterator[Path]:
     path = Path(path)
     path = path.resolve() if path.is_symlink() else path
     if path.exists() and not path.is_dir():
-        raise ConfigError(f"cannot write the folder {path}: it is a file; choose another name")
+        raise ConfigError(f"{path} is a file, so no folder can be written there; choose another name")
     temporary, old = _sibling(path, "tmp"), _sibling(path, "old")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

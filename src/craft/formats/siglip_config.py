@@ -46,14 +46,14 @@ def siglip_vision_config(
     """
     hidden, _, patch, _ = _shape(weights, prefix + "embeddings.patch_embedding.weight")
     side = math.isqrt(_shape(weights, prefix + "embeddings.position_embedding.weight")[0])
-    beside = _beside(root, pretrained_model, "vision_config")
+    stored = _config_in_checkpoint(root, pretrained_model, "vision_config")
     image = SIDES.get((side, patch), side * patch)
-    stated = beside[1].get("image_size", image) if beside else image
+    stated = stored[1].get("image_size", image) if stored else image
     if stated // patch == side:
         image = stated  # the patch embedding ignores the remaining pixels
     sizes = {"hidden_size": hidden, "patch_size": patch, "image_size": image}
     sizes |= _layer_sizes(weights, prefix)
-    return {**_complete(weights, sizes, VISION, beside), "type": "siglip"}
+    return {**_complete(weights, sizes, VISION, stored), "type": "siglip"}
 
 
 def siglip_text_config(
@@ -68,17 +68,17 @@ def siglip_text_config(
     length = _shape(weights, prefix + "embeddings.position_embedding.weight")[0]
     sizes = {"hidden_size": hidden, "vocab_size": vocabulary, "max_position_embeddings": length}
     sizes |= _layer_sizes(weights, prefix)
-    return _complete(weights, sizes, TEXT, _beside(root, pretrained_model, "text_config"))
+    return _complete(weights, sizes, TEXT, _config_in_checkpoint(root, pretrained_model, "text_config"))
 
 
 def _complete(
     weights: WeightFolder,
     sizes: dict[str, int],
     defaults: dict[str, Any],
-    beside: tuple[Path, dict[str, Any]] | None,
+    stored: tuple[Path, dict[str, Any]] | None,
 ) -> dict[str, Any]:
     """Sizes from shapes; the rest from the config in the checkpoint, or from the published models."""
-    if beside is None:
+    if stored is None:
         hidden = sizes["hidden_size"]
         heads = HEADS.get(hidden, hidden // 64)
         if heads == 0 or hidden % heads:
@@ -88,7 +88,7 @@ def _complete(
                 "rqvaesiglip.pretrained_model."
             )
         return {**defaults, **sizes, "num_attention_heads": heads}
-    file, config = beside
+    file, config = stored
     merged = {key: config.get(key, default) for key, default in defaults.items()}
     for key, size in sizes.items():
         if merged[key] != size:
@@ -98,7 +98,7 @@ def _complete(
     return merged
 
 
-def _beside(root: Path, name: str | None, part: str) -> tuple[Path, dict[str, Any]] | None:
+def _config_in_checkpoint(root: Path, name: str | None, part: str) -> tuple[Path, dict[str, Any]] | None:
     """The SigLIP config in a folder of the checkpoint, if `pretrained_model` names one."""
     file = root / name / "config.json" if name else None
     if file is None or not file.is_file():

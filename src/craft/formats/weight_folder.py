@@ -92,7 +92,8 @@ class WeightFolder:
         raise CheckpointError(
             f"{self.folder} holds no weights: it has neither {SINGLE} nor {INDEX}; copy or download the "
             "folder again. (From the hub, CRAFT downloads only safetensors. If a model has only "
-            "pytorch_model.bin, download it yourself and give its folder; the message then has a command to convert it.)"
+            "pytorch_model.bin, download it yourself and give its folder; the message then has a command to "
+            "convert it.)"
         )
 
     def tensor(self, name: str) -> Tensor:

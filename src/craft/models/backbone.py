@@ -101,7 +101,7 @@ class Backbone(nn.Module):
         return cast(nn.Embedding, self.llm.get_input_embeddings())
 
     @property
-    def layers(self) -> nn.Module:
+    def base_llm(self) -> nn.Module:
         """The LLM without its output embedding, which returns the last hidden states."""
         return getattr(self.llm, self.llm.base_model_prefix)
 
@@ -294,7 +294,7 @@ class Backbone(nn.Module):
         Args:
             inputs: as `inputs` or `splice` returns them; labels are not used.
         """
-        output = self.layers(
+        output = self.base_llm(
             inputs_embeds=inputs["inputs_embeds"],
             attention_mask=inputs["attention_mask"],
             position_ids=inputs["position_ids"],

@@ -135,7 +135,7 @@ def read(
         [rows[i][:2] for i in chosen], "left", [positions[i][: split[i]] for i in chosen]
     )
     cache = DynamicCache()
-    backbone.layers(**fronts, past_key_values=cache, use_cache=True)
+    backbone.base_llm(**fronts, past_key_values=cache, use_cache=True)
     order = {image: index for index, image in enumerate(first)}
     select = torch.tensor([order[image] for image in image_of or ()], device=backbone.device)
     cache.batch_select_indices(select)
@@ -278,7 +278,7 @@ def _score_in_turn(
 
 def _hidden(backbone: Backbone, reading: Reading, embeds: Tensor, mask: Tensor, offsets: Tensor) -> Tensor:
     """Last hidden states `[B, n, h]` of tokens that follow the prompts."""
-    return backbone.layers(
+    return backbone.base_llm(
         inputs_embeds=embeds,
         attention_mask=mask,
         position_ids=reading.last + 1 + offsets.to(backbone.device),

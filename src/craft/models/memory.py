@@ -35,8 +35,7 @@ def estimate_memory(
     dtype: torch.dtype = torch.float32,
     answer_len: int = 8,
     gradient_checkpointing: Recompute = False,
-    from_codes: bool = False,
-    search: str = "exact",
+    search: str | None = "exact",
     mixed: float = 0.0,
 ) -> dict[str, int]:
     """Estimate the bytes of one training step; works on the meta device.
@@ -52,8 +51,8 @@ def estimate_memory(
         dtype: of stored activations (that of autocast).
         answer_len: answer tokens per sample; logits are computed only there.
         gradient_checkpointing: layers store only their inputs, and one at a time runs again; or "selective".
-        from_codes: codes are cached (`craft align`), so the vision tower does not run.
-        search: how codewords are found (`craft.quantize.search.SEARCHES`).
+        search: how codewords are found (`craft.quantize.search.SEARCHES`); None if codes are cached
+            (`craft align`), so the vision tower does not run.
         mixed: images per training image that the retention loss adds; it also needs the base tower.
 
     Returns:
@@ -68,7 +67,7 @@ def estimate_memory(
     width = dtype.itemsize
 
     activations = searching = 0
-    if not from_codes:
+    if search is not None:
         patches = lvlm.visual.grid[0] * lvlm.visual.grid[1]
         layers = len(tower.layers)
         if any(p.requires_grad for p in tower.parameters()):
