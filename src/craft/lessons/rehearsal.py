@@ -98,7 +98,7 @@ def rehearse_alignment(
     answers = -(-int((labels >= 0).sum()) // len(labels))
     dtype = resolve_dtype(config.dtype, resolve_device(config.device))
     count, tokens = labels.shape
-    memory = estimate_memory(lvlm, count, tokens, dtype, answers, step.recompute, from_codes=True)
+    memory = estimate_memory(lvlm, count, tokens, dtype, answers, step.recompute, search=None)
     return _rehearsal(lvlm, step.parts, memory, config, len(rows), tokens)
 
 
@@ -123,7 +123,7 @@ def rehearse_sizes(
     recompute_mode = config.gradient_checkpointing
     if recompute_mode == "auto":
         recompute_mode = True  # the meta device has no memory to measure
-    memory = estimate_memory(lvlm, rows, tokens, torch.bfloat16, answers, recompute_mode, from_codes=True)
+    memory = estimate_memory(lvlm, rows, tokens, torch.bfloat16, answers, recompute_mode, search=None)
     return _rehearsal(lvlm, {}, memory, config, samples, tokens)
 
 

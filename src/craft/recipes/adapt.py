@@ -77,7 +77,7 @@ def adapt(
     overwrite: bool = False,
     **overrides: Any,
 ) -> AdaptResult:
-    """Adapt the vision tower of a discrete LVLM to a domain. Projector, LLM and codebook do not change by a bit.
+    """Adapt the vision tower of a discrete LVLM to a domain. Projector, LLM and codebook do not change.
 
     Args:
         surrogate: a shipped model, a folder, a hub id, or a loaded LVLM (which is not changed).

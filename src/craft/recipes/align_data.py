@@ -77,7 +77,7 @@ def read_sets(
 
 
 def check_turns(sets: Sets, lvlm: LVLM) -> None:
-    """Check, before training, that the prompt format can write conversations of several turns, if there are any.
+    """Check, before training, that the prompt format can write conversations of several turns.
 
     Raises:
         ConfigError: it cannot.

@@ -25,8 +25,8 @@ def decoders(workers: int) -> Executor:
     """Processes that decode images (`square_bytes`).
 
     They are not forked, because torch's threads do not survive a fork. A script that uses them therefore
-    needs `if __name__ == "__main__":`. They ignore Ctrl-C, which a terminal also sends to them, because training
-    still needs them to finish its step. They end with the training process, however it ends.
+    needs `if __name__ == "__main__":`. They ignore Ctrl-C, which a terminal also sends to them, because the
+    training process still needs them to finish its step. They end with the training process, however it ends.
     """
     kinds = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")

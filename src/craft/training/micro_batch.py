@@ -81,8 +81,7 @@ def checkpointing(
             dtype,
             answers,
             gradient_checkpointing=lighter,
-            from_codes=isinstance(config, AlignConfig),
-            search=lesson.search,
+            search=None if isinstance(config, AlignConfig) else lesson.search,
             mixed=lesson.mixed,
         )
         activations = needed["total"] - needed["weights"]
