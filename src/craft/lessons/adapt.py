@@ -1,7 +1,6 @@
 """The lesson of `craft adapt`: the vision tower learns by Eq. 5 from labelled images (§3.2)."""
 
 from collections.abc import Sequence
-from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +13,8 @@ from craft.lessons.batches import ImageBatches, image_cache
 from craft.lessons.objective import CraftObjective, Term, paper_terms, retention_loss
 from craft.lessons.retention import MIXED, base_features, blended, kept_share, retention_weight
 from craft.models.lvlm import LVLM
-from craft.models.vision_tower import HybridTower
+from craft.models.vision_tower import ClsTower, HybridTower, forward_of
+from craft.quantize import Continuous
 from craft.quantize.search import SEARCHES, Choice, obstacle, search_for
 from craft.training.checks import choose_trainable
 from craft.training.config import AdaptConfig
@@ -50,7 +50,7 @@ def adaptation(
     check_settings(config, contrastive_weight)
     lvlm.visual.vision_tower.float()
     settled = settle(lvlm, samples, config, earlier)
-    tower: Any = lvlm.visual.vision_tower
+    tower = lvlm.visual.vision_tower
     stem_frozen = config.trainable != "all" and isinstance(tower, HybridTower)
     cached_stem = stem_frozen and stem_suffices(lvlm, config)
     terms, base = paper_terms(config.losses, contrastive_weight), None
@@ -63,7 +63,7 @@ def adaptation(
         lvlm, samples, config, images, with_texts=contrastive_weight > 0, with_mixed=base is not None
     )
     probe = _Probe(lvlm, batches, config)  # computes the codes of the base tower
-    if config.cls_attention:
+    if config.cls_attention and isinstance(tower, ClsTower):
         tower.cls_attention = config.cls_attention
     return Lesson(
         objective=CraftObjective(
@@ -141,9 +141,9 @@ def chosen_search(lvlm: LVLM, config: AdaptConfig, earlier: Settled | None = Non
     Raises:
         ConfigError: the search of the settings, or of the run to resume, cannot run here.
     """
-    if lvlm.visual.continuous:
+    tables = lvlm.visual.codebook
+    if isinstance(tables, Continuous):
         return Choice("exact", "a continuous LVLM has no codebook")
-    tables: Any = lvlm.visual.codebook
     if config.search != "auto":
         return search_for(config.search, tables)
     if earlier is None:
@@ -193,8 +193,8 @@ class _Probe:
     @torch.no_grad()
     def _encode(self) -> Tensor:
         """Level-1 codes int64 `[B, N]`; for a continuous LVLM, features float32 `[B, N, d]`."""
-        visual, tower = self.lvlm.visual, cast(Any, self.lvlm.visual.vision_tower)
-        features, _ = (tower.after_stem if self.from_stem else tower)(self.images, with_cls=False)
+        visual = self.lvlm.visual
+        features, _ = forward_of(visual.vision_tower, self.from_stem)(self.images, with_cls=False)
         return features.float() if visual.continuous else visual.quantize(features, None).codes[..., 0]
 
     def __call__(self) -> dict[str, float]:

@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from craft.core.errors import TrainingError
 from craft.core.tokens import VisionTokens
@@ -16,7 +15,7 @@ from craft.models.freezing import freeze_all_but
 from craft.models.lvlm import LVLM
 from craft.models.prompts import Dialogue, build_dialogue
 from craft.training.config import AlignConfig
-from craft.training.lesson import WHOLE, Lesson, Share
+from craft.training.lesson import WHOLE, Lesson, Objective, Share
 from craft.training.lora import add_lora, begin_lora
 
 _CHARACTERS = 4  # per token of text, approximately
@@ -117,7 +116,7 @@ class RowBatches:
         return tuple(listed)
 
 
-class AlignObjective(nn.Module):
+class AlignObjective(Objective):
     """Cross-entropy of the answers given images and questions, as a module that data parallelism can wrap.
 
     Source: §8. The loss is that of Eq. 2, but here projector and LLM learn.
@@ -166,7 +165,7 @@ def alignment(
     Source: §8.
     """
     backbone = lvlm.backbone
-    llm: Any = backbone.llm
+    llm = backbone.llm
     lora = stage == 2 and config.lora.rank > 0
     freeze_all_but(lvlm, ["projector"] if stage == 1 or lora else ["projector", "llm"])
     if lora:

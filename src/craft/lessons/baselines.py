@@ -21,6 +21,7 @@ from craft.lessons.objective import CraftObjective, paper_terms
 from craft.lessons.retention import blended
 from craft.models.freezing import freeze_all_but
 from craft.models.lvlm import LVLM
+from craft.models.vision_tower import VisionTower, forward_of
 from craft.training.config import (
     AdaptConfig,
     BaselineConfig,
@@ -30,7 +31,7 @@ from craft.training.config import (
     LossesConfig,
     RetentionConfig,
 )
-from craft.training.lesson import Lesson, Settled
+from craft.training.lesson import Lesson, Objective, Settled
 from craft.training.lora import add_lora
 
 
@@ -95,8 +96,8 @@ def ldifs(
     """
     initial = copy.deepcopy(lvlm.visual.vision_tower).float()  # a copy, before the lesson may add LoRA
     lesson = vision_ft(lvlm, samples, config, earlier)
-    inner: Any = lesson.objective
-    return replace(lesson, objective=LdifsObjective(inner, initial, config.ldifs))
+    assert isinstance(lesson.objective, CraftObjective)
+    return replace(lesson, objective=LdifsObjective(lesson.objective, initial, config.ldifs))
 
 
 def projector_ft(
@@ -121,7 +122,7 @@ def llm_lora(
     Source: §12.2, "VILA-LLM-LoRA that modifies the weights of the language model"; rank and targets are ours.
     """
     freeze_all_but(lvlm, [])
-    llm: Any = lvlm.backbone.llm
+    llm = lvlm.backbone.llm
     add_lora(llm, config.lora)
     for name, parameter in llm.named_parameters():
         parameter.requires_grad_("lora_" in name)
@@ -191,7 +192,7 @@ def _frozen_tower_lesson(
 # The objective of LDIFS
 
 
-class LdifsObjective(nn.Module):
+class LdifsObjective(Objective):
     """The autoregressive loss plus `ldifs.weight` times the distance of features to the initial tower's.
 
     It is a module, so that data parallelism can wrap it.
@@ -202,20 +203,19 @@ class LdifsObjective(nn.Module):
         config: the weight and the number of layers.
     """
 
-    def __init__(self, inner: CraftObjective, initial: nn.Module, config: LdifsConfig) -> None:
+    def __init__(self, inner: CraftObjective, initial: VisionTower, config: LdifsConfig) -> None:
         super().__init__()
         self.inner = inner
         self.lvlm = inner.lvlm
-        self.initial = initial.requires_grad_(False).eval()
+        self.initial: VisionTower = initial.requires_grad_(False).eval()
         self.config = config
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss (a scalar with gradient) and its parts by name, as for `CraftObjective`."""
-        initial: Any = self.initial
         with _layer_outputs(self.lvlm.visual.vision_tower, self.config.layers) as now:
             loss, parts = self.inner(batch)
-        with torch.no_grad(), _layer_outputs(initial, self.config.layers) as before:
-            (initial.after_stem if self.inner.cached_stem else initial)(batch.images, with_cls=False)
+        with torch.no_grad(), _layer_outputs(self.initial, self.config.layers) as before:
+            forward_of(self.initial, self.inner.cached_stem)(batch.images, with_cls=False)
         distance = batch.share.samples * feature_distance(now, before)
         loss = loss + self.config.weight * distance
         return loss, {**parts, "loss": loss.detach(), "ldifs": distance.detach()}
@@ -240,7 +240,7 @@ def feature_distance(now: Sequence[Tensor], before: Sequence[Tensor]) -> Tensor:
 
 
 @contextmanager
-def _layer_outputs(tower: Any, count: int) -> Iterator[list[Tensor]]:
+def _layer_outputs(tower: VisionTower, count: int) -> Iterator[list[Tensor]]:
     """A context whose list collects the patches `[B, N, h]` after `count` evenly spaced layers."""
     layers = list(tower.layers)
     count = min(count, len(layers))

@@ -1,9 +1,8 @@
 """Batches of labelled images: pixels, questions, answers, texts and mixed images."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +52,7 @@ def image_groups(samples: Sequence[Sample], most: int) -> list[tuple[Sample, ...
     """Samples grouped by image, at most `most` in a group, in the order of their first samples."""
     if most == 1:
         return [(sample,) for sample in samples]
-    by_image: dict[Any, list[Sample]] = {}
+    by_image: dict[Hashable, list[Sample]] = {}
     for sample in samples:
         by_image.setdefault(image_key(sample.image), []).append(sample)
     return [
@@ -190,7 +189,7 @@ class TextTable:
         self.seed = seed
         texts = sorted({text for sample in samples for text in sample.texts()})
         self.rows = {text: row for row, text in enumerate(texts)}
-        encode: Any = visual.text_encoder.encode
+        encode = visual.text_encoder.encode
         parts = [encode(texts[start : start + 256]).float() for start in range(0, len(texts), 256)]
         self.embeddings = torch.cat(parts)
         width = int(visual.vision_tower.dim)  # type: ignore[arg-type]

@@ -6,10 +6,10 @@ To add a loss, add a function to `craft.losses` and a `Term` to this file.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from craft.core.processes import gather, world
 from craft.core.tokens import VisionTokens
@@ -20,7 +20,9 @@ from craft.losses import commitment, commitment_cumulative, contrastive, retenti
 from craft.models.backbone import Backbone
 from craft.models.compiled import Compiled, layers_of
 from craft.models.lvlm import LVLM
+from craft.models.vision_tower import HybridTower, forward_of
 from craft.training.config import CommitmentConfig, LossesConfig, SalConfig
+from craft.training.lesson import Objective
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def retention_loss(forward: ForwardPass) -> Tensor:
     return batch.share.samples * (value * len(forward.mixed) / (MIXED * len(batch.ids)))
 
 
-class CraftObjective(nn.Module):
+class CraftObjective(Objective):
     """The weighted sum of the terms (Eq. 5), as a module so that data parallelism can wrap it.
 
     Args:
@@ -176,7 +178,7 @@ class CraftObjective(nn.Module):
             forward = self._forward_pass(batch)
             zero = forward.tokens.features.new_zeros(())
             parts = {term.name: term.loss(forward) if term.weight else zero for term in self.terms}
-            loss: Any = sum(term.weight * parts[term.name] for term in self.terms)  # Eq. 5
+            loss = sum((term.weight * parts[term.name] for term in self.terms), start=zero)  # Eq. 5
         tokens = forward.tokens
         distance = commitment(tokens.features.detach(), tokens.quantized.detach(), "mean")
         parts = {"loss": loss, **parts, "distance": batch.share.samples * distance}
@@ -194,12 +196,13 @@ class CraftObjective(nn.Module):
 
     def _forward_pass(self, batch: Batch) -> ForwardPass:
         visual = self.lvlm.visual
-        tower: Any = visual.vision_tower
-        run: Any = tower.after_stem if self.cached_stem else tower
+        tower = visual.vision_tower
+        run = forward_of(tower, self.cached_stem)
         images, count = batch.images, len(batch.images)
         if self.base is not None and batch.mixed is not None:
             images = torch.cat([images, batch.mixed])  # one pass instead of two
             if self.stem_frozen and not self.cached_stem:
+                assert isinstance(tower, HybridTower)
                 images, run = tower.run_stem(images), tower.after_stem
         reads = {name for term in self.terms if term.weight for name in term.reads}
         features, cls = run(images, "cls" in reads)

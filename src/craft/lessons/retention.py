@@ -10,7 +10,6 @@ A tower that trains on few classes assigns every image to one of them. There are
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from craft.core.progress import say
 from craft.core.seeding import rng
 from craft.data import Sample
+from craft.models.vision_tower import VisionTower, forward_of
 from craft.training.lesson import do_nothing
 
 FEW = 30
@@ -62,7 +62,7 @@ def retention_weight(weight: float | None, samples: Sequence[Sample]) -> float:
     return RETENTION_OF_FEW
 
 
-def base_features(tower: nn.Module, from_stem: bool) -> Callable[[Tensor], Tensor]:
+def base_features(tower: VisionTower, from_stem: bool) -> Callable[[Tensor], Tensor]:
     """A function that returns the features `[B, N, d]` of a copy of `tower` as it is now, without gradient.
 
     Args:
@@ -72,8 +72,7 @@ def base_features(tower: nn.Module, from_stem: bool) -> Callable[[Tensor], Tenso
     It is a function and not a module, so that data parallelism neither shards nor synchronises the copy:
     processes without mixed images do not run it.
     """
-    base: Any = copy.deepcopy(tower).requires_grad_(False).eval()
-    run = base.after_stem if from_stem else base
+    run = forward_of(copy.deepcopy(tower).requires_grad_(False).eval(), from_stem)
 
     @torch.no_grad()
     def features(images: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from craft.lessons.adapt import adaptation
 from craft.lessons.batches import image_groups
 from craft.lessons.rehearsal import Rehearsal, rehearse_step
 from craft.models.lvlm import LVLM
+from craft.models.vision_tower import forward_of
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.quantize.usage import code_counts
 from craft.recipes.opening import (
@@ -198,10 +199,10 @@ def code_prior(
     """
     distinct = list({image_key(sample.image): sample for sample in samples}.values())[rank() :: world()]
     counts = torch.zeros(visual.codebook.size, dtype=torch.long)
-    tower: Any = visual.vision_tower
+    forward = forward_of(visual.vision_tower, images.through_stem)
     for start in range(0, len(distinct), batch_size):
         batch = images.get(distinct[start : start + batch_size]).to(visual.device)
-        features, _ = (tower.after_stem if images.through_stem else tower)(batch, with_cls=False)
+        features, _ = forward(batch, with_cls=False)
         codes = visual.codebook.quantize(features.float()).codes
         counts += code_counts(codes, visual.codebook.size).cpu()
     return total(counts)

@@ -259,14 +259,14 @@ def _with_lora(settings: AlignConfig) -> bool:
     return settings.lora.rank > 0 and settings.stage != "1"
 
 
-def _visual(settings: AlignConfig, visual: Any) -> VisualTokenizer:
+def _visual(settings: AlignConfig, visual: str | Path | VisualTokenizer | None) -> VisualTokenizer:
     if not isinstance(visual, VisualTokenizer):
         visual = load_visual_tokenizer(settings.visual, settings.device, settings.dtype)
     visual.need_codes("Aligning an LLM")
     return visual
 
 
-def _unrounded(lvlm: LVLM, settings: AlignConfig, visual: Any) -> LVLM:
+def _unrounded(lvlm: LVLM, settings: AlignConfig, visual: str | Path | VisualTokenizer | None) -> LVLM:
     """The result with the visual tokenizer in its original precision, which in memory may be lower."""
     if isinstance(visual, VisualTokenizer):
         return lvlm

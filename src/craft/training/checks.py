@@ -10,6 +10,7 @@ from craft.core.errors import TrainingError
 from craft.core.processes import agree
 from craft.models.freezing import freeze_all_but, parameter_table
 from craft.models.lvlm import LVLM
+from craft.models.vision_tower import ClsTower
 from craft.training.config import AdaptConfig
 from craft.training.lora import add_lora
 
@@ -26,14 +27,14 @@ def choose_trainable(lvlm: LVLM, config: AdaptConfig, contrastive_weight: float)
     Returns:
         The parameters that train, by their names in the model.
     """
-    tower: Any = lvlm.visual.vision_tower
+    tower = lvlm.visual.vision_tower
     children = dict.fromkeys(name.partition(".")[0] for name, _ in tower.named_parameters())
     names = [f"vision_tower.{name}" for name in children]
     if config.trainable == "layers":
         names = [name for name in names if name.rpartition(".")[2] not in _ENTRANCE]
     if contrastive_weight:
         names.append("log_temperature")
-    elif "cls_token" in children and (config.cls_attention or tower.cls_attention) == "read-only":
+    elif isinstance(tower, ClsTower) and (config.cls_attention or tower.cls_attention) == "read-only":
         names.remove("vision_tower.cls_token")
     if config.trainable == "lora":
         others = {"log_temperature", "vision_tower.cls_token"} & set(names)

@@ -19,6 +19,7 @@ from craft.models.lvlm import LVLM
 from craft.models.recompute import Recompute, recompute
 from craft.models.vision_tower import TowerLayer
 from craft.training.config import LoopConfig
+from craft.training.lesson import Objective
 
 PATIENCE = timedelta(hours=6)
 """The time that processes wait for the main one, which alone encodes the images of a large data set. They
@@ -79,13 +80,13 @@ class Engine:
         self._max_grad_norm = config.optimizer.max_grad_norm
         self.objective: Any = None
         self.optimizer: Any = None
-        self._whole: Any = None
+        self._whole: Objective | None = None
 
     def move(self, lvlm: LVLM) -> None:
         """Move a model to the device; under FSDP2, only its visual tokenizer."""
         (lvlm.visual if self.sharded else lvlm).to(self.device)
 
-    def trainee(self, objective: nn.Module) -> nn.Module:
+    def trainee(self, objective: Objective) -> nn.Module:
         """The module that trains: the objective itself, or under FSDP2 its twin."""
         self._whole = objective
         return _twin(objective) if self.sharded else objective
@@ -95,7 +96,7 @@ class Engine:
         if self.sharded:
             layers = {type(m).__name__ for m in trainee.modules() if isinstance(m, TowerLayer)}
             known = {type(m).__name__ for m in trainee.modules()}
-            layers |= set(getattr(self._whole.lvlm.backbone.llm, "_no_split_modules", None) or ()) & known
+            layers |= set(getattr(self._caller_model.backbone.llm, "_no_split_modules", None) or ()) & known
             self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(layers)
         buffers = [name for name, _ in trainee.named_buffers()]  # equal in all processes, and constant
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(trainee, buffers)
@@ -106,6 +107,11 @@ class Engine:
     def model(self) -> LVLM:
         """The model that trains: the caller's, or its sharded twin."""
         return getattr(self.objective, "module", self.objective).lvlm
+
+    @property
+    def _caller_model(self) -> LVLM:
+        assert self._whole is not None
+        return self._whole.lvlm
 
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
@@ -141,7 +147,7 @@ class Engine:
         """Copy trained weights (with `everything`, also frozen ones) from the twin to the caller's model."""
         if not self.sharded:
             return
-        whole = dict(self._whole.lvlm.named_parameters())
+        whole = dict(self._caller_model.named_parameters())
         with peers_needed():
             for name, shard in self.model.named_parameters():
                 if everything or shard.requires_grad:
@@ -154,7 +160,7 @@ class Engine:
         get no moments.
         """
         plain = self.optimizer.state_dict()
-        shapes = [p.shape for p in self._whole.lvlm.parameters() if p.requires_grad]
+        shapes = [p.shape for p in self._caller_model.parameters() if p.requires_grad]
         state: dict[int, dict[str, Any]] = {}
         with peers_needed():
             for index, values in plain["state"].items():

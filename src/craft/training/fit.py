@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LRScheduler
 
 from craft.core import processes
 from craft.core.errors import ConfigError, TrainingError
@@ -232,7 +234,7 @@ class _Loop:
     config: LoopConfig
     run: RunFolder
     engine: Engine
-    schedule: Any
+    schedule: LRScheduler
     state: _State
     plan: _Plan
     validate: Callable[[LVLM], float] | None
@@ -279,8 +281,7 @@ class _Loop:
         """Validate, and save the weights if they are the best so far."""
         state, lesson = self.state, self.lesson
         with _blended(lesson):
-            model: Any = lesson.objective.lvlm
-            score = self.line["validation"] = processes.everyone(validate(model))[0]
+            score = self.line["validation"] = processes.everyone(validate(lesson.objective.lvlm))[0]
         if state.best_score is None or score > state.best_score:
             state.best_step, state.best_score = step, score
             if processes.is_main():
@@ -430,13 +431,13 @@ def _micro_batch(
     return size
 
 
-def _optimizer(trainee: nn.Module, config: LoopConfig, total: int) -> tuple[Any, Any]:
+def _optimizer(trainee: nn.Module, config: LoopConfig, total: int) -> tuple[AdamW, LRScheduler]:
     """AdamW and the cosine schedule with warm-up (§4.1)."""
     from transformers import get_cosine_schedule_with_warmup
 
     settings = config.optimizer
     learning = [parameter for parameter in trainee.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
+    optimizer = AdamW(
         learning,
         lr=settings.learning_rate,
         betas=settings.betas,

@@ -5,7 +5,6 @@ from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from craft.core.processes import follow_parent
 from craft.core.progress import say
 from craft.data import Sample, image_key
 from craft.models.images import scaled, square_bytes
+from craft.models.vision_tower import HybridTower
 from craft.models.visual_tokenizer import VisualTokenizer
 
 __all__ = ["ImageCache", "decoders", "image_key"]
@@ -150,7 +150,8 @@ class ImageCache:
         value = torch.from_numpy(self._bytes(sample, key))
         if self.through_stem:
             with torch.no_grad():
-                tower: Any = self.visual.vision_tower
+                tower = self.visual.vision_tower
+                assert isinstance(tower, HybridTower)
                 value = tower.run_stem(scaled(value[None]).to(self.visual.device))[0].cpu()
         size = value.numel() * value.element_size()
         if self.bytes + size <= self.limit:

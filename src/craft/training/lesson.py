@@ -4,8 +4,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
+from craft.models.lvlm import LVLM
 from craft.quantize.search import Choice
 from craft.training.image_cache import ImageCache
 
@@ -58,6 +59,23 @@ class Batches(Protocol):
         ...
 
 
+class Objective(nn.Module):
+    """The loss of a batch, as a module that data parallelism can wrap.
+
+    Attributes:
+        lvlm: the model that trains.
+    """
+
+    lvlm: LVLM
+
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss (a scalar with gradient) and its parts by name, detached.
+
+        Both are contributions of the batch to those of the whole step (see `Share`); `fit` adds them up.
+        """
+        raise NotImplementedError
+
+
 def do_nothing() -> None:
     """The default of `Lesson.blend` and `Lesson.finish`."""
 
@@ -98,8 +116,7 @@ class Lesson:
     """What one run trains, and by which objective.
 
     Attributes:
-        objective: batch -> (loss, its parts by name); `objective.lvlm` is the model. Both are the
-            contributions of the batch to those of the whole step (see `Share`); `fit` adds them up.
+        objective: the loss of a batch.
         trained: the parameters that train, float32, by their names in the model.
         batches: the training set.
         parts: the parts of the LVLM (as `craft.models.freezing` names them) whose bytes may change.
@@ -115,7 +132,7 @@ class Lesson:
         mixed: the number of mixed images per training image, for the retention loss.
     """
 
-    objective: nn.Module
+    objective: Objective
     trained: dict[str, nn.Parameter]
     batches: Batches
     parts: Collection[str]
