@@ -45,7 +45,7 @@ def test_adapt_dry_run_writes_nothing(craft, family, pictures, tmp_path):
     words = ("adapt", family / "llama", "--data", pictures, "--out", tmp_path / "run", "--dry-run", *FAST)
     said = craft(*words)
     assert said.status == 0, said.err
-    for word in ("Who trains", "frozen", "activations", "total", "commitment"):
+    for word in ("What trains", "frozen", "activations", "total", "commitment"):
         assert word in said.out
     found = craft(*words, "--json").json
     assert found["memory"]["total"] > found["memory"]["weights"] > 0
@@ -420,7 +420,7 @@ def test_align_dry_run_of_the_papers_size(craft, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = craft("align", "paper/qwen2-0.5b", "--visual", "paper/vila-u", "--dry-run")
     assert said.status == 0, said.err
-    assert said.out.count("Who trains") == 2 and "494,032,768" in said.out and "595375" in said.out
+    assert said.out.count("What trains") == 2 and "494,032,768" in said.out and "595375" in said.out
     assert said.out.count("A dry run: nothing was written. Leave") == 1
     told = craft("align", "paper/qwen2-0.5b", "--visual", "paper/vila-u", "--dry-run", "--json").json
     assert told["stage 2"]["memory"]["optimiser"] > told["stage 1"]["memory"]["optimiser"] > 0

@@ -5,7 +5,7 @@ convolutional stem under the same layers; without it, a small tower learns too l
 `LlavaTower` is the vision model of a LLaVA checkpoint.
 """
 
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -108,6 +108,7 @@ class ClsTower(VisionTower):
         return patches, read
 
 
+@runtime_checkable
 class Forward(Protocol):
     """What `VisionTower.forward` does, for pixels or other input."""
 

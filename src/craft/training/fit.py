@@ -347,7 +347,7 @@ def _backward(
     parts: list[dict[str, Tensor]] = []
     for number, micro_batch in enumerate(batches, start=1):
         with engine.micro_batch(last=number == len(batches)):
-            loss, micro_parts = engine.loss(micro_batch)
+            loss, micro_parts = engine.loss(micro_batch)  # lesson.objective; Eq. 5 in CraftObjective
             engine.backward(loss)
         parts.append(micro_parts)
     return _sum_parts(parts, batches, index + 1)
