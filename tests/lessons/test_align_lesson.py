@@ -151,10 +151,10 @@ def test_what_shares_a_row_is_whole_in_it(codes, length):
         for row in rows:
             config = AlignConfig.build(None, {**FAST, "max_length": length})
             batches = RowBatches(lvlm.backbone, [row], config, codes)
-            kept = batches.make([0], 0).rows[0][1]
+            dialogues = batches.make([0], 0).rows[0][1]
             words = lvlm.backbone.prompt, lvlm.backbone.tokenizer
             full = [build_dialogue(*words, c.turns, not text) for c in row.conversations]
-            assert len(kept) == len(full) and (len(full) == 1 or list(kept) == full)
+            assert len(dialogues) == len(full) and (len(full) == 1 or list(dialogues) == full)
     assert len(rows) == 4 if length == 8192 else len(rows) >= 4
 
 

@@ -32,8 +32,8 @@ def test_file_and_overrides(tmp_path):
 
 
 def test_a_list_of_texts_is_read_as_yaml_and_a_text_is_not():
-    given = {"lora.targets": "[q_proj, v_proj]", "data.name": "[a]", "trackers": "[tensorboard]"}
-    config = AdaptConfig.build(None, given)
+    overrides = {"lora.targets": "[q_proj, v_proj]", "data.name": "[a]", "trackers": "[tensorboard]"}
+    config = AdaptConfig.build(None, overrides)
     assert config.lora.targets == ("q_proj", "v_proj") and config.data.name == "[a]"
     assert config.trackers == ("tensorboard",)
 

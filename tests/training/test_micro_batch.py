@@ -60,19 +60,19 @@ def tried(monkeypatch):
 def test_a_dry_run_tries_what_fits_too(tried):
     config = AdaptConfig.build({"batch_size": 6, "device": "cpu", "micro_batch": "auto"})
     lesson, samples = partial(adaptation, task="classification"), tiny_data().train
-    found = rehearse_step(tiny_lvlm(), samples, config, lesson)
-    assert tried == [6, 3, 3] and found.parts["loss"] > 0
+    result = rehearse_step(tiny_lvlm(), samples, config, lesson)
+    assert tried == [6, 3, 3] and result.parts["loss"] > 0
     three = rehearse_step(tiny_lvlm(), samples, config.model_copy(update={"micro_batch": 3}), lesson)
-    assert (found.parts, found.memory) == (three.parts, three.memory)
+    assert (result.parts, result.memory) == (three.parts, three.memory)
 
 
 def test_what_was_found_is_kept(tmp_path, tried):
-    found = run(tmp_path / "run")
-    assert found.record["micro_batch"] == 3
+    result = run(tmp_path / "run")
+    assert result.record["micro_batch"] == 3
     assert tried == [6, 3] + [3, 3] * 2
     tried.clear()
-    for place in (tmp_path / "run" / "checkpoints" / "step-00000002").iterdir():
-        place.unlink()
+    for file in (tmp_path / "run" / "checkpoints" / "step-00000002").iterdir():
+        file.unlink()
     (tmp_path / "run" / "checkpoints" / "step-00000002").rmdir()
     run(tmp_path / "run", resume=True)
     assert tried == [3, 3]  # nothing is tried again, and nothing else taken
