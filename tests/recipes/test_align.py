@@ -245,7 +245,7 @@ def test_lora_that_cannot_go_on_is_refused_before_images_are_encoded(
     monkeypatch.setattr("craft.recipes.align.encode_sets", None)
     for changed, message in [
         ({"lora.rank": 1}, r"has rank 2; set lora\.rank"),
-        ({"lora.targets": ["q_proj"]}, "other linear maps than this run's"),
+        ({"lora.targets": ["q_proj"]}, "other linear maps than that of this run"),
         ({"lora.rank": 0}, "has LoRA; continue from it with stage 2"),
         ({"stage": "1"}, "has LoRA; continue from it with stage 2"),
     ]:
@@ -266,7 +266,7 @@ def test_lora_that_cannot_go_on_is_refused_before_images_are_encoded(
 @pytest.mark.parametrize("start", [align, rehearse], ids=["run", "dry run"])
 def test_lora_that_cannot_be_is_refused_before_any_work(family, chat, tmp_path, monkeypatch, start):
     words = (family / "llama", family, chat / "chat.json", "both", tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"called q \(lora\.targets\); its layers have down_proj, "):
+    with pytest.raises(ConfigError, match=r"called q \(lora\.targets\); the layers have down_proj, "):
         start(*words, **FAST, **{"lora.rank": 2, "lora.targets": ["q"]})
     monkeypatch.setattr("craft.training.lora.find_spec", lambda name: None)
     monkeypatch.setattr("craft.recipes.align.read_sets", None)  # data are not even read

@@ -109,7 +109,7 @@ def test_a_failure_before_what_the_main_process_does_alone_ends_all(stumbles):
     other = 1 - first
     assert outcomes[first] == f"{stumbles[first]} in {first}"
     assert outcomes[other] == (
-        f"Another process failed at the start, so this one stops. process {first}: {told[first]}"
+        f"Another process failed at the start, so this one stops. process {first}: {outcomes[first]}"
     )
 
 

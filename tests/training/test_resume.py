@@ -8,10 +8,12 @@ import pytest
 import torch
 from accelerate.tracking import GeneralTracker
 
+from builders import tiny_lvlm
 from craft.core.errors import ConfigError, DataError
 from craft.lessons.batches import ImageBatches
 from craft.training import AdaptConfig, checkpoint
 from craft.training.engine import Engine
+from craft.training.lesson import Objective
 from training.test_fit import FAST, losses, tower_hash, train
 
 
@@ -76,8 +78,10 @@ def test_one_process_alone_puts_a_sharded_optimiser_together(tmp_path, monkeypat
     engine.sharded = True
     moments = {"exp_avg": Shard(), "exp_avg_sq": Shard()}
     engine.optimizer = SimpleNamespace(state_dict=lambda: {"state": {0: moments}, "param_groups": []})
-    whole = torch.nn.Parameter(torch.ones(2, 3))
-    engine._whole = SimpleNamespace(lvlm=SimpleNamespace(parameters=lambda: [whole]))
+    objective = Objective()
+    objective.lvlm = tiny_lvlm().requires_grad_(False)
+    objective.lvlm.register_parameter("learned", torch.nn.Parameter(torch.ones(2, 3)))
+    engine._whole = objective
     monkeypatch.setattr("craft.training.engine.is_main", lambda: main)
     state = engine.optimizer_state()["state"]
     if main:

@@ -88,6 +88,7 @@ class ClsTower(VisionTower):
 
     @cls_attention.setter
     def cls_attention(self, mode: ClsAttention) -> None:
+        """Set it in `config`."""
         if mode != self.cls_attention:
             self.config["cls_attention"] = mode
 
