@@ -68,7 +68,7 @@ def test_counts_begin_with_one(craft, words):
 
 
 def test_a_limit_of_nothing_in_python(pictures, family):
-    with pytest.raises(ConfigError, match="limit must be at least 1, not 0"):
+    with pytest.raises(ConfigError, match="'limit' cannot be 0"):
         evaluate(family / "llama", data=pictures, limit=0)
     with pytest.raises(ConfigError, match="limit must be at least 1, not -5"):
         build_prior(pictures, family / "llama", limit=-5)
