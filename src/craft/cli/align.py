@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 from typing import Any, Literal
 
-from craft.cli.options import COMMON, Common, Flag, Settings, Several, settings_of
+from craft.cli.options import COMMON, Common, Flag, Several, settings_of
 from craft.cli.show import show_json, show_pairs, show_table
 from craft.cli.training import show_rehearsals
 
@@ -24,7 +24,6 @@ def align(
     resume: Flag = False,
     overwrite: Flag = False,
     dry_run: Flag = False,
-    settings: Settings = None,
     common: Common = COMMON,
 ) -> None:
     """Make an LLM a backbone of an existing codebook: projector first, then projector and LLM (§8).
@@ -49,13 +48,12 @@ def align(
         overwrite: replace the run in the run folder.
         dry_run: build, show who trains, take one batch, estimate memory; write nothing but the codes. With
             paper/qwen2-0.5b and --visual paper/vila-u: the sizes of §8, without any weights.
-        settings: NAME=VALUE, any setting of the config; may be given several times.
     """
     from craft.core.processes import leave
     from craft.recipes.align import align as run
     from craft.training.config import AlignConfig
 
-    overrides: dict[str, Any] = settings_of(settings, common)
+    overrides: dict[str, Any] = settings_of(common)
     if lora is not None:
         overrides["lora.rank"] = lora
     if micro_batch is not None:

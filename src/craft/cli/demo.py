@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from craft.cli.options import COMMON, Common, Flag, Limit, Settings, settings_of
+from craft.cli.options import COMMON, Common, Flag, Limit, settings_of
 from craft.cli.show import listed, percent, show_json, show_table, signed
 from craft.cli.training import show_rehearsals
 
@@ -19,7 +19,6 @@ def demo(
     keep_ratio: float = 1.0,
     resume: Flag = False,
     dry_run: Flag = False,
-    settings: Settings = None,
     common: Common = COMMON,
 ) -> None:
     """The main job from end to end: adapt with one LLM, and see what another one gains from the same encoder.
@@ -34,12 +33,11 @@ def demo(
         keep_ratio: share of the visual tokens that the LLMs see when asked, as in 0.8; training sees all.
         resume: go on with an interrupted demo.
         dry_run: show who trains and the memory that it takes; write nothing.
-        settings: NAME=VALUE, any setting of the adaptation; may be given several times.
     """
     from craft.recipes.demo import LIMIT, demo_settings
     from craft.recipes.demo import demo as run
 
-    overrides = settings_of(settings, common)
+    overrides = settings_of(common)
     arguments: dict[str, Any] = {
         "out": out,
         "data": data,

@@ -96,10 +96,10 @@ class Settings(Section):
         """A checked config from a file, dict or config, with overrides on top.
 
         Args:
-            config: a YAML file, a dict (nested, or named as overrides are), a config of this kind, or None for
-                the defaults.
-            overrides: by dotted name ("optimizer.learning_rate"), with `__` for the dot, or by a last name
-                that is unique ("learning_rate"). A value for a section with a `name` ("data") is its name.
+            config: a YAML file, a dict (nested, or named as overrides are), a config of this kind, or None
+                for the defaults.
+            overrides: by dotted name ("optimizer.learning_rate"), with `__` for the dot, or by its last
+                names, if they are unique ("learning_rate"). A value for a section with a `name` ("data") is its name.
                 Strings are read as YAML if the setting does not take text; a `Path` is its text.
 
         Raises:
@@ -139,7 +139,7 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def resolve_name(name: str, model: type[BaseModel]) -> str:
-    """The dotted name that an override means (see `Settings.build`).
+    """The dotted name of the setting or section that an override means (see `Settings.build`).
 
     Raises:
         ConfigError: no setting, or several, have that name, or it was removed; the message says which come
@@ -149,9 +149,10 @@ def resolve_name(name: str, model: type[BaseModel]) -> str:
     dotted = _dotted(name)
     if removed := _removed_name(name):
         raise ConfigError(f"The setting {removed!r} was removed: {REMOVED[removed].instead}")
-    if dotted in known or any(k.startswith(f"{dotted}.") for k in known):
+    sections = {k[:end] for k in known for end, letter in enumerate(k) if letter == "."}
+    if dotted in known or dotted in sections:
         return dotted
-    by_last = [k for k in known if k.rpartition(".")[2] == dotted]
+    by_last = [k for k in (*known, *sorted(sections)) if k.endswith(f".{dotted}")]
     if len(by_last) == 1:
         return by_last[0]
     if by_last:

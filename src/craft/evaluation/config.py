@@ -1,4 +1,4 @@
-"""The settings of `craft eval` and `craft transfer`; the names below are the keys (see `craft.core.settings`).
+"""The settings of `craft eval` and `craft transfer`; the names are the keys (see `craft.core.settings`).
 
 The descriptions are also the help of the flags with these names.
 """
@@ -15,7 +15,7 @@ from craft.quantize.search import Search
 from craft.training.config import AdaptConfig
 
 Protocol = Literal["generate", "options", "both"]
-"""How an answer is obtained: written by the LLM (the paper's), the likeliest option, or both for comparison."""
+"""How an answer is obtained: written by the LLM (the paper's), the likeliest option, or both."""
 
 
 def _seed_list(value: Any) -> Any:

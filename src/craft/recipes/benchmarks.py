@@ -45,8 +45,11 @@ TABLE_1 = {
 }
 """The paper's ten benchmarks, in the order and with the heads of its Table 1."""
 
-_COMPARED = ("limit", "split", "keep_ratio", "prior", "keep_positions", "max_new_tokens", "protocol")
-_COMPARED_OF_DATA = ("answer_with", "distractors", "unseen_fraction")
+_COMPARED = (
+    *("limit", "split", "keep_ratio", "prior", "keep_positions"),
+    *("answer_with", "distractors", "unseen_fraction"),
+    *("max_new_tokens", "protocol"),
+)
 """Settings that must be the same for stored results to count; no answer depends on the others."""
 
 
@@ -216,8 +219,9 @@ def _evaluated(lvlm: LVLM, case: _Case, config: EvalConfig, cache: CodeCache) ->
 
 def _identity(lvlm: LVLM, case: _Case, config: EvalConfig, weights: dict[str, str]) -> dict[str, Any]:
     """What must be the same for an evaluation to count as done already."""
-    bits = bits_of(lvlm.backbone.llm)
-    identity = {
+    bits, pruned = bits_of(lvlm.backbone.llm), config.keep_ratio != 1
+    settings = {**vars(config), **vars(config.data)}
+    return {
         "backbone": lvlm.name,
         "weights": weights,
         "encoder": case.encoder.manifest["tower"] if case.encoder else None,
@@ -226,13 +230,10 @@ def _identity(lvlm: LVLM, case: _Case, config: EvalConfig, weights: dict[str, st
         "root": case.root,
         "seeds": config.all_seeds() or None,
         **({} if bits is None else {"llm_bits": bits}),
-        **{name: getattr(config, name) for name in _COMPARED},
-        **{name: getattr(config.data, name) for name in _COMPARED_OF_DATA},
+        **({"counts": _counts(lvlm, case.encoder, config.prior)} if pruned else {}),
+        **{name: settings[name] for name in _COMPARED},
         **({} if config.search == "exact" else {"search": config.search}),
     }
-    if config.keep_ratio != 1:
-        identity["counts"] = _counts(lvlm, case.encoder, config.prior)
-    return identity
 
 
 def _resumed(lvlm: LVLM, case: _Case, config: EvalConfig, identity: dict[str, Any]) -> list[Report] | None:

@@ -67,8 +67,8 @@ def evaluate(
     if settings.prior is not None:
         lvlm = lvlm.with_prior(chosen_prior(settings.prior, base))
     lvlm.check_keep_ratio(settings.keep_ratio)
-    own = data if isinstance(data, Data) else None
-    questions, samples = questions_asked(lambda: lvlm, pattern, settings, own)
+    loaded = data if isinstance(data, Data) else None
+    questions, samples = questions_asked(lambda: lvlm, pattern, settings, loaded)
     record: dict[str, Any] = {
         "backbone": lvlm.name,
         "encoder": None if artefact is None else str(artefact.folder),
@@ -175,7 +175,7 @@ def _single(values: Sequence[Any], what: str) -> Any:
     """
     if len(values) > 1:
         raise ConfigError(
-            f"One evaluation takes one {what}, not {len(values)}: {', '.join(map(str, values))}. `craft eval` "
-            "takes several."
+            f"One evaluation takes one {what}, not {len(values)}: {', '.join(map(str, values))}. "
+            "`craft eval` takes several."
         )
     return values[0] if values else None
