@@ -197,7 +197,12 @@ def test_unknown_keys_in_config_files(craft, tmp_path):
     assert "Did you mean 'batch_size'?" in craft("adapt", "--config", tmp_path / "adapt.yaml").complaint
     (tmp_path / "eval.yaml").write_text("keep_ration: 0.5\n")
     said = craft("eval", "x", "--config", tmp_path / "eval.yaml").complaint
-    assert "Did you mean --keep-ratio?" in said
+    assert "Did you mean 'keep_ratio'?" in said
+    (tmp_path / "flag.yaml").write_text("resume: true\n")
+    assert "give --resume" in craft("eval", "x", "--config", tmp_path / "flag.yaml").complaint
+    (tmp_path / "transfer.yaml").write_text("limit: 3\n")
+    said = craft("transfer", "--config", tmp_path / "transfer.yaml").complaint
+    assert "say ask.limit or adapt.data.limit" in said
     (tmp_path / "list.yaml").write_text("- 1\n")
     assert "name: value" in craft("eval", "x", "--config", tmp_path / "list.yaml").complaint
 
@@ -236,6 +241,23 @@ def test_out_that_cannot_be_written_is_refused_before_the_work(craft, family, tm
         assert f"{file} is a file" in craft(*words, *out).complaint, words
     with pytest.raises(ConfigError, match="is a file"):
         evaluate(none, data=none, out=file / "out")
+
+
+@pytest.mark.parametrize("data", ["hub:some/trees", "q.tar"])
+def test_what_must_be_prepared_first(craft, tmp_path, monkeypatch, data):
+    """Every verb but `prepare` names the command that writes the data to a folder, and that folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "q.tar").write_bytes(b"")
+    name = "trees" if data.startswith("hub:") else "q"
+    for words in (
+        ("data", "check", data),
+        ("data", "stats", data),
+        ("data", "captions", data, "--out", "c.jsonl", "--model", "m"),
+        ("adapt", "no-model", "--data", data, "--out", "run"),
+    ):
+        complaint = craft(*words).complaint
+        assert f"`craft data prepare {data}`" in complaint and f"prepared/{name} " in complaint, words
+    assert [path.name for path in tmp_path.iterdir()] == ["q.tar"]
 
 
 def test_a_full_disk_and_a_name_without_end(craft, pictures, tmp_path, monkeypatch):

@@ -14,6 +14,8 @@ from craft.core.files import load_tensors
 from craft.data import EMBEDDED
 from craft.formats.load import load
 
+FAST_MATRIX = tuple(word.replace("batch_size", "adapt.batch_size") for word in FAST)
+
 
 def test_adapt_says_who_trains_and_what_comes_next(encoder, family, pictures):
     out, said = encoder
@@ -101,7 +103,7 @@ def test_show(craft, family, encoder, pictures, tmp_path):
     words = ("show", *files, "--model", family / "llama", "--encoder", encoder[0])
     said = craft(*words, "--out", tmp_path / "one", "--keep-ratios", "0.5")
     assert said.status == 0, said.err
-    assert str(tmp_path / "one" / "index.html") in said.out and "0.png" in said.out
+    assert str(tmp_path / "one") in said.out and "0.png" in said.out
     assert "No code prior" in said.out  # the tiny base tower has none
     found = craft(*words, "--out", tmp_path / "two", "--json").json
     assert [row["tower"] for row in found["maps"]] == ["base", "adapted"] * 2
@@ -234,7 +236,12 @@ def test_transfer_of_encoders(craft, family, encoder, tmp_path):
         "another LLM",
     ):
         assert word in said.out
-    assert {path.name for path in tmp_path.iterdir()} == {"transfer.json", "transfer.md", "transfer.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "config.resolved.yaml",
+        "transfer.json",
+        "transfer.md",
+        "transfer.png",
+    }
     found = json.loads((tmp_path / "transfer.json").read_text())
     assert found["encoders"] == ["zero-shot", "tiny/llama"]
     assert len(found["table"]) == 4
@@ -251,7 +258,17 @@ def test_transfer_adapts_what_it_needs(craft, family, pictures, tmp_path):
         "--data",
         pictures,
     )
-    more = ("--seeds", "0,1", "--limit", "4", "--set", "max_steps=1", "--work", tmp_path / "work", *FAST)
+    more = (
+        "--seeds",
+        "0,1",
+        "--limit",
+        "4",
+        "--set",
+        "max_steps=1",
+        "--work",
+        tmp_path / "work",
+        *FAST_MATRIX,
+    )
     dry = craft(*words, *more, "--dry-run")
     assert dry.status == 0 and "for every seed" in dry.out and list(tmp_path.iterdir()) == []
     found = craft(*words, *more, "--json").json
@@ -264,7 +281,7 @@ def test_a_rehearsed_transfer_finds_pictures_by_their_root(craft, family, pictur
     places = sorted(pictures.glob("*/*.png"))
     rows = [{"image": str(p.relative_to(pictures)), "label": p.parent.name} for p in places]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    words = ("transfer", "--surrogates", family / "llama", "--data", tmp_path / "rows.jsonl", *FAST)
+    words = ("transfer", "--surrogates", family / "llama", "--data", tmp_path / "rows.jsonl", *FAST_MATRIX)
     said = craft(*words, "--root", pictures, "--dry-run")
     assert said.status == 0, said.err
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from craft.cli.flags import config_of, takes
 from craft.cli.options import COMMON, Common, Flag
-from craft.cli.show import between, listed, percent, show_json, show_table, spread
+from craft.cli.output import between, listed, percent, show_json, show_table, spread
 
 REHEARSED = 8
 """Samples that a dry run asks."""

@@ -1,7 +1,7 @@
 """Flags that come from a class of settings, so that each name, default and description is written once.
 
-A verb marked with `takes` has a parameter `flags`. Before the words are parsed, `resolve` makes it a dataclass
-with one flag for each setting: the setting's last name, or the section's name for its `name`.
+A verb marked with `takes` has a parameter `flags`. Before the words are parsed, `resolve` makes it a
+dataclass with one flag for each setting: the setting's last name, or the section's name for its `name`.
 """
 
 from collections.abc import Callable, Collection, Iterator

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from craft.cli.flags import config_of, takes
 from craft.cli.options import COMMON, Common, Flag
-from craft.cli.show import show_json, show_pairs, show_table
+from craft.cli.output import show_json, show_pairs, show_table
 
 if TYPE_CHECKING:
     from craft.judging.judge import CostEstimate

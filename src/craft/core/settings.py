@@ -99,8 +99,8 @@ class Settings(Section):
             config: a YAML file, a dict (nested, or named as overrides are), a config of this kind, or None
                 for the defaults.
             overrides: by dotted name ("optimizer.learning_rate"), with `__` for the dot, or by its last
-                names, if they are unique ("learning_rate"). A value for a section with a `name` ("data") is its name.
-                Strings are read as YAML if the setting does not take text; a `Path` is its text.
+                names, if they are unique ("learning_rate"). A value for a section with a `name` ("data") is
+                its name. Strings are read as YAML if the setting does not take text; a `Path` is its text.
 
         Raises:
             ConfigError: a key is unknown, ambiguous or removed, a value has the wrong type or range, or the

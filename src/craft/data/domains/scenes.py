@@ -1,8 +1,8 @@
 """The embedded domain `scenes`: questions about several things in one picture, drawn by program.
 
-Counting, comparing, reading and locating, after IconQA. The things are OpenMoji's colour drawings and the
-writing is Computer Modern; the general training of craft-tiny saw neither. Everything is put together from
-finished art in whole numbers, so that a seed gives the same bytes on every machine.
+The questions ask to count, compare, read and locate, after IconQA. The things are OpenMoji's colour drawings
+and the letters are Computer Modern; the general training of craft-tiny saw neither. Pictures are composed of
+finished drawings in integer arithmetic, so that a seed gives the same bytes on every machine.
 """
 
 import functools
@@ -27,7 +27,7 @@ KINDS = {
     "reading": ("number", "word"),
     "locating": ("ring", "corner"),
 }
-"""The kinds of question by what they ask for. Every four pictures in a row ask for each once."""
+"""The kinds of question by what they ask for. Of four successive pictures, each asks for another."""
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _PLURALS = {"bus": "buses", "fish": "fish", "fox": "foxes", "tomato": "tomatoes"}
@@ -41,8 +41,8 @@ _PAPER = (
     (238, 234, 250),
 )
 _INK = ((20, 20, 20), (150, 30, 40), (30, 60, 150), (20, 100, 60), (110, 40, 130))
-_SMALL, _MIDDLE, _LARGE = 22, 30, 44
-_FOLDER = files("craft.data").joinpath("scenes")
+_SMALL, _MEDIUM, _LARGE = 22, 30, 44
+_FOLDER = files("craft.data.domains").joinpath("scenes")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class _Art:
 
 @functools.cache
 def _about() -> dict[str, Any]:
-    """What is where on the shipped sheets, which scripts/build_openmoji.py built."""
+    """Where everything is on the shipped sheets, which scripts/build_openmoji.py builds."""
     return json.loads(_FOLDER.joinpath("sprites.json").read_text(encoding="utf-8"))
 
 
@@ -85,25 +85,25 @@ def _art() -> _Art:
 
 
 def scene_words() -> tuple[str, ...]:
-    """The words for all things that occur, sorted."""
+    """The words for all things, sorted."""
     return tuple(sorted(_about()["objects"]))
 
 
 def draw_scenes(
     count: int, seed: int = 0, split: str = "train", without: Collection[str] = ()
 ) -> list[Sample]:
-    """Draw so many pictures, each with one question, four options and their answer.
+    """Draw pictures, each with one question, four options and the answer.
 
     A picture is a pure function of seed, split, its number and `without`; "train" and "test" never share one.
 
     Args:
-        count: how many; the first of a longer series are those of a shorter one.
-        seed: of everything that is drawn by lot.
+        count: the number of pictures; a longer series begins with the pictures of a shorter one.
+        seed: of everything random.
         split: "train" or "test".
         without: words for things that are not drawn, written, or named as an option.
 
     Returns:
-        Samples with choices; `label` is the word for the thing asked about, or None where a digit is read.
+        Samples with choices; `label` is the word for the thing in question, or None if a digit is read.
 
     Source: ours, after the tasks of IconQA (Lu et al. 2021).
     """
@@ -112,7 +112,7 @@ def draw_scenes(
 
 
 def _one(split: str, number: int, seed: int, words: list[str]) -> Sample:
-    """The picture of one number, with its question."""
+    """Picture `number`, with its question."""
     families = list(KINDS.values())
     family = families[number % len(families)]
     kind = family[number // len(families) % len(family)]
@@ -124,7 +124,7 @@ def _one(split: str, number: int, seed: int, words: list[str]) -> Sample:
 
 @dataclass
 class _Scene:
-    """A picture under way, and its question."""
+    """An unfinished picture, and its question."""
 
     draw: random.Random
     words: list[str]
@@ -139,7 +139,7 @@ class _Scene:
         self.pixels[:] = self.draw.choice(_PAPER)
 
     def sample(self) -> Sample:
-        """The finished picture with its options in an order drawn by lot."""
+        """The finished picture with its options in random order."""
         options = sorted(self.options)
         self.draw.shuffle(options)
         return Sample(
@@ -156,11 +156,11 @@ class _Scene:
         self.question, self.answer, self.options, self.label = question, answer, options, label
 
     def others(self, count: int, besides: Collection[str]) -> list[str]:
-        """So many words besides the given ones."""
+        """`count` random words that are not in `besides`."""
         return self.draw.sample([word for word in self.words if word not in besides], count)
 
     def put(self, word: str, size: int, x: int, y: int) -> None:
-        """Draw a thing with its middle at (x, y), mirrored in half of the cases."""
+        """Draw a thing centred at (x, y), mirrored in half of the cases."""
         sprite = _art().things[word, size]
         if self.draw.random() < 0.5:
             sprite = sprite[:, ::-1]
@@ -171,19 +171,19 @@ class _Scene:
         under[:] = np.minimum(mixed, 255)
 
     def scatter(self, things: list[tuple[str, int]], cells: int) -> list[tuple[int, int]]:
-        """Put things into cells of a square grid, one in each, in places drawn by lot: their middles."""
+        """Put each thing into a random cell of a square grid; return their centres."""
         step = SIZE // cells
         chosen = self.draw.sample([(i, j) for i in range(cells) for j in range(cells)], len(things))
-        middles = []
+        centres = []
         for (i, j), (word, size) in zip(chosen, things, strict=True):
             room = min(8, max(0, (step - size) // 2))
             x, y = (step * n + step // 2 + self.draw.randint(-room, room) for n in (i, j))
             self.put(word, size, x, y)
-            middles.append((x, y))
-        return middles
+            centres.append((x, y))
+        return centres
 
     def write(self, glyphs: list[np.ndarray], x: int, y: int) -> None:
-        """Write ink with its top left corner at (x, y) in a dark colour."""
+        """Write glyphs in a dark colour with the top left corner at (x, y)."""
         ink = np.concatenate(glyphs, 1)[..., None].astype(np.int64)
         under = self.pixels[y : y + ink.shape[0], x : x + ink.shape[1]]
         colour = np.array(self.draw.choice(_INK))
@@ -191,10 +191,10 @@ class _Scene:
 
 
 def _count(scene: _Scene) -> None:
-    """How many of one thing there are, two to six of them; up to two of another thing beside them."""
+    """How many of one thing there are: two to six, with up to two of another thing."""
     word, other = scene.others(2, ())
     number = scene.draw.randint(2, 6)
-    size = scene.draw.choice((_SMALL, _MIDDLE))
+    size = scene.draw.choice((_SMALL, _MEDIUM))
     scene.scatter([(word, size)] * number + [(other, size)] * scene.draw.randint(0, 2), 3)
     wrong = scene.draw.sample([n for n in range(2, 7) if n != number], 3)
     question = f"How many {_PLURALS.get(word, word + 's')} are there?"
@@ -202,11 +202,11 @@ def _count(scene: _Scene) -> None:
 
 
 def _most(scene: _Scene) -> None:
-    """Of which of two things there are more; the other options are not in the picture."""
+    """Which of two things there is more of; the other options are not in the picture."""
     more, fewer, *absent = scene.others(4, ())
     many = scene.draw.randint(4, 6)
     few = scene.draw.randint(1, many - 2)
-    things = [(more, _MIDDLE)] * many + [(fewer, _MIDDLE)] * min(few, 9 - many)
+    things = [(more, _MEDIUM)] * many + [(fewer, _MEDIUM)] * min(few, 9 - many)
     scene.scatter(things, 3)
     scene.ask("Which of these is there most of?", more, [more, fewer, *absent], more)
 
@@ -214,13 +214,13 @@ def _most(scene: _Scene) -> None:
 def _largest(scene: _Scene) -> None:
     """Which of four things is drawn largest."""
     things = scene.others(4, ())
-    sizes = (_LARGE, *(scene.draw.choice((_SMALL, _MIDDLE)) for _ in things[1:]))
+    sizes = (_LARGE, *(scene.draw.choice((_SMALL, _MEDIUM)) for _ in things[1:]))
     scene.scatter(list(zip(things, sizes, strict=True)), 2)
     scene.ask("Which of these is the largest?", things[0], things, things[0])
 
 
 def _number(scene: _Scene) -> None:
-    """Which digit is written, beside a thing that does not matter."""
+    """Which digit is written, next to a thing that does not matter."""
     digit, *wrong = scene.draw.sample(range(10), 4)
     glyph = scene.draw.choice(_art().digits)[str(digit)]
     side = scene.draw.random() < 0.5
@@ -228,13 +228,13 @@ def _number(scene: _Scene) -> None:
     y = scene.draw.randint(4, SIZE - glyph.shape[0] - 4)
     scene.write([glyph], min(x, SIZE - glyph.shape[1]), y)
     thing_x = SIZE // 4 if side else SIZE * 3 // 4
-    scene.put(scene.others(1, ())[0], _MIDDLE, thing_x, scene.draw.randint(20, SIZE - 20))
+    scene.put(scene.others(1, ())[0], _MEDIUM, thing_x, scene.draw.randint(20, SIZE - 20))
     words = [NUMBERS[n] for n in (digit, *wrong)]
     scene.ask("Which number is written in the picture?", words[0], words, None)
 
 
 def _word(scene: _Scene) -> None:
-    """Which word is written on a sign; a picture of another of the options stands beside it."""
+    """Which word is written on a sign; another option is drawn next to it."""
     word, shown, *rest = scene.others(4, ())
     font = scene.draw.choice(_art().letters)
     glyphs = [font[letter] for letter in word]
@@ -252,7 +252,7 @@ def _word(scene: _Scene) -> None:
 def _ring(scene: _Scene) -> None:
     """Which of four things is in the ring."""
     things = scene.others(4, ())
-    x, y = scene.scatter([(word, _MIDDLE) for word in things], 2)[0]
+    x, y = scene.scatter([(word, _MEDIUM) for word in things], 2)[0]
     down, along = np.mgrid[:SIZE, :SIZE]
     distance = (down - y) ** 2 + (along - x) ** 2
     scene.pixels[(distance <= 25**2) & (distance >= 22**2)] = scene.draw.choice(_INK)
@@ -262,8 +262,8 @@ def _ring(scene: _Scene) -> None:
 def _corner(scene: _Scene) -> None:
     """Which of four things is at the top left, and so on."""
     things = scene.others(4, ())
-    middles = scene.scatter([(word, scene.draw.choice((_MIDDLE, _LARGE))) for word in things], 2)
-    x, y = middles[0]
+    centres = scene.scatter([(word, scene.draw.choice((_MEDIUM, _LARGE))) for word in things], 2)
+    x, y = centres[0]
     corner = _CORNERS[2 * (y > SIZE // 2) + (x > SIZE // 2)]
     scene.ask(f"Which of these is at the {corner}?", things[0], things, things[0])
 

@@ -1,25 +1,13 @@
 """Your own pictures: a folder of class folders, directly or under train/ and test/."""
 
-import re
 from pathlib import Path
 
 from craft.core.errors import DataError
 from craft.data.captions import class_text
 from craft.data.images import PICTURES, refuse_unreadable, suffixes
-from craft.data.raw import Raw
-from craft.data.sample import Sample
-
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "testing": "test",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-}
-"""Accepted names of splits (lower case), and what they mean."""
+from craft.data.sample import Raw, Sample
+from craft.data.spelling import is_text, words
+from craft.data.splits import SPLIT_NAMES
 
 _LAYOUT = "Expected FOLDER/<class>/*.jpg, or FOLDER/train/<class>/*.jpg and FOLDER/test/<class>/*.jpg."
 
@@ -27,11 +15,12 @@ _LAYOUT = "Expected FOLDER/<class>/*.jpg, or FOLDER/train/<class>/*.jpg and FOLD
 def read_folder(root: Path, domain: str | None = None) -> Raw:
     """Read a folder of class folders as labelled samples; the class word is the folder's name, "_" as space.
 
-    Pictures are found at any depth below a class folder; hidden files and what is no picture are passed over.
+    Pictures may be at any depth below a class folder. Hidden files and files that are not pictures are
+    ignored.
 
     Raises:
-        DataError: no pictures, no class folders, class folders beside train/ and test/, two folders with the
-            same class word, a name that is not UTF-8, or pictures of kinds that cannot be opened here.
+        DataError: no pictures, no class folders, class folders next to train/ and test/, two folders with the
+            same class word, a name that is not UTF-8, or pictures that this installation cannot open.
     """
     children = _folders(root)
     splits = [child for child in children if child.name.lower() in SPLIT_NAMES and _folders(child)]
@@ -41,7 +30,7 @@ def read_folder(root: Path, domain: str | None = None) -> Raw:
     if splits:
         if extra := [child.name for child in children if child not in splits]:
             raise DataError(
-                f"{root} has {', '.join(s.name for s in splits)} and beside them other folders: "
+                f"{root} has other folders next to {', '.join(s.name for s in splits)}: "
                 f"{', '.join(extra[:5])}. {_LAYOUT}"
             )
         for child in splits:
@@ -51,28 +40,13 @@ def read_folder(root: Path, domain: str | None = None) -> Raw:
     refuse_unreadable(f"the data folder {root}", names)
     if not samples:
         loose = any(path.suffix.lower() in PICTURES for path in root.iterdir())
-        found = "has pictures but no class folders" if loose else "holds no pictures in class folders"
-        raise DataError(f"the data folder {root} {found}. {_LAYOUT}")
+        problem = "has pictures but no class folders" if loose else "has no pictures in class folders"
+        raise DataError(f"the data folder {root} {problem}. {_LAYOUT}")
     return Raw(root.resolve().name, "classification", domain, samples, source=str(root))
 
 
-def words(name: str) -> str:
-    """A folder name as words: "ankle_boot" -> "ankle boot"; hyphens and letter case stay."""
-    return re.sub(r"[_\s]+", " ", name).strip()
-
-
-def is_text(name: str) -> bool:
-    """Whether there are characters for all of it: a name in another encoding, or a text cut within a
-    character, cannot be written down."""
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _class_folders(root: Path, parent: Path, split: str, domain: str, seen: list[str]) -> list[Sample]:
-    """The pictures that can be opened; `seen` gets the names of all."""
+    """The pictures that this installation can open; `seen` gets the names of all pictures."""
     samples: list[Sample] = []
     names: dict[str, str] = {}
     known = suffixes()
@@ -85,18 +59,18 @@ def _class_folders(root: Path, parent: Path, split: str, domain: str, seen: list
             )
         names[label] = folder.name
         for path in sorted(folder.rglob("*")):
-            inside = path.relative_to(root)
-            hidden = any(part.startswith(".") for part in inside.parts)
+            relative = path.relative_to(root)
+            hidden = any(part.startswith(".") for part in relative.parts)
             if hidden or path.suffix.lower() not in PICTURES or not path.is_file():
                 continue
-            seen.append(inside.as_posix())
+            seen.append(relative.as_posix())
             if path.suffix.lower() not in known:
                 continue
-            if not is_text(str(inside)):
+            if not is_text(str(relative)):
                 raise DataError(f"the file name {str(path)!a} is not UTF-8. Rename it.")
             samples.append(
                 Sample(
-                    id=inside.as_posix(),
+                    id=relative.as_posix(),
                     image=str(path),
                     question="",
                     answer="",

@@ -1,6 +1,6 @@
-"""A model behind a service that writes a text: any server of OpenAI's chat protocol, or Anthropic's.
+"""Models behind a service that write texts: any server of OpenAI's chat protocol, or Anthropic's.
 
-Timeouts, rate limits and retries are the SDKs'. Keys come from the environment and go to the SDK alone.
+The SDKs handle timeouts, rate limits and retries. Keys come from the environment and go to the SDK alone.
 """
 
 import base64
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from craft.core.errors import ConfigError, DataError
 
 CONNECT = 10.0
-"""Seconds to wait for a connection: a server that is not there need not be waited for as a slow text is."""
+"""Seconds to wait for a connection; a slow text may take longer than a server takes to answer."""
 
 Write = Callable[[str, bytes | None], str]
 """Takes a prompt and a PNG (or None), and returns the text that the model writes."""
@@ -22,16 +22,16 @@ Write = Callable[[str, bytes | None], str]
 
 @dataclass(frozen=True)
 class Service:
-    """Which model writes, and where.
+    """Which model writes, and where it runs.
 
     Attributes:
-        model: what the service calls it.
-        kind: whose protocol; "openai" with a `base_url` is vLLM, llama.cpp, Ollama and their like.
+        model: the service's name for it.
+        kind: the protocol; "openai" with a `base_url` also serves vLLM, llama.cpp, Ollama and the like.
         base_url: another server of the protocol.
-        max_tokens: cap on a text.
+        max_tokens: the most tokens of a text.
         timeout: seconds for one attempt.
-        retries: further attempts after a rate limit, a timeout or a fault of the server.
-        concurrency: calls at once.
+        retries: further attempts after a rate limit, a timeout or a server error.
+        concurrency: calls at the same time.
     """
 
     model: str
@@ -46,17 +46,16 @@ class Service:
         """Connect.
 
         Raises:
-            ConfigError: the SDK is not installed, there is no key for a service that needs one, or its
-                address is none.
+            ConfigError: the SDK is not installed, a needed key is missing, or the address is not valid.
         """
         return _openai(self) if self.kind == "openai" else _anthropic(self)
 
 
-def _openai(given: Service) -> Write:
-    sdk, elsewhere = sdk_of("openai"), given.base_url or os.environ.get("OPENAI_BASE_URL")
-    key = key_of("OPENAI_API_KEY", needed=not elsewhere)
-    client = client_of(sdk, sdk.OpenAI, key or "none", given)
-    cap: dict[str, Any] = {"max_tokens" if elsewhere else "max_completion_tokens": given.max_tokens}
+def _openai(service: Service) -> Write:
+    sdk, other_server = sdk_of("openai"), service.base_url or os.environ.get("OPENAI_BASE_URL")
+    key = key_of("OPENAI_API_KEY", needed=not other_server)
+    client = client_of(sdk, sdk.OpenAI, key or "none", service)
+    cap = {"max_tokens" if other_server else "max_completion_tokens": service.max_tokens}
 
     def send(prompt: str, image: bytes | None) -> str:
         content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
@@ -64,15 +63,15 @@ def _openai(given: Service) -> Write:
             url = f"data:image/png;base64,{base64.b64encode(image).decode('ascii')}"
             content.insert(0, {"type": "image_url", "image_url": {"url": url}})
         messages = [{"role": "user", "content": content}]
-        answer = client.chat.completions.create(model=given.model, messages=messages, **cap)
+        answer = client.chat.completions.create(model=service.model, messages=messages, **cap)
         return answer.choices[0].message.content or ""
 
     return _guarded(send, sdk, key, client)
 
 
-def _anthropic(given: Service) -> Write:
+def _anthropic(service: Service) -> Write:
     sdk, key = sdk_of("anthropic"), key_of("ANTHROPIC_API_KEY", needed=True)
-    client = client_of(sdk, sdk.Anthropic, key, given)
+    client = client_of(sdk, sdk.Anthropic, key, service)
 
     def send(prompt: str, image: bytes | None) -> str:
         content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
@@ -81,14 +80,14 @@ def _anthropic(given: Service) -> Write:
             source = {"type": "base64", "media_type": "image/png", "data": data}
             content.insert(0, {"type": "image", "source": source})
         messages = [{"role": "user", "content": content}]
-        said = client.messages.create(model=given.model, max_tokens=given.max_tokens, messages=messages)
-        return "".join(block.text for block in said.content if block.type == "text")
+        answer = client.messages.create(model=service.model, max_tokens=service.max_tokens, messages=messages)
+        return "".join(block.text for block in answer.content if block.type == "text")
 
     return _guarded(send, sdk, key, client)
 
 
 def _guarded(send: Write, sdk: Any, key: str | None, client: Any) -> Write:
-    """Errors of the SDK become ours: a `DataError` of one call, a `ConfigError` where all would fail."""
+    """Turn errors of the SDK into a `DataError` of one call, or a `ConfigError` if all calls would fail."""
     hopeless = (sdk.AuthenticationError, sdk.PermissionDeniedError, sdk.NotFoundError)
 
     def write(prompt: str, image: bytes | None) -> str:
@@ -96,12 +95,12 @@ def _guarded(send: Write, sdk: Any, key: str | None, client: Any) -> Write:
             text = " ".join(send(prompt, image).split())
         except hopeless as error:
             raise ConfigError(
-                f"The service turns every call down ({told(error, key)}). Check the key, --model and "
-                "--base-url; the texts so far are kept."
+                f"The service refuses every call ({error_line(error, key)}). Check the key, --model and "
+                "--base-url; the texts written so far are safe."
             ) from None
         except (sdk.APIError, ValueError, AttributeError, TypeError, LookupError) as error:
             check_reached(error, key, "The service", str(client.base_url), "texts")
-            raise DataError(told(error, key)) from None  # the last four: a body that is not the protocol's
+            raise DataError(error_line(error, key)) from None  # the last four: a body of another protocol
         if not text:
             raise DataError("the model wrote nothing")
         return text
@@ -109,57 +108,59 @@ def _guarded(send: Write, sdk: Any, key: str | None, client: Any) -> Write:
     return write
 
 
-def client_of(sdk: Any, make: Any, key: str | None, given: Any) -> Any:
+def client_of(sdk: Any, make: Any, key: str | None, service: Any) -> Any:
     """An SDK's client.
 
     Args:
         sdk: the SDK's module.
         make: its class.
         key: the key.
-        given: has `base_url`, `timeout` and `retries`.
+        service: has `base_url`, `timeout` and `retries`.
 
     Raises:
-        ConfigError: the address is none.
+        ConfigError: the address is not valid.
     """
-    timeout = sdk.Timeout(given.timeout, connect=min(CONNECT, given.timeout))
+    timeout = sdk.Timeout(service.timeout, connect=min(CONNECT, service.timeout))
     try:
-        return make(api_key=key, base_url=given.base_url, timeout=timeout, max_retries=given.retries)
-    except Exception as error:  # of the SDK's HTTP library, which is another in every version
-        where = shown_url(given.base_url or "of the environment")
-        raise ConfigError(f"--base-url {where} cannot be used ({told(error, key)}). Correct it.") from None
+        return make(api_key=key, base_url=service.base_url, timeout=timeout, max_retries=service.retries)
+    except Exception as error:  # from the SDK's HTTP library, which differs between versions
+        url = shown_url(service.base_url or "of the environment")
+        raise ConfigError(
+            f"--base-url {url} cannot be used ({error_line(error, key)}). Correct it."
+        ) from None
 
 
-def check_reached(error: Exception, key: str | None, who: str, url: str, kept: str) -> None:
-    """Tell an address at which nobody answers from a service that hung up or took too long, which another
-    call may find better.
+def check_reached(error: Exception, key: str | None, who: str, url: str, finished: str) -> None:
+    """Distinguish an address at which nothing answers from a service that broke one call off or took too
+    long.
 
     Args:
         error: the SDK's.
-        key: the key, which is not told.
-        who, url: whom the call was for, and where.
-        kept: what is there already.
+        key: the key, which stays out of the message.
+        who, url: what was called, and where.
+        finished: what exists already ("texts").
 
     Raises:
         ConfigError: no call can succeed.
     """
     cause = error.__cause__
     if type(cause).__name__ in ("ConnectError", "ConnectTimeout", "UnsupportedProtocol", "ProxyError"):
-        why = f"{told(error, key)} {told(cause, key)}"  # type: ignore[arg-type]
+        why = f"{error_line(error, key)} {error_line(cause, key)}"  # type: ignore[arg-type]
         raise ConfigError(
             f"{who} at {shown_url(url)} cannot be reached ({why}). Check that it runs, the network, and "
-            f"--base-url (its port, and whether it ends in /v1). The {kept} so far are kept; the same "
-            "command goes on."
+            f"--base-url (its port, and whether it ends in /v1). The {finished} so far are safe; the same "
+            "command continues."
         ) from None
 
 
-def told(error: Exception, key: str | None, most: int = 300) -> str:
-    """An error in one line of at most so many characters, in which the key is not."""
+def error_line(error: Exception, key: str | None, most: int = 300) -> str:
+    """An error in one line of at most `most` characters, without the key."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return (text.replace(key, "(the key)") if key else text)[:most]
 
 
 def shown_url(url: str) -> str:
-    """An address without what may be secret in it: a password, and what stands behind "?"."""
+    """An address without its secret parts: a password, and everything after "?"."""
     return re.sub(r"(?<=//)[^/@]*@|\?.*", "", url)
 
 
@@ -167,7 +168,7 @@ def sdk_of(name: str, who: str = "This", instead: str = "") -> Any:
     """The package of a service.
 
     Raises:
-        ConfigError: it is not installed; `who` needs it, `instead` is another way.
+        ConfigError: it is not installed; the message says who needs it, and the alternative `instead`.
     """
     try:
         return import_module(name)
@@ -181,7 +182,7 @@ def key_of(name: str, needed: bool, who: str = "This") -> str | None:
     """The key in an environment variable, or None.
 
     Raises:
-        ConfigError: it is needed and not set.
+        ConfigError: it is needed, but not set.
     """
     key = os.environ.get(name, "").strip()
     if needed and not key:

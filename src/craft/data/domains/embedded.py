@@ -1,5 +1,6 @@
-"""The embedded domains: small sets of images that come with the package or with a dependency."""
+"""The catalogue of embedded domains, and the pictures that come as PNG sheets (all but `scenes`)."""
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -7,12 +8,11 @@ from importlib.resources import files
 from typing import Any, TypeAlias
 
 import numpy as np
+from PIL import Image
 
 from craft.data.captions import class_text
-from craft.data.holdout import stratified
-from craft.data.raw import Raw
-from craft.data.sample import Sample, Task
-from craft.data.scenes import draw_scenes, scene_words
+from craft.data.domains.scenes import draw_scenes, scene_words
+from craft.data.sample import Raw, Sample, Task
 
 APPAREL_WORDS = (
     "t-shirt",
@@ -31,12 +31,8 @@ APPAREL_WORDS = (
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 """The word for each digit."""
 
-DIGITS_TEST = 797
-"""How many of the 1797 digits are for testing."""
-
-
 Picture: TypeAlias = tuple[str, str, np.ndarray, int]
-"""Split, id, image uint8 [H, W], label number."""
+"""Split, id, image uint8 `[H, W]`, label number."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +42,11 @@ class Domain:
     Attributes:
         name: what `--data` takes.
         domain: what the images are of, in the texts of the contrastive loss.
-        classes: the words of its labels, in the order of the original label numbers.
-        train, test: how many images.
+        classes: the words for its labels, in the order of the original label numbers.
+        train, test: the number of images.
+        licence, source: of the pictures.
         read: makes its samples.
-        task: "classification", or "vqa" where each picture comes with a question of its own.
+        task: "classification", or "vqa" if each picture comes with a question of its own.
     """
 
     name: str
@@ -68,23 +65,21 @@ class Domain:
 
 
 def _labelled(pictures: Callable[[], Iterator[Picture]]) -> Callable[[Domain], Raw]:
-    """Labelled pictures as samples that are still to be made questions of."""
+    """A reader of labelled pictures, whose questions are written later."""
 
     def read(domain: Domain) -> Raw:
-        samples = [
-            Sample(
-                id, image, "", "", label=word, split=split, origin=id, text=class_text(domain.domain, word)
-            )
-            for split, id, image, number in pictures()
-            for word in (domain.classes[number],)
-        ]
+        samples = []
+        for split, id, image, number in pictures():
+            word = domain.classes[number]
+            text = class_text(domain.domain, word)
+            samples.append(Sample(id, image, "", "", label=word, split=split, origin=id, text=text))
         return Raw(domain.name, domain.task, domain.domain, samples, domain.licence, domain.source)
 
     return read
 
 
 def _scenes(domain: Domain) -> Raw:
-    """Scenes of all things; training scenes are drawn again once it is settled which things are held out."""
+    """Scenes of all things. Training scenes are drawn again once the held-out things are known."""
     return Raw(
         domain.name,
         domain.task,
@@ -98,62 +93,51 @@ def _scenes(domain: Domain) -> Raw:
 
 
 def _apparel() -> Iterator[Picture]:
-    """The shipped sheets, built by scripts/build_apparel.py; ids carry the index in the original file."""
-    folder = files("craft.data").joinpath("apparel")
+    """From scripts/build_apparel.py; ids contain the index in the original file."""
     for split in ("train", "test"):
-        meta = json.loads(folder.joinpath(f"{split}.json").read_text(encoding="utf-8"))
-        images = _sheet("apparel", split, meta["size"], meta["columns"])
+        meta = _meta(f"apparel/{split}.json")
+        images = _sheet(f"apparel/{split}.png", meta)
         for index, label, image in zip(meta["indices"], meta["labels"], images, strict=False):
             yield split, f"apparel/{split}/{index:05d}", image, int(label)
 
 
-def _about_sketch() -> dict[str, Any]:
-    return json.loads(files("craft.data").joinpath("sketch/classes.json").read_text(encoding="utf-8"))
+def _digits() -> Iterator[Picture]:
+    """From scripts/build_digits.py; white on black, in the original order."""
+    meta = _meta("digits/digits.json")
+    images, test = _sheet("digits/digits.png", meta), set(meta["test"])
+    for index, (label, image) in enumerate(zip(meta["labels"], images, strict=False)):
+        yield "test" if index in test else "train", f"digits/{index:04d}", image, int(label)
 
 
 def _sketch() -> Iterator[Picture]:
-    """The shipped sheets, built by scripts/build_openmoji.py; ids carry OpenMoji's hexcode."""
-    about = _about_sketch()
-    for split, count in about["renderings"].items():
-        images = _sheet("sketch", split, about["size"], about["columns"])
-        for number, known in enumerate(about["classes"]):
+    """From scripts/build_openmoji.py; ids contain OpenMoji's hexcode."""
+    meta = _meta("sketch/classes.json")
+    for split, count in meta["renderings"].items():
+        images = _sheet(f"sketch/{split}.png", meta)
+        for number, emoji in enumerate(meta["classes"]):
             for rendering in range(count):
-                yield split, f"sketch/{split}/{known['hexcode']}/{rendering}", next(images), number
+                yield split, f"sketch/{split}/{emoji['hexcode']}/{rendering}", next(images), number
 
 
-def _sheet(domain: str, split: str, size: int, columns: int) -> Iterator[np.ndarray]:
-    """The grey pictures uint8 [size, size] of a sheet, row by row."""
-    from PIL import Image
+@functools.cache
+def _meta(name: str) -> dict[str, Any]:
+    """The JSON file of a sheet."""
+    return json.loads(files("craft.data.domains").joinpath(name).read_text(encoding="utf-8"))
 
-    with (
-        files("craft.data").joinpath(f"{domain}/{split}.png").open("rb") as stream,
-        Image.open(stream) as sheet,
-    ):
+
+def _sheet(name: str, meta: dict[str, Any]) -> Iterator[np.ndarray]:
+    """The grey pictures uint8 `[size, size]` of a PNG sheet, row by row."""
+    size, columns = meta["size"], meta["columns"]
+    with files("craft.data.domains").joinpath(name).open("rb") as stream, Image.open(stream) as sheet:
         pixels = np.asarray(sheet.convert("L"))
     for y in range(0, len(pixels), size):
         for x in range(0, columns * size, size):
             yield np.ascontiguousarray(pixels[y : y + size, x : x + size])
 
 
-def _digits() -> Iterator[Picture]:
-    """scikit-learn's 1797 digits, 8 x 8, white on black, 0..16 scaled to 0..255; a fixed stratified split."""
-    from sklearn.datasets import load_digits
+_RENDERINGS: dict[str, int] = _meta("sketch/classes.json")["renderings"]
 
-    values, targets = load_digits(return_X_y=True)
-    pixels = np.rint(np.asarray(values).reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    ids = [f"digits/{n:04d}" for n in range(len(pixels))]
-    numbers = dict(zip(ids, np.asarray(targets).tolist(), strict=True))
-    _, test = stratified(
-        ids, DIGITS_TEST, identity=str, group=lambda id: str(numbers[id]), seed=0, purpose="digits test"
-    )
-    in_test = set(test)
-    for id, image in zip(ids, pixels, strict=True):
-        yield "test" if id in in_test else "train", id, image, numbers[id]
-
-
-_RENDERINGS: dict[str, int] = _about_sketch()["renderings"]
-
-SKETCH_WORDS: tuple[str, ...] = tuple(known["name"] for known in _about_sketch()["classes"])
+SKETCH_WORDS: tuple[str, ...] = tuple(emoji["name"] for emoji in _meta("sketch/classes.json")["classes"])
 """The word for each drawing of `sketch`: the emoji's name."""
 
 EMBEDDED: dict[str, Domain] = {
@@ -173,10 +157,10 @@ EMBEDDED: dict[str, Domain] = {
             name="digits",
             domain="handwritten digit",
             classes=DIGIT_WORDS,
-            train=1797 - DIGITS_TEST,
-            test=DIGITS_TEST,
+            train=1000,
+            test=797,
             licence="CC BY 4.0",
-            source="Optical Recognition of Handwritten Digits, UCI, 1998, as in scikit-learn: 8 x 8 grey",
+            source="Optical Recognition of Handwritten Digits, Alpaydin and Kaynak, UCI, 1998: 8 x 8 grey",
             read=_labelled(_digits),
         ),
         Domain(
