@@ -93,8 +93,17 @@ def settings_of(common: Common) -> dict[str, str]:
     Raises:
         ConfigError: an entry is not NAME=VALUE.
     """
+    return named_values(common.settings) | _named({"device": common.device, "dtype": common.dtype})
+
+
+def named_values(entries: list[str] | None) -> dict[str, str]:
+    """`NAME=VALUE` entries by name.
+
+    Raises:
+        ConfigError: an entry is not NAME=VALUE.
+    """
     overrides: dict[str, str] = {}
-    for entry in common.settings or []:
+    for entry in entries or []:
         name, equals, value = entry.partition("=")
         if not (equals and name and value):
             from craft.core.errors import ConfigError
@@ -103,7 +112,7 @@ def settings_of(common: Common) -> dict[str, str]:
                 f"--set takes NAME=VALUE, as in --set learning_rate=1e-4 (null is none), not {entry!r}."
             )
         overrides[name] = value
-    return overrides | _named({"device": common.device, "dtype": common.dtype})
+    return overrides
 
 
 def _named(flags: dict[str, str | None]) -> dict[str, str]:

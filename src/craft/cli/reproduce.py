@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from craft.cli.options import COMMON, Common, Flag, Settings, Several, seeds_of, settings_of
+from craft.cli.options import COMMON, Common, Flag, Several, named_values, seeds_of
 from craft.cli.output import show_json, show_pairs, show_table
 
 
@@ -23,7 +23,6 @@ def reproduce(
     limit: int | None = None,
     root: Path | None = None,
     encoders: Several = None,
-    settings: Settings = None,
     redraw: Flag = False,
     dry_run: Flag = False,
     common: Common = COMMON,
@@ -51,7 +50,6 @@ def reproduce(
         limit: test questions per domain and seed.
         root: the folder that the benchmarks lie in.
         encoders: run folders of adaptations with the first surrogate to use; the others are made.
-        settings: NAME=VALUE, a setting of every training; may be given several times.
         redraw: measure nothing; make pages and pictures again from NAME.json.
         dry_run: say what there is to do and how long it will take; do nothing.
     """
@@ -87,7 +85,7 @@ def reproduce(
         "limit": limit,
         "root": root,
         "encoders": encoders,
-        "adapt": _settings(settings) or None,
+        "adapt": _settings(common.settings) or None,
         "device": common.device,
         "dtype": common.dtype,
     }
@@ -158,7 +156,7 @@ def _settings(given: list[str] | None) -> dict[str, Any]:
     from craft.core.settings import resolve_name
     from craft.training.config import AdaptConfig
 
-    found = settings_of(given, Common())
+    found = named_values(given)
     return {resolve_name(name, AdaptConfig): yaml.safe_load(value) for name, value in found.items()}
 
 
