@@ -141,7 +141,7 @@ def test_several_data_sets_make_a_row_of_table_1(craft, family, encoder, picture
     assert (
         row in said.out or row.replace(str(family / "qwen2"), found["table_1"]["Inference BB."]) in said.out
     )
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"blobs", "things"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"blobs", "things", "config.resolved.yaml"}
     both = craft("eval", *words[1:4], "--data", pictures, other, "--protocol", "both", "--classes").out
     assert all(word in both for word in ("scored", "agreement", "By class: blobs", "By class: things"))
     adapted = craft(
