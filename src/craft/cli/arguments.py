@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-PLAIN = ("compare", "data", "export", "inspect", "prior", "report", "show")
-"""Verbs with a few flags and no class of settings: their flags are their settings."""
+PLAIN = ("bench", "compare", "data", "export", "inspect", "prior", "report", "show")
+"""Verbs with a few flags and no class of settings: their flags are their settings. (`bench` is the paper's.)"""
 
 
 def expand(tokens: Sequence[str]) -> list[str]:
