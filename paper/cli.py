@@ -51,7 +51,7 @@ class PlanFlags:
     root: Path | None = None
 
     def plan(self, common: Common) -> Any:
-        """The plan of these flags; `--config` is a file of its fields, `--set` names settings of the trainings.
+        """The plan of these flags; `--config` is a file of its fields, `--set` is for the trainings.
 
         Raises:
             ConfigError: a flag or setting is unknown or impossible.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 PLAIN = ("bench", "compare", "data", "export", "inspect", "prior", "report", "show")
-"""Verbs with a few flags and no class of settings: their flags are their settings. (`bench` is the paper's.)"""
+"""Verbs with a few flags and no class of settings: their flags are their settings. `paper` has bench."""
 
 
 def expand(tokens: Sequence[str]) -> list[str]:

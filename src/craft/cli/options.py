@@ -56,11 +56,11 @@ class Training:
     Attributes:
         data: an embedded domain or a benchmark (`craft data list`), a folder of class folders, a table of
             questions, or a folder of `craft data prepare`.
-        root: where a benchmark lies; else what relative paths in the data start from.
-        out: the run folder; by default runs/ and the data's name (of a baseline also the method's).
+        root: the folder of a benchmark; otherwise the folder that relative paths in the data start from.
+        out: the run folder; by default runs/ and the data's name (with the method's for a baseline).
         max_steps: optimiser steps; by default the config's.
         micro_batch: most samples in memory at once, or auto: the largest number that fits; same result.
-        resume: go on with the interrupted run in the run folder; the result is that of an unbroken run.
+        resume: continue the interrupted run in the run folder; the result is that of an unbroken run.
         overwrite: replace the run in the run folder.
         dry_run: build, show who trains, take one batch forward and backward, estimate memory; write nothing.
     """

@@ -1,6 +1,6 @@
 """The settings of `craft eval` and `craft transfer`; the names are the keys (see `craft.core.settings`).
 
-The descriptions are also the help of the flags with these names.
+The descriptions are also the help of the flags with these names, and the text of docs/reference.md.
 """
 
 from collections.abc import Mapping
