@@ -77,8 +77,10 @@ def align(
     if flags.micro_batch is not None:
         overrides["micro_batch"] = flags.micro_batch
     config = AlignConfig.build(common.config, overrides)
-    sources = {"llm": llm} | {name: getattr(flags, name) for name in ("visual", "data", "captions", "text")}
-    arguments = {name: getattr(flags, name) for name in ("stage", "out", "max_steps")} | {"seed": common.seed}
+    sources: dict[str, Any] = {name: getattr(flags, name) for name in ("visual", "data", "captions", "text")}
+    sources["llm"] = llm
+    arguments: dict[str, Any] = {name: getattr(flags, name) for name in ("stage", "out", "max_steps")}
+    arguments["seed"] = common.seed
     if dry_run:
         _dry_run(sources, config, arguments, common.json)
         return
