@@ -218,6 +218,9 @@ def test_what_a_config_switches_off_is_off(craft, pictures, tmp_path):
     (tmp_path / "check.yaml").write_text("decode: false\nroot: null\n")
     assert craft("data", "check", folder).status == 2
     assert craft("data", "check", folder, "--config", tmp_path / "check.yaml").status == 0
+    assert craft("data", "check", folder, "--set", "decode=false").status == 0
+    again = ("--set", "decode=true", "--config", tmp_path / "check.yaml")  # the command line goes first
+    assert craft("data", "check", folder, *again).status == 2
 
 
 def test_transfer_of_encoders(craft, family, encoder, tmp_path):
