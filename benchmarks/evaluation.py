@@ -19,8 +19,8 @@ from _measure import arguments, counted, fastest, report
 
 import craft
 from craft.evaluation import Report, evaluate_lvlm
+from craft.formats.code_cache import CodeCache
 from craft.models import decoding
-from craft.models.code_cache import CodeCache
 from craft.models.lvlm import LVLM
 
 ASKED = (

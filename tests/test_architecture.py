@@ -11,23 +11,29 @@ PACKAGE = Path(__file__).parents[1] / "src" / "craft"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A package imports packages of lower floors and itself, never a sibling on its own floor.
-FLOORS = {
-    "core": 0,
-    "quantize": 1,
-    "losses": 1,
-    "pruning": 1,
-    "data": 1,
-    "models": 2,
-    "training": 3,
-    "evaluation": 4,
-    "recipes": 5,
-    "baselines": 5.2,
-    "experiments": 5.5,
-    "cli": 6,
-    "__main__": 7,
-}
+ORDER = (
+    ("core",),
+    ("quantize", "losses", "pruning", "data"),
+    ("models",),
+    ("formats",),
+    ("training",),
+    ("lessons",),
+    ("evaluation",),
+    ("judging",),
+    ("pages",),
+    ("recipes",),
+    ("experiments",),
+    ("cli",),
+    ("__main__",),
+)
+FLOORS = {name: floor for floor, names in enumerate(ORDER) for name in names}
 
-every_file = pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+
+
+def module_of(path: Path) -> str:
+    """The dotted name of a source file."""
+    return ".".join(("craft", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
 
 
 def part(path: Path) -> str:
@@ -67,78 +73,137 @@ def test_the_rule_itself():
         "def f():\n    from craft.models import load\nimport craft.core.files\nfrom ..losses import x"
     )
     names = imported(tree, "craft.data.choices")
-    assert names == {"craft.models.load", "craft.core.files", "craft.losses.x"}
-    assert violations("data", names) == ["craft.losses.x", "craft.models.load"]
+    assert names == {"craft.formats.load", "craft.core.files", "craft.losses.x"}
+    assert violations("data", names) == ["craft.losses.x", "craft.formats.load"]
     assert violations("training", names) == []
     assert violations("models", {"craft.load", "craft"}) == ["craft", "craft.load"]
     assert violations("models", {"craft.__version__"}) == []
 
 
-@every_file
-def test_floors_import_downwards_only(path):
-    if not part(path):
-        return  # the package itself: names lazily what lies above
-    assert part(path) in FLOORS, (
-        f"{part(path)} has no floor yet: give it one in FLOORS and in the design notes"
-    )
-    module = ".".join(("craft", *path.relative_to(PACKAGE).with_suffix("").parts))
-    assert violations(part(path), imported(ast.parse(path.read_text()), module)) == []
+def test_floors_import_downwards_only():
+    wrong = {}
+    for path, tree in TREES.items():
+        if not part(path):
+            continue  # the package itself: names lazily what lies above
+        assert part(path) in FLOORS, f"{part(path)} has no floor yet: give it one in ORDER"
+        if found := violations(part(path), imported(tree, module_of(path))):
+            wrong[module_of(path)] = found
+    assert wrong == {}
 
 
-@every_file
-def test_no_pickle_and_only_the_top_floor_prints(path):
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of two or more files that import each other, directly or through others (Tarjan)."""
+    number: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    groups = []
+
+    def visit(name: str) -> None:
+        number[name] = lowest[name] = len(number)
+        stack.append(name)
+        for other in sorted(graph[name]):
+            if other not in number:
+                visit(other)
+                lowest[name] = min(lowest[name], lowest[other])
+            elif other in stack:
+                lowest[name] = min(lowest[name], number[other])
+        if lowest[name] == number[name]:
+            group = stack[stack.index(name) :]
+            del stack[stack.index(name) :]
+            if len(group) > 1:
+                groups.append(sorted(group))
+
+    for name in sorted(graph):
+        if name not in number:
+            visit(name)
+    return groups
+
+
+def test_a_circle_is_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert circles({"a": {"b"}, "b": set()}) == []
+
+
+def test_no_circles_between_files():
+    """Imports inside functions count too: a circle hidden in a function is one to the reader as well.
+
+    A package's `__init__` is left out: it gathers the names of its own files.
+    """
+    modules = {module_of(path) for path in FILES if path.name != "__init__.py"}
+    graph: dict[str, set[str]] = {}
+    for path, tree in TREES.items():
+        if (here := module_of(path)) in modules:
+            names = imported(tree, here)
+            files = names | {name.rpartition(".")[0] for name in names}
+            graph[here] = (files & modules) - {here}
+    assert circles(graph) == []
+
+
+def test_no_pickle_and_only_the_top_floor_prints():
     wrong = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            modules = {alias.name for alias in node.names} | {getattr(node, "module", None)}
-            wrong += sorted(modules & {"pickle", "dill", "cloudpickle", "joblib"})
-        if not isinstance(node, ast.Call):
-            continue
-        if isinstance(node.func, ast.Name) and node.func.id == "print":
-            allowed = part(path) == "cli" or path == PACKAGE / "core" / "progress.py"
-            wrong += [] if allowed else [f"line {node.lineno}: print"]
-        if ast.unparse(node.func) == "torch.load":
-            safe = any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
-            wrong += [] if safe else [f"line {node.lineno}: torch.load without weights_only=True"]
-        if any(k.arg == "allow_pickle" and ast.unparse(k.value) != "False" for k in node.keywords):
-            wrong.append(f"line {node.lineno}: allow_pickle")
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                modules = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+                wrong += [(path, name) for name in modules & {"pickle", "dill", "cloudpickle", "joblib"}]
+            if not isinstance(node, ast.Call):
+                continue
+            if isinstance(node.func, ast.Name) and node.func.id == "print":
+                allowed = part(path) == "cli" or path == PACKAGE / "core" / "progress.py"
+                wrong += [] if allowed else [(path, node.lineno, "print")]
+            if ast.unparse(node.func) == "torch.load":
+                safe = any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
+                wrong += [] if safe else [(path, node.lineno, "torch.load without weights_only=True")]
+            if any(k.arg == "allow_pickle" and ast.unparse(k.value) != "False" for k in node.keywords):
+                wrong.append((path, node.lineno, "allow_pickle"))
     assert wrong == []
 
 
-@every_file
-def test_public_names_have_docstrings_and_types(path):
+def test_public_names_have_docstrings_and_types():
     wrong = []
 
-    def visit(node, inside_class):
+    def visit(path, node, inside_class):
         for child in node.body:
             if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 continue
             if child.name.startswith("_"):
                 continue
+            place = f"{path}:{child.lineno}: {child.name}"
             if ast.get_docstring(child) is None and not (inside_class and child.name == "forward"):
-                wrong.append(f"line {child.lineno}: {child.name} has no docstring")
+                wrong.append(f"{place} has no docstring")
             if isinstance(child, ast.ClassDef):
-                visit(child, True)
+                visit(path, child, True)
                 continue
             arguments = [*child.args.posonlyargs, *child.args.args, *child.args.kwonlyargs]
             untyped = [
                 a.arg for a in arguments if a.annotation is None and a.arg not in {"self", "cls", "ctx"}
             ]
             if untyped or child.returns is None:
-                wrong.append(
-                    f"line {child.lineno}: {child.name} lacks types ({', '.join(untyped) or 'result'})"
-                )
+                wrong.append(f"{place} lacks types ({', '.join(untyped) or 'result'})")
 
-    tree = ast.parse(path.read_text())
-    if ast.get_docstring(tree) is None and path.read_text().strip():
-        wrong.append("the module has no docstring")
-    visit(tree, False)
+    for path, tree in TREES.items():
+        if ast.get_docstring(tree) is None and path.read_text(encoding="utf-8").strip():
+            wrong.append(f"{path}: the module has no docstring")
+        visit(path, tree, False)
     assert wrong == []
 
 
-@every_file
-def test_files_stay_short(path):
-    assert len(path.read_text().splitlines()) <= 500
+def test_files_and_bodies_stay_short():
+    """At most 500 lines a file and 60 a body, its docstring not counted."""
+    long = [path for path in FILES if len(path.read_text(encoding="utf-8").splitlines()) > 500]
+    assert long == []
+    bodies = []
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and body_lines(node) > 60:
+                bodies.append(f"{module_of(path)}.{node.name}: {body_lines(node)}")
+    assert bodies == []
+
+
+def body_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines from the first statement after the docstring to the last."""
+    statements = node.body[1:] if ast.get_docstring(node) is not None else node.body
+    return statements[-1].end_lineno - statements[0].lineno + 1 if statements else 0
 
 
 def test_import_craft_is_light():

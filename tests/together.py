@@ -78,8 +78,9 @@ def train(
     from builders import tiny_lvlm
     from craft.core.processes import rank
     from craft.models.freezing import part_hashes
-    from craft.training import AdaptConfig, RunFolder, fit
+    from craft.training import AdaptConfig, RunFolder
     from craft.training.engine import join_processes
+    from craft.training.fit import fit
     from tiny_data import tiny_data
 
     join_processes("cpu")
@@ -99,7 +100,7 @@ def trouble(out: str, settings: dict[str, Any], how: str) -> dict[str, Any]:
     """As `train`, but at its second step process 1 has an "error", or vanishes without a word."""
     from craft.core.errors import DataError
     from craft.core.processes import rank
-    from craft.training.adaptation import ImageBatches
+    from craft.lessons.adapt import ImageBatches
 
     make = ImageBatches.make
 

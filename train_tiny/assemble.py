@@ -13,11 +13,11 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from craft.core.files import load_tensors
+from craft.formats.native import save_native, save_visual
+from craft.formats.text_encoder import load_text_encoder
 from craft.models.backbone import Backbone
 from craft.models.lvlm import LVLM
-from craft.models.native import save_native, save_visual
 from craft.models.projector import Projector
-from craft.models.text_encoder import load_text_encoder
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.quantize import code_counts
 from train_tiny.backbone import load_visual

@@ -22,10 +22,11 @@ from craft.core.device import resolve_device
 from craft.core.files import atomic_write_text, load_tensors, read_json, save_tensors, write_json
 from craft.core.progress import say
 from craft.data.chats import Conversation
+from craft.formats.code_cache import ImageCodes
+from craft.formats.llm_source import open_llm
+from craft.formats.load import load
 from craft.models.backbone import Backbone
-from craft.models.code_cache import ImageCodes
-from craft.models.llm_source import open_llm
-from craft.models.load import load
+from craft.models.decoding import generate
 from craft.models.projector import Projector
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.recipes.align import align
@@ -107,7 +108,7 @@ def own_answers(backbone: Backbone, prompts: list[str], batch: int = 128) -> lis
     found = []
     for start in range(0, len(prompts), batch):
         chosen = prompts[start : start + batch]
-        for prompt, answer in zip(chosen, backbone.generate(None, chosen, ANSWER_TOKENS), strict=True):
+        for prompt, answer in zip(chosen, generate(backbone, None, chosen, ANSWER_TOKENS), strict=True):
             whole = re.match(r"(?s).*[.!?]", answer)
             text = whole.group() if whole and len(answer.split()) > 20 else answer
             if text.strip():

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from craft.core.progress import say
-from craft.evaluation.judge import Case
-from craft.evaluation.judge_offline import justifies
 from craft.evaluation.language import INSTRUCTIONS
+from craft.formats.code_cache import ImageCodes
+from craft.judging.cases import Case
+from craft.judging.rules import justifies
 from craft.models.backbone import Backbone
-from craft.models.code_cache import ImageCodes
+from craft.models.decoding import generate
 from train_tiny.questions import Turn
 
 TASKS = {"text": 8, "name": 8, "justify": 32}
@@ -56,7 +57,7 @@ def score(
         for start in range(0, len(turns), 32):
             chosen = range(start, min(start + 32, len(turns)))
             tokens = None if seen is None else seen.tokens(chosen)
-            said += backbone.generate(tokens, [questions[n] for n in chosen], TASKS[task])
+            said += generate(backbone, tokens, [questions[n] for n in chosen], TASKS[task])
         if task == "justify":
             found["reasons"] = _share(reasoned(q, a) for q, a in zip(questions, said, strict=True))
             wanted = [one.answer.partition(", because")[0].lower() for one in turns]

@@ -7,10 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from craft import baselines, data, evaluation, losses, models, pruning, quantize, recipes, training
+    from craft import data, evaluation, losses, models, pruning, quantize, recipes, training
     from craft.core.errors import CraftError
     from craft.core.tokens import VisionTokens
-    from craft.models.load import load
+    from craft.formats.load import load
     from craft.pruning.prune import prune_tokens
     from craft.recipes.adapt import adapt
     from craft.recipes.align import align
@@ -25,7 +25,6 @@ __all__ = [
     "__version__",
     "adapt",
     "align",
-    "baselines",
     "data",
     "evaluate",
     "evaluation",
@@ -46,7 +45,7 @@ _HOME = {
     "adapt": "craft.recipes.adapt",
     "align": "craft.recipes.align",
     "evaluate": "craft.recipes.evaluate",
-    "load": "craft.models.load",
+    "load": "craft.formats.load",
     "prune_tokens": "craft.pruning.prune",
     "transfer": "craft.recipes.transfer",
 }

@@ -16,7 +16,7 @@ from PIL import Image
 
 from builders import tiny_lvlm
 from craft.cli import main
-from craft.models.native import save_native
+from craft.formats.native import save_native
 
 SOURCE = Path(__file__).parents[2] / "src"
 FAST = ("--set", "batch_size=4", "--set", "learning_rate=1e-3", "--device", "cpu")

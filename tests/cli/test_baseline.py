@@ -6,8 +6,8 @@ import pytest
 
 from builders import tiny_backbone
 from cli.conftest import FAST
+from craft.formats.native import load_visual, save_native
 from craft.models.lvlm import LVLM
-from craft.models.native import load_visual, save_native
 
 
 @pytest.fixture(scope="module")

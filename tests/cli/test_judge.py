@@ -10,7 +10,7 @@ import time
 import pytest
 from PIL import Image
 
-from evaluation.judge_server import KEY, MODEL, serving, verdict_on
+from judging.judge_server import KEY, MODEL, serving, verdict_on
 
 SHORT = ("--max-new-tokens", "6", "--batch-size", "4", "--device", "cpu")
 
@@ -19,7 +19,7 @@ def test_a_run_is_judged(craft, family, encoder, tmp_path):
     run, _ = encoder
     place = tmp_path / "judged"
     dry = craft("judge", run, "--backbone", family / "qwen2", "--out", place, "--dry-run", *SHORT)
-    assert dry.status == 0 and "nobody was asked" in dry.out and not place.exists(), dry.err
+    assert dry.status == 0 and "no model was asked" in dry.out and not place.exists(), dry.err
     said = craft("judge", run, "--backbone", family / "qwen2", "--out", place, *SHORT)
     assert said.status == 0, said.err
     text = " ".join(said.out.split())  # titles are wrapped, sooner or later by the length of the path

@@ -12,7 +12,7 @@ from PIL import Image
 from cli.conftest import FAST
 from craft.core.files import load_tensors
 from craft.data import EMBEDDED
-from craft.models.load import load
+from craft.formats.load import load
 
 
 def test_adapt_says_who_trains_and_what_comes_next(encoder, family, pictures):

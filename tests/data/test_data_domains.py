@@ -18,7 +18,7 @@ from craft.data import (
     load_data,
     verify_images,
 )
-from craft.models.load import shipped, shipped_folder
+from craft.formats.names import shipped, shipped_folder
 
 LABELLED = sorted(name for name, domain in EMBEDDED.items() if domain.task == "classification")
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from builders import tiny_lvlm
-from craft.models import load as loading
-from craft.models.native import save_native
+from craft.formats import names
+from craft.formats.native import save_native
 from docs.reading import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -19,7 +19,7 @@ def tiny_family(tmp_path, monkeypatch):
     """Random models under the names of the shipped ones."""
     for kind in ("llama", "qwen2"):
         save_native(tmp_path / "models/craft-tiny", kind, tiny_lvlm(kind), dtype="float32")
-    monkeypatch.setattr(loading, "_SHIPPED", tmp_path / "models")
+    monkeypatch.setattr(names, "_SHIPPED", tmp_path / "models")
     monkeypatch.chdir(tmp_path)
 
 

@@ -7,8 +7,8 @@ from importlib import import_module
 import pytest
 import yaml
 
+from craft.core.settings import leaves
 from craft.training.config import AdaptConfig, AlignConfig
-from craft.training.settings import leaves
 from docs.reading import ROOT, settings, symbols
 
 TEXT = (ROOT / "docs/paper_map.md").read_text(encoding="utf-8")

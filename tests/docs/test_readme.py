@@ -11,10 +11,10 @@ import pytest
 import craft
 from builders import tiny_lvlm
 from craft.cli import main
-from craft.models import load as loading
-from craft.models.native import save_native
+from craft.core.settings import resolve_name
+from craft.formats import names
+from craft.formats.native import save_native
 from craft.training.config import AdaptConfig
-from craft.training.settings import resolve_name
 from docs.reading import ROOT, blocks, tree
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,7 +27,7 @@ def tiny_family(tmp_path, monkeypatch):
     """Random models under the names of the shipped ones, a few samples of each data set, two steps."""
     for kind in ("llama", "qwen2"):
         save_native(tmp_path / "models/craft-tiny", kind, tiny_lvlm(kind), dtype="float32")
-    monkeypatch.setattr(loading, "_SHIPPED", tmp_path / "models")
+    monkeypatch.setattr(names, "_SHIPPED", tmp_path / "models")
     from craft.recipes import questions
 
     monkeypatch.setattr(questions, "load_data", limited(questions.load_data))

@@ -12,8 +12,8 @@ from craft.core.errors import ConfigError, DataError
 from craft.evaluation import ask as asking
 from craft.evaluation import evaluate_lvlm
 from craft.evaluation.ask import ask, plan
+from craft.formats.code_cache import CodeCache
 from craft.models import decoding
-from craft.models.code_cache import CodeCache
 from craft.quantize import ResidualCodebook
 from craft.quantize.search import SEARCHES
 from tiny_data import tiny_data

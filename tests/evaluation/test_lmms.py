@@ -12,7 +12,7 @@ import pytest
 from builders import tiny_lvlm
 from craft.evaluation.export import to_lmms
 from craft.evaluation.report import Report
-from craft.models.native import save_native
+from craft.formats.native import save_native
 from tiny_data import tiny_data
 
 needs_lmms = pytest.mark.skipif(

@@ -5,9 +5,9 @@ import pytest
 from builders import tiny_lvlm
 from cli.conftest import COLOURS, encoder, family, paint, pictures  # noqa: F401 (the last are fixtures)
 from craft.experiments import Plan
+from craft.formats.native import save_native
 from craft.models.backbone import Backbone
 from craft.models.lvlm import LVLM
-from craft.models.native import save_native
 
 
 @pytest.fixture(scope="session")

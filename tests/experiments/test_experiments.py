@@ -15,7 +15,7 @@ from craft.experiments.pruned import How, Subject, marks
 from craft.experiments.pruning import COLOURS as LINES
 from craft.experiments.pruning import measured
 from craft.experiments.publish import write_result
-from craft.models.native import save_native
+from craft.formats.native import save_native
 from craft.pruning import STRATEGIES
 from craft.recipes import adapt, evaluate
 

@@ -28,7 +28,7 @@ from craft.experiments.publish import command, escaped, table
 from craft.experiments.tables import MARGIN_PEER, PEER_GAIN, _verdict1, lines5
 from craft.experiments.transfers import TABLE3
 from craft.experiments.work import KEPT
-from craft.models.load import load
+from craft.formats.load import load
 from craft.models.memory import weight_bytes
 from craft.recipes import evaluate
 from craft.recipes.matrix import TransferMatrix

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from craft.core.files import load_tensors
+from craft.formats.vila_u import load_vila_u
 from craft.losses import commitment_cumulative, surrogate_alignment
+from craft.models.decoding import generate_ids
 from craft.models.images import pixels
 from craft.models.lvlm import LVLM
 from craft.models.prompts import VICUNA_SYSTEM, build_prompt, decode
-from craft.models.vila_u import load_vila_u
 from craft.models.vision_tower import SiglipTower
 
 GOLDEN = Path(__file__).parent / "vila_u_small"
@@ -177,9 +178,9 @@ def test_inference(lvlm: LVLM) -> None:
 def test_greedy_tokens_and_text(lvlm: LVLM) -> None:
     tokens = lvlm.encode(expected()["pixel_values.resize"])
     wanted = facts()["infer"]["greedy_5_ids_per_image"]
-    assert lvlm.backbone.generate_ids(lvlm.backbone.inputs(tokens, [QUESTION] * 4), 5) == wanted
+    assert generate_ids(lvlm.backbone, lvlm.backbone.inputs(tokens, [QUESTION] * 4), 5) == wanted
     for row in range(4):
-        assert lvlm.backbone.generate_ids(lvlm.backbone.inputs(tokens[row : row + 1], [QUESTION]), 5) == [
+        assert generate_ids(lvlm.backbone, lvlm.backbone.inputs(tokens[row : row + 1], [QUESTION]), 5) == [
             wanted[row]
         ]
     text = facts()["infer"]["greedy_5_text_image_0_generate_content"]

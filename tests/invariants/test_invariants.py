@@ -5,7 +5,8 @@ import torch
 
 from builders import tiny_codebook, tiny_images, tiny_lvlm
 from craft.core.files import hash_tensors
-from craft.models.artefact import load_artefact, save_artefact
+from craft.formats.artefact import save_artefact
+from craft.formats.encoder import load_artefact
 from craft.models.freezing import part_hashes
 from craft.pruning import prune_tokens
 from craft.quantize import straight_through

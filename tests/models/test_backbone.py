@@ -10,6 +10,7 @@ from builders import tiny_backbone, tiny_lvlm
 from craft.core.errors import CheckpointError, CodebookMismatchError, CraftError
 from craft.losses import surrogate_alignment
 from craft.models.backbone import Backbone
+from craft.models.decoding import generate, generate_ids
 from craft.models.lvlm import LVLM
 from craft.models.prompts import build_prompt
 
@@ -36,7 +37,7 @@ def test_generation_does_not_depend_on_batch_mates(lvlm: LVLM, pixels: torch.Ten
 
 def test_generation_equals_greedy_without_cache(lvlm: LVLM, pixels: torch.Tensor) -> None:
     backbone, tokens = lvlm.backbone, lvlm.encode(pixels)
-    fast = backbone.generate_ids(backbone.inputs(tokens, QUESTIONS), 6)
+    fast = generate_ids(backbone, backbone.inputs(tokens, QUESTIONS), 6)
     for row in range(3):
         inputs = backbone.inputs(tokens[row : row + 1], QUESTIONS[row : row + 1])
         ids: list[int] = []
@@ -52,9 +53,9 @@ def test_generation_equals_greedy_without_cache(lvlm: LVLM, pixels: torch.Tensor
 
 
 def test_generation_stops_at_the_end_token(lvlm: LVLM, pixels: torch.Tensor) -> None:
-    ids = lvlm.backbone.generate_ids(lvlm.backbone.inputs(lvlm.encode(pixels), QUESTIONS), 8)
+    ids = generate_ids(lvlm.backbone, lvlm.backbone.inputs(lvlm.encode(pixels), QUESTIONS), 8)
     lvlm.backbone.llm.generation_config.eos_token_id = [2, ids[0][2]]
-    again = lvlm.backbone.generate_ids(lvlm.backbone.inputs(lvlm.encode(pixels), QUESTIONS), 8)
+    again = generate_ids(lvlm.backbone, lvlm.backbone.inputs(lvlm.encode(pixels), QUESTIONS), 8)
     assert again[0] == ids[0][: ids[0].index(ids[0][2])]
 
 
@@ -149,7 +150,7 @@ def test_pruned_tokens_with_and_without_their_old_positions(lvlm: LVLM, pixels: 
     assert packed["position_ids"][0, -1] == whole["position_ids"][0, -1] - 12
     real = spread["position_ids"][0][spread["attention_mask"][0]]
     assert real[:6].tolist() == [0, 1, 4, 10, 16, 17]
-    assert len(lvlm.backbone.generate(few, QUESTIONS, 3, keep_positions=True)) == 3
+    assert len(generate(lvlm.backbone, few, QUESTIONS, 3, keep_positions=True)) == 3
 
 
 def test_padding_tokens_of_ragged_rows_are_left_out(lvlm: LVLM, pixels: torch.Tensor) -> None:

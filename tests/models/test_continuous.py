@@ -11,10 +11,10 @@ from craft.core.errors import CheckpointError, CodebookMismatchError, CraftError
 from craft.core.files import load_tensors
 from craft.data.chats import Conversation
 from craft.evaluation import evaluate_lvlm
-from craft.models.code_cache import CodeCache
+from craft.formats.code_cache import CodeCache
+from craft.formats.native import load_native, load_visual, save_native, save_visual
 from craft.models.freezing import part_hashes
 from craft.models.lvlm import LVLM
-from craft.models.native import load_native, load_visual, save_native, save_visual
 from craft.pruning import prune_tokens
 from craft.quantize import tower_fingerprint
 from craft.recipes import build_prior

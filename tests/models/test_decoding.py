@@ -8,7 +8,7 @@ from transformers import Gemma3ForCausalLM, MistralForCausalLM
 
 from builders import alibi_llm, tiny_images, tiny_lvlm
 from craft.core.errors import CraftError
-from craft.models.decoding import option_ids, read, score, window_of, write
+from craft.models.decoding import generate_ids, option_ids, read, score, window_of, write
 from craft.models.prompts import build_prompt
 
 QUESTIONS = [
@@ -175,7 +175,7 @@ def test_options_end_with_the_end_token():
 def test_text_only_questions_are_read_too():
     backbone = tiny_lvlm().backbone
     ids, _ = write(backbone, read(backbone, None, QUESTIONS[:2]), 4)
-    assert ids == backbone.generate_ids(backbone.inputs(None, QUESTIONS[:2]), 4)
+    assert ids == generate_ids(backbone, backbone.inputs(None, QUESTIONS[:2]), 4)
 
 
 def test_attention_without_masks_is_refused():

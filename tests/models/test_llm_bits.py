@@ -17,18 +17,19 @@ from builders import tiny_images, tiny_lvlm
 from craft.cli import main
 from craft.core.errors import CheckpointError, ConfigError
 from craft.experiments.bench.plan import Run, plan
-from craft.losses.alignment import surrogate_alignment
+from craft.formats.load import load
+from craft.formats.native import save_native
+from craft.formats.vila_u import save_vila_u
+from craft.losses.sal import surrogate_alignment
 from craft.models import llm_bits
 from craft.models.freezing import freeze, parameter_table, part_hashes
 from craft.models.llm_bits import bits_of, check_bits, packed_saving
-from craft.models.load import load
 from craft.models.memory import weight_bytes
-from craft.models.native import save_native
 from craft.models.paper_sizes import paper_lvlm
-from craft.models.vila_u import save_vila_u
 from craft.recipes import adapt, evaluate
 from craft.recipes.opening import Model
-from craft.training import AdaptConfig, RunFolder, fit
+from craft.training import AdaptConfig, RunFolder
+from craft.training.fit import fit
 from tiny_data import tiny_data
 
 CPU = torch.device("cpu")

@@ -8,10 +8,10 @@ import torch
 from builders import tiny_codebook, tiny_images, tiny_lvlm, tiny_visual
 from craft.core.errors import CheckpointError, CodebookMismatchError, CraftError
 from craft.core.files import save_tensors
-from craft.models.artefact import save_artefact
-from craft.models.load import load
-from craft.models.prior import load_prior, save_prior
-from craft.models.visual_folder import save_visual
+from craft.formats.artefact import save_artefact
+from craft.formats.load import load
+from craft.formats.prior import load_prior, save_prior
+from craft.formats.visual_folder import save_visual
 from craft.pruning import prune_tokens
 
 ASKED = ["What is shown in the picture?", "Answer in one letter only.", "How many of them?", "bag or coat?"]

@@ -15,8 +15,8 @@ from builders import tiny_lvlm
 from craft.core.errors import CheckpointError, ConfigError, CraftError, DataError
 from craft.core.files import hash_tensors, load_tensors, save_tensors
 from craft.data.chats import Conversation
-from craft.models.llm_source import open_llm
-from craft.models.native import save_native
+from craft.formats.llm_source import open_llm
+from craft.formats.native import save_native
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.recipes.align import align, rehearse
 from craft.recipes.align_data import read_sets
@@ -104,7 +104,7 @@ def test_a_second_llm_never_runs_the_vision_tower(aligned, family, chat, monkeyp
 
 
 def test_interrupted_and_resumed_is_the_unbroken_run(aligned, family, chat, tmp_path, monkeypatch):
-    from craft.training import alignment
+    from craft.lessons import align as alignment
 
     settings = {**FAST, "text": chat / "text.json", "text_share": 0.25, "max_steps": 2}
     make, calls = alignment.RowBatches.make, []

@@ -12,9 +12,9 @@ from PIL import Image
 from builders import tiny_lvlm
 from craft.core.errors import CodebookMismatchError, ConfigError, DataError
 from craft.core.files import hash_tensors, load_tensors
-from craft.models.artefact import load_artefact
+from craft.formats.encoder import load_artefact
+from craft.formats.prior import save_prior
 from craft.models.lvlm import LVLM
-from craft.models.prior import save_prior
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.quantize.usage import code_counts
 from craft.recipes import adapt, evaluate, opening, rehearse, transfer

@@ -3,8 +3,8 @@
 import pytest
 
 from craft.core.errors import ConfigError
+from craft.core.settings import leaves, resolve_name
 from craft.training.config import AdaptConfig
-from craft.training.settings import leaves, resolve_name
 
 
 def test_defaults():

@@ -14,13 +14,15 @@ import torch
 from builders import tiny_lvlm
 from craft.core.errors import ConfigError, DataError, TrainingError
 from craft.core.files import hash_tensors
+from craft.lessons import adapt as adaptation
+from craft.lessons.adapt import ImageBatches
 from craft.models.freezing import part_hashes
 from craft.quantize import search
 from craft.quantize.search import SEARCHES, Choice, choose, rerank
-from craft.training import AdaptConfig, Interrupted, RunFolder, adaptation, checkpoint, fit
-from craft.training.adaptation import ImageBatches
+from craft.training import AdaptConfig, Interrupted, RunFolder, checkpoint
 from craft.training.checks import check_frozen, check_gradients, choose_trainable
 from craft.training.engine import Engine
+from craft.training.fit import fit
 from tiny_data import tiny_data
 
 FAST = {
@@ -121,7 +123,7 @@ def test_resumed_equals_unbroken_bit_for_bit(tmp_path, trainable):
 def test_the_minutes_of_a_resumed_run_are_those_of_all_its_parts(tmp_path, monkeypatch):
     ticks, passed = itertools.count(), [0.0]
     clock = SimpleNamespace(monotonic=lambda: passed[0] + 1e-6 * next(ticks))
-    monkeypatch.setattr(sys.modules["craft.training.fit"], "time", clock)  # the name is the function's
+    monkeypatch.setattr(sys.modules["craft.training.fit"], "time", clock)
 
     def two_minutes_then_stop(lvlm):
         passed[0] += 120

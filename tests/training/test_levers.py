@@ -14,17 +14,18 @@ from transformers import Gemma3ForCausalLM, MistralForCausalLM
 
 from builders import alibi_llm, tiny_images, tiny_lvlm
 from craft.core.errors import ConfigError
+from craft.lessons.adapt import ImageBatches, adaptation, image_groups
+from craft.lessons.objective import CraftObjective
+from craft.lessons.rehearsal import rehearse_step
 from craft.models import prompts
 from craft.models.memory import kept_per_token
 from craft.models.prefix import read_prefix
 from craft.models.recompute import recompute
 from craft.quantize import ResidualCodebook
-from craft.training import AdaptConfig, RunFolder, fit
+from craft.training import AdaptConfig, RunFolder
 from craft.training import micro_batch as memory
-from craft.training.adaptation import ImageBatches, adaptation, image_groups
+from craft.training.fit import fit
 from craft.training.image_cache import ImageCache
-from craft.training.objective import CraftObjective
-from craft.training.rehearsal import rehearse_step
 from tiny_data import tiny_data
 
 FAST = {
@@ -304,7 +305,7 @@ def test_the_stem_is_kept_in_main_memory():
 
 
 def test_several_processes_find_no_micro_batch_where_one_would_wait_for_another(monkeypatch):
-    monkeypatch.setattr("craft.training.adaptation.world", lambda: 2)
+    monkeypatch.setattr("craft.lessons.adapt.world", lambda: 2)
     auto = {"micro_batch": "auto", "losses.contrastive.weight": 1.0}
     with pytest.raises(ConfigError, match="Give a number"):
         adaptation(tiny_lvlm(), asked(), AdaptConfig.build(FAST, auto))
@@ -327,7 +328,8 @@ from torch._dynamo.utils import counters
 torch.nn.Module.compile = partialmethod(torch.nn.Module.compile, backend="aot_eager")  # no C++ to build
 from builders import tiny_lvlm
 from training.test_levers import FAST, asked, same, step
-from craft.training import AdaptConfig, RunFolder, fit
+from craft.training import AdaptConfig, RunFolder
+from craft.training.fit import fit
 lvlm = tiny_lvlm(tower="siglip")
 plain = step(lvlm, asked(), [0, 1])
 assert not counters["frames"]["ok"]

@@ -9,9 +9,10 @@ import torch
 import together as workers
 from builders import tiny_lvlm
 from craft.core.errors import TrainingError
-from craft.training import AdaptConfig, RunFolder, fit
-from craft.training.adaptation import ImageBatches, adaptation
-from craft.training.rehearsal import rehearse_step
+from craft.lessons.adapt import ImageBatches, adaptation
+from craft.lessons.rehearsal import rehearse_step
+from craft.training import AdaptConfig, RunFolder
+from craft.training.fit import fit
 from tiny_data import tiny_data
 
 limited = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, where a limit of memory holds")

@@ -9,8 +9,8 @@ import torch
 from accelerate.tracking import GeneralTracker
 
 from craft.core.errors import ConfigError, DataError
+from craft.lessons.adapt import ImageBatches
 from craft.training import AdaptConfig, checkpoint
-from craft.training.adaptation import ImageBatches
 from craft.training.engine import Engine
 from training.test_fit import FAST, losses, tower_hash, train
 

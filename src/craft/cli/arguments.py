@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-TUNED = ("adapt", "align", "baseline", "demo")
-"""Verbs whose `--config` is the settings of a training run; for the others it is a file of their flags."""
+TUNED = ("adapt", "align", "baseline", "demo", "judge")
+"""Verbs whose `--config` is a file of settings; for the others it is a file of their flags."""
 
 _DATA = {"name": "data"}  # other keys of the section `data` are flags of their own name
 
@@ -14,9 +14,10 @@ _DATA = {"name": "data"}  # other keys of the section `data` are flags of their 
 def expand(tokens: Sequence[str]) -> list[str]:
     """The words as the parser takes them.
 
-    For `adapt`, `align`, `baseline` and `demo` a dotted setting, `--losses.commitment.weight 0.2`, becomes
-    `--set losses.commitment.weight=0.2`. For the other verbs `--data.answer_with letter` is `--answer-with
-    letter`, and each entry of the `--config` file is a flag, unless that flag is among the words already.
+    For `adapt`, `align`, `baseline`, `demo` and `judge` a dotted setting, `--losses.commitment.weight 0.2`,
+    becomes `--set losses.commitment.weight=0.2`. For the other verbs `--data.answer_with letter` is
+    `--answer-with letter`, and each entry of the `--config` file is a flag, unless that flag is among the
+    words already.
 
     Raises:
         ConfigError: the config file is missing or not a YAML file of settings.

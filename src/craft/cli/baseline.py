@@ -11,26 +11,18 @@ def baseline(
 ) -> None:
     """Tune a model by one of the methods that CRAFT is compared with, on the same data, steps and settings.
 
-    Methods: vision-ft, ldifs (of a continuous LVLM, as craft-tiny/continuous-qwen2 or a LLaVA checkpoint);
-    projector-ft, llm-lora (of any LVLM); vision-ft-codebook (of a discrete one). Zero-shot is `craft eval`.
-    Settings are those of `craft adapt`, and ldifs.weight, lora.rank.
+    Methods: vision-ft and ldifs (for a continuous LVLM, such as craft-tiny/continuous-qwen2 or a LLaVA
+    checkpoint), projector-ft and llm-lora (for any LVLM), vision-ft-codebook (for a discrete one). Zero-shot
+    is `craft eval`. Settings are those of `craft adapt`, with ldifs.weight and ldifs.layers.
 
     Args:
         method: vision-ft, projector-ft, ldifs, llm-lora or vision-ft-codebook.
         model: a shipped model, a folder, or a hub id.
     """
-    from craft.baselines import METHODS, rehearse
-    from craft.core.errors import ConfigError
-    from craft.training.config import AdaptConfig, BaselineConfig
+    from craft.recipes.baseline import find_baseline, rehearse, tune
 
-    known = [name for name in METHODS if name != "zero-shot"]
-    if method not in known:
-        raise ConfigError(
-            f"There is no method {method!r} to tune by; use one of {', '.join(known)}. Zero-shot is "
-            "`craft eval MODEL`."
-        )
-    kind = AdaptConfig if method == "vision-ft-codebook" else BaselineConfig
-    result = train(METHODS[method], partial(rehearse, method), kind, model, training, common)
+    kind = find_baseline(method, trains=True).config_class
+    result = train(partial(tune, method), partial(rehearse, method), kind, model, training, common)
     if result is None:
         return
     facts = {"method": method, "out": str(result.out)}

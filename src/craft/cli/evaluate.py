@@ -80,9 +80,9 @@ def evaluate(
         dry_run: load everything and ask a few questions only; write nothing.
     """
     from craft.core.errors import ConfigError
-    from craft.models.artefact import load_artefact
-    from craft.models.code_cache import CodeCache
-    from craft.models.load import load
+    from craft.formats.code_cache import CodeCache
+    from craft.formats.encoder import load_artefact
+    from craft.formats.load import load
     from craft.recipes.benchmarks import evaluate_all, summary
 
     if encoder and like:
@@ -175,7 +175,7 @@ def _show(reports: list[Any]) -> None:
 
 def _show_row(row: Any) -> None:
     """A benchmark per line, and the whole as the line of Table 1 that it is."""
-    from craft.core.markdown import table_row
+    from craft.core.text import table_row
     from craft.evaluation import merge
 
     names = ["accuracy", "seen", "unseen", "lenient", "unparseable"]

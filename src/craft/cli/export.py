@@ -23,8 +23,8 @@ def export(
         out: a folder; OUT/vision_tower/ drops into the checkpoint in place of its own.
         format: which layout.
     """
-    from craft.models.artefact import load_artefact
-    from craft.models.vila_u import export_vision_tower
+    from craft.formats.encoder import load_artefact
+    from craft.formats.vila_u import export_vision_tower
 
     written = export_vision_tower(load_artefact(encoder), base, out)
     if common.json:

@@ -27,9 +27,9 @@ def describe(thing: str, common: Common = COMMON) -> dict[str, Any]:
         CraftError: there is nothing of that name, or it is damaged.
     """
     from craft.core.files import read_json, user_path
-    from craft.models.artefact import FORMAT
-    from craft.models.load import shipped
-    from craft.models.tuned import FORMAT as TUNED
+    from craft.formats.artefact import FORMAT
+    from craft.formats.names import shipped
+    from craft.formats.tuned import FORMAT as TUNED
 
     path = user_path(thing)
     if thing not in shipped() and path.is_dir():
@@ -83,8 +83,8 @@ def _run(path: Path, common: Common) -> dict[str, Any]:
 
 def _encoder(path: Path) -> dict[str, Any]:
     """An adapted encoder or a baseline's tuned parts, with the weights checked."""
-    from craft.models.artefact import load_artefact
-    from craft.models.tuned import Tuned
+    from craft.formats.encoder import load_artefact
+    from craft.formats.tuned import Tuned
 
     artefact = load_artefact(path)
     told = artefact.manifest
@@ -116,10 +116,11 @@ def _encoder(path: Path) -> dict[str, Any]:
 
 def _model(thing: str, common: Common) -> dict[str, Any]:
     """A model; its weights are read in bfloat16, since they are only counted."""
+    from craft.formats.llava import is_llava
+    from craft.formats.load import load
+    from craft.formats.names import shipped
+    from craft.formats.vila_u import is_vila_u
     from craft.models.freezing import parameter_table
-    from craft.models.llava import is_llava
-    from craft.models.load import load, shipped
-    from craft.models.vila_u import is_vila_u
 
     lvlm = load(thing, common.device or "cpu", common.dtype or "bfloat16")
     book, llm = lvlm.visual.codebook, lvlm.backbone.llm
@@ -150,7 +151,7 @@ def _model(thing: str, common: Common) -> dict[str, Any]:
 def _takers(fingerprint: str, surrogate: str | None = None) -> list[str]:
     """The shipped models of a codebook, and the surrogate where it is another one."""
     from craft.core.files import read_json
-    from craft.models.load import shipped, shipped_folder
+    from craft.formats.names import shipped, shipped_folder
 
     names = [
         name

@@ -1,180 +1,195 @@
 """`craft judge`."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from craft.cli.options import COMMON, Common, Count, Flag
+from craft.cli.options import COMMON, Common, Flag, Limit, Settings, settings_of
 from craft.cli.show import show_json, show_pairs, show_table
+
+if TYPE_CHECKING:
+    from craft.judging.judge import CostEstimate
+    from craft.judging.report import JudgeReport
 
 Price = Annotated[tuple[float, float] | None, Parameter(negative="")]
 
 
+@Parameter(name="*", group="Answers")
+@dataclass(frozen=True)
+class AnswerFlags:
+    """Which answers are judged, and where they are stored.
+
+    Attributes:
+        backbone: the LVLM that answers with the run's encoder; by default the surrogate.
+        zero_shot: ask the run's questions with the base tower instead.
+        data: as `craft adapt` takes it; by default the run's own.
+        root: the folder of a benchmark; otherwise the folder that relative paths in the data start from.
+        limit: at most this many answers, drawn evenly from the classes by --seed; by default 350.
+        max_new_tokens: cap on the length of an answer; by default 1024.
+        keep_ratio: share of the visual tokens that the LLM sees; by default 1.
+        batch_size: questions per forward pass; by default 32.
+        out: the folder; by default judge/ in the run folder.
+    """
+
+    backbone: str | None = None
+    zero_shot: Flag = False
+    data: str | None = None
+    root: str | None = None
+    limit: Limit = None
+    max_new_tokens: Limit = None
+    keep_ratio: float | None = None
+    batch_size: Limit = None
+    out: str | None = None
+
+
+@Parameter(name="*", group="Judge")
+@dataclass(frozen=True)
+class JudgeFlags:
+    """Who judges.
+
+    Attributes:
+        judge: offline (the default): fixed rules, Correctness and Presence only. anthropic: by default the
+            paper's judge. openai: any server of that protocol; for vLLM, llama.cpp or Ollama on this machine
+            add --base-url http://localhost:8000/v1.
+        model: the judge's model.
+        base_url: the judge's server.
+        temperature: of the judge, by default 0.6; none sends none, as newer models require.
+        max_tokens: cap on the length of a verdict; by default 1024.
+        timeout: seconds for one attempt to reach the judge; by default 120.
+        retries: further attempts after rate limits, timeouts and server errors; by default 5.
+        concurrency: simultaneous calls; by default 4.
+        price: dollars per million tokens read and written, for the cost.
+        prompt: a file with another rubric, of the form of craft/judging/prompt_v1.md.
+    """
+
+    judge: str | None = None
+    model: str | None = None
+    base_url: str | None = None
+    temperature: float | Literal["none"] | None = None
+    max_tokens: Limit = None
+    timeout: float | None = None
+    retries: int | None = None
+    concurrency: Limit = None
+    price: Price = None
+    prompt: str | None = None
+
+
+ANSWERS, JUDGE = AnswerFlags(), JudgeFlags()
+"""As if no flag is given."""
+
+
 def judge(
-    run: str,
+    run: str | None = None,
     *,
-    judge: Literal["offline", "anthropic", "openai", "local"] = "offline",
-    model: str | None = None,
-    base_url: str | None = None,
-    backbone: str | None = None,
-    zero_shot: Flag = False,
-    data: str | None = None,
-    root: Path | None = None,
-    limit: Count = 350,
-    max_new_tokens: Count = 1024,
-    keep_ratio: float = 1.0,
-    batch_size: Count = 32,
-    temperature: float | Literal["none"] = 0.6,
-    max_tokens: Count = 1024,
-    timeout: float = 120.0,
-    retries: int = 5,
-    concurrency: Count = 4,
-    price: Price = None,
-    prompt: Path | None = None,
-    out: Path | None = None,
+    answers: AnswerFlags = ANSWERS,
+    judge: JudgeFlags = JUDGE,
     overwrite: Flag = False,
     dry_run: Flag = False,
+    settings: Settings = None,
     common: Common = COMMON,
 ) -> None:
     """Ask an LVLM to justify its answers, and have them judged along the paper's five dimensions.
 
-    Answers, pictures and verdicts are kept in a folder. The same command again goes on where it stopped, and
-    asks the judge again only where a call failed. Keys are read from ANTHROPIC_API_KEY and OPENAI_API_KEY.
+    Answers, images and verdicts are stored in a folder. The same command continues after an interruption, and
+    asks the judge again only if a call failed. Keys are read from ANTHROPIC_API_KEY and OPENAI_API_KEY.
 
     Args:
-        run: a run of `craft adapt`; or an LVLM (zero-shot, with --data); or answers that are written already:
-            a .jsonl (`craft eval --out` writes one), or the folder of an earlier judging.
-        judge: offline: fixed rules, Correctness and Presence only. anthropic: by default the paper's judge.
-            openai: a server of that protocol (--base-url for vLLM, llama.cpp, Ollama). local: transformers.
-        model: the judge's model.
-        base_url: the judge's server.
-        backbone: the LVLM that answers with the run's encoder; by default the surrogate.
-        zero_shot: ask the run's questions with the base tower instead.
-        data: as `craft adapt` takes it; by default the run's own.
-        root: where a benchmark lies; else what relative paths in the data start from.
-        limit: at most this many answers, evenly from the classes, drawn by --seed.
-        max_new_tokens: cap on the length of an answer.
-        keep_ratio: share of the visual tokens that the LLM sees.
-        batch_size: questions per forward pass.
-        temperature: the judge's; none sends none, which newer models want.
-        max_tokens: cap on the length of a verdict.
-        timeout: seconds for one attempt to reach the judge.
-        retries: further attempts after rate limits, timeouts and faults of the server.
-        concurrency: calls at once.
-        price: dollars per million tokens read and written, for the cost.
-        prompt: a file with another rubric, of the form of craft/evaluation/judge_prompt_v1.md.
-        out: the folder; by default judge/ in the run folder.
-        overwrite: begin anew in that folder.
-        dry_run: count, and estimate tokens and cost; ask nobody, write nothing.
+        run: a run of `craft adapt`; an LVLM (zero-shot, with --data); or answers that exist already: a .jsonl
+            (`craft eval --out` writes one), or the folder of an earlier judging.
+        overwrite: start over in that folder.
+        dry_run: count, and estimate tokens and cost; ask no model and write nothing.
+        settings: NAME=VALUE, any of these flags as a setting; may be given several times.
     """
-    from craft.core.files import user_path
-    from craft.evaluation.judge_services import ServiceSettings
-    from craft.recipes import judge as recipe
-    from craft.recipes.judge_estimate import estimate
+    from craft.judging.config import JudgeConfig
+    from craft.recipes.judge import estimate
+    from craft.recipes.judge import judge as run_judge
 
-    warmth = None if temperature == "none" else float(temperature)
-    settings = ServiceSettings(
-        model, base_url, warmth, max_tokens, timeout, retries, concurrency, price, prompt
-    )
-    chosen = recipe.make_judge(judge, settings, common.device, common.dtype)
-    place = user_path(run)
-    if place.suffix == ".jsonl" or (place / "answers.json").is_file():
-        answers = recipe.answers_in(place, data, root=root, seed=common.seed, limit=limit, out=out)
-    else:
-        adapted = recipe.is_encoder(place)
-        answers = recipe.answers_of(
-            backbone if adapted else run,
-            run if adapted and not zero_shot else None,
-            data,
-            like=run if adapted and zero_shot else None,
-            root=root,
-            seed=common.seed,
-            limit=limit,
-            max_new_tokens=max_new_tokens,
-            keep_ratio=keep_ratio,
-            batch_size=batch_size,
-            out=out,
-            device=common.device,
-            dtype=common.dtype,
-        )
+    flags = {"run": run, "seed": common.seed, **vars(answers), **vars(judge)}
+    named = {name: value for name, value in flags.items() if value is not None and value is not False}
+    config = JudgeConfig.build(common.config, {**settings_of(settings, common), **named})
     if dry_run:
-        _show_estimate(estimate(answers, chosen, max_new_tokens), chosen, answers.folder, common)
+        _show_estimate(estimate(config=config), common)
         return
-    report = recipe.judge(answers, chosen, overwrite=overwrite)
+    report = run_judge(config=config, overwrite=overwrite)
     if common.json:
-        show_json({**report.to_json(), "folder": str(answers.folder)})
+        show_json({**report.to_json(), "folder": str(report.folder)})
     else:
-        _show(report, chosen, answers.folder)
+        _show(report)
 
 
-def _show(report: Any, judge: Any, folder: Path) -> None:
-    from craft.evaluation.judge import BINARY, DIMENSIONS
+def _show(report: "JudgeReport") -> None:
+    from craft.judging.cases import BINARY, DIMENSIONS
 
-    def cells(figures: dict[str, Any]) -> tuple[str, ...]:
+    def cells(figures: Mapping[str, dict[str, Any] | None]) -> tuple[str, ...]:
         return tuple(_figure(name in BINARY, figures[name]) for name in (*DIMENSIONS, "overall"))
 
-    answers = report.settings["answers"]
-    who = answers.get("backbone") or Path(answers["answers"]).name
-    if answers.get("backbone"):
-        who += " zero-shot" if answers["zero_shot"] else " adapted"
-    count = report.statuses["ok"]
-    rows = [(f"all ({count})", *cells(report.figures))]
+    rows = [(f"all ({report.statuses['ok']})", *cells(report.figures))]
     if any(not row["seen"] for row in report.samples):
         rows += [("seen", *cells(report.seen)), ("unseen", *cells(report.unseen))]
     columns = ("cases", "corr. %", "pres. %", "relevance", "faithful.", "verbosity", "overall")
-    show_table(f"{who}, judged by {judge.name} [95 % interval]", columns, rows)
+    title = f"{_who_answered(report)}, judged by {report.judge} [95 % interval]"
+    show_table(title, columns, rows)
     bad = {name: count for name, count in report.statuses.items() if name != "ok" and count}
-    dollars = _dollars(report.tokens, judge.price)
-    read, written = report.tokens
     show_pairs(
         {
-            "answered by": ", ".join(report.models),
-            "tokens": f"{read:,} read, {written:,} written{dollars}" if read else None,
+            "judge's model": ", ".join(report.models),
+            "tokens": _tokens(report),
             "without a verdict": ", ".join(f"{count} {name}" for name, count in bad.items()),
-            "kept in": folder,
+            "folder": report.folder,
         }
     )
     if bad:
-        print(
-            "Cases without a verdict count in no figure. The same command asks again, but for those refused."
-        )
-    if judge.note:
-        print(f"Note: {judge.note}.")
+        print("No figure includes cases without a verdict. The same command asks them again, unless refused.")
+    if report.settings["note"]:
+        print(f"Note: {report.settings['note']}.")
 
 
-def _figure(share: bool, found: dict[str, Any] | None) -> str:
-    if found is None:
+def _who_answered(report: "JudgeReport") -> str:
+    answers = report.settings["answers"]
+    if not answers.get("backbone"):
+        return Path(answers["answers"]).name
+    return f"{answers['backbone']} {'zero-shot' if answers['zero_shot'] else 'adapted'}"
+
+
+def _figure(is_share: bool, figure: dict[str, Any] | None) -> str:
+    if figure is None:
         return "-"
-    by, digits = (100, 1) if share else (1, 2)
-    mean, (low, high) = found["mean"] * by, (edge * by for edge in found["interval"])
+    scale, digits = (100, 1) if is_share else (1, 2)
+    mean, (low, high) = figure["mean"] * scale, (edge * scale for edge in figure["interval"])
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def _dollars(tokens: tuple[int, int], price: tuple[float, float] | None) -> str:
-    from craft.recipes.judge_estimate import cost
+def _tokens(report: "JudgeReport") -> str | None:
+    from craft.judging.judge import cost
 
-    return "" if price is None else f", {cost(tokens, price):.2f} dollars"
+    read, written = report.tokens
+    if not read:
+        return None
+    price = report.settings["price"]
+    dollars = "" if price is None else f", {cost(report.tokens, price):.2f} dollars"
+    return f"{read:,} read, {written:,} written{dollars}"
 
 
-def _show_estimate(found: Any, judge: Any, folder: Path, common: Common) -> None:
+def _show_estimate(estimate: "CostEstimate", common: Common) -> None:
     if common.json:
-        names = ("cases", "asked", "unanswered", "likely", "most", "dollars")
-        show_json({name: getattr(found, name) for name in names} | {"folder": str(folder)})
+        show_json(estimate.to_json())
         return
-    (read, written), (read_most, written_most) = found.likely, found.most
+    (read, written), (most_read, most_written) = estimate.likely, estimate.most
     money = "unknown: give --price READ WRITTEN, in dollars per million tokens"
-    if found.dollars is not None:
-        money = f"about {found.dollars[0]:.2f} dollars, at most {found.dollars[1]:.2f}"
+    if estimate.dollars is not None:
+        money = f"about {estimate.dollars[0]:.2f} dollars, at most {estimate.dollars[1]:.2f}"
     show_pairs(
         {
-            "judge": judge.name,
-            "cases": f"{found.cases}, of which {found.asked} to be judged",
-            "to be answered first": found.unanswered or None,
-            "tokens read": f"about {read:,}, at most {read_most:,}" if read_most else None,
-            "tokens written": f"about {written:,}, at most {written_most:,}" if written_most else None,
-            "cost": money if read_most and "url" in judge.identity else "nothing",
-            "folder": folder,
+            "judge": estimate.judge,
+            "cases": f"{estimate.cases}, of which {estimate.pending} to be judged",
+            "to be answered first": estimate.unanswered or None,
+            "tokens read": f"about {read:,}, at most {most_read:,}" if most_read else None,
+            "tokens written": f"about {written:,}, at most {most_written:,}" if most_written else None,
+            "cost": money if most_read else "nothing",
+            "folder": estimate.folder,
         }
     )
-    print("\nA dry run: nobody was asked, and nothing was written.")
+    print("\nA dry run: no model was asked, and nothing was written.")

@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _complain("this is a fault in CRAFT, not in what you did; please report it with the text above.")
             return OURS
         _complain(paragraph)
-        return STOPPED if _is(error, "craft.training.interrupt", "Interrupted") else USERS
+        return STOPPED if _is(error, "craft.core.interrupt", "Interrupted") else USERS
     return DONE
 
 

@@ -57,13 +57,13 @@ def reproduce(
     """
     from craft.core.errors import ConfigError, CraftError
     from craft.core.files import check_writable, read_json
+    from craft.core.interrupt import Interrupted
     from craft.core.progress import say
     from craft.experiments import EXPERIMENTS, publish
     from craft.experiments.parallel import estimate, fill_all, in_order
     from craft.experiments.plan import QUICK_OUT, plan_for
     from craft.experiments.publish import redraw as draw_again
     from craft.experiments.work import Work
-    from craft.training.interrupt import Interrupted
 
     if not names:
         if common.json:
@@ -155,8 +155,8 @@ def _settings(given: list[str] | None) -> dict[str, Any]:
     """
     import yaml
 
+    from craft.core.settings import resolve_name
     from craft.training.config import AdaptConfig
-    from craft.training.settings import resolve_name
 
     found = settings_of(given, Common())
     return {resolve_name(name, AdaptConfig): yaml.safe_load(value) for name, value in found.items()}

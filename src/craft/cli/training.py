@@ -13,7 +13,7 @@ def train(
     rehearse: Callable[..., Any],
     kind: Any,
     model: str | None,
-    told: Training,
+    flags: Training,
     common: Common,
 ) -> Any:
     """The result of the run; None where there is nothing more to show: of a dry run, that is shown here.
@@ -22,16 +22,17 @@ def train(
         run, rehearse: called as `craft.recipes.adapt` and `craft.recipes.rehearse` are.
         kind: the class of the config.
         model: what trains.
-        told, common: the flags.
+        flags, common: of the command line.
     """
     from craft.core.processes import leave
 
-    config = kind.build(common.config, told.overrides(common))
-    how = common.seed, told.max_steps, config
-    if told.dry_run:
-        show_rehearsals({"": rehearse(model, told.data, *how)}, common.json)
+    config = kind.build(common.config, flags.overrides(common))
+    budget = {"seed": common.seed, "max_steps": flags.max_steps}
+    if flags.dry_run:
+        show_rehearsals({"": rehearse(model, flags.data, config=config, **budget)}, common.json)
         return None
-    result = run(model, told.data, told.out, *how, resume=told.resume, overwrite=told.overwrite)
+    resumption = {"resume": flags.resume, "overwrite": flags.overwrite}
+    result = run(model, flags.data, flags.out, config=config, **budget, **resumption)
     return result if leave() == 0 else None  # one process of a distributed run speaks for all
 
 
@@ -49,8 +50,8 @@ def show_trained(
     """
     metrics, config = result.metrics, result.config
     if as_json:
-        told = {"held_out": list(result.held_out), "metrics": metrics}
-        show_json({**facts, **told, "config": config.model_dump(mode="json")})
+        outcome = {"held_out": list(result.held_out), "metrics": metrics}
+        show_json({**facts, **outcome, "config": config.model_dump(mode="json")})
         return
     best, kept = metrics.get("best_step"), ""
     if best is not None:
@@ -70,51 +71,53 @@ def show_trained(
     print(f"\nNext: craft eval {name} --encoder {place} --data {data}")
 
 
-def _rehearsal_facts(found: Any) -> dict[str, Any]:
-    """A `craft.training.rehearsal.Rehearsal` for JSON."""
-    rows = [{"part": part, "parameters": n, "trainable": t} for part, n, t in found.parameters]
+def _rehearsal_facts(rehearsal: Any) -> dict[str, Any]:
+    """A `craft.lessons.rehearsal.Rehearsal` for JSON."""
+    rows = [{"part": part, "parameters": n, "trainable": t} for part, n, t in rehearsal.parameters]
     return {
         "parameters": rows,
-        "losses": found.parts,
-        "memory": found.memory,
-        "steps": found.steps,
-        "samples": found.samples,
-        "tokens": found.tokens,
+        "losses": rehearsal.parts,
+        "memory": rehearsal.memory,
+        "steps": rehearsal.steps,
+        "samples": rehearsal.samples,
+        "tokens": rehearsal.tokens,
     }
 
 
-def show_rehearsals(found: Mapping[str, Any], as_json: bool, written: str = "nothing was written") -> None:
-    """Print what a dry run found out.
+def show_rehearsals(
+    rehearsals: Mapping[str, Any], as_json: bool, written: str = "nothing was written"
+) -> None:
+    """Print what a dry run reports.
 
     Args:
-        found: a `craft.training.rehearsal.Rehearsal` by its stage; "" where there is one only.
+        rehearsals: by stage; "" if there is only one.
         as_json: print JSON.
         written: what the dry run left behind.
     """
     if as_json:
-        facts = {name: _rehearsal_facts(one) for name, one in found.items()}
+        facts = {name: _rehearsal_facts(one) for name, one in rehearsals.items()}
         show_json(facts.get("", facts))
         return
-    for name, one in found.items():
+    for name, one in rehearsals.items():
         if name:
             print(name[0].upper() + name[1:])
         _show_rehearsal(one)
     print(f"\nA dry run: {written}. Leave --dry-run out to train.")
 
 
-def _show_rehearsal(found: Any) -> None:
+def _show_rehearsal(rehearsal: Any) -> None:
     rows = [
         (part, f"{count:,}", f"{trained:,}" if trained else "frozen")
-        for part, count, trained in found.parameters
+        for part, count, trained in rehearsal.parameters
     ]
     show_table("Who trains", ("part", "parameters", "trainable"), rows)
-    memory = [(name, size(count)) for name, count in found.memory.items()]
+    memory = [(name, size(count)) for name, count in rehearsal.memory.items()]
     show_table("Memory of a step (estimate)", ("what", "size"), memory, sections=[len(memory) - 2])
-    losses = ", ".join(f"{name} {value:.4g}" for name, value in found.parts.items())
+    losses = ", ".join(f"{name} {value:.4g}" for name, value in rehearsal.parts.items())
     show_pairs(
         {
             "first batch": losses or "sizes without values: no step was taken",
-            "longest sequence": f"{found.tokens} tokens",
-            "the run": f"{found.samples} training samples, {found.steps} steps",
+            "longest sequence": f"{rehearsal.tokens} tokens",
+            "the run": f"{rehearsal.samples} training samples, {rehearsal.steps} steps",
         }
     )

@@ -142,7 +142,7 @@ def _rehearse(
 ) -> None:
     """One batch with every surrogate on every data set; every backbone is loaded."""
     from craft.data import EMBEDDED
-    from craft.models.load import load
+    from craft.formats.load import load
     from craft.models.lvlm import LVLM
     from craft.recipes.adapt import rehearse
 

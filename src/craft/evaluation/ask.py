@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from craft.core.progress import track
-from craft.models.code_cache import ImageCodes
+from craft.formats.code_cache import ImageCodes
 from craft.models.decoding import option_ids, read, score, write
 from craft.models.lvlm import LVLM
 from craft.models.prompts import decode

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from craft.models.backbone import Backbone
+from craft.models.decoding import generate
 
 TEXTS = (
     "The tide goes out twice a day, and with it the small boats of the harbour settle on the mud. By noon "
@@ -65,7 +66,7 @@ class Language:
 @torch.no_grad()
 def check_language(backbone: Backbone, max_new_tokens: int = 40) -> Language:
     """Perplexity and answers of a backbone, text only."""
-    answers = backbone.generate(None, INSTRUCTIONS, max_new_tokens)
+    answers = generate(backbone, None, INSTRUCTIONS, max_new_tokens)
     return Language(perplexity(backbone, TEXTS), tuple(answers))
 
 

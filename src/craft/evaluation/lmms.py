@@ -16,9 +16,9 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from craft.core.errors import CraftError
 from craft.core.progress import say
 from craft.evaluation.ask import ask
-from craft.models.code_cache import CodeCache, ImageCodes
+from craft.formats.code_cache import CodeCache, ImageCodes
+from craft.formats.load import load
 from craft.models.decoding import option_ids, read, score, write
-from craft.models.load import load
 
 LONGEST = 1024
 """The cap on an answer where a task names none, as lmms-eval's own models have it."""

@@ -16,7 +16,7 @@ from craft.evaluation.matching import (
     unparseable,
 )
 from craft.evaluation.report import Report
-from craft.models.code_cache import CodeCache, image_names
+from craft.formats.code_cache import CodeCache, image_names
 from craft.models.lvlm import LVLM
 from craft.quantize import Continuous
 from craft.quantize.search import Choice, Search, search_for

@@ -13,7 +13,7 @@ class Method:
     """How an LVLM came to be.
 
     Attributes:
-        name: "zero-shot", "craft", or a key of `craft.baselines.METHODS`.
+        name: "zero-shot", "craft", or a key of `craft.recipes.baseline.METHODS`.
         model: what trains, with "craft" the surrogate; empty for "zero-shot".
         settings: of the training, on top of the plan's, as pairs of dotted name and value.
         fraction: share of the codebook's codewords that are left (Table 6).

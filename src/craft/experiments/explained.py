@@ -12,8 +12,6 @@ import numpy as np
 
 from craft.core.files import atomic_write_bytes
 from craft.data import ImageSource, open_image
-from craft.evaluation.judge import BINARY, DIRECTIVE
-from craft.evaluation.judge_offline import NOTE as RULES
 from craft.experiments.accuracy import ALL, Line, by_seed, told
 from craft.experiments.cells import CRAFT, Cell, Method
 from craft.experiments.measures import fill
@@ -21,6 +19,8 @@ from craft.experiments.paper import NOTE, plain_table, theirs
 from craft.experiments.plan import Plan
 from craft.experiments.publish import Data, escaped, footer, percent, signed, table
 from craft.experiments.work import Work, announce
+from craft.judging.cases import BINARY, DIRECTIVE
+from craft.judging.rules import NOTE as RULES
 
 SHOWN = 2
 """Pictures per domain in Figure 2: the first of the test questions, not chosen."""

@@ -7,13 +7,13 @@ import torch
 
 from craft.data import Sample
 from craft.evaluation import evaluate_lvlm
-from craft.evaluation.judge import BINARY, DIRECTIVE
-from craft.evaluation.judge_answers import explain
-from craft.evaluation.judge_offline import offline_judge
-from craft.evaluation.judge_run import VerdictCache, judge_cases
 from craft.experiments.cells import CRAFT, Cell, digest
 from craft.experiments.pruned import pruned
 from craft.experiments.work import Work
+from craft.judging.answers import explain
+from craft.judging.cases import BINARY, DIRECTIVE
+from craft.judging.rules import offline_judge
+from craft.judging.run import VerdictCache, judge_cases
 from craft.models.lvlm import LVLM
 
 

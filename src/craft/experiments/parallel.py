@@ -13,6 +13,7 @@ from pathlib import Path
 
 from craft.core.errors import ConfigError
 from craft.core.files import read_json
+from craft.core.interrupt import Interrupted
 from craft.core.processes import follow_parent, orphaned
 from craft.core.progress import say
 from craft.experiments.bench.measure import matmul_rate
@@ -20,7 +21,6 @@ from craft.experiments.cells import ZERO_SHOT, Cell, Method
 from craft.experiments.plan import Plan
 from craft.experiments.pruned import check_priors
 from craft.experiments.work import Work
-from craft.training.interrupt import Interrupted
 
 SECONDS = {
     "training": 430.0,

@@ -6,8 +6,8 @@ from typing import Any, Literal, get_args
 from pydantic import Field
 
 from craft.core.errors import ConfigError
+from craft.core.settings import Settings
 from craft.data import EMBEDDED
-from craft.training.settings import Settings
 
 Scale = Literal["tiny", "paper"]
 

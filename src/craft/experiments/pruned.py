@@ -16,8 +16,8 @@ from craft.evaluation import Report, lenient, strict, unparseable
 from craft.experiments.cells import CRAFT, Cell, Method
 from craft.experiments.plan import Plan
 from craft.experiments.work import Work
+from craft.formats.code_cache import ImageCodes
 from craft.models.attention import cls_attention, received_attention
-from craft.models.code_cache import ImageCodes
 from craft.pruning import prune_tokens
 from craft.recipes.prior import GENERAL, chosen_prior
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from craft.core.errors import CheckpointError
 from craft.core.files import atomic_write_text, check_writable, read_json, write_json
-from craft.core.markdown import table_row
+from craft.core.text import table_row
 from craft.experiments.cells import Cell
 from craft.experiments.parallel import fill_all, in_order
 from craft.experiments.plan import Plan, plan_for

@@ -8,9 +8,9 @@ from typing import Any
 
 from craft.core.errors import CheckpointError, DataError
 from craft.core.files import atomic_write_text, read_json
+from craft.core.provenance import machine
 from craft.core.trees import flat
 from craft.data import open_image
-from craft.evaluation.judge import BINARY, DIMENSIONS
 from craft.experiments import EXPERIMENTS
 from craft.experiments.publish import NOT_THEIRS
 from craft.experiments.report_html import (
@@ -24,8 +24,9 @@ from craft.experiments.report_html import (
     picture,
     table,
 )
+from craft.judging.cases import BINARY, DIMENSIONS
 from craft.recipes.matrix_page import page as matrix_page
-from craft.training.run_folder import RunFolder, machine
+from craft.training.run_folder import RunFolder
 
 CURVES = (
     "loss",
@@ -280,7 +281,7 @@ def _judged(told: Told, path: Path) -> Section:
 
 def _pictures(folder: Path) -> dict[str, str]:
     """The pictures of judged answers by id, as HTML."""
-    from craft.evaluation.judge_answers import read_rows
+    from craft.judging.answers import read_rows
 
     place, found = folder / "answers.jsonl", dict[str, str]()
     for row in read_rows(place)[:ANSWERS] if place.is_file() else ():

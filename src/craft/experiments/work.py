@@ -10,25 +10,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from craft.baselines import METHODS, load_tuned
 from craft.core.device import total_memory
 from craft.core.errors import ConfigError
 from craft.core.files import hash_tensors, read_json, write_json
 from craft.core.progress import say
+from craft.core.provenance import machine
 from craft.data import BENCHMARKS, Data, Sample
-from craft.evaluation.judge_offline import RULES
 from craft.experiments.cells import CRAFT, ZERO_SHOT, Cell, Method, digest, plain
 from craft.experiments.plan import Plan
-from craft.models.artefact import Artefact, load_artefact
-from craft.models.code_cache import CodeCache
+from craft.formats.artefact import Artefact
+from craft.formats.code_cache import CodeCache
+from craft.formats.encoder import load_artefact
+from craft.formats.load import load
+from craft.judging.rules import RULES
 from craft.models.freezing import answer_hashes
-from craft.models.load import load
 from craft.models.lvlm import LVLM
 from craft.models.memory import weight_bytes
 from craft.recipes.adapt import adapt
+from craft.recipes.baseline import METHODS, load_tuned
 from craft.recipes.questions import open_data, questions_for, take
 from craft.training.config import AdaptConfig, BaselineConfig, DataConfig
-from craft.training.run_folder import machine
 
 _ANSWERING = ("vision_tower", "codebook", "projector", "llm", "words")
 KEPT = 0.5
@@ -205,7 +206,7 @@ class Work:
         say(f"training: {method.name} with {method.model} on {domain}, seed {seed}")
         train = adapt if method.name == CRAFT else METHODS[method.name]
         config, resume = self.settings(domain, seed, method), (folder / "run.json").is_file()
-        train(model, domain, folder, seed, config=config, resume=resume)
+        train(model, domain, folder, seed=seed, config=config, resume=resume)
         write_json(_record(folder), {"seconds": round(time.monotonic() - began, 1)})
         return folder
 

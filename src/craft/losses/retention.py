@@ -11,6 +11,6 @@ def retention(features: Tensor, initial: Tensor) -> Tensor:
         initial: `[B, N, d]` of the base tower, for the same pictures. No gradient flows in.
 
     Source: ours. The distance is that of LDIFS (arXiv 2308.13320) at the last layer alone; which pictures it
-    is taken on is what matters (`craft.training.retention`).
+    is taken on is what matters (`craft.lessons.retention`).
     """
     return (features.float() - initial.detach().float()).square().mean()

@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -12,15 +13,28 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from craft.core.errors import CheckpointError, CraftError
 from craft.core.tokens import VisionTokens
-from craft.losses.alignment import IGNORED
+from craft.losses.sal import IGNORED
 from craft.models.projector import Projector
-from craft.models.prompts import Prompt, build_prompt, decode, end_of_answer
+from craft.models.prompts import Prompt, build_prompt, end_of_answer
 
 Segment = Tensor  # int64 [n]: token ids; or float [n, h]: embeddings
 REMEMBERED = 8192
 """Prompts whose token ids are kept: a training of several epochs, or of several measurements, asks again."""
 _BEHIND_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 """Settings of LLMs that cap or scale what their output embedding gives (Gemma 2, Granite, Cohere)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Borrowed:
+    """Where a backbone's LLM is from.
+
+    Attributes:
+        name: as for `craft.formats.llm_source.find_llm`.
+        lora: the factors, in the dtype that they have on disk; none where the LLM is as it was.
+    """
+
+    name: str
+    lora: dict[str, Tensor]
 
 
 class Backbone(nn.Module):
@@ -32,7 +46,7 @@ class Backbone(nn.Module):
         tokenizer: its text tokenizer.
         prompt: the name of its prompt format (a key of `craft.models.prompts.FORMATS`).
         codebook_fingerprint: which codebook it was trained for.
-        borrowed: where the LLM is from (`craft.models.borrowed`), or None where it is the backbone's own.
+        borrowed: where the LLM is from (`craft.formats.llm_source`), or None where it is the backbone's own.
 
     Raises:
         CheckpointError: the LLM has recurrent layers.
@@ -45,7 +59,7 @@ class Backbone(nn.Module):
         tokenizer: Any,
         prompt: str,
         codebook_fingerprint: str,
-        borrowed: Any = None,
+        borrowed: Borrowed | None = None,
     ) -> None:
         super().__init__()
         if getattr(llm, "_is_stateful", False):  # transformers' mark of a state that cannot be taken apart
@@ -264,45 +278,6 @@ class Backbone(nn.Module):
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
         """Logits `[B, T, V]` at every position (for tests and inspection; training needs a few only)."""
         return self.lm_head(self.hidden_states(inputs))
-
-    @torch.no_grad()
-    def generate(
-        self,
-        tokens: VisionTokens | None,
-        questions: Sequence[str],
-        max_new_tokens: int = 5,
-        keep_positions: bool = False,
-    ) -> list[str]:
-        """Greedy answers.
-
-        Args:
-            tokens: one image per question, or None for text only.
-            questions: B texts.
-            max_new_tokens: generation stops here, or at the LLM's end token.
-            keep_positions: as in `inputs`.
-
-        Returns:
-            B texts without special tokens, stripped.
-
-        Raises:
-            CraftError: numbers of images and questions differ.
-        """
-        if len(questions) == 0:
-            return []
-        ids = self.generate_ids(self.inputs(tokens, questions, keep_positions=keep_positions), max_new_tokens)
-        return [decode(self.tokenizer, row) for row in ids]
-
-    @torch.no_grad()
-    def generate_ids(self, inputs: dict[str, Tensor], max_new_tokens: int) -> list[list[int]]:
-        """Greedy token ids per row, up to and without the end token.
-
-        Args:
-            inputs: left-padded, as `inputs` gives them without answers.
-            max_new_tokens: the most tokens per row.
-        """
-        from craft.models.decoding import prefill, write  # late: it builds on this file
-
-        return write(self, prefill(self, inputs), max_new_tokens)[0]
 
     def end_ids(self) -> set[int]:
         """Ids at which generation stops: the generation config's, the tokenizer's, and what ends an answer

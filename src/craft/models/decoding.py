@@ -15,6 +15,7 @@ from torch import Tensor
 from craft.core.errors import CraftError
 from craft.core.tokens import VisionTokens
 from craft.models.backbone import Backbone
+from craft.models.prompts import decode
 
 SHARED = 0.75
 """Images are read apart where a batch has at most so many per question: the extra pass has a price."""
@@ -54,6 +55,46 @@ def prefill(backbone: Backbone, inputs: dict[str, Tensor], cache: Any = None) ->
     cache = DynamicCache() if cache is None else cache
     logits = _logits(backbone, inputs, cache)
     return Reading(cache, inputs["attention_mask"], inputs["position_ids"][:, -1:], logits)
+
+
+@torch.no_grad()
+def generate(
+    backbone: Backbone,
+    tokens: VisionTokens | None,
+    questions: Sequence[str],
+    max_new_tokens: int = 5,
+    keep_positions: bool = False,
+) -> list[str]:
+    """Greedy answers.
+
+    Args:
+        backbone: what answers.
+        tokens: one image per question, or None for text only.
+        questions: B texts.
+        max_new_tokens: generation stops here, or at the LLM's end token.
+        keep_positions: as in `Backbone.inputs`.
+
+    Returns:
+        B texts without special tokens, stripped.
+
+    Raises:
+        CraftError: the numbers of images and questions differ.
+    """
+    if len(questions) == 0:
+        return []
+    inputs = backbone.inputs(tokens, questions, keep_positions=keep_positions)
+    return [decode(backbone.tokenizer, row) for row in generate_ids(backbone, inputs, max_new_tokens)]
+
+
+def generate_ids(backbone: Backbone, inputs: dict[str, Tensor], max_new_tokens: int) -> list[list[int]]:
+    """Greedy token ids per row, up to and without the end token.
+
+    Args:
+        backbone: what answers.
+        inputs: left-padded, as `Backbone.inputs` gives them without answers.
+        max_new_tokens: the most tokens per row.
+    """
+    return write(backbone, prefill(backbone, inputs), max_new_tokens)[0]
 
 
 @torch.no_grad()

@@ -1,9 +1,9 @@
 """The LVLM: visual tokenizer + backbone (§3.1)."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,18 @@ from torch import Tensor, nn
 from craft.core.errors import CodebookMismatchError, CraftError
 from craft.core.tokens import VisionTokens
 from craft.models.backbone import Backbone
+from craft.models.decoding import generate
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.pruning import Budget, budget_of, prune_tokens
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What can be put in front of a backbone: `craft.formats.artefact.Artefact` and its like."""
+
+    def apply(self, lvlm: "LVLM") -> "LVLM":
+        """`lvlm` with what was adapted; nothing of it is changed in place."""
+        ...
 
 
 class LVLM(nn.Module):
@@ -27,6 +37,9 @@ class LVLM(nn.Module):
     Raises:
         CodebookMismatchError: the backbone was made for another codebook.
     """
+
+    read_encoder: ClassVar[Callable[[str | Path], Encoder]]
+    """Reads an encoder from disk. `craft.formats.encoder` sets it: this package knows no disk."""
 
     def __init__(
         self, visual: VisualTokenizer, backbone: Backbone, name: str, origin: Path | None = None
@@ -104,7 +117,7 @@ class LVLM(nn.Module):
                 tokens = self.visual.encode(images[rows], batch_size=batch_size, with_cls=False)
             if tokens is not None:
                 tokens = self.visible(tokens, keep_ratio, budget)
-            answers += self.backbone.generate(tokens, questions[rows], max_new_tokens, keep_positions)
+            answers += generate(self.backbone, tokens, questions[rows], max_new_tokens, keep_positions)
         return answers
 
     def check_keep_ratio(self, keep_ratio: float) -> None:
@@ -152,18 +165,16 @@ class LVLM(nn.Module):
         visual.prior = counts
         return LVLM(visual, self.backbone, self.name, self.origin)
 
-    def with_encoder(self, encoder: Any) -> "LVLM":
+    def with_encoder(self, encoder: Encoder | str | Path) -> "LVLM":
         """The same backbone (shared, not copied) behind an adapted vision tower.
 
         Args:
-            encoder: a run folder, an artefact folder, or a loaded `craft.models.artefact.Artefact`. Of a
-                baseline too (`craft.models.tuned`), whatever parts it tuned; those are copied.
+            encoder: a run folder, an artefact folder, or a loaded `craft.formats.artefact.Artefact`; a
+                baseline's too (`craft.formats.tuned`), whatever parts it tuned (those are copied).
 
         Raises:
             CodebookMismatchError: the encoder was adapted for another codebook; both fingerprints are named.
             CheckpointError: the artefact is missing, damaged, or its tower has another shape.
         """
-        from craft.models.artefact import Artefact, load_artefact
-
-        artefact = encoder if isinstance(encoder, Artefact) else load_artefact(encoder)
-        return artefact.apply(self)
+        loaded = LVLM.read_encoder(encoder) if isinstance(encoder, str | Path) else encoder
+        return loaded.apply(self)

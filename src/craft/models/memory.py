@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from craft.losses.alignment import BLOCK
+from craft.losses.sal import BLOCK
 from craft.models.lvlm import LVLM
 from craft.models.recompute import Recompute
 from craft.quantize.search import ROW_BLOCK, code_block, kept_bytes

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from transformers import SiglipTextConfig, SiglipTextModel
 
 from craft.core.errors import CheckpointError
-from craft.core.files import PathLike, load_tensors, read_json, save_tensors, write_json
-from craft.models.weights import cast, dtype_named, load_strict, stored_dtype
+from craft.models.weights import load_strict
 
 _FIELDS = (
     "vocab_size",
@@ -146,42 +145,6 @@ class TextEncoder(nn.Module):
         known = {name: tensor for name, tensor in state.items() if not name.endswith("position_ids")}
         load_strict(self.model, known, where)
 
-    @classmethod
-    def from_siglip_state(
-        cls,
-        state: Mapping[str, Tensor],
-        config: dict[str, Any],
-        tokenizer: PathLike | Tokenizer | None = None,
-        where: PathLike = "the checkpoint",
-    ) -> "TextEncoder":
-        """The text tower inside a larger checkpoint (VILA-U: `rqvaesiglip.siglip_model.text_model.*`).
-
-        Args:
-            state: tensors; those below the first `text_model.` of their names are used, all others ignored.
-            config: the `text_config` of the SigLIP config.
-            tokenizer: a tokenizer, a folder or file with `tokenizer.json`, or a hub id; None builds an
-                encoder that refuses to encode.
-            where: what messages call the checkpoint.
-
-        Raises:
-            CheckpointError: weights or tokenizer are missing or do not fit.
-        """
-        mark = "text_model."
-        own = {name.split(mark, 1)[1]: tensor for name, tensor in state.items() if mark in name}
-        if not own:
-            raise CheckpointError(
-                f"{where} holds no text tower (no tensor is named *.text_model.*); "
-                "losses.contrastive.weight=0 trains without one."
-            )
-        words = tokenizer
-        if words is not None and not isinstance(words, Tokenizer):
-            words = find_tokenizer(words)
-        head = own.get("head.weight")
-        width = {} if head is None or config.get("projection_size") else {"projection_size": head.shape[0]}
-        encoder = cls({**config, **width}, words)
-        encoder.load_weights(cast(own, torch.float32), Path(where))
-        return encoder
-
 
 def _pad_id(tokenizer: Tokenizer | None) -> int:
     """The padding id that a tokenizer implies; SigLIP's own (1) when it implies none."""
@@ -191,79 +154,3 @@ def _pad_id(tokenizer: Tokenizer | None) -> int:
         return int(tokenizer.padding["pad_id"])
     found = [tokenizer.token_to_id(name) for name in _PAD_NAMES]
     return next((index for index in found if index is not None), 1)
-
-
-def read_tokenizer(path: PathLike) -> Tokenizer:
-    """Read one `tokenizer.json`.
-
-    Raises:
-        CheckpointError: the file is missing or not a tokenizer.
-    """
-    if not Path(path).is_file():
-        raise CheckpointError(f"{path} does not exist; the text encoder needs it, so copy the folder again.")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(
-            f"{path} is damaged or not a tokenizer.json ({error}); copy it again."
-        ) from error
-
-
-def find_tokenizer(source: PathLike) -> Tokenizer:
-    """The tokenizer of a folder, a `tokenizer.json`, or a hub id such as `google/siglip-large-patch16-256`.
-
-    Raises:
-        CheckpointError: there is none, or the hub cannot be reached.
-    """
-    path = Path(source)
-    if path.is_file():
-        return read_tokenizer(path)
-    if path.is_dir():
-        return read_tokenizer(path / "tokenizer.json")
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return read_tokenizer(hf_hub_download(str(source), "tokenizer.json"))
-    except CheckpointError:
-        raise
-    except Exception as error:  # network, authentication, unknown name: one remedy for all
-        raise CheckpointError(
-            f"No tokenizer at {source}: it is not a folder here, and the hub did not give a tokenizer.json "
-            f"({type(error).__name__}). Name a local folder that has one, or train with "
-            "losses.contrastive.weight=0."
-        ) from error
-
-
-def save_text_encoder(folder: PathLike, encoder: TextEncoder, dtype: str | None = None) -> None:
-    """Write `config.json`, `model.safetensors` and `tokenizer.json` into `folder`.
-
-    Args:
-        folder: made when missing.
-        encoder: the text encoder.
-        dtype: of the weights on disk; by default the one they were read in, bfloat16 for a new encoder.
-    """
-    folder, dtype = Path(folder), dtype or stored_dtype(encoder)
-    config: dict[str, Any] = {"format": "craft-text-encoder", "version": 1, **encoder.config, "dtype": dtype}
-    config["tokenizer"] = encoder.tokenizer is not None
-    write_json(folder / "config.json", config)
-    save_tensors(folder / "model.safetensors", cast(encoder.weights(), dtype_named(dtype, folder)))
-    if encoder.tokenizer is not None:
-        encoder.tokenizer.save(str(folder / "tokenizer.json"))
-
-
-def load_text_encoder(folder: PathLike) -> TextEncoder:
-    """Read what `save_text_encoder` wrote, into float32.
-
-    Raises:
-        CheckpointError: a file is missing, damaged, or does not fit the others.
-    """
-    folder = Path(folder)
-    config = read_json(folder / "config.json")
-    words = read_tokenizer(folder / "tokenizer.json") if config.get("tokenizer", True) else None
-    encoder = TextEncoder(config, words)
-    dtype = config.get("dtype", "float32")
-    dtype_named(dtype, folder / "config.json")
-    path = folder / "model.safetensors"
-    encoder.load_weights(cast(load_tensors(path), torch.float32), path)
-    encoder.stored_dtype = dtype
-    return encoder

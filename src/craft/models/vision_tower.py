@@ -17,6 +17,9 @@ from craft.models.conv_stem import ConvStem
 
 ClsAttention = Literal["read-only", "symmetric"]
 
+OURS = (0.5, 0.5, 0.5)
+"""Mean and standard deviation by which `craft.models.images.scaled` normalises pixels."""
+
 
 class _Tower(nn.Module):
     """What both towers share: layers, a learnable [CLS] token and how it attends."""
@@ -170,8 +173,53 @@ class HybridTower(_Tower):
         return self.output_projection(self.output_norm(x))
 
 
+class LlavaTower(nn.Module):
+    """CLIP's or SigLIP's vision model up to the layer whose output LLaVA reads.
+
+    Args:
+        config: `model` (the vision config), `depth` (how many layers run), `mean` and `std` (three each) with
+            which pixels were normalised in training.
+        vision: the vision model whose parts are taken; one with random weights when None.
+
+    Source: LLaVA (arXiv 2310.03744); `LlavaModel.get_image_features`.
+    """
+
+    def __init__(self, config: dict[str, Any], vision: Any = None) -> None:
+        super().__init__()
+        if vision is None:
+            vision = _vision_model(config["model"])
+        self.config = {**config, "type": "llava"}
+        self.siglip_config = vision.config  # named as in the other towers
+        self.embeddings = vision.embeddings
+        self.pre_norm = getattr(vision, "pre_layrnorm", nn.Identity())
+        self.layers = vision.encoder.layers[: config["depth"]]
+        self.image_size: int = vision.config.image_size
+        side = self.image_size // vision.config.patch_size
+        self.grid = (side, side)
+        self.dim: int = vision.config.hidden_size
+        self.class_token = hasattr(self.embeddings, "class_embedding")
+
+    def forward(self, pixel_values: Tensor, with_cls: bool = True) -> tuple[Tensor, None]:
+        """Pixels float `[B, 3, S, S]` as ours are scaled -> (features `[B, N, d]`, None), module dtype."""
+        del with_cls  # there is none
+        mean, std = (pixel_values.new_tensor(self.config[key]).view(3, 1, 1) for key in ("mean", "std"))
+        if tuple(self.config["mean"]) != OURS or tuple(self.config["std"]) != OURS:
+            pixel_values = ((pixel_values + 1) / 2 - mean) / std
+        hidden = self.pre_norm(self.embeddings(pixel_values.to(next(self.parameters()).dtype)))
+        for layer in self.layers:
+            hidden = layer(hidden, None)
+        return (hidden[:, 1:] if self.class_token else hidden), None
+
+
+def _vision_model(config: dict[str, Any]) -> Any:
+    from transformers import AutoConfig, AutoModel
+
+    own = {key: value for key, value in config.items() if key != "model_type"}
+    return AutoModel.from_config(AutoConfig.for_model(config["model_type"], **own), dtype=torch.float32)
+
+
 def build_tower(config: dict[str, Any]) -> Any:
-    """Build the tower that a config names: a `SiglipTower`, `HybridTower` or `craft.models.llava.LlavaTower`.
+    """Build the tower that a config names: a `SiglipTower`, `HybridTower` or `LlavaTower`.
 
     Args:
         config: `type` is "siglip", "hybrid" or "llava"; the rest as the class says.
@@ -179,8 +227,6 @@ def build_tower(config: dict[str, Any]) -> Any:
     Raises:
         CheckpointError: the type is unknown or a key is missing.
     """
-    from craft.models.llava import LlavaTower  # late: its file loads whole LVLMs
-
     towers = {"siglip": SiglipTower, "hybrid": HybridTower, "llava": LlavaTower}
     kind = config.get("type")
     if kind not in towers:

@@ -2,21 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from craft.core.errors import CheckpointError
-from craft.core.files import read_json
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_ENTRIES = {
-    "craft-visual": ("vision_tower", "levels", "aspect", "dtype", "fingerprint"),
-    "craft-native": ("visual", "codebook", "prompt", "dtype"),
-    "craft-encoder": ("codebook", "vision_tower", "tower"),
-    "craft-tuned": ("codebook", "vision_tower", "tower", "parts", "base"),
-}
 
 
 def stored_dtype(module: nn.Module, default: str = "bfloat16") -> str:
@@ -68,29 +60,17 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], where: Path) -> 
     module.load_state_dict(dict(state))
 
 
-def read_manifest(path: Path, kind: str, version: int, what: str) -> dict[str, Any]:
-    """Read a `craft.json` or `config.json` of ours and check what it is.
-
-    Args:
-        path: the file.
-        kind: its `format`.
-        version: the newest version that this code reads.
-        what: "a backbone", for messages.
+@torch.no_grad()
+def add_factors(llm: nn.Module, lora: dict[str, Tensor], where: Path) -> None:
+    """W + B A for every linear map that `lora` names, in place; in float32, rounded once.
 
     Raises:
-        CheckpointError: missing, not JSON, of another format, of a newer version, or without an entry that
-            every file of this format has.
+        CheckpointError: a factor is missing, or of another shape than the LLM's weight.
     """
-    manifest = read_json(path)
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found != kind:
-        raise CheckpointError(f"{path} is not {what}: its format is {found!r} in place of {kind!r}.")
-    if not isinstance(manifest.get("version"), int) or manifest["version"] > version:
-        raise CheckpointError(
-            f"{path} has format version {manifest.get('version')!r}, and this CRAFT reads up to "
-            f"{version}; update CRAFT."
-        )
-    missing = [key for key in _ENTRIES[kind] if key not in manifest]
-    if missing:
-        raise CheckpointError(f"{path} lacks {', '.join(missing)}; copy the folder again.")
-    return manifest
+    weights = dict(llm.named_parameters())
+    for name in sorted({key.rpartition(".")[0] for key in lora}):
+        weight, a, b = weights.get(f"{name}.weight"), lora.get(f"{name}.A"), lora.get(f"{name}.B")
+        fits = weight is not None and a is not None and b is not None and a.ndim == b.ndim == 2
+        if not fits or (b.shape[0], a.shape[1]) != weight.shape or b.shape[1] != a.shape[0]:  # type: ignore[union-attr]
+            raise CheckpointError(f"{where} does not fit the LLM at {name}; it is from another model.")
+        weight.copy_((weight.float() + b.float() @ a.float()).to(weight.dtype))  # type: ignore[union-attr]

@@ -15,17 +15,18 @@ from torch import Tensor
 from craft.core.processes import on_main, rank, total, world
 from craft.core.progress import say
 from craft.data import Data, Sample
-from craft.models.artefact import load_artefact, save_artefact
+from craft.formats.artefact import save_artefact
+from craft.formats.encoder import load_artefact
+from craft.lessons.adapt import adaptation, image_groups
+from craft.lessons.rehearsal import Rehearsal, rehearse_step
 from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.quantize.usage import code_counts
 from craft.recipes.opening import Config, Model, run_folder, run_settings, training_data, validation
 from craft.recipes.record import begin, run_manifest, run_metrics
-from craft.training.adaptation import adaptation, image_groups
 from craft.training.config import AdaptConfig
 from craft.training.fit import fit
 from craft.training.image_cache import ImageCache, image_key
-from craft.training.rehearsal import Rehearsal, rehearse_step
 from craft.training.run_folder import RunFolder
 
 

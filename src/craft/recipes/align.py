@@ -19,14 +19,15 @@ from craft.core.processes import on_main
 from craft.core.progress import say
 from craft.core.seeding import generator
 from craft.evaluation.language import check_language
+from craft.formats.code_cache import ImageCodes
+from craft.formats.llm_source import Borrowed, open_llm
+from craft.formats.load import load, load_visual_tokenizer
+from craft.formats.native import save_native
+from craft.lessons.align import Row, alignment
+from craft.lessons.rehearsal import Rehearsal, rehearse_alignment, rehearse_sizes
 from craft.models import paper_sizes
 from craft.models.backbone import Backbone
-from craft.models.borrowed import Borrowed
-from craft.models.code_cache import ImageCodes
-from craft.models.llm_source import open_llm
-from craft.models.load import load, load_visual_tokenizer
 from craft.models.lvlm import LVLM
-from craft.models.native import save_native
 from craft.models.projector import Projector
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.models.weights import load_strict
@@ -42,13 +43,11 @@ from craft.recipes.align_data import (
     stage_rows,
 )
 from craft.recipes.opening import run_folder
-from craft.training.alignment import Row, alignment
 from craft.training.config import AlignConfig
 from craft.training.engine import loading_device
 from craft.training.fit import fit
 from craft.training.lesson import Lesson
 from craft.training.lora import check_factors, lora_targets, need_peft, take_lora
-from craft.training.rehearsal import Rehearsal, rehearse_alignment, rehearse_sizes
 from craft.training.run_folder import RunFolder
 
 BACKBONE = "backbone"

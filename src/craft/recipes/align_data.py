@@ -10,11 +10,11 @@ from craft.core.processes import on_main
 from craft.core.progress import say
 from craft.core.seeding import rng
 from craft.data.chats import Conversation, read_conversations
-from craft.models.code_cache import CodeCache, ImageCodes
+from craft.formats.code_cache import CodeCache, ImageCodes
+from craft.lessons.align import Row, answers_within, make_rows, whole_within
 from craft.models.lvlm import LVLM
 from craft.models.prompts import build_dialogue
 from craft.models.visual_tokenizer import VisualTokenizer
-from craft.training.alignment import Row, answers_within, make_rows, whole_within
 from craft.training.config import AlignConfig
 
 Source = str | Path | Sequence[str | Path] | Sequence[Conversation] | None

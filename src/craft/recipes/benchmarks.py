@@ -21,8 +21,9 @@ from craft.evaluation import (
     read_samples,
     to_lmms,
 )
-from craft.models.artefact import Artefact, load_artefact
-from craft.models.code_cache import CodeCache
+from craft.formats.artefact import Artefact
+from craft.formats.code_cache import CodeCache
+from craft.formats.encoder import load_artefact
 from craft.models.freezing import answer_hashes
 from craft.models.llm_bits import bits_of
 from craft.models.lvlm import LVLM

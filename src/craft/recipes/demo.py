@@ -14,9 +14,9 @@ from craft.core.progress import say
 from craft.data import Sample
 from craft.data.load import short_name
 from craft.evaluation import Report, bootstrap_interval
-from craft.models.artefact import load_artefact
+from craft.formats.encoder import load_artefact
+from craft.formats.load import load
 from craft.models.freezing import part_hashes
-from craft.models.load import load
 from craft.models.lvlm import LVLM
 from craft.recipes.adapt import Config, adapt
 from craft.recipes.evaluate import evaluate

@@ -8,10 +8,11 @@ from craft.core.files import check_writable
 from craft.data import Data, Sample
 from craft.data.load import as_setting
 from craft.evaluation import Protocol, Report, evaluate_lvlm
-from craft.models.artefact import Artefact, load_artefact
-from craft.models.code_cache import CodeCache
+from craft.formats.artefact import Artefact
+from craft.formats.code_cache import CodeCache
+from craft.formats.encoder import load_artefact
+from craft.formats.load import load
 from craft.models.llm_bits import bits_of
-from craft.models.load import load
 from craft.models.lvlm import LVLM
 from craft.quantize.search import Search
 from craft.recipes.prior import chosen_prior

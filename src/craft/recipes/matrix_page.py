@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from craft.core.markdown import table_row
+from craft.core.text import table_row
 from craft.recipes.matrix import GROUPS, ZERO_SHOT
 
 Told = Mapping[str, Any]

@@ -12,9 +12,9 @@ from craft.core.progress import say
 from craft.data import Data, verify_images
 from craft.data.load import as_setting, short_name
 from craft.evaluation import evaluate_lvlm
+from craft.formats.load import load
 from craft.models.backbone import Backbone
 from craft.models.llm_bits import bits_of, check_bits
-from craft.models.load import load
 from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.recipes.questions import open_data, take

@@ -9,11 +9,11 @@ from torch import Tensor
 from craft.core.errors import ConfigError, DataError
 from craft.core.files import check_writable
 from craft.data.load import as_setting
-from craft.models.artefact import load_artefact
-from craft.models.code_cache import CodeCache
-from craft.models.load import load
+from craft.formats.code_cache import CodeCache
+from craft.formats.encoder import load_artefact
+from craft.formats.load import load
+from craft.formats.prior import load_prior, save_prior
 from craft.models.lvlm import LVLM
-from craft.models.prior import load_prior, save_prior
 from craft.quantize import code_counts, usage
 from craft.recipes.questions import check_limit, questions_for
 
@@ -109,7 +109,7 @@ def chosen_prior(prior: str | Path, base: LVLM) -> Tensor:
 
     Raises:
         ConfigError: "general", and none came with the model.
-        CheckpointError, CodebookMismatchError: as `craft.models.prior.load_prior`.
+        CheckpointError, CodebookMismatchError: as `craft.formats.prior.load_prior`.
         CraftError: the LVLM is continuous.
     """
     codebook = base.visual.need_codes("A code prior")

@@ -14,21 +14,23 @@ from typing import Any
 from craft.core.errors import ConfigError, DataError
 from craft.core.files import hash_tensors, read_json, write_json
 from craft.core.progress import say
+from craft.core.provenance import machine
 from craft.core.trees import flat
 from craft.data import EMBEDDED, Data
 from craft.data.load import as_setting, short_name
 from craft.evaluation import Report
-from craft.models.artefact import Artefact, load_artefact
-from craft.models.code_cache import CodeCache
+from craft.formats.artefact import Artefact
+from craft.formats.code_cache import CodeCache
+from craft.formats.encoder import load_artefact
+from craft.formats.load import load
 from craft.models.freezing import answer_hashes, part_hashes
-from craft.models.load import load
 from craft.models.lvlm import LVLM
 from craft.recipes.adapt import Config, adapt
 from craft.recipes.evaluate import evaluate
 from craft.recipes.matrix import ZERO_SHOT, Cell, TransferMatrix
 from craft.recipes.questions import checked, questions_for
 from craft.training.config import AdaptConfig
-from craft.training.run_folder import FREE, RunFolder, machine
+from craft.training.run_folder import FREE, RunFolder
 
 WORK = "runs/transfer"
 """Where encoders that are made, codes and answers are kept if nothing else is said."""

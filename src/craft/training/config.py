@@ -1,11 +1,11 @@
-"""What settings a run has. `craft.training.settings` reads and checks them; the names below are the keys."""
+"""What settings a run has. `craft.core.settings` reads and checks them; the names below are the keys."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from craft.core.settings import Section, Settings
 from craft.quantize.search import Search
-from craft.training.settings import Section, Settings
 
 
 class DataConfig(Section):
@@ -86,7 +86,7 @@ class RetentionConfig(Section):
     """How far the base tower's features are kept where a picture shows none of the classes. Source: ours.
 
     `weight` None goes by the number of classes in training: 3 of few, 0 of 30 and more, which is the paper's
-    (`craft.training.retention`).
+    (`craft.lessons.retention`).
     """
 
     weight: float | None = Field(default=None, ge=0)
@@ -183,7 +183,7 @@ class AdaptConfig(LoopConfig):
             "symmetric" they attend to it too, the other reading of §3.2. None is what the tower has.
         blend: 1 keeps the trained tower, as the paper does; less mixes `blend` of it with `1 - blend` of the
             base tower's weights (WiSE-FT); None is 1, but 0.3 where there are few classes in training and
-            the retention loss has no weight (`craft.training.blending`). Source: ours.
+            the retention loss has no weight (`craft.lessons.blending`). Source: ours.
         augment: strength of random turns, shifts, zoom and light on training images; 0 is none. Source: ours.
         cache_mib: memory for decoded images (without augmentation, of a frozen stem's output).
         workers: processes that decode images ahead of the step that needs them; 0 decodes in this one.
@@ -247,7 +247,7 @@ class BaselineConfig(AdaptConfig):
 
     Attributes:
         surrogate: the model that is tuned.
-        method: a key of `craft.baselines.METHODS`.
+        method: a key of `craft.recipes.baseline.METHODS`.
         ldifs: the section above.
     """
 
@@ -274,7 +274,7 @@ class AlignConfig(LoopConfig):
 
     Attributes:
         llm: a causal LM: a folder, a GGUF file, a hub id, a shipped backbone (its LLM), or a name that
-            `craft.models.llm_source` lists.
+            `craft.formats.llm_source` lists.
         visual: the visual tokenizer: a shipped family, a folder, or a hub id.
         stage: "1" trains the projector, "2" projector and LLM, "both" one after the other.
         data: what is trained on: files of conversations, or data as for `adapt`.

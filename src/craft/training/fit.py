@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 from craft.core import processes
 from craft.core.errors import ConfigError, TrainingError
+from craft.core.interrupt import Interrupted, stop_wish
 from craft.core.progress import say, track
 from craft.core.seeding import seed_everything, stable_seed
+from craft.lessons.adapt import adaptation, resumed_settings
 from craft.models.freezing import part_hashes
 from craft.models.lvlm import LVLM
 from craft.training import checkpoint
-from craft.training.adaptation import adaptation, resumed_settings
 from craft.training.checks import check_finite, check_frozen, check_gradients, freeze_report
 from craft.training.config import LoopConfig
 from craft.training.engine import Engine
 from craft.training.image_cache import ImageCache
-from craft.training.interrupt import Interrupted, stop_wish
 from craft.training.lesson import Lesson, Share, nothing
 from craft.training.micro_batch import ballast, checkpointing, fitting
 from craft.training.order import batch_indices, micro_batches

@@ -1,13 +1,9 @@
 """The run folder: config.resolved.yaml, run.json, metrics.jsonl, checkpoints/, encoder/."""
 
 import json
-import os
-import platform
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +16,11 @@ from craft.core.files import (
     user_path,
     write_json,
 )
+from craft.core.interrupt import Interrupted
 from craft.core.processes import is_main, on_main
+from craft.core.provenance import machine
+from craft.core.settings import Settings
 from craft.core.trees import flat
-from craft.training.interrupt import Interrupted
-from craft.training.settings import Settings
 
 _OURS = (
     "config.resolved.yaml",
@@ -188,38 +185,3 @@ class RunFolder:
             return
         kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
         atomic_write_text(self.path / "metrics.jsonl", "".join(kept))
-
-
-def machine() -> dict[str, Any]:
-    """Versions, platform, accelerator and, in a checkout, the commit: what a result was made with."""
-    import torch
-
-    versions = {}
-    for name in ("craft-vlm", "torch", "transformers", "accelerate", "safetensors", "numpy", "pillow"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": versions,
-        "commit": _commit(),
-    }
-
-
-def _commit() -> str | None:
-    """What the environment variable CRAFT_COMMIT says (copies lack their history); else the commit of the
-    checkout that this file lies in; None in an installed package."""
-    root = Path(__file__).resolve().parents[3]
-    if told := os.environ.get("CRAFT_COMMIT"):
-        return told
-    if not (root / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()

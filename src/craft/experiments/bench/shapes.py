@@ -9,8 +9,8 @@ from zlib import crc32
 
 import torch
 
+from craft.formats.llm_folder import read_llm
 from craft.models.backbone import Backbone
-from craft.models.llm_folder import read_llm
 from craft.models.lvlm import LVLM
 from craft.models.paper_sizes import LLMS
 from craft.models.projector import Projector

@@ -23,6 +23,7 @@ from craft.experiments.bench.activations import activation_bytes
 from craft.experiments.bench.flops import LORA, Step, answer, flops_per_image, lengths, question
 from craft.experiments.bench.measure import Seconds, fastest, matmul_rate, peak_bytes, where
 from craft.experiments.bench.shapes import SHAPES, Shape, build_lvlm
+from craft.lessons.objective import Batch, CraftObjective
 from craft.losses import surrogate_alignment
 from craft.models.compiled import Compiled, layers_of
 from craft.models.lvlm import LVLM
@@ -31,7 +32,6 @@ from craft.models.prompts import build_dialogue
 from craft.models.recompute import Recompute, recompute
 from craft.training.config import CommitmentConfig, ContrastiveConfig, LossesConfig, SalConfig
 from craft.training.lora import add_lora
-from craft.training.objective import Batch, CraftObjective
 
 QUESTIONS = 5
 """About each image, where several share it."""

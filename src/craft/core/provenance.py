@@ -1,0 +1,43 @@
+"""What a result was made with: versions, platform, accelerator, commit."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+
+def machine() -> dict[str, Any]:
+    """Versions, platform, accelerator and, in a checkout, the commit: what a result was made with."""
+    import torch
+
+    versions = {}
+    for name in ("craft-vlm", "torch", "transformers", "accelerate", "safetensors", "numpy", "pillow"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": versions,
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """What the environment variable CRAFT_COMMIT says (copies lack their history); else the commit of the
+    checkout that this file lies in; None in an installed package."""
+    root = Path(__file__).resolve().parents[3]
+    if told := os.environ.get("CRAFT_COMMIT"):
+        return told
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()

@@ -1,0 +1,290 @@
+"""The adapted encoder on disk: what `craft adapt` makes and every backbone of the codebook can use (§3.2).
+
+ENCODER/{craft.json, model.safetensors (vision tower), prior.safetensors (level-1 counts), README.md}
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from craft.core.errors import CheckpointError, CodebookMismatchError
+from craft.core.files import (
+    PathLike,
+    atomic_directory,
+    atomic_write_text,
+    hash_tensors,
+    load_tensors,
+    read_json,
+    save_tensors,
+    write_json,
+)
+from craft.core.trees import flat
+from craft.formats.manifest import read_manifest
+from craft.formats.names import shipped, shipped_folder
+from craft.formats.visual_folder import read_prior
+from craft.models.lvlm import LVLM
+from craft.models.visual_tokenizer import VisualTokenizer
+from craft.models.weights import load_strict
+
+FORMAT, VERSION = "craft-encoder", 1
+_FREE = ("cls_attention",)  # may differ between base and adapted tower: no weight depends on it
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """An adapted encoder, read and checked.
+
+    Attributes:
+        folder: where it was read from.
+        manifest: `craft.json`.
+        state: the adapted tower's state dict.
+        prior: level-1 code counts int64 `[K]` of the training images under the adapted tower (§3.3).
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    state: dict[str, Tensor]
+    prior: Tensor
+
+    @property
+    def codebook_fingerprint(self) -> str:
+        """Which codebook it was adapted for (hex SHA-256)."""
+        return str(self.manifest["codebook"]["fingerprint"])
+
+    @property
+    def surrogate(self) -> str | None:
+        """What it was adapted with, as `craft.load` takes it; `surrogate` of the manifest is but a name."""
+        config = self.manifest.get("config") or {}
+        return config.get("surrogate") or self.manifest.get("surrogate")
+
+    def build_tower(self, base: nn.Module) -> nn.Module:
+        """The adapted tower, on the device and in the dtype of the base tower, which is not touched.
+
+        Args:
+            base: the tower of the visual tokenizer that the encoder is put into.
+
+        Raises:
+            CheckpointError: the two towers are not of one architecture.
+        """
+        own, theirs = self.manifest["vision_tower"], dict(base.config)  # type: ignore[call-overload]
+        differing = [k for k in {**own, **theirs} if k not in _FREE and own.get(k) != theirs.get(k)]
+        if differing:
+            shown = ", ".join(f"{key} {own.get(key)!r} in place of {theirs.get(key)!r}" for key in differing)
+            raise CheckpointError(
+                f"The adapted encoder in {self.folder} has another vision tower than this model ({shown}); "
+                "use it with the family it was adapted from."
+            )
+        tower: Any = copy.deepcopy(base)
+        load_strict(tower, self.state, self.folder / "model.safetensors")
+        tower.config = dict(own)
+        return tower.requires_grad_(False)
+
+    def apply_to(self, visual: VisualTokenizer) -> VisualTokenizer:
+        """A new visual tokenizer with the adapted tower and its prior; codebook and text encoder are shared.
+
+        Raises:
+            CodebookMismatchError: `visual` has another codebook; both fingerprints are named, and the known
+                models that could take this encoder.
+            CheckpointError: the towers are not of one architecture.
+        """
+        own, theirs = visual.codebook.fingerprint, self.codebook_fingerprint
+        if own != theirs:
+            raise CodebookMismatchError(
+                f"The adapted encoder in {self.folder} was made for codebook {theirs}, and this model "
+                "reads codebook "
+                f"{own}. {self._takers()}"
+            )
+        log_temperature = self.manifest.get("log_temperature")
+        adapted = VisualTokenizer(
+            self.build_tower(visual.vision_tower),
+            visual.codebook,
+            visual.text_encoder,
+            visual.log_temperature.detach() if log_temperature is None else float(log_temperature),
+            self.prior,
+            visual.aspect,
+        )
+        return adapted.to(visual.device).eval()
+
+    def apply(self, lvlm: LVLM) -> LVLM:
+        """`lvlm` behind the adapted tower; its backbone is shared, not copied.
+
+        Raises:
+            CodebookMismatchError, CheckpointError: as `apply_to`.
+        """
+        return LVLM(self.apply_to(lvlm.visual), lvlm.backbone, lvlm.name, lvlm.origin)
+
+    def _takers(self) -> str:
+        """Which models could take it, as far as this machine knows."""
+        takers = [
+            name
+            for name in shipped()
+            if read_json(shipped_folder(name) / "craft.json").get("codebook") == self.codebook_fingerprint
+        ]
+        surrogate = self.manifest.get("surrogate")
+        if surrogate and surrogate not in takers:
+            takers.append(str(surrogate))
+        if takers:
+            return f"It fits {', '.join(takers)} and every other backbone of that codebook."
+        return "Use it with a backbone of the family it was adapted from."
+
+
+def save_artefact(
+    folder: PathLike, visual: VisualTokenizer, *, prior: Tensor, manifest: Mapping[str, Any]
+) -> Path:
+    """Write an adapted encoder, as a whole or not at all.
+
+    Args:
+        folder: where; replaced when it is there.
+        visual: holds the adapted tower (written in the dtype it has), the codebook and log τ.
+        prior: level-1 code counts int64 `[K]` of the training images under the adapted tower.
+        manifest: JSON-able; `surrogate` (a model's name), `base_tower` (`hash_tensors` of the base tower's
+            state), `data` (name, fingerprint, licence, source, task, domain), `held_out` (class names),
+            `config`, `metrics`. What is absent is written as null; further entries are kept. Format,
+            version, codebook, tower and log τ are filled in here.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: the prior does not have one count per codeword, or weights are not finite.
+    """
+    target, book = Path(folder), visual.codebook
+    if prior.shape != (book.size,) or prior.dtype != torch.int64:
+        raise CheckpointError(
+            f"The prior has shape {list(prior.shape)} and dtype {prior.dtype}; it needs int64 [{book.size}]."
+        )
+    state = visual.vision_tower.state_dict()
+    given = dict(manifest)
+    filled = {"format": FORMAT, "version": VERSION, **described(visual, state, target)}
+    asked = {
+        key: given.pop(key, None)
+        for key in ("surrogate", "base_tower", "data", "held_out", "config", "metrics")
+    }
+    written = {**filled, **asked, **{key: value for key, value in given.items() if key not in filled}}
+    with atomic_directory(target) as building:
+        write_json(building / "craft.json", written)
+        save_tensors(building / "model.safetensors", state)
+        save_tensors(building / "prior.safetensors", {"counts": prior})
+        atomic_write_text(building / "README.md", model_card(written, target))
+    return target
+
+
+def described(visual: VisualTokenizer, state: Mapping[str, Tensor], target: Path) -> dict[str, Any]:
+    """What a manifest says of the tensors beside it: codebook, shape of the tower, hash, log τ.
+
+    Raises:
+        CheckpointError: a tensor is not finite.
+    """
+    damaged = [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
+    if damaged:
+        raise CheckpointError(
+            f"The adapted tower is not finite ({damaged[0]}); it is not written to {target}."
+        )
+    book = visual.codebook
+    return {
+        "codebook": {
+            "fingerprint": book.fingerprint,
+            "levels": book.num_levels,
+            "size": book.size,
+            "dim": book.dim,
+        },
+        "vision_tower": visual.vision_tower.config,
+        "tower": hash_tensors(dict(state)),
+        "log_temperature": float(visual.log_temperature.detach()),
+    }
+
+
+def read_artefact(folder: Path) -> Artefact:
+    """Read an adapted encoder and check it against its manifest.
+
+    Args:
+        folder: the artefact's own folder.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the weights are not those of the manifest.
+    """
+    manifest = read_manifest(folder / "craft.json", FORMAT, VERSION, "an adapted encoder")
+    weights = folder / "model.safetensors"
+    state = load_tensors(weights)
+    try:
+        size = int(manifest["codebook"]["size"])
+        str(manifest["codebook"]["fingerprint"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / 'craft.json'} does not describe a codebook; copy it again."
+        ) from error
+    if hash_tensors(state) != manifest["tower"]:
+        raise CheckpointError(
+            f"{weights} does not hold the weights that {folder / 'craft.json'} was written for; the file "
+            "is damaged "
+            "or from another run, so copy the whole folder again."
+        )
+    return Artefact(folder, manifest, state, read_prior(folder / "prior.safetensors", size))
+
+
+def model_card(manifest: Mapping[str, Any], folder: Path) -> str:
+    """The artefact's `README.md`, written from its manifest."""
+    data = manifest.get("data") or {}
+    data = data if isinstance(data, Mapping) else {"name": data}
+    book, surrogate = manifest["codebook"], manifest.get("surrogate") or "the surrogate"
+    domain, licence = data.get("name") or "a new domain", data.get("licence")
+    run = folder.parent.name if folder.name == "encoder" else folder.name
+    lines = [
+        "---",
+        "library_name: craft-vlm",
+        "tags: [vision-language, domain-adaptation, discrete-tokens]",
+        "---",
+        f"# Vision encoder adapted to {domain}",
+        "",
+        f"A vision tower tuned on {domain} with {surrogate} as a frozen surrogate (CRAFT). It works "
+        "unchanged with "
+        "every backbone that shares the codebook below; codebook, projector and LLM were not touched.",
+        "",
+        "```python",
+        "import craft",
+        f'lvlm = craft.load("{surrogate}").with_encoder("{run}")',
+        'lvlm.answer(["picture.png"], ["What is shown?"])',
+        "```",
+        "",
+        "## Codebook",
+        "",
+        f"{book['levels']} levels of {book['size']} codewords, d = {book['dim']}; fingerprint "
+        f"`{book['fingerprint']}`.",
+        f"Base vision tower `{manifest.get('base_tower') or 'not recorded'}`, adapted vision tower "
+        f"`{manifest['tower']}`.",
+        "",
+        "## Data",
+        "",
+        *_rows(
+            {
+                "name": domain,
+                "task": data.get("task"),
+                "source": data.get("source"),
+                "licence": licence or "not recorded: check it before you share these weights",
+                "fingerprint": data.get("fingerprint"),
+                "held-out classes": ", ".join(map(str, manifest.get("held_out") or [])) or "none",
+            }
+        ),
+        "",
+        "## Metrics",
+        "",
+        *(_rows(flat(manifest.get("metrics") or {})) or ["None were recorded."]),
+        "",
+        "## Licence",
+        "",
+        f"The images: {licence or 'not recorded'}. The weights also come under the terms of the base "
+        f"model, {surrogate}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _rows(values: Mapping[str, Any]) -> list[str]:
+    """Lines of name and value; lists and other long things are left out."""
+    shown = {key: f"{v:.4g}" if isinstance(v, float) else v for key, v in values.items()}
+    return [f"- {key}: {value}" for key, value in shown.items() if isinstance(value, str | int)]

@@ -1,0 +1,146 @@
+"""`craft.load`: a model by name, from a folder or from the hub."""
+
+import difflib
+from pathlib import Path
+
+import torch
+
+from craft.core.device import resolve_device
+from craft.core.errors import CheckpointError, ConfigError
+from craft.core.files import read_json, user_path
+from craft.formats.names import hub_folder, is_hub_id, shipped, shipped_folder
+from craft.models.llm_bits import check_bits
+from craft.models.lvlm import LVLM
+from craft.models.visual_tokenizer import VisualTokenizer
+
+
+def load(
+    name_or_path: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    *,
+    llm_bits: int | None = None,
+) -> LVLM:
+    """Load an LVLM.
+
+    Args:
+        name_or_path: a shipped model (`craft.formats.names.shipped()` lists them), a folder in the native,
+            VILA-U or LLaVA (transformers) layout, or a hub id `org/name` (`org/name/backbone` where a family
+            has several).
+        device: "auto" (None), "cpu", "cuda", "mps", ...
+        dtype: of the weights in memory: "float32", "bfloat16" or "auto" (None): bfloat16 where the device
+            has it. The codebook is float32 always.
+        llm_bits: 4 or 8 holds the LLM's linear maps in so many bits (bitsandbytes; `craft.models.llm_bits`).
+            The LLM stays frozen then.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        CraftError: nothing of that name is known, the hub cannot be reached, or files are missing or
+            damaged; the message says what to do.
+        ConfigError: `llm_bits` cannot be had: bitsandbytes, or the device, or the layout does not allow it.
+    """
+    name = str(name_or_path)
+    if llm_bits is not None:
+        check_bits(llm_bits, resolve_device(device))
+    if name in shipped():
+        return _load_folder(shipped_folder(name), device, dtype, llm_bits)
+    path = user_path(name)
+    if path.is_dir():
+        return _load_folder(path, device, dtype, llm_bits)
+    if path.exists():
+        raise CheckpointError(f"{path} is a file; give the folder that holds the model.")
+    if is_hub_id(name):
+        return _load_folder(hub_folder(name), device, dtype, llm_bits)
+    raise CheckpointError(_unknown(name))
+
+
+def load_visual_tokenizer(
+    name_or_path: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+) -> VisualTokenizer:
+    """Load a visual tokenizer alone, without any LLM where the layout allows.
+
+    Args:
+        name_or_path: a shipped family (`craft-tiny`) or backbone, a family's folder or its `visual/`, a
+            folder in VILA-U's layout, or a hub id.
+        device, dtype: as for `load`.
+
+    Raises:
+        CraftError: as for `load`.
+    """
+    from craft.formats.vila_u import is_vila_u, load_vila_u_visual
+    from craft.formats.visual_folder import VISUAL_FORMAT, load_visual
+
+    name = str(name_or_path)
+    first, target = name.split("/")[0], resolve_device(device)
+    families = {known.split("/")[0] for known in shipped()}
+    path = shipped_folder(first) if first in families else user_path(name)
+    if not path.is_dir() and is_hub_id(name):
+        path = hub_folder(name)
+    for place in (path, path / "visual", path.parent / "visual"):
+        config = place / "config.json"
+        if config.is_file() and read_json(config).get("format") == VISUAL_FORMAT:
+            return load_visual(place, target, dtype or "auto")
+    if path.is_dir() and is_vila_u(path):
+        return load_vila_u_visual(path, target, dtype)
+    raise CheckpointError(
+        f"There is no visual tokenizer at {name!r}. Shipped: {', '.join(sorted(families)) or 'none'}; or "
+        "give a family's folder (with visual/), or a VILA-U checkpoint."
+    )
+
+
+def _unknown(name: str) -> str:
+    names = shipped()
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    meant = f" Did you mean {close[0]}?" if close else ""
+    listed = f" Shipped models: {', '.join(names)}." if names else ""
+    return f"There is no model {name!r}: no folder has that path, and no model that name.{meant}{listed}"
+
+
+def _load_folder(
+    folder: Path, device: str | torch.device | None, dtype: str | torch.dtype | None, llm_bits: int | None
+) -> LVLM:
+    """Load a folder by the layout it has."""
+    from craft.formats.llava import is_llava, load_llava
+    from craft.formats.native import NATIVE_FORMAT, load_native
+    from craft.formats.vila_u import is_vila_u, load_vila_u
+
+    if (folder / "craft.json").is_file():
+        kind = read_json(folder / "craft.json").get("format")
+        if kind == NATIVE_FORMAT:
+            return load_native(folder, device, dtype, llm_bits)
+        raise CheckpointError(
+            f"{folder} is an adapted encoder, which needs a backbone: "
+            f"craft.load(BACKBONE).with_encoder({str(folder)!r}), "
+            "or --encoder on the command line."
+        )
+    if any((folder / name / "craft.json").is_file() for name in ("encoder", "tuned")):
+        raise CheckpointError(
+            f"{folder} is a run, whose adapted encoder needs a backbone: craft.load(BACKBONE).with_encoder"
+            f"({str(folder)!r}), or --encoder on the command line."
+        )
+    if is_llava(folder):
+        if llm_bits is not None:
+            raise ConfigError(
+                f"llm_bits={llm_bits} is for discrete LVLMs, and {folder} is a LLaVA checkpoint; leave "
+                "llm_bits out."
+            )
+        return load_llava(folder, device, dtype)
+    if _says_vila_u(folder) or is_vila_u(folder):
+        return load_vila_u(folder, device, dtype, llm_bits)
+    members = sorted(path.parent.name for path in folder.glob("*/craft.json"))
+    if len(members) == 1:
+        return load_native(folder / members[0], device, dtype, llm_bits)
+    if members:
+        raise CheckpointError(f"{folder} is a family of models; add one of {', '.join(members)} to the path.")
+    raise CheckpointError(
+        f"{folder} holds no model: neither craft.json (native layout), nor VILA-U's llm/, vision_tower/ and "
+        f"mm_projector/, nor a LLaVA config.json is there. Shipped models: {', '.join(shipped()) or 'none'}."
+    )
+
+
+def _says_vila_u(folder: Path) -> bool:
+    path = folder / "config.json"
+    config = read_json(path) if path.is_file() else None
+    return isinstance(config, dict) and "vision_tower_cfg" in config

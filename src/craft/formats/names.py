@@ -1,0 +1,49 @@
+"""What a model's name means: a model that comes with CRAFT, or a repository of the hub."""
+
+import re
+from pathlib import Path
+
+from craft.core.errors import CraftError
+
+_SHIPPED = Path(__file__).parents[1] / "shipped"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_FILES: tuple[str, ...] = ("*.json", "*.safetensors", "*.model", "*.txt", "*.md", "*.jinja")
+
+
+def shipped() -> list[str]:
+    """Names of the models that come with CRAFT, such as `craft-tiny/llama`."""
+    return sorted(path.parent.relative_to(_SHIPPED).as_posix() for path in _SHIPPED.glob("*/*/craft.json"))
+
+
+def shipped_folder(name: str) -> Path:
+    """The folder of a shipped model."""
+    return _SHIPPED / name
+
+
+def is_hub_id(name: str) -> bool:
+    """Looks like `org/name`, and is neither a mistyped shipped name nor a mistyped path."""
+    first = name.split("/")[0]
+    families = {known.split("/")[0] for known in shipped()}
+    return bool(_HUB_ID.fullmatch(name)) and first not in families and not Path(first).exists()
+
+
+def hub_folder(name: str) -> Path:
+    """The local copy of a hub id; of one backbone and the visual tokenizer for `org/name/backbone`."""
+    from huggingface_hub import snapshot_download
+
+    org, repository, *inner = name.split("/")
+    wanted: list[str] = (
+        [f"{part}/{kind}" for part in (*inner, "visual") for kind in _FILES] if inner else [*_FILES]
+    )
+    try:
+        root = Path(snapshot_download(f"{org}/{repository}", allow_patterns=wanted))
+    except Exception as error:  # network, authentication, unknown name: one remedy for all
+        reason = " ".join(str(error).split())[:200]
+        raise CraftError(
+            f"{name!r} is neither a shipped model nor a folder, and the hub did not give it "
+            f"({type(error).__name__}: "
+            f"{reason}). Check the name and the connection, or download the model elsewhere and give its "
+            "folder. "
+            f"Shipped models: {', '.join(shipped()) or 'none'}."
+        ) from error
+    return root.joinpath(*inner)

@@ -1,0 +1,241 @@
+"""CRAFT's own on-disk layout: a family folder with one visual tokenizer and any number of backbones.
+
+    FAMILY/visual/{config.json, model.safetensors, text_encoder/, README.md[, prior.safetensors]}
+    FAMILY/BACKBONE/{craft.json, projector/, llm/, README.md}   (llm/ or what `craft.formats.llm_source` says)
+
+A backbone whose `craft.json` names a vision tower ("tower:…") in the codebook's place is a continuous LVLM:
+it reads the features of the family's tower unquantised. A family that has only such ones needs no codebook
+(its visual tokenizer has 0 levels).
+
+Weights keep the dtype they have on disk (bfloat16 for a new model) through any number of loads and saves.
+The codebook is never rounded: it is written in that dtype only where no value changes, else in float32.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from craft.core.device import resolve_device, resolve_dtype
+from craft.core.errors import CheckpointError, CodebookMismatchError, ConfigError
+from craft.core.files import (
+    PathLike,
+    atomic_directory,
+    hash_tensors,
+    load_tensors,
+    read_json,
+    save_tensors,
+    write_json,
+)
+from craft.formats.llm_folder import load_tokenizer, quiet, read_llm
+from craft.formats.llm_source import load_borrowed, save_borrowed
+from craft.formats.manifest import read_manifest
+from craft.formats.visual_folder import (
+    VISUAL_FORMAT,
+    load_visual,
+    millions,
+    remember_dtype,
+    save_visual,
+    visual_tensors,
+    write_card,
+)
+from craft.models.backbone import Backbone
+from craft.models.llm_bits import refuse_packed
+from craft.models.lvlm import LVLM
+from craft.models.projector import Projector
+from craft.models.prompts import FORMATS
+from craft.models.visual_tokenizer import VisualTokenizer
+from craft.models.weights import cast, dtype_named, load_strict, stored_dtype, under
+from craft.quantize.continuous import TOWER
+
+__all__ = ["NATIVE_FORMAT", "load_native", "load_visual", "save_native", "save_visual"]
+
+NATIVE_FORMAT, VERSION = "craft-native", 1
+_TRANSIENT = ("is_local", "local_files_only", "name_or_path")  # where it was read from, not what it is
+
+
+def save_native(family: PathLike, name: str, lvlm: LVLM, dtype: str | None = None) -> Path:
+    """Write an LVLM as backbone `name` of a family; the family's visual tokenizer is written if it is new.
+
+    Args:
+        family: the family's folder.
+        name: the backbone's folder in it.
+        lvlm: the model.
+        dtype: of all weights on disk; by default the one each part was read in, bfloat16 for a new part.
+
+    Returns:
+        The backbone's folder.
+
+    Raises:
+        CodebookMismatchError: the family has another codebook; both fingerprints are named.
+        CheckpointError: the family has another vision tower, or the LLM is packed in 4 or 8 bits.
+    """
+    refuse_packed(lvlm.backbone.llm, "cannot be saved")
+    family = Path(family)
+    if name in ("", "visual") or Path(name).name != name:
+        raise CheckpointError(f"{name!r} cannot name a backbone; use one folder name other than 'visual'.")
+    if (family / "visual").exists():
+        _same_visual(family / "visual", lvlm.visual, dtype)
+    else:
+        save_visual(family / "visual", lvlm.visual, dtype)
+    _save_backbone(family / name, lvlm.backbone, dtype or stored_dtype(lvlm.backbone))
+    return family / name
+
+
+def load_native(
+    folder: PathLike,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    llm_bits: int | None = None,
+) -> LVLM:
+    """Read an LVLM in the native layout.
+
+    Args:
+        folder: `FAMILY/BACKBONE`.
+        device: "auto" (None), "cpu", "cuda", ...
+        dtype: of vision tower, projector and LLM in memory; "auto" (None) is bfloat16 where the device has
+            it, float32 on the CPU.
+        llm_bits: as for `craft.load`.
+
+    Returns:
+        An `LVLM` in evaluation mode, called `FAMILY/BACKBONE`; `origin` is the folder.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or does not fit the others.
+        CodebookMismatchError: the backbone was made for another codebook than the family's.
+        ConfigError: `llm_bits` is asked of a backbone whose LLM is named, not held.
+    """
+    folder, target = Path(folder), resolve_device(device)
+    precision = resolve_dtype(dtype, target)
+    manifest = read_manifest(folder / "craft.json", NATIVE_FORMAT, VERSION, "a backbone")
+    if manifest["prompt"] not in FORMATS:
+        raise CheckpointError(
+            f"{folder / 'craft.json'} names prompt format {manifest['prompt']!r}; "
+            f"this version has {', '.join(FORMATS)}."
+        )
+    if llm_bits is not None and "llm" in manifest:
+        raise ConfigError(
+            f"llm_bits={llm_bits} packs an LLM as it is read from its folder, and {folder} takes its LLM "
+            f"from {manifest['llm']} and adds to it; leave llm_bits out."
+        )
+    visual = load_visual(folder / str(manifest["visual"]), "cpu")
+    if str(manifest["codebook"]).startswith(TOWER) and not visual.continuous:
+        visual = visual.unquantised()
+    visual.vision_tower.to(precision)
+    if visual.codebook.fingerprint != manifest["codebook"]:
+        raise CodebookMismatchError(
+            f"The backbone in {folder} was made for codebook {manifest['codebook']}, and the visual "
+            "tokenizer in "
+            f"{(folder / str(manifest['visual'])).resolve()} has codebook {visual.codebook.fingerprint}; "
+            "put it back into its own family's folder. (tower:… stands for the features of a vision tower.)"
+        )
+    borrowed = None
+    if "llm" in manifest:
+        llm, tokenizer, borrowed = load_borrowed(folder, str(manifest["llm"]), precision)
+    else:
+        llm = read_llm(folder / "llm", precision, llm_bits, target if llm_bits else None)
+        tokenizer = load_tokenizer(folder / "llm")
+    projector = _load_projector(folder / "projector")
+    widths = (visual.codebook.dim, llm.get_input_embeddings().weight.shape[1])  # type: ignore[operator, union-attr]
+    if (projector.config["in"], projector.config["out"]) != widths:
+        raise CheckpointError(
+            f"{folder}: the projector maps {projector.config['in']} to {projector.config['out']}, and "
+            "codebook "
+            f"and LLM have widths {widths[0]} and {widths[1]}; the folders belong to different models."
+        )
+    backbone = Backbone(
+        projector.to(precision), llm, tokenizer, manifest["prompt"], manifest["codebook"], borrowed
+    )
+    remember_dtype(backbone, manifest["dtype"], folder / "craft.json")
+    resolved = folder.resolve()
+    return LVLM(visual, backbone, f"{resolved.parent.name}/{resolved.name}", resolved).to(target).eval()
+
+
+def _same_visual(folder: Path, visual: VisualTokenizer, dtype: str | None) -> None:
+    """Check that a family's visual tokenizer on disk is `visual`, so that no other backbone loses its own."""
+    config = read_manifest(folder / "config.json", VISUAL_FORMAT, VERSION, "a visual tokenizer")
+    own = visual.codebook.fingerprint
+    stored, mine = (
+        load_tensors(folder / "model.safetensors"),
+        visual_tensors(visual, dtype or config["dtype"]),
+    )
+    if visual.continuous:  # a continuous backbone shares the tower, whatever codebook is beside it
+        stored, mine = under(stored, "vision_tower."), under(mine, "vision_tower.")
+    elif config["fingerprint"] != own:
+        raise CodebookMismatchError(
+            f"The family in {folder.parent} has codebook {config['fingerprint']}, and this model has "
+            f"codebook {own}; "
+            "save it into another folder."
+        )
+    if hash_tensors(stored) != hash_tensors(mine):
+        raise CheckpointError(
+            f"The family in {folder.parent} has another vision tower than this model; save it into "
+            "another folder, "
+            "or keep an adapted vision tower as an adapted encoder."
+        )
+
+
+def _save_backbone(target: Path, backbone: Backbone, dtype: str) -> None:
+    precision = dtype_named(dtype, target)
+    manifest = {
+        "format": NATIVE_FORMAT,
+        "version": VERSION,
+        "visual": "../visual",
+        "codebook": backbone.codebook_fingerprint,
+        "prompt": backbone.prompt,
+        "dtype": dtype,
+    }
+    borrowed = backbone.borrowed
+    if borrowed is not None:
+        manifest["llm"] = borrowed.name
+    with atomic_directory(target) as building:
+        write_json(building / "craft.json", manifest)
+        projector = building / "projector"
+        write_json(projector / "config.json", backbone.projector.config)
+        save_tensors(projector / "model.safetensors", cast(backbone.projector.state_dict(), precision))
+        if borrowed is None:
+            _save_llm(building / "llm", backbone.llm, precision)
+            _save_tokenizer(building / "llm", backbone.tokenizer)
+        else:
+            save_borrowed(building, borrowed)
+        write_card(target, building, _backbone_card(target, backbone))
+
+
+def _save_llm(folder: Path, llm: Any, dtype: torch.dtype) -> None:
+    """Config, generation config and weights as transformers writes them; tied weights once."""
+    state: dict[str, Tensor] = {}
+    seen: set[tuple[int, torch.Size]] = set()
+    for name, tensor in llm.state_dict().items():
+        key = (tensor.data_ptr(), tensor.shape)
+        if key not in seen:
+            state[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        seen.add(key)
+    with quiet():
+        llm.save_pretrained(folder, state_dict=state)
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**config, "dtype": str(dtype).removeprefix("torch.")})
+
+
+def _save_tokenizer(folder: Path, tokenizer: Any) -> None:
+    tokenizer.save_pretrained(folder)
+    settings = read_json(folder / "tokenizer_config.json")
+    write_json(folder / "tokenizer_config.json", {k: v for k, v in settings.items() if k not in _TRANSIENT})
+
+
+def _load_projector(folder: Path) -> Projector:
+    projector = Projector(read_json(folder / "config.json"))
+    path = folder / "model.safetensors"
+    load_strict(projector, cast(load_tensors(path), torch.float32), path)
+    return projector
+
+
+def _backbone_card(target: Path, backbone: Backbone) -> str:
+    name = f"{target.parent.name}/{target.name}"
+    kind = backbone.llm.config.model_type  # type: ignore[union-attr]
+    size = millions(dict(backbone.llm.named_parameters()))
+    return (
+        f"# {name}\n\nA backbone ({kind}, {size} parameters, prompt format `{backbone.prompt}`) for codebook "
+        f"`{backbone.codebook_fingerprint}`.\n\n"
+        f'```python\nimport craft\n\nlvlm = craft.load("{name}")\n```\n'
+    )

@@ -1,0 +1,188 @@
+"""What a baseline tuned, on disk: the parts that changed, and which model they belong to.
+
+TUNED/{craft.json, model.safetensors, README.md}
+
+`model.safetensors` has `vision_tower.*` and `projector.*` in full, and of an LLM the LoRA factors `llm.M.A`
+and `llm.M.B` of its linear maps M (W becomes W + B A).
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from craft.core.errors import CheckpointError, CodebookMismatchError
+from craft.core.files import (
+    PathLike,
+    atomic_directory,
+    atomic_write_text,
+    hash_rounded,
+    hash_tensors,
+    load_tensors,
+    save_tensors,
+    write_json,
+)
+from craft.formats.artefact import Artefact, described
+from craft.formats.manifest import read_manifest
+from craft.models.backbone import Backbone
+from craft.models.freezing import parts as parts_of
+from craft.models.lvlm import LVLM
+from craft.models.visual_tokenizer import VisualTokenizer
+from craft.models.weights import add_factors, load_strict, under
+
+FORMAT, VERSION = "craft-tuned", 1
+
+
+@dataclass(frozen=True)
+class Tuned(Artefact):
+    """A baseline's parts, read and checked. Takes an adapted encoder's place wherever one is asked for.
+
+    Attributes:
+        rest: what was tuned beside the vision tower, whose tensors are in `state`.
+    """
+
+    rest: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Which parts were tuned: of `vision_tower`, `projector`, `llm`."""
+        return tuple(self.manifest["parts"])
+
+    def apply_to(self, visual: VisualTokenizer) -> VisualTokenizer:
+        """A new visual tokenizer with the tuned tower, where nothing else was tuned.
+
+        Raises:
+            CodebookMismatchError: `visual` is of another codebook, or another continuous tower.
+            CheckpointError: other parts were tuned, or the towers are not of one architecture.
+        """
+        if self.parts != ("vision_tower",):
+            raise CheckpointError(
+                f"{self.folder} holds a tuned {' and '.join(self.parts)}, not a vision tower alone; it can "
+                "be used with the model that it was tuned from only (`craft eval`, "
+                "craft.recipes.baseline.load_tuned)."
+            )
+        made = super().apply_to(visual)
+        made.prior = None
+        return made
+
+    def apply(self, lvlm: LVLM) -> LVLM:
+        """`lvlm` with the tuned parts; they are copies, everything else is shared.
+
+        Raises:
+            CodebookMismatchError, CheckpointError: as `apply_to`; or it is not the model that projector or
+                LLM were tuned from.
+        """
+        if self.parts == ("vision_tower",):
+            return super().apply(lvlm)
+        own, theirs = self.codebook_fingerprint, lvlm.visual.codebook.fingerprint
+        if own != theirs:
+            raise CodebookMismatchError(
+                f"The parts in {self.folder} were tuned for codebook {own}, and {lvlm.name} reads {theirs}; "
+                f"use them with {self.manifest.get('surrogate')}, which they were tuned from."
+            )
+        for part in self.parts:
+            if part_fingerprint(parts_of(lvlm)[part]) != self.manifest["base"][part]:
+                raise CheckpointError(
+                    f"The {part} in {self.folder} was tuned from that of {self.manifest.get('surrogate')}, "
+                    f"and {lvlm.name} has another; tuned parts fit the model that they were tuned from only."
+                )
+        old, path = lvlm.backbone, self.folder / "model.safetensors"
+        projector, llm = old.projector, old.llm
+        if "projector" in self.parts:
+            projector = copy.deepcopy(projector)
+            load_strict(projector, under(self.rest, "projector."), path)
+        if "llm" in self.parts:
+            llm = copy.deepcopy(llm)
+            device = old.device
+            factors = {name: factor.to(device) for name, factor in under(self.rest, "llm.").items()}
+            add_factors(llm, factors, path)
+        borrowed = None if "llm" in self.parts else old.borrowed  # a tuned LLM is not the published one
+        backbone = Backbone(projector, llm, old.tokenizer, old.prompt, old.codebook_fingerprint, borrowed)
+        return LVLM(lvlm.visual, backbone.requires_grad_(False).eval(), lvlm.name, lvlm.origin)
+
+
+def part_fingerprint(module: nn.Module) -> str:
+    """What part of which model it is: the same in float32 and in bfloat16."""
+    return hash_rounded(module.state_dict())
+
+
+def save_tuned(
+    folder: PathLike,
+    lvlm: LVLM,
+    parts: Sequence[str],
+    *,
+    base: Mapping[str, str],
+    factors: Mapping[str, Tensor],
+    manifest: Mapping[str, Any],
+) -> Path:
+    """Write the tuned parts of an LVLM, as a whole or not at all.
+
+    Args:
+        folder: where; replaced when it is there.
+        lvlm: with the tuned parts.
+        parts: which they are.
+        base: `part_fingerprint` of each before it was tuned.
+        factors: of an LLM (`craft.training.lora.take_lora`).
+        manifest: as for `craft.formats.artefact.save_artefact`, with `method`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: weights are not finite.
+    """
+    target = Path(folder)
+    state = {
+        f"{part}.{name}": tensor
+        for part in parts
+        for name, tensor in (factors if part == "llm" else parts_of(lvlm)[part].state_dict()).items()
+    }
+    filled = {
+        "format": FORMAT,
+        "version": VERSION,
+        **described(lvlm.visual, state, target),
+        "parts": list(parts),
+        "base": dict(base),
+    }
+    written = {**manifest, **filled}
+    with atomic_directory(target) as building:
+        write_json(building / "craft.json", written)
+        save_tensors(building / "model.safetensors", state)
+        atomic_write_text(building / "README.md", _card(written, target))
+    return target
+
+
+def read_tuned(folder: Path) -> Tuned:
+    """Read tuned parts and check them against their manifest.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the weights are not those of the manifest.
+    """
+    manifest = read_manifest(folder / "craft.json", FORMAT, VERSION, "a baseline's tuned parts")
+    path = folder / "model.safetensors"
+    tensors = load_tensors(path)
+    if hash_tensors(tensors) != manifest["tower"]:
+        raise CheckpointError(
+            f"{path} does not hold the weights that {folder / 'craft.json'} was written for; the file is "
+            "damaged or from another run, so copy the whole folder again."
+        )
+    rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("vision_tower.")}
+    none = torch.zeros(0, dtype=torch.long)  # a code prior is not a part
+    return Tuned(folder, manifest, under(tensors, "vision_tower."), none, rest)
+
+
+def _card(manifest: Mapping[str, Any], folder: Path) -> str:
+    method, model = manifest.get("method"), manifest.get("surrogate")
+    data = (manifest.get("data") or {}).get("name") or "a new domain"
+    run = folder.parent.name if folder.name == "tuned" else folder.name
+    return (
+        "---\nlibrary_name: craft-vlm\ntags: [vision-language, domain-adaptation]\n---\n"
+        f"# {model}, tuned to {data} by {method}\n\n"
+        f"The tuned {' and '.join(manifest['parts'])} of {model}: a baseline that CRAFT is compared with. "
+        "It fits that model only.\n\n"
+        f'```python\nimport craft\n\nlvlm = craft.recipes.baseline.load_tuned("{run}")\n```\n'
+    )

@@ -1,0 +1,334 @@
+"""VILA-U's on-disk layout: root config + `llm/` + `vision_tower/` + `mm_projector/`, read and written.
+
+Reading takes what understanding needs. Writing copies the checkpoint it came from and changes the bytes of
+the tensors that changed, so that the decoder, the text encoder, the generation head and all else stay as
+they were.
+"""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from craft.core.device import resolve_device, resolve_dtype
+from craft.core.errors import CheckpointError, CodebookMismatchError
+from craft.core.files import atomic_directory, read_json
+from craft.formats.llm_folder import load_llm
+from craft.formats.siglip_config import siglip_text_config, siglip_vision_config
+from craft.formats.text_encoder import siglip_text_encoder
+from craft.formats.weight_folder import WeightFolder
+from craft.models.backbone import Backbone
+from craft.models.llm_bits import refuse_packed
+from craft.models.lvlm import LVLM
+from craft.models.projector import Projector
+from craft.models.text_encoder import TextEncoder
+from craft.models.vision_tower import SiglipTower
+from craft.models.visual_tokenizer import VisualTokenizer
+from craft.quantize import ResidualCodebook
+
+VISION = "rqvaesiglip.siglip_model.vision_model."
+TEXT = "rqvaesiglip.siglip_model.text_model."
+CODEBOOK = "rqvaesiglip.quantizer.codebooks.{}.weight"
+SCALE = ("rqvaesiglip.logit_scale", "rqvaesiglip.siglip_model.logit_scale")  # aliases: one may be absent
+
+
+def is_vila_u(folder: Path) -> bool:
+    """Whether a folder has VILA-U's three parts."""
+    return all((folder / part).is_dir() for part in ("llm", "vision_tower", "mm_projector"))
+
+
+def load_vila_u(
+    folder: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    llm_bits: int | None = None,
+) -> LVLM:
+    """Load a VILA-U checkpoint.
+
+    Args:
+        folder: the checkpoint's root.
+        device: "auto" (None), "cpu", "cuda", ...
+        dtype: of vision tower, projector and LLM; "auto" (None) is bfloat16 where the device has it. The
+            codebook stays float32.
+        llm_bits: as for `craft.load`.
+
+    Returns:
+        An `LVLM` in evaluation mode; `origin` is the folder.
+
+    Raises:
+        CheckpointError: a file, shard or tensor is missing, damaged, of another shape than the config says,
+            or comes as `pytorch_model.bin` (the message has the conversion command).
+
+    Source: the VILA-U layout (mit-han-lab/vila-u).
+    """
+    root = Path(folder)
+    aspect = _aspect(root)
+    for part in ("vision_tower", "mm_projector", "llm"):
+        WeightFolder(root / part)  # all headers first: a missing shard is told before gigabytes are read
+    target = resolve_device(device)
+    precision = resolve_dtype(dtype, target)
+    visual = _load_visual(root, aspect)
+    projector = _load_projector(root / "mm_projector")
+    llm, tokenizer = load_llm(root / "llm", precision, llm_bits, target if llm_bits else None)
+    width = llm.get_input_embeddings().weight.shape[1]  # pyright: ignore[reportCallIssue]
+    if (projector.config["in"], projector.config["out"]) != (visual.codebook.dim, width):
+        raise CheckpointError(
+            f"{root}: the projector maps {projector.config['in']} to {projector.config['out']}, and "
+            f"codebook and LLM have widths {visual.codebook.dim} and {width}; the folders belong to "
+            "different checkpoints."
+        )
+    visual.vision_tower.to(precision)
+    backbone = Backbone(projector.to(precision), llm, tokenizer, "vila-u", visual.codebook.fingerprint)
+    lvlm = LVLM(visual, backbone, root.name or str(root), origin=root.resolve())
+    return lvlm.to(target).eval()
+
+
+def load_vila_u_visual(
+    folder: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+) -> VisualTokenizer:
+    """The visual tokenizer of a VILA-U checkpoint, without its LLM.
+
+    Raises:
+        CheckpointError: as for `load_vila_u`.
+    """
+    root, target = Path(folder), resolve_device(device)
+    aspect = _aspect(root)
+    visual = _load_visual(root, aspect)
+    visual.vision_tower.to(resolve_dtype(dtype, target))
+    return visual.to(target).eval()
+
+
+def _aspect(root: Path) -> str:
+    if not root.is_dir():
+        raise CheckpointError(f"Folder {root} does not exist; check the path.")
+    aspect = read_json(root / "config.json").get("image_aspect_ratio") or "resize"
+    if aspect not in ("resize", "pad"):
+        raise CheckpointError(
+            f"{root / 'config.json'}: image_aspect_ratio {aspect!r} is not 'resize' or 'pad'."
+        )
+    return aspect
+
+
+def _load_visual(root: Path, aspect: str) -> VisualTokenizer:
+    weights = WeightFolder(root / "vision_tower")
+    config = _tower_config(root)
+    tower = SiglipTower(siglip_vision_config(weights, VISION, root, config.get("pretrained_model")))
+    state = {
+        name: weights.tensor(key) for name in tower.state_dict() if (key := _file_name(name)) is not None
+    }
+    state["cls_token"] = tower.cls_token.detach()
+    for name, value in tower.state_dict().items():
+        if state[name].shape != value.shape:
+            raise CheckpointError(
+                f"{weights.folder}: {_file_name(name)} has shape {list(state[name].shape)}, and the SigLIP "
+                f"config says {list(value.shape)}; name the right one in rqvaesiglip.pretrained_model."
+            )
+    tower.load_state_dict(state)
+    scale = next((weights.tensor(name) for name in SCALE if name in weights.where), None)
+    kwargs: dict[str, Any] = {} if scale is None else {"log_temperature": scale}
+    text_encoder = _load_text_encoder(weights, root, config.get("pretrained_model"))
+    return VisualTokenizer(tower, read_codebook(root / "vision_tower"), text_encoder, aspect=aspect, **kwargs)
+
+
+def _load_text_encoder(weights: WeightFolder, root: Path, pretrained_model: str | None) -> TextEncoder | None:
+    """SigLIP's text tower, which the checkpoint carries; its tokenizer is in a folder beside, or nowhere."""
+    state = {name: weights.tensor(name) for name in weights.where if name.startswith(TEXT)}
+    if not state:
+        return None
+    config = siglip_text_config(weights, TEXT, root, pretrained_model)
+    tokenizer = root / (pretrained_model or "") / "tokenizer.json"
+    return siglip_text_encoder(
+        state, config, tokenizer if tokenizer.is_file() else None, where=weights.folder
+    )
+
+
+def _tower_config(root: Path) -> dict[str, Any]:
+    file = root / "vision_tower" / "config.json"
+    config = read_json(file)
+    inner = config.get("rqvaesiglip") if isinstance(config, dict) else None
+    if not isinstance(inner, dict) or "code_shape" not in inner or "n_embed" not in inner:
+        raise CheckpointError(
+            f"{file} does not describe a VILA-U vision tower: rqvaesiglip.code_shape and "
+            "rqvaesiglip.n_embed are missing; copy the original config."
+        )
+    return inner
+
+
+def _file_name(name: str) -> str | None:
+    """Our vision tower's tensor name -> the checkpoint's; None for [CLS], which VILA-U does not have."""
+    if name == "cls_token":
+        return None
+    return VISION + re.sub(r"^layers\.", "encoder.layers.", name)
+
+
+def read_codebook(vision_tower: Path) -> ResidualCodebook:
+    """The codebook of a VILA-U `vision_tower/`, without the zero padding row that each level is stored with.
+
+    A codebook shared between levels may be stored once (as level 0) or once per level.
+
+    Raises:
+        CheckpointError: a level is missing and the config does not say that levels are shared, or its shape
+            is not what the config says.
+    """
+    weights = WeightFolder(vision_tower)
+    config = _tower_config(vision_tower.parent)
+    depth, size, shared = int(config["code_shape"][-1]), config["n_embed"], config.get("shared_codebook")
+    sizes = [int(size)] * depth if isinstance(size, int) else [int(number) for number in size]
+    levels: list[Tensor] = []
+    for level in range(depth):
+        name = CODEBOOK.format(level)
+        if shared and level:
+            if name in weights.where and not torch.equal(weights.tensor(name)[: sizes[level]], levels[0]):
+                raise CheckpointError(
+                    f"{weights.where[name]}: {name} differs from level 0, and the config says "
+                    "shared_codebook; one of the two is wrong."
+                )
+            levels.append(levels[0])
+            continue
+        table = weights.tensor(name)
+        if table.ndim != 2 or table.shape[0] not in (sizes[level], sizes[level] + 1):
+            raise CheckpointError(
+                f"{weights.where[name]}: {name} has shape {list(table.shape)}, and the config says "
+                f"{sizes[level]} codewords (and a padding row)."
+            )
+        levels.append(table[: sizes[level]])
+    return ResidualCodebook(levels)
+
+
+def _load_projector(folder: Path) -> Projector:
+    weights, config = WeightFolder(folder), read_json(folder / "config.json")
+    kind = config.get("mm_projector_type")
+    names = sorted(weights.where)
+    matrices = [weights.shapes[name] for name in names if name.endswith("weight")]
+    if not matrices or any(len(shape) != 2 for shape in matrices):
+        raise CheckpointError(
+            f"{folder} holds other than linear layers; it is not a projector of a known type."
+        )
+    projector = Projector({"type": kind, "in": matrices[0][1], "out": matrices[-1][0]})
+    expected = {name: tuple(value.shape) for name, value in projector.state_dict().items()}
+    if expected != weights.shapes:
+        raise CheckpointError(
+            f"{folder}: type {kind!r} has tensors {expected}, and the files {weights.shapes}."
+        )
+    projector.load_state_dict({name: weights.tensor(name) for name in names})
+    return projector
+
+
+def tower_tensors(
+    state: dict[str, Tensor], log_temperature: Tensor | None, weights: WeightFolder
+) -> dict[str, Tensor]:
+    """A SigLIP tower's state and log τ under the names of a `vision_tower/`; [CLS] is left out."""
+    named = {key: value for name, value in state.items() if (key := _file_name(name)) is not None}
+    if log_temperature is not None:
+        named |= {
+            name: log_temperature.detach().reshape(weights.shapes[name])
+            for name in SCALE
+            if name in weights.where
+        }
+    return named
+
+
+def save_vila_u(lvlm: LVLM, folder: str | Path) -> None:
+    """Write an LVLM that was loaded from a VILA-U checkpoint back in the same layout.
+
+    Every file is copied from the checkpoint it came from; then the tensors that changed are overwritten in
+    place. Where nothing was trained, every file is the original byte for byte. A learned [CLS] token has no
+    place in the layout and is left out: patch codes do not depend on it.
+
+    Args:
+        lvlm: with `origin` (the checkpoint's folder, which must still be there).
+        folder: written as a whole or not at all.
+
+    Raises:
+        CheckpointError: the model did not come from a VILA-U checkpoint, the checkpoint has gone, or the
+            vision tower has a symmetric [CLS] (its patches need it); or the LLM is packed in 4 or 8 bits.
+    """
+    refuse_packed(lvlm.backbone.llm, "cannot be written in VILA-U's layout")
+    root, target = lvlm.origin, Path(folder)
+    if root is None or not is_vila_u(root):
+        raise CheckpointError(
+            f"{lvlm.name} cannot be written in VILA-U's layout: the checkpoint that it came from "
+            f"({root or 'none'}) is not a VILA-U folder. Use the native layout."
+        )
+    place = target.resolve()
+    if root in (place, *place.parents) or place in root.parents:  # what is there is replaced
+        raise CheckpointError(
+            f"{target} is, holds or lies in the checkpoint that {lvlm.name} came from ({root}); choose "
+            "another folder."
+        )
+    parts = {part: WeightFolder(root / part) for part in ("vision_tower", "mm_projector", "llm")}
+    tower = _vila_u_tower(lvlm.visual.vision_tower)
+    llm = {
+        name: value for name, value in lvlm.backbone.llm.state_dict().items() if name in parts["llm"].where
+    }
+    tensors = {
+        "vision_tower": tower_tensors(tower.state_dict(), lvlm.visual.log_temperature, parts["vision_tower"]),
+        "mm_projector": dict(lvlm.backbone.projector.state_dict()),
+        "llm": llm,
+    }
+    with atomic_directory(target) as building:
+        for source in sorted(root.iterdir()):
+            if source.name in parts or source.name == ".git":
+                continue
+            copy = shutil.copytree if source.is_dir() else shutil.copyfile
+            copy(source, building / source.name)
+        for part, weights in parts.items():
+            weights.write(building / part, tensors[part])
+
+
+def _vila_u_tower(tower: Any) -> SiglipTower:
+    if not isinstance(tower, SiglipTower):
+        raise CheckpointError(
+            f"A {type(tower).__name__} cannot be written in VILA-U's layout, which holds a SigLIP tower; "
+            "use the native layout."
+        )
+    if tower.cls_attention != "read-only":
+        raise CheckpointError(
+            "This vision tower was trained with cls_attention='symmetric': its patches read the [CLS] "
+            "token, which VILA-U's layout cannot hold. Train with cls_attention='read-only' to export."
+        )
+    return tower
+
+
+def export_vision_tower(source: Any, base_folder: str | Path, out: str | Path) -> Path:
+    """Write a `vision_tower/` with an adapted tower that drops into a VILA-U checkpoint.
+
+    Args:
+        source: an `LVLM`, or a loaded `craft.formats.artefact.Artefact`.
+        base_folder: the VILA-U checkpoint that it was adapted from; what CRAFT does not use is copied from
+        it.
+        out: a folder; `out/vision_tower/` is written.
+
+    Returns:
+        The path of the written `vision_tower/`.
+
+    Raises:
+        CodebookMismatchError: the base has another codebook; both fingerprints are named.
+        CheckpointError: as `save_vila_u`, or the base is not a VILA-U checkpoint.
+    """
+    base = Path(base_folder)
+    if not (base / "vision_tower").is_dir():
+        raise CheckpointError(f"{base} is not a VILA-U checkpoint: it has no vision_tower/ folder.")
+    weights = WeightFolder(base / "vision_tower")
+    visual = source.visual if isinstance(source, LVLM) else source.apply_to(_load_visual(base, "resize"))
+    own, theirs = read_codebook(base / "vision_tower").fingerprint, visual.codebook.fingerprint
+    if theirs != own:
+        raise CodebookMismatchError(
+            f"The encoder was adapted for codebook {theirs}, and {base} holds codebook {own}; give the "
+            "checkpoint that the encoder was adapted from."
+        )
+    tower = _vila_u_tower(visual.vision_tower)
+    tensors = tower_tensors(tower.state_dict(), visual.log_temperature, weights)
+    target, root = Path(out) / "vision_tower", base.resolve()
+    place, own = target.resolve(), (base / "vision_tower").resolve()
+    if own in (place, *place.parents) or place in (root, *root.parents):  # what is there is replaced
+        raise CheckpointError(
+            f"{target} is, holds or lies in the vision tower of the base checkpoint ({base}); choose another "
+            "folder."
+        )
+    with atomic_directory(target) as building:
+        weights.write(building, tensors)
+    return target

@@ -1,0 +1,181 @@
+"""One visual tokenizer as a folder: vision tower, codebook, log τ, text encoder, prior, model card."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from craft.core.device import resolve_device, resolve_dtype
+from craft.core.errors import CheckpointError
+from craft.core.files import (
+    PathLike,
+    atomic_directory,
+    atomic_write_text,
+    load_tensors,
+    save_tensors,
+    write_json,
+)
+from craft.formats.manifest import read_manifest
+from craft.formats.text_encoder import load_text_encoder, save_text_encoder
+from craft.models.vision_tower import build_tower
+from craft.models.visual_tokenizer import VisualTokenizer
+from craft.models.weights import cast, dtype_named, load_strict, stored_dtype, under
+from craft.quantize import Continuous, ResidualCodebook, tower_fingerprint
+
+VISUAL_FORMAT, VERSION = "craft-visual", 1
+
+
+def save_visual(folder: PathLike, visual: VisualTokenizer, dtype: str | None = None) -> None:
+    """Write a visual tokenizer, as a whole or not at all. A `README.md` that is there already is kept.
+
+    Args:
+        folder: usually `FAMILY/visual`.
+        visual: tower, codebook, log τ; text encoder and prior where it has them.
+        dtype: of tower and text encoder on disk; by default the one each was read in, bfloat16 for a new one.
+    """
+    target, asked = Path(folder), dtype
+    dtype = asked or stored_dtype(visual)
+    codebook, tower = visual.codebook, visual.vision_tower
+    config = {
+        "format": VISUAL_FORMAT,
+        "version": VERSION,
+        "vision_tower": tower.config,
+        "levels": codebook.num_levels,
+        "aspect": visual.aspect,
+        "dtype": dtype,
+        "fingerprint": codebook.fingerprint,
+    }
+    if visual.continuous:  # the tower that is written is the base tower of whoever reads it
+        config["fingerprint"] = tower_fingerprint(tower.state_dict())
+    with atomic_directory(target) as building:
+        write_json(building / "config.json", config)
+        save_tensors(building / "model.safetensors", visual_tensors(visual, dtype))
+        if visual.prior is not None:
+            save_tensors(building / "prior.safetensors", {"counts": visual.prior.to(torch.int64)})
+        if visual.text_encoder is not None:
+            save_text_encoder(building / "text_encoder", visual.text_encoder, asked)  # type: ignore[arg-type]
+        write_card(target, building, _visual_card(visual))
+
+
+def load_visual(
+    folder: PathLike, device: str | torch.device = "cpu", dtype: str | torch.dtype = torch.float32
+) -> VisualTokenizer:
+    """Read a visual tokenizer.
+
+    Args:
+        folder: what `save_visual` wrote.
+        device: where to put it.
+        dtype: of the vision tower; codebook, log τ and text encoder are float32 always.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, does not fit its config, or holds another codebook
+            than the config's fingerprint says.
+    """
+    folder, target = Path(folder), resolve_device(device)
+    config = read_manifest(folder / "config.json", VISUAL_FORMAT, VERSION, "a visual tokenizer")
+    path = folder / "model.safetensors"
+    tensors = load_tensors(path)
+    continuous = config["levels"] == 0
+    for name in ("codebook.codewords", "log_temperature"):
+        if name not in tensors and not (continuous and name.startswith("codebook")):
+            raise CheckpointError(f"{path} lacks tensor {name}; copy the folder again.")
+    tower = build_tower(config["vision_tower"])
+    load_strict(tower, cast(under(tensors, "vision_tower."), torch.float32), path)
+    if continuous:
+        codebook = Continuous(tower.dim, tower_fingerprint(tower.state_dict()))
+    else:
+        codebook = _codebook(tensors["codebook.codewords"], int(config["levels"]), path)
+    if codebook.fingerprint != config["fingerprint"]:
+        raise CheckpointError(
+            f"{path} holds codebook {codebook.fingerprint}, and {folder / 'config.json'} says "
+            f"{config['fingerprint']}; one of the two files is from another model or damaged, so copy "
+            "both again."
+        )
+    if tower.dim != codebook.dim:
+        raise CheckpointError(f"{path}: the tower's features are {tower.dim} wide, codewords {codebook.dim}.")
+    prior = folder / "prior.safetensors"
+    visual = VisualTokenizer(
+        tower,
+        codebook,
+        load_text_encoder(folder / "text_encoder") if (folder / "text_encoder").is_dir() else None,
+        tensors["log_temperature"],
+        read_prior(prior, codebook.size) if prior.is_file() else None,
+        str(config["aspect"]),
+    )
+    remember_dtype(visual, config["dtype"], folder / "config.json")
+    tower.to(resolve_dtype(dtype, target))
+    return visual.to(target).eval()
+
+
+def read_prior(path: PathLike, size: int) -> Tensor:
+    """Level-1 code counts int64 `[K]` from a `prior.safetensors`.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or not counts of K = `size` codes.
+    """
+    counts = load_tensors(path).get("counts")
+    if counts is None or counts.dtype != torch.int64 or counts.shape != (size,) or bool((counts < 0).any()):
+        raise CheckpointError(f"{path} does not hold the counts of {size} codes; copy the folder again.")
+    return counts
+
+
+def visual_tensors(visual: VisualTokenizer, dtype: str) -> dict[str, Tensor]:
+    """What `model.safetensors` holds: the tower in `dtype`, the codebook unrounded, log τ in float32."""
+    precision = dtype_named(dtype, Path("dtype"))
+    tower = cast(visual.vision_tower.state_dict(), precision)
+    exact = visual.codebook.codewords
+    small = exact.to(precision)
+    codebook = {"codebook.codewords": small if torch.equal(small.float(), exact) else exact}
+    return {
+        **{f"vision_tower.{name}": tensor for name, tensor in tower.items()},
+        **({} if visual.continuous else codebook),
+        "log_temperature": visual.log_temperature.detach().float(),
+    }
+
+
+def _codebook(codewords: Tensor, levels: int, path: Path) -> ResidualCodebook:
+    if codewords.ndim != 3 or codewords.shape[0] not in (1, levels) or levels < 1:
+        raise CheckpointError(
+            f"{path}: codebook.codewords has shape {list(codewords.shape)}, and the config says {levels} "
+            "levels."
+        )
+    exact = codewords.float()
+    return ResidualCodebook(exact if codewords.shape[0] == levels else [exact[0]] * levels)
+
+
+def remember_dtype(module: nn.Module, name: Any, where: Path) -> None:
+    """Keep the name of the dtype on disk, so that saving writes the same one (see `stored_dtype`)."""
+    dtype_named(name, where)
+    module.stored_dtype = name  # type: ignore[assignment]
+
+
+def write_card(target: Path, building: Path, text: str) -> None:
+    """Keep the model card that is there; else write a short one."""
+    if (target / "README.md").is_file():
+        shutil.copyfile(target / "README.md", building / "README.md")
+    else:
+        atomic_write_text(building / "README.md", text)
+
+
+def millions(tensors: Mapping[str, Tensor]) -> str:
+    """Number of parameters for a model card: "4.3 M"."""
+    return f"{sum(tensor.numel() for tensor in tensors.values()) / 1e6:.1f} M"
+
+
+def _visual_card(visual: VisualTokenizer) -> str:
+    book, (rows, columns) = visual.codebook, visual.grid
+    if visual.continuous:
+        read = f"No codebook: features of width {book.dim} are read as they are (`{book.fingerprint}`)"
+    else:
+        read = (
+            f"Codebook: {book.num_levels} levels of {book.size} codewords, d = {book.dim}, fingerprint "
+            f"`{book.fingerprint}`"
+        )
+    return (
+        "# Visual tokenizer\n\n"
+        f"Vision tower ({visual.vision_tower.config['type']}, {millions(visual.vision_tower.state_dict())} "  # type: ignore[index]
+        f"parameters): {visual.image_size} px, {rows} × {columns} tokens. {read}.\n"
+    )

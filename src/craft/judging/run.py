@@ -1,0 +1,212 @@
+"""Many cases put to one judge: a limited number of simultaneous calls, each verdict stored at once."""
+
+import json
+import os
+import queue
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from craft.core.errors import CheckpointError, ConfigError
+from craft.core.interrupt import Interrupted, StopWish, stop_wish
+from craft.core.progress import say, track
+from craft.judging.cases import DIMENSIONS, STATUSES, Ask, Case, Judge, Reply
+
+FINAL = ("ok", "refused")
+"""Cases with these statuses are not asked again; the same command asks the others again."""
+
+PATIENCE = 8
+"""After this many failures without a single reply the service counts as out of order."""
+
+
+class VerdictCache:
+    """Replies by key in an append-only JSONL file; the last reply to a key counts.
+
+    Args:
+        path: the file; the first reply creates it.
+
+    Raises:
+        CheckpointError: a line is damaged. A last line that a crash cut short is removed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.replies: dict[str, Reply] = {}
+        for number, line in enumerate(whole_lines(path), start=1):
+            try:
+                row = json.loads(line)
+                self.replies[row["key"]] = _reply_in(row)
+            except (ValueError, KeyError, TypeError) as error:
+                raise CheckpointError(
+                    f"{path}, line {number}, is not a verdict. Remove the line, and the case is asked again."
+                ) from error
+
+    def pending(self, key: str) -> bool:
+        """Whether there is no final reply to this key."""
+        return key not in self.replies or self.replies[key].status not in FINAL
+
+    def add(self, key: str, reply: Reply) -> None:
+        """Store a reply; it is on disk before this returns.
+
+        Raises:
+            ConfigError: the file cannot be written to.
+        """
+        row = {
+            "key": key,
+            "status": reply.status,
+            **{name: reply.scores.get(name) for name in DIMENSIONS},
+            "notes": reply.notes,
+            "model": reply.model,
+            "tokens": list(reply.tokens),
+            "detail": reply.detail,
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        append(self.path, json.dumps(row, ensure_ascii=False) + "\n")
+        self.replies[key] = reply
+
+
+def _reply_in(row: Mapping[str, Any]) -> Reply:
+    """The reply that a line of the file holds."""
+    if row["status"] not in STATUSES:
+        raise ValueError(row["status"])
+    return Reply(
+        status=row["status"],
+        scores={name: row[name] for name in DIMENSIONS if row[name] is not None},
+        notes=row["notes"],
+        model=row["model"],
+        tokens=tuple(row["tokens"]),
+        detail=row["detail"],
+    )
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a JSONL file. Text after the last line end, which a crash left, is removed from the file.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    try:
+        data = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}.") from error
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        os.truncate(path, whole)
+    return data[:whole].split(b"\n")[:-1]
+
+
+def append(path: Path, text: str) -> None:
+    """Add whole lines to a file in one write, and wait until they are on disk.
+
+    Raises:
+        ConfigError: the file cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") as file:
+            file.write(text.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}; choose another path") from error
+
+
+def judge_cases(judge: Judge, cases: Sequence[Case], cache: VerdictCache) -> list[Reply]:
+    """The reply to every case, in order. Only cases without a final reply are asked, each content once.
+
+    The first Ctrl-C stops further calls, waits for those under way and stores their replies.
+
+    Raises:
+        ConfigError: no call can succeed (a wrong key, an unknown model, a service that is out of order).
+        DataError: an image cannot be read.
+        Interrupted: the user stopped it; the same call continues.
+    """
+    keys = [judge.key(case) for case in cases]
+    pending = {key: case for key, case in zip(keys, cases, strict=True) if cache.pending(key)}
+    if not pending:
+        return [cache.replies[key] for key in keys]
+    ask, failures, replies = judge.start(), 0, 0
+    with stop_wish() as wish, _each_warning_once():
+        calls = _Calls(ask, pending, judge.concurrency, cache)
+        try:
+            for _ in track(range(len(pending)), f"judging with {judge.name}"):
+                reply = calls.get(wish)
+                if reply.status == "failed":
+                    failures += 1
+                else:
+                    replies += 1
+                if not replies and failures >= PATIENCE:
+                    raise ConfigError(
+                        f"The first {failures} calls of {judge.name} all failed; the last error was: "
+                        f"{reply.detail} Correct the cause and repeat the same command."
+                    )
+        except Exception:  # calls under way may already be paid for; a second Ctrl-C does not wait for them
+            calls.finish()
+            raise
+    return [cache.replies[key] for key in keys]
+
+
+class _Calls:
+    """Cases asked in threads, replies in a queue. Daemon threads allow the program to exit at once.
+
+    A thread stores its reply before it asks again, so a power cut costs at most `concurrency` calls.
+    """
+
+    def __init__(self, ask: Ask, cases: dict[str, Case], concurrency: int, cache: VerdictCache) -> None:
+        self.remaining: Iterator[tuple[str, Case]] = iter(cases.items())
+        self.lock, self.writing = threading.Lock(), threading.Lock()
+        self.ask, self.cache = ask, cache
+        self.replies: queue.SimpleQueue[Reply | Exception] = queue.SimpleQueue()
+        count = min(concurrency, len(cases))
+        self.threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
+        for thread in self.threads:
+            thread.start()
+
+    def _work(self) -> None:
+        while True:
+            with self.lock:
+                key, case = next(self.remaining, ("", None))
+            if case is None:
+                return
+            try:
+                reply = self.ask(case)
+                with self.writing:
+                    self.cache.add(key, reply)
+                self.replies.put(reply)
+            except Exception as error:  # for the main thread
+                self.replies.put(error)
+                return
+
+    def get(self, wish: StopWish) -> Reply:
+        """The next reply, already stored; raises an error of `ask` or of the disk here."""
+        while not wish.asked:
+            try:
+                reply = self.replies.get(timeout=0.5)
+            except queue.Empty:
+                continue
+            if isinstance(reply, Exception):
+                raise reply
+            return reply
+        say("stopping: waiting for the calls under way; Ctrl-C again exits at once")
+        raise Interrupted("stopped; the verdicts so far are stored. The same command goes on from there.")
+
+    def finish(self) -> None:
+        """Ask nothing more, and wait until the replies under way are stored."""
+        with self.lock:
+            self.remaining = iter(())
+        for thread in self.threads:
+            thread.join()
+
+
+@contextmanager
+def _each_warning_once() -> Iterator[None]:
+    """Report a model's retirement once, though the SDK warns about it on every call."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("once", message="The model .* is deprecated", category=DeprecationWarning)
+        yield
+    for text in dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught):
+        say(f"note: {text}")

@@ -1,0 +1,1 @@
+"""What is learned: the objectives and batches that `craft.training.fit` trains."""

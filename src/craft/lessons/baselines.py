@@ -1,0 +1,276 @@
+"""The baselines of CRAFT (§4.2, §12.1) as data: what each one trains, by which objective, on which models.
+
+`craft.recipes.baseline` runs them. All use the loop, data and settings of `craft adapt`.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from craft.core.errors import ConfigError
+from craft.data import Sample
+from craft.lessons.adapt import (
+    ImageBatches,
+    adaptation,
+    check_compile,
+    chosen_search,
+    image_cache,
+    stem_suffices,
+)
+from craft.lessons.blending import blending, kept_share
+from craft.lessons.objective import Batch, CraftObjective
+from craft.models.freezing import freeze_all_but
+from craft.models.lvlm import LVLM
+from craft.training.config import (
+    AdaptConfig,
+    BaselineConfig,
+    CommitmentConfig,
+    ContrastiveConfig,
+    LdifsConfig,
+    LossesConfig,
+    RetentionConfig,
+)
+from craft.training.lesson import Lesson
+from craft.training.lora import add_lora
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A method that CRAFT is compared with.
+
+    Attributes:
+        name: its key in `BASELINES`.
+        parts: the parts that it trains: of `vision_tower`, `projector`, `llm`; zero-shot trains none.
+        lesson: LVLM, training set, settings -> the lesson that `fit` trains; None if nothing trains, or if
+            the method is `craft.adapt` with other settings.
+        continuous: whether it is defined on continuous LVLMs only.
+        settings: settings of `craft.adapt` that define the method, by their full names.
+    """
+
+    name: str
+    parts: tuple[str, ...] = ()
+    lesson: Callable[[LVLM, Sequence[Sample], BaselineConfig], Lesson] | None = None
+    continuous: bool = False
+    settings: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def config_class(self) -> type[AdaptConfig]:
+        """The class of all its settings."""
+        return AdaptConfig if self.settings else BaselineConfig
+
+    def check(self, lvlm: LVLM) -> None:
+        """Refuse a model of the wrong kind.
+
+        Raises:
+            ConfigError: the method needs a continuous LVLM, and this one is discrete.
+        """
+        if self.continuous and not lvlm.visual.continuous:
+            raise ConfigError(
+                f"{self.name} tunes the vision tower of a continuous LVLM, and {lvlm.name} is discrete: "
+                "its LLM reads codewords. Use a continuous one, such as craft-tiny/continuous-qwen2 or a "
+                "LLaVA checkpoint. For a discrete LVLM, vision-ft-codebook does the same."
+            )
+
+
+# Lessons
+
+
+def vision_ft(lvlm: LVLM, samples: Sequence[Sample], config: BaselineConfig) -> Lesson:
+    """The vision tower learns by the autoregressive loss alone: CRAFT's lesson on features, not on codewords.
+
+    Source: §12.1, "the naive … method of fine-tuning the continuous vision encoder".
+    """
+    return adaptation(lvlm, samples, answers_only(config))
+
+
+def ldifs(lvlm: LVLM, samples: Sequence[Sample], config: BaselineConfig) -> Lesson:
+    """Vision FT that also keeps the tower's features, at several layers, near those of the initial tower.
+
+    Source: §12.1; Mukhoti et al., *Fine-tuning can cripple your foundation model; preserving features may be
+    the solution*, arXiv 2308.13320.
+    """
+    initial = copy.deepcopy(lvlm.visual.vision_tower).float()  # before the lesson may add LoRA
+    lesson = vision_ft(lvlm, samples, config)
+    inner: Any = lesson.objective
+    return replace(lesson, objective=LdifsObjective(inner, initial, config.ldifs))
+
+
+def projector_ft(lvlm: LVLM, samples: Sequence[Sample], config: BaselineConfig) -> Lesson:
+    """The projector learns by the autoregressive loss; discrete LVLMs can be tuned too.
+
+    Source: §12.1.
+    """
+    freeze_all_but(lvlm, ["projector"])
+    return _frozen_tower_lesson(lvlm, samples, config, "projector")
+
+
+def llm_lora(lvlm: LVLM, samples: Sequence[Sample], config: BaselineConfig) -> Lesson:
+    """LoRA on the LLM (`config.lora`) learns by the autoregressive loss; discrete LVLMs can be tuned too.
+
+    Raises:
+        ConfigError: peft is not installed, or no linear map has a name of `lora.targets`.
+
+    Source: §12.2, "VILA-LLM-LoRA that modifies the weights of the language model"; rank and targets are ours.
+    """
+    freeze_all_but(lvlm, [])
+    llm: Any = lvlm.backbone.llm
+    add_lora(llm, config.lora)
+    for name, parameter in llm.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    return _frozen_tower_lesson(lvlm, samples, config, "llm")
+
+
+def answers_only(config: BaselineConfig) -> BaselineConfig:
+    """The same settings with the autoregressive loss alone: no commitment, contrastive or retention loss."""
+    losses = LossesConfig(
+        sal=config.losses.sal,
+        commitment=CommitmentConfig(weight=0.0),
+        contrastive=ContrastiveConfig(weight=0.0),
+        retention=RetentionConfig(weight=0.0),
+    )
+    return config.model_copy(update={"losses": losses})
+
+
+def _frozen_tower_lesson(lvlm: LVLM, samples: Sequence[Sample], config: BaselineConfig, part: str) -> Lesson:
+    """Parameters of `part` learn to answer behind the frozen tower. Images are augmented as for all methods.
+
+    Args:
+        lvlm: with `requires_grad` set; the parameters that train become float32 here.
+        samples: the training set.
+        config: all settings.
+        part: the part of the LVLM that trains.
+
+    Raises:
+        ConfigError: settings contradict each other, or the model.
+    """
+    check_compile(config)
+    trained = {name: parameter for name, parameter in lvlm.named_parameters() if parameter.requires_grad}
+    for parameter in trained.values():
+        parameter.data = parameter.data.float()
+    config = answers_only(config)
+    blend = kept_share(config.blend, samples)
+    images = image_cache(lvlm, samples, config, stem_suffices(lvlm, config))
+    batches, search = ImageBatches(lvlm, samples, config, 0.0, images), chosen_search(lvlm, config)
+    objective = CraftObjective(
+        lvlm,
+        config.losses,
+        contrastive_weight=0.0,
+        from_stem=images.through_stem,
+        search=search.name,
+        prefix_cache=config.prefix_cache and part != "llm",  # an LLM that trains reads the prefix again
+        compiled=config.compile,
+    )
+    return Lesson(
+        objective=objective,
+        trained=trained,
+        batches=batches,
+        parts=(part,),
+        blend=blending(trained, blend),
+        finish=images.close,
+        verb="tuning",
+        images=images,
+        ahead=lambda indices: images.expect([batches.groups[index][0] for index in indices]),
+        count=len(batches.groups),
+        notes={"search": asdict(search), "blend": blend},
+    )
+
+
+# The objective of LDIFS
+
+
+class LdifsObjective(nn.Module):
+    """The autoregressive loss plus `ldifs.weight` times the distance of features to the initial tower's.
+
+    It is a module so that data parallelism can wrap it.
+
+    Args:
+        inner: the autoregressive loss of `inner.lvlm`, whose tower trains.
+        initial: that tower before training; it is frozen here.
+        config: weight and number of layers.
+    """
+
+    def __init__(self, inner: CraftObjective, initial: nn.Module, config: LdifsConfig) -> None:
+        super().__init__()
+        self.inner = inner
+        self.lvlm = inner.lvlm
+        self.initial = initial.requires_grad_(False).eval()
+        self.config = config
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss (a scalar with gradient), and its parts by name, as `CraftObjective` returns them."""
+        initial: Any = self.initial
+        with _layer_outputs(self.lvlm.visual.vision_tower, self.config.layers) as now:
+            loss, parts = self.inner(batch)
+        with torch.no_grad(), _layer_outputs(initial, self.config.layers) as before:
+            (initial.after_stem if self.inner.from_stem else initial)(batch.images, with_cls=False)
+        distance = batch.share.samples * feature_distance(now, before)
+        loss = loss + self.config.weight * distance
+        return loss, {**parts, "loss": loss.detach(), "ldifs": distance.detach()}
+
+
+def feature_distance(now: Sequence[Tensor], before: Sequence[Tensor]) -> Tensor:
+    """The squared ℓ2 distance of features at several layers: a scalar.
+
+    Args:
+        now: per layer `[B, N, h]`; gradient flows here.
+        before: those of the initial tower.
+
+    The feature of each token is normalised at each layer, and the layers are concatenated. As in the
+    authors' code, the mean is taken over all elements. (Their norm is over tokens, the channel axis of
+    convolutional features; ours is over the width.)
+    """
+
+    def joined(layers: Sequence[Tensor]) -> Tensor:
+        return torch.cat([F.normalize(layer.float(), dim=-1) for layer in layers], dim=-1)
+
+    return (joined(now) - joined(before)).square().mean()
+
+
+@contextmanager
+def _layer_outputs(tower: Any, count: int) -> Iterator[list[Tensor]]:
+    """A list that collects, within the block, the patches `[B, N, h]` after `count` evenly spaced layers."""
+    layers = list(tower.layers)
+    count = min(count, len(layers))
+    chosen = [layers[(number + 1) * len(layers) // count - 1] for number in range(count)]
+    outputs: list[Tensor] = []
+
+    def collect(_: nn.Module, __: Any, output: Any) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    hooks = [layer.register_forward_hook(collect) for layer in chosen]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+# The methods
+
+WITHOUT_REGULARISATION = {
+    "losses.commitment.weight": 0.0,
+    "losses.contrastive.weight": 0.0,
+    "losses.retention.weight": 0.0,
+}
+"""Settings of `craft.adapt` that leave the autoregressive loss alone."""
+
+BASELINES = {
+    baseline.name: baseline
+    for baseline in (
+        Baseline("zero-shot"),
+        Baseline("vision-ft", ("vision_tower",), vision_ft, continuous=True),
+        Baseline("projector-ft", ("projector",), projector_ft),
+        Baseline("ldifs", ("vision_tower",), ldifs, continuous=True),
+        Baseline("llm-lora", ("llm",), llm_lora),
+        # CRAFT without regularisation, as in Table 5 without commitment. The paper does not use it as a
+        # baseline: it leaves open how the method compares.
+        Baseline("vision-ft-codebook", ("vision_tower",), settings=WITHOUT_REGULARISATION),
+    )
+}
+"""Every baseline, by name."""

@@ -1,0 +1,225 @@
+"""`craft baseline`: tune a model by a method that CRAFT is compared with (§4.2, §12.1).
+
+The recipe is that of `craft.adapt`, with another lesson and other parts written. `METHODS` has one function
+for each method.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from craft.core.errors import ConfigError
+from craft.core.processes import on_main
+from craft.core.progress import say
+from craft.data import Data
+from craft.formats.encoder import load_artefact
+from craft.formats.load import load
+from craft.formats.tuned import part_fingerprint, save_tuned
+from craft.lessons.adapt import image_groups
+from craft.lessons.baselines import BASELINES, Baseline
+from craft.lessons.rehearsal import Rehearsal, rehearse_step
+from craft.models.freezing import part_hashes, parts
+from craft.models.lvlm import LVLM
+from craft.recipes.adapt import AdaptResult, adapt
+from craft.recipes.adapt import rehearse as rehearse_adapt
+from craft.recipes.opening import (
+    Config,
+    Model,
+    run_data,
+    run_folder,
+    run_settings,
+    training_data,
+    validation,
+)
+from craft.recipes.record import begin, run_manifest, run_metrics
+from craft.training.config import BaselineConfig
+from craft.training.fit import fit
+from craft.training.lora import take_lora
+from craft.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class BaselineResult:
+    """A tuned LVLM.
+
+    Attributes:
+        out: the run folder; None for zero-shot.
+        tuned: the folder of the tuned parts in it; `with_encoder`, `craft.evaluate` and `load_tuned` take
+            either.
+        metrics: steps, losses at the end, the step whose weights were kept and its validation score (if
+            validation chose), minutes.
+        held_out: the classes that training never saw.
+        config: every setting.
+        lvlm: the model with the tuned parts, ready to answer.
+    """
+
+    out: Path | None
+    tuned: Path | None
+    metrics: dict[str, Any]
+    held_out: tuple[str, ...]
+    config: BaselineConfig = field(repr=False)
+    lvlm: LVLM = field(repr=False)
+
+
+def tune(
+    method: str,
+    model: str | Path | LVLM | None = None,
+    data: str | Path | Data | None = None,
+    out: str | Path | None = None,
+    *,
+    config: Config = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    **overrides: Any,
+) -> BaselineResult | AdaptResult:
+    """Tune a model by one method, with the data, order, budget and settings that `craft.adapt` would have.
+
+    Args:
+        method: a key of `METHODS`. zero-shot trains and writes nothing; its result is the model as it is,
+            with the classes that the other methods would hold out. vision-ft-codebook is `craft.adapt` with
+            the autoregressive loss alone, and its result is an adapted encoder.
+        model: a shipped model, a folder, a hub id, or a loaded LVLM (which is not changed).
+        data: as for `craft.adapt`.
+        out: the run folder (default: `runs/` and the names of data and method).
+        config, resume, overwrite: as for `craft.adapt`.
+        **overrides: any other setting, as for `craft.adapt`: `seed=1`, `max_steps=100`, `lora__rank=4`.
+
+    Raises:
+        ConfigError: there is no such method, a setting is unknown or impossible, `out` is taken, or the
+            method does not apply to this kind of model.
+        DataError, CheckpointError, TrainingError: as for `craft.adapt`.
+
+    Source: §4.2, §12.1.
+    """
+    baseline = find_baseline(method)
+    settings = _settings(baseline, model, data, out, config, overrides)
+    if not baseline.parts:
+        return _zero_shot(settings, model, data)
+    if baseline.lesson is None:
+        return adapt(model, data, config=settings, resume=resume, overwrite=overwrite)
+    run, finished = run_folder(settings, resume, overwrite)
+    opened = Model(model, settings, baseline.parts)
+    if finished:
+        return _finished(run, settings, opened())
+
+    # 1. Data, model, and a record of what is about to be tuned.
+    opened_data = training_data(data, settings, opened)
+    lvlm = opened()
+    baseline.check(lvlm)
+    base = {name: part_fingerprint(parts(lvlm)[name]) for name in baseline.parts}
+    begin(run, settings, lvlm, opened_data, resume, overwrite, method=method)
+    steps = settings.steps(len(image_groups(opened_data.train, settings.questions_per_image)))
+    say(f"{method}: {lvlm.name} on {opened_data.name}, {steps} steps of {settings.batch_size}")
+
+    # 2. Training, and the tuned parts.
+    lesson, validate = baseline.lesson, validation(opened_data, settings)
+    with run.noting_failure():
+        result = fit(lvlm, opened_data.train, settings, run, lesson=lesson, resume=resume, validate=validate)
+        factors = {}
+        if "llm" in baseline.parts:
+            factors = take_lora(lvlm.backbone.llm, merge=True)
+            lvlm.backbone.borrowed = None  # the LLM is no longer the published one
+        run.update(hashes_after=part_hashes(lvlm))
+        metrics = run_metrics(run, result)
+        manifest = {"method": method, **run_manifest(run, settings, metrics)}
+        tuned = run.path / "tuned"
+        on_main(
+            lambda: save_tuned(tuned, lvlm, baseline.parts, base=base, factors=factors, manifest=manifest)
+        )
+        run.update(status="finished", metrics=metrics)
+    return BaselineResult(run.path, tuned, metrics, opened_data.held_out, settings, lvlm)
+
+
+METHODS: dict[str, Callable[..., Any]] = {name: partial(tune, name) for name in BASELINES}
+"""`tune` for each method: `METHODS["vision-ft"](model, data, out, seed=0, **settings)`."""
+
+
+def rehearse(
+    method: str,
+    model: str | Path | LVLM | None = None,
+    data: str | Path | Data | None = None,
+    *,
+    config: Config = None,
+    **overrides: Any,
+) -> Rehearsal:
+    """The dry run of `tune`: build, check the data, one batch forward and backward; nothing is written.
+
+    Raises:
+        CraftError: any error at the start of `tune` with the same arguments; for zero-shot, nothing trains.
+    """
+    baseline = find_baseline(method, trains=True)
+    settings = _settings(baseline, model, data, None, config, overrides)
+    if baseline.lesson is None:
+        return rehearse_adapt(model, data, config=settings)
+    opened = Model(model, settings, baseline.parts)
+    opened_data = training_data(data, settings, opened)
+    lvlm = opened()
+    baseline.check(lvlm)
+    return rehearse_step(lvlm, opened_data.train, settings, baseline.lesson)
+
+
+def load_tuned(out: str | Path, model: str | Path | LVLM | None = None, **options: Any) -> LVLM:
+    """The tuned LVLM of a finished run of any baseline (or of `craft.adapt`).
+
+    Args:
+        out: the run folder.
+        model: the model that was tuned; None loads the one that the run names.
+        options: `device` and `dtype`, as for `craft.load`.
+
+    Raises:
+        CheckpointError: the run has not finished, or the model is not the one that was tuned.
+        CodebookMismatchError: it has another codebook.
+    """
+    artefact = load_artefact(out)
+    source = model if model is not None else str(artefact.surrogate)
+    return (source if isinstance(source, LVLM) else load(source, **options)).with_encoder(artefact)
+
+
+def find_baseline(method: str, *, trains: bool = False) -> Baseline:
+    """The baseline of that name; with `trains`, zero-shot is refused too.
+
+    Raises:
+        ConfigError: there is no such baseline.
+    """
+    trainable = [name for name, baseline in BASELINES.items() if baseline.parts]
+    if method not in (trainable if trains else BASELINES):
+        raise ConfigError(
+            f"There is no method {method!r} to tune by; use one of {', '.join(trainable)}. Zero-shot is "
+            "`craft eval MODEL`."
+        )
+    return BASELINES[method]
+
+
+def _settings(
+    baseline: Baseline,
+    model: str | Path | LVLM | None,
+    data: str | Path | Data | None,
+    out: str | Path | None,
+    config: Config,
+    overrides: Mapping[str, Any],
+) -> Any:
+    """The config, with the arguments of `tune` on top of it, and on top of these what defines the method."""
+    overrides = dict(overrides)
+    seed, max_steps = overrides.pop("seed", None), overrides.pop("max_steps", None)
+    overrides |= baseline.settings or {"method": baseline.name}
+    kind, suffix = baseline.config_class, f"-{baseline.name}"
+    return run_settings(kind, model, data, out, seed, max_steps, config, overrides, suffix)
+
+
+def _zero_shot(
+    settings: BaselineConfig, model: str | Path | LVLM | None, data: str | Path | Data | None
+) -> BaselineResult:
+    """The model as it is, with the classes that the other methods of this seed would not see."""
+    settings = settings.model_copy(update={"out": None})
+    opened = Model(model, settings, parts=())
+    held_out = run_data(data, settings, opened).held_out
+    return BaselineResult(None, None, {"steps": 0}, held_out, settings, opened())
+
+
+def _finished(run: RunFolder, settings: BaselineConfig, lvlm: LVLM) -> BaselineResult:
+    """The result of a run that finished earlier."""
+    record = run.record
+    held_out, tuned = tuple(record["held_out"]), load_tuned(run.path, lvlm)
+    return BaselineResult(run.path, run.path / "tuned", record["metrics"], held_out, settings, tuned)

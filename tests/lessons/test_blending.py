@@ -1,0 +1,60 @@
+"""How much of what was trained is kept."""
+
+import dataclasses
+import json
+
+import pytest
+from tests.builders import tiny_lvlm
+from tests.tiny_data import tiny_data
+
+from craft import adapt
+from craft.core.files import read_json
+from craft.lessons.blending import FEW, OF_FEW, OF_MANY, kept_share
+from craft.training.config import AdaptConfig
+
+FAST = {"device": "cpu", "max_steps": 2, "batch_size": 4, "eval_limit": 2}
+
+
+def labelled(classes: int):
+    """Two training samples of each of so many classes."""
+    one = tiny_data().train[0]
+    names = [f"class {number}" for number in range(classes) for _ in range(2)]
+    return [dataclasses.replace(one, id=f"{row}", label=name) for row, name in enumerate(names)]
+
+
+@pytest.mark.parametrize(
+    ("classes", "share"), [(2, OF_FEW), (FEW - 1, OF_FEW), (FEW, OF_MANY), (90, OF_MANY)]
+)
+def test_many_classes_keep_all(classes, share, capsys):
+    assert AdaptConfig().blend is None
+    assert kept_share(None, labelled(classes)) == share
+    assert f"for {classes} classes" in capsys.readouterr().err
+
+
+def test_what_is_set_is_kept(capsys):
+    assert kept_share(0.7, labelled(3)) == kept_share(0.7, labelled(50)) == 0.7
+    assert not capsys.readouterr().err
+
+
+def test_what_the_retention_loss_keeps_need_not_be_mixed_in(capsys):
+    assert kept_share(None, labelled(3), 0.5) == 1.0 and kept_share(0.7, labelled(3), 0.5) == 0.7
+    assert not capsys.readouterr().err
+
+
+def test_without_labels_answers_count():
+    questions = [dataclasses.replace(one, label=None, choices=(), correct=None) for one in labelled(2 * FEW)]
+    many = [dataclasses.replace(one, answer=f"answer {row}") for row, one in enumerate(questions)]
+    two = [dataclasses.replace(one, answer=("yes", "no")[row % 2]) for row, one in enumerate(questions)]
+    assert (kept_share(None, many), kept_share(None, two)) == (OF_MANY, OF_FEW)
+
+
+def test_run_and_artefact_tell_the_share(tmp_path):
+    """And it is the share that a run with this number gives, to the bit."""
+    none = {**FAST, "config": {"losses": {"retention": {"weight": 0}}}}
+    told = adapt(tiny_lvlm(), tiny_data(), tmp_path / "auto", **none)
+    given = adapt(tiny_lvlm(), tiny_data(), tmp_path / "given", **none, blend=OF_FEW)
+    assert read_json(tmp_path / "auto" / "run.json")["blend"] == OF_FEW == told.metrics["blend"]
+    card = (told.encoder / "README.md").read_text()
+    assert f"- blend: {OF_FEW}" in card
+    tower = [json.loads((one.encoder / "craft.json").read_text())["tower"] for one in (told, given)]
+    assert tower[0] == tower[1]
