@@ -13,14 +13,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from _measure import arguments, report
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-WAYS = {"DDP": "ddp.yaml", "FSDP2": "fsdp2.yaml", "ZeRO-2": "zero2.yaml"}
+WAYS = {"DDP": "ddp.yaml", "FSDP2": "fsdp2.yaml"}
 WARM = 2
 """Steps that do not count."""
 
@@ -67,9 +66,6 @@ def main() -> None:
         chosen["data.limit"] = 40
     settings = {"surrogate": options.surrogate, "data": options.data, "set": chosen}
     ways: list[str | None] = [None, "DDP", "FSDP2"]
-    zero = "not run: needs GPUs and deepspeed"
-    if find_spec("deepspeed") is not None and options.device.startswith("cuda"):
-        ways, zero = [*ways, "ZeRO-2"], "run"
     best: dict[str | None, float] = {}
     lines: dict[str | None, list[dict[str, Any]]] = {}
     load = round(os.getloadavg()[0], 1)
@@ -99,7 +95,6 @@ def main() -> None:
         "data": options.data,
         "images per step": batch,
         "steps timed": count - 1 - WARM,
-        "ZeRO-2": zero,
         "largest difference of a step's loss from one process, relative": max(
             abs(line["loss"] / one["loss"] - 1)
             for way in ways[1:]

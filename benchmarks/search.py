@@ -18,18 +18,14 @@ def main() -> None:
     rows = found["rows"]
     first = [row for row in rows if row["codebook"] == "one per level" and row["search"] == "reference"]
     exact = [row for row in rows if row["codebook"] == "one per level" and row["search"] == "exact"]
-    gram = [row for row in rows if row["search"] == "gram"]
     fused = [row for row in rows if row["search"] == "fused"]  # on a GPU
     facts = {
         "speed ratio (1 and 4 images, on a GPU 32 too)": [row["speed"] for row in exact],
         "the same by processor time": [row["by cpu"] for row in exact],
-        "gram, shared codebook: speed ratio": [row["speed"] for row in gram],
-        "gram: by processor time": [row["by cpu"] for row in gram],
         "share of the reference's peak memory": [
             round(ours["peak MiB"] / theirs["peak MiB"], 4) for ours, theirs in zip(exact, first, strict=True)
         ],
         "tokens with all codes equal": [row["same codes"] for row in exact],
-        "gram: tokens with all codes equal": [row["same codes"] for row in gram],
         **({"fused: speed ratio": [row["speed"] for row in fused]} if fused else {}),
         **found["facts"],
     }

@@ -8,7 +8,7 @@ import tomllib
 from docs.reading import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-MODULES = {"pillow": "PIL", "pyyaml": "yaml"}
+MODULES = {"markdown-it-py": "markdown_it", "pillow": "PIL", "pyyaml": "yaml"}
 """Modules whose name is not the package's with underscores."""
 BY_TRANSFORMERS = {"sentencepiece", "protobuf"}
 """What only transformers imports, to read VILA-U's tokenizer.model, and does not require."""

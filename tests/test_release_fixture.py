@@ -11,6 +11,7 @@ from PIL import Image
 import craft
 from craft.cli import main
 from craft.core.files import hash_tensors, load_tensors, read_json
+from craft.core.trees import flat
 from craft.formats.artefact import save_artefact
 from craft.formats.encoder import load_artefact
 from machine import machine_kind
@@ -108,7 +109,7 @@ def test_a_resolved_configuration_configures_a_new_run(release, capsys, words):
     folder = words[0]
     status = main([*words, "--config", f"{folder}/config.resolved.yaml", "--out", "new", "--max-steps", "1"])
     assert status == 0, capsys.readouterr().err
-    before, now = (read_json(Path(run) / "run.json")["config"] for run in (folder, "new"))
+    before, now = (flat(read_json(Path(run) / "run.json")["config"]) for run in (folder, "new"))
     changed = {name for name in before.keys() & now.keys() if before[name] != now[name]}
     assert changed == {"out", "max_steps"}
 

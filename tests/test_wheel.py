@@ -65,11 +65,11 @@ def test_the_wheel_holds_the_package_and_nothing_else(archives):
     assert package == {
         path.relative_to(ROOT / "src").as_posix() for path in files if "__pycache__" not in path.parts
     }
-    for needed in ("py.typed", "shipped/craft-tiny/visual/model.safetensors", "data/apparel/train.png"):
+    for needed in ("py.typed", "shipped/craft-tiny/visual/model.safetensors", "data/domains/apparel/train.png"):
         assert f"craft/{needed}" in package
     (info,) = {name.partition("/")[0] for name in names - package}
     licences = {name.removeprefix(f"{info}/licenses/") for name in names if "/licenses/" in name}
-    texts = {path.relative_to(ROOT).as_posix() for path in (ROOT / "src/craft/data").glob("*/LICENSE")}
+    texts = {path.relative_to(ROOT).as_posix() for path in (ROOT / "src/craft/data/domains").glob("*/LICENSE")}
     assert info.endswith(".dist-info") and licences == {"LICENSE", "NOTICE"} | texts
 
 
@@ -91,7 +91,7 @@ def test_the_wheel_works_outside_the_checkout(installed):
     assert all(name in domains for name in ("apparel", "digits", "sketch", "scenes"))
     read = (
         "from craft.data import load_data\n"
-        "from craft.data.domains import EMBEDDED\n"
+        "from craft.data.domains.embedded import EMBEDDED\n"
         "print(*(name for name in EMBEDDED if load_data(name).test[0].image is not None))"
     )
     assert run(scripts / "python", "-c", read, cwd=work).split() == ["apparel", "digits", "sketch", "scenes"]

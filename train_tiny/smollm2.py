@@ -11,6 +11,8 @@ import json
 import random
 import re
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from torch import Tensor
 from craft.core.device import resolve_device
 from craft.core.files import atomic_write_text, load_tensors, read_json, save_tensors, write_json
 from craft.core.progress import say
+from craft.core.seeding import generator
+from craft.core.tokens import VisionTokens
 from craft.data.chats import Conversation
 from craft.formats.code_cache import ImageCodes
 from craft.formats.llm_source import open_llm
@@ -174,10 +178,38 @@ def name_embeddings(llm: torch.nn.Module, tokenizer: object, things: list[Concep
     return torch.stack([table[torch.tensor(row)].mean(0) for row in ids])
 
 
-def pictures(visual: VisualTokenizer, codes: Tensor) -> ImageCodes:
-    """Codes `[n, N, L]` as if a cache had them."""
+@dataclass(frozen=True, eq=False)
+class ThinnedCodes(ImageCodes):
+    """Codes that leave out a random share of each image's tokens, so that a backbone learns not to depend on
+    single tokens: a pure function of the seed and the images of a batch.
+
+    Attributes:
+        least: at least this share of an image's tokens stays.
+        seed: of the shares and of the tokens that stay.
+    """
+
+    least: float = 1.0
+    seed: int = 0
+
+    def tokens(self, images: Iterable[int] | slice | None = None) -> VisionTokens:
+        """As `ImageCodes.tokens`, with an `attention_mask` bool `[B, N]`."""
+        if images is not None and not isinstance(images, slice):
+            images = list(images)
+        tokens = super().tokens(images)
+        count = tokens.codes.shape[:2]
+        made = generator("keep", self.seed, images)
+        share = self.least + (1 - self.least) * torch.rand(count[0], 1, generator=made)
+        lots = torch.rand(count, generator=made)
+        last = (share * count[1]).ceil().long().clamp(1, count[1]) - 1
+        mask = lots <= lots.sort(dim=1).values.gather(1, last)
+        return replace(tokens, attention_mask=mask.to(tokens.codes.device))
+
+
+def pictures(visual: VisualTokenizer, codes: Tensor, least: float = 1.0, seed: int = 0) -> ImageCodes:
+    """Codes `[n, N, L]` as if a cache had them; `least` below 1 leaves out a share of an image's tokens."""
     names = tuple(map(str, range(len(codes))))
-    return ImageCodes(visual, codes, torch.zeros(codes.shape[:2]), torch.arange(len(codes)), names)
+    whole = (visual, codes, torch.zeros(codes.shape[:2]), torch.arange(len(codes)), names)
+    return ImageCodes(*whole) if least == 1 else ThinnedCodes(*whole, least=least, seed=seed)
 
 
 def main() -> None:
@@ -259,7 +291,6 @@ def main() -> None:
         "max_length": 640,
         "gradient_checkpointing": False,
         "max_grad_norm": 1.0,
-        "log_every": 10,
         "checkpoint_every": 50,
     }
     first, minutes = args.start or args.out / "first", 0.0
@@ -272,8 +303,8 @@ def main() -> None:
     result = align(
         "smollm2", visual, draw(args.pictures, False), "2", last, resume=last.exists(), start=str(first),
         text=own or None, text_share=args.text_share, learning_rate=args.learning_rate,
-        questions_per_row=4, keep_least=0.6,
-        lora__rank=args.rank, lora__merge=False, **shared,
+        questions_per_row=4, lora__rank=args.rank, lora__merge=False,
+        **shared | {"codes": pictures(visual, codes, least=0.6, seed=args.seed)},
     )  # fmt: skip
     backbone = load(result.backbone, args.device, "float32").backbone  # as it was written, and is shipped
     found["told in words, after"] = score(backbone, None, lessons.turn, few, names)

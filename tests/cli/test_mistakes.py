@@ -238,6 +238,23 @@ def test_out_that_cannot_be_written_is_refused_before_the_work(craft, family, tm
         evaluate(none, data=none, out=file / "out")
 
 
+@pytest.mark.parametrize("data", ["hub:some/trees", "q.tar"])
+def test_what_must_be_prepared_first(craft, tmp_path, monkeypatch, data):
+    """Every verb but `prepare` names the command that writes the data to a folder, and that folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "q.tar").write_bytes(b"")
+    name = "trees" if data.startswith("hub:") else "q"
+    for words in (
+        ("data", "check", data),
+        ("data", "stats", data),
+        ("data", "captions", data, "--out", "c.jsonl", "--model", "m"),
+        ("adapt", "no-model", "--data", data, "--out", "run"),
+    ):
+        complaint = craft(*words).complaint
+        assert f"`craft data prepare {data}`" in complaint and f"prepared/{name} " in complaint, words
+    assert [path.name for path in tmp_path.iterdir()] == ["q.tar"]
+
+
 def test_a_full_disk_and_a_name_without_end(craft, pictures, tmp_path, monkeypatch):
     assert "long" in craft("data", "check", "x" * 300).complaint
 

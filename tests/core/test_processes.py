@@ -14,7 +14,7 @@ import os, sys, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from craft.core.processes import follow_parent, orphaned
-from craft.training.pixel_store import decoders
+from craft.training.image_cache import decoders
 
 if __name__ == "__main__":
     assert not orphaned()

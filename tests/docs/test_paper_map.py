@@ -74,7 +74,7 @@ def test_alignment_defaults_are_those_of_section_8():
     config, o = AlignConfig(), AlignConfig().optimizer
     assert (o.learning_rate, o.warmup_ratio, o.weight_decay) == (1e-4, 0.03, 0.0)
     assert (config.epochs, config.max_steps, config.max_length) == (1.0, None, 8192)
-    assert config.gradient_checkpointing and config.lora.rank == 0 and config.keep_least == 1
+    assert config.gradient_checkpointing and config.lora.rank == 0
     assert "128 rows" in TEXT and config.batch_size == 128
 
 

@@ -1,7 +1,6 @@
 """A reply depends on its question and image alone: not on the batch, on what is read once, or on caches."""
 
 from dataclasses import replace
-from unittest.mock import patch
 
 import pytest
 from hypothesis import given
@@ -14,8 +13,8 @@ from craft.evaluation import evaluate_lvlm
 from craft.evaluation.ask import ask, plan
 from craft.formats.code_cache import CodeCache
 from craft.models import decoding
-from craft.quantize import ResidualCodebook
-from craft.quantize.search import SEARCHES
+from craft.quantize import search
+from craft.quantize.search import SEARCHES, Choice, exact
 from tiny_data import tiny_data
 
 ASKED = ("Which?", "What is it, of all the things there are?", "Name the animal.")
@@ -53,34 +52,29 @@ def test_the_same_predictions_whatever_the_batch_and_caches(
         assert [row["id"] for row in report.samples] == [sample.id for sample in samples]
 
 
-@pytest.mark.parametrize("search", ["auto", "gram", "rerank"])
-def test_the_same_predictions_by_another_search(samples, capsys, search):
+@pytest.mark.parametrize("choice", ["auto", "fused"])
+def test_the_same_predictions_by_another_search(samples, capsys, monkeypatch, choice):
+    """`fused` needs a GPU: here `exact` runs under its name."""
     lvlm = tiny_lvlm()
-    lvlm.visual.codebook = ResidualCodebook([lvlm.visual.codebook.codewords[0]] * 2)
+    monkeypatch.setattr(search, "obstacle", lambda name, tables: None)
+    monkeypatch.setattr(search, "choose", lambda tables: Choice("fused", "another machine"))
     plain = evaluate_lvlm(lvlm, samples, progress=False)
     assert "search" not in plain.settings and "search" not in capsys.readouterr().err
-    with patch.dict(SEARCHES, {name: told(name) for name in SEARCHES}):
-        report = evaluate_lvlm(lvlm, samples, progress=False, search=search)
+    used = []
+    monkeypatch.setitem(SEARCHES, "fused", lambda x, tables: used.append(len(x)) or exact(x, tables))
+    report = evaluate_lvlm(lvlm, samples, progress=False, search=choice)
     assert [row["prediction"] for row in report.samples] == [row["prediction"] for row in plain.samples]
-    name = "gram" if search == "auto" else search
-    assert report.settings["search"] == name
-    said = capsys.readouterr()
-    assert f"search: {name} (" in said.err and set(said.out.split()) == {name}
+    assert report.settings["search"] == "fused" and used
+    assert "search: fused (" in capsys.readouterr().err
 
 
 def test_a_search_that_does_not_run_here_is_refused_before_a_picture_is_read(samples):
     lvlm = tiny_lvlm()
     nowhere = [replace(sample, image="nowhere.png") for sample in samples]
-    with pytest.raises(ConfigError, match="search=gram needs one table that all levels share"):
-        evaluate_lvlm(lvlm, nowhere, progress=False, search="gram")
+    with pytest.raises(ConfigError, match="search=fused is a kernel for CUDA"):
+        evaluate_lvlm(lvlm, nowhere, progress=False, search="fused")
     with pytest.raises(DataError, match=r"nowhere\.png"):
         evaluate_lvlm(lvlm, nowhere, progress=False)
-
-
-def told(name):
-    """The search, which prints its name."""
-    search = SEARCHES[name]
-    return lambda x, tables: print(name) or search(x, tables)
 
 
 def test_scores_do_not_depend_on_the_batch(expected, samples):

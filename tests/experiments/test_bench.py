@@ -29,7 +29,6 @@ def test_flops_by_parts_are_those_of_the_step(name):
     lvlm = build_lvlm(shape, way.step.large, CPU)
     lvlm.backbone.llm.set_attn_implementation("eager")
     run, _ = train.make_step(shape, lvlm, way, CPU)
-    run()  # the prefix is read
     ran = measure.counted(run) / shape.batch
     parts = flops_per_image("tiny", way.step)
     expected = sum(parts.values())
@@ -51,13 +50,13 @@ def test_flops_are_linear_in_layers_and_logits():
 
 def test_activations_follow_the_levers():
     naive, ours = activation_bytes("tiny", train.NAIVE), activation_bytes("tiny", Step())
-    everything = activation_bytes("tiny", Step(trains="all", all_logits=True, prefix=False))
+    everything = activation_bytes("tiny", Step(trains="all", all_logits=True))
     assert naive["loss"] > 5 * ours["loss"]
     assert everything["LLM"] > naive["LLM"]
     assert naive["tower"] == ours["tower"] > 0
     selective, least = (activation_bytes("tiny", Step(), again) for again in ("selective", True))
     for part in ("tower", "LLM"):
-        assert least[part] < selective[part] < 0.85 * ours[part]
+        assert least[part] < selective[part] < 0.9 * ours[part]
 
 
 def test_a_copy_without_its_history_says_which_commit_it_is_of(monkeypatch, tmp_path):
@@ -154,7 +153,7 @@ def test_only_what_is_said_to_train_trains(name):
 def test_searches_agree_and_are_measured(capsys):
     assert main(["bench", "search", "--size", "tiny", "--repeats", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {row["search"] for row in found["rows"]} >= {"reference", "exact", "gram"}
+    assert {row["search"] for row in found["rows"]} >= {"reference", "exact"}
     assert all(row["same codes"] == 1 and row["of its rate, %"] >= 0 for row in found["rows"])
     assert {row["codebook"] for row in found["rows"]} == {"one per level", "shared"}
     assert {row["multiplied"] for row in found["rows"]} >= {"1 x float32"}
@@ -182,15 +181,15 @@ def loaded(capsys, *words):
 
 def test_loading_is_measured_on_what_is_made_and_on_ones_own(capsys, tmp_path):
     ways, facts = loaded(capsys, "--workers", "0", "--limit", "30")
-    assert ways == ["plain loop", "mapped store"] and facts["images"] == 30
+    assert ways == ["plain loop"] and facts["images"] == 30
     for name in ("cup", "hat"):
         (tmp_path / "mine" / name).mkdir(parents=True)
         for sample in data.photographs(tmp_path / "mine" / name, 4, 24):
             Image.open(sample.image).rotate(90 * (name == "hat")).save(sample.image)  # no two alike
     ways, facts = loaded(capsys, "--workers", "0", "--data", str(tmp_path / "mine"))
-    assert ways == ["plain loop", "mapped store"] and 0 < facts["images"] < 8
+    assert ways == ["plain loop"] and 0 < facts["images"] < 8
     ways, facts = loaded(capsys, "--workers", "0", "--data", "digits", "--limit", "30")
-    assert ways == ["plain loop"] and "not stored" in facts["filling the store, images/s"]
+    assert ways == ["plain loop"] and facts["data"] == "digits"
     assert main(["bench", "data", "--workers", "-1"]) == 2
     assert "--workers is 0 or more" in capsys.readouterr().err
 
@@ -198,7 +197,7 @@ def test_loading_is_measured_on_what_is_made_and_on_ones_own(capsys, tmp_path):
 @pytest.mark.slow
 def test_processes_that_load_ahead_are_measured(capsys):
     ways, _ = loaded(capsys)
-    assert ways == ["plain loop", "2 processes ahead", "mapped store"]
+    assert ways == ["plain loop", "2 processes ahead"]
 
 
 def test_the_plan_comes_near_table_4():
@@ -214,9 +213,8 @@ def test_the_plan_comes_near_table_4():
 def test_the_plan_follows_what_is_asked():
     one, many = plan.plan(Run("A100-40", batch=4)), plan.plan(Run("8xA100-40", batch=32))
     shared = plan.plan(Run("8xA100-40", batch=32, parallel="fsdp2"))
-    zero = plan.plan(Run("8xA100-40", batch=32, parallel="zero2"))
     again = plan.plan(Run("8xA100-40", batch=32, checkpointing=True))
-    totals = [found["total MiB per GPU"] for found in (shared, zero, many)]
+    totals = [found["total MiB per GPU"] for found in (shared, many)]
     assert totals == sorted(totals) and one["total MiB per GPU"] < many["total MiB per GPU"]
     assert again["total MiB per GPU"] < many["total MiB per GPU"] and again["s per step"] > many["s per step"]
     assert many["images/s"] <= 8 * one["images/s"] * 1.001

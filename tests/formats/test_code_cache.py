@@ -14,6 +14,7 @@ from craft.core.errors import DataError
 from craft.formats import code_cache
 from craft.formats.code_cache import CodeCache
 from craft.models.visual_tokenizer import VisualTokenizer
+from craft.quantize.search import SEARCHES
 
 
 @pytest.fixture
@@ -145,14 +146,15 @@ def test_a_damaged_part_is_named_and_encoded_again(pictures, encoded, tmp_path, 
     assert part.name in capsys.readouterr().err
 
 
-def test_codes_of_another_search_are_kept_apart(pictures, encoded, tmp_path):
+def test_codes_of_another_search_are_kept_apart(pictures, encoded, tmp_path, monkeypatch):
+    monkeypatch.setitem(SEARCHES, "fused", SEARCHES["exact"])  # which runs without a GPU
     visual = tiny_visual()
     cache = CodeCache(tmp_path / "codes")
     exact = cache.encode(visual, pictures, progress=False)
-    narrow = cache.encode(visual, pictures, progress=False, search="rerank")
+    narrow = cache.encode(visual, pictures, progress=False, search="fused")
     assert encoded == [4, 4] and torch.equal(exact.codes, narrow.codes)
     told = [json.loads(path.read_text()) for path in tmp_path.glob("codes/*/cache.json")]
-    assert {one.get("search") for one in told} == {None, "rerank"}
+    assert {one.get("search") for one in told} == {None, "fused"}
 
 
 def test_pictures_that_are_made_as_they_are_asked_for(pictures):

@@ -9,15 +9,8 @@ from builders import tiny_images, tiny_lvlm
 from craft.core.errors import ConfigError, TrainingError
 from craft.data.chats import Conversation
 from craft.formats.code_cache import CodeCache
-from craft.lessons.align import (
-    AlignObjective,
-    RowBatches,
-    alignment,
-    answers_within,
-    keep_some,
-    make_rows,
-    whole_within,
-)
+from craft.lessons.align import AlignObjective, RowBatches, alignment
+from craft.lessons.packing import answers_within, make_rows, whole_within
 from craft.losses.sal import BLOCK, surrogate_alignment
 from craft.models.decoding import generate
 from craft.models.freezing import part_hashes
@@ -163,15 +156,6 @@ def test_what_shares_a_row_is_whole_in_it(codes, length):
             full = [build_dialogue(*words, c.turns, not text) for c in row.conversations]
             assert len(kept) == len(full) and (len(full) == 1 or list(kept) == full)
     assert len(rows) == 4 if length == 8192 else len(rows) >= 4
-
-
-def test_keep_some_is_seeded_and_within_its_bounds(codes):
-    tokens = codes.tokens([0, 1, 2, 3] * 8)
-    kept = keep_some(tokens, 0.5, 1, 2).attention_mask
-    counts = kept.sum(1)
-    assert counts.min() >= 8 and counts.max() <= 16 and len(counts.unique()) > 2
-    assert torch.equal(kept, keep_some(tokens, 0.5, 1, 2).attention_mask)
-    assert not torch.equal(kept, keep_some(tokens, 0.5, 1, 3).attention_mask)
 
 
 def test_lora_trains_beside_a_frozen_llm_and_merges(tmp_path, codes):

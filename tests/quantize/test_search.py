@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
-from typing import get_args
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,9 +16,7 @@ from torch import Tensor
 from craft.core.errors import ConfigError
 from craft.experiments.bench.search import near_ties
 from craft.quantize import ResidualCodebook, search
-from craft.quantize.search import SEARCHES, Search, choose, kept_bytes
-
-CPU = ("exact", "gram", "rerank")
+from craft.quantize.search import SEARCHES, Choice, Search, choose, kept_bytes
 
 
 def features(kind: str, codebook: ResidualCodebook, count: int) -> Tensor:
@@ -44,59 +43,38 @@ def unexplained(z: Tensor, codes: Tensor, book: ResidualCodebook) -> tuple[int, 
 
 @pytest.mark.parametrize("kind", ["gaussian", "outlier channels", "sums of codewords"])
 @pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("name", CPU)
-def test_codes_are_those_of_float64_but_for_near_ties(name, shared, kind):
+def test_codes_are_those_of_float64_but_for_near_ties(shared, kind):
     book = codebook(shared)
     z = features(kind, book, 700)
-    if name == "gram" and not shared:
-        with pytest.raises(ConfigError, match="one table that all levels share"):
-            book.quantize(z, search=name)
-        return
-    found = book.quantize(z, search=name)
+    found = book.quantize(z)
     ties, wrong = unexplained(z, found.codes, book)
     assert wrong == 0
     assert ties <= 2
     assert torch.equal(found.quantized, book.lookup(found.codes))
-    exact = book.quantize(z)
-    same = (found.codes == exact.codes).all(1)
-    assert torch.equal(found.residual[same], exact.residual[same])
 
 
-@pytest.mark.parametrize("name", CPU)
-def test_the_counting_of_near_ties_would_notice_wrong_codes(name):
+def test_the_counting_of_near_ties_would_notice_wrong_codes():
     book = codebook(True)
     z = features("gaussian", book, 100)
-    codes = book.quantize(z, search=name).codes
+    codes = book.quantize(z).codes
     codes[3, 2] = (codes[3, 2] + 1) % book.size
     assert unexplained(z, codes, book) == (1, 1)
 
 
-@pytest.mark.parametrize("name", CPU)
 @pytest.mark.parametrize("count", [0, 1, 257])
-def test_any_number_of_rows_and_sizes_that_blocks_do_not_divide(name, count):
+def test_any_number_of_rows_and_sizes_that_blocks_do_not_divide(count):
     book = codebook(True, size=1030, dim=7)
     z = features("gaussian", book, count).reshape(count, 7)
-    found = book.quantize(z, search=name)
+    found = book.quantize(z)
     assert found.codes.shape == (count, 4)
     assert unexplained(z, found.codes, book) == (0, 0)
 
 
-@pytest.mark.parametrize("name", CPU)
-def test_ties_go_to_the_lowest_index(name):
+def test_ties_go_to_the_lowest_index():
     table = torch.randn(1100, 6, generator=torch.Generator().manual_seed(0))
     table[[5, 700, 1090]] = 2.0  # one codeword in three places
-    found = ResidualCodebook([table] * 2).quantize(torch.full((4, 6), 2.0), search=name)
+    found = ResidualCodebook([table] * 2).quantize(torch.full((4, 6), 2.0))
     assert found.codes[:, 0].tolist() == [5] * 4
-
-
-def test_gram_subtracts_what_bare_differences_give():
-    """float64 in place of rounding: the algebra itself."""
-    book = codebook(True, size=60, dim=5)
-    table, z = book.levels[0].double(), torch.randn(30, 5, dtype=torch.float64)
-    products, scores = table @ table.T, z @ table.T - table.square().sum(1) / 2
-    first = scores.argmax(1)
-    after = (z - table[first]) @ table.T - table.square().sum(1) / 2
-    torch.testing.assert_close(scores - products[first], after)
 
 
 def test_all_that_offer_a_search_offer_the_same():
@@ -108,19 +86,17 @@ def test_all_that_offer_a_search_offer_the_same():
 
 
 def test_auto_says_what_it_takes_and_why(monkeypatch):
-    monkeypatch.setattr(search, "has_bfloat16", lambda device: True)
     shared, apart = codebook(True), codebook(False)
-    monkeypatch.setattr(search, "free_memory", lambda device: 2**30)
-    assert choose(shared).name == "gram" and "9 MiB" in choose(shared).why
-    assert choose(apart).name == "exact"  # too small for bfloat16 to pay
-    monkeypatch.setattr(search, "free_memory", lambda device: 2**24)
-    assert choose(shared).name == "exact" and "too much for gram" in choose(shared).why
-    large = ResidualCodebook(torch.zeros(2, 4096, 2))
-    assert choose(large).name == "rerank"
-    monkeypatch.setattr(search, "has_bfloat16", lambda device: False)
-    assert choose(large).name == "exact"
+    assert choose(shared) == Choice("exact", "cpu, K=1500, d=48, one table for all levels")
+    assert choose(apart) == Choice("exact", "cpu, K=1500, d=48, 4 tables")
     z = features("gaussian", apart, 40)
     assert torch.equal(apart.quantize(z, search="auto").codes, apart.quantize(z).codes)
+    levels = SimpleNamespace(shape=(4, 1500, 48), device=torch.device("cuda"))
+    on_a_gpu: Any = SimpleNamespace(levels=levels, shared=True, half_norms=None, derived=max)
+    monkeypatch.setattr(search, "_installed", lambda name: True)
+    assert choose(on_a_gpu).name == "fused" and "cuda, K=1500" in choose(on_a_gpu).why
+    monkeypatch.setattr(search, "_installed", lambda name: False)
+    assert choose(on_a_gpu).name == "exact" and "fused needs Triton" in choose(on_a_gpu).why
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -132,27 +108,22 @@ def test_what_the_fused_search_keeps_is_counted(shared):
     assert kept_bytes("fused", codebook(shared)) == parts.nbytes + sum(one.nbytes for one in rest)
 
 
-def test_what_does_not_fit_is_refused(monkeypatch):
+def test_what_does_not_fit_is_refused():
     book, z = codebook(True), torch.zeros(3, 48)
-    with pytest.raises(ConfigError, match="no search 'fast'; use auto, exact, gram"):
+    with pytest.raises(ConfigError, match="no search 'fast'; use auto, exact, fused"):
         book.quantize(z, search="fast")
     with pytest.raises(ConfigError, match="kernel for CUDA"):
         book.quantize(z, search="fused")
-    monkeypatch.setattr(search, "free_memory", lambda device: 1000)
-    with pytest.raises(ConfigError, match=r"9 MiB .* are free"):
-        book.quantize(z, search="gram")
 
 
 def test_what_is_derived_from_codewords_follows_them_and_is_not_copied():
     book = codebook(True)
     z = features("gaussian", book, 50)
-    book.quantize(z, search="gram")
+    book.quantize(z)
     twin = copy.deepcopy(book)
     assert book._derived and not twin._derived
-    book.codewords.mul_(-1)
-    assert torch.equal(
-        book.quantize(z, search="gram").codes, ResidualCodebook([book.codewords[0]] * 4).quantize(z).codes
-    )
+    book.codewords[:, ::2] *= 3  # their norms change
+    assert torch.equal(book.quantize(z).codes, ResidualCodebook([book.codewords[0]] * 4).quantize(z).codes)
 
 
 KERNEL = """
@@ -222,8 +193,6 @@ def test_the_kernel_in_tritons_interpreter(script):
 @pytest.mark.parametrize("kind", ["gaussian", "outlier channels", "sums of codewords"])
 @pytest.mark.parametrize("name", list(SEARCHES))
 def test_searches_on_cuda(name, kind, shared):
-    if name == "gram" and not shared:
-        pytest.skip("needs a shared codebook")
     z, book = features(kind, codebook(shared), 700).cuda(), codebook(shared).to("cuda")
     found = book.quantize(z, search=name)
     assert unexplained(z, found.codes, book)[1] == 0

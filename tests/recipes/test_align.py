@@ -161,14 +161,7 @@ def test_conversations_that_are_cut_off_before_their_answer_are_left_out(
         start(*words[:4], tmp_path / "none", **{**settings, "max_length": 20})
 
 
-def test_fresh_and_start(family, chat, tmp_path, aligned):
-    fresh = align(
-        family / "qwen2", family, chat / "chat.json", "2", tmp_path / "a", fresh=True, seed=3, **FAST
-    )
-    other = align(
-        family / "qwen2", family, chat / "chat.json", "2", tmp_path / "b", fresh=True, seed=4, **FAST
-    )
-    assert weights(fresh.lvlm) != weights(other.lvlm)
+def test_start(family, chat, tmp_path, aligned):
     started = rehearse(
         family / "llama", family, chat / "chat.json", "2", tmp_path / "c", start=str(aligned.out), **FAST
     )
@@ -253,8 +246,8 @@ def test_lora_that_cannot_go_on_is_refused_before_images_are_encoded(
     for changed, message in [
         ({"lora.rank": 1}, r"has rank 2; set lora\.rank"),
         ({"lora.targets": ["q_proj"]}, "other linear maps than this run's"),
-        ({"lora.rank": 0}, "has LoRA; go on from it with stage 2"),
-        ({"stage": "1"}, "has LoRA; go on from it with stage 2"),
+        ({"lora.rank": 0}, "has LoRA; continue from it with stage 2"),
+        ({"stage": "1"}, "has LoRA; continue from it with stage 2"),
     ]:
         with pytest.raises(CraftError, match=message):
             start(*words, out=tmp_path / "run", **{"stage": "2", **again, **changed})

@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from builders import tiny_visual
 from craft.evaluation.language import INSTRUCTIONS
 
 SCORES = {"text": 0.5, "name": 0.5, "justify": 0.5, "reasons": 1.0, "words": 2.0}
@@ -43,3 +45,18 @@ def test_a_resumed_training_has_the_answers_it_began_with(monkeypatch, tmp_path)
     assert [c.turns for c in first] == [(("a", "answer 1."),), (("b", "answer 1."),)]
     assert smollm2.kept_answers(place, backbone, ["a", "", "b"]) == first and len(asked) == 1
     assert smollm2.kept_answers(place, backbone, ["c"])[0].turns == (("c", "answer 2."),)
+
+
+def test_thinned_codes_are_seeded_and_within_their_bounds(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    from train_tiny.smollm2 import pictures
+
+    visual, images = tiny_visual(), [0, 1, 2, 3] * 8
+    codes = torch.zeros(4, 16, 2, dtype=torch.int16)
+    thinned = pictures(visual, codes, least=0.5, seed=1)
+    mask = thinned.tokens(images).attention_mask
+    counts = mask.sum(1)
+    assert counts.min() >= 8 and counts.max() <= 16 and len(counts.unique()) > 2
+    assert torch.equal(mask, thinned.tokens(images).attention_mask)
+    assert not torch.equal(mask, pictures(visual, codes, least=0.5, seed=2).tokens(images).attention_mask)
+    assert pictures(visual, codes).tokens(images).attention_mask is None

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from craft.cli.options import COMMON, Common, Count, Flag, Limit, Several
-from craft.cli.show import show_json, show_pairs, show_table
+from craft.cli.output import show_json, show_pairs, show_table
 
 Size = Literal["tiny", "reduced", "real"]
 
@@ -81,7 +81,7 @@ def loading(
     tower: float = 400.0, size: Size = "real", repeats: Count = 3, threads: Limit = None,
     out: Path | None = None, common: Common = COMMON,
 ) -> None:  # fmt: skip
-    """Images/s into the vision tower: decoded as they are needed, ahead in processes, or stored.
+    """Images/s into the vision tower: decoded as they are needed, or ahead in processes.
 
     Args:
         data: your own, as `craft adapt` takes it; by default JPEGs are made.
@@ -111,7 +111,7 @@ def plan(
     surrogate: str = "qwen2-0.5b",
     batch: int = 24,
     tune: Literal["vision", "projector", "lora"] = "vision",
-    parallel: Literal["ddp", "zero2", "fsdp2"] = "ddp",
+    parallel: Literal["ddp", "fsdp2"] = "ddp",
     gradient_checkpointing: Literal["false", "selective", "true"] = "false",
     all_logits: Flag = False,
     mfu: float = 0.4,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from craft.cli.options import COMMON, Common, Count, Flag, Limit, Several, seeds_of
-from craft.cli.show import between, listed, percent, show_json, show_table, spread
+from craft.cli.output import between, listed, percent, show_json, show_table, spread
 
 REHEARSED = 8
 """Samples that a dry run asks."""
@@ -37,7 +37,7 @@ def evaluate(
     protocol: Literal["generate", "options", "both"] = "generate",
     classes: Flag = False,
     cache: Path | None = None,
-    search: Literal["auto", "exact", "gram", "rerank", "fused"] = "exact",
+    search: Literal["auto", "exact", "fused"] = "exact",
     card: Flag = False,
     resume: Flag = False,
     dry_run: Flag = False,

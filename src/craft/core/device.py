@@ -161,13 +161,3 @@ def _control_groups() -> list[Path]:
         own = root / place.lstrip("/")
         folders += [root, *(one for one in (own, *own.parents) if root in one.parents)]
     return folders
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies matrices in bfloat16 by instructions of its own."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
-    known = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(known.get("avx512_bf16") or known.get("amx_bf16") or known.get("bf16"))

@@ -7,6 +7,7 @@ win. What settings there are stands in `craft.training.config`.
 import difflib
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -14,8 +15,52 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from craft.core.errors import ConfigError
 from craft.core.files import atomic_write_text
+from craft.core.trees import flat
 
 S = TypeVar("S", bound="Settings")
+
+
+@dataclass(frozen=True)
+class Removed:
+    """A setting that an earlier version had.
+
+    Attributes:
+        idle: the values at which it changed nothing; they are dropped without a message.
+        instead: what to use instead of the others.
+    """
+
+    idle: tuple[Any, ...]
+    instead: str
+
+
+@dataclass(frozen=True)
+class RemovedValues:
+    """Values of a setting that an earlier version had.
+
+    Attributes:
+        values: refused now.
+        instead: what to use instead.
+    """
+
+    values: tuple[Any, ...]
+    instead: str
+
+
+REMOVED = {
+    "prefix_cache": Removed((False,), "leave it out; the loss is the same but for rounding."),
+    "pixel_cache": Removed((None,), "use workers, which decode ahead, and cache_mib, which keeps images."),
+    "pin_memory": Removed((True, False), "leave it out; images go to a GPU from page-locked memory."),
+    "keep_least": Removed((1.0,), "leave it out; rows keep all their image tokens."),
+    "fresh": Removed((False,), "leave it out; save random weights with transformers and give that folder."),
+    "log_every": Removed((1,), "leave it out; metrics.jsonl has a line for every step."),
+    "optimizer.eps": Removed((1e-8,), "leave it out; AdamW's eps is 1e-8."),
+}
+"""Removed settings by dotted name."""
+
+REMOVED_VALUES = {
+    "search": RemovedValues(("gram", "rerank"), "use exact, or auto, which takes fused on a GPU."),
+}
+"""Removed values by the dotted name of their setting."""
 
 
 class Section(BaseModel):
@@ -41,8 +86,8 @@ class Settings(Section):
                 that is unique ("learning_rate"). Strings are read as YAML where the key does not take text.
 
         Raises:
-            ConfigError: a key is unknown or ambiguous, a value has the wrong type or range, or the file is
-                missing or not YAML.
+            ConfigError: a key is unknown, ambiguous or removed, a value has the wrong type or range, or the
+                file is missing or not YAML.
         """
         if isinstance(config, Settings):
             tree = config.model_dump()
@@ -51,7 +96,10 @@ class Settings(Section):
         else:
             tree = _numbers(dict(config or {}), cls)
         for name, value in (overrides or {}).items():
-            _put(cls, tree, resolve_name(name, cls), value)
+            _put(cls, tree, _removed_name(name) or resolve_name(name, cls), value)
+        tree = without_idle(tree)
+        if fault := removed_fault(tree):
+            raise ConfigError(fault)
         try:
             return cls.model_validate(tree)
         except ValidationError as error:
@@ -78,10 +126,13 @@ def resolve_name(name: str, model: type[BaseModel]) -> str:
     """The dotted name that an override means (see `Settings.build`).
 
     Raises:
-        ConfigError: no setting, or several, have that name; the message says which come near.
+        ConfigError: no setting, or several, have that name, or it was removed; the message says which come
+            near, or what to use instead.
     """
     known = list(leaves(model))
-    dotted = name.replace("__", ".").replace("-", "_")
+    dotted = _dotted(name)
+    if removed := _removed_name(name):
+        raise ConfigError(f"The setting {removed!r} was removed: {REMOVED[removed].instead}")
     if dotted in known or dotted in {k.rpartition(".")[0] for k in known}:
         return dotted
     by_last = [k for k in known if k.rpartition(".")[2] == dotted]
@@ -90,6 +141,46 @@ def resolve_name(name: str, model: type[BaseModel]) -> str:
     if by_last:
         raise ConfigError(f"The setting {name!r} is ambiguous; say {' or '.join(by_last)}.")
     raise ConfigError(f"There is no setting {name!r}.{_did_you_mean(dotted, model)}")
+
+
+def without_idle(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings of this or an earlier version, without removed ones at a value at which they did nothing."""
+    current: dict[str, Any] = {}
+    for name, value in tree.items():
+        dotted = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            section = without_idle(value, f"{dotted}.")
+            if section or not value:  # a section that held nothing else keeps its own defaults
+                current[name] = section
+        elif dotted not in REMOVED or value not in REMOVED[dotted].idle:
+            current[name] = value
+    return current
+
+
+def removed_fault(tree: Mapping[str, Any]) -> str | None:
+    """What to use instead of removed settings and values that count in `tree`; None without any."""
+    faults = []
+    for dotted, value in flat(tree).items():
+        if dotted in REMOVED:
+            faults.append(
+                f"The setting {dotted!r} was removed (here it is {value!r}): {REMOVED[dotted].instead}"
+            )
+        elif dotted in REMOVED_VALUES and value in REMOVED_VALUES[dotted].values:
+            faults.append(
+                f"The setting {dotted!r} cannot be {value!r} any more: {REMOVED_VALUES[dotted].instead}"
+            )
+    return " ".join(faults) or None
+
+
+def _dotted(name: str) -> str:
+    """The dotted name of an override."""
+    return name.replace("__", ".").replace("-", "_")
+
+
+def _removed_name(name: str) -> str | None:
+    """The removed setting that an override means, by its dotted or its last name."""
+    dotted = _dotted(name)
+    return next((removed for removed in REMOVED if dotted in (removed, removed.rpartition(".")[2])), None)
 
 
 def _did_you_mean(name: str, model: type[BaseModel]) -> str:
@@ -113,6 +204,8 @@ def _put(model: type[BaseModel], tree: dict[str, Any], dotted: str, value: Any) 
 
 def _takes_text(model: type[BaseModel], dotted: str) -> bool:
     """Whether a setting is a text, so that "1e3" or "no" stays one."""
+    if dotted in REMOVED:
+        return False
     kind: Any = model
     for part in dotted.split("."):
         kind = kind.model_fields[part].annotation

@@ -108,26 +108,21 @@ def _packaged(name: str) -> Path:
     return path
 
 
-def open_llm(name: str | Path, dtype: torch.dtype, fresh: int | None = None) -> tuple[nn.Module, Any]:
+def open_llm(name: str | Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     """A causal LM and its text tokenizer.
 
     Args:
         name: as for `find_llm`.
         dtype: of the weights.
-        fresh: a seed for random weights in place of its own; None keeps them.
 
     Raises:
         CraftError: as `find_llm`; files are missing or damaged; or GGUF is wanted and `gguf` not installed.
     """
     path = find_llm(name)
     if path.is_file():
-        if fresh is not None:
-            raise ConfigError("Random weights need an LLM's folder with its config.json, not a GGUF file.")
         packaged = PACKAGED.get(str(name))
         return _load_gguf(path, dtype) if packaged is None else _unpacked(path, packaged, dtype)
-    if fresh is None:
-        return read_llm(path, dtype), load_tokenizer(path)
-    return _fresh(path, dtype, fresh), load_tokenizer(path)
+    return read_llm(path, dtype), load_tokenizer(path)
 
 
 def _unpacked(path: Path, packaged: Packaged, dtype: torch.dtype) -> tuple[nn.Module, Any]:
@@ -180,21 +175,6 @@ def _with_end_token(llm: Any, tokenizer: Any) -> tuple[nn.Module, Any]:
     if ends[0] is not None and tokenizer.eos_token_id not in ends:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
     return llm, tokenizer
-
-
-def _fresh(folder: Path, dtype: torch.dtype, seed: int) -> nn.Module:
-    """The architecture of `folder` with transformers' own random weights, the same for the same seed."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(dtype).eval()
-    except Exception as error:
-        raise CheckpointError(
-            f"No LLM can be made of {folder / 'config.json'}: {' '.join(str(error).split())[:200]}"
-        ) from error
 
 
 def load_borrowed(folder: Path, name: str, dtype: torch.dtype) -> tuple[nn.Module, Any, Borrowed]:

@@ -8,7 +8,7 @@ import torch
 
 from craft.core.device import autocast, resolve_device, resolve_dtype
 from craft.data import Sample
-from craft.lessons.align import Row, pack
+from craft.lessons.packing import Row, pack
 from craft.models.freezing import freeze_all_but, parameter_table
 from craft.models.lvlm import LVLM
 from craft.models.memory import estimate_memory
@@ -53,7 +53,7 @@ def rehearse_step(
     Raises:
         ConfigError, DataError, TrainingError: as training would.
     """
-    bare = config.model_copy(update={"pixel_cache": None, "workers": 0})  # one batch, decoded here
+    bare = config.model_copy(update={"workers": 0})  # one batch, decoded here
     work, indices, parts, again = _one_step(lvlm, config, len(samples), lambda: lesson(lvlm, samples, bare))
     sizes = [work.batches.tokens(index) for index in indices]
     taken, answers = max(rows * tokens for rows, tokens, _ in sizes), max(size[2] for size in sizes)

@@ -7,49 +7,19 @@ choose(codebook).name                    # what `auto` takes here, and .why
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from craft.core.device import exact_products, free_memory, has_bfloat16
+from craft.core.device import exact_products
 from craft.core.errors import ConfigError
+from craft.quantize.tables import DEPTH, Tables
 
 ROW_BLOCK = 4096
 CODE_BLOCK = 1024
-_ROWS = 256  # rows whose scores against all codewords `gram` holds, and whose candidates `rerank` does
-_GROUP, _GROUPS = 8, 4  # `rerank` scores the best 4 groups of 8 codewords again
-_FEW = 8  # rows whose candidates it gathers at once on a processor: 1 MiB at d = 1024, which its cache holds
-_GRAM_SHARE = 0.25  # of free memory that `auto` gives the Gram matrix
-DEPTH = 64
-"""`fused` fills widths up with zeros to a multiple of this."""
-
-Search = Literal["auto", "exact", "gram", "rerank", "fused"]
+Search = Literal["auto", "exact", "fused"]
 """What the setting `search` takes: a key of `SEARCHES`, or the one that `choose` picks."""
-
-
-@runtime_checkable
-class Tables(Protocol):
-    """What a search reads of a codebook (`ResidualCodebook` is one)."""
-
-    @property
-    def levels(self) -> Tensor:
-        """float32 `[L, K, d]`."""
-        ...
-
-    @property
-    def shared(self) -> bool:
-        """Whether all levels are one table."""
-        ...
-
-    @property
-    def half_norms(self) -> Tensor:
-        """float32 `[L, K]`, `|c|²/2`."""
-        ...
-
-    def derived(self, name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
-        """`make(codewords)`, computed once: codewords are float32 `[1 or L, K, d]`."""
-        ...
 
 
 @contextmanager
@@ -127,64 +97,6 @@ def exact(x: Tensor, tables: Tables) -> Tensor:
     return _by_level(x, tables, lambda rest, level: nearest_codes(rest, levels[level], norms[level]))
 
 
-def gram(x: Tensor, tables: Tables) -> Tensor:
-    """One matrix product for all levels of a shared codebook, a quarter of the work at L = 4.
-
-    With r⁽ˡ⁾ = r⁽ˡ⁻¹⁾ - c, the scores of the next level are those of this one minus the row of `C Cᵀ` that
-    belongs to c. Takes K² float32 of memory (1 GiB at K = 16384), made once, and two `[256, K]` blocks.
-
-    Args:
-        x: float32 `[n, d]`.
-        tables: the codebook.
-
-    Returns:
-        int64 `[n, L]`; other codes than `exact` only where two codewords are as near as float32 can tell.
-
-    Raises:
-        ConfigError: the levels have tables of their own, or memory does not suffice.
-
-    Source: ours.
-    """
-    products = tables.derived("gram", lambda codewords: _gram_matrix(codewords, tables))
-    table, half_norms = tables.levels[0], tables.half_norms[0]
-    found = []
-    for rows in x.split(_ROWS):
-        scores = torch.addmm(half_norms, rows, table.T, beta=-1)
-        codes = [scores.argmax(dim=1)]
-        for _ in range(tables.levels.shape[0] - 1):
-            scores -= products[codes[-1]]
-            codes.append(scores.argmax(dim=1))
-        found.append(torch.stack(codes, dim=1))
-    return torch.cat(found)
-
-
-def rerank(x: Tensor, tables: Tables) -> Tensor:
-    """Scores in bfloat16 choose 32 candidates, scores in float32 choose among them.
-
-    Pays where bfloat16 has units of its own (tensor cores, AVX-512 BF16, AMX); elsewhere it is slower than
-    `exact`. Takes half the codebook's memory for its bfloat16 copy. Candidates are the best groups of
-    8 codewords, by each group's best: a choice among K / 8 is cheap where one among K is not.
-
-    Args:
-        x: float32 `[n, d]`.
-        tables: the codebook.
-
-    Returns:
-        int64 `[n, L]`; other codes than `exact` only where 4 groups of codewords are nearer, by less than
-        bfloat16 can tell, than the nearest.
-
-    Source: ours.
-    """
-    narrow = tables.derived("bfloat16", lambda codewords: codewords.to(torch.bfloat16))
-    narrow = narrow.expand(tables.levels.shape[0], -1, -1)
-
-    def nearest(rest: Tensor, level: int) -> Tensor:
-        given = tables.levels[level], tables.half_norms[level], narrow[level]
-        return torch.cat([_reranked(rows, *given) for rows in rest.split(_ROWS)])
-
-    return _by_level(x, tables, nearest)
-
-
 def fused(x: Tensor, tables: Tables) -> Tensor:
     """Products on tensor cores, in sums of float16 that keep 22 of 24 bits; in Triton, for CUDA.
 
@@ -210,24 +122,19 @@ def fused(x: Tensor, tables: Tables) -> Tensor:
 
 SEARCHES: dict[str, Callable[[Tensor, Tables], Tensor]] = {
     "exact": exact,
-    "gram": gram,
-    "rerank": rerank,
     "fused": fused,
 }
 """The searches by name, but for "auto"."""
 
 
 def kept_bytes(name: str, tables: Tables) -> int:
-    """Bytes that a search keeps beside the codebook, from its first use on."""
+    """Bytes that a search keeps in addition to the codebook, from its first use on."""
+    if name != "fused":
+        return 0
     count, size, width = tables.levels.shape
     stored = 1 if tables.shared else count
     parts = 4 * -(-width // DEPTH) * DEPTH + 4 + 4  # of a codeword: two float16 a value, its unit and norm
-    kept = {
-        "gram": size * size * 4,
-        "rerank": stored * size * width * 2,
-        "fused": stored * (size * parts + width * 4),
-    }
-    return kept.get(name, 0)
+    return stored * (size * parts + width * 4)
 
 
 @dataclass(frozen=True)
@@ -239,42 +146,25 @@ class Choice:
 
 
 def choose(tables: Tables) -> Choice:
-    """What `auto` takes for a codebook, where it lies now."""
+    """What `auto` takes for a codebook on its current device: `fused` if it can run, else `exact`."""
     count, size, width = tables.levels.shape
     device = tables.levels.device
     levels = "one table for all levels" if tables.shared else f"{count} tables"
-    told = f"{device.type}, K={size}, d={width}, {levels}"
-    if device.type == "cuda":
-        if fault := obstacle("fused", tables):
-            return Choice("exact", f"{told}; fused {fault}")
-        return Choice("fused", f"{told}: tensor cores, no scores in memory")
-    if device.type == "cpu" and tables.shared:
-        needed, free = kept_bytes("gram", tables), free_memory(device)
-        memory = f"{needed / 2**20:.0f} MiB for products of codewords, {free / 2**20:.0f} MiB free"
-        if needed <= _GRAM_SHARE * free:
-            return Choice("gram", f"{told}: {memory}")
-        told = f"{told}; too much for gram: {memory}"
-    if device.type == "cpu" and has_bfloat16(device) and size >= 4 * CODE_BLOCK:
-        return Choice("rerank", f"{told}: this processor multiplies bfloat16")
-    return Choice("exact", told)
+    sizes = f"{device.type}, K={size}, d={width}, {levels}"
+    if device.type != "cuda":
+        return Choice("exact", sizes)
+    if fault := obstacle("fused", tables):
+        return Choice("exact", f"{sizes}; fused {fault}")
+    return Choice("fused", f"{sizes}: tensor cores, no scores in memory")
 
 
 def obstacle(name: str, tables: Tables) -> str | None:
-    """Why a search cannot run on this codebook, where it lies now; None where it can."""
+    """Why a search cannot run on this codebook on its current device; None if it can."""
     device = tables.levels.device
     if name == "fused" and device.type != "cuda":
         return f"is a kernel for CUDA, and this runs on {device.type}"
     if name == "fused" and not _installed("triton"):
         return "needs Triton (pip install triton)"
-    if name == "gram" and not tables.shared:
-        return "needs one table that all levels share, and this codebook has one per level"
-    if name == "gram":
-        needed, free = kept_bytes(name, tables), free_memory(device)
-        if needed > free:
-            return (
-                f"needs {needed / 2**20:.0f} MiB for the products of all codewords, and "
-                f"{free / 2**20:.0f} MiB are free"
-            )
     return None
 
 
@@ -321,45 +211,6 @@ def _by_level(x: Tensor, tables: Tables, nearest: Callable[[Tensor, int], Tensor
             rest -= tables.levels[level - 1][codes[-1]]
         codes.append(nearest(rest, level))
     return torch.stack(codes, dim=1)
-
-
-def _gram_matrix(codewords: Tensor, tables: Tables) -> Tensor:
-    check_search("gram", tables)
-    return codewords[0] @ codewords[0].T
-
-
-def _reranked(x: Tensor, table: Tensor, half_norms: Tensor, narrow: Tensor) -> Tensor:
-    """int64 `[n]`: the best of the codewords that stand in the groups with the best bfloat16 scores."""
-    rows, size = x.to(torch.bfloat16), len(table)
-    tops, firsts, steps = [], [], []
-    for start in range(0, size, CODE_BLOCK):
-        scores = _wide_product(rows, narrow[start : start + CODE_BLOCK])
-        scores -= half_norms[start : start + CODE_BLOCK]
-        if scores.shape[1] % _GROUP:
-            scores = torch.nn.functional.pad(scores, (0, -scores.shape[1] % _GROUP), value=float("-inf"))
-        tops.append(scores.unflatten(1, (_GROUP, -1)).amax(dim=1))
-        apart = tops[-1].shape[1]  # a group's codewords are so far from each other: a fast maximum
-        firsts.append(torch.arange(start, start + apart, device=x.device))
-        steps.append(torch.full((apart,), apart, device=x.device))
-    best = torch.cat(tops, dim=1)
-    groups = best.topk(min(_GROUPS, best.shape[1]), dim=1).indices
-    first, step = torch.cat(firsts)[groups], torch.cat(steps)[groups]
-    codes = first[:, :, None] + step[:, :, None] * torch.arange(_GROUP, device=x.device)
-    codes = codes.flatten(1).clamp_(max=size - 1).sort(dim=1).values  # ties: lowest first
-    few = _FEW if x.device.type == "cpu" else max(len(x), 1)
-    parts = [
-        torch.bmm(table[near], part[:, :, None])[:, :, 0]
-        for near, part in zip(codes.split(few), x.split(few), strict=True)
-    ]
-    scores = torch.cat(parts) - half_norms[codes]
-    return codes.gather(1, scores.argmax(dim=1, keepdim=True))[:, 0]
-
-
-def _wide_product(x: Tensor, table: Tensor) -> Tensor:
-    """float32 `[n, k]` of bfloat16 factors; on CUDA the sums are not rounded to bfloat16 either."""
-    if x.device.type == "cuda":
-        return torch.mm(x, table.T, out_dtype=torch.float32)
-    return torch.mm(x, table.T).float()
 
 
 def _installed(name: str) -> bool:

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from craft.quantize.search import DEPTH, Tables
+from craft.quantize.tables import DEPTH, Tables
 
 _ROWS, _CODES, _DEPTH = 128, 256, DEPTH  # of one block of the product
 _ROWS_AT_ONCE = 8192  # whose float16 are in memory

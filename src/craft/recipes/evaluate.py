@@ -77,7 +77,7 @@ def evaluate(
             finds likeliest, in one pass. "both" also says how far the two agree.
         cache: a folder (or a `CodeCache`) that keeps the codes of images for the next evaluation with the
             same encoder.
-        search: how codewords are found: "exact", "gram", "rerank", "fused" or "auto", as in training.
+        search: how codewords are found: "exact", "fused" or "auto", as in training.
 
     Raises:
         CodebookMismatchError: encoder and backbone do not share a codebook.

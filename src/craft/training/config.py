@@ -35,7 +35,7 @@ class OptimizerConfig(Section):
     Attributes:
         learning_rate: at its peak.
         warmup_ratio: share of the steps that warm up linearly.
-        weight_decay, betas, eps: of AdamW.
+        weight_decay, betas: of AdamW.
         max_grad_norm: clip the gradient's norm; None does not clip.
         fused: AdamW's step as one kernel, where the device has it; the same but for rounding.
     """
@@ -44,7 +44,6 @@ class OptimizerConfig(Section):
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)
     weight_decay: float = Field(default=0.0, ge=0)
     betas: tuple[float, float] = Field(default=(0.9, 0.999), strict=False)
-    eps: float = Field(default=1e-8, gt=0)
     max_grad_norm: float | None = Field(default=None, gt=0)
     fused: bool = False
 
@@ -140,7 +139,6 @@ class LoopConfig(Settings):
         checkpoint_every: steps between resumable checkpoints; None only at the end or when interrupted.
         keep_checkpoints: so many of the newest stay, besides the best weights.
         trackers: where metrics go besides metrics.jsonl.
-        log_every: steps between lines of metrics.jsonl.
         probe_every: steps between probes (adapt: changed codes on a fixed batch); None is a twentieth of the
             run.
         device, dtype: "auto", or as `craft.core.device` names them; float16 is not offered for training.
@@ -159,7 +157,6 @@ class LoopConfig(Settings):
     checkpoint_every: int | None = Field(default=None, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(default=(), strict=False)
-    log_every: int = Field(default=1, ge=1)
     probe_every: int | None = Field(default=None, ge=1)
     device: str = "auto"
     dtype: Literal["auto", "float32", "fp32", "bfloat16", "bf16"] = "auto"
@@ -183,23 +180,20 @@ class AdaptConfig(LoopConfig):
             "symmetric" they attend to it too, the other reading of §3.2. None is what the tower has.
         blend: 1 keeps the trained tower, as the paper does; less mixes `blend` of it with `1 - blend` of the
             base tower's weights (WiSE-FT); None is 1, but 0.3 where there are few classes in training and
-            the retention loss has no weight (`craft.lessons.blending`). Source: ours.
+            the retention loss has no weight (`craft.lessons.retention`). Source: ours.
         augment: strength of random turns, shifts, zoom and light on training images; 0 is none. Source: ours.
         cache_mib: memory for decoded images (without augmentation, of a frozen stem's output).
         workers: processes that decode images ahead of the step that needs them; 0 decodes in this one.
-        pixel_cache: a folder in which decoded images are kept between runs, read as mapped memory.
-        pin_memory: images go to a GPU from page-locked memory, while the step before still runs there.
-        search: how codewords are found in training: "exact", "gram" (a shared codebook), "rerank", "fused",
-            or "auto" (see `craft.quantize.search`; a resumed run keeps what it chose). All but "exact" may
-            differ where codewords are equally near.
+        search: how codewords are found in training: "exact", "fused" (a kernel for CUDA), or "auto" (see
+            `craft.quantize.search`; a resumed run keeps what it chose). "fused" may differ from "exact" where
+            codewords are equally near.
         questions_per_image: so many questions about one image share its tokens in one row; each of them sees
             the image and itself. The same SAL for less work; `batch_size` then counts images. (With
             `losses.sal.reduction=sum` the sum is over all answers about an image, not over one.)
-        prefix_cache: the text before the image is read once per run. The same loss but for rounding.
         llm_bits: 4 or 8 holds the frozen LLM's linear maps in so many bits, by bitsandbytes: less memory, and
             somewhat other losses.
-        compile: torch.compile for the layers of tower and LLM (the LLM's not with `prefix_cache`); worth it
-            for long runs on a GPU, where launching many small operations takes longer than they do.
+        compile: torch.compile for the layers of tower and LLM; worth it for long runs on a GPU, where
+            launching many small operations takes longer than they do.
     """
 
     surrogate: str = "craft-tiny/qwen2"
@@ -213,11 +207,8 @@ class AdaptConfig(LoopConfig):
     augment: float = Field(default=1.0, ge=0, le=2)
     cache_mib: int = Field(default=2048, ge=0)
     workers: int = Field(default=0, ge=0)
-    pixel_cache: str | None = None
-    pin_memory: bool = True
     search: Search = "exact"
     questions_per_image: int = Field(default=1, ge=1)
-    prefix_cache: bool = False
     llm_bits: Literal[4, 8] | None = None
     compile: bool = False
 
@@ -284,7 +275,6 @@ class AlignConfig(LoopConfig):
         root: folder that image paths start from.
         limit: at most this many conversations from each source.
         start: an earlier result, whose projector (and LoRA, if kept apart) this run begins with.
-        fresh: random weights in place of the LLM's own, for its architecture and tokenizer.
         prompt: the prompt format; None is the LLM's chat template, or "plain" where it has none.
         projector: its shape.
         lora: the section above.
@@ -294,9 +284,6 @@ class AlignConfig(LoopConfig):
         questions_per_row: so many conversations about one image (or about none) share one row, fewer where
             they are longer than `max_length` together; each of them sees the image and itself, not the
             others. The same loss for less work.
-        keep_least: each row leaves out a random share of its image tokens; at least this share stays. Below 1
-            no backbone hangs on single tokens. Which ones are left out depends on how a batch is cut
-            (`micro_batch`, processes). Source: ours.
         codes: folder where codes are kept between runs; None is `codes` beside the run folder.
     """
 
@@ -310,7 +297,6 @@ class AlignConfig(LoopConfig):
     root: str | None = None
     limit: int | None = Field(default=None, ge=1)
     start: str | None = None
-    fresh: bool = False
     prompt: str | None = None
     projector: str = "mlp2x_gelu"
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
@@ -318,6 +304,5 @@ class AlignConfig(LoopConfig):
     batch_size: int = Field(default=128, ge=1)
     max_length: int = Field(default=8192, ge=8)
     questions_per_row: int = Field(default=1, ge=1)
-    keep_least: float = Field(default=1.0, gt=0, le=1)
     gradient_checkpointing: bool | Literal["selective", "auto"] = True
     codes: str | None = None

@@ -1,4 +1,4 @@
-"""Accelerate, and what has to be said to it: one process, DDP, FSDP2 and DeepSpeed ZeRO-2 behind one face."""
+"""Accelerate, and what has to be said to it: one process, DDP and FSDP2 behind one face."""
 
 import copy
 import os
@@ -29,8 +29,13 @@ def join_processes(device: str) -> None:
     """Join the processes that `accelerate launch` or torchrun started together with this one, if they did.
 
     Raises:
-        ConfigError: the machine does not have the device.
+        ConfigError: the machine does not have the device, or the launcher asks for DeepSpeed.
     """
+    if _asked("ACCELERATE_USE_DEEPSPEED"):
+        raise ConfigError(
+            "DeepSpeed is not offered: use FSDP2 (configs/fsdp2.yaml), which divides gradients and optimiser "
+            "state too, or DDP (configs/ddp.yaml)."
+        )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from accelerate.state import PartialState
 
@@ -39,12 +44,12 @@ def join_processes(device: str) -> None:
 
 def loading_device(device: str) -> str:
     """Where a model is loaded: what will be sharded (FSDP2) must not have been whole on a device before."""
-    return "cpu" if launched_with("FSDP") else device
+    return "cpu" if sharding_asked() else device
 
 
-def launched_with(plugin: str) -> bool:
-    """Whether the launcher asks for "FSDP" or "DEEPSPEED", and for several processes."""
-    return _asked(f"ACCELERATE_USE_{plugin}") and int(os.environ.get("WORLD_SIZE", "1")) > 1
+def sharding_asked() -> bool:
+    """Whether the launcher asks for FSDP and for several processes."""
+    return _asked("ACCELERATE_USE_FSDP") and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 class Engine:
@@ -69,7 +74,6 @@ class Engine:
         self.device: torch.device = self.accelerator.device
         self.dtype = resolve_dtype(config.dtype, self.device)
         self.sharded: bool = self.accelerator.is_fsdp2
-        self.zero: bool = str(self.accelerator.distributed_type).endswith("DEEPSPEED")
         self.again: Recompute = False
         self._max_grad_norm = config.optimizer.max_grad_norm
         self.objective: Any = None
@@ -85,17 +89,13 @@ class Engine:
         self._whole = objective
         return _twin(objective) if self.sharded else objective
 
-    def prepare(self, trainee: nn.Module, optimizer: torch.optim.Optimizer, micro_batch: int) -> None:
+    def prepare(self, trainee: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Hand module and optimiser to accelerate; `objective` and `optimizer` are what it returns."""
         if self.sharded:
             layers = {type(m).__name__ for m in trainee.modules() if isinstance(m, TowerLayer)}
             known = {type(m).__name__ for m in trainee.modules()}
             layers |= set(getattr(self._whole.lvlm.backbone.llm, "_no_split_modules", None) or ()) & known
             self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(layers)
-        if self.zero:
-            plugin = self.accelerator.state.deepspeed_plugin
-            plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = micro_batch
-            plugin.deepspeed_config["gradient_clipping"] = self._max_grad_norm or 0.0  # 0 clips nothing
         buffers = [name for name, _ in trainee.named_buffers()]  # alike everywhere, and never changed
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(trainee, buffers)
         with peers_needed():
@@ -112,8 +112,6 @@ class Engine:
 
         FSDP2 exchanges them each time, because whole gradients would need the memory that it saves.
         """
-        if self.zero:
-            self.accelerator.gradient_state._set_sync_gradients(last)
         alone = last or self.sharded
         waiting = nullcontext() if alone else self.accelerator.no_sync(self.objective)
         with peers_needed(), waiting:
@@ -129,8 +127,7 @@ class Engine:
         self.accelerator.backward(loss * world())
 
     def step(self) -> None:
-        """One step of the optimiser, its gradient clipped before where the settings name a norm. (DeepSpeed
-        has done both in the backward pass.)"""
+        """One step of the optimiser; before it the gradient is clipped if the settings name a norm."""
         with peers_needed():
             if self._max_grad_norm is not None:
                 learning = [p for group in self.optimizer.param_groups for p in group["params"]]

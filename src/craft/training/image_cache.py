@@ -1,7 +1,9 @@
-"""Decoded images in memory, so that decoding does not hold up training."""
+"""Decoded images in memory, and processes that decode ahead, so that decoding does not hold up training."""
 
+import multiprocessing
 from collections.abc import Hashable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,13 +12,41 @@ import torch
 from torch import Tensor
 
 from craft.core.errors import ConfigError
+from craft.core.processes import follow_parent
 from craft.core.progress import say
 from craft.data import Sample, image_key
 from craft.models.images import scaled, square_bytes
 from craft.models.visual_tokenizer import VisualTokenizer
-from craft.training.pixel_store import PixelStore, decoders_needed
 
-__all__ = ["ImageCache", "image_key"]
+__all__ = ["ImageCache", "decoders", "image_key"]
+
+
+def decoders(workers: int) -> Executor:
+    """Processes that decode pictures (`square_bytes`). They are started afresh, not forked: torch's threads
+    do not survive a fork. A script that uses them needs `if __name__ == "__main__":`. Ctrl-C, which a
+    terminal sends to them too, is for the process that trains: it finishes its step with them. They end with
+    it, however it ends."""
+    kinds = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload(["craft.models.images", "craft.core.processes"])
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=follow_parent, initargs=(False,))
+
+
+@contextmanager
+def decoders_needed() -> Iterator[None]:
+    """For a block that gives pictures to the processes of `decoders`, or waits for them.
+
+    Raises:
+        ConfigError: the processes ended.
+    """
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise ConfigError(
+            "The processes that decode pictures ended. A script must call CRAFT below "
+            '`if __name__ == "__main__":`; or set workers=0, which decodes without them.'
+        ) from error
 
 
 class ImageCache:
@@ -29,7 +59,6 @@ class ImageCache:
         visual: decodes (and runs its tower's stem).
         limit: most bytes to keep; beyond them images are decoded each time.
         through_stem: keep the stem's output instead of pixels.
-        store: decoded pictures on disk; what it has is not decoded again.
         pool: processes that decode what `expect` announces.
     """
 
@@ -38,21 +67,18 @@ class ImageCache:
         visual: VisualTokenizer,
         limit: int,
         through_stem: bool = False,
-        store: PixelStore | None = None,
         pool: Executor | None = None,
     ) -> None:
         self.visual = visual
         self.limit = limit
         self.through_stem = through_stem
-        self.store = store
         self.pool = pool
         self.bytes = 0
         self._served = False  # whether the processes have given a picture back
         self._kept: dict[Hashable, Tensor] = {}
         self._coming: dict[Hashable, Future[np.ndarray]] = {}
         self._stacked: dict[tuple[Hashable, ...], Future[Tensor]] = {}
-        ahead = (pool is not None or store is not None) and not through_stem
-        self._thread = ThreadPoolExecutor(1) if ahead else None
+        self._thread = ThreadPoolExecutor(1) if pool is not None and not through_stem else None
 
     def get(self, samples: Sequence[Sample]) -> Tensor:
         """Pixels float32 `[B, 3, S, S]`; with a frozen stem its maps `[B, C, h, w]`, in the tower's dtype.
@@ -66,8 +92,8 @@ class ImageCache:
         return self._stack(samples) if ready is None else ready.result()
 
     def expect(self, samples: Sequence[Sample]) -> None:
-        """Prepare a batch that will be asked for soon: the processes decode what is not stored, and a thread
-        puts the batch together. Without processes and store, nothing happens.
+        """Prepare a batch that will be needed soon: the processes decode what is not in memory, and a thread
+        puts the batch together. Without processes, nothing happens.
 
         Raises:
             ConfigError: the processes ended before they had served.
@@ -76,8 +102,7 @@ class ImageCache:
             key, pool = image_key(sample.image), self.pool
             if pool is None:
                 break
-            stored = self.store is not None and self.store.get(sample.image) is not None
-            if key not in self._kept and key not in self._coming and not stored:
+            if key not in self._kept and key not in self._coming:
                 size, aspect = self.visual.image_size, self.visual.aspect
                 with self._processes():
                     self._coming[key] = pool.submit(square_bytes, sample.image, size, aspect)
@@ -128,14 +153,11 @@ class ImageCache:
         return value
 
     def _bytes(self, sample: Sample, key: Hashable) -> np.ndarray:
-        """The image as uint8 `[3, S, S]`: from the processes, from the store, or decoded here."""
+        """The image as uint8 `[3, S, S]`: from the processes, or decoded here."""
         coming = self._coming.pop(key, None)
         if coming is not None:
             with self._processes():
                 found = coming.result()
                 self._served = True
                 return found
-        stored = None if self.store is None else self.store.get(sample.image)
-        if stored is not None:
-            return np.array(stored)  # off the map, which is read-only
         return square_bytes(sample.image, self.visual.image_size, self.visual.aspect)

@@ -19,7 +19,7 @@ from craft.core.files import (
 from craft.core.interrupt import Interrupted
 from craft.core.processes import is_main, on_main
 from craft.core.provenance import machine
-from craft.core.settings import Settings
+from craft.core.settings import Settings, removed_fault, without_idle
 from craft.core.trees import flat
 
 _OURS = (
@@ -32,8 +32,9 @@ _OURS = (
 )  # and run.json
 _OURS += ("stage-1", "stage-2", "visual", "backbone")  # of an alignment
 FREE = frozenset(
-    {"out", "device", "checkpoint_every", "keep_checkpoints", "log_every", "trackers", "cache_mib"}
-    | {"gradient_checkpointing", "workers", "pixel_cache"}
+    {"out", "device", "checkpoint_every", "keep_checkpoints", "trackers", "cache_mib"}
+    | {"gradient_checkpointing", "workers"}
+    | {"pixel_cache", "log_every"}  # of runs that an earlier version began
 )
 """Settings that may differ between a run and its continuation: they do not change the result."""
 
@@ -128,7 +129,12 @@ class RunFolder:
             clear_leftovers(folder)
 
     def _same_settings(self, config: Settings) -> None:
-        before, now = flat(self.record.get("config", {})), flat(config.model_dump(mode="json"))
+        before, now = flat(without_idle(self.record.get("config", {}))), flat(config.model_dump(mode="json"))
+        if fault := removed_fault({name: value for name, value in before.items() if name not in FREE}):
+            raise ConfigError(
+                f"The run in {self.path} cannot be resumed by this version. {fault} Finish the run with the "
+                "version that began it, or begin again (--overwrite, or another folder)."
+            )
         changed = [
             f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
             for name in sorted(before.keys() | now.keys())

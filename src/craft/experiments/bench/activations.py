@@ -16,7 +16,6 @@ from craft.experiments.bench.measure import held_bytes, peak_bytes
 from craft.experiments.bench.shapes import SHAPES, Shape, build_llm
 from craft.losses import surrogate_alignment
 from craft.models.backbone import Backbone
-from craft.models.prefix import Prefix, hidden_behind
 from craft.models.projector import Projector
 from craft.models.recompute import Recompute, recompute
 from craft.models.vision_tower import SiglipTower
@@ -35,11 +34,10 @@ def activation_bytes(size: str, step: Step, again: Recompute = False) -> dict[st
     shape = SHAPES[size]
     kind = shape.large if step.large else shape.small
     before, behind, learned = lengths(shape)
-    skipped = before if step.prefix else 0
-    rows = before - skipped + shape.patches + step.questions * behind
+    rows = before + shape.patches + step.questions * behind
     tower = _tower(size, again)
-    llm = _llm(size, step.large, skipped, rows, step.trains == "all", again)
-    positions = before + rows if step.all_logits else step.questions * learned
+    llm = _llm(size, step.large, rows, step.trains == "all", again)
+    positions = rows if step.all_logits else step.questions * learned
     return {
         "tower": tower * (shape.tower["num_hidden_layers"] - 1),
         "LLM": llm * layers_of(kind),
@@ -62,7 +60,7 @@ def _tower(size: str, again: Recompute) -> int:
 
 
 @cache
-def _llm(size: str, large: bool, past: int, length: int, trains: bool, again: Recompute) -> int:
+def _llm(size: str, large: bool, length: int, trains: bool, again: Recompute) -> int:
     """Bytes of a layer of the LLM for one row."""
     found = []
     for count in (1, 2):
@@ -71,21 +69,14 @@ def _llm(size: str, large: bool, past: int, length: int, trains: bool, again: Re
         llm = build_llm((kind, {**sizes, "vocab_size": 8}), CPU, shape.dtype)  # embeddings keep nothing
         llm.requires_grad_(trains)
         config = llm.config
-        width = config.hidden_size // config.num_attention_heads
-        kept = tuple(
-            (torch.randn(1, config.num_key_value_heads, past, width).to(shape.dtype),) * 2
-            for _ in range(count)
-        )
-        total = past + length
         inputs = {
-            "inputs_embeds": torch.randn(1, total, config.hidden_size).to(shape.dtype).requires_grad_(),
-            "attention_mask": torch.ones(1, total, dtype=torch.bool),
-            "position_ids": torch.arange(total)[None],
+            "inputs_embeds": torch.randn(1, length, config.hidden_size).to(shape.dtype).requires_grad_(),
+            "attention_mask": torch.ones(1, length, dtype=torch.bool),
+            "position_ids": torch.arange(length)[None],
         }
         backbone = Backbone(Projector({"type": "mlp2x_gelu", "in": 1, "out": 1}), llm, None, "vila-u", "")
-        prefix = Prefix(past, kept)  # type: ignore[arg-type]
         with recompute(llm, again):
-            found.append(held_bytes(partial(hidden_behind, backbone, prefix, inputs)))
+            found.append(held_bytes(partial(backbone.hidden_states, inputs)))
     return found[1] - found[0]
 
 

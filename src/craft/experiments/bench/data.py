@@ -1,4 +1,4 @@
-"""Images/s into the vision tower: a plain loop against decoding ahead in processes and a mapped store.
+"""Images/s into the vision tower: a plain loop against decoding ahead in processes.
 
 A pause stands for the tower's time on a batch: like a GPU it needs no processor core meanwhile. The tower
 "waits" for the share of the run in which it has no images.
@@ -23,8 +23,7 @@ from craft.models.visual_tokenizer import VisualTokenizer
 from craft.quantize import ResidualCodebook
 from craft.training.config import AdaptConfig
 from craft.training.fit import AHEAD
-from craft.training.image_cache import ImageCache
-from craft.training.pixel_store import PixelStore, decoders
+from craft.training.image_cache import ImageCache, decoders
 
 BATCH = AdaptConfig().batch_size
 MADE = {"real": (480, 768), "reduced": (96, 768), "tiny": (48, 96)}
@@ -53,8 +52,7 @@ def measure(
         tower: images/s that the tower takes at most.
 
     Returns:
-        `rows`, `facts` and `machine`. The store is left out where pictures are in memory: it takes
-        none of them.
+        `rows`, `facts` and `machine`.
 
     Raises:
         ConfigError: a number is out of range.
@@ -69,17 +67,11 @@ def measure(
         count = limit or count
         samples = photographs(Path(place), count, pixels) if data is None else pictures(data, root, count)
         batches = [samples[start : start + BATCH] for start in range(0, len(samples), BATCH)]
-        store = PixelStore(Path(place) / "store", side)
-        began = time.perf_counter()
-        stored = store.fill([sample.image for sample in samples], workers, progress=False)
-        filled = time.perf_counter() - began
         ways: dict[str, Callable[[], ImageCache]] = {"plain loop": lambda: ImageCache(visual, 0)}
         pool = decoders(workers) if workers else None
         if pool is not None:
             pool.submit(int).result()  # the processes are up
             ways[f"{workers} processes ahead"] = lambda: ImageCache(visual, 0, pool=pool)
-        if stored:
-            ways["mapped store"] = lambda: ImageCache(visual, 0, store=store)
         best = {name: (0.0, 1.0, 0.0) for name in ways}
         for _ in range(repeats):
             for name, make in ways.items():
@@ -104,9 +96,6 @@ def measure(
         "pixels of a side": side,
         "tower takes at most, images/s": tower,
         "decoding and resizing in one process, images/s": round(alone, 1),
-        "filling the store, images/s": round(stored / filled, 1)
-        if stored
-        else "pictures in memory are not stored",
     }
     return {"rows": rows, "facts": facts, "machine": where(device)}
 

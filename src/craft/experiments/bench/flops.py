@@ -11,7 +11,6 @@ from craft.experiments.bench.measure import counted
 from craft.experiments.bench.shapes import SHAPES, Shape, Words, build_llm
 from craft.models.backbone import Backbone
 from craft.models.paper_sizes import LLMS
-from craft.models.prefix import Prefix, hidden_behind
 from craft.models.projector import Projector
 from craft.models.prompts import build_prompt
 from craft.models.vision_tower import SiglipTower
@@ -32,7 +31,6 @@ class Step:
         trains: "vision", "projector", "lora", or "all": each weight has a gradient, whatever is done with it.
         all_logits: at each position, as `labels=` of transformers, not at the answer's alone.
         text_tower: runs in each step, not once for each text.
-        prefix: the text before the image is read once per run.
         questions: about each image, in one row.
         crafted: with the paper's three losses; else with the answers' alone.
     """
@@ -41,7 +39,6 @@ class Step:
     trains: str = "vision"
     all_logits: bool = False
     text_tower: bool = False
-    prefix: bool = True
     questions: int = 1
     crafted: bool = True
 
@@ -96,16 +93,15 @@ def layers_of(kind: tuple[str, dict[str, Any]]) -> int:
 
 def _parts(shape: Shape, step: Step) -> dict[str, int]:
     before, behind, learned = lengths(shape)
-    skipped = before if step.prefix else 0
-    rows = shape.patches + step.questions * behind
+    rows = before + shape.patches + step.questions * behind
     kind = shape.large if step.large else shape.small
     width = kind[1].get("hidden_size", 4096)
-    positions = before + rows if step.all_logits else step.questions * learned
+    positions = rows if step.all_logits else step.questions * learned
     return {
         "tower": _tower(shape, step.trains in ("vision", "all"), step.crafted),
         "search": 2 * shape.patches * shape.width * shape.codes * shape.levels,
         "projector": _projector(shape, width, step.trains),
-        "LLM": _llm(kind, skipped, before - skipped + rows, step.trains),
+        "LLM": _llm(kind, rows, step.trains),
         "head": _head(kind[1]["vocab_size"], width, positions, step.trains == "all"),
     }
 
@@ -139,7 +135,7 @@ def _projector(shape: Shape, width: int, trains: str) -> int:
     return counted(run)
 
 
-def _llm(kind: tuple[str, dict[str, Any]], past: int, length: int, trains: str) -> int:
+def _llm(kind: tuple[str, dict[str, Any]], length: int, trains: str) -> int:
     llm = build_llm(kind, META, torch.float32, "eager").requires_grad_(trains == "all")
     if trains == "lora":
         with META:
@@ -147,21 +143,15 @@ def _llm(kind: tuple[str, dict[str, Any]], past: int, length: int, trains: str) 
         for name, parameter in llm.named_parameters():
             parameter.requires_grad_("lora_" in name)
     config = llm.config
-    heads = config.num_key_value_heads
-    width = config.hidden_size // config.num_attention_heads
-    kept = tuple(
-        (torch.empty(1, heads, past, width, device=META),) * 2 for _ in range(config.num_hidden_layers)
-    )
     backbone = Backbone(Projector({"type": "mlp2x_gelu", "in": 1, "out": 1}), llm, None, "vila-u", "")
-    total = past + length
     inputs = {
         "inputs_embeds": torch.empty(
-            1, total, config.hidden_size, device=META, requires_grad=trains != "lora"
+            1, length, config.hidden_size, device=META, requires_grad=trains != "lora"
         ),
-        "attention_mask": torch.empty(1, 1, total, total, device=META),
-        "position_ids": torch.empty(1, total, dtype=torch.long, device=META),
+        "attention_mask": torch.empty(1, 1, length, length, device=META),
+        "position_ids": torch.empty(1, length, dtype=torch.long, device=META),
     }
-    return counted(lambda: hidden_behind(backbone, Prefix(past, kept), inputs).sum().backward())  # type: ignore[arg-type]
+    return counted(lambda: backbone.hidden_states(inputs).sum().backward())
 
 
 def _head(vocabulary: int, width: int, rows: int, trains: bool) -> int:

@@ -41,7 +41,7 @@ GPUS = {
     "L40S-48": Gpu(362e12, 64e9, 48 * GIB),
     "RTX4090-24": Gpu(165e12, 32e9, 24 * GIB),
 }
-Parallel = Literal["ddp", "zero2", "fsdp2"]
+Parallel = Literal["ddp", "fsdp2"]
 _CONTEXT = 500 * MIB  # CUDA's own, and its libraries'
 _LAUNCH = {False: 3.1e-3, "selective": 8e-3, True: 5.1e-3}
 """Seconds to launch a layer forward and backward, by its checkpointing: of a step of 47 layers whose launches
@@ -104,7 +104,7 @@ def plan(run: Run) -> dict[str, Any]:
             "projector, and --parallel ddp."
         )
     memory, trained, whole = _memory(run)
-    step = Step(trains=run.trains, all_logits=run.all_logits, prefix=False)
+    step = Step(trains=run.trains, all_logits=run.all_logits)
     parts = dict(flops_per_image("real", step, name))
     if run.checkpointing is True:  # forward, forward again, and backward: to the inputs; to the weights too
         parts["LLM"] = round(parts["LLM"] * 3 / 2)
@@ -113,7 +113,7 @@ def plan(run: Run) -> dict[str, Any]:
     each = sum(parts.values()) * run.batch / count
     compute = each / (gpu.flops * run.mfu)
     share = (count - 1) / count
-    sent = {"ddp": 2 * trained * 4, "zero2": 2 * trained * 4, "fsdp2": 2 * whole + trained * 4}[run.parallel]
+    sent = {"ddp": 2 * trained * 4, "fsdp2": 2 * whole + trained * 4}[run.parallel]
     talk = share * sent / (gpu.link / 2) if count > 1 else 0.0
     towers, readers = _layers(run)
     again = run.checkpointing if run.tower_checkpointing else False
@@ -184,7 +184,7 @@ def _memory(run: Run) -> tuple[dict[str, float], int, int]:
     }[run.trains]
     if run.trains != "vision":
         weights += trained * 4
-    split = {"ddp": 1, "zero2": count, "fsdp2": count}[run.parallel] if count > 1 else 1
+    split = count if run.parallel == "fsdp2" else 1
     vision: Any = lvlm.visual.vision_tower.siglip_config
     (layers, _), patches = _layers(run), images * shape.patches
     tower = kept_per_token(vision, layers, run.checkpointing if run.tower_checkpointing else False)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from craft.core.device import has_bfloat16
 from craft.experiments.bench.measure import fastest, matmul_rate, peak_bytes, where
 from craft.experiments.bench.shapes import SHAPES
 from craft.quantize import ResidualCodebook
@@ -66,7 +65,7 @@ def make(tokens: int, size: int, width: int, levels: int, shared: bool) -> tuple
 
 
 _ROWS = 2048  # that `near_ties` compares at once
-_MULTIPLIED = {"rerank": (torch.bfloat16, 1), "fused": (torch.float16, 3)}
+_MULTIPLIED = {"fused": (torch.float16, 3)}
 """What a search multiplies in and how often, where that is not once in float32."""
 
 
@@ -87,36 +86,33 @@ def measure(
         images: how many at once; by default 1 and 4, and on CUDA 32 too.
 
     Returns:
-        `rows`, `facts` and `machine`; `bfloat16 units` says whether `rerank` has what it needs. A row has the
-        share of a large matrix product's rate in the type that the search multiplies in, and on CUDA how many
-        rows of features have other codes than float64 gives.
+        `rows`, `facts` and `machine`. A row has the share of a large matrix product's rate in the type that
+        the search multiplies in, and on CUDA how many rows of features have other codes than float64 gives.
     """
     shape = SHAPES[size]
     gpu = device.type == "cuda"
     images = images or ((1, 4, 32) if gpu else (1, 4))
     rows: list[dict[str, Any]] = []
-    facts: dict[str, Any] = {"bfloat16 units": has_bfloat16(device)}
-    kinds = [torch.float32, *([torch.bfloat16] if facts["bfloat16 units"] else []), *([torch.float16] * gpu)]
+    facts: dict[str, Any] = {}
+    kinds = [torch.float32, *([torch.float16] * gpu)]
     rates = {kind: matmul_rate(device, kind) for kind in kinds}
     for shared in (False, True):
         kind = "shared" if shared else "one per level"
         for count in images:
             features, codebook = make(shape.patches * count, shape.codes, shape.width, shape.levels, shared)
             features, codebook = features.to(device), codebook.to(device)
-            names = ["exact", *(["gram"] if shared else []), *(["rerank"] if facts["bfloat16 units"] else [])]
-            names += ["fused"] * gpu
+            names = ["exact", *(["fused"] * gpu)]
             variants: dict[str, Callable[[], Any]] = {
                 "reference": lambda f=features, c=codebook: reference(f, c.levels)
             }
             variants |= {n: lambda n=n, f=features, c=codebook: c.quantize(f, search=n) for n in names}
             seconds = fastest(variants, repeats, device)
             codes = reference(features, codebook.levels)[0]
-            flops = 2 * len(features) * shape.width * shape.codes
+            flops = 2 * len(features) * shape.width * shape.codes * shape.levels
             for name, function in variants.items():
                 found = codes if name == "reference" else codebook.quantize(features, search=name).codes
-                products = 1 if name == "gram" else shape.levels
                 factors, times = _MULTIPLIED.get(name, (torch.float32, 1))
-                share = times * products * flops / seconds[name].wall / rates[factors]
+                share = times * flops / seconds[name].wall / rates[factors]
                 rows.append(
                     {
                         "codebook": kind,
@@ -127,7 +123,7 @@ def measure(
                         "speed": round(seconds["reference"].wall / seconds[name].wall, 2),
                         "by cpu": round(seconds["reference"].cpu / seconds[name].cpu, 2),
                         "peak MiB": round(peak_bytes(function, device) / 2**20, 2),
-                        "products, GFLOP/s": round(products * flops / seconds[name].wall / 1e9, 1),
+                        "products, GFLOP/s": round(flops / seconds[name].wall / 1e9, 1),
                         "multiplied": f"{times} x {_name(factors)}",
                         "of its rate, %": round(100 * share, 1),
                         "same codes": round(float((found == codes).all(1).double().mean()), 4),
@@ -137,7 +133,6 @@ def measure(
                     differing, wrong = near_ties(features, codebook.levels, found)
                     rows[-1] |= {"not float64's": differing, "not near ties": wrong}
             facts[f"auto, {kind}"] = vars(choose(codebook))
-    facts["gram holds besides, MiB"] = round(shape.codes**2 * 4 / 2**20, 1)
     facts["rate of a large product, GFLOP/s"] = {_name(kind): round(rates[kind] / 1e9, 1) for kind in kinds}
     if gpu:
         facts["fused holds besides, MiB"] = round(shape.levels * shape.codes * shape.width * 4 / 2**20, 1)

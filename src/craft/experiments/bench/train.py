@@ -23,7 +23,8 @@ from craft.experiments.bench.activations import activation_bytes
 from craft.experiments.bench.flops import LORA, Step, answer, flops_per_image, lengths, question
 from craft.experiments.bench.measure import Seconds, fastest, matmul_rate, peak_bytes, where
 from craft.experiments.bench.shapes import SHAPES, Shape, build_lvlm
-from craft.lessons.objective import Batch, CraftObjective
+from craft.lessons.batches import Batch
+from craft.lessons.objective import CraftObjective, paper_terms
 from craft.losses import surrogate_alignment
 from craft.models.compiled import Compiled, layers_of
 from craft.models.lvlm import LVLM
@@ -49,13 +50,13 @@ class Way:
     compiled: bool = False
 
 
-EVERYTHING = Step(trains="all", all_logits=True, text_tower=True, prefix=False)
-NAIVE = Step(all_logits=True, text_tower=True, prefix=False)
+EVERYTHING = Step(trains="all", all_logits=True, text_tower=True)
+NAIVE = Step(all_logits=True, text_tower=True)
 
 METHODS = {
-    "LLM LoRA": Way(Step(large=True, trains="lora", prefix=False, crafted=False)),
-    "Vision FT": Way(Step(large=True, prefix=False, crafted=False)),
-    "Projector FT": Way(Step(large=True, trains="projector", prefix=False, crafted=False)),
+    "LLM LoRA": Way(Step(large=True, trains="lora", crafted=False)),
+    "Vision FT": Way(Step(large=True, crafted=False)),
+    "Projector FT": Way(Step(large=True, trains="projector", crafted=False)),
     "CRAFT, large LLM": Way(Step(large=True)),
     "CRAFT, small LLM": Way(Step()),
 }
@@ -64,26 +65,23 @@ METHODS = {
 LEVERS = {
     "labels= loss, every weight in the graph": Way(EVERYTHING),
     "labels= loss, text tower each step": Way(NAIVE),
-    "+ logits at answer positions": Way(Step(text_tower=True, prefix=False)),
-    "+ text embeddings cached": Way(Step(prefix=False)),
-    "+ prefix read once": Way(Step()),
+    "+ logits at answer positions": Way(Step(text_tower=True)),
+    "+ text embeddings cached": Way(Step()),
     "+ fused AdamW": Way(Step(), fused=True),
     f"+ {QUESTIONS} questions per image": Way(Step(questions=QUESTIONS), fused=True),
-    "selective checkpointing (of + prefix)": Way(Step(), checkpointing="selective"),
-    "checkpointing instead (of + prefix)": Way(Step(), checkpointing=True),
+    "selective checkpointing (of + text embeddings)": Way(Step(), checkpointing="selective"),
+    "checkpointing instead (of + text embeddings)": Way(Step(), checkpointing=True),
 }
 """CRAFT with the small LLM, one lever after the other."""
 
-FEW_BITS = {f"{bits}-bit LLM (of + prefix)": Way(Step(), llm_bits=bits) for bits in (8, 4)}
+FEW_BITS = {f"{bits}-bit LLM (of + text embeddings)": Way(Step(), llm_bits=bits) for bits in (8, 4)}
 """The same where bitsandbytes is installed."""
 
-FAST = Way(Step(prefix=False), search="auto", fused=True, compiled=True)
+FAST = Way(Step(), search="auto", fused=True, compiled=True)
 ON_A_GPU = {
-    "search=auto (of + text embeddings)": Way(Step(prefix=False), search="auto"),
+    "search=auto (of + text embeddings)": Way(Step(), search="auto"),
     "+ torch.compile and fused AdamW": FAST,
-    "LLM LoRA, torch.compile": Way(
-        Step(large=True, trains="lora", prefix=False, crafted=False), compiled=True
-    ),
+    "LLM LoRA, torch.compile": Way(Step(large=True, trains="lora", crafted=False), compiled=True),
 }
 """The same on a GPU, where compiling takes no minutes and `auto` finds codewords by a kernel of its own; and
 what compiling does for the rival."""
@@ -139,7 +137,7 @@ def _ratios(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
         return None if over is None or under is None else round(over / under, digits)
 
     lora, small = "LLM LoRA", "CRAFT, small LLM"
-    everything, naive, _, _, last, *_ = LEVERS
+    everything, naive, _, last, *_ = LEVERS
     selective = next(name for name in LEVERS if name.startswith("selective"))
     _, fast, quick_lora = ON_A_GPU
     return {
@@ -190,7 +188,7 @@ def calculated() -> dict[str, Any]:
         name: round(24 * sum(flops_per_image("real", way.step).values()) / 1e12, 1)
         for name, way in METHODS.items()
     }
-    first, frozen, last, selective = rows[0], rows[1], rows[4], rows[5]
+    first, frozen, last, selective = rows[0], rows[1], rows[3], rows[4]
     flops, memory = "TFLOP per 24 questions", "activations GiB at 24 images"
     return {
         "levers": rows,
@@ -294,8 +292,8 @@ def make_step(
     losses = LossesConfig(
         sal=SalConfig(), commitment=CommitmentConfig(), contrastive=ContrastiveConfig(weight=1.0)
     )
-    ways = {"search": way.search, "prefix_cache": step.prefix, "compiled": way.compiled}
-    objective = CraftObjective(lvlm, losses, 1.0, **ways)
+    terms = paper_terms(losses, 1.0)
+    objective = CraftObjective(lvlm, terms, search=way.search, compiled=way.compiled)
     layers = Compiled(layers_of(lvlm.backbone.llm)) if way.compiled and not step.crafted else nullcontext()
 
     def loss() -> Tensor:
@@ -306,7 +304,7 @@ def make_step(
             with layers:
                 return _answers_alone(lvlm, batch, step.trains == "vision")
         if step.all_logits:
-            return _with_all_logits(objective, batch)
+            return _with_all_logits(objective, losses, batch)
         return objective(batch)[0]
 
     def run() -> None:
@@ -328,7 +326,7 @@ def _estimate(shape: Shape, lvlm: LVLM, way: Way) -> int:
     """What `--dry-run` would say of the step's memory."""
     step = way.step
     before, behind, learned = lengths(shape)
-    tokens = shape.patches + step.questions * behind + (0 if step.prefix else before)
+    tokens = shape.patches + step.questions * behind + before
     answers = tokens if step.all_logits else step.questions * learned
     args = (lvlm, shape.batch, tokens, shape.dtype, answers, way.checkpointing)
     found = estimate_memory(*args, search=way.search)
@@ -375,14 +373,14 @@ def _answers_alone(lvlm: LVLM, batch: Batch, through_tower: bool) -> Tensor:
     return surrogate_alignment(hidden, lvlm.backbone.lm_head, inputs["labels"])
 
 
-def _with_all_logits(objective: CraftObjective, batch: Batch) -> Tensor:
+def _with_all_logits(objective: CraftObjective, losses: LossesConfig, batch: Batch) -> Tensor:
     """Eq. 5 with transformers' own loss: logits at every position, in float32."""
     lvlm = objective.lvlm
     tokens = lvlm.visual(batch.images)
     inputs = lvlm.backbone.inputs(tokens, batch.questions, batch.answers)
     llm: Any = lvlm.backbone.llm
     sal = llm(**inputs, use_cache=False).loss
-    rest = objective.losses.model_copy(update={"sal": SalConfig(weight=0.0)})
+    rest = losses.model_copy(update={"sal": SalConfig(weight=0.0)})
     return sal + _rest(lvlm, rest, tokens, batch)
 
 

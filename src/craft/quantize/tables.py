@@ -1,0 +1,33 @@
+"""What searches read of a codebook."""
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+DEPTH = 64
+"""The search `fused` pads widths with zeros to a multiple of this."""
+
+
+@runtime_checkable
+class Tables(Protocol):
+    """What a search reads of a codebook (`ResidualCodebook` is one)."""
+
+    @property
+    def levels(self) -> Tensor:
+        """float32 `[L, K, d]`."""
+        ...
+
+    @property
+    def shared(self) -> bool:
+        """Whether all levels are one table."""
+        ...
+
+    @property
+    def half_norms(self) -> Tensor:
+        """float32 `[L, K]`, `|c|²/2`."""
+        ...
+
+    def derived(self, name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """`make(codewords)`, computed once: codewords are float32 `[1 or L, K, d]`."""
+        ...
