@@ -1,4 +1,4 @@
-"""Let pip resolve each extra of pyproject.toml with constraints.txt, without installing anything: `make extras`."""
+"""Let pip resolve each extra of pyproject.toml with constraints.txt; nothing is installed: `make extras`."""
 
 import subprocess
 import sys
@@ -7,9 +7,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ADVICE = """\
-{extras}: pip finds no versions that fit both pyproject.toml and constraints.txt (or does not reach its index; see above).
-Change the version in constraints.txt, or the bound in pyproject.toml, that pip names in the conflict. Then install into a
-fresh environment (make clean venv) and run the tests."""
+{extras}: pip finds no versions that fit both pyproject.toml and constraints.txt, or does not reach its index;
+its own messages are above. Change the version in constraints.txt, or the bound in pyproject.toml, that pip names
+in the conflict. Then install into a fresh environment (make clean venv) and run the tests."""
 
 
 def resolves(extra: str) -> bool:

@@ -1,9 +1,9 @@
-"""Print, as constraints for pip, the oldest releases that pyproject.toml accepts; `make oldest` installs and tests them.
+"""Print, as constraints for pip, the oldest releases that pyproject.toml accepts: `make oldest` tests them.
 
     python scripts/oldest.py --extras lora mat --replace torch==2.13.0
 
-The core's dependencies and those of the named extras stand at their lower bounds. Every other package stands at its version
-in constraints.txt, so that the environment is the same each time.
+The core's dependencies and those of the named extras stand at their lower bounds. Every other package stands at
+its version in constraints.txt, so that the environment is the same each time.
 """
 
 import argparse
@@ -16,7 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 UNPINNED = {"pydantic-core", "rich-rst"}
 """What the oldest release of a dependency does not accept in the version of constraints.txt."""
-REQUIREMENT = re.compile(r"(?P<name>[A-Za-z0-9._-]+)\s*(?:\[.*\])?\s*(?P<operator>>=|==)\s*(?P<version>[0-9.]+)")
+REQUIREMENT = re.compile(
+    r"(?P<name>[A-Za-z0-9._-]+)\s*(?:\[.*\])?\s*(?P<operator>>=|==)\s*(?P<version>[0-9.]+)"
+)
 
 
 def normalized(name: str) -> str:

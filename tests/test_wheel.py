@@ -17,7 +17,7 @@ SCRIPTS = "Scripts" if os.name == "nt" else "bin"
 
 
 def run(*command, cwd):
-    """What a command prints; it must succeed. It sees neither the checkout nor the variables that lead to it."""
+    """What a command prints; it must succeed. It does not see the variables that lead to the checkout."""
     hidden = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment |= {"COLUMNS": "200"}
@@ -41,15 +41,17 @@ def archives(tmp_path_factory):
 def installed(archives, tmp_path_factory):
     """The scripts of a new environment with the wheel in it, and an empty folder to work in.
 
-    Its other packages are those of the environment that runs the tests. They follow the wheel on the path, and an
-    editable installation among them is not followed.
+    Its other packages are those of the environment that runs the tests. They follow the wheel on the path, and
+    an editable installation among them is not followed.
     """
     folder = tmp_path_factory.mktemp("away")
     run(sys.executable, "-m", "venv", "--without-pip", folder / "env", cwd=folder)
     python = folder / "env" / SCRIPTS / "python"
     install = ("-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet")
     run(sys.executable, *install, archives[0], cwd=folder)
-    packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip())
+    packages = Path(
+        run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip()
+    )
     shared = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
     (packages / "shared.pth").write_text("\n".join(shared) + "\n", encoding="utf-8")
     work = folder / "work"
@@ -65,11 +67,17 @@ def test_the_wheel_holds_the_package_and_nothing_else(archives):
     assert package == {
         path.relative_to(ROOT / "src").as_posix() for path in files if "__pycache__" not in path.parts
     }
-    for needed in ("py.typed", "shipped/craft-tiny/visual/model.safetensors", "data/domains/apparel/train.png"):
+    for needed in (
+        "py.typed",
+        "shipped/craft-tiny/visual/model.safetensors",
+        "data/domains/apparel/train.png",
+    ):
         assert f"craft/{needed}" in package
     (info,) = {name.partition("/")[0] for name in names - package}
     licences = {name.removeprefix(f"{info}/licenses/") for name in names if "/licenses/" in name}
-    texts = {path.relative_to(ROOT).as_posix() for path in (ROOT / "src/craft/data/domains").glob("*/LICENSE")}
+    texts = {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "src/craft/data/domains").glob("*/LICENSE")
+    }
     assert info.endswith(".dist-info") and licences == {"LICENSE", "NOTICE"} | texts
 
 
