@@ -184,7 +184,7 @@ def test_refused_before_anything_is_loaded(monkeypatch, tmp_path):
 def test_refused_where_weights_are_trained_sharded_or_given(monkeypatch):
     known(monkeypatch, "cpu")
     settings = AdaptConfig.build({"llm_bits": 4, "device": "cpu"})
-    with pytest.raises(ConfigError, match="keeps the LLM frozen"):
+    with pytest.raises(ConfigError, match="llm_bits=4 needs a frozen LLM"):
         Model("x/y", settings, ("llm",))
     with pytest.raises(ConfigError, match=r"give craft.load\(..., llm_bits=4\)"):
         Model(tiny_lvlm(), settings)
