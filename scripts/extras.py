@@ -8,8 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 ADVICE = """\
 {extras}: pip finds no versions that fit both pyproject.toml and constraints.txt, or does not reach its index;
-its own messages are above. Change the version in constraints.txt, or the bound in pyproject.toml, that pip names
-in the conflict. Then install into a fresh environment (make clean venv) and run the tests."""
+its own messages are above. Change the version in constraints.txt, or the bound in pyproject.toml, that pip
+names in the conflict. Then install into a fresh environment (make clean venv) and run the tests."""
 
 
 def resolves(extra: str) -> bool:

@@ -2,8 +2,8 @@
 
     python scripts/oldest.py --extras lora mat --replace torch==2.13.0
 
-The core's dependencies and those of the named extras stand at their lower bounds. Every other package stands at
-its version in constraints.txt, so that the environment is the same each time.
+The core's dependencies and those of the named extras stand at their lower bounds. Every other package
+stands at its version in constraints.txt, so that the environment is the same each time.
 """
 
 import argparse

@@ -41,8 +41,8 @@ def archives(tmp_path_factory):
 def installed(archives, tmp_path_factory):
     """The scripts of a new environment with the wheel in it, and an empty folder to work in.
 
-    Its other packages are those of the environment that runs the tests. They follow the wheel on the path, and
-    an editable installation among them is not followed.
+    Its other packages are those of the environment that runs the tests. They follow the wheel on the path,
+    and an editable installation among them is not followed.
     """
     folder = tmp_path_factory.mktemp("away")
     run(sys.executable, "-m", "venv", "--without-pip", folder / "env", cwd=folder)
