@@ -81,7 +81,8 @@ class CommitmentConfig(Section):
 class ContrastiveConfig(Section):
     """Eq. 4.
 
-    The default weight leaves the term out: on craft-tiny it costs 11.9 points (docs/results/table5.md).
+    The default weight leaves the term out: on craft-tiny it costs 11.9 points, and unseen classes do not gain
+    (docs/results/table5.md).
 
     Attributes:
         weight: λ_con; None is the paper's: 1.0 for classification, 0.1 for VQA (§4.1).
@@ -130,7 +131,7 @@ class LoraConfig(Section):
 
 
 class LoopConfig(Settings):
-    """The settings of the training loop, whatever it trains.
+    """The settings that all kinds of training have in common.
 
     Attributes:
         out: the run folder.
@@ -176,7 +177,7 @@ class LoopConfig(Settings):
     dtype: Literal["auto", "float32", "fp32", "bfloat16", "bf16"] = "auto"
 
     def steps(self, samples: int) -> int:
-        """Optimiser steps for a training set of so many samples."""
+        """The number of optimiser steps for a training set of `samples` samples."""
         return self.max_steps or max(1, round(self.epochs * samples / self.batch_size))
 
 
@@ -248,7 +249,7 @@ class LdifsConfig(Section):
 
 
 class BaselineConfig(AdaptConfig):
-    """Everything `craft baseline` needs: the settings of `craft adapt`, so that both can be equal.
+    """Everything `craft baseline` needs: the settings of `craft adapt`, so that both can use equal ones.
 
     Of `losses` only `sal` applies. `trainable`, `augment`, `cls_attention` and `lora` are about the vision
     tower, if that trains; `lora` is also that of llm-lora; `blend` mixes whatever trained with its initial

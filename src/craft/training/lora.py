@@ -61,29 +61,29 @@ def add_lora(llm: nn.Module, config: LoraConfig) -> None:
     inject_adapter_in_model(settings, llm)
 
 
-def check_factors(llm: nn.Module, config: LoraConfig, factors: Mapping[str, Tensor], where: Path) -> None:
+def check_factors(llm: nn.Module, config: LoraConfig, factors: Mapping[str, Tensor], path: Path) -> None:
     """Check that LoRA with these settings can continue from the factors of an earlier result.
 
     Args:
         llm: without LoRA.
         config: the settings of this run.
         factors: as `take_lora` returns them.
-        where: their file, for messages.
+        path: their file, for messages.
 
     Raises:
         CheckpointError: they belong to another LLM or other linear maps, or have a higher rank.
     """
     if set(lora_targets(llm, config)) != {key.rpartition(".")[0] for key in factors}:
         raise CheckpointError(
-            f"The LoRA in {where} is on other linear maps than that of this run; set lora.targets."
+            f"The LoRA in {path} is on other linear maps than that of this run; set lora.targets."
         )
     for name in {key.rpartition(".")[0] for key in factors}:
         a, b = (factors.get(f"{name}.{half}", torch.zeros(0)) for half in "AB")
         fits = a.ndim == b.ndim == 2 and b.shape[1] == len(a)
         if not fits or (b.shape[0], a.shape[1]) != llm.get_submodule(name).weight.shape:
-            raise CheckpointError(f"The LoRA in {where} does not fit this LLM at {name}.")
+            raise CheckpointError(f"The LoRA in {path} does not fit this LLM at {name}.")
         if len(a) > config.rank:
-            raise CheckpointError(f"The LoRA in {where} has rank {len(a)}; set lora.rank to at least that.")
+            raise CheckpointError(f"The LoRA in {path} has rank {len(a)}; set lora.rank to at least that.")
 
 
 @torch.no_grad()
