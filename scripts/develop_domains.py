@@ -1,8 +1,8 @@
 """Choose settings on development images: what defaults were chosen with, so that no test image was.
 
-`python scripts/develop_domains.py apparel --seed 12 --blends 0.7 1` adapts with a hold-out
-that no reported result has, then asks about training images that this adaptation did not see: the validation
-slice of the seen classes and the held-out classes' own training images.
+`python scripts/develop_domains.py apparel --seed 12 --blends 0.7 1` adapts with the hold-out of seed 12, then
+asks about training images that this adaptation did not see: the validation slice of the seen classes and the
+held-out classes' own training images. Another seed may hold out the same classes; its test images are others.
 """
 
 import argparse

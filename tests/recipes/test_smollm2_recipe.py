@@ -13,7 +13,7 @@ from craft.evaluation.language import INSTRUCTIONS
 SCORES = {"text": 0.5, "name": 0.5, "justify": 0.5, "reasons": 1.0, "words": 2.0}
 
 
-@pytest.mark.parametrize("start, made", [(None, "stages 1 and 2"), (Path("leg"), "stage 2, which went on")])
+@pytest.mark.parametrize("start, made", [(None, "stages 1 and 2"), (Path("leg"), "stage 2")])
 def test_what_is_told_of_a_training(monkeypatch, start, made):
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
     from train_tiny.smollm2 import told_settings
@@ -36,11 +36,12 @@ def test_a_resumed_training_has_the_answers_it_began_with(monkeypatch, tmp_path)
 
     asked = []
 
-    def generate(tokens, prompts, most):
+    def generate(backbone, tokens, prompts, most):
         asked.append(list(prompts))
         return [f"answer {len(asked)}." if prompt else "" for prompt in prompts]
 
-    backbone, place = argparse.Namespace(generate=generate), tmp_path / "out" / "own.json"
+    monkeypatch.setattr(smollm2, "generate", generate)
+    backbone, place = argparse.Namespace(), tmp_path / "out" / "own.json"
     first = smollm2.kept_answers(place, backbone, ["a", "", "b"])
     assert [c.turns for c in first] == [(("a", "answer 1."),), (("b", "answer 1."),)]
     assert smollm2.kept_answers(place, backbone, ["a", "", "b"]) == first and len(asked) == 1

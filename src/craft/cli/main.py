@@ -5,7 +5,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from cyclopts import App, CycloptsError, UnknownOptionError
 
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run(app, tokens, "craft", _how_to_go_on(tokens))
 
 
-def run(app: App, tokens: Sequence[str], program: str, stopped: str) -> int:
+def run(app: Callable[[list[str]], Any], tokens: Sequence[str], program: str, stopped: str) -> int:
     """Run a command line and turn what goes wrong into a message and an exit status, as `main` says.
 
     Args:

@@ -1,4 +1,4 @@
-"""Floor 0: the few types that travel, errors, seeding, device and dtype, atomic files, progress."""
+"""Floor 0: shared types, errors, seeding, device and dtype, atomic files, settings, processes, progress."""
 
 from craft.core.errors import (
     CheckpointError,

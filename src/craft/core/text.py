@@ -1,9 +1,9 @@
-"""Markdown that we write."""
+"""Markdown."""
 
 import re
 from collections.abc import Iterable
 
 
 def table_row(cells: Iterable[str]) -> str:
-    """One line of a table. A bar in a cell, as in the name of a data set, does not end the cell."""
+    """One row of a Markdown table. A bar in a cell, as in the name of a data set, is escaped."""
     return "| " + " | ".join(re.sub(r"(?<!\\)\|", r"\\|", cell) for cell in cells) + " |"
