@@ -1,51 +1,61 @@
 """`craft demo`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from craft.cli.options import COMMON, Common, Flag, Limit, Settings, settings_of
+from cyclopts import Parameter
+
+from craft.cli.options import COMMON, Common, Flag, Limit, settings_of
 from craft.cli.output import listed, percent, show_json, show_table, signed
 from craft.cli.training import show_rehearsals
 
 
-def demo(
-    *,
-    out: Path | None = None,
-    data: str | None = None,
-    surrogate: str | None = None,
-    other: str | None = None,
-    limit: Limit = None,
-    max_steps: int | None = None,
-    keep_ratio: float = 1.0,
-    resume: Flag = False,
-    dry_run: Flag = False,
-    settings: Settings = None,
-    common: Common = COMMON,
-) -> None:
-    """The main job from end to end: adapt with one LLM, and see what another one gains from the same encoder.
+@Parameter(name="*")
+@dataclass(frozen=True)
+class DemoFlags:
+    """What the demo adapts and asks.
 
-    Args:
+    Attributes:
         out: a folder for demo.json, demo.png, the run and all answers; by default runs/demo-DATA.
         data: as `craft adapt` takes it; by default apparel.
         surrogate: the model to adapt with.
         other: a model of the same codebook that takes no part in the adaptation.
         limit: test questions per evaluation.
         max_steps: optimiser steps; by default the config's.
-        keep_ratio: share of the visual tokens that the LLMs see when asked, as in 0.8; training sees all.
-        resume: go on with an interrupted demo.
+        keep_ratio: share of the visual tokens that the LLMs see in the evaluation, as in 0.8; training
+            sees all.
+    """
+
+    out: Path | None = None
+    data: str | None = None
+    surrogate: str | None = None
+    other: str | None = None
+    limit: Limit = None
+    max_steps: int | None = None
+    keep_ratio: float = 1.0
+
+
+FLAGS = DemoFlags()
+"""The flags if none is given."""
+
+
+def demo(
+    *, flags: DemoFlags = FLAGS, resume: Flag = False, dry_run: Flag = False, common: Common = COMMON
+) -> None:
+    """The main job from end to end: adapt with one LLM, and see what another one gains from the same encoder.
+
+    Args:
+        resume: continue an interrupted demo.
         dry_run: show who trains and the memory that it takes; write nothing.
-        settings: NAME=VALUE, any setting of the adaptation; may be given several times.
     """
     from craft.recipes.demo import LIMIT, demo_settings
     from craft.recipes.demo import demo as run
 
-    overrides = settings_of(settings, common)
+    overrides = settings_of(common)
     arguments: dict[str, Any] = {
-        "out": out,
-        "data": data,
-        "surrogate": surrogate,
+        **{name: getattr(flags, name) for name in ("out", "data", "surrogate", "max_steps")},
         "seed": common.seed,
-        "max_steps": max_steps,
         "config": common.config,
     }
     if dry_run:
@@ -53,8 +63,12 @@ def demo(
 
         show_rehearsals({"": rehearse(config=demo_settings(**arguments, overrides=overrides))}, common.json)
         return
-    chosen = LIMIT if limit is None else limit
-    result = run(**arguments, other=other, limit=chosen, resume=resume, keep_ratio=keep_ratio, **overrides)  # pyright: ignore[reportArgumentType]
+    asking: dict[str, Any] = {
+        "other": flags.other,
+        "limit": LIMIT if flags.limit is None else flags.limit,
+        "keep_ratio": flags.keep_ratio,
+    }
+    result = run(**arguments, **asking, resume=resume, **overrides)  # pyright: ignore[reportArgumentType]
     if common.json:
         show_json(result.to_json())
     else:
