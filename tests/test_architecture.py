@@ -38,8 +38,8 @@ PAPER = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted((R
 HOUSE = runpy.run_path(str(ROOT / "scripts" / "measure_house.py"))
 
 # Lower these when functions and names improve; 0 is the aim.
-LIMIT_OF_NAMES = 105  # variables and parameters named as in HOUSE["NAMES"]
-LIMIT_OF_LONG_SIGNATURES = 15  # functions with more than 8 parameters
+LIMIT_OF_NAMES = 77  # variables and parameters named as in HOUSE["NAMES"]
+LIMIT_OF_LONG_SIGNATURES = 6  # functions with more than 8 parameters
 
 
 def module_of(path: Path) -> str:
