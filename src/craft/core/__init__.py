@@ -1,4 +1,4 @@
-"""Floor 0: the few types that travel, errors, seeding, device and dtype, atomic files, progress."""
+"""Floor 0: errors, tokens, seeding, device and dtype, atomic files, text, progress."""
 
 from craft.core.errors import (
     CheckpointError,
@@ -8,7 +8,6 @@ from craft.core.errors import (
     DataError,
     TrainingError,
 )
-from craft.core.tokens import VisionTokens
 
 __all__ = [
     "CheckpointError",
@@ -17,5 +16,4 @@ __all__ = [
     "CraftError",
     "DataError",
     "TrainingError",
-    "VisionTokens",
 ]

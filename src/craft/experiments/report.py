@@ -9,7 +9,7 @@ from typing import Any
 from craft.core.errors import CheckpointError, DataError
 from craft.core.files import atomic_write_text, read_json
 from craft.core.provenance import machine
-from craft.core.trees import flat
+from craft.core.text import flat
 from craft.data import open_image
 from craft.experiments import EXPERIMENTS
 from craft.experiments.publish import NOT_THEIRS

@@ -16,7 +16,7 @@ from craft.core.files import hash_tensors, read_json, write_json
 from craft.core.progress import say
 from craft.core.provenance import machine
 from craft.core.settings import without_idle
-from craft.core.trees import flat
+from craft.core.text import flat
 from craft.data import EMBEDDED, Data
 from craft.data.load import as_setting, short_name
 from craft.evaluation import Report
