@@ -182,7 +182,7 @@ def test_corrupt_image_in_a_jsonl_is_named_with_its_line(craft, family, tmp_path
         (("eval", "x", "--resume"), "--resume needs --out"),
         (("eval", "x", "--card"), "name the --encoder"),
         (("eval", "x", "--protocol", "guess"), "protocol"),
-        (("compare", "none", "other"), "none holds no samples"),
+        (("compare", "none", "other"), "none has no samples"),
         (("eval", "x", "--limit", "few"), "limit"),
         (("inspect", "craft-tinny"), "craft-tinny"),
         (("data", "check", "digit"), "Did you mean 'digits'?"),

@@ -8,9 +8,7 @@ PLAIN = "a4c4beb6129c7cd367f821305c97e5831617f8bda9af46aace572c8202c5f241"
 COMPACT = "d893384e1d283e4c1122f92d20a799078b9bc7d85165087c824cc107a213aaf1"
 
 
-@pytest.mark.parametrize(
-    ("value", "text"), [(0.684, "68.4"), (0.0, "0.0"), (None, "-"), (float("nan"), "-")]
-)
+@pytest.mark.parametrize(("value", "text"), [(0.684, "68.4"), (0.0, "0.0"), (None, "-"), (float("nan"), "-")])
 def test_percent(value, text):
     assert percent(value) == text
 
