@@ -77,6 +77,7 @@ def train(
     """
     from builders import tiny_lvlm
     from craft.core.processes import rank
+    from craft.lessons.adapt import adaptation
     from craft.models.freezing import part_hashes
     from craft.training import AdaptConfig, RunFolder
     from craft.training.engine import join_processes
@@ -90,7 +91,7 @@ def train(
     config = AdaptConfig.build(settings, {"out": out})
     run = RunFolder(out)
     run.open(config, resume=resume)
-    fit(lvlm, samples, config, run, resume=resume)
+    fit(lvlm, samples, config, run, lesson=adaptation, resume=resume)
     lines = [{k: v for k, v in line.items() if k != "samples_per_s"} for line in run.metrics()]
     tower = {name: value.numpy() for name, value in lvlm.visual.vision_tower.state_dict().items()}
     return {"lines": lines, "hashes": part_hashes(lvlm), "tower": tower, "record": run.record}
@@ -100,7 +101,7 @@ def trouble(out: str, settings: dict[str, Any], how: str) -> dict[str, Any]:
     """As `train`, but at its second step process 1 has an "error", or vanishes without a word."""
     from craft.core.errors import DataError
     from craft.core.processes import rank
-    from craft.lessons.adapt import ImageBatches
+    from craft.lessons.batches import ImageBatches
 
     make = ImageBatches.make
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from craft.experiments import EXPERIMENTS
-from craft.recipes.matrix_page import page as matrix_page
+from craft.pages.matrix import matrix_page
 from docs.reading import ROOT
 
 RESULTS = ROOT / "docs" / "results"

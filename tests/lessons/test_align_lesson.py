@@ -9,14 +9,8 @@ from builders import tiny_images, tiny_lvlm
 from craft.core.errors import ConfigError, TrainingError
 from craft.data.chats import Conversation
 from craft.formats.code_cache import CodeCache
-from craft.lessons.align import (
-    AlignObjective,
-    RowBatches,
-    alignment,
-    answers_within,
-    make_rows,
-    whole_within,
-)
+from craft.lessons.align import AlignObjective, RowBatches, alignment
+from craft.lessons.packing import answers_within, make_rows, whole_within
 from craft.losses.sal import BLOCK, surrogate_alignment
 from craft.models.decoding import generate
 from craft.models.freezing import part_hashes

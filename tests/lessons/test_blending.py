@@ -9,7 +9,7 @@ from tests.tiny_data import tiny_data
 
 from craft import adapt
 from craft.core.files import read_json
-from craft.lessons.blending import FEW, OF_FEW, OF_MANY, kept_share
+from craft.lessons.retention import BLEND_OF_FEW, BLEND_OF_MANY, FEW, kept_share
 from craft.training.config import AdaptConfig
 
 FAST = {"device": "cpu", "max_steps": 2, "batch_size": 4, "eval_limit": 2}
@@ -23,7 +23,8 @@ def labelled(classes: int):
 
 
 @pytest.mark.parametrize(
-    ("classes", "share"), [(2, OF_FEW), (FEW - 1, OF_FEW), (FEW, OF_MANY), (90, OF_MANY)]
+    ("classes", "share"),
+    [(2, BLEND_OF_FEW), (FEW - 1, BLEND_OF_FEW), (FEW, BLEND_OF_MANY), (90, BLEND_OF_MANY)],
 )
 def test_many_classes_keep_all(classes, share, capsys):
     assert AdaptConfig().blend is None
@@ -45,16 +46,16 @@ def test_without_labels_answers_count():
     questions = [dataclasses.replace(one, label=None, choices=(), correct=None) for one in labelled(2 * FEW)]
     many = [dataclasses.replace(one, answer=f"answer {row}") for row, one in enumerate(questions)]
     two = [dataclasses.replace(one, answer=("yes", "no")[row % 2]) for row, one in enumerate(questions)]
-    assert (kept_share(None, many), kept_share(None, two)) == (OF_MANY, OF_FEW)
+    assert (kept_share(None, many), kept_share(None, two)) == (BLEND_OF_MANY, BLEND_OF_FEW)
 
 
 def test_run_and_artefact_tell_the_share(tmp_path):
     """And it is the share that a run with this number gives, to the bit."""
     none = {**FAST, "config": {"losses": {"retention": {"weight": 0}}}}
     told = adapt(tiny_lvlm(), tiny_data(), tmp_path / "auto", **none)
-    given = adapt(tiny_lvlm(), tiny_data(), tmp_path / "given", **none, blend=OF_FEW)
-    assert read_json(tmp_path / "auto" / "run.json")["blend"] == OF_FEW == told.metrics["blend"]
+    given = adapt(tiny_lvlm(), tiny_data(), tmp_path / "given", **none, blend=BLEND_OF_FEW)
+    assert read_json(tmp_path / "auto" / "run.json")["blend"] == BLEND_OF_FEW == told.metrics["blend"]
     card = (told.encoder / "README.md").read_text()
-    assert f"- blend: {OF_FEW}" in card
+    assert f"- blend: {BLEND_OF_FEW}" in card
     tower = [json.loads((one.encoder / "craft.json").read_text())["tower"] for one in (told, given)]
     assert tower[0] == tower[1]

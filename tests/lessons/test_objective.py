@@ -7,8 +7,8 @@ from builders import tiny_lvlm
 from craft.core.errors import ConfigError
 from craft.lessons import objective
 from craft.lessons import retention as retaining
-from craft.lessons.adapt import ImageBatches
-from craft.lessons.objective import CraftObjective, TextTable, class_numbers, class_of
+from craft.lessons.batches import ImageBatches, TextTable, class_numbers, class_of
+from craft.lessons.objective import CraftObjective, Term, paper_terms, retention_loss
 from craft.losses import commitment, commitment_cumulative, contrastive
 from craft.training.config import AdaptConfig
 from craft.training.image_cache import ImageCache
@@ -18,7 +18,7 @@ from tiny_data import tiny_data
 def batch_of(lvlm, config, through_stem=False, con=1.0, mixed=False):
     data = tiny_data()
     cache = ImageCache(lvlm.visual, 2**20, through_stem=through_stem)
-    batches = ImageBatches(lvlm, data.train, config, con, cache, mixed)
+    batches = ImageBatches(lvlm, data.train, config, cache, with_texts=con > 0, with_mixed=mixed)
     return batches, batches.make([0, 1, 2, 5], 0)
 
 
@@ -26,7 +26,7 @@ def test_equation_5():
     lvlm = tiny_lvlm()
     config = AdaptConfig.build({"losses": {"sal": {"weight": 0.7}, "commitment": {"weight": 0.3}}})
     _, batch = batch_of(lvlm, config)
-    loss, parts = CraftObjective(lvlm, config.losses, 0.2)(batch)
+    loss, parts = CraftObjective(lvlm, paper_terms(config.losses, 0.2))(batch)
     tokens = lvlm.visual(batch.images)
     inputs = lvlm.backbone.inputs(tokens, batch.questions, batch.answers)
     logits = lvlm.backbone.logits(inputs)
@@ -50,9 +50,14 @@ def test_retention_beside_equation_5(monkeypatch, through_stem, frozen):
     batches, _ = batch_of(lvlm, config, through_stem, mixed=True)
     batch = batches.make(range(8), 0)
     assert batch.mixed is not None and 0 < len(batch.mixed) < len(batch.ids)
-    plain, _ = CraftObjective(lvlm, config.losses, 1.0, through_stem)(batch)
-    was = {"base": retaining.base_features(base, frozen), "base_from_stem": frozen}
-    whole = CraftObjective(lvlm, config.losses, 1.0, through_stem, **was, retention_weight=0.7)
+    plain, _ = CraftObjective(lvlm, paper_terms(config.losses, 1.0), cached_stem=through_stem)(batch)
+    whole = CraftObjective(
+        lvlm,
+        [*paper_terms(config.losses, 1.0), Term("retention", 0.7, retention_loss)],
+        cached_stem=through_stem,
+        base=retaining.base_features(base, frozen),
+        stem_frozen=frozen,
+    )
     loss, parts = whole(batch)
     run, ran = (tower.after_stem, base.after_stem) if through_stem else (tower, base)
     each = (run(batch.mixed)[0] - ran(batch.mixed)[0]).square().mean((1, 2))
@@ -71,7 +76,7 @@ def test_cumulative_commitment_and_no_contrastive():
     config = AdaptConfig.build({"losses": {"commitment": {"form": "cumulative", "reduction": "sum"}}})
     _, batch = batch_of(lvlm, config, con=0.0)
     assert batch.texts is None
-    _, parts = CraftObjective(lvlm, config.losses, 0.0)(batch)
+    _, parts = CraftObjective(lvlm, paper_terms(config.losses, 0.0))(batch)
     tokens = lvlm.visual(batch.images, partial_sums=True)
     expected = commitment_cumulative(tokens.features, tokens.partial_sums, "sum")
     torch.testing.assert_close(parts["commitment"], expected.detach())
@@ -82,7 +87,7 @@ def test_sal_can_be_ablated():
     lvlm = tiny_lvlm()
     config = AdaptConfig.build({"losses": {"sal": {"weight": 0.0}}})
     _, batch = batch_of(lvlm, config)
-    loss, parts = CraftObjective(lvlm, config.losses, 1.0)(batch)
+    loss, parts = CraftObjective(lvlm, paper_terms(config.losses, 1.0))(batch)
     assert parts["sal"] == 0
     loss.backward()
     assert lvlm.visual.vision_tower.cls_token.grad is not None
@@ -94,8 +99,8 @@ def test_frozen_stem_gives_the_same_loss():
     _, pixels = batch_of(lvlm, config)
     _, maps = batch_of(lvlm, config, through_stem=True)
     assert maps.images.shape[1] == lvlm.visual.vision_tower.stem.channels
-    whole, _ = CraftObjective(lvlm, config.losses, 1.0)(pixels)
-    rest, _ = CraftObjective(lvlm, config.losses, 1.0, from_stem=True)(maps)
+    whole, _ = CraftObjective(lvlm, paper_terms(config.losses, 1.0))(pixels)
+    rest, _ = CraftObjective(lvlm, paper_terms(config.losses, 1.0), cached_stem=True)(maps)
     torch.testing.assert_close(whole, rest, rtol=1e-4, atol=1e-4)
 
 
@@ -106,7 +111,7 @@ def test_cls_runs_only_for_the_contrastive_loss(weight, monkeypatch):
     monkeypatch.setattr(lvlm.visual.vision_tower, "_run", lambda x, cls: asked.append(cls) or run(x, cls))
     config = AdaptConfig(augment=0)
     _, batch = batch_of(lvlm, config)
-    CraftObjective(lvlm, config.losses, weight)(batch)
+    CraftObjective(lvlm, paper_terms(config.losses, weight))(batch)
     lvlm.answer(batch.images, batch.questions)
     assert asked == [bool(weight), False]
 

@@ -11,9 +11,8 @@ from craft.core.files import read_json
 from craft.experiments.cells import CRAFT, Method
 from craft.experiments.plan import Plan
 from craft.experiments.work import settings_of_training
-from craft.lessons.adapt import ImageBatches
-from craft.lessons.blending import FEW
-from craft.lessons.retention import MIXED, OF_FEW, mix, partners, retention_weight
+from craft.lessons.batches import ImageBatches
+from craft.lessons.retention import FEW, MIXED, RETENTION_OF_FEW, mix, partners, retention_weight
 from craft.training.config import AdaptConfig
 from craft.training.image_cache import ImageCache
 from craft.training.run_folder import RunFolder
@@ -29,7 +28,9 @@ def labelled(classes, each=2):
     return [dataclasses.replace(one, id=f"{row}", label=name) for row, name in enumerate(names)]
 
 
-@pytest.mark.parametrize(("classes", "weight"), [(2, OF_FEW), (FEW - 1, OF_FEW), (FEW, 0.0), (90, 0.0)])
+@pytest.mark.parametrize(
+    ("classes", "weight"), [(2, RETENTION_OF_FEW), (FEW - 1, RETENTION_OF_FEW), (FEW, 0.0), (90, 0.0)]
+)
 def test_few_classes_are_held(classes, weight, capsys):
     assert AdaptConfig().losses.retention.weight is None
     assert retention_weight(None, labelled(classes)) == weight
@@ -61,19 +62,19 @@ def test_mixing_is_a_function_of_seed_step_and_id():
 def test_mixed_pictures_do_not_depend_on_their_batch():
     lvlm, config = tiny_lvlm(), AdaptConfig()
     cache = ImageCache(lvlm.visual, 2**20)
-    batches = ImageBatches(lvlm, tiny_data().train, config, 0.0, cache, mixed=True)
+    batches = ImageBatches(lvlm, tiny_data().train, config, cache, with_mixed=True)
     indices = list(range(len(batches.groups)))
     whole = batches.make(indices, 3)
     parts = [batches.make([index], 3) for index in indices]
     assert [part.mixed is not None for part in parts] == [index in batches.partners for index in indices]
     apart = torch.cat([part.mixed for part in parts if part.mixed is not None])
     torch.testing.assert_close(whole.mixed, apart)
-    assert ImageBatches(lvlm, tiny_data().train, config, 0.0, cache).make(indices, 3).mixed is None
+    assert ImageBatches(lvlm, tiny_data().train, config, cache).make(indices, 3).mixed is None
 
 
 def test_what_images_are_mixed_with_is_prepared_too(monkeypatch):
     lvlm, config = tiny_lvlm(), AdaptConfig()
-    batches = ImageBatches(lvlm, tiny_data().train, config, 0.0, ImageCache(lvlm.visual, 2**20), mixed=True)
+    batches = ImageBatches(lvlm, tiny_data().train, config, ImageCache(lvlm.visual, 2**20), with_mixed=True)
     expected, asked = [], []
     monkeypatch.setattr(batches.images, "expect", lambda samples: expected.append(tuple(samples)))
     get = batches.images.get
@@ -82,7 +83,7 @@ def test_what_images_are_mixed_with_is_prepared_too(monkeypatch):
     batches.make(range(8), 0)
     assert len(expected) == 2 and expected == asked
     index = next(iter(batches.partners))
-    alone = ImageBatches(lvlm, tiny_data().train, config, 0.0, batches.images)
+    alone = ImageBatches(lvlm, tiny_data().train, config, batches.images)
     assert batches.length(index) > alone.length(index)
 
 
@@ -99,7 +100,11 @@ def test_run_and_card_tell_the_weight_and_the_tower_stays_nearer(tmp_path):
         losses = {"losses": {"retention": {"weight": weight}}}
         made = adapt(lvlm, data, tmp_path / str(weight), **FAST, blend=1.0, config=losses)
         record = read_json(tmp_path / str(weight) / "run.json")
-        assert record["retention"] == made.metrics["retention"] == (OF_FEW if weight is None else weight)
+        assert (
+            record["retention"]
+            == made.metrics["retention"]
+            == (RETENTION_OF_FEW if weight is None else weight)
+        )
         assert f"- retention: {made.metrics['retention']:g}\n" in (made.encoder / "README.md").read_text()
         lines = RunFolder(tmp_path / str(weight)).metrics()
         assert all(("retention" in line) == (weight != 0) for line in lines)

@@ -20,6 +20,7 @@ from craft.experiments.bench.plan import Run, plan
 from craft.formats.load import load
 from craft.formats.native import save_native
 from craft.formats.vila_u import save_vila_u
+from craft.lessons.adapt import adaptation
 from craft.losses.sal import surrogate_alignment
 from craft.models import llm_bits
 from craft.models.freezing import freeze, parameter_table, part_hashes
@@ -97,7 +98,7 @@ def test_a_tower_learns_and_the_packed_llm_stays(family, installed, tmp_path, bi
     config = AdaptConfig.build(settings, {"out": str(tmp_path / "run"), "llm_bits": bits})
     run = RunFolder(tmp_path / "run")
     run.open(config)
-    fit(lvlm, tiny_data().train, config, run)  # compares the hashes itself
+    fit(lvlm, tiny_data().train, config, run, lesson=adaptation)  # compares the hashes itself
     changed = {part for part, value in part_hashes(lvlm).items() if before[part] != value}
     assert changed == {"vision_tower"}
 

@@ -246,8 +246,8 @@ def test_lora_that_cannot_go_on_is_refused_before_images_are_encoded(
     for changed, message in [
         ({"lora.rank": 1}, r"has rank 2; set lora\.rank"),
         ({"lora.targets": ["q_proj"]}, "other linear maps than this run's"),
-        ({"lora.rank": 0}, "has LoRA; go on from it with stage 2"),
-        ({"stage": "1"}, "has LoRA; go on from it with stage 2"),
+        ({"lora.rank": 0}, "has LoRA; continue from it with stage 2"),
+        ({"stage": "1"}, "has LoRA; continue from it with stage 2"),
     ]:
         with pytest.raises(CraftError, match=message):
             start(*words, out=tmp_path / "run", **{"stage": "2", **again, **changed})

@@ -295,9 +295,9 @@ def test_folders_of_ours_are_called_like_the_data_wherever_one_stands(data, name
     place = tmp_path / "wood" / "birds"
     place.mkdir(parents=True)
     monkeypatch.chdir(place)
-    assert run_settings(AdaptConfig, None, data, None, 0, 1, None, {}).out == f"runs/{name}"
+    assert run_settings(AdaptConfig, None, data, None, None, {}).out == f"runs/{name}"
     (place / "apparel").mkdir()
-    assert run_settings(AdaptConfig, None, Path("./apparel"), None, 0, 1, None, {}).data.name == "./apparel"
+    assert run_settings(AdaptConfig, None, Path("./apparel"), None, None, {}).data.name == "./apparel"
     assert demo_settings(data=data).out == f"runs/demo-{name}/run"
     assert _folders([(None, data), (None, "other")]) == [
         Path(data).name if data == "a.csv" else name,
@@ -309,7 +309,7 @@ def test_epochs_that_do_not_count_are_told(tmp_path, capsys):
     for settings in ({"max_steps": "null"}, {}):
         run_folder(AdaptConfig.build(None, {"out": str(tmp_path), "epochs": 3, **settings}), False, True)
     said = capsys.readouterr().err
-    assert said.count("note:") == 1 and "epochs=3 counts for nothing beside max_steps=200" in said
+    assert said.count("note:") == 1 and "epochs=3 is ignored because max_steps=200" in said
 
 
 def test_unknown_settings_are_refused(tmp_path):

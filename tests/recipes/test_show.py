@@ -1,8 +1,6 @@
-"""`craft show`: the pictures and the page say what the codes are."""
+"""`craft show`: the pictures show the codes that the model gives."""
 
-import json
 import os
-import re
 from collections import Counter
 from dataclasses import replace
 
@@ -14,20 +12,13 @@ from PIL import Image
 from builders import tiny_lvlm
 from craft.core.errors import CraftError, DataError
 from craft.models.visual_tokenizer import VisualTokenizer
+from craft.pages.code_map import CodeMap, ShownImage, code_colours, draw_codes
 from craft.pruning import prune_tokens
 from craft.recipes import adapt
-from craft.recipes.code_map import CodeMap, ShownImage, code_colours, draw_codes
-from craft.recipes.code_page import write_page
 from craft.recipes.show import show
 from tiny_data import tiny_data
 
 COUNTS = torch.arange(32) ** 2
-
-
-def embedded(page):
-    """The data in the page."""
-    text = page.read_text(encoding="utf-8")
-    return json.loads(re.search(r'type="application/json">(.*?)</script>', text, re.DOTALL)[1])
 
 
 def synthetic(side, towers=("base", "adapted"), title="blobs"):
@@ -52,20 +43,20 @@ def run(tmp_path_factory):
 def test_base_and_adapted_side_by_side(run, tmp_path):
     lvlm = tiny_lvlm().with_prior(COUNTS)
     pictures = [sample.image for sample in tiny_data().test[:2]]
-    found = show(pictures, lvlm, run.out, (0.5,), tmp_path)
-    assert [path.name for path in found.pictures] == ["picture-1.png", "picture-2.png"]
+    shown = show(pictures, lvlm, run.out, (0.5,), tmp_path)
+    assert [path.name for path in shown.pictures] == ["picture-1.png", "picture-2.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["picture-1.png", "picture-2.png"]
     towers = {"base": lvlm, "adapted": lvlm.with_encoder(run.out)}
-    data = embedded(found.page)
-    for number, image in enumerate(data["images"]):
-        assert [shown["tower"] for shown in image["maps"]] == ["base", "adapted"]
-        for shown, (_, model) in zip(image["maps"], towers.items(), strict=True):
-            tokens = model.encode([pictures[number]])
-            assert shown["codes"] == tokens.codes[0].tolist()
-            assert shown["residual"] == pytest.approx(tokens.residual[0].tolist(), rel=1e-3)
+    for picture, image in zip(pictures, shown.images, strict=True):
+        assert [code_map.tower for code_map in image.maps] == ["base", "adapted"]
+        for code_map, model in zip(image.maps, towers.values(), strict=True):
+            tokens = model.encode([picture])
+            assert code_map.codes.tolist() == tokens.codes[0].tolist()
+            assert code_map.residual == pytest.approx(tokens.residual[0].numpy(), rel=1e-5)
             prior = model.visual.prior
             share = (prior / prior.sum())[tokens.codes[0, :, 0]]
-            assert shown["share"] == pytest.approx(share.tolist(), rel=1e-3)
-            kept = [at for at, rank in enumerate(shown["rank"]) if rank < 8]
+            assert code_map.share == pytest.approx(share.numpy(), rel=1e-5)
+            kept = np.flatnonzero(code_map.rank < 8).tolist()
             assert kept == prune_tokens(tokens, prior, 0.5).positions[0].tolist()
 
 
@@ -74,12 +65,12 @@ class NoDoubles(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        found = super().__torch_function__(func, types, args, kwargs or {})
+        result = super().__torch_function__(func, types, args, kwargs or {})
         if func in (torch.Tensor.to, torch.Tensor.cpu):
-            return found.as_subclass(torch.Tensor)
-        if isinstance(found, torch.Tensor) and found.dtype == torch.float64:
+            return result.as_subclass(torch.Tensor)
+        if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
             raise TypeError("this device has no float64")
-        return found
+        return result
 
 
 def test_a_device_without_float64(tmp_path, monkeypatch):
@@ -94,19 +85,7 @@ def test_a_device_without_float64(tmp_path, monkeypatch):
 
     monkeypatch.setattr(VisualTokenizer, "encode", elsewhere)
     there = show(pictures, lvlm, out=tmp_path / "there")
-    assert there.page.read_bytes() == usual.page.read_bytes()
     assert there.pictures[0].read_bytes() == usual.pictures[0].read_bytes()
-
-
-def test_the_page_needs_nothing_else(tmp_path):
-    images = [synthetic(16), synthetic(7)]  # of one title, as a/1.png and b/1.png are
-    page = write_page(tmp_path / "page.html", "a </script> model", images, 16384)
-    text = page.read_text()
-    assert not re.search(r"(src|href)=|https?://|@import", text)
-    assert embedded(page)["about"] == "a </script> model"
-    assert text.count("</script>") == 2  # the data's own is escaped
-    for image, told in zip(images, embedded(page)["images"], strict=True):
-        assert set(told["colours"]) == {str(code) for code in code_colours(image.maps)}
 
 
 @pytest.mark.parametrize("side", [7, 16, 27])
@@ -129,9 +108,9 @@ def test_colours_are_one_per_repeated_code():
 
 def test_without_a_prior_codes_are_still_shown(tmp_path):
     pictures = [sample.image for sample in tiny_data().test[:1]]
-    found = show(pictures, tiny_lvlm(), out=tmp_path)
-    assert embedded(found.page)["images"][0]["maps"][0]["rank"] is None
-    assert found.pictures[0].is_file()
+    shown = show(pictures, tiny_lvlm(), out=tmp_path)
+    assert shown.images[0].maps[0].rank is None and shown.images[0].maps[0].share is None
+    assert shown.pictures[0].is_file()
 
 
 def test_a_file_name_that_is_not_utf8(tmp_path):
@@ -140,9 +119,9 @@ def test_a_file_name_that_is_not_utf8(tmp_path):
         Image.new("RGB", (30, 20), (200, 90, 10)).save(file)
     except OSError:
         pytest.skip("this file system takes UTF-8 only")
-    found = show([str(file)], tiny_lvlm(), out=tmp_path / "out")
-    assert embedded(found.page)["images"][0]["title"] == "caf?"
-    assert found.pictures[0].is_file()
+    shown = show([str(file)], tiny_lvlm(), out=tmp_path / "out")
+    assert shown.images[0].title == "caf?"
+    assert shown.pictures[0].is_file()
 
 
 def test_names_titles_and_mistakes(tmp_path):
@@ -150,12 +129,12 @@ def test_names_titles_and_mistakes(tmp_path):
         (tmp_path / place).mkdir()
         Image.new("RGB", (30, 20), (200, 90, 10)).save(tmp_path / place / "a $ b.png")
     files = [str(tmp_path / place / "a $ b.png") for place in ("one", "two")]
-    found = show(files, tiny_lvlm(), out=tmp_path / "out")
-    assert [path.name for path in found.pictures] == ["a-b.png", "a-b~2.png"]
+    shown = show(files, tiny_lvlm(), out=tmp_path / "out")
+    assert [path.name for path in shown.pictures] == ["a-b.png", "a-b~2.png"]
     lvlm = tiny_lvlm()
     with pytest.raises(DataError, match="no picture"):
         show([], lvlm, out=tmp_path)
     with pytest.raises(DataError, match=r"nowhere\.png"):
         show(["nowhere.png"], lvlm, out=tmp_path)
     with pytest.raises(CraftError, match="above 0"):
-        show(files, lvlm, keep=(0.5, 2.0), out=tmp_path)
+        show(files, lvlm, keep_ratios=(0.5, 2.0), out=tmp_path)

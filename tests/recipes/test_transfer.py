@@ -12,8 +12,8 @@ from builders import tiny_lvlm
 from craft.core.errors import CodebookMismatchError, ConfigError, CraftError, DataError
 from craft.evaluation import Report
 from craft.models.visual_tokenizer import VisualTokenizer
+from craft.pages.matrix import ZERO_SHOT, TransferCell, TransferMatrix
 from craft.recipes import adapt, transfer
-from craft.recipes.matrix import ZERO_SHOT, Cell, TransferMatrix
 from tiny_data import tiny_data
 
 evaluating = import_module("craft.recipes.evaluate")  # the module, not the function
@@ -195,10 +195,12 @@ def drawn():
     cells = {}
     for data in ("blobs", "dots"):
         for backbone in models:
-            cells[data, ZERO_SHOT, backbone] = Cell(data, ZERO_SHOT, backbone, False, [before], [before])
+            cells[data, ZERO_SHOT, backbone] = TransferCell(
+                data, ZERO_SHOT, backbone, False, [before], [before]
+            )
             for encoder in models:
                 own = encoder == backbone
-                cells[data, encoder, backbone] = Cell(
+                cells[data, encoder, backbone] = TransferCell(
                     data, encoder, backbone, own, [after[own]] * 2, [before] * 2
                 )
     return TransferMatrix(["blobs", "dots"], [ZERO_SHOT, *models], models, cells, {"seeds": [0, 1]})

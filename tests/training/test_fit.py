@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -14,8 +15,10 @@ import torch
 from builders import tiny_lvlm
 from craft.core.errors import ConfigError, DataError, TrainingError
 from craft.core.files import hash_tensors
-from craft.lessons import adapt as adaptation
-from craft.lessons.adapt import ImageBatches
+from craft.lessons import adapt as adapting
+from craft.lessons.adapt import adaptation, settle
+from craft.lessons.batches import ImageBatches
+from craft.lessons.retention import BLEND_OF_FEW, RETENTION_OF_FEW
 from craft.models.freezing import part_hashes
 from craft.quantize import search
 from craft.quantize.search import SEARCHES, Choice, choose, exact
@@ -24,6 +27,7 @@ from craft.training import AdaptConfig, Interrupted, RunFolder, checkpoint
 from craft.training.checks import check_frozen, check_gradients, choose_trainable
 from craft.training.engine import Engine
 from craft.training.fit import fit
+from craft.training.lesson import Settled
 from tiny_data import tiny_data
 
 FAST = {
@@ -42,7 +46,10 @@ def train(out, overrides=None, lvlm=None, resume=False, validate=None, data=None
     config = AdaptConfig.build(FAST, {"out": str(out), **(overrides or {})})
     run = RunFolder(out)
     run.open(config, resume=resume)
-    result = fit(lvlm, (data or tiny_data()).train, config, run, resume=resume, validate=validate)
+    lesson = partial(adaptation, earlier=Settled.of(run.record))
+    result = fit(
+        lvlm, (data or tiny_data()).train, config, run, lesson=lesson, resume=resume, validate=validate
+    )
     return lvlm, run, result
 
 
@@ -184,28 +191,38 @@ def test_a_resumed_run_keeps_the_search_that_auto_chose(tmp_path, monkeypatch):
     used.clear()
     with monkeypatch.context() as a_gpu:
         a_gpu.setattr(search, "obstacle", lambda name, tables: None)
-        a_gpu.setattr(adaptation, "obstacle", lambda name, tables: None)
+        a_gpu.setattr(adapting, "obstacle", lambda name, tables: None)
         _, run, _ = train(tmp_path / "run", settings | {"eval_every": 4}, resume=True, validate=lambda _: 0.5)
     assert used and run.record["search"] == {"name": "fused", "why": "another machine"}
     assert json.loads((tmp_path / "run" / "run.json").read_text())["search"]["name"] == "fused"
 
-    record = {"search": {"name": "fused", "why": "a GPU"}, "retention": 0.0}
+    samples = tiny_data().train
+    fused = Settled(Choice("fused", "a GPU"), 1.0, 0.0)
     config = AdaptConfig.build(FAST, settings)
     with pytest.raises(ConfigError, match=r"auto chose fused .*kernel for CUDA.*--overwrite"):
-        adaptation.resumed_settings(tiny_lvlm(), config, record)
-    removed = {"search": {"name": "gram", "why": "an older version"}, "retention": 0.0}
+        settle(tiny_lvlm(), samples, config, fused)
+    removed = Settled(Choice("gram", "an older version"), 1.0, 0.0)
     with pytest.raises(ConfigError, match=r"auto chose gram .* was removed: .*exact.*--overwrite"):
-        adaptation.resumed_settings(tiny_lvlm(), config, removed)
+        settle(tiny_lvlm(), samples, config, removed)
     set_by_hand = config.model_copy(update={"search": "exact"})
-    assert adaptation.resumed_settings(tiny_lvlm(), set_by_hand, record) is set_by_hand
+    assert settle(tiny_lvlm(), samples, set_by_hand, fused).search.name == "exact"
 
 
 def test_a_run_that_began_before_the_retention_loss_goes_on_without():
-    config, begun = AdaptConfig.build(FAST), {"search": {"name": "exact", "why": "as set"}}
+    config, samples = AdaptConfig.build(FAST, {"blend": None}), tiny_data().train
+    begun = {"search": {"name": "exact", "why": "as set"}}
     assert config.losses.retention.weight is None
-    assert adaptation.resumed_settings(tiny_lvlm(), config, begun).losses.retention.weight == 0
+    without = settle(tiny_lvlm(), samples, config, Settled.of(begun))
+    assert (without.retention, without.blend) == (0.0, BLEND_OF_FEW)
     for record in ({}, {**begun, "retention": 3.0}):  # it begins now; it has the loss
-        assert adaptation.resumed_settings(tiny_lvlm(), config, record) is config
+        kept = settle(tiny_lvlm(), samples, config, Settled.of(record))
+        assert (kept.retention, kept.blend) == (RETENTION_OF_FEW, 1.0)
+
+
+def test_what_was_settled_survives_the_record():
+    settled = Settled(Choice("exact", "as set"), 0.3, None)
+    assert Settled.of(settled.to_record()) == settled and "retention" not in settled.to_record()
+    assert Settled.of({"status": "running"}) is None
 
 
 def test_a_search_that_cannot_run_is_refused_at_the_start(tmp_path):

@@ -14,8 +14,9 @@ from transformers import Gemma3ForCausalLM, MistralForCausalLM
 
 from builders import alibi_llm, tiny_images, tiny_lvlm
 from craft.core.errors import ConfigError
-from craft.lessons.adapt import ImageBatches, adaptation, image_groups
-from craft.lessons.objective import CraftObjective
+from craft.lessons.adapt import adaptation
+from craft.lessons.batches import ImageBatches, image_groups
+from craft.lessons.objective import answer_inputs
 from craft.lessons.rehearsal import rehearse_step
 from craft.models.memory import kept_per_token
 from craft.models.recompute import recompute
@@ -142,7 +143,7 @@ def test_batch_size_counts_images(tmp_path):
     )
     run = RunFolder(tmp_path / "run")
     run.open(config)
-    assert fit(lvlm, asked((3, 3, 2, 2, 1, 3)), config, run).steps == 2
+    assert fit(lvlm, asked((3, 3, 2, 2, 1, 3)), config, run, lesson=adaptation).steps == 2
 
 
 @pytest.mark.parametrize("choice", ["fused", "auto"])
@@ -155,8 +156,8 @@ def test_the_search_of_a_run(monkeypatch, choice):
     plain = step(lvlm, asked(), [0, 1])
     assert not used
     same(plain, step(lvlm, asked(), [0, 1], search=choice))
-    notes = adaptation(lvlm, asked(), AdaptConfig.build(FAST, {"search": choice})).notes
-    assert used and notes["search"]["name"] == "fused"
+    settled = adaptation(lvlm, asked(), AdaptConfig.build(FAST, {"search": choice})).settled
+    assert used and settled.search.name == "fused"
 
 
 def test_auto_says_what_it_took_whatever_it_is(capsys):
@@ -189,7 +190,7 @@ def test_the_fused_optimiser_does_the_same(tmp_path):
         config = AdaptConfig.build(FAST, {"optimizer.fused": fused, "out": str(tmp_path / str(fused))})
         run = RunFolder(config.out)
         run.open(config)
-        fit(lvlm, asked(), config, run)
+        fit(lvlm, asked(), config, run, lesson=adaptation)
         towers.append(torch.cat([p.detach().flatten() for p in lvlm.visual.vision_tower.parameters()]))
     torch.testing.assert_close(*towers, rtol=1e-4, atol=2e-5)  # a fifteenth of one step
     assert not torch.equal(
@@ -212,7 +213,7 @@ def test_checkpointing_by_the_memory_there_is(tmp_path, monkeypatch, again):
     config = AdaptConfig.build(FAST, {"gradient_checkpointing": "auto", "out": str(tmp_path / "run")})
     run = RunFolder(config.out)
     run.open(config)
-    fit(lvlm, asked(), config, run)
+    fit(lvlm, asked(), config, run, lesson=adaptation)
     assert run.record["gradient_checkpointing"] == again
     fixed = config.model_copy(update={"gradient_checkpointing": again})
     assert rehearsed(config).memory == rehearsed(fixed).memory
@@ -229,11 +230,10 @@ def test_tokens_of_a_sample_are_those_of_its_batch():
         lvlm = tiny_lvlm()
         lvlm.backbone.llm.config.sliding_window = window  # beyond a short one each question has its own row
         config = AdaptConfig.build(FAST, {"questions_per_image": most})
-        batches = ImageBatches(lvlm, samples, config, 0.0, ImageCache(lvlm.visual, 2**20))
-        objective = CraftObjective(lvlm, config.losses, 0.0)
+        batches = ImageBatches(lvlm, samples, config, ImageCache(lvlm.visual, 2**20))
         batch = batches.make([index], 0)
-        hidden, labels = objective._read(lvlm.visual(tiny_images(1)), batch)
-        assert batches.tokens(index) == (*hidden.shape[:2], int((labels >= 0).sum()))
+        labels = answer_inputs(lvlm.backbone, lvlm.visual(tiny_images(1)), batch)["labels"]
+        assert batches.tokens(index) == (*labels.shape, int((labels >= 0).sum()))
         assert batches.answer_tokens(batch) == batches.tokens(index)[2]
 
 
@@ -296,7 +296,7 @@ same(plain, compiled)
 config = AdaptConfig.build(FAST, {"compile": True, "out": sys.argv[1]})
 run = RunFolder(config.out)
 run.open(config)
-fit(lvlm, asked(), config, run)
+fit(lvlm, asked(), config, run, lesson=adaptation)
 assert all(module._compiled_call_impl is None for module in lvlm.modules())
 """
 

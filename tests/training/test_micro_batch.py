@@ -9,7 +9,8 @@ import torch
 import together as workers
 from builders import tiny_lvlm
 from craft.core.errors import TrainingError
-from craft.lessons.adapt import ImageBatches, adaptation
+from craft.lessons.adapt import adaptation
+from craft.lessons.batches import ImageBatches
 from craft.lessons.rehearsal import rehearse_step
 from craft.training import AdaptConfig, RunFolder
 from craft.training.fit import fit
@@ -37,7 +38,7 @@ def run(out, resume=False, **settings):
     config = AdaptConfig.build({**base, **settings}, {"out": str(out)})
     folder = RunFolder(out)
     folder.open(config, resume=resume)
-    fit(tiny_lvlm(), tiny_data().train, config, folder, resume=resume)
+    fit(tiny_lvlm(), tiny_data().train, config, folder, lesson=adaptation, resume=resume)
     return folder
 
 

@@ -9,7 +9,7 @@ import torch
 from accelerate.tracking import GeneralTracker
 
 from craft.core.errors import ConfigError, DataError
-from craft.lessons.adapt import ImageBatches
+from craft.lessons.batches import ImageBatches
 from craft.training import AdaptConfig, checkpoint
 from craft.training.engine import Engine
 from training.test_fit import FAST, losses, tower_hash, train

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from craft.cli.options import COMMON, Common, Flag, Settings, Several, settings_of
-from craft.cli.show import show_json, show_pairs, show_table
+from craft.cli.output import show_json, show_pairs, show_table
 from craft.cli.training import show_rehearsals
 
 
@@ -29,23 +29,23 @@ def align(
 ) -> None:
     """Make an LLM a backbone of an existing codebook: projector first, then projector and LLM (§8).
 
-    The visual tokenizer stays as it is. Its codes are computed once per image and kept beside the run folder,
-    so that a second LLM does not run the vision tower again. Data: JSON or JSONL with LLaVA's `conversations`
-    (CC3M-595K, ShareGPT4V, LLaVA-Instruct-150K), `messages`, captions, or questions and answers; an embedded
-    domain; a folder of class folders.
+    The visual tokenizer does not change. CRAFT computes its codes once per image and stores them next to the
+    run folder, so the vision tower does not run again for a second LLM. Data: JSON or JSONL with LLaVA's
+    `conversations` (CC3M-595K, ShareGPT4V, LLaVA-Instruct-150K), `messages`, captions, or questions and
+    answers; an embedded domain; a folder of class folders.
 
     Args:
         llm: a folder, a .gguf file, a hub id, a shipped backbone (its LLM), or smollm2.
         visual: the visual tokenizer: a shipped family (by default craft-tiny), a folder, or a hub id.
         stage: 1 trains the projector, 2 projector and LLM, both (the default) one after the other.
-        data: what is trained on; several may follow.
-        captions: what stage 1 is trained on instead.
+        data: the training data; several may follow.
+        captions: the training data of stage 1, if it is different.
         text: conversations without images, mixed into stage 2 so that the LLM keeps its language.
         out: the run folder; by default runs/align- and the LLM's name.
         max_steps: optimiser steps of each stage; by default one pass.
         micro_batch: most rows in memory at once, or auto: the largest number that fits; same result.
-        lora: rank of LoRA in place of training the whole LLM; merged when saved.
-        resume: go on with the interrupted run in the run folder.
+        lora: rank of LoRA instead of training the whole LLM; merged when saved.
+        resume: continue the interrupted run in the run folder.
         overwrite: replace the run in the run folder.
         dry_run: build, show who trains, take one batch, estimate memory; write nothing but the codes. With
             paper/qwen2-0.5b and --visual paper/vila-u: the sizes of §8, without any weights.
@@ -61,23 +61,12 @@ def align(
     if micro_batch is not None:
         overrides["micro_batch"] = micro_batch
     config = AlignConfig.build(common.config, overrides)
+    sources = {"llm": llm, "visual": visual, "data": data, "captions": captions, "text": text}
+    arguments = {"stage": stage, "out": out, "seed": common.seed, "max_steps": max_steps}
     if dry_run:
-        _dry_run(config, llm, visual, stage, data, captions, text, out, max_steps, common)
+        _dry_run(sources, config, arguments, common.json)
         return
-    result = run(
-        llm,
-        visual,
-        data,
-        stage,
-        out,
-        common.seed,
-        max_steps,
-        config,
-        captions,
-        text,
-        resume=resume,
-        overwrite=overwrite,
-    )
+    result = run(**sources, config=config, resume=resume, overwrite=overwrite, **arguments)
     if leave() != 0:
         return  # one process of a distributed run speaks for all
     if common.json:
@@ -110,21 +99,10 @@ def show_language(language: dict[str, Any]) -> None:
     show_table("The LLM without images", ("asked", "before", "after"), rows, sections=[0])
 
 
-def _dry_run(
-    config: Any,
-    llm: str | None,
-    visual: str | None,
-    stage: str | None,
-    data: list[str] | None,
-    captions: list[str] | None,
-    text: list[str] | None,
-    out: Path | None,
-    max_steps: int | None,
-    common: Common,
-) -> None:
+def _dry_run(sources: dict[str, Any], config: Any, overrides: dict[str, Any], as_json: bool) -> None:
     from craft.recipes.align import rehearse
 
-    found = rehearse(llm, visual, data, stage, out, common.seed, max_steps, config, captions, text)
-    took_steps = any(one.parts for one in found.values())  # on codes; sizes alone take none
+    rehearsals = rehearse(**sources, config=config, **overrides)
+    took_steps = any(rehearsal.parts for rehearsal in rehearsals.values())  # on codes; sizes alone take none
     written = "nothing was written" + (" but the codes of the images" if took_steps else "")
-    show_rehearsals({f"stage {name}": one for name, one in found.items()}, common.json, written)
+    show_rehearsals({f"stage {name}": one for name, one in rehearsals.items()}, as_json, written)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from craft.cli.options import COMMON, Common, Count, Flag, Limit, Several
-from craft.cli.show import show_json, show_pairs, show_table
+from craft.cli.output import show_json, show_pairs, show_table
 
 Size = Literal["tiny", "reduced", "real"]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from craft.cli.options import COMMON, Common
-from craft.cli.show import percent, show_json, show_table, signed
+from craft.cli.output import percent, show_json, show_table, signed
 
 
 def compare(

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from craft.cli.options import COMMON, Common, Flag, Several
-from craft.cli.show import listed, show_json, show_pairs, show_table
+from craft.cli.output import listed, show_json, show_pairs, show_table
 
 _WIDE = 8
 """Classes that `stats` lists at most."""

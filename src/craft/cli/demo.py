@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from craft.cli.options import COMMON, Common, Flag, Limit, Settings, settings_of
-from craft.cli.show import listed, percent, show_json, show_table, signed
+from craft.cli.output import listed, percent, show_json, show_table, signed
 from craft.cli.training import show_rehearsals
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from craft.cli.options import COMMON, Common
-from craft.cli.show import show_json
+from craft.cli.output import show_json
 
 
 def export(

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from craft.cli.options import COMMON, Common
-from craft.cli.show import listed, show_json, show_pairs, show_table
+from craft.cli.output import listed, show_json, show_pairs, show_table
 
 
 def inspect(thing: str, *, common: Common = COMMON) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from craft.cli.options import COMMON, Common, Flag, Limit, Settings, settings_of
-from craft.cli.show import show_json, show_pairs, show_table
+from craft.cli.output import show_json, show_pairs, show_table
 
 if TYPE_CHECKING:
     from craft.judging.judge import CostEstimate

@@ -15,7 +15,6 @@ from craft.cli.align import align
 from craft.cli.arguments import TUNED, expand
 from craft.cli.baseline import baseline
 from craft.cli.bench import infer, loading, plan, search, train
-from craft.cli.codes import show
 from craft.cli.compare import compare
 from craft.cli.data import check, list_domains, prepare, stats
 from craft.cli.demo import demo
@@ -26,6 +25,7 @@ from craft.cli.judge import judge
 from craft.cli.prior import prior
 from craft.cli.report import report
 from craft.cli.reproduce import reproduce
+from craft.cli.show import show
 from craft.cli.texts import captions, options, statements
 from craft.cli.transfer import transfer
 

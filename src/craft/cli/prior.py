@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from craft.cli.options import COMMON, Common, Limit
-from craft.cli.show import percent, show_json, show_pairs
+from craft.cli.output import percent, show_json, show_pairs
 
 
 def prior(

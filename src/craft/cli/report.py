@@ -3,31 +3,31 @@
 from pathlib import Path
 
 from craft.cli.options import COMMON, Common
-from craft.cli.show import show_json, show_pairs, size
+from craft.cli.output import show_json, show_pairs, size
 
 
 def report(
-    *places: Path,
+    *paths: Path,
     out: Path = Path("runs/report.html"),
     title: str = "CRAFT report",
     common: Common = COMMON,
 ) -> None:
-    """Put runs, evaluations and results on one HTML page, to send to someone.
+    """Write runs, evaluations and results as one HTML page that you can send to someone.
 
-    The page needs no other file and fetches nothing: tables, curves and pictures are in it.
+    Tables, curves and pictures are in the page: it needs no other file and fetches nothing.
 
     Args:
-        places: run folders; what craft eval --out, transfer --out, judge and reproduce wrote; or folders of
-            such.
+        paths: run folders; what craft demo, craft eval --out, craft transfer --out, craft judge and python -m
+            paper wrote; or folders with these.
         out: the page.
         title: its heading.
     """
     from craft.core.errors import ConfigError
-    from craft.experiments.report import report as write
+    from craft.pages.report import report as write
 
-    if not places:
+    if not paths:
         raise ConfigError("Name at least one run folder or result, as in `craft report runs/apparel`.")
-    written = write(places, out, title)
+    written = write(paths, out, title)
     count = written.stat().st_size
     if common.json:
         show_json({"page": str(written), "bytes": count})

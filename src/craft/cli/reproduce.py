@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from craft.cli.options import COMMON, Common, Flag, Settings, Several, seeds_of, settings_of
-from craft.cli.show import show_json, show_pairs, show_table
+from craft.cli.output import show_json, show_pairs, show_table
 
 
 def reproduce(
@@ -206,7 +206,7 @@ def _rehearse(names: list[str], plan: Any, jobs: int, common: Common) -> None:
 
 def _rehearse_sizes(names: list[str], plan: Any, common: Common) -> None:
     """The same where the checkpoints are not there: counts, and what a step takes, from sizes alone."""
-    from craft.cli.show import size
+    from craft.cli.output import size
     from craft.experiments import EXPERIMENTS
     from craft.experiments.cells import CRAFT, Method
     from craft.experiments.sizes import DEVICES, counted, rehearse, surrogates

@@ -1,99 +1,63 @@
-"""How results look on standard output."""
+"""`craft show`."""
 
-import json
-import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
 
-_WIDTH = 110  # of tables that are not shown on a terminal
+from craft.cli.options import COMMON, Common
+from craft.cli.output import show_json, show_pairs
 
 
-def show_json(value: Any) -> None:
-    """The one JSON document of a `--json` run; NaN and infinity become null."""
-    print(json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and value - value != 0:
-        return None
-    return value
-
-
-def show_table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], sections: Sequence[int] = ()
+def show(
+    *images: str,
+    model: str | None = None,
+    encoder: Path | None = None,
+    keep_ratios: str = "0.8,0.6,0.4",
+    prior: str | None = None,
+    out: Path = Path("runs/show"),
+    common: Common = COMMON,
 ) -> None:
-    """A table; the first column is text, the others are numbers.
+    """Draw the level-1 codes of pictures over their patches, how rare the codes are, and what pruning keeps.
+
+    Repeated codes have a colour. With an encoder, the base tower and the adapted tower are drawn together.
+    CRAFT writes one PNG per picture.
 
     Args:
-        title: above it.
-        columns: their heads.
-        rows: their cells.
-        sections: numbers of the rows behind which a line is drawn.
+        images: picture files; or the name of an embedded domain, for some of its test images.
+        model: the model whose visual tokenizer is used; by default the encoder's surrogate, or craft-tiny.
+        encoder: a run folder of `craft adapt`.
+        keep_ratios: keep ratios to draw, as in 0.8,0.4.
+        prior: code counts that define rarity, as for `craft eval`; by default those of each tower.
+        out: the folder to write to.
     """
-    from rich.table import Table
-    from rich.text import Text
+    from craft.core.errors import ConfigError
+    from craft.recipes.show import show as run
 
-    table = Table(title=Text(title, style="bold"), title_justify="left")
-    for number, name in enumerate(columns):
-        prose = any(len(row[number]) > 40 for row in rows)  # wraps; short cells never do
-        words = number == 0 or prose or all(not any(c.isdigit() for c in row[number]) for row in rows)
-        table.add_column(Text(name), justify="left" if words else "right", no_wrap=not prose, overflow="fold")
-    for number, row in enumerate(rows):
-        table.add_row(*(Text(cell) for cell in row), end_section=number in sections)
-    _console().print(table)
-
-
-def show_pairs(pairs: Mapping[str, Any]) -> None:
-    """Lines of name and value, aligned; those without a value are left out."""
-    kept = {name: str(value) for name, value in pairs.items() if value not in (None, "", [], ())}
-    width = max((len(name) for name in kept), default=0) + 2
-    for name, value in kept.items():
-        print(f"{name:<{width}}{value}")
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
-
-
-def percent(value: float | None) -> str:
-    """0.684 -> "68.4"; "-" for none."""
-    return "-" if value is None or value != value else f"{100 * value:.1f}"
-
-
-def spread(found: Mapping[str, Any] | None) -> str:
-    """Mean and deviation over seeds: "68.4 ± 1.2"; one run has no deviation."""
-    if found is None:
-        return "-"
-    return percent(found["mean"]) + (f" ± {percent(found['std'])}" if found["runs"] > 1 else "")
-
-
-def between(interval: Sequence[float]) -> str:
-    """(0.64, 0.72) -> "64.0 to 72.0"."""
-    return f"{percent(interval[0])} to {percent(interval[1])}"
-
-
-def signed(value: float | None) -> str:
-    """0.25 -> "+25.0"."""
-    return "-" if value is None else f"{100 * value:+.1f}"
-
-
-def size(count: int) -> str:
-    """Bytes in words: "1.2 GiB"."""
-    amount = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if amount < 1024:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} GiB"
-
-
-def listed(words: Sequence[str], most: int = 12) -> str:
-    """Words with commas (semicolons where a word has a comma itself), cut where there are many."""
-    more = f" and {len(words) - most} more" if len(words) > most else ""
-    return ("; " if any("," in word for word in words) else ", ").join(words[:most]) + more
+    try:
+        ratios = [float(part) for part in keep_ratios.split(",") if part.strip()]
+    except ValueError:
+        raise ConfigError(
+            f"--keep-ratios takes numbers with commas, as in 0.8,0.4; not {keep_ratios!r}."
+        ) from None
+    shown = run(images, model, encoder, ratios, out, prior=prior, device=common.device, dtype=common.dtype)
+    pictures = [str(path) for path in shown.pictures]
+    if common.json:
+        maps = [
+            {
+                "title": image.title,
+                "tower": code_map.tower,
+                "grid": list(image.grid),
+                "codes": code_map.codes[:, 0].tolist(),
+                "residual": code_map.residual.tolist(),
+                "share": None if code_map.share is None else code_map.share.tolist(),
+                "rank": None if code_map.rank is None else code_map.rank.tolist(),
+            }
+            for image in shown.images
+            for code_map in image.maps
+        ]
+        show_json({"pictures": pictures, "maps": maps})
+        return
+    show_pairs({"pictures": "\n          ".join(pictures)})
+    if without := [code_map.tower for code_map in shown.images[0].maps if code_map.rank is None]:
+        print(
+            f"No code prior for the {' and the '.join(without)} tower, so rarity is not drawn for it. Make a "
+            "prior with `craft prior DATA --out FILE`, then add --prior FILE."
+        )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from craft.cli.options import Common, Training
-from craft.cli.show import listed, percent, show_json, show_pairs, show_table, size
+from craft.cli.output import listed, percent, show_json, show_pairs, show_table, size
 
 
 def train(

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from craft.cli.options import COMMON, Common, Count, Flag, Limit, Settings, Several, seeds_of, settings_of
-from craft.cli.show import percent, show_json, show_table, signed, size, spread
+from craft.cli.output import percent, show_json, show_table, signed, size, spread
 
 REHEARSED = 8
 """Questions per cell in a dry run."""

@@ -13,7 +13,7 @@ from craft.experiments.measures import fill
 from craft.experiments.plan import Plan
 from craft.experiments.publish import Data, footer, percent, table
 from craft.experiments.work import Work
-from craft.recipes.code_map import CodeMap, ShownImage, draw_codes
+from craft.pages.code_map import CodeMap, ShownImage, draw_codes
 from craft.recipes.show import KEEP, show
 
 

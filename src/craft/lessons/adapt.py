@@ -1,9 +1,7 @@
 """What `craft adapt` trains: the vision tower, by Eq. 5, on labelled pictures (§3.2)."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, TypeVar, cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,30 +10,29 @@ from craft.core.errors import ConfigError
 from craft.core.processes import on_main, world
 from craft.core.progress import say
 from craft.data import Sample
-from craft.lessons.align import packed_size
-from craft.lessons.blending import blending, kept_share
-from craft.lessons.objective import Batch, CraftObjective, TextTable, class_numbers, class_of
-from craft.lessons.retention import MIXED, base_features, mix, partners, retention_weight
+from craft.lessons.batches import ImageBatches, image_cache
+from craft.lessons.objective import CraftObjective, Term, paper_terms, retention_loss
+from craft.lessons.retention import MIXED, base_features, blended, kept_share, retention_weight
 from craft.models.lvlm import LVLM
-from craft.models.prompts import Dialogue, one_turn
 from craft.models.vision_tower import HybridTower
 from craft.quantize.search import SEARCHES, Choice, obstacle, search_for
-from craft.training.augment import augment
 from craft.training.checks import choose_trainable
-from craft.training.config import AdaptConfig, LoopConfig, RetentionConfig
-from craft.training.image_cache import ImageCache, decoders, image_key
-from craft.training.lesson import Lesson
+from craft.training.config import AdaptConfig
+from craft.training.image_cache import ImageCache
+from craft.training.lesson import Lesson, Settled
 from craft.training.lora import take_lora
 from craft.training.order import batch_indices
-
-C = TypeVar("C", bound=LoopConfig)
 
 PROBE = 32
 """Images of the fixed batch on which changed codes are counted."""
 
 
 def adaptation(
-    lvlm: LVLM, samples: Sequence[Sample], config: AdaptConfig, task: str = "classification"
+    lvlm: LVLM,
+    samples: Sequence[Sample],
+    config: AdaptConfig,
+    task: str = "classification",
+    earlier: Settled | None = None,
 ) -> Lesson:
     """The vision tower of `lvlm` learns from `samples`; everything else is frozen.
 
@@ -43,232 +40,135 @@ def adaptation(
         lvlm: the surrogate with the base tower, on its device.
         samples: the training set.
         config: all settings.
-        task: "classification" or "vqa"; settles λ_con.
+        task: "classification" or "vqa"; it decides λ_con.
+        earlier: what the run that is resumed decided.
 
     Raises:
         ConfigError: the settings contradict the model, or each other.
     """
-    check_compile(config)
-    con = config.contrastive_weight(task)
-    if con and config.micro_batch == "auto" and world() > 1:
-        raise ConfigError(
-            "micro_batch=auto and the contrastive loss do not go together in several processes: when one is "
-            "out of memory, the others would wait for its texts. Give a number."
-        )
+    contrastive_weight = config.contrastive_weight(task)
+    check_settings(config, contrastive_weight)
     lvlm.visual.vision_tower.float()
-    keep = retention_weight(config.losses.retention.weight, samples)
+    settled = settle(lvlm, samples, config, earlier)
     tower: Any = lvlm.visual.vision_tower
-    frozen = config.trainable != "all" and isinstance(tower, HybridTower)  # its stem
-    stem = frozen and stem_suffices(lvlm, config)
-    base = base_features(tower, frozen) if keep else None  # before LoRA, where there will be
-    trained = choose_trainable(lvlm, config, con)
-    share = kept_share(config.blend, samples, keep)
-    images = image_cache(lvlm, config, stem)
-    batches = ImageBatches(lvlm, samples, config, con, images, mixed=keep > 0)
-    search = chosen_search(lvlm, config)
-    if config.search != "exact":
-        say(f"search: {search.name} ({search.why})")
-    ways = (search.name, config.compile)
+    stem_frozen = config.trainable != "all" and isinstance(tower, HybridTower)
+    cached_stem = stem_frozen and stem_suffices(lvlm, config)
+    terms, base = paper_terms(config.losses, contrastive_weight), None
+    if settled.retention:
+        terms.append(Term("retention", settled.retention, retention_loss))
+        base = base_features(tower, stem_frozen)  # before LoRA is added
+    trained = choose_trainable(lvlm, config, contrastive_weight)
+    images = image_cache(lvlm, config, cached_stem)
+    batches = ImageBatches(
+        lvlm, samples, config, images, with_texts=contrastive_weight > 0, with_mixed=base is not None
+    )
     probe = _Probe(lvlm, batches, config)  # sees the base tower
     if config.cls_attention:
-        cast(Any, lvlm.visual.vision_tower).cls_attention = config.cls_attention
+        tower.cls_attention = config.cls_attention
     return Lesson(
-        objective=CraftObjective(lvlm, config.losses, con, stem, *ways, base, frozen, keep),
+        objective=CraftObjective(
+            lvlm,
+            terms,
+            cached_stem=cached_stem,
+            search=settled.search.name,
+            compiled=config.compile,
+            base=base,
+            stem_frozen=stem_frozen,
+        ),
         trained=trained,
         batches=batches,
         parts=("vision_tower",),
         probe=probe,
-        blend=blending(trained, share),
+        blend=blended(trained, settled.blend),
         finish=lambda: _finish(lvlm, config, images),
         verb="adapting",
         images=images,
         ahead=batches.expect,
         count=len(batches.groups),
-        notes={"search": asdict(search), "blend": share, "retention": keep},
-        mixed=MIXED if keep else 0.0,
+        settled=settled,
+        mixed=0.0 if base is None else MIXED,
     )
 
 
-def check_compile(config: AdaptConfig) -> None:
-    """Refuse two settings that exclude each other.
+def check_settings(config: AdaptConfig, contrastive_weight: float = 0.0) -> None:
+    """Refuse settings that exclude each other.
 
     Raises:
-        ConfigError: layers are to be compiled, and checkpointed too.
+        ConfigError: layers are to be compiled and checkpointed, or several processes look for their
+            micro-batch with a loss that gathers texts from all of them.
     """
     if config.compile and config.gradient_checkpointing:
         raise ConfigError(
             "compile and gradient_checkpointing both take the layers apart; set one of them to false."
         )
+    if contrastive_weight and config.micro_batch == "auto" and world() > 1:
+        raise ConfigError(
+            "micro_batch=auto and the contrastive loss do not go together in several processes: when one is "
+            "out of memory, the others would wait for its texts. Give a number."
+        )
 
 
-def chosen_search(lvlm: LVLM, config: AdaptConfig) -> Choice:
+def settle(
+    lvlm: LVLM, samples: Sequence[Sample], config: AdaptConfig, earlier: Settled | None = None
+) -> Settled:
+    """Search, retention weight and blend: as set, or as data and machine suggest.
+
+    A resumed run keeps the search that `auto` chose when it began: another machine could choose another
+    one, which may find other codes at near-ties. A run that began before there was the retention loss goes
+    on without it.
+
+    Args:
+        lvlm: the model, on its device.
+        samples: the training set.
+        config: all settings.
+        earlier: what the run that is resumed decided.
+
+    Raises:
+        ConfigError: the search cannot run here, or was removed.
+    """
+    if earlier is not None and earlier.retention is None:
+        retention = 0.0
+    else:
+        retention = retention_weight(config.losses.retention.weight, samples)
+    blend = kept_share(config.blend, samples, retention)
+    search = chosen_search(lvlm, config, earlier)
+    if config.search != "exact":
+        say(f"search: {search.name} ({search.why})")
+    return Settled(search, blend, retention)
+
+
+def chosen_search(lvlm: LVLM, config: AdaptConfig, earlier: Settled | None = None) -> Choice:
     """How codewords are found, and why so; a continuous LVLM has none to find.
 
     Raises:
-        ConfigError: the search that the settings name cannot run here.
+        ConfigError: the search that the settings name, or that a resumed run began with, cannot run here.
     """
     if lvlm.visual.continuous:
         return Choice("exact", "a continuous LVLM has no codebook")
     tables: Any = lvlm.visual.codebook
-    if config.search == "auto":
-        return on_main(lambda: search_for("auto", tables))  # one for all processes
-    return search_for(config.search, tables)
-
-
-def resumed_settings(lvlm: LVLM, config: C, record: Mapping[str, Any]) -> C:
-    """The settings with the search that a run began with, where `auto` chose it, and without the retention
-    loss, where it began before that was there.
-
-    Chosen anew, on another machine or with other free memory, a search could find other codes at near-ties.
-
-    Args:
-        lvlm: the model, on its device.
-        config: all settings.
-        record: the run's `run.json`.
-
-    Raises:
-        ConfigError: that search cannot run here, or was removed.
-    """
-    name = record.get("search", {}).get("name")
-    if name is None or not isinstance(config, AdaptConfig):
-        return config
-    if "retention" not in record:
-        losses = config.losses.model_copy(update={"retention": RetentionConfig(weight=0.0)})
-        config = config.model_copy(update={"losses": losses})
     if config.search != "auto":
-        return config
+        return search_for(config.search, tables)
+    if earlier is None:
+        return on_main(lambda: search_for("auto", tables))  # one for all processes
+    name = earlier.search.name
     if name not in SEARCHES:
         raise ConfigError(
             f"search=auto chose {name} when this run began, and that search was removed: exact may find "
             "other codewords where two are equally near. Finish the run with the version that began it, or "
             "begin again (--overwrite, or another folder)."
         )
-    if fault := obstacle(name, cast(Any, lvlm.visual.codebook)):
+    if fault := obstacle(name, tables):
         raise ConfigError(
             f"search=auto chose {name} when this run began, and a resumed run keeps it; but {name} "
             f"{fault}. Resume where it can run, or begin again (--overwrite, or another folder)."
         )
-    return config.model_copy(update={"search": name})
+    return search_for(name, tables)
 
 
 def stem_suffices(lvlm: LVLM, config: AdaptConfig) -> bool:
-    """Whether the output of a frozen stem can stand for the pixels: it is computed once per image then."""
+    """Whether the output of a frozen stem can stand for the pixels; then it is computed once per image."""
     stem = isinstance(lvlm.visual.vision_tower, HybridTower)
-    return stem and config.augment == 0  # each step has new pixels otherwise
-
-
-def image_groups(samples: Sequence[Sample], most: int) -> list[tuple[Sample, ...]]:
-    """Samples of one image together, at most `most` of them; in the order of their first ones."""
-    if most == 1:
-        return [(sample,) for sample in samples]
-    found: dict[Any, list[Sample]] = {}
-    for sample in samples:
-        found.setdefault(image_key(sample.image), []).append(sample)
-    return [
-        tuple(some[start : start + most]) for some in found.values() for start in range(0, len(some), most)
-    ]
-
-
-def image_cache(lvlm: LVLM, config: AdaptConfig, stem: bool) -> ImageCache:
-    """The images of a run: in memory, and decoded ahead if the config has `workers`."""
-    pool = decoders(config.workers) if config.workers else None
-    return ImageCache(lvlm.visual, config.cache_mib * 2**20, stem, pool)
-
-
-class ImageBatches:
-    """The training set as batches on the device: a pure function of the step.
-
-    Args:
-        lvlm: the model.
-        samples: the training set.
-        config: all settings.
-        con: λ_con; texts are embedded where it counts.
-        images: gives the images.
-        mixed: some images come mixed with others, too, for the retention loss.
-    """
-
-    def __init__(
-        self,
-        lvlm: LVLM,
-        samples: Sequence[Sample],
-        config: AdaptConfig,
-        con: float,
-        images: ImageCache,
-        mixed: bool = False,
-    ) -> None:
-        self.samples = samples
-        self.groups = image_groups(samples, config.questions_per_image)
-        self.config = config
-        self.images = images
-        self.partners = partners([group[0] for group in self.groups], config.seed) if mixed else {}
-        self.texts = TextTable(lvlm.visual, samples, config.seed) if con else None
-        self.classes = class_numbers(samples)
-        self.backbone = lvlm.backbone
-        self.device = lvlm.device
-
-    def make(self, indices: Sequence[int], step: int) -> Batch:
-        """The batch of these groups; `step` seeds which of its texts each image gets."""
-        groups = [self.groups[index] for index in indices]
-        samples = [group[step % len(group)] for group in groups]
-        classes = torch.tensor([self.classes[class_of(sample)] for sample in samples])
-        ids = tuple(sample.id for sample in samples)
-        images = self.images.get([group[0] for group in groups])
-        return Batch(
-            ids=ids,
-            images=self._seen(images, ids, step),
-            questions=tuple(sample.prompt() for sample in samples),
-            answers=tuple(sample.answer for sample in samples),
-            texts=None if self.texts is None else self.texts.sample(samples, step).to(self.device),
-            classes=classes.to(self.device),
-            dialogues=tuple(map(self._dialogues, groups)) if self.config.questions_per_image > 1 else None,
-            mixed=self._mixed(images, indices, step),
-        )
-
-    def expect(self, indices: Sequence[int]) -> None:
-        """Prepare the images of a batch that will be made soon."""
-        self.images.expect([self.groups[index][0] for index in indices])
-        if others := self._partners(indices):
-            self.images.expect(others)
-
-    def _seen(self, images: Tensor, ids: Sequence[str], step: int) -> Tensor:
-        """The images on the device, augmented."""
-        ahead = self.device.type == "cuda"  # page-locked memory is copied while the step before still runs
-        images = (images.pin_memory() if ahead else images).to(self.device, non_blocking=ahead)
-        return augment(images, ids, self.config.seed, step, self.config.augment)
-
-    def _mixed(self, images: Tensor, indices: Sequence[int], step: int) -> Tensor | None:
-        """The mixed pictures of a batch, augmented by draws of their own; None where it has none."""
-        rows = [row for row, index in enumerate(indices) if index in self.partners]
-        if not rows:
-            return None
-        ids = [f"{self.groups[indices[row]][0].id} mixed" for row in rows]
-        others = self.images.get(self._partners(indices))
-        return self._seen(mix(images[rows], others, ids, self.config.seed, step), ids, step)
-
-    def _partners(self, indices: Sequence[int]) -> list[Sample]:
-        """What some of the groups' images are mixed with."""
-        chosen = (self.partners[index] for index in indices if index in self.partners)
-        return [self.groups[partner][0] for partner in chosen]
-
-    def answer_tokens(self, batch: Batch) -> int:
-        """How many answer tokens SAL takes its mean over."""
-        if batch.dialogues is not None:
-            return sum(sum(dialogue.learned) for listed in batch.dialogues for dialogue in listed)
-        pairs = zip(batch.questions, batch.answers, strict=True)
-        return sum(len(self.backbone.tokenized(*pair).answer) for pair in pairs)
-
-    def length(self, index: int) -> int:
-        """Characters of questions and answers; a mixed picture counts as four for each of its patches."""
-        picture = 4 * math.prod(self.images.visual.grid) if index in self.partners else 0
-        return picture + sum(len(sample.prompt()) + len(sample.answer) for sample in self.groups[index])
-
-    def tokens(self, index: int) -> tuple[int, int, int]:
-        """As `packed_size` says of the questions about an image."""
-        rows, columns = self.images.visual.grid
-        return packed_size(self.backbone, rows * columns, self._dialogues(self.groups[index]))
-
-    def _dialogues(self, group: Sequence[Sample]) -> tuple[Dialogue, ...]:
-        return tuple(one_turn(self.backbone.tokenized(s.prompt(), s.answer)) for s in group)
+    return stem and config.augment == 0  # augmented pixels are new in each step
 
 
 def _finish(lvlm: LVLM, config: AdaptConfig, images: ImageCache) -> None:
@@ -278,8 +178,8 @@ def _finish(lvlm: LVLM, config: AdaptConfig, images: ImageCache) -> None:
 
 
 class _Probe:
-    """How far the tower has gone from the base tower, on a fixed batch of training images: the share of
-    level-1 codes that differ; in a continuous LVLM the mean distance of a token's feature, relative to its
+    """How far the tower has moved from the base tower, on a fixed batch of training images: the share of
+    level-1 codes that differ; of a continuous LVLM the mean distance of a token's feature, relative to its
     size."""
 
     def __init__(self, lvlm: LVLM, batches: ImageBatches, config: AdaptConfig) -> None:
@@ -300,6 +200,6 @@ class _Probe:
     def __call__(self) -> dict[str, float]:
         now = self._look()
         if self.lvlm.visual.continuous:
-            far = (now - self.base).norm(dim=-1) / self.base.norm(dim=-1).clamp(min=1e-12)
-            return {"features_moved": float(far.mean())}
+            moved = (now - self.base).norm(dim=-1) / self.base.norm(dim=-1).clamp(min=1e-12)
+            return {"features_moved": float(moved.mean())}
         return {"codes_changed": float((now != self.base).float().mean())}

@@ -6,7 +6,7 @@
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,16 +15,10 @@ from torch import Tensor, nn
 
 from craft.core.errors import ConfigError
 from craft.data import Sample
-from craft.lessons.adapt import (
-    ImageBatches,
-    adaptation,
-    check_compile,
-    chosen_search,
-    image_cache,
-    stem_suffices,
-)
-from craft.lessons.blending import blending, kept_share
-from craft.lessons.objective import Batch, CraftObjective
+from craft.lessons.adapt import adaptation, check_settings, settle, stem_suffices
+from craft.lessons.batches import Batch, ImageBatches, image_cache
+from craft.lessons.objective import CraftObjective, paper_terms
+from craft.lessons.retention import blended
 from craft.models.freezing import freeze_all_but
 from craft.models.lvlm import LVLM
 from craft.training.config import (
@@ -36,7 +30,7 @@ from craft.training.config import (
     LossesConfig,
     RetentionConfig,
 )
-from craft.training.lesson import Lesson
+from craft.training.lesson import Lesson, Settled
 from craft.training.lora import add_lora
 
 
@@ -47,15 +41,15 @@ class Baseline:
     Attributes:
         name: its key in `BASELINES`.
         parts: the parts that it trains: of `vision_tower`, `projector`, `llm`; zero-shot trains none.
-        lesson: LVLM, training set, settings -> the lesson that `fit` trains; None if nothing trains, or if
-            the method is `craft.adapt` with other settings.
+        lesson: LVLM, training set, settings, what a resumed run decided -> the lesson that `fit` trains; None
+            if nothing trains, or if the method is `craft.adapt` with other settings.
         continuous: whether it is defined on continuous LVLMs only.
         settings: settings of `craft.adapt` that define the method, by their full names.
     """
 
     name: str
     parts: tuple[str, ...] = ()
-    lesson: Callable[[LVLM, Sequence[Sample], BaselineConfig], Lesson] | None = None
+    lesson: Callable[..., Lesson] | None = None
     continuous: bool = False
     settings: Mapping[str, float] = field(default_factory=dict)
 
@@ -81,36 +75,44 @@ class Baseline:
 # Lessons
 
 
-def vision_ft(lvlm: LVLM, samples: Sequence[Sample], config: BaselineConfig) -> Lesson:
+def vision_ft(
+    lvlm: LVLM, samples: Sequence[Sample], config: BaselineConfig, earlier: Settled | None = None
+) -> Lesson:
     """The vision tower learns by the autoregressive loss alone: CRAFT's lesson on features, not on codewords.
 
     Source: §12.1, "the naive … method of fine-tuning the continuous vision encoder".
     """
-    return adaptation(lvlm, samples, answers_only(config))
+    return adaptation(lvlm, samples, answers_only(config), earlier=earlier)
 
 
-def ldifs(lvlm: LVLM, samples: Sequence[Sample], config: BaselineConfig) -> Lesson:
+def ldifs(
+    lvlm: LVLM, samples: Sequence[Sample], config: BaselineConfig, earlier: Settled | None = None
+) -> Lesson:
     """Vision FT that also keeps the tower's features, at several layers, near those of the initial tower.
 
     Source: §12.1; Mukhoti et al., *Fine-tuning can cripple your foundation model; preserving features may be
     the solution*, arXiv 2308.13320.
     """
     initial = copy.deepcopy(lvlm.visual.vision_tower).float()  # before the lesson may add LoRA
-    lesson = vision_ft(lvlm, samples, config)
+    lesson = vision_ft(lvlm, samples, config, earlier)
     inner: Any = lesson.objective
     return replace(lesson, objective=LdifsObjective(inner, initial, config.ldifs))
 
 
-def projector_ft(lvlm: LVLM, samples: Sequence[Sample], config: BaselineConfig) -> Lesson:
+def projector_ft(
+    lvlm: LVLM, samples: Sequence[Sample], config: BaselineConfig, earlier: Settled | None = None
+) -> Lesson:
     """The projector learns by the autoregressive loss; discrete LVLMs can be tuned too.
 
     Source: §12.1.
     """
     freeze_all_but(lvlm, ["projector"])
-    return _frozen_tower_lesson(lvlm, samples, config, "projector")
+    return _frozen_tower_lesson(lvlm, samples, config, "projector", earlier)
 
 
-def llm_lora(lvlm: LVLM, samples: Sequence[Sample], config: BaselineConfig) -> Lesson:
+def llm_lora(
+    lvlm: LVLM, samples: Sequence[Sample], config: BaselineConfig, earlier: Settled | None = None
+) -> Lesson:
     """LoRA on the LLM (`config.lora`) learns by the autoregressive loss; discrete LVLMs can be tuned too.
 
     Raises:
@@ -123,7 +125,7 @@ def llm_lora(lvlm: LVLM, samples: Sequence[Sample], config: BaselineConfig) -> L
     add_lora(llm, config.lora)
     for name, parameter in llm.named_parameters():
         parameter.requires_grad_("lora_" in name)
-    return _frozen_tower_lesson(lvlm, samples, config, "llm")
+    return _frozen_tower_lesson(lvlm, samples, config, "llm", earlier)
 
 
 def answers_only(config: BaselineConfig) -> BaselineConfig:
@@ -137,7 +139,13 @@ def answers_only(config: BaselineConfig) -> BaselineConfig:
     return config.model_copy(update={"losses": losses})
 
 
-def _frozen_tower_lesson(lvlm: LVLM, samples: Sequence[Sample], config: BaselineConfig, part: str) -> Lesson:
+def _frozen_tower_lesson(
+    lvlm: LVLM,
+    samples: Sequence[Sample],
+    config: BaselineConfig,
+    part: str,
+    earlier: Settled | None,
+) -> Lesson:
     """Parameters of `part` learn to answer behind the frozen tower. Images are augmented as for all methods.
 
     Args:
@@ -145,24 +153,24 @@ def _frozen_tower_lesson(lvlm: LVLM, samples: Sequence[Sample], config: Baseline
         samples: the training set.
         config: all settings.
         part: the part of the LVLM that trains.
+        earlier: what the run that is resumed decided.
 
     Raises:
         ConfigError: settings contradict each other, or the model.
     """
-    check_compile(config)
+    check_settings(config)
     trained = {name: parameter for name, parameter in lvlm.named_parameters() if parameter.requires_grad}
     for parameter in trained.values():
         parameter.data = parameter.data.float()
     config = answers_only(config)
-    blend = kept_share(config.blend, samples)
+    settled = replace(settle(lvlm, samples, config, earlier), retention=None)  # no tower trains
     images = image_cache(lvlm, config, stem_suffices(lvlm, config))
-    batches, search = ImageBatches(lvlm, samples, config, 0.0, images), chosen_search(lvlm, config)
+    batches = ImageBatches(lvlm, samples, config, images)
     objective = CraftObjective(
         lvlm,
-        config.losses,
-        contrastive_weight=0.0,
-        from_stem=images.through_stem,
-        search=search.name,
+        paper_terms(config.losses, 0.0),
+        cached_stem=images.through_stem,
+        search=settled.search.name,
         compiled=config.compile,
     )
     return Lesson(
@@ -170,13 +178,13 @@ def _frozen_tower_lesson(lvlm: LVLM, samples: Sequence[Sample], config: Baseline
         trained=trained,
         batches=batches,
         parts=(part,),
-        blend=blending(trained, blend),
+        blend=blended(trained, settled.blend),
         finish=images.close,
         verb="tuning",
         images=images,
         ahead=lambda indices: images.expect([batches.groups[index][0] for index in indices]),
         count=len(batches.groups),
-        notes={"search": asdict(search), "blend": blend},
+        settled=settled,
     )
 
 
@@ -207,7 +215,7 @@ class LdifsObjective(nn.Module):
         with _layer_outputs(self.lvlm.visual.vision_tower, self.config.layers) as now:
             loss, parts = self.inner(batch)
         with torch.no_grad(), _layer_outputs(initial, self.config.layers) as before:
-            (initial.after_stem if self.inner.from_stem else initial)(batch.images, with_cls=False)
+            (initial.after_stem if self.inner.cached_stem else initial)(batch.images, with_cls=False)
         distance = batch.share.samples * feature_distance(now, before)
         loss = loss + self.config.weight * distance
         return loss, {**parts, "loss": loss.detach(), "ldifs": distance.detach()}

@@ -1,143 +1,168 @@
-"""The training objective: Eq. 2 to 5 of the paper, for one batch."""
+"""The training objective: Eq. 5 of the paper as a list of terms, for one batch.
+
+A further loss is a file in `craft.losses` and a term here.
+"""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from craft.core.errors import ConfigError
 from craft.core.processes import gather, world
-from craft.core.seeding import rng
 from craft.core.tokens import VisionTokens
-from craft.data import Sample
-from craft.lessons.align import pack
+from craft.lessons.batches import Batch
+from craft.lessons.packing import pack
 from craft.lessons.retention import MIXED
 from craft.losses import commitment, commitment_cumulative, contrastive, retention, surrogate_alignment
+from craft.models.backbone import Backbone
 from craft.models.compiled import Compiled, layers_of
 from craft.models.lvlm import LVLM
-from craft.models.prompts import Dialogue
-from craft.models.visual_tokenizer import VisualTokenizer
-from craft.training.config import LossesConfig
-from craft.training.lesson import WHOLE, Share
+from craft.training.config import CommitmentConfig, LossesConfig, SalConfig
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One (micro-)batch.
+class ForwardPass:
+    """What the vision tower and the quantiser made of one batch; every term reads it.
 
     Attributes:
-        ids: the samples', for messages.
-        images: pixels `[B, 3, S, S]`, or the frozen stem's maps `[B, C, h, w]`.
-        questions, answers: t and y of Eq. 2, one of each per image.
-        dialogues: per image the dialogues that SAL learns in their place, where there are several.
-        texts: embeddings `[B, d]` of the sampled texts, or None without a contrastive loss.
-        classes: int64 `[B]`, y of Eq. 4.
-        mixed: `[M, …]`, pictures of no class for the retention loss; None where there are none.
-        share: how much of the step's whole batch this is.
+        lvlm: the surrogate whose tower trains.
+        batch: the batch.
+        tokens: z, codes, z̃ and [CLS] of its images (Eq. 1).
+        mixed: features `[M, N, d]` of its mixed pictures, or None if it has none.
+        mixed_base: the same pictures under the base tower.
     """
 
-    ids: tuple[str, ...]
-    images: Tensor
-    questions: tuple[str, ...]
-    answers: tuple[str, ...]
-    texts: Tensor | None
-    classes: Tensor
-    dialogues: tuple[tuple[Dialogue, ...], ...] | None = None
+    lvlm: LVLM
+    batch: Batch
+    tokens: VisionTokens
     mixed: Tensor | None = None
-    share: Share = WHOLE
+    mixed_base: Tensor | None = None
 
 
-class TextTable:
-    """Embeddings of every text of a training set under the frozen text encoder, computed once.
+@dataclass(frozen=True)
+class Term:
+    """One summand of Eq. 5: weight · loss.
+
+    Attributes:
+        name: in metrics.jsonl.
+        weight: λ. A term of weight 0 is not computed and is reported as 0.
+        loss: forward pass -> a scalar, scaled by the batch's share of the whole step.
+        reads: what it needs beside features and codewords.
+    """
+
+    name: str
+    weight: float
+    loss: Callable[[ForwardPass], Tensor]
+    reads: tuple[Literal["cls", "partial_sums"], ...] = ()
+
+
+def paper_terms(losses: LossesConfig, contrastive_weight: float) -> list[Term]:
+    """The three terms of Eq. 5: L_SAL + λ_commit L_commit + λ_con L_con.
 
     Args:
-        visual: its text encoder is used.
-        samples: the training set.
-        seed: of the choice among a sample's texts.
-
-    Raises:
-        ConfigError: there is no text encoder, or its width is not d.
-
-    Source: §3.2, T_i = {ground-truth text} ∪ {captions}, one of them per step.
+        losses: weights and reductions.
+        contrastive_weight: λ_con, which may depend on the task.
     """
-
-    @torch.no_grad()
-    def __init__(self, visual: VisualTokenizer, samples: Sequence[Sample], seed: int) -> None:
-        if visual.text_encoder is None:
-            raise ConfigError(
-                "The contrastive loss needs the visual tokenizer's frozen text encoder, and this one came "
-                "without; use a surrogate that has it, or set losses.contrastive.weight to 0."
-            )
-        self.seed = seed
-        texts = sorted({text for sample in samples for text in sample.texts()})
-        self.rows = {text: row for row, text in enumerate(texts)}
-        encode: Any = visual.text_encoder.encode
-        parts = [encode(texts[start : start + 256]).float() for start in range(0, len(texts), 256)]
-        self.embeddings = torch.cat(parts)
-        width = int(visual.vision_tower.dim)  # type: ignore[arg-type]
-        if self.embeddings.shape[1] != width:
-            raise ConfigError(
-                f"The text encoder's embeddings have width {self.embeddings.shape[1]} and [CLS] has {width}; "
-                "set losses.contrastive.weight to 0, or use a tokenizer whose text encoder fits."
-            )
-
-    def sample(self, samples: Sequence[Sample], step: int) -> Tensor:
-        """One text per image, `[B, d]`: a pure function of seed, step and sample id (t̃_i of §3.2)."""
-        rows = [self.rows[rng(self.seed, "text", step, s.id).choice(s.texts())] for s in samples]
-        return self.embeddings[torch.tensor(rows, device=self.embeddings.device)]
+    return [
+        sal_term(losses.sal),
+        commitment_term(losses.commitment),
+        Term("contrastive", contrastive_weight, contrastive_loss, reads=("cls",)),
+    ]
 
 
-def class_numbers(samples: Sequence[Sample]) -> dict[str, int]:
-    """A number for every class of Eq. 4: the label, or without labels the ground-truth text."""
-    return {name: number for number, name in enumerate(sorted({class_of(sample) for sample in samples}))}
+def sal_term(config: SalConfig) -> Term:
+    """Eq. 2: how unlikely the frozen LLM finds the correct answers, given the image and the question."""
+
+    def loss(forward: ForwardPass) -> Tensor:
+        backbone, batch = forward.lvlm.backbone, forward.batch
+        inputs = answer_inputs(backbone, forward.tokens, batch)
+        hidden, labels = backbone.hidden_states(inputs), inputs["labels"]
+        rows = len(labels) / len(batch.ids)  # per image: `pack` may give each dialogue its own
+        share = batch.share.answers if config.reduction == "mean" else batch.share.samples * rows
+        return share * surrogate_alignment(hidden, backbone.lm_head, labels, config.reduction)
+
+    return Term("sal", config.weight, loss)
 
 
-def class_of(sample: Sample) -> str:
-    """y_i of Eq. 4: two samples that share it are never each other's negatives."""
-    return sample.label if sample.label is not None else sample.texts()[0]
+def answer_inputs(backbone: Backbone, tokens: VisionTokens, batch: Batch) -> dict[str, Tensor]:
+    """Images, questions and answers of a batch as the LLM reads them (`Backbone.inputs`)."""
+    if batch.dialogues is None:
+        return backbone.inputs(tokens, batch.questions, batch.answers)
+    return pack(backbone, tokens, [(True, dialogues) for dialogues in batch.dialogues])
+
+
+def commitment_term(config: CommitmentConfig) -> Term:
+    """Eq. 3: the distance of features to their codewords."""
+
+    def loss(forward: ForwardPass) -> Tensor:
+        tokens = forward.tokens
+        if config.form == "cumulative":
+            assert tokens.partial_sums is not None
+            value = commitment_cumulative(tokens.features, tokens.partial_sums, config.reduction)
+        else:
+            value = commitment(tokens.features, tokens.quantized, config.reduction)
+        return forward.batch.share.samples * value
+
+    reads = ("partial_sums",) if config.form == "cumulative" else ()
+    return Term("commitment", config.weight, loss, reads)
+
+
+def contrastive_loss(forward: ForwardPass) -> Tensor:
+    """Eq. 4: [CLS] near the text of its own image, and far from those of other classes."""
+    tokens, batch = forward.tokens, forward.batch
+    assert tokens.cls is not None and batch.texts is not None
+    others = (gather(batch.texts), gather(batch.classes)) if world() > 1 else None
+    temperature = forward.lvlm.visual.log_temperature
+    return batch.share.samples * contrastive(
+        tokens.cls, batch.texts, batch.classes, temperature, others=others
+    )
+
+
+def retention_loss(forward: ForwardPass) -> Tensor:
+    """Features of mixed pictures stay near the base tower's. Source: ours (`craft.lessons.retention`)."""
+    batch = forward.batch
+    if forward.mixed is None or forward.mixed_base is None:
+        return forward.tokens.features.new_zeros(())
+    value = retention(forward.mixed, forward.mixed_base)
+    # Scaled by how many mixed pictures there are, so that micro-batches add up to the whole batch.
+    return batch.share.samples * (value * len(forward.mixed) / (MIXED * len(batch.ids)))
 
 
 class CraftObjective(nn.Module):
-    """L = L_SAL + λ_commit L_commit + λ_con L_con (Eq. 5), and with `base` the retention loss, which is ours;
-    as a module so that data parallelism can wrap it.
+    """The weighted sum of the terms (Eq. 5), as a module so that data parallelism can wrap it.
 
     Args:
         lvlm: the surrogate; which of its parameters train is settled elsewhere.
-        losses: weights and reductions.
-        contrastive_weight: λ_con.
-        from_stem: batches hold the frozen stem's maps instead of pixels.
+        terms: the summands.
+        cached_stem: batches hold the frozen stem's maps instead of pixels.
         search: how codewords are found (`craft.quantize.search.SEARCHES`).
-        compiled: run the layers of tower and LLM as torch.compile has them.
-        base: images -> features of the tower before training; None leaves the retention loss out.
-        base_from_stem: `base` takes the stem's maps, which no training changes.
-        retention_weight: of that loss.
+        compiled: torch.compile runs the layers of tower and LLM.
+        base: images -> features of the tower before training, for mixed pictures.
+        stem_frozen: no training changes the stem, and `base` takes its maps.
     """
 
     def __init__(
         self,
         lvlm: LVLM,
-        losses: LossesConfig,
-        contrastive_weight: float,
-        from_stem: bool = False,
+        terms: Sequence[Term],
+        *,
+        cached_stem: bool = False,
         search: str = "exact",
         compiled: bool = False,
         base: Callable[[Tensor], Tensor] | None = None,
-        base_from_stem: bool = False,
-        retention_weight: float = 0.0,
+        stem_frozen: bool = False,
     ) -> None:
         super().__init__()
         self.lvlm = lvlm
-        self.losses = losses
-        self.contrastive_weight = contrastive_weight
-        self.from_stem = from_stem
+        self.terms = tuple(terms)
+        self.cached_stem = cached_stem
         self.search = search
         self.compiled = compiled
         self.base = base
-        self.base_from_stem = base_from_stem
-        self.retention_weight = retention_weight
+        self.stem_frozen = stem_frozen
         self._layers: Compiled | None = None
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -145,80 +170,40 @@ class CraftObjective(nn.Module):
         squared distance of features to z̃, whatever the reduction. All are scaled by the batch's share:
         those of a step's micro-batches, in all processes, add up to those of the whole batch."""
         with self._compiled_layers():
-            return self._loss(batch)
+            forward = self._forward_pass(batch)
+            zero = forward.tokens.features.new_zeros(())
+            parts = {term.name: term.loss(forward) if term.weight else zero for term in self.terms}
+            loss: Any = sum(term.weight * parts[term.name] for term in self.terms)  # Eq. 5
+        tokens = forward.tokens
+        distance = commitment(tokens.features.detach(), tokens.quantized.detach(), "mean")
+        parts = {"loss": loss, **parts, "distance": batch.share.samples * distance}
+        return loss, {name: value.detach() for name, value in parts.items()}
 
     def _compiled_layers(self) -> AbstractContextManager[None]:
-        """Late, since under FSDP2 the objective that trains is a copy of the one that was made."""
+        """Made late, since under FSDP2 the objective that trains is a copy of the one that was made."""
         if not self.compiled:
             return nullcontext()
         if self._layers is None:
-            tower, llm = self.lvlm.visual.vision_tower, self.lvlm.backbone.llm
-            self._layers = Compiled([*layers_of(tower), *layers_of(llm)])
+            self._layers = Compiled(
+                [*layers_of(self.lvlm.visual.vision_tower), *layers_of(self.lvlm.backbone.llm)]
+            )
         return self._layers
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        visual, backbone, losses = self.lvlm.visual, self.lvlm.backbone, self.losses
-        samples, answers = batch.share.samples, batch.share.answers
-        cumulative = losses.commitment.form == "cumulative"
-        features, cls, keep = self._features(batch)
-        tokens = visual.quantize(features, cls, cumulative, self.search)  # z, z̃ = q(E_θ(x)), Eq. 1
-
-        zero = tokens.features.new_zeros(())
-        sal = zero
-        if losses.sal.weight:
-            hidden, labels = self._read(tokens, batch)
-            rows = len(labels) / len(batch.ids)  # per image: `pack` may give each dialogue its own
-            share = answers if losses.sal.reduction == "mean" else samples * rows
-            sal = share * surrogate_alignment(hidden, backbone.lm_head, labels, losses.sal.reduction)  # Eq. 2
-
-        if cumulative:
-            assert tokens.partial_sums is not None
-            commit = commitment_cumulative(tokens.features, tokens.partial_sums, losses.commitment.reduction)
-        else:
-            commit = commitment(tokens.features, tokens.quantized, losses.commitment.reduction)  # Eq. 3
-        commit = samples * commit
-
-        con = zero
-        if self.contrastive_weight:
-            assert tokens.cls is not None and batch.texts is not None
-            others = (gather(batch.texts), gather(batch.classes)) if world() > 1 else None
-            con = samples * contrastive(  # Eq. 4
-                tokens.cls, batch.texts, batch.classes, visual.log_temperature, others=others
-            )
-
-        loss = (  # Eq. 5
-            losses.sal.weight * sal + losses.commitment.weight * commit + self.contrastive_weight * con
+    def _forward_pass(self, batch: Batch) -> ForwardPass:
+        visual = self.lvlm.visual
+        tower: Any = visual.vision_tower
+        run: Any = tower.after_stem if self.cached_stem else tower
+        images, count = batch.images, len(batch.images)
+        if self.base is not None and batch.mixed is not None:
+            images = torch.cat([images, batch.mixed])  # one pass: half the launches of two
+            if self.stem_frozen and not self.cached_stem:
+                images, run = tower.run_stem(images), tower.after_stem
+        reads = {name for term in self.terms if term.weight for name in term.reads}
+        features, cls = run(images, "cls" in reads)
+        cls = None if cls is None else cls[:count]
+        tokens = visual.quantize(  # z̃ = q(E_θ(x)), Eq. 1
+            features[:count], cls, "partial_sums" in reads, self.search
         )
-        distance = samples * commitment(tokens.features.detach(), tokens.quantized.detach(), "mean")
-        parts = {"loss": loss, "sal": sal, "commitment": commit, "contrastive": con, "distance": distance}
-        if keep is not None:
-            parts["retention"] = samples * keep
-            parts["loss"] = loss = loss + self.retention_weight * parts["retention"]
-        return loss, {name: value.detach() for name, value in parts.items()}
-
-    def _features(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Features `[B, N, d]`; [CLS] `[B, d]` where Eq. 4 needs it; the retention loss where it counts."""
-        tower: Any = self.lvlm.visual.vision_tower
-        run: Any = tower.after_stem if self.from_stem else tower
-        images, with_cls = batch.images, bool(self.contrastive_weight)
-        if self.base is None:
-            return *run(images, with_cls), None
-        if batch.mixed is None:
-            return *run(images, with_cls), images.new_zeros(())
-        seen = torch.cat([images, batch.mixed])  # one pass: half the launches of two
-        if self.base_from_stem and not self.from_stem:
-            seen, run = tower.run_stem(seen), tower.after_stem
-        features, cls = run(seen, with_cls)
-        count, mixed = len(images), len(batch.mixed)
-        keep = retention(features[count:], self.base(seen[count:]))
-        keep = keep * mixed / (MIXED * count)  # however many it has: micro-batches add up to the whole
-        return features[:count], None if cls is None else cls[:count], keep
-
-    def _read(self, tokens: VisionTokens, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The LLM's last hidden states `[B, T, h]` and the labels int64 `[B, T]`."""
-        backbone = self.lvlm.backbone
-        if batch.dialogues is None:
-            inputs = backbone.inputs(tokens, batch.questions, batch.answers)
-        else:
-            inputs = pack(backbone, tokens, [(True, listed) for listed in batch.dialogues])
-        return backbone.hidden_states(inputs), inputs["labels"]
+        if self.base is None or batch.mixed is None:
+            return ForwardPass(self.lvlm, batch, tokens)
+        return ForwardPass(self.lvlm, batch, tokens, features[count:], self.base(images[count:]))

@@ -8,7 +8,7 @@ import torch
 
 from craft.core.device import autocast, resolve_device, resolve_dtype
 from craft.data import Sample
-from craft.lessons.align import Row, pack
+from craft.lessons.packing import Row, pack
 from craft.models.freezing import freeze_all_but, parameter_table
 from craft.models.lvlm import LVLM
 from craft.models.memory import estimate_memory

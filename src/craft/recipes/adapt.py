@@ -17,16 +17,27 @@ from craft.core.progress import say
 from craft.data import Data, Sample
 from craft.formats.artefact import save_artefact
 from craft.formats.encoder import load_artefact
-from craft.lessons.adapt import adaptation, image_groups
+from craft.lessons.adapt import adaptation
+from craft.lessons.batches import image_groups
 from craft.lessons.rehearsal import Rehearsal, rehearse_step
 from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.quantize.usage import code_counts
-from craft.recipes.opening import Config, Model, run_folder, run_settings, training_data, validation
-from craft.recipes.record import begin, run_manifest, run_metrics
+from craft.recipes.opening import (
+    Config,
+    Model,
+    begin,
+    run_folder,
+    run_manifest,
+    run_metrics,
+    run_settings,
+    training_data,
+    validation,
+)
 from craft.training.config import AdaptConfig
 from craft.training.fit import fit
 from craft.training.image_cache import ImageCache, image_key
+from craft.training.lesson import Settled
 from craft.training.run_folder import RunFolder
 
 
@@ -88,7 +99,8 @@ def adapt(
 
     Source: §3.2, Eq. 2 to 5; §4.1.
     """
-    settings = run_settings(AdaptConfig, surrogate, data, out, seed, max_steps, config, overrides)
+    overrides = {"seed": seed, "max_steps": max_steps, **overrides}
+    settings = run_settings(AdaptConfig, surrogate, data, out, config, overrides)
     run, finished = run_folder(settings, resume, overwrite)
     if finished:
         return _finished(run, settings, surrogate)
@@ -106,7 +118,8 @@ def adapt(
     say(_announcement(lvlm, given, settings))
 
     # 3. Training (Eq. 5).
-    lesson, validate = partial(adaptation, task=given.task), validation(given, settings)
+    lesson = partial(adaptation, task=given.task, earlier=Settled.of(run.record))
+    validate = validation(given, settings)
     with run.noting_failure():
         result = fit(lvlm, given.train, settings, run, lesson=lesson, resume=resume, validate=validate)
 
@@ -139,7 +152,8 @@ def rehearse(
     Raises:
         CraftError: whatever `adapt` with the same arguments would stumble over at its start.
     """
-    settings = run_settings(AdaptConfig, surrogate, data, None, seed, max_steps, config, overrides)
+    overrides = {"seed": seed, "max_steps": max_steps, **overrides}
+    settings = run_settings(AdaptConfig, surrogate, data, None, config, overrides)
     model = Model(surrogate, settings)
     given = training_data(data, settings, model)
     lvlm = model()

@@ -1,6 +1,6 @@
 """`craft.align`: make an LLM a backbone of an existing codebook, in the two stages of §8.
 
-Read `align` from top to bottom. The visual tokenizer is frozen and, once its codes are cached, not even run.
+Read `align` from top to bottom. The visual tokenizer is frozen. Once its codes are cached, it does not run.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +18,13 @@ from craft.core.files import atomic_write_text, load_tensors, read_json, user_pa
 from craft.core.processes import on_main
 from craft.core.progress import say
 from craft.core.seeding import generator
-from craft.evaluation.language import check_language
+from craft.evaluation.language import INSTRUCTIONS, check_language
 from craft.formats.code_cache import ImageCodes
 from craft.formats.llm_source import Borrowed, open_llm
 from craft.formats.load import load, load_visual_tokenizer
 from craft.formats.native import save_native
-from craft.lessons.align import Row, alignment
+from craft.lessons.align import alignment
+from craft.lessons.packing import Row
 from craft.lessons.rehearsal import Rehearsal, rehearse_alignment, rehearse_sizes
 from craft.models import paper_sizes
 from craft.models.backbone import Backbone
@@ -31,7 +32,6 @@ from craft.models.lvlm import LVLM
 from craft.models.projector import Projector
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.models.weights import load_strict
-from craft.recipes.align_card import backbone_card
 from craft.recipes.align_data import (
     Source,
     check_turns,
@@ -41,8 +41,9 @@ from craft.recipes.align_data import (
     rows_fingerprint,
     source_names,
     stage_rows,
+    unused,
 )
-from craft.recipes.opening import run_folder
+from craft.recipes.opening import OPTIONAL, run_folder, without_none
 from craft.training.config import AlignConfig
 from craft.training.engine import loading_device
 from craft.training.fit import fit
@@ -51,7 +52,9 @@ from craft.training.lora import check_factors, lora_targets, need_peft, take_lor
 from craft.training.run_folder import RunFolder
 
 BACKBONE = "backbone"
-"""The folder of the result within the run folder, which is a family of its own: `visual/` and this."""
+"""The folder of the result in the run folder, which is a model family: `visual/` and this."""
+
+_CARD_METRICS = ("steps", "first_loss", "last_loss", "minutes")
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,9 @@ class AlignResult:
     """A finished alignment.
 
     Attributes:
-        out: the run folder; `craft.load` takes it.
-        backbone: the backbone's folder in it.
-        metrics: of each stage ("1", "2"): steps, rows, minutes, first and last loss.
+        out: the run folder, which `craft.load` accepts.
+        backbone: the folder of the backbone in it.
+        metrics: steps, rows, minutes, first and last loss of each stage ("1", "2").
         language: perplexity and answers of the LLM without images, "before" and "after".
         config: every setting.
         lvlm: the model, ready to answer.
@@ -91,7 +94,7 @@ def align(
     overwrite: bool = False,
     **overrides: Any,
 ) -> AlignResult:
-    """Train a projector, and the LLM if asked, to read a codebook. The visual tokenizer stays bit for bit.
+    """Train a projector, and in stage 2 the LLM, to read a codebook. The visual tokenizer does not change.
 
     Args:
         llm: a folder, a GGUF file, a hub id, a shipped backbone (its LLM), or a name such as "smollm2".
@@ -101,26 +104,26 @@ def align(
         out: the run folder (default: `runs/align-` and the LLM's name).
         seed: of order, the projector's first weights and everything else that is random.
         max_steps: optimiser steps of each stage; None is one pass over its rows.
-        config: a YAML file, dict or `AlignConfig`; what is given besides goes before it.
-        captions: what stage 1 is trained on instead of `data`.
+        config: a YAML file, dict or `AlignConfig`; all other arguments override it.
+        captions: data for stage 1 instead of `data`.
         text: conversations without images, mixed into stage 2.
-        codes: codes that are at hand; the conversations' images are then rows of it (ints). Or the setting
-            of that name: a folder.
-        resume: continue the interrupted run in `out`; the result is that of an unbroken run.
+        codes: cached codes, whose rows (ints) are then the images of the conversations; or a folder for them.
+        resume: continue the interrupted run in `out`; the result is that of an uninterrupted run.
         overwrite: replace the run in `out`.
         **overrides: any other setting, as for `craft.adapt`.
 
     Raises:
-        ConfigError: a setting is unknown or impossible, or `out` is taken.
-        DataError: the data is missing or broken, or all of it is cut off at `max_length`.
+        ConfigError: a setting is unknown or impossible, or `out` is in use.
+        DataError: the data is missing or broken, or every row is cut off at `max_length`.
         CheckpointError: LLM or visual tokenizer are missing or damaged.
-        TrainingError: training went wrong, or was interrupted (`Interrupted`).
+        TrainingError: training failed, or was interrupted (`Interrupted`).
 
     Source: §8.
     """
     if isinstance(codes, str | Path):
         overrides, codes = {**overrides, "codes": str(codes)}, None
-    settings = _settings(llm, visual, data, stage, out, seed, max_steps, config, captions, text, overrides)
+    overrides = {"stage": stage, "out": out, "seed": seed, "max_steps": max_steps, **overrides}
+    settings = _settings(llm, visual, data, config, captions, text, overrides)
     if settings.llm in paper_sizes.LLMS:
         raise ConfigError(
             f"{settings.llm} is a size without weights, for --dry-run; give an LLM's folder or hub id."
@@ -129,23 +132,23 @@ def align(
     if finished:
         return _finished(run, settings)
 
-    # 1. The conversations, and the LLM that is to read the codes.
+    # 1. The conversations, and the LLM that will read the codes.
     sets = read_sets(settings, data, captions, text)
     tokenizer = _visual(settings, visual)
-    lvlm = _lvlm(settings, tokenizer)  # a wrong name shows before the hours of encoding
+    lvlm = _lvlm(settings, tokenizer)  # a wrong name fails before the hours of encoding
     check_turns(sets, lvlm)
     sets = leave_out_cut_off(sets, lvlm, settings)
 
-    # 2. The codes of all images: the vision tower runs once per image, ever. What the LLM says so far.
+    # 2. The codes of all images, for which the vision tower runs once per image. The LLM's language before.
     sets, codes = encode_sets(sets, tokenizer, settings, codes)
     stages = stage_rows(settings, sets, lvlm)
     run.open(settings, resume, overwrite)
     fingerprint = rows_fingerprint(stages, codes)
     if run.record.get("data_fingerprint", fingerprint) != fingerprint:
-        raise ConfigError(f"The data is not what the run in {run.path} began with; restore it.")
+        raise ConfigError(f"The run in {run.path} began with other data; restore it.")
     counts = {name: len(rows) for name, rows in stages.items()}
-    known = {"codebook": tokenizer.codebook.fingerprint, "rows": counts}
-    run.update(status="running", data_fingerprint=fingerprint, **known)
+    codebook = tokenizer.codebook.fingerprint
+    run.update(status="running", data_fingerprint=fingerprint, codebook=codebook, rows=counts)
     before = _language(lvlm, settings, run.record.get("language_before"))
     run.update(language_before=before)
 
@@ -155,7 +158,7 @@ def align(
             name: _train(lvlm, rows, settings, run, int(name), codes, resume) for name, rows in stages.items()
         }
 
-        # 4. The backbone: LoRA merged or apart, language again, model card.
+        # 4. The backbone: LoRA merged or separate, the LLM's language after, the model card.
         factors = take_lora(lvlm.backbone.llm, merge=True)
         after = _language(lvlm, settings, None)
         as_it_was = settings.stage == "1" or settings.lora.rank > 0
@@ -164,7 +167,7 @@ def align(
             lvlm.backbone.borrowed = Borrowed(_lasting(settings.llm), half)
         folder = on_main(lambda: save_native(run.path, BACKBONE, _unrounded(lvlm, settings, visual)))
         language = {"before": before, "after": after}
-        card = backbone_card(settings, lvlm, metrics, language, counts)
+        card = _backbone_card(settings, lvlm, metrics, language, counts)
         on_main(lambda: atomic_write_text(folder / "README.md", card))
         run.update(status="finished", metrics=metrics, language=language)
     return AlignResult(run.path, folder, metrics, language, settings, lvlm)
@@ -176,21 +179,24 @@ def rehearse(
     data: Source = None,
     stage: str | None = None,
     out: str | Path | None = None,
-    seed: int | None = None,
-    max_steps: int | None = None,
     config: AlignConfig | Mapping[str, Any] | str | Path | None = None,
     captions: Source = None,
     text: Source = None,
     **overrides: Any,
 ) -> dict[str, Rehearsal]:
-    """The dry run of `align`: one batch of each stage forward and backward; only codes are written.
+    """The dry run of `align`: one batch of each stage forward and backward. CRAFT writes nothing but codes.
 
-    For an LLM of `craft.models.paper_sizes` on `paper/vila-u` the sizes of §8, without weights or data.
+    An LLM of `craft.models.paper_sizes` on `paper/vila-u` has the sizes of §8, without weights or data.
+
+    Args:
+        llm, visual, data, stage, out, config, captions, text: as for `align`.
+        **overrides: seed, max_steps and any other setting.
 
     Raises:
-        CraftError: whatever `align` with the same arguments would stumble over at its start.
+        CraftError: everything that `align` with the same arguments would raise at its start.
     """
-    settings = _settings(llm, visual, data, stage, out, seed, max_steps, config, captions, text, overrides)
+    overrides = {"stage": stage, "out": out, **overrides}
+    settings = _settings(llm, visual, data, config, captions, text, overrides)
     if settings.llm in paper_sizes.LLMS:
         if settings.visual != paper_sizes.VISUAL:
             raise ConfigError(
@@ -217,10 +223,6 @@ def _settings(
     llm: str | Path | None,
     visual: str | Path | VisualTokenizer | None,
     data: Source,
-    stage: str | None,
-    out: str | Path | None,
-    seed: int | None,
-    max_steps: int | None,
     config: Any,
     captions: Source,
     text: Source,
@@ -230,20 +232,17 @@ def _settings(
     named = {
         "llm": llm and str(llm),
         "visual": None if isinstance(visual, VisualTokenizer) else visual and str(visual),
-        "stage": stage and str(stage),
-        "out": out and str(out),
-        "seed": seed,
-        "max_steps": max_steps,
         "data": source_names(data),
         "captions": source_names(captions),
         "text": source_names(text),
     }
-    given = {key: value for key, value in named.items() if value is not None}
-    settings = AlignConfig.build(config, {**given, **overrides})
+    others = without_none(overrides, (*OPTIONAL, "stage", "out"))
+    others |= {name: str(others[name]) for name in ("stage", "out") if name in others}
+    settings = AlignConfig.build(config, {**without_none(named), **others})
     if not settings.llm:
         raise ConfigError("Which LLM? Give a folder, a GGUF file, a hub id or a shipped backbone.")
     if settings.eval_every is not None:
-        raise ConfigError("eval_every chooses by validation samples, and an alignment has none; unset it.")
+        raise ConfigError("eval_every needs validation samples, and an alignment has none; unset it.")
     if _with_lora(settings):
         need_peft()
     if settings.out is None:
@@ -252,7 +251,7 @@ def _settings(
 
 
 def _short(llm: str) -> str:
-    """The last part of an LLM's name; the dot in "Qwen2-0.5B" begins no suffix."""
+    """The last part of an LLM's name. (The dot in "Qwen2-0.5B" is not the start of a suffix.)"""
     return Path(llm).name.removesuffix(".gguf")
 
 
@@ -260,27 +259,27 @@ def _with_lora(settings: AlignConfig) -> bool:
     return settings.lora.rank > 0 and settings.stage != "1"
 
 
-def _visual(settings: AlignConfig, given: Any) -> VisualTokenizer:
-    if not isinstance(given, VisualTokenizer):
-        given = load_visual_tokenizer(settings.visual, settings.device, settings.dtype)
-    given.need_codes("Aligning an LLM")
-    return given
+def _visual(settings: AlignConfig, visual: Any) -> VisualTokenizer:
+    if not isinstance(visual, VisualTokenizer):
+        visual = load_visual_tokenizer(settings.visual, settings.device, settings.dtype)
+    visual.need_codes("Aligning an LLM")
+    return visual
 
 
-def _unrounded(lvlm: LVLM, settings: AlignConfig, given: Any) -> LVLM:
-    """The result with the visual tokenizer as the family has it: in memory it may be in fewer bits."""
-    if isinstance(given, VisualTokenizer):
+def _unrounded(lvlm: LVLM, settings: AlignConfig, visual: Any) -> LVLM:
+    """The result with the visual tokenizer in its original precision, which in memory may be lower."""
+    if isinstance(visual, VisualTokenizer):
         return lvlm
     return LVLM(load_visual_tokenizer(settings.visual, "cpu", "float32"), lvlm.backbone, lvlm.name)
 
 
 def _lvlm(settings: AlignConfig, visual: VisualTokenizer) -> LVLM:
-    """The LLM behind a new projector, or that of an earlier result."""
+    """The LLM with a new projector, or with the projector of an earlier result."""
     device = resolve_device(loading_device(settings.device))
     dtype = resolve_dtype(settings.dtype, device)
     llm, words = open_llm(settings.llm, dtype)
     if _with_lora(settings):
-        lora_targets(llm, settings.lora)  # a wrong name shows before stage 1, not behind it
+        lora_targets(llm, settings.lora)  # a wrong name fails before stage 1, not after it
     prompt = settings.prompt or ("chat-template" if getattr(words, "chat_template", None) else "plain")
     table = llm.get_input_embeddings().weight  # type: ignore[operator, union-attr]
     with torch.random.fork_rng(devices=[]):
@@ -298,32 +297,32 @@ def _lvlm(settings: AlignConfig, visual: VisualTokenizer) -> LVLM:
 
 
 def _start(projector: Projector, folder: Path, llm: str) -> None:
-    """Take the projector of an earlier result; say so if it was learned for an LLM of another name."""
-    for place in (folder / BACKBONE / "projector", folder / "projector"):
-        if (place / "config.json").is_file():
-            if read_json(place / "config.json") != projector.config:
-                raise CheckpointError(f"The projector in {place} does not fit this LLM and codebook.")
-            weights = load_tensors(place / "model.safetensors")
-            path = place / "model.safetensors"
-            load_strict(projector, {name: value.float() for name, value in weights.items()}, path)
-            manifest = place.parent / "craft.json"
+    """Take the projector of an earlier result, with a note if it was trained for an LLM of another name."""
+    for source in (folder / BACKBONE / "projector", folder / "projector"):
+        if (source / "config.json").is_file():
+            if read_json(source / "config.json") != projector.config:
+                raise CheckpointError(f"The projector in {source} does not fit this LLM and codebook.")
+            path = source / "model.safetensors"
+            weights = {name: value.float() for name, value in load_tensors(path).items()}
+            load_strict(projector, weights, path)
+            manifest = source.parent / "craft.json"
             before = read_json(manifest).get("llm") if manifest.is_file() else None
-            if before not in (None, _lasting(llm)):  # it may be the same LLM in another place
-                say(f"note: {folder} was made with the LLM {before}, and this run is given {_lasting(llm)}")
+            if before not in (None, _lasting(llm)):  # it may be the same LLM in another folder
+                say(f"note: {folder} was made with the LLM {before}, and this run uses {_lasting(llm)}")
             return
     raise CheckpointError(f"{folder} holds no projector; give an earlier result of `craft align`.")
 
 
 def _start_factors(llm: torch.nn.Module, settings: AlignConfig) -> dict[str, Tensor]:
-    """The LoRA of an earlier result, where it has one; a stage without LoRA cannot go on from it."""
+    """The LoRA of an earlier result, if it has one; a stage without LoRA cannot continue from it."""
     if settings.start is None:
         return {}
     folder = user_path(settings.start)
-    for place in (folder / BACKBONE / "lora", folder / "lora"):
-        path = place / "model.safetensors"
+    for source in (folder / BACKBONE / "lora", folder / "lora"):
+        path = source / "model.safetensors"
         if path.is_file():
             if settings.stage != "2" or not _with_lora(settings):
-                raise ConfigError(f"{folder} has LoRA; go on from it with stage 2 and lora.rank.")
+                raise ConfigError(f"{folder} has LoRA; continue from it with stage 2 and lora.rank.")
             factors = load_tensors(path)
             check_factors(llm, settings.lora, factors, path)
             return factors
@@ -331,20 +330,20 @@ def _start_factors(llm: torch.nn.Module, settings: AlignConfig) -> dict[str, Ten
 
 
 @torch.no_grad()
-def _scale(projector: Projector, visual: VisualTokenizer, wanted: float) -> None:
-    """Projected codeword sums get the root mean square of the LLM's embeddings. Source: ours."""
+def _scale(projector: Projector, visual: VisualTokenizer, target: float) -> None:
+    """Give projected codeword sums the root mean square of the LLM's embeddings. Source: ours."""
     codebook = visual.codebook
     drawn = torch.randint(codebook.size, (512, codebook.num_levels), generator=generator("scale"))
     projected = projector(codebook.lookup(drawn.to(codebook.codewords.device)).cpu().float())
     last = projector.layers[-1] if isinstance(projector.layers, torch.nn.Sequential) else projector.layers
     for parameter in last.parameters():
-        parameter.mul_(wanted / float(projected.pow(2).mean().sqrt()))
+        parameter.mul_(target / float(projected.pow(2).mean().sqrt()))
 
 
 def _lesson(
     lvlm: LVLM, settings: AlignConfig, stage: int, codes: ImageCodes | None
 ) -> Callable[[LVLM, Sequence[Row], AlignConfig], Lesson]:
-    """What a stage trains."""
+    """The lesson of a stage, with the LoRA factors that it starts from."""
     factors = _start_factors(lvlm.backbone.llm, settings)
     return partial(alignment, stage=stage, codes=codes, factors=factors)
 
@@ -358,14 +357,14 @@ def _train(
     codes: ImageCodes | None,
     resume: bool,
 ) -> dict[str, Any]:
-    """One stage, in a folder of its own below the run's."""
-    own = RunFolder(run.path / f"stage-{stage}")
-    own.open(settings, resume=resume, overwrite=True)
+    """Train one stage in its folder inside the run's."""
+    folder = RunFolder(run.path / f"stage-{stage}")
+    folder.open(settings, resume=resume, overwrite=True)
     say(f"stage {stage}: {lvlm.name}, {len(rows)} rows, {settings.steps(len(rows))} steps")
     lesson = _lesson(lvlm, settings, stage, codes)
-    result = fit(lvlm, rows, settings, own, lesson=lesson, resume=resume)
-    own.update(status="finished")
-    losses = on_main(lambda: [line["loss"] for line in own.metrics() if "loss" in line])
+    result = fit(lvlm, rows, settings, folder, lesson=lesson, resume=resume)
+    folder.update(status="finished")
+    losses = on_main(lambda: [line["loss"] for line in folder.metrics() if "loss" in line])
     return {
         "rows": len(rows),
         "steps": result.steps,
@@ -375,25 +374,66 @@ def _train(
     }
 
 
-def _language(lvlm: LVLM, settings: AlignConfig, known: Any) -> dict[str, Any]:
-    """What the LLM says without images; `known` is what was found before an interruption."""
-    if known is not None:
-        return dict(known)
+def _language(lvlm: LVLM, settings: AlignConfig, recorded: Any) -> dict[str, Any]:
+    """Perplexity and answers of the LLM without images; `recorded` are those from before an interruption."""
+    if recorded is not None:
+        return dict(recorded)
     device = resolve_device(settings.device)
     with autocast(device, resolve_dtype(settings.dtype, device)):
-        found = check_language(lvlm.backbone)
-    return {"perplexity": round(found.perplexity, 3), "answers": list(found.answers)}
+        language = check_language(lvlm.backbone)
+    return {"perplexity": round(language.perplexity, 3), "answers": list(language.answers)}
 
 
 def _lasting(name: str) -> str:
-    """The LLM's name as another working folder understands it."""
+    """The LLM's name, as an absolute path if it is one: valid in every working folder."""
     path = user_path(name)
     return str(path.resolve()) if path.exists() else name
 
 
 def _finished(run: RunFolder, settings: AlignConfig) -> AlignResult:
-    """The result of a run that had come to its end before."""
+    """The result of a run that finished earlier."""
     record = run.record
     lvlm = load(run.path / BACKBONE, settings.device, settings.dtype)
     folder = run.path / BACKBONE
     return AlignResult(run.path, folder, record["metrics"], record["language"], settings, lvlm)
+
+
+def _backbone_card(
+    settings: AlignConfig,
+    lvlm: LVLM,
+    metrics: Mapping[str, Mapping[str, Any]],
+    language: Mapping[str, Any],
+    counts: Mapping[str, int],
+) -> str:
+    """The model card of the backbone."""
+    trained = "the projector" if settings.stage == "1" else "projector and LLM"
+    if settings.stage != "1" and settings.lora.rank:
+        trained = f"the projector, and the LLM by LoRA of rank {settings.lora.rank}"
+    kinds = [name for name in ("captions", "data", "text") if name not in unused(settings)]
+    sources = [source for name in kinds for source in getattr(settings, name)]
+    lines = [
+        f"# {lvlm.name} for codebook {lvlm.backbone.codebook_fingerprint[:12]}",
+        "",
+        f"The LLM `{settings.llm}` as a backbone of the visual tokenizer `{settings.visual}`. Trained: "
+        f"{trained}. The visual tokenizer is unchanged. Each part keeps its own licence.",
+        "",
+        "| stage | rows | steps | first loss | last loss | minutes |",
+        "|---|---|---|---|---|---|",
+        *(_line([name, counts[name], *(m[key] for key in _CARD_METRICS)]) for name, m in metrics.items()),
+        "",
+        f"Data: {', '.join(dict.fromkeys(sources))}.",
+        "",
+        "Language without images, before and after: perplexity of held-out text "
+        f"{language['before']['perplexity']} and {language['after']['perplexity']}.",
+        "",
+        "| instruction | before | after |",
+        "|---|---|---|",
+    ]
+    answers = zip(INSTRUCTIONS, language["before"]["answers"], language["after"]["answers"], strict=True)
+    lines += [_line(row) for row in answers]
+    lines += ["", "```python", "import craft", "", f'lvlm = craft.load("{settings.out}")', "```", ""]
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[object]) -> str:
+    return "| " + " | ".join(" ".join(str(cell).split()).replace("|", "/") for cell in cells) + " |"

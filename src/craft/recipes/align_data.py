@@ -11,7 +11,7 @@ from craft.core.progress import say
 from craft.core.seeding import rng
 from craft.data.chats import Conversation, read_conversations
 from craft.formats.code_cache import CodeCache, ImageCodes
-from craft.lessons.align import Row, answers_within, make_rows, whole_within
+from craft.lessons.packing import Row, answers_within, make_rows, whole_within
 from craft.models.lvlm import LVLM
 from craft.models.prompts import build_dialogue
 from craft.models.visual_tokenizer import VisualTokenizer

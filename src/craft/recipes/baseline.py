@@ -17,8 +17,8 @@ from craft.data import Data
 from craft.formats.encoder import load_artefact
 from craft.formats.load import load
 from craft.formats.tuned import part_fingerprint, save_tuned
-from craft.lessons.adapt import image_groups
 from craft.lessons.baselines import BASELINES, Baseline
+from craft.lessons.batches import image_groups
 from craft.lessons.rehearsal import Rehearsal, rehearse_step
 from craft.models.freezing import part_hashes, parts
 from craft.models.lvlm import LVLM
@@ -27,15 +27,18 @@ from craft.recipes.adapt import rehearse as rehearse_adapt
 from craft.recipes.opening import (
     Config,
     Model,
+    begin,
     run_data,
     run_folder,
+    run_manifest,
+    run_metrics,
     run_settings,
     training_data,
     validation,
 )
-from craft.recipes.record import begin, run_manifest, run_metrics
 from craft.training.config import BaselineConfig
 from craft.training.fit import fit
+from craft.training.lesson import Settled
 from craft.training.lora import take_lora
 from craft.training.run_folder import RunFolder
 
@@ -114,7 +117,8 @@ def tune(
     say(f"{method}: {lvlm.name} on {opened_data.name}, {steps} steps of {settings.batch_size}")
 
     # 2. Training, and the tuned parts.
-    lesson, validate = baseline.lesson, validation(opened_data, settings)
+    lesson = partial(baseline.lesson, earlier=Settled.of(run.record))
+    validate = validation(opened_data, settings)
     with run.noting_failure():
         result = fit(lvlm, opened_data.train, settings, run, lesson=lesson, resume=resume, validate=validate)
         factors = {}
@@ -201,11 +205,9 @@ def _settings(
     overrides: Mapping[str, Any],
 ) -> Any:
     """The config, with the arguments of `tune` on top of it, and on top of these what defines the method."""
-    overrides = dict(overrides)
-    seed, max_steps = overrides.pop("seed", None), overrides.pop("max_steps", None)
-    overrides |= baseline.settings or {"method": baseline.name}
-    kind, suffix = baseline.config_class, f"-{baseline.name}"
-    return run_settings(kind, model, data, out, seed, max_steps, config, overrides, suffix)
+    overrides = {**overrides, **(baseline.settings or {"method": baseline.name})}
+    suffix = f"-{baseline.name}"
+    return run_settings(baseline.config_class, model, data, out, config, overrides, suffix)
 
 
 def _zero_shot(

@@ -18,9 +18,9 @@ from craft.formats.encoder import load_artefact
 from craft.formats.load import load
 from craft.models.freezing import part_hashes
 from craft.models.lvlm import LVLM
+from craft.pages.figure import Example, draw_demo
 from craft.recipes.adapt import Config, adapt
 from craft.recipes.evaluate import evaluate
-from craft.recipes.figure import Example, draw
 from craft.recipes.questions import open_data, take, with_seen
 from craft.training.config import AdaptConfig
 from craft.training.run_folder import RunFolder
@@ -194,7 +194,7 @@ def demo(
     shown = _one_per_class(take(given.samples("test"), limit, given.seed))
     pair = lvlms["surrogate"], adapted["surrogate"]
     examples = _examples(shown, *pair, reports)
-    picture = draw(
+    picture = draw_demo(
         folder / "demo.png",
         f"{given.name}: one encoder, adapted with {lvlms['surrogate'].name}, used by both"
         + ("   (* class never trained on)" if any(not example.seen for example in examples) else ""),

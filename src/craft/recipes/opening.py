@@ -1,4 +1,8 @@
-"""What a training run opens before it trains: settings, folder, data, the model with its own copies."""
+"""What a training run on labelled pictures opens before it trains, and what it records.
+
+It opens settings, run folder, data, and the model with copies of the parts that train. It records the start,
+the metrics and the manifest of the artefact.
+"""
 
 import copy
 from collections.abc import Callable, Collection, Mapping
@@ -17,11 +21,15 @@ from craft.models.backbone import Backbone
 from craft.models.llm_bits import bits_of, check_bits
 from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
-from craft.recipes.questions import open_data, take
+from craft.recipes.questions import describe, open_data, take
 from craft.training.config import AdaptConfig, LoopConfig
 from craft.training.engine import join_processes, loading_device, sharding_asked
+from craft.training.fit import FitResult
 from craft.training.order import micro_batches
 from craft.training.run_folder import RunFolder
+
+OPTIONAL = ("seed", "max_steps")
+"""Arguments of `craft.adapt` that leave the decision to the config if they are None."""
 
 Config = AdaptConfig | Mapping[str, Any] | str | Path | None
 C = TypeVar("C", bound=AdaptConfig)
@@ -32,8 +40,6 @@ def run_settings(
     model: str | Path | LVLM | None,
     data: str | Path | Data | None,
     out: str | Path | None,
-    seed: int | None,
-    max_steps: int | None,
     config: Config,
     overrides: Mapping[str, Any],
     suffix: str = "",
@@ -42,8 +48,9 @@ def run_settings(
 
     Args:
         kind: the class of the config.
-        model, data, out, seed, max_steps, config, overrides: as `craft.adapt` takes them.
-        suffix: behind the data's name in the default run folder.
+        model, data, out, config: as for `craft.adapt`.
+        overrides: all other arguments. If seed and max_steps are None, the config decides.
+        suffix: follows the data's name in the default run folder.
 
     Raises:
         ConfigError: a setting is unknown or impossible.
@@ -52,41 +59,47 @@ def run_settings(
         "surrogate": model.name if isinstance(model, LVLM) else model and str(model),
         "data.name": data.name if isinstance(data, Data) else data and as_setting(data),
         "out": out and str(out),
-        "seed": seed,
-        "max_steps": max_steps,
     }
-    given = {key: value for key, value in named.items() if value is not None}
-    settings = kind.build(config, {**given, **overrides})
+    settings = kind.build(config, {**without_none(named), **without_none(overrides, OPTIONAL)})
     if settings.out is None:
-        place = Path("runs") / f"{short_name(settings.data.name)}{suffix}"
-        settings = settings.model_copy(update={"out": str(place)})
+        folder = Path("runs") / f"{short_name(settings.data.name)}{suffix}"
+        settings = settings.model_copy(update={"out": str(folder)})
     return settings
 
 
+def without_none(arguments: Mapping[str, Any], names: Collection[str] | None = None) -> dict[str, Any]:
+    """The arguments without those that are None; with names, only these may be dropped."""
+    return {
+        name: value
+        for name, value in arguments.items()
+        if value is not None or (names is not None and name not in names)
+    }
+
+
 def run_folder(settings: LoopConfig, resume: bool, overwrite: bool) -> tuple[RunFolder, bool]:
-    """The run's folder, and whether the run in it has finished and stands. Nothing is written.
+    """The run's folder, and whether it holds the finished run of these settings. Nothing is written.
 
     Raises:
-        ConfigError: the folder is taken, the run to be continued had other settings, or a batch cannot be
-            divided among the processes.
+        ConfigError: the folder is in use, the run to resume had other settings, or a batch cannot be divided
+            among the processes.
     """
     join_processes(settings.device)
     if settings.max_steps is not None and settings.epochs != LoopConfig().epochs:
         say(
-            f"note: epochs={settings.epochs:g} counts for nothing beside max_steps={settings.max_steps}; "
-            "--set max_steps=null goes by epochs"
+            f"note: epochs={settings.epochs:g} is ignored because max_steps={settings.max_steps} is set; "
+            "--set max_steps=null trains for epochs"
         )
     size = settings.micro_batch if isinstance(settings.micro_batch, int) else None
     micro_batches(list(range(settings.batch_size)), 0, world(), size)
     run = RunFolder(str(settings.out))
     finished = run.check(settings, resume, overwrite) and run.finished
     if finished:
-        say(f"the run in {run.path} is finished already")
+        say(f"the run in {run.path} is already finished")
     return run, finished
 
 
 def run_data(data: str | Path | Data | None, settings: AdaptConfig, model: "Model") -> Data:
-    """The data that the settings name, unless it is given.
+    """The data if it is loaded already, otherwise the data that the settings name.
 
     Raises:
         DataError: it is missing or broken.
@@ -95,50 +108,51 @@ def run_data(data: str | Path | Data | None, settings: AdaptConfig, model: "Mode
 
 
 def training_data(data: str | Path | Data | None, settings: AdaptConfig, model: "Model") -> Data:
-    """`run_data`, checked before anything is trained: every image is opened once.
+    """`run_data`, checked before training: CRAFT opens every image once.
 
     Raises:
         DataError: it is missing, empty or broken.
-        ConfigError: validation is to choose, and there are no samples for it.
+        ConfigError: eval_every is set, and there are no validation samples.
     """
-    given = run_data(data, settings, model)
-    given.samples("train")
-    verify_images(given)
-    if settings.eval_every and not given.validation:
-        raise ConfigError(f"eval_every needs validation samples, and {given.name} has none; unset it.")
-    return given
+    opened = run_data(data, settings, model)
+    opened.samples("train")
+    verify_images(opened)
+    if settings.eval_every and not opened.validation:
+        raise ConfigError(f"eval_every needs validation samples, and {opened.name} has none; unset it.")
+    return opened
 
 
 def validation(data: Data, settings: AdaptConfig) -> Callable[[LVLM], float] | None:
-    """What `fit` chooses by: the accuracy of an LVLM on the validation samples; None where there are none."""
-    held = take(data.validation, settings.eval_limit, settings.seed)
-    return (lambda lvlm: evaluate_lvlm(lvlm, held, progress=False).accuracy) if held else None
+    """The score by which `fit` selects a step: accuracy on the validation samples; None without samples."""
+    samples = take(data.validation, settings.eval_limit, settings.seed)
+    return (lambda lvlm: evaluate_lvlm(lvlm, samples, progress=False).accuracy) if samples else None
 
 
 class Model:
-    """Loads the model when first needed, and keeps it. Of a given LVLM the parts that train are copied; all
-    of them where it goes to another device.
+    """The model of a run, loaded at the first call.
+
+    CRAFT copies those parts of a loaded LVLM that train, and all parts if it moves to another device.
 
     Args:
-        given: an LVLM, or what the settings name.
-        settings: model, device, dtype and llm_bits count.
-        parts: what will change: of `vision_tower`, `projector`, `llm`.
+        source: an LVLM; anything else means the model that the settings name.
+        settings: model, device, dtype and llm_bits are used.
+        parts: the parts that will change, of `vision_tower`, `projector`, `llm`.
 
     Raises:
-        ConfigError: an LLM in 4 or 8 bits is asked for, and cannot be had.
+        ConfigError: the settings ask for an LLM in 4 or 8 bits, which is not possible here.
     """
 
     def __init__(
         self,
-        given: str | Path | LVLM | None,
+        source: str | Path | LVLM | None,
         settings: AdaptConfig,
         parts: Collection[str] = ("vision_tower",),
     ) -> None:
-        self.given = given
+        self.source = source
         self.settings = settings
         self.parts = parts
         self.lvlm: LVLM | None = None
-        _check_bits(given, settings, parts)
+        _check_bits(source, settings, parts)
 
     def __call__(self) -> LVLM:
         """The LVLM.
@@ -147,34 +161,33 @@ class Model:
             CheckpointError: it is missing or damaged.
         """
         if self.lvlm is None:
-            given = self.given
-            if isinstance(given, LVLM):
-                wanted, has = resolve_device(self.settings.device), given.device
-                moves = wanted.type != has.type or wanted.index not in (None, has.index)
-                self.lvlm = copy.deepcopy(given) if moves else with_own(given, self.parts)
+            source = self.source
+            if isinstance(source, LVLM):
+                device, current = resolve_device(self.settings.device), source.device
+                moves = device.type != current.type or device.index not in (None, current.index)
+                self.lvlm = copy.deepcopy(source) if moves else with_copies(source, self.parts)
             else:
-                place = loading_device(self.settings.device)
-                bits = self.settings.llm_bits
-                self.lvlm = load(self.settings.surrogate, place, self.settings.dtype, llm_bits=bits)
+                device, bits = loading_device(self.settings.device), self.settings.llm_bits
+                self.lvlm = load(self.settings.surrogate, device, self.settings.dtype, llm_bits=bits)
         return self.lvlm
 
 
-def _check_bits(given: str | Path | LVLM | None, settings: AdaptConfig, parts: Collection[str]) -> None:
+def _check_bits(source: str | Path | LVLM | None, settings: AdaptConfig, parts: Collection[str]) -> None:
     bits = settings.llm_bits
-    if isinstance(given, LVLM):
-        held = bits_of(given.backbone.llm)
-        if bits not in (None, held):
+    if isinstance(source, LVLM):
+        current = bits_of(source.backbone.llm)
+        if bits not in (None, current):
             raise ConfigError(
-                f"llm_bits={bits} is of a model that is loaded by name, and the given one is loaded; give "
-                f"craft.load(..., llm_bits={bits})."
+                f"llm_bits={bits} is for a model that is loaded by name, and this one is loaded already; "
+                f"use craft.load(..., llm_bits={bits})."
             )
-        bits = held
+        bits = current
     elif bits is not None:
         check_bits(bits, resolve_device(settings.device))
     if bits is None:
         return
     if "llm" in parts:
-        raise ConfigError(f"llm_bits={bits} keeps the LLM frozen, and it is to train; leave llm_bits out.")
+        raise ConfigError(f"llm_bits={bits} needs a frozen LLM, and this run trains it; leave llm_bits out.")
     if sharding_asked():
         raise ConfigError(
             f"llm_bits={bits} is not offered with FSDP2, which takes weights apart; use DDP "
@@ -182,15 +195,15 @@ def _check_bits(given: str | Path | LVLM | None, settings: AdaptConfig, parts: C
         )
 
 
-def with_own(lvlm: LVLM, parts: Collection[str]) -> LVLM:
-    """The same LVLM with copies of the named parts, so that they can be trained; τ is always its own."""
+def with_copies(lvlm: LVLM, parts: Collection[str]) -> LVLM:
+    """The same LVLM with copies of the named parts and of τ, which can then be trained."""
     visual, backbone = lvlm.visual, lvlm.backbone
 
-    def own(name: str, part: Any) -> Any:
+    def copied(name: str, part: Any) -> Any:
         return copy.deepcopy(part) if name in parts else part
 
     tokenizer = VisualTokenizer(
-        own("vision_tower", visual.vision_tower),
+        copied("vision_tower", visual.vision_tower),
         visual.codebook,
         visual.text_encoder,
         visual.log_temperature.detach(),
@@ -199,11 +212,73 @@ def with_own(lvlm: LVLM, parts: Collection[str]) -> LVLM:
     )
     if {"projector", "llm"} & set(parts):
         backbone = Backbone(
-            own("projector", backbone.projector),
-            own("llm", backbone.llm),
+            copied("projector", backbone.projector),
+            copied("llm", backbone.llm),
             backbone.tokenizer,
             backbone.prompt,
             backbone.codebook_fingerprint,
             backbone.borrowed,
         )
     return LVLM(tokenizer.to(lvlm.device), backbone, lvlm.name, lvlm.origin)
+
+
+# What the run records
+
+
+def begin(
+    run: RunFolder,
+    settings: AdaptConfig,
+    lvlm: LVLM,
+    data: Data,
+    resume: bool,
+    overwrite: bool,
+    **facts: Any,
+) -> None:
+    """Open the run folder, and record model and data in `run.json`.
+
+    Args:
+        run: the folder, already checked.
+        settings: all settings.
+        lvlm: the model that trains.
+        data: the data that it trains on.
+        resume, overwrite: as for `RunFolder.open`.
+        **facts: further fields.
+
+    Raises:
+        ConfigError: the run to resume began with other data.
+    """
+    run.open(settings, resume, overwrite)
+    if run.record.get("data_fingerprint", data.fingerprint) != data.fingerprint:
+        raise ConfigError(f"{data.name} is not the data that the run in {run.path} began with; restore it.")
+    run.update(data=describe(data, settings.data), data_fingerprint=data.fingerprint, **facts)
+    run.update(held_out=list(data.held_out), seed=settings.seed, surrogate=lvlm.name)
+
+
+def run_metrics(run: RunFolder, result: FitResult) -> dict[str, Any]:
+    """The metrics for the manifest: steps, last losses, best step, blend, minutes, and the weight of the
+    retention loss (None for a baseline)."""
+    return {
+        "steps": result.steps,
+        "train": {key: value for key, value in result.metrics.items() if isinstance(value, int | float)},
+        "best_step": result.best_step,
+        "best_validation": result.best_validation,
+        "blend": run.record["blend"],
+        "retention": run.record.get("retention"),
+        "minutes": result.minutes,
+    }
+
+
+def run_manifest(
+    run: RunFolder, settings: AdaptConfig, metrics: dict[str, Any], **facts: Any
+) -> dict[str, Any]:
+    """What the artefact records about its run; `facts` are further fields. `begin` recorded the rest."""
+    return {
+        "surrogate": run.record["surrogate"],
+        **facts,
+        "data": run.record["data"],
+        "held_out": run.record["held_out"],
+        "config": settings.model_dump(mode="json"),
+        "metrics": metrics,
+        "seed": settings.seed,
+        "made_with": run.record["machine"],
+    }

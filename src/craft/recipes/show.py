@@ -15,16 +15,15 @@ from craft.formats.encoder import load_artefact
 from craft.formats.load import load
 from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
+from craft.pages.code_map import CodeMap, ShownImage, draw_codes
 from craft.pruning import STRATEGIES, Settings, budget_of
-from craft.recipes.code_map import CodeMap, ShownImage, draw_codes
-from craft.recipes.code_page import write_page
 from craft.recipes.prior import DEFAULT, chosen_prior
 
 KEEP = (0.8, 0.6, 0.4)
-"""Keep ratios that are drawn where nothing else is said."""
+"""The keep ratios that are drawn by default."""
 
 SAMPLES = 4
-"""Test images of an embedded domain, each of another class, where its name stands for pictures."""
+"""How many test images of an embedded domain, one per class, are drawn for its name."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,10 @@ class Shown:
 
     Attributes:
         pictures: one PNG per image.
-        page: the HTML page with all of them.
-        images: what is in them.
+        images: what they show.
     """
 
     pictures: list[Path]
-    page: Path
     images: list[ShownImage] = field(repr=False)
 
 
@@ -46,7 +43,7 @@ def show(
     images: Sequence[Any],
     model: str | Path | LVLM | None = None,
     encoder: str | Path | None = None,
-    keep: Sequence[float] = KEEP,
+    keep_ratios: Sequence[float] = KEEP,
     out: str | Path = "runs/show",
     *,
     prior: str | Path | None = None,
@@ -56,13 +53,13 @@ def show(
     """Draw level-1 codes, their rarity and what pruning keeps, for the base tower and an adapted one.
 
     Args:
-        images: paths, PIL images or arrays; the name of an embedded domain is `SAMPLES` of its test images.
-        model: whose visual tokenizer; None is the encoder's surrogate, or craft-tiny.
-        encoder: a run folder or artefact, drawn beside the base tower.
-        keep: keep ratios to draw.
-        out: a folder for one PNG per image, and index.html.
-        prior: as in `craft.evaluate`; None: each tower's own, where it has one.
-        device, dtype: where and in what to run.
+        images: paths, PIL images or arrays; the name of an embedded domain gives `SAMPLES` test images.
+        model: the LVLM whose visual tokenizer is used; by default the encoder's surrogate, or craft-tiny.
+        encoder: a run folder or artefact, drawn below the base tower.
+        keep_ratios: keep ratios to draw.
+        out: the folder for one PNG per image.
+        prior: as in `craft.evaluate`; by default each tower's own prior, if it has one.
+        device, dtype: as for `craft.load`.
 
     Raises:
         DataError: an image cannot be read, or there is none.
@@ -70,12 +67,14 @@ def show(
 
     Source: Figures 4 and 7; §13.
     """
-    for ratio in keep:
+    for ratio in keep_ratios:
         budget_of(ratio, 1)
-    check_writable(Path(out) / "index.html")
-    named = _named(images)
-    if not named:
+    titled = _titled(images)
+    if not titled:
         raise DataError("There is no picture to show.")
+    paths = [Path(out) / f"{name}.png" for name in _file_names([title for title, _ in titled])]
+    for path in paths:
+        check_writable(path)
     artefact = None if encoder is None else load_artefact(encoder)
     if model is None:
         model = (artefact and artefact.surrogate) or DEFAULT
@@ -84,40 +83,34 @@ def show(
     towers = {"base": base} | ({"adapted": base.with_encoder(artefact)} if artefact else {})
     if prior is not None:
         towers = {name: lvlm.with_prior(chosen_prior(prior, base)) for name, lvlm in towers.items()}
-    pixels = base.visual.preprocess([image for _, image in named])
+    pixels = base.visual.preprocess([image for _, image in titled])
     views = ((pixels.permute(0, 2, 3, 1) / 2 + 0.5) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
-    maps = {name: _maps(lvlm.visual, lvlm.visual.encode(pixels), name) for name, lvlm in towers.items()}
+    maps = [_maps(lvlm.visual, lvlm.visual.encode(pixels), name) for name, lvlm in towers.items()]
     shown = [
-        ShownImage(title, views[number], base.visual.grid, [found[number] for found in maps.values()])
-        for number, (title, _) in enumerate(named)
+        ShownImage(title, view, base.visual.grid, list(image_maps))
+        for (title, _), view, image_maps in zip(titled, views, zip(*maps, strict=True), strict=True)
     ]
-    folder = Path(out)
-    names = _file_names([image.title for image in shown])
-    pictures = [
-        draw_codes(folder / f"{name}.png", image, keep) for name, image in zip(names, shown, strict=True)
-    ]
-    about = base.name + (f", adapted: {artefact.folder}" if artefact else "")
-    return Shown(pictures, write_page(folder / "index.html", about, shown, base.visual.codebook.size), shown)
+    pictures = [draw_codes(path, image, keep_ratios) for path, image in zip(paths, shown, strict=True)]
+    return Shown(pictures, shown)
 
 
-def _named(images: Sequence[Any]) -> list[tuple[str, Any]]:
-    """(title, image) of each; the name of an embedded domain stands for some of its test images."""
-    found: list[tuple[str, Any]] = []
+def _titled(images: Sequence[Any]) -> list[tuple[str, Any]]:
+    """(title, image) of each; the name of an embedded domain gives `SAMPLES` of its test images."""
+    titled: list[tuple[str, Any]] = []
     for number, image in enumerate(images):
         if isinstance(image, str) and image in EMBEDDED:
             first = {sample.concept: sample for sample in reversed(load_data(image).test)}
             chosen = [first[label] for label in sorted(first)[:SAMPLES]]
-            found += [(f"{image}, {sample.concept}", sample.image) for sample in chosen]
+            titled += [(f"{image}, {sample.concept}", sample.image) for sample in chosen]
         else:
-            known = isinstance(image, str | Path)
-            title = Path(image).stem if known else f"picture {number + 1}"
-            found.append((title.encode("utf-8", "replace").decode(), image))  # a name may be no UTF-8
-    return found
+            title = Path(image).stem if isinstance(image, str | Path) else f"picture {number + 1}"
+            titled.append((title.encode("utf-8", "replace").decode(), image))  # file names may not be UTF-8
+    return titled
 
 
 def _maps(visual: VisualTokenizer, tokens: VisionTokens, tower: str) -> list[CodeMap]:
-    """One map per image; rarity and order where the tokenizer has a prior."""
-    tokens, share, rank = tokens.to("cpu"), None, None  # the order needs float64, which MPS has not
+    """One map per image, with rarity and rank if the tokenizer has a prior."""
+    tokens, share, rank = tokens.to("cpu"), None, None  # the ranking needs float64, which MPS lacks
     if visual.prior is not None:
         if visual.prior.shape != (visual.codebook.size,):
             raise ConfigError("The code prior does not fit the codebook; make one with `craft prior`.")

@@ -26,9 +26,9 @@ from craft.formats.encoder import load_artefact
 from craft.formats.load import load
 from craft.models.freezing import answer_hashes, part_hashes
 from craft.models.lvlm import LVLM
+from craft.pages.matrix import ZERO_SHOT, TransferCell, TransferMatrix
 from craft.recipes.adapt import Config, adapt
 from craft.recipes.evaluate import evaluate
-from craft.recipes.matrix import ZERO_SHOT, Cell, TransferMatrix
 from craft.recipes.questions import checked, questions_for
 from craft.training.config import AdaptConfig
 from craft.training.run_folder import FREE, RunFolder
@@ -350,7 +350,7 @@ def _matrix(
 ) -> TransferMatrix:
     """Sort the pairs (adapted, zero-shot) into cells; a zero-shot report that encoders share counts once."""
     data = list(dict.fromkeys(name for name, _, _ in found))
-    cells: dict[tuple[str, str, str], Cell] = {}
+    cells: dict[tuple[str, str, str], TransferCell] = {}
     for name in data:
         for encoder in (ZERO_SHOT, *surrogate_of):
             for backbone in backbones:
@@ -365,5 +365,7 @@ def _matrix(
                     reports, before = [after for after, _ in pairs], [zero for _, zero in pairs]
                 if reports:
                     diagonal = surrogate_of.get(encoder) == backbone
-                    cells[name, encoder, backbone] = Cell(name, encoder, backbone, diagonal, reports, before)
+                    cells[name, encoder, backbone] = TransferCell(
+                        name, encoder, backbone, diagonal, reports, before
+                    )
     return TransferMatrix(data, [ZERO_SHOT, *surrogate_of], list(backbones), cells, settings)

@@ -180,7 +180,7 @@ class AdaptConfig(LoopConfig):
             "symmetric" they attend to it too, the other reading of §3.2. None is what the tower has.
         blend: 1 keeps the trained tower, as the paper does; less mixes `blend` of it with `1 - blend` of the
             base tower's weights (WiSE-FT); None is 1, but 0.3 where there are few classes in training and
-            the retention loss has no weight (`craft.lessons.blending`). Source: ours.
+            the retention loss has no weight (`craft.lessons.retention`). Source: ours.
         augment: strength of random turns, shifts, zoom and light on training images; 0 is none. Source: ours.
         cache_mib: memory for decoded images (without augmentation, of a frozen stem's output).
         workers: processes that decode images ahead of the step that needs them; 0 decodes in this one.

@@ -15,7 +15,6 @@ from craft.core.errors import ConfigError, TrainingError
 from craft.core.interrupt import Interrupted, stop_wish
 from craft.core.progress import say, track
 from craft.core.seeding import seed_everything, stable_seed
-from craft.lessons.adapt import adaptation, resumed_settings
 from craft.models.freezing import part_hashes
 from craft.models.lvlm import LVLM
 from craft.training import checkpoint
@@ -60,18 +59,18 @@ def fit(
     config: C,
     run: RunFolder,
     *,
-    lesson: Callable[[LVLM, Sequence[Any], C], Lesson] = adaptation,
+    lesson: Callable[[LVLM, Sequence[Any], C], Lesson],
     resume: bool = False,
     validate: Callable[[LVLM], float] | None = None,
 ) -> FitResult:
-    """Train `lvlm` in place: its vision tower, unless `lesson` says otherwise.
+    """Train `lvlm` in place.
 
     Args:
         lvlm: the model. Everything but what the lesson trains stays bit for bit as it is.
         samples: the training set.
         config: all settings.
-        run: an open run folder; gets metrics, checkpoints, hashes.
-        lesson: settles what trains and the loss of a batch; it is called when the model is on its device.
+        run: an open run folder; it gets metrics, checkpoints, hashes.
+        lesson: decides what trains and the loss of a batch; it is called when the model is on its device.
         resume: continue from the newest checkpoint in `run`, if there is one.
         validate: LVLM -> a score, the higher the better; called each `config.eval_every` steps and at the
             end.
@@ -90,118 +89,216 @@ def fit(
     seed_everything(config.seed)
     engine.place(lvlm)
     hashes = part_hashes(lvlm)  # as it came: what trains becomes float32, or gets LoRA
-    before = run.record if resume else {}
-    work = processes.jointly(
-        lambda: lesson(lvlm, samples, resumed_settings(lvlm, config, before)), "the start"
-    )
-    trained = work.trained
-    if resume and run.record.get("hashes_before", hashes) != hashes:
-        raise ConfigError("The model's weights are not those this run began with; give the same one.")
+    work = processes.jointly(lambda: lesson(lvlm, samples, config), "the start")
     count = work.count or len(samples)
     total = config.steps(count)
-    share = -(-config.batch_size // processes.world())
-    engine.again = checkpointing(lvlm, work, count, config, share, engine.dtype)
+    _note_start(run, engine, work, hashes, resume, total)
+    engine.again = checkpointing(
+        lvlm, work, count, config, -(-config.batch_size // processes.world()), engine.dtype
+    )
+    run.update(gradient_checkpointing=engine.again)
     say(freeze_report(lvlm))
-    run.update(status="running", device=str(engine.device), processes=processes.world(), steps=total)
-    settled = {name: before[name] for name in work.notes if name in before}
-    run.update(hashes_before=hashes, gradient_checkpointing=engine.again, **{**work.notes, **settled})
 
     # 2. Where an earlier run stopped.
-    start, best_step, best_score, noted = 0, None, None, None
-    found = checkpoint.load_latest(run.checkpoints) if resume else None
-    if found is not None:
-        checkpoint.put_weights(trained, found.weights, str(run.checkpoints))
-        start, best_score = found.step, found.notes["best_score"]
-        best_step = noted = found.notes["best_step"]
-        began -= 60 * found.notes.get("minutes", 0.0)  # as if unbroken; of old checkpoints unknown
-        say(f"resuming after step {start} of {total}")
-    if resume:
-        run.rewind(start)
-        if processes.is_main():  # killed before it deleted them
-            checkpoint.keep_newest(run.checkpoints, config.keep_checkpoints)
+    state = _resumed(run, work, config, total, began) if resume else _State(began)
 
     # 3. Optimiser and schedule; one process or many, whole or sharded.
     trainee = engine.trainee(work.objective)
     optimizer, schedule = _optimizer(trainee, config, total)
     engine.prepare(trainee, optimizer)
-    if found is not None:
-        engine.restore(found.optimizer)
-        schedule.load_state_dict(found.scheduler)
+    if state.resumed is not None:
+        engine.restore(state.resumed.optimizer)
+        schedule.load_state_dict(state.resumed.scheduler)
+        state.resumed = None  # its tensors are not needed any more
     size = _micro_batch(engine, work, count, config, run)
     engine.start_trackers(config)
-    probe_every = config.probe_every or max(1, total // 20)
 
     # 4. The steps.
-    clock, seen = time.monotonic(), 0
-    progress: Any = track(range(start, total), work.verb, total - start)
-    with run.noting_failure(), stop_wish() as wish, closing(engine), closing(progress) as steps:
-        for index in steps:
-            step = index + 1
-            batch = batch_indices(count, config.batch_size, index, config.seed)
-            for later in range(step, min(step + AHEAD, total)):
-                coming = batch_indices(count, config.batch_size, later, config.seed)
-                for share in micro_batches(coming, processes.rank(), processes.world(), size):
-                    work.ahead(share)
-            parts = _step(engine, work, batch, index, size, config)
-            if index == start:
-                check_gradients(engine.model)
-            engine.step()
-            line = {"step": step, **parts, "lr": schedule.get_last_lr()[0]}
-            schedule.step()
-            seen += config.batch_size
-            probing = step % probe_every == 0 or step == total
-            evaluating = config.eval_every is not None and (step % config.eval_every == 0 or step == total)
-            if probing or evaluating:
-                engine.collect()
-            if evaluating or step == total:
-                check_finite(trained, step)
-            if probing:
-                line |= work.probe()
-            if validate is not None and evaluating:
-                with _as_kept(work):
-                    line["validation"] = processes.everyone(validate(lvlm))[0]
-                if best_score is None or line["validation"] > best_score:
-                    best_step, best_score = step, line["validation"]
-                    if processes.is_main():
-                        checkpoint.save_best(run.checkpoints, step, trained, noted)
-            line["samples_per_s"] = round(seen / (time.monotonic() - clock), 2)
-            run.log(line)
-            engine.log(line, step)
-            stopping = processes.agree(wish.asked)
-            wanted = config.checkpoint_every and step % config.checkpoint_every == 0
-            if wanted or stopping or step == total:
-                engine.collect()
-                check_finite(trained, step)
-                state = engine.optimizer_state(), schedule.state_dict()
-                notes = {"best_step": best_step, "best_score": best_score, "minutes": _minutes(began)}
-                if processes.is_main():
-                    checkpoint.save(run.checkpoints, step, trained, *state, notes, config.keep_checkpoints)
-                noted = best_step
-            if stopping and step < total:
-                processes.wait()
-                run.update(status="interrupted", interrupted_at=step)
-                raise Interrupted(
-                    f"Stopped at step {step} of {total}; the state is in {run.checkpoints}. The same command "
-                    "with --resume (in Python: resume=True) goes on from here; the result is that of an "
-                    "unbroken run."
-                )
+    loop = _Loop(lvlm, work, config, run, engine, schedule, state, count, total, size, validate)
+    progress: Any = track(range(state.step, total), work.verb, total - state.step)
+    with run.noting_failure(), stop_wish() as wish, closing(engine), closing(progress) as indices:
+        for index in indices:
+            loop.step(index)
+            loop.measure(index + 1)
+            loop.save_or_stop(index + 1, processes.agree(wish.asked))
 
     # 5. The weights to keep, and the proof that nothing else moved.
     engine.collect(everything=True)
     processes.wait()
-    if best_step is not None and best_step != total:
-        best = checkpoint.load_best(run.checkpoints, best_step)
-        checkpoint.put_weights(trained, best, str(run.checkpoints))
+    if state.best_step is not None and state.best_step != total:
+        best = checkpoint.load_best(run.checkpoints, state.best_step)
+        checkpoint.put_weights(work.trained, best, str(run.checkpoints))
     work.blend()
     work.finish()
-    for parameter in trained.values():
+    for parameter in work.trained.values():
         parameter.requires_grad_(False).grad = None
     after = part_hashes(lvlm)
     check_frozen(hashes, after, work.parts)
-    minutes = _minutes(began)
-    run.update(hashes_after=after, best_step=best_step, best_validation=best_score, training_minutes=minutes)
+    minutes = state.minutes()
+    run.update(
+        hashes_after=after,
+        best_step=state.best_step,
+        best_validation=state.best_score,
+        training_minutes=minutes,
+    )
     last = processes.on_main(lambda: (run.metrics() or [{}])[-1])
-    return FitResult(total, last, best_step, best_score, minutes, work.images)
+    return FitResult(total, last, state.best_step, state.best_score, minutes, work.images)
+
+
+@dataclass
+class _State:
+    """How far a run has come.
+
+    Attributes:
+        began: the moment of `time.monotonic` when it began, as if it had never been interrupted.
+        step: steps done before this process began.
+        best_step, best_score: of the best weights so far, if validation chooses.
+        noted: the best step that the newest checkpoint names.
+        resumed: the checkpoint to continue from.
+    """
+
+    began: float
+    step: int = 0
+    best_step: int | None = None
+    best_score: float | None = None
+    noted: int | None = None
+    resumed: checkpoint.Checkpoint | None = None
+
+    def minutes(self) -> float:
+        """Minutes of training, over all resumptions."""
+        return round((time.monotonic() - self.began) / 60, 3)
+
+
+def _note_start(
+    run: RunFolder, engine: Engine, work: Lesson, hashes: dict[str, str], resume: bool, total: int
+) -> None:
+    """Write into run.json what the run begins with; what a resumed run has decided stays.
+
+    Raises:
+        ConfigError: the run that is resumed began with other weights.
+    """
+    before = run.record if resume else {}
+    if before.get("hashes_before", hashes) != hashes:
+        raise ConfigError("The model's weights are not those this run began with; give the same one.")
+    run.update(status="running", device=str(engine.device), processes=processes.world(), steps=total)
+    settled = {} if work.settled is None else work.settled.to_record()
+    kept = {name: before[name] for name in settled if name in before}
+    run.update(hashes_before=hashes, **{**settled, **kept})
+
+
+def _resumed(run: RunFolder, work: Lesson, config: LoopConfig, total: int, began: float) -> _State:
+    """The state of the newest checkpoint, whose weights are put into the model; what came after it in the
+    run folder is dropped."""
+    state = _State(began)
+    found = checkpoint.load_latest(run.checkpoints)
+    if found is not None:
+        checkpoint.put_weights(work.trained, found.weights, str(run.checkpoints))
+        notes = found.notes
+        earlier = 60 * notes.get("minutes", 0.0)  # old checkpoints do not say
+        state = _State(
+            began - earlier, found.step, notes["best_step"], notes["best_score"], notes["best_step"], found
+        )
+        say(f"resuming after step {state.step} of {total}")
+    run.rewind(state.step)
+    if processes.is_main():  # the run may have been killed before it deleted them
+        checkpoint.keep_newest(run.checkpoints, config.keep_checkpoints)
+    return state
+
+
+@dataclass
+class _Loop:
+    """The steps of a run: each is taken, measured, and then saved if it is time."""
+
+    lvlm: LVLM
+    work: Lesson
+    config: LoopConfig
+    run: RunFolder
+    engine: Engine
+    schedule: Any
+    state: _State
+    count: int
+    total: int
+    size: int | None
+    validate: Callable[[LVLM], float] | None
+
+    def __post_init__(self) -> None:
+        self.probe_every = self.config.probe_every or max(1, self.total // 20)
+        self.clock, self.seen = time.monotonic(), 0
+        self.line: dict[str, Any] = {}
+
+    def step(self, index: int) -> None:
+        """One optimiser step; `line` holds the parts of its loss."""
+        config, work = self.config, self.work
+        batch = batch_indices(self.count, config.batch_size, index, config.seed)
+        for later in range(index + 1, min(index + 1 + AHEAD, self.total)):
+            coming = batch_indices(self.count, config.batch_size, later, config.seed)
+            for share in micro_batches(coming, processes.rank(), processes.world(), self.size):
+                work.ahead(share)
+        parts = _step(self.engine, work, batch, index, self.size, config)
+        if index == self.state.step:
+            check_gradients(self.engine.model)
+        self.engine.step()
+        self.line = {"step": index + 1, **parts, "lr": self.schedule.get_last_lr()[0]}
+        self.schedule.step()
+        self.seen += config.batch_size
+
+    def measure(self, step: int) -> None:
+        """Probe and validate if it is time, and write the line of metrics.jsonl."""
+        every, last = self.config.eval_every, step == self.total
+        probing = step % self.probe_every == 0 or last
+        evaluating = every is not None and (step % every == 0 or last)
+        if probing or evaluating:
+            self.engine.collect()
+        if evaluating or last:
+            check_finite(self.work.trained, step)
+        if probing:
+            self.line |= self.work.probe()
+        if evaluating and self.validate is not None:
+            self._score(step, self.validate)
+        self.line["samples_per_s"] = round(self.seen / (time.monotonic() - self.clock), 2)
+        self.run.log(self.line)
+        self.engine.log(self.line, step)
+
+    def _score(self, step: int, validate: Callable[[LVLM], float]) -> None:
+        """Validate, and keep the weights if none were better."""
+        state = self.state
+        with _as_kept(self.work):
+            score = self.line["validation"] = processes.everyone(validate(self.lvlm))[0]
+        if state.best_score is None or score > state.best_score:
+            state.best_step, state.best_score = step, score
+            if processes.is_main():
+                checkpoint.save_best(self.run.checkpoints, step, self.work.trained, state.noted)
+
+    def save_or_stop(self, step: int, stopping: bool) -> None:
+        """Write a checkpoint if it is time.
+
+        Raises:
+            Interrupted: the user wants the run to stop.
+        """
+        config, run, state = self.config, self.run, self.state
+        due = config.checkpoint_every and step % config.checkpoint_every == 0
+        if due or stopping or step == self.total:
+            self.engine.collect()
+            check_finite(self.work.trained, step)
+            moments = self.engine.optimizer_state(), self.schedule.state_dict()
+            notes = {
+                "best_step": state.best_step,
+                "best_score": state.best_score,
+                "minutes": state.minutes(),
+            }
+            if processes.is_main():
+                checkpoint.save(
+                    run.checkpoints, step, self.work.trained, *moments, notes, config.keep_checkpoints
+                )
+            state.noted = state.best_step
+        if stopping and step < self.total:
+            processes.wait()
+            run.update(status="interrupted", interrupted_at=step)
+            raise Interrupted(
+                f"Stopped at step {step} of {self.total}; the state is in {run.checkpoints}. The same "
+                "command with --resume (in Python: resume=True) goes on from here; the result is that of an "
+                "unbroken run."
+            )
 
 
 @contextmanager
@@ -216,11 +313,6 @@ def _as_kept(work: Lesson) -> Iterator[None]:
         yield
     finally:
         checkpoint.put_weights(work.trained, training, "what trains")
-
-
-def _minutes(began: float) -> float:
-    """Since that moment of `time.monotonic`."""
-    return round((time.monotonic() - began) / 60, 3)
 
 
 def _step(

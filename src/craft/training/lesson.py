@@ -1,11 +1,12 @@
 """What a run trains and how: all that `fit` does not know itself."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
+from craft.quantize.search import Choice
 from craft.training.image_cache import ImageCache
 
 
@@ -61,6 +62,34 @@ def _ignored(indices: Sequence[int]) -> None: ...
 
 
 @dataclass(frozen=True)
+class Settled:
+    """What a run on labelled pictures decides when it begins; a resumed run keeps it.
+
+    Attributes:
+        search: how codewords are found, and why so.
+        blend: the share of what is trained that is kept, in (0, 1].
+        retention: weight of the retention loss; None if the vision tower does not train, or in the record
+            of a run that began before there was this loss.
+    """
+
+    search: Choice
+    blend: float | None = None
+    retention: float | None = None
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Settled | None":
+        """What a run's `run.json` says, or None if the run has decided nothing yet."""
+        if "search" not in record:
+            return None
+        return cls(Choice(**record["search"]), record.get("blend"), record.get("retention"))
+
+    def to_record(self) -> dict[str, Any]:
+        """The fields of `run.json`."""
+        fields = {"search": asdict(self.search), "blend": self.blend, "retention": self.retention}
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+@dataclass(frozen=True)
 class Lesson:
     """What one run trains.
 
@@ -78,7 +107,7 @@ class Lesson:
         images: the cache of decoded images, where one is used.
         ahead: told the samples of micro-batches that will be made soon.
         count: how many samples `batches` has, where that is not how many were given.
-        notes: what was settled at the start, for run.json.
+        settled: what was decided at the start, for run.json; None if there was nothing to decide.
         mixed: mixed pictures that the retention loss takes beside each image.
     """
 
@@ -93,10 +122,10 @@ class Lesson:
     images: ImageCache | None = None
     ahead: Callable[[Sequence[int]], None] = _ignored
     count: int | None = None
-    notes: Mapping[str, Any] = field(default_factory=dict)
+    settled: Settled | None = None
     mixed: float = 0.0
 
     @property
     def search(self) -> str:
         """How codewords are found, where features are quantised in training."""
-        return self.notes.get("search", {}).get("name", "exact")
+        return "exact" if self.settled is None else self.settled.search.name

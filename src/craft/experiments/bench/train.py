@@ -23,7 +23,8 @@ from craft.experiments.bench.activations import activation_bytes
 from craft.experiments.bench.flops import LORA, Step, answer, flops_per_image, lengths, question
 from craft.experiments.bench.measure import Seconds, fastest, matmul_rate, peak_bytes, where
 from craft.experiments.bench.shapes import SHAPES, Shape, build_lvlm
-from craft.lessons.objective import Batch, CraftObjective
+from craft.lessons.batches import Batch
+from craft.lessons.objective import CraftObjective, paper_terms
 from craft.losses import surrogate_alignment
 from craft.models.compiled import Compiled, layers_of
 from craft.models.lvlm import LVLM
@@ -291,8 +292,8 @@ def make_step(
     losses = LossesConfig(
         sal=SalConfig(), commitment=CommitmentConfig(), contrastive=ContrastiveConfig(weight=1.0)
     )
-    ways = {"search": way.search, "compiled": way.compiled}
-    objective = CraftObjective(lvlm, losses, 1.0, **ways)
+    terms = paper_terms(losses, 1.0)
+    objective = CraftObjective(lvlm, terms, search=way.search, compiled=way.compiled)
     layers = Compiled(layers_of(lvlm.backbone.llm)) if way.compiled and not step.crafted else nullcontext()
 
     def loss() -> Tensor:
@@ -303,7 +304,7 @@ def make_step(
             with layers:
                 return _answers_alone(lvlm, batch, step.trains == "vision")
         if step.all_logits:
-            return _with_all_logits(objective, batch)
+            return _with_all_logits(objective, losses, batch)
         return objective(batch)[0]
 
     def run() -> None:
@@ -372,14 +373,14 @@ def _answers_alone(lvlm: LVLM, batch: Batch, through_tower: bool) -> Tensor:
     return surrogate_alignment(hidden, lvlm.backbone.lm_head, inputs["labels"])
 
 
-def _with_all_logits(objective: CraftObjective, batch: Batch) -> Tensor:
+def _with_all_logits(objective: CraftObjective, losses: LossesConfig, batch: Batch) -> Tensor:
     """Eq. 5 with transformers' own loss: logits at every position, in float32."""
     lvlm = objective.lvlm
     tokens = lvlm.visual(batch.images)
     inputs = lvlm.backbone.inputs(tokens, batch.questions, batch.answers)
     llm: Any = lvlm.backbone.llm
     sal = llm(**inputs, use_cache=False).loss
-    rest = objective.losses.model_copy(update={"sal": SalConfig(weight=0.0)})
+    rest = losses.model_copy(update={"sal": SalConfig(weight=0.0)})
     return sal + _rest(lvlm, rest, tokens, batch)
 
 

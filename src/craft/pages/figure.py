@@ -1,4 +1,7 @@
-"""The demo's picture: test images with answers before and after, what changed in them, and the losses."""
+"""The figure of `craft demo`: test images with answers before and after, changed patches, and the losses.
+
+The curves of `craft report` are drawn here too.
+"""
 
 import io
 import warnings
@@ -19,18 +22,18 @@ _CURVES = {
     "retention": ("Retention (ours)", "#bc4c00"),
 }
 _LINE = 0.2  # inches per line of answers
-_LONGEST = 15  # characters of an answer that fit a column
+_LONGEST = 15  # characters of an answer that fit into a column
 
 
 @dataclass(frozen=True)
 class Example:
-    """One test image in the picture.
+    """One test image in the figure.
 
     Attributes:
-        pixels: what the tower sees, uint8 `[S, S, 3]`.
-        answer: the right answer.
-        seen: False where the class was held out of training.
-        replies: per line of the picture what a model said, and whether that is right.
+        pixels: the tower's input, uint8 `[S, S, 3]`.
+        answer: the correct answer.
+        seen: False if the class was held out of training.
+        replies: for each line of the figure, the reply of a model and whether it is correct.
         changed: bool `[h, w]`, the patches whose level-1 code the adaptation changed.
     """
 
@@ -41,24 +44,27 @@ class Example:
     changed: np.ndarray
 
 
-def draw(
+def draw_demo(
     path: str | Path,
     title: str,
     lines: Sequence[str],
     examples: Sequence[Example],
     metrics: Sequence[Mapping[str, Any]],
 ) -> Path:
-    """Write the picture as PNG; the same arguments give the same bytes.
+    """Write the figure as PNG; the same arguments give the same bytes.
 
     Args:
-        path: where.
-        title: above everything.
-        lines: what each entry of `Example.replies` is, such as "craft-tiny/llama, adapted".
+        path: the file.
+        title: the line at the top.
+        lines: names of the entries of `Example.replies`, such as "craft-tiny/llama, adapted".
         examples: at least one.
         metrics: the lines of metrics.jsonl.
 
     Returns:
         The path.
+
+    Raises:
+        ConfigError: the path cannot be written to.
     """
     from matplotlib.figure import Figure
 
@@ -98,7 +104,7 @@ def draw(
             wspace=0.22,
         )
         for column, (name, points) in enumerate(curves.items()):
-            _plot(figure.add_subplot(lower[0, column]), *_CURVES[name], *points)
+            plot_curve(figure.add_subplot(lower[0, column]), *_CURVES[name], *points)
     stream = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # answers may be in any script
@@ -108,7 +114,7 @@ def draw(
 
 
 def _labels(figure: Any, grid: Any, lines: Sequence[str]) -> None:
-    """The left column: what each row is."""
+    """The left column: names of the rows."""
     for row, words in (
         (0, "test image, as the\nvision tower sees it"),
         (2, "patches whose level-1\ncode changed"),
@@ -117,15 +123,15 @@ def _labels(figure: Any, grid: Any, lines: Sequence[str]) -> None:
         axes.text(0.96, 0.5, words, ha="right", va="center", fontsize=9, color=_GREY)
     axes = _blank(figure.add_subplot(grid[1, 0]))
     for number, words in enumerate(("right answer", *lines)):
-        heavy = "bold" if number == 0 else "normal"
+        weight = "bold" if number == 0 else "normal"
         axes.text(
-            0.96, _height(number, len(lines)), words, ha="right", va="center", fontsize=9, fontweight=heavy
+            0.96, _height(number, len(lines)), words, ha="right", va="center", fontsize=9, fontweight=weight
         )
     _stripes(axes, len(lines))
 
 
 def _answers(axes: Any, example: Example, count: int) -> None:
-    """The right answer (in italics where its class was never trained on), then each model's."""
+    """The correct answer (in italics if its class was held out of training), then the models' replies."""
     _blank(axes)
     axes.text(
         0.5,
@@ -139,13 +145,13 @@ def _answers(axes: Any, example: Example, count: int) -> None:
     )
     for number, (reply, right) in enumerate(example.replies, start=1):
         mark, colour = ("✓", _RIGHT) if right else ("✗", _WRONG)
-        words = f"{_short(reply) or '(nothing)'} {mark}"
-        axes.text(0.5, _height(number, count), words, ha="center", va="center", fontsize=8.5, color=colour)
+        text = f"{_short(reply) or '(nothing)'} {mark}"
+        axes.text(0.5, _height(number, count), text, ha="center", va="center", fontsize=8.5, color=colour)
     _stripes(axes, count)
 
 
 def _stripes(axes: Any, count: int) -> None:
-    """Every second line of answers on grey: zero-shot and adapted stand in pairs."""
+    """A grey background for every second line, since zero-shot and adapted alternate."""
     for number in range(2, count + 1, 2):
         middle = _height(number, count)
         axes.axhspan(middle - 0.5 / (count + 1), middle + 0.5 / (count + 1), color="#f0f2f5", zorder=0)
@@ -162,17 +168,17 @@ def _short(text: str) -> str:
 
 
 def _image(axes: Any, example: Example, overlay: bool) -> None:
-    """The image; over it, if asked, a veil on each patch whose code changed."""
+    """The image, and with `overlay` a colour over each patch whose code changed."""
     _blank(axes)
     whole: dict[str, Any] = {"extent": (0, 1, 0, 1), "interpolation": "nearest", "aspect": "equal"}
     axes.imshow(example.pixels, **whole)
     if not overlay:
         return
     rows, columns = example.changed.shape
-    veil = np.zeros((rows, columns, 4))
-    veil[..., :3] = [int(_CHANGED[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    veil[..., 3] = np.where(example.changed, 0.42, 0.0)
-    axes.imshow(veil, **whole)
+    colours = np.zeros((rows, columns, 4))
+    colours[..., :3] = [int(_CHANGED[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    colours[..., 3] = np.where(example.changed, 0.42, 0.0)
+    axes.imshow(colours, **whole)
     for at in range(1, columns):
         axes.axvline(at / columns, color="white", linewidth=0.4, alpha=0.6)
     for at in range(1, rows):
@@ -191,13 +197,21 @@ def _blank(axes: Any) -> Any:
 
 
 def _curve(metrics: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one part of the loss."""
-    found = [(line["step"], line[name]) for line in metrics if name in line]
-    return np.array([step for step, _ in found], dtype=float), np.array([v for _, v in found], dtype=float)
+    """Steps and values of one loss, float64."""
+    points = [(line["step"], line[name]) for line in metrics if name in line]
+    return np.array([x for x, _ in points], dtype=float), np.array([y for _, y in points], dtype=float)
 
 
-def _plot(axes: Any, title: str, colour: str, steps: np.ndarray, values: np.ndarray) -> None:
-    """Each step's value thin, their running mean thick."""
+def plot_curve(axes: Any, title: str, colour: str, steps: np.ndarray, values: np.ndarray) -> None:
+    """Draw the values as a thin line and their running mean as a thick one.
+
+    Args:
+        axes: of matplotlib.
+        title: above the curve, on the left.
+        colour: of both lines.
+        steps: float64 `[T]`.
+        values: float64 `[T]`.
+    """
     axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.35)
     window = max(1, len(values) // 20)
     means = np.array([values[max(0, at - window) : at + window + 1].mean() for at in range(len(values))])
@@ -215,3 +229,36 @@ def _plot(axes: Any, title: str, colour: str, steps: np.ndarray, values: np.ndar
         axes.set_yscale("log")
     elif lowest >= 0:
         axes.set_ylim(bottom=0)
+
+
+CURVES = ("loss", *_CURVES, "ldifs", "codes_changed", "validation", "lr")
+"""Columns of metrics.jsonl that `draw_curves` draws if they change."""
+
+
+def draw_curves(metrics: Sequence[Mapping[str, Any]]) -> tuple[bytes, str]:
+    """Draw `CURVES` over steps, three in a row.
+
+    Args:
+        metrics: the lines of metrics.jsonl.
+
+    Returns:
+        A PNG, and first and last value of each curve in words; both empty if nothing changes.
+    """
+    from matplotlib.figure import Figure
+
+    curves = {}
+    for name in CURVES:
+        points = [(line["step"], line[name]) for line in metrics if line.get(name) is not None]
+        finite = np.array([point for point in points if np.isfinite(point[1])], dtype=float)
+        if len(finite) and np.ptp(finite[:, 1]) > 0:
+            curves[name.replace("_", " ")] = finite
+    if not curves:
+        return b"", ""
+    rows = -(-len(curves) // 3)
+    figure, titles = Figure(figsize=(12, 2.3 * rows), dpi=100, layout="constrained"), []
+    for number, (name, points) in enumerate(curves.items(), start=1):
+        titles.append(f"{name}: {points[0, 1]:.4g} → {points[-1, 1]:.4g}")
+        plot_curve(figure.add_subplot(rows, 3, number), titles[-1], "#0550ae", points[:, 0], points[:, 1])
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", metadata={"Software": None})
+    return stream.getvalue(), "; ".join(titles)

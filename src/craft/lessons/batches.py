@@ -1,0 +1,215 @@
+"""Labelled pictures as the batches of an adaptation: images, questions, answers, texts, mixed pictures."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from craft.core.errors import ConfigError
+from craft.core.seeding import rng
+from craft.data import Sample
+from craft.lessons.packing import packed_size
+from craft.lessons.retention import mix, partners
+from craft.models.lvlm import LVLM
+from craft.models.prompts import Dialogue, one_turn
+from craft.models.visual_tokenizer import VisualTokenizer
+from craft.training.augment import augment
+from craft.training.config import AdaptConfig
+from craft.training.image_cache import ImageCache, decoders, image_key
+from craft.training.lesson import WHOLE, Share
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One (micro-)batch.
+
+    Attributes:
+        ids: the samples', for messages.
+        images: pixels `[B, 3, S, S]`, or the frozen stem's maps `[B, C, h, w]`.
+        questions, answers: t and y of Eq. 2, one of each per image.
+        dialogues: per image the dialogues that SAL learns in their place, where there are several.
+        texts: embeddings `[B, d]` of the sampled texts, or None without a contrastive loss.
+        classes: int64 `[B]`, y of Eq. 4.
+        mixed: `[M, …]`, pictures of no class for the retention loss; None where there are none.
+        share: how much of the step's whole batch this is.
+    """
+
+    ids: tuple[str, ...]
+    images: Tensor
+    questions: tuple[str, ...]
+    answers: tuple[str, ...]
+    texts: Tensor | None
+    classes: Tensor
+    dialogues: tuple[tuple[Dialogue, ...], ...] | None = None
+    mixed: Tensor | None = None
+    share: Share = WHOLE
+
+
+def image_groups(samples: Sequence[Sample], most: int) -> list[tuple[Sample, ...]]:
+    """Samples of one image together, at most `most` of them; in the order of their first ones."""
+    if most == 1:
+        return [(sample,) for sample in samples]
+    by_image: dict[Any, list[Sample]] = {}
+    for sample in samples:
+        by_image.setdefault(image_key(sample.image), []).append(sample)
+    return [
+        tuple(group[start : start + most])
+        for group in by_image.values()
+        for start in range(0, len(group), most)
+    ]
+
+
+def image_cache(lvlm: LVLM, config: AdaptConfig, through_stem: bool) -> ImageCache:
+    """The images of a run: in memory, and decoded ahead if the config has `workers`."""
+    pool = decoders(config.workers) if config.workers else None
+    return ImageCache(lvlm.visual, config.cache_mib * 2**20, through_stem, pool)
+
+
+class ImageBatches:
+    """The training set as batches on the device: a pure function of the step.
+
+    Args:
+        lvlm: the model.
+        samples: the training set.
+        config: all settings.
+        images: gives the images.
+        with_texts: each image comes with a text, for the contrastive loss.
+        with_mixed: some images also come mixed with others, for the retention loss.
+    """
+
+    def __init__(
+        self,
+        lvlm: LVLM,
+        samples: Sequence[Sample],
+        config: AdaptConfig,
+        images: ImageCache,
+        *,
+        with_texts: bool = False,
+        with_mixed: bool = False,
+    ) -> None:
+        self.samples = samples
+        self.groups = image_groups(samples, config.questions_per_image)
+        self.config = config
+        self.images = images
+        self.partners = partners([group[0] for group in self.groups], config.seed) if with_mixed else {}
+        self.texts = TextTable(lvlm.visual, samples, config.seed) if with_texts else None
+        self.classes = class_numbers(samples)
+        self.backbone = lvlm.backbone
+        self.device = lvlm.device
+
+    def make(self, indices: Sequence[int], step: int) -> Batch:
+        """The batch of these groups; `step` seeds which of its texts each image gets."""
+        groups = [self.groups[index] for index in indices]
+        samples = [group[step % len(group)] for group in groups]
+        classes = torch.tensor([self.classes[class_of(sample)] for sample in samples])
+        ids = tuple(sample.id for sample in samples)
+        images = self.images.get([group[0] for group in groups])
+        return Batch(
+            ids=ids,
+            images=self._augmented(images, ids, step),
+            questions=tuple(sample.prompt() for sample in samples),
+            answers=tuple(sample.answer for sample in samples),
+            texts=None if self.texts is None else self.texts.sample(samples, step).to(self.device),
+            classes=classes.to(self.device),
+            dialogues=tuple(map(self._dialogues, groups)) if self.config.questions_per_image > 1 else None,
+            mixed=self._mixed(images, indices, step),
+        )
+
+    def expect(self, indices: Sequence[int]) -> None:
+        """Prepare the images of a batch that will be made soon."""
+        self.images.expect([self.groups[index][0] for index in indices])
+        if others := self._partners(indices):
+            self.images.expect(others)
+
+    def _augmented(self, images: Tensor, ids: Sequence[str], step: int) -> Tensor:
+        """The images on the device, augmented."""
+        ahead = self.device.type == "cuda"  # page-locked memory is copied while the step before still runs
+        images = (images.pin_memory() if ahead else images).to(self.device, non_blocking=ahead)
+        return augment(images, ids, self.config.seed, step, self.config.augment)
+
+    def _mixed(self, images: Tensor, indices: Sequence[int], step: int) -> Tensor | None:
+        """The mixed pictures of a batch, augmented by draws of their own; None where it has none."""
+        rows = [row for row, index in enumerate(indices) if index in self.partners]
+        if not rows:
+            return None
+        ids = [f"{self.groups[indices[row]][0].id} mixed" for row in rows]
+        others = self.images.get(self._partners(indices))
+        return self._augmented(mix(images[rows], others, ids, self.config.seed, step), ids, step)
+
+    def _partners(self, indices: Sequence[int]) -> list[Sample]:
+        """What some of the groups' images are mixed with."""
+        chosen = (self.partners[index] for index in indices if index in self.partners)
+        return [self.groups[partner][0] for partner in chosen]
+
+    def answer_tokens(self, batch: Batch) -> int:
+        """How many answer tokens SAL takes its mean over."""
+        if batch.dialogues is not None:
+            return sum(sum(dialogue.learned) for listed in batch.dialogues for dialogue in listed)
+        pairs = zip(batch.questions, batch.answers, strict=True)
+        return sum(len(self.backbone.tokenized(*pair).answer) for pair in pairs)
+
+    def length(self, index: int) -> int:
+        """Characters of questions and answers; a mixed picture counts as four for each of its patches."""
+        picture = 4 * math.prod(self.images.visual.grid) if index in self.partners else 0
+        return picture + sum(len(sample.prompt()) + len(sample.answer) for sample in self.groups[index])
+
+    def tokens(self, index: int) -> tuple[int, int, int]:
+        """As `packed_size` says of the questions about an image."""
+        rows, columns = self.images.visual.grid
+        return packed_size(self.backbone, rows * columns, self._dialogues(self.groups[index]))
+
+    def _dialogues(self, group: Sequence[Sample]) -> tuple[Dialogue, ...]:
+        return tuple(one_turn(self.backbone.tokenized(s.prompt(), s.answer)) for s in group)
+
+
+class TextTable:
+    """Embeddings of every text of a training set under the frozen text encoder, computed once.
+
+    Args:
+        visual: its text encoder is used.
+        samples: the training set.
+        seed: of the choice among a sample's texts.
+
+    Raises:
+        ConfigError: there is no text encoder, or its width is not d.
+
+    Source: §3.2, T_i = {ground-truth text} ∪ {captions}, one of them per step.
+    """
+
+    @torch.no_grad()
+    def __init__(self, visual: VisualTokenizer, samples: Sequence[Sample], seed: int) -> None:
+        if visual.text_encoder is None:
+            raise ConfigError(
+                "The contrastive loss needs the visual tokenizer's frozen text encoder, and this one came "
+                "without; use a surrogate that has it, or set losses.contrastive.weight to 0."
+            )
+        self.seed = seed
+        texts = sorted({text for sample in samples for text in sample.texts()})
+        self.rows = {text: row for row, text in enumerate(texts)}
+        encode: Any = visual.text_encoder.encode
+        parts = [encode(texts[start : start + 256]).float() for start in range(0, len(texts), 256)]
+        self.embeddings = torch.cat(parts)
+        width = int(visual.vision_tower.dim)  # type: ignore[arg-type]
+        if self.embeddings.shape[1] != width:
+            raise ConfigError(
+                f"The text encoder's embeddings have width {self.embeddings.shape[1]} and [CLS] has {width}; "
+                "set losses.contrastive.weight to 0, or use a tokenizer whose text encoder fits."
+            )
+
+    def sample(self, samples: Sequence[Sample], step: int) -> Tensor:
+        """One text per image, `[B, d]`: a pure function of seed, step and sample id (t̃_i of §3.2)."""
+        rows = [self.rows[rng(self.seed, "text", step, s.id).choice(s.texts())] for s in samples]
+        return self.embeddings[torch.tensor(rows, device=self.embeddings.device)]
+
+
+def class_numbers(samples: Sequence[Sample]) -> dict[str, int]:
+    """A number for every class of Eq. 4: the label, or without labels the ground-truth text."""
+    return {name: number for number, name in enumerate(sorted({class_of(sample) for sample in samples}))}
+
+
+def class_of(sample: Sample) -> str:
+    """y_i of Eq. 4: two samples that share it are never each other's negatives."""
+    return sample.label if sample.label is not None else sample.texts()[0]
