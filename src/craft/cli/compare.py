@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from craft.cli.options import COMMON, Common
-from craft.cli.output import percent, show_json, show_table, signed
+from craft.cli.output import show_json, show_table
+from craft.core.text import percent, signed
 
 
 def compare(

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from craft.cli.options import COMMON, Common, Flag, Limit, Settings, settings_of
-from craft.cli.output import listed, percent, show_json, show_table, signed
+from craft.cli.output import listed, show_json, show_table
 from craft.cli.training import show_rehearsals
+from craft.core.text import percent, signed
 
 
 def demo(

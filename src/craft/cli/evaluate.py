@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from craft.cli.options import COMMON, Common, Count, Flag, Limit, Several, seeds_of
-from craft.cli.output import between, listed, percent, show_json, show_table, spread
+from craft.cli.output import between, listed, show_json, show_table, spread
+from craft.core.text import percent
 
 REHEARSED = 8
 """Samples that a dry run asks."""

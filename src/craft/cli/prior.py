@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from craft.cli.options import COMMON, Common, Limit
-from craft.cli.output import percent, show_json, show_pairs
+from craft.cli.output import show_json, show_pairs
+from craft.core.text import percent
 
 
 def prior(

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from craft.cli.options import COMMON, Common, Count, Flag, Limit, Settings, Several, seeds_of, settings_of
-from craft.cli.output import percent, show_json, show_table, signed, size, spread
+from craft.cli.output import show_json, show_table, size, spread
+from craft.core.text import percent, signed
 
 REHEARSED = 8
 """Questions per cell in a dry run."""
