@@ -89,7 +89,7 @@ def _load(model: str | Path) -> tuple[Any, Any]:
 
 
 def _padding(clip: Any) -> dict[str, Any]:
-    """SigLIP takes a text's features from the end of its padding, so the length must be that of its training."""
+    """SigLIP reads the end of a text's padding, so the length must be that of its training."""
     if "siglip" not in clip.config.model_type:
         return {"padding": True}
     length = clip.config.text_config.max_position_embeddings
