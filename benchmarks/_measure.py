@@ -1,17 +1,19 @@
-"""Shared by the benchmarks: options, tables, JSON. How they measure: `craft.experiments.bench.measure`."""
+"""Shared by the benchmarks: options, tables, JSON. How they measure: `paper.bench.measure`."""
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler is chatty; read when torch is loaded
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `paper` is not installed
 
 import torch
 
 from craft.core.files import write_json
-from craft.experiments.bench.measure import Seconds, counted, fastest, peak_bytes, where
+from paper.bench.measure import Seconds, counted, fastest, peak_bytes, where
 
 __all__ = ["Seconds", "arguments", "counted", "fastest", "peak_bytes", "report", "table"]
 

@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from craft.core.tokens import VisionTokens
-from craft.experiments.bench.shapes import build_llm
 from craft.models.projector import Projector
 from craft.models.vision_tower import SiglipTower
 from craft.pruning import budget_of, prune_tokens
+from paper.bench.shapes import build_llm
 
 KEEP = (1.0, 0.8, 0.6, 0.4)
 TEXT = 50

@@ -2,20 +2,20 @@
 
     python benchmarks/search.py [--quick] [--out search.json]
 
-What is measured, and how: `craft.experiments.bench.search` (`craft bench search`).
+What is measured, and how: `paper.bench.search` (`python -m paper bench search`).
 """
 
 import torch
 from _measure import arguments, report
 
-from craft.experiments.bench.search import measure
+from paper.bench.search import measure
 
 
 def main() -> None:
     """Time every search, compare the codes, print the table."""
     options = arguments(__doc__ or "")
-    found = measure("reduced" if options.quick else "real", torch.device(options.device), options.repeats)
-    rows = found["rows"]
+    result = measure("reduced" if options.quick else "real", torch.device(options.device), options.repeats)
+    rows = result["rows"]
     first = [row for row in rows if row["codebook"] == "one per level" and row["search"] == "reference"]
     exact = [row for row in rows if row["codebook"] == "one per level" and row["search"] == "exact"]
     fused = [row for row in rows if row["search"] == "fused"]  # on a GPU
@@ -27,7 +27,7 @@ def main() -> None:
         ],
         "tokens with all codes equal": [row["same codes"] for row in exact],
         **({"fused: speed ratio": [row["speed"] for row in fused]} if fused else {}),
-        **found["facts"],
+        **result["facts"],
     }
     report("Residual search", rows, facts, options)
 

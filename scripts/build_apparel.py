@@ -3,9 +3,9 @@
     python scripts/build_apparel.py /usr/share/datasets/fashion-mnist
 
 The folder holds the four `*-ubyte.gz` files (Debian: `apt install dataset-fashion-mnist`). Writes, under
-`src/craft/data/apparel/`, one grayscale PNG sheet and one JSON of labels and original indices per split:
-300 images a class from the train files, 100 a class from the t10k files, drawn with a fixed seed. The output
-is the same on every machine with the same Pillow.
+`src/craft/data/domains/apparel/`, one grayscale PNG sheet and one JSON of labels and original indices per
+split: 300 images a class from the train files, 100 a class from the t10k files, drawn with a fixed seed. The
+output is the same on every machine with the same Pillow.
 """
 
 import gzip
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-OUT = Path(__file__).resolve().parent.parent / "src" / "craft" / "data" / "apparel"
+OUT = Path(__file__).resolve().parent.parent / "src" / "craft" / "data" / "domains" / "apparel"
 SPLITS = {"train": ("train", 300), "test": ("t10k", 100)}
 COLUMNS, SIZE, SEED = 50, 28, 2017
 

@@ -3,13 +3,14 @@
     python -m train_tiny.fetch --cache CACHE        # names that the family knows, and from which art
     PYTHONPATH=src:. python scripts/build_openmoji.py --cache CACHE
 
-Fetches npm's `openmoji` (vector files only) into CACHE and writes, below `src/craft/data/`:
+Fetches npm's `openmoji` (vector files only) into CACHE and writes, below `src/craft/data/domains/`:
 
 - `sketch/train.png`, `test.png`, `classes.json`: OpenMoji's *black* drawings, several renderings a class. A
   test rendering is mirrored, tilted further and drawn with other pens than any training rendering, so that no
   test picture is a training picture, or one of them moved.
 - `scenes/objects.png`, `glyphs.png`, `sprites.json`: OpenMoji's *colour* drawings of some of these classes
-  in three sizes, and letters and digits in Computer Modern (from matplotlib), for `craft.data.scenes`.
+  in three sizes, and letters and digits in Computer Modern (from matplotlib), for
+  `craft.data.domains.scenes`.
 
 Classes are emoji whose names the family learned from other art (Noto and Twemoji, matched by hexcode), in the
 groups that its training did not pass over.
@@ -29,7 +30,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 OPENMOJI = "openmoji@17.0.0"
-OUT = Path(__file__).resolve().parent.parent / "src" / "craft" / "data"
+OUT = Path(__file__).resolve().parent.parent / "src" / "craft" / "data" / "domains"
 SIZE, COLUMNS, MASTER = 112, 50, 224
 SPLITS = {"train": 6, "test": 3}
 PENS = {"train": (1.4, 2.0, 2.8), "test": (1.7, 2.4)}

@@ -53,8 +53,8 @@ class Outcome:
         return last.removeprefix("craft: ")
 
 
-def run(*words: str | Path) -> Outcome:
-    """`craft WORDS` in this process."""
+def run(*words: str | Path, main: Callable[[list[str]], int] = main) -> Outcome:
+    """`craft WORDS`, or another command line, in this process."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:

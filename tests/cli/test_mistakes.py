@@ -52,10 +52,6 @@ def test_encoders_and_data_that_do_not_pair(craft, family, encoder, pictures):
         ("eval", "m", "--limit=-3"),
         ("eval", "m", "--batch-size", "0"),
         ("demo", "--limit", "0"),
-        ("bench", "plan", "--images", "0"),
-        ("bench", "train", "--repeats", "0"),
-        ("bench", "search", "--threads", "0"),
-        ("bench", "data", "--limit=-1"),
         ("judge", "m", "--concurrency", "0"),
         ("judge", "m", "--limit", "0"),
         ("prior", "apparel", "--limit=-5"),
@@ -228,14 +224,29 @@ def test_out_that_cannot_be_written_is_refused_before_the_work(craft, family, tm
         ("prior", none),
         ("show", none),
         ("transfer", "--encoders", none),
-        ("reproduce", "table2", "--work", none),
-        ("bench", "search", "--size", "tiny"),
         ("data", "stats", none),
         ("data", "options", none, "--clip", none),
     ):
         assert f"{file} is a file" in craft(*words, *out).complaint, words
     with pytest.raises(ConfigError, match="is a file"):
         evaluate(none, data=none, out=file / "out")
+
+
+@pytest.mark.parametrize("data", ["hub:some/trees", "q.tar"])
+def test_what_must_be_prepared_first(craft, tmp_path, monkeypatch, data):
+    """Every verb but `prepare` names the command that writes the data to a folder, and that folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "q.tar").write_bytes(b"")
+    name = "trees" if data.startswith("hub:") else "q"
+    for words in (
+        ("data", "check", data),
+        ("data", "stats", data),
+        ("data", "captions", data, "--out", "c.jsonl", "--model", "m"),
+        ("adapt", "no-model", "--data", data, "--out", "run"),
+    ):
+        complaint = craft(*words).complaint
+        assert f"`craft data prepare {data}`" in complaint and f"prepared/{name} " in complaint, words
+    assert [path.name for path in tmp_path.iterdir()] == ["q.tar"]
 
 
 def test_a_full_disk_and_a_name_without_end(craft, pictures, tmp_path, monkeypatch):
@@ -283,3 +294,8 @@ def test_pruning_without_a_prior(craft, family, encoder, pictures):
     assert "without a general code prior" in craft(*words, "0.8", "--prior", "general").complaint
     assert "above 0 and at most 1" in craft(*words, "8").complaint
     assert "nowhere does not exist" in craft(*words, "0.8", "--prior", "nowhere").complaint
+
+
+def test_verbs_of_the_paper_say_where_they_are(craft):
+    assert "run `python -m paper table1 --quick`" in craft("reproduce", "table1", "--quick").complaint
+    assert "run `python -m paper bench train`" in craft("bench", "train").complaint

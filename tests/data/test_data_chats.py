@@ -95,6 +95,14 @@ def test_questions_with_and_without_an_image_share_a_table(folder, name):
         assert [c.turns for c in found] == [((row["question"], row["answer"]),) for row in listed]
 
 
+@pytest.mark.parametrize("data", ["hub:some/chats", "chats.tar"])
+def test_tars_and_the_hub_must_be_prepared_first(tmp_path, monkeypatch, data):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chats.tar").write_bytes(b"")
+    with pytest.raises(DataError, match=rf"`craft data prepare {data}`.*prepared/chats "):
+        read_conversations([data])
+
+
 def test_of_a_limited_file_the_first_pictures_suffice(folder):
     rows = [{"image": f"{name}.jpg", "caption": "a square"} for name in ("a", "b", "not-downloaded")]
     assert len(read_conversations([write(folder, rows)], limit=2)) == 2
@@ -117,14 +125,14 @@ def test_no_picture_is_null_or_empty(folder):
         ({"image": "a.jpg", "conversations": [{"from": "cat", "value": "x"}]}, "'cat' in entry 1"),
         ({"image": "a.jpg", "caption": " "}, "empty question or answer"),
         ({"image": "a.jpg", "caption": None}, "empty question or answer"),
-        ({"image": "a.jpg", "caption": "A smile \ud83d"}, "holds half a character"),
-        ({"picture": "a.jpg"}, "no conversation in it"),
-        ({"image": "a.jpg", "conversations": []}, "'conversations' holds no question and answer"),
+        ({"image": "a.jpg", "caption": "A smile \ud83d"}, "half a character"),
+        ({"picture": "a.jpg"}, "no conversation"),
+        ({"image": "a.jpg", "conversations": []}, "'conversations' contains no question and answer"),
         (
             {"messages": [{"role": "system", "content": "Be brief."}]},
-            "'messages' holds no question and answer",
+            "'messages' contains no question and answer",
         ),
-        ({"image": "a.jpg", "conversations": [human("What?"), gpt("<image> x")]}, "stands in an answer"),
+        ({"image": "a.jpg", "conversations": [human("What?"), gpt("<image> x")]}, "tag is in an answer"),
         ({"question": "What?", "answer": "x", "choices": ["x", "y"]}, "1: 'choices' in a table whose rows"),
         ({"image": "a.jpg", "label": "x"}, "1: a labelled image in a table whose rows"),
     ],

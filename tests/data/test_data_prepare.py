@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from craft.core.errors import DataError
-from craft.data import TrainLimit, Wanted, load_data, prepare, read_data, verify_images
-from craft.data.prepare import with_options, with_texts
+from craft.data import Wanted, load_data, prepare, read_data, verify_images
+from craft.data.additions import with_options, with_texts
 from craft.data.sample import Data, Sample
 from replicas import REPLICAS, class_folders, parquet, png
 
@@ -78,11 +78,11 @@ def test_pictures_that_moved(tmp_path: Path) -> None:
 
 def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
     class_folders(tmp_path / "a", ("ash", "elm"))
-    with pytest.raises(DataError, match="is a folder with other files in it"):
+    with pytest.raises(DataError, match="contains other files"):
         prepare(tmp_path / "a", None, tmp_path / "a", progress=False)
     prepare(tmp_path / "a", None, tmp_path / "m", progress=False)
     prepare(tmp_path / "a", None, tmp_path / "m", progress=False)  # a manifest is
-    limited = prepare(tmp_path / "a", None, tmp_path / "m", Wanted(train_limit=TrainLimit(3)), progress=False)
+    limited = prepare(tmp_path / "a", None, tmp_path / "m", Wanted(train_limit=3), progress=False)
     assert limited.about["splits"] == {"train": 3, "test": 2}
 
 
@@ -115,7 +115,7 @@ def test_texts_join_by_id_or_image(tmp_path: Path) -> None:
         ({"id": "99", "captions": []}, "no sample has the id or image '99'"),
         ({"id": "1", "captions": "x"}, "'captions' must be a list of texts"),
         ({"id": "1", "statement": 3}, "'statement' must be a text"),
-        ({"id": "1", "captions": ["\ud83d"]}, "a text holds half a character"),
+        ({"id": "1", "captions": ["\ud83d"]}, "a text contains half a character"),
     ):
         (tmp_path / "bad.jsonl").write_text(json.dumps(row))
         with pytest.raises(DataError, match=rf"bad\.jsonl:1: {words}"):
@@ -129,7 +129,9 @@ def test_texts_of_one_picture_do_not_go_to_others_of_its_name(tmp_path: Path) ->
     (tmp_path / "texts.jsonl").write_text('{"image": "1.jpg", "captions": ["by its whole path"]}\n')
     joined = with_texts(samples, tmp_path / "texts.jsonl")
     assert [sample.captions for sample in joined] == [("by its whole path",), (), ()]
-    with pytest.raises(DataError, match=r"texts\.jsonl:1: several pictures are called 1\.jpg; name their"):
+    with pytest.raises(
+        DataError, match=r"texts\.jsonl:1: several pictures are called 1\.jpg; add their folder"
+    ):
         with_texts(samples[1:], tmp_path / "texts.jsonl")
 
 
@@ -204,7 +206,7 @@ def test_urls_are_fetched_once_and_only_when_asked(tmp_path: Path, server: tuple
     place, asked = server
     rows = [{"image": f"{place}/p{n % 4}", "question": f"q{n}?", "answer": f"a{n % 2}"} for n in range(8)]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(DataError, match=r"8 of 8 rows.*nothing is downloaded unasked"):
+    with pytest.raises(DataError, match=r"8 of 8 rows.*craft data prepare --download"):
         load_data(tmp_path / "q.jsonl")
     assert asked == []
     prepare(tmp_path / "q.jsonl", None, tmp_path / "m", Wanted(download=True), progress=False)

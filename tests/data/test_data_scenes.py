@@ -5,9 +5,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from craft.data import load_data, scenes
+from craft.data import load_data
+from craft.data.domains import scenes
+from craft.data.domains.scenes import KINDS, NUMBERS, SIZE, draw_scenes, scene_words
 from craft.data.images import image_bytes_hash
-from craft.data.scenes import KINDS, NUMBERS, SIZE, draw_scenes, scene_words
 
 TEST = draw_scenes(160, split="test")
 

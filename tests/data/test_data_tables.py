@@ -1,4 +1,4 @@
-"""Your own data in every form that is read: JSONL, JSON, CSV, parquet, conversations, messages, tars."""
+"""Your own data in every form that CRAFT reads: JSONL, JSON, CSV, parquet, conversations, messages, tars."""
 
 import base64
 import io
@@ -11,8 +11,9 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 
 from craft.core.errors import DataError
-from craft.data import load_data, read_data, verify_images
-from craft.data.questions import read_questions
+from craft.data import Wanted, load_data, prepare, read_data, verify_images
+from craft.data.images import image_bytes
+from craft.data.readers.tables import read_tables
 from replicas import paint, parquet, png
 
 QUESTIONS = [
@@ -29,7 +30,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def answers(path: Path, **options: object) -> list[tuple[str, str]]:
-    raw = read_questions([path], **options)  # type: ignore[arg-type]
+    raw = read_tables([path], **options)  # type: ignore[arg-type]
     return [(sample.question, sample.answer) for sample in raw.samples]
 
 
@@ -60,14 +61,14 @@ def test_every_list_may_stand_in_a_cell_under_any_name(root: Path) -> None:
     )
     (root / "q.csv").write_text(text)
     columns = {"choices": "options", "captions": "notes"}
-    for sample in read_questions([root / "q.csv"], columns=columns).samples:
+    for sample in read_tables([root / "q.csv"], columns=columns).samples:
         assert sample.choices == ("an oak", "an elm", "a fir") and sample.captions == ("a tree",)
     (root / "d.csv").write_text("image,label,distractors\nimg/0.png,oak,elm|fir\nimg/1.png,elm,\n")
-    samples = read_questions([root / "d.csv"]).samples
+    samples = read_tables([root / "d.csv"]).samples
     assert [s.distractors for s in samples] == [("elm", "fir"), ()]
     (root / "q.jsonl").write_text(json.dumps(QUESTIONS[0] | {"options": "an oak|an elm"}))
     with pytest.raises(DataError, match="'choices' must be a list of texts"):  # it has lists of its own
-        read_questions([root / "q.jsonl"], columns={"choices": "options"})
+        read_tables([root / "q.jsonl"], columns={"choices": "options"})
 
 
 def test_what_else_ends_a_line_is_part_of_a_cell(root: Path) -> None:
@@ -75,30 +76,30 @@ def test_what_else_ends_a_line_is_part_of_a_cell(root: Path) -> None:
     uri = "data:image/png;base64," + base64.b64encode(png(1) * 500).decode()
     text = f'image,question,answer\nimg/0.png,{strange},an oak\n"{uri}",what,an elm\n'
     (root / "q.csv").write_text(text, encoding="utf-8")
-    first, second = read_questions([root / "q.csv"]).samples
+    first, second = read_tables([root / "q.csv"]).samples
     assert first.question == strange and second.image == png(1) * 500
 
 
 def test_two_columns_of_one_name_are_refused(root: Path) -> None:
     (root / "q.csv").write_text("image,label, label,\nimg/0.png,oak,elm,\n")
     with pytest.raises(DataError, match=r"q\.csv: its first line names two columns 'label'"):
-        read_questions([root / "q.csv"])
+        read_tables([root / "q.csv"])
     (root / "q.csv").write_text("image,label,,\nimg/0.png,oak,,\n")  # as spreadsheets write empty columns
-    assert [sample.label for sample in read_questions([root / "q.csv"]).samples] == ["oak"]
+    assert [sample.label for sample in read_tables([root / "q.csv"]).samples] == ["oak"]
 
 
 def test_one_column_may_be_two_fields_and_cells_may_be_empty(root: Path) -> None:
     lines = ("photo,kind,part", "img/0.png,oak,train", "img/1.png,elm,", "img/2.png,fir,test")
     (root / "q.csv").write_text("\n".join(lines))
     columns = {"image": "photo", "label": "kind", "text": "kind", "split": "part"}
-    samples = read_questions([root / "q.csv"], columns=columns).samples
+    samples = read_tables([root / "q.csv"], columns=columns).samples
     assert [(s.label, s.text, s.split) for s in samples] == [
         ("oak", "oak", "train"),
         ("elm", "elm", ""),
         ("fir", "fir", "test"),
     ]
     (root / "q.jsonl").write_text('{"image": "img/0.png", "question": null, "answer": null, "label": "oak"}')
-    assert read_questions([root / "q.jsonl"]).task == "classification"
+    assert read_tables([root / "q.jsonl"]).task == "classification"
 
 
 def test_columns_by_other_names(root: Path) -> None:
@@ -144,7 +145,12 @@ def test_a_hub_data_set_with_its_own_columns(tmp_path: Path, monkeypatch: pytest
     parquet(folder / "data" / "train-00000-of-00001.parquet", rows[:6])
     parquet(folder / "data" / "test-00000-of-00001.parquet", rows[6:])
     columns = {"image": "photo", "question": "q", "answer": "a"}
-    data = load_data("hub:some/trees", columns=columns)
+    with pytest.raises(DataError) as caught:
+        load_data("hub:some/trees", columns=columns)
+    command = "craft data prepare hub:some/trees --column image=photo --column question=q --column answer=a"
+    assert f"`{command}`" in str(caught.value) and "prepared/trees" in str(caught.value)
+    prepare("hub:some/trees", None, tmp_path / "m", Wanted(columns=columns), progress=False)
+    data = load_data(tmp_path / "m")
     assert [s.answer for s in data.test] == ["oak", "elm"] and verify_images(data, progress=False) == 8
 
 
@@ -161,16 +167,19 @@ def test_pictures_of_every_kind_are_fetched_from_the_hub(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: files)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert [sample.id for sample in read_data("hub:some/trees").samples] == files[:4]
+    prepare("hub:some/trees", None, tmp_path / "m", progress=False)
+    assert {sample.id for sample in read_data(tmp_path / "m").samples} == set(files[:4])
 
 
-def test_pictures_that_cannot_be_read_are_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_that_cannot_be_read_are_not_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     files = ["ash/1.jpg", "elm/2.heic", "README.md", "logo.svg", ".x/3.heic"]
     monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: files)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("fetched"))
     with pytest.raises(DataError, match=r"1 of 2 pictures in the hub data set some/trees.*elm/2\.heic"):
-        read_data("hub:some/trees")
+        prepare("hub:some/trees", None, tmp_path / "m", progress=False)
 
 
 def test_a_shard_with_pictures_that_cannot_be_read(tmp_path: Path) -> None:
@@ -181,11 +190,11 @@ def test_a_shard_with_pictures_that_cannot_be_read(tmp_path: Path) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(content) if ending != "heic" else 3
             tar.addfile(info, io.BytesIO(content))
-    data = load_data(tmp_path / "q.tar", unseen_fraction=0)
-    names = sorted(str(s.image).rpartition("/")[2] for s in data.all_samples())
-    assert names == ["1.heic", "2.png", "3.jfif"]
-    with pytest.raises(DataError, match=r"q\.tar, sample 1: the image .*1\.heic.*Convert it to JPEG or PNG"):
-        verify_images(data, progress=False)
+    samples = read_data(tmp_path / "q.tar", tars=True).samples
+    assert sorted(str(s.image).rpartition("/")[2] for s in samples) == ["1.heic", "2.png", "3.jfif"]
+    prepare(tmp_path / "q.tar", None, tmp_path / "m", progress=False)
+    with pytest.raises(DataError, match=r"samples\.jsonl.*not a picture that can be opened"):
+        verify_images(load_data(tmp_path / "m", unseen_fraction=0), progress=False)
 
 
 @pytest.mark.parametrize("place", ["test", "dev/birds", "home/Test"])
@@ -259,7 +268,7 @@ def test_llava_conversations(root: Path) -> None:
         for n in range(5)
     ]
     (root / "chat.json").write_text(json.dumps(entries))
-    raw = read_questions([root / "chat.json"])
+    raw = read_tables([root / "chat.json"])
     assert [s.id for s in raw.samples[:3]] == ["0#1", "0#2", "1#1"] and raw.task == "vqa"
     assert (
         raw.samples[1].question == "What colour is the leaf?" and raw.samples[1].text == "The leaf is brown."
@@ -276,11 +285,11 @@ def test_what_a_conversation_may_have_besides(root: Path) -> None:
     said = [{"from": who, "value": what} for who, what in turns]
     row = {"id": "a", "image": "img\\0.png", "images": None, "conversations": said}
     (root / "chat.json").write_text(json.dumps([row]))
-    (sample,) = read_questions([root / "chat.json"]).samples
+    (sample,) = read_tables([root / "chat.json"]).samples
     assert (sample.question, sample.answer) == ("What is it?", "An oak.")
     assert sample.image == str(root / "img/0.png")
     (root / "img\\0.png").write_bytes(png(1))  # where there is a file of that very name, it is meant
-    assert read_questions([root / "chat.json"]).samples[0].image == str(root / "img\\0.png")
+    assert read_tables([root / "chat.json"]).samples[0].image == str(root / "img\\0.png")
 
 
 def test_openai_messages(root: Path) -> None:
@@ -300,7 +309,7 @@ def test_openai_messages(root: Path) -> None:
     ]
     (root / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert answers(root / "m.jsonl") == [("What is it?", text) for text in ("An oak.", "An oak.", "An elm.")]
-    raw = read_questions([root / "m.jsonl"])
+    raw = read_tables([root / "m.jsonl"])
     assert raw.samples[1].image == png(1) and raw.samples[0].image == str(root / "img/0.png")
 
 
@@ -315,23 +324,27 @@ def test_questions_on_one_inline_picture_stay_together(tmp_path: Path) -> None:
     assert [len(part) for part in parts] == [2, 1, 1] and len(set[object]().union(*parts)) == 4
 
 
-def test_webdataset_shards(tmp_path: Path) -> None:
-    def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-        info = tarfile.TarInfo(name)
-        info.size = len(content)
-        tar.addfile(info, io.BytesIO(content))
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
 
+
+def test_webdataset_shards(tmp_path: Path) -> None:
     for shard in range(2):
         with tarfile.open(tmp_path / f"train-{shard:04d}.tar", "w") as tar:
             for n in range(6):
                 add(tar, f"{shard}{n}.png", png(10 * shard + n))
                 add(tar, f"{shard}{n}.cls", ("oak", "elm", "fir")[n % 3].encode())
                 add(tar, f"{shard}{n}.txt", b"a tree on a hill")
-    data = load_data(tmp_path)
+    with pytest.raises(DataError, match=rf"`craft data prepare {tmp_path}`.*prepared/{tmp_path.name} "):
+        load_data(tmp_path)
+    prepare(tmp_path, None, tmp_path / "m", progress=False)
+    data = load_data(tmp_path / "m")
     assert Counter(s.label for s in data.all_samples()) == {"oak": 4, "elm": 4, "fir": 4}
     assert verify_images(data, progress=False) == 12
     sample = next(s for s in data.all_samples() if s.id == "train-0001.tar, sample 13")
-    assert sample.image.read() == png(13)  # type: ignore[union-attr]
+    assert image_bytes(sample.image) == png(13)  # type: ignore[arg-type]
     with tarfile.open(tmp_path / "q.tar", "w") as tar:
         for n in range(4):
             add(tar, f"d/{n}.jpg", png(n))
@@ -341,5 +354,24 @@ def test_webdataset_shards(tmp_path: Path) -> None:
         for name in ("./7", "./d/8"):
             add(tar, f"{name}.png", png(7))
             add(tar, f"{name}.cls", b"oak")
-    ids = [sample.id for sample in read_questions([tmp_path / "dot.tar"]).samples]
-    assert ids == ["dot.tar, sample 7", "dot.tar, sample d/8"]  # the same wherever the file lies
+    ids = [sample.id for sample in read_tables([tmp_path / "dot.tar"]).samples]
+    assert ids == ["dot.tar, sample 7", "dot.tar, sample d/8"]  # the same wherever the file is
+
+
+@pytest.mark.parametrize("damage", ["compressed", "cut", "json"])
+def test_a_damaged_tar_is_named(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "s.tar"
+    with tarfile.open(path, "w:gz" if damage == "compressed" else "w") as tar:
+        for n in range(4):
+            add(tar, f"{n}.png", png(n))
+            add(tar, f"{n}.json", b"nothing" if damage == "json" else b'{"label": "oak"}')
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[: 512 * 3])
+    problem = {
+        "compressed": r"uncompressed tar \(invalid header\).*Unpack",
+        "cut": r"uncompressed tar \(unexpected end of data\).*copy it again",
+        "json": r"member 0\.json cannot be read \(Expecting value: line 1 column 1",
+    }[damage]
+    with pytest.raises(DataError, match=rf"s\.tar.*{problem}"):
+        prepare(path, None, tmp_path / "m", progress=False)
+    assert not (tmp_path / "m").exists()

@@ -5,7 +5,6 @@ import http.server
 import io
 import json
 import socket
-import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +13,10 @@ import pytest
 from PIL import Image
 
 from craft.core.errors import ConfigError, DataError
+from craft.core.service import Service
 from craft.data import Sample, read_data
-from craft.data.prepare import with_texts
-from craft.data.service import Service
-from craft.data.texts import caption_wishes, rule_statements, statement_wishes, write_texts
+from craft.data.additions import with_texts
+from craft.data.texts import caption_requests, rule_statements, statement_requests, write_texts
 from replicas import class_folders, parquet, png
 
 pytest.importorskip("openai", reason="the SDK is not installed: pip install 'craft-vlm[judge]'")
@@ -127,7 +126,7 @@ def test_captions_are_written_once_in_order_and_gone_on_with(
     )
     server.good = 4
     with pytest.raises(DataError) as caught:
-        write_texts(caption_wishes(samples, "m"), service, out, progress=False)
+        write_texts(caption_requests(samples, "m"), service, out, progress=False)
     assert str(caught.value).startswith(
         f"2 of 6 texts could not be written: that of {samples[4].image}: InternalServer"
     )
@@ -137,22 +136,24 @@ def test_captions_are_written_once_in_order_and_gone_on_with(
     out.write_text("".join(lines[:3]) + lines[3][:20])  # corrected by hand, cut short by a crash
     out.write_text(out.read_text().replace("A picture of 12 x 12 pixels.", "Mine.", 1))
     server.good = 10**9
-    assert write_texts(caption_wishes(samples, "m"), service, out, progress=False) == 3
+    assert write_texts(caption_requests(samples, "m"), service, out, progress=False) == 3
     assert [row["image"] for row in rows(out)] == [sample.image for sample in samples]
     assert rows(out)[0]["captions"] == ["Mine."] and len(server.asked) == 7
     mine = (
         out.read_text().replace("Mine.", "Mine\u2028too.").rstrip("\n")
     )  # an editor took the last end of line
     out.write_text(mine)
-    assert write_texts(caption_wishes(samples, "m"), service, out, progress=False) == 0
+    assert write_texts(caption_requests(samples, "m"), service, out, progress=False) == 0
     assert out.read_text() == mine + "\n"
-    assert write_texts(caption_wishes(samples, "other", 3), service, out, progress=False) == 6  # another wish
+    assert (
+        write_texts(caption_requests(samples, "other", 3), service, out, progress=False) == 6
+    )  # another wish
 
 
 def test_statements_by_a_model_and_by_rules(server: Server, tmp_path: Path) -> None:
     told = [Sample("a", png(1), "What color is the car?", "Red"), Sample("b", png(1), "How many?", "two")]
     service = Service("m", base_url=f"{server.url}/v1", retries=0)
-    assert write_texts(statement_wishes(told, "m"), service, tmp_path / "s.jsonl", progress=False) == 2
+    assert write_texts(statement_requests(told, "m"), service, tmp_path / "s.jsonl", progress=False) == 2
     assert [row["statement"] for row in rows(tmp_path / "s.jsonl")] == ["The car is red.", "The car is red."]
     assert {asked["text"].split("alone.\n")[1] for asked in server.asked} == {
         "Q: What color is the car?\nA: Red",
@@ -165,7 +166,7 @@ def test_anthropics_protocol(
     server: Server, monkeypatch: pytest.MonkeyPatch, samples: list[Sample], tmp_path: Path
 ) -> None:
     service = Service("claude", "anthropic", server.url, retries=0)
-    wishes = list(caption_wishes(samples[:2], "claude"))
+    wishes = list(caption_requests(samples[:2], "claude"))
     with pytest.raises(ConfigError, match="needs a key in the environment variable ANTHROPIC_API_KEY"):
         write_texts(wishes, service, tmp_path / "c.jsonl", progress=False)
     monkeypatch.setenv("ANTHROPIC_API_KEY", "secret")
@@ -178,8 +179,8 @@ def test_a_service_that_turns_all_down_stops_at_once(
 ) -> None:
     server.good, server.status = 1, 401
     service = Service("m", base_url=f"{server.url}/v1", retries=0, concurrency=1)
-    with pytest.raises(ConfigError, match="turns every call down"):
-        write_texts(caption_wishes(samples, "m"), service, tmp_path / "c.jsonl", progress=False)
+    with pytest.raises(ConfigError, match="refuses every call"):
+        write_texts(caption_requests(samples, "m"), service, tmp_path / "c.jsonl", progress=False)
     assert len(rows(tmp_path / "c.jsonl")) == 1
 
 
@@ -189,15 +190,15 @@ def test_a_server_that_hangs_up_fails_the_text_alone(
     server.good, server.status = 2, "drops"
     service = Service("m", base_url=f"{server.url}/v1", retries=0, concurrency=1)
     with pytest.raises(DataError, match=rf"{len(samples) - 2} of {len(samples)} texts could not be written"):
-        write_texts(caption_wishes(samples, "m"), service, tmp_path / "c.jsonl", progress=False)
+        write_texts(caption_requests(samples, "m"), service, tmp_path / "c.jsonl", progress=False)
     assert len(rows(tmp_path / "c.jsonl")) == 2
 
 
 def test_a_server_that_is_gone_stops_at_once(server: Server, samples: list[Sample], tmp_path: Path) -> None:
     server.good, server.status = 2, "dies"
     service = Service("m", base_url=f"{server.url}/v1", retries=0, concurrency=1)
-    wishes = caption_wishes(samples, "m")
-    with pytest.raises(ConfigError, match=rf"{server.url}/v1.* cannot be reached.*--base-url.*kept"):
+    wishes = caption_requests(samples, "m")
+    with pytest.raises(ConfigError, match=rf"{server.url}/v1.* cannot be reached.*--base-url.*safe"):
         write_texts(wishes, service, tmp_path / "c.jsonl", progress=False)
     assert [row["image"] for row in rows(tmp_path / "c.jsonl")] == [s.image for s in samples[:2]]
 
@@ -211,7 +212,7 @@ def test_a_server_that_was_never_there(
         place = f"127.0.0.1:{taken.getsockname()[1]}"
     service = Service("m", kind, f"http://me:hush@{place}/v1", retries=0)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError) as caught:
-        write_texts(caption_wishes(samples, "m"), service, tmp_path / "c.jsonl", progress=False)
+        write_texts(caption_requests(samples, "m"), service, tmp_path / "c.jsonl", progress=False)
     text = str(caught.value)
     assert f"The service at http://{place}/v1" in text and "refused" in text and "hush" not in text
     assert rows(tmp_path / "c.jsonl") == []
@@ -220,33 +221,22 @@ def test_a_server_that_was_never_there(
 def test_an_address_that_is_none(samples: list[Sample], tmp_path: Path) -> None:
     service = Service("m", base_url="http://localhost:80oo/v1")
     with pytest.raises(ConfigError, match=r"--base-url http://localhost:80oo/v1 .*Invalid port"):
-        write_texts(caption_wishes(samples, "m"), service, tmp_path / "c.jsonl", progress=False)
+        write_texts(caption_requests(samples, "m"), service, tmp_path / "c.jsonl", progress=False)
 
 
 def test_a_server_that_is_slow_fails_one_text(server: Server, samples: list[Sample], tmp_path: Path) -> None:
     server.good, server.status = 1, "hangs"
     service = Service("m", base_url=f"{server.url}/v1", retries=0, timeout=0.2)
     with pytest.raises(DataError, match=r"2 of 3 texts could not be written: .*APITimeoutError"):
-        write_texts(caption_wishes(samples[:3], "m"), service, tmp_path / "c.jsonl", progress=False)
+        write_texts(caption_requests(samples[:3], "m"), service, tmp_path / "c.jsonl", progress=False)
 
 
-@pytest.mark.parametrize("form", ["parquet", "tar", "inline", "copies"])
+@pytest.mark.parametrize("form", ["parquet", "inline", "copies"])
 def test_each_picture_is_shown_once_however_it_is_kept(server: Server, tmp_path: Path, form: str) -> None:
     """Several questions about a picture, and copies of it, whose texts are joined by id."""
     told = [{"image": png(n % 3), "question": f"q{n}?", "answer": f"a{n % 2}"} for n in range(9)]
     if form == "parquet":
         source = parquet(tmp_path / "q.parquet", told)
-    elif form == "tar":
-        source = tmp_path / "q.tar"
-        with tarfile.open(source, "w") as tar:
-            for n, row in enumerate(told):
-                for ending, content in (
-                    ("png", row["image"]),
-                    ("json", json.dumps({"question": "?", "answer": f"{n}"}).encode()),
-                ):
-                    info = tarfile.TarInfo(f"{n}.{ending}")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
     else:
         source = tmp_path / "q.jsonl"
         for n, row in enumerate(told):
@@ -256,23 +246,23 @@ def test_each_picture_is_shown_once_however_it_is_kept(server: Server, tmp_path:
         source.write_text("\n".join(map(json.dumps, told)))
     samples, out = read_data(source).samples, tmp_path / "c.jsonl"
     service = Service("m", base_url=f"{server.url}/v1", retries=0)
-    assert write_texts(caption_wishes(samples, "m"), service, out, progress=False) == 9
+    assert write_texts(caption_requests(samples, "m"), service, out, progress=False) == 9
     assert len(server.asked) == 3
     assert all(s.captions == ("A picture of 12 x 12 pixels.",) for s in with_texts(samples, out))
     lines = out.read_text().splitlines(keepends=True)
     out.write_text("".join(lines[:4]))  # within the rows of one picture
-    assert write_texts(caption_wishes(samples, "m"), service, out, progress=False) == 5
+    assert write_texts(caption_requests(samples, "m"), service, out, progress=False) == 5
     assert out.read_text() == "".join(lines) and len(server.asked) == 5
 
 
 def test_a_file_of_something_else_is_refused(samples: list[Sample], tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text('{"id": "1"}\n')
-    with pytest.raises(DataError, match=r"c\.jsonl:1 is no text of this command"):
-        write_texts(caption_wishes(samples, "m"), Service("m"), tmp_path / "c.jsonl", progress=False)
+    with pytest.raises(DataError, match=r"c\.jsonl:1 was not written by this command"):
+        write_texts(caption_requests(samples, "m"), Service("m"), tmp_path / "c.jsonl", progress=False)
     for foreign in ('{"theirs": 1}', "theirs"):  # without an end of line, as a row that was cut short
         (tmp_path / "d.json").write_text(foreign)
-        with pytest.raises(DataError, match=r"d\.json:1 is no text of this command"):
-            write_texts(caption_wishes(samples, "m"), Service("m"), tmp_path / "d.json", progress=False)
+        with pytest.raises(DataError, match=r"d\.json:1 was not written by this command"):
+            write_texts(caption_requests(samples, "m"), Service("m"), tmp_path / "d.json", progress=False)
         assert (tmp_path / "d.json").read_text() == foreign
     with pytest.raises(ConfigError, match="--count must be 1 to 3, not 4"):
-        list(caption_wishes(samples, "m", 4))
+        list(caption_requests(samples, "m", 4))

@@ -6,11 +6,12 @@ import re
 
 import pytest
 
-from craft.experiments import EXPERIMENTS
 from craft.pages.matrix import matrix_page
 from docs.reading import ROOT
+from paper import development, experiments
 
 RESULTS = ROOT / "docs" / "results"
+EXPERIMENTS = {**experiments.EXPERIMENTS, **development.DEVELOPMENT}
 PAGES = sorted(path for path in RESULTS.rglob("*.md") if path.name != "README.md")
 
 

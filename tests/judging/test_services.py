@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from craft.core.errors import ConfigError
-from craft.data.service import told
+from craft.core.service import error_line
 from craft.judging.cases import DIMENSIONS, Case, Judge
 from craft.judging.config import JudgeConfig
 from craft.judging.report import JudgeReport
@@ -247,7 +247,7 @@ def test_the_key_is_in_no_log_and_no_file(protocol, picture, tmp_path, caplog, c
 
 def test_no_part_of_a_key_is_told_where_a_long_error_is_cut():
     for before in range(10, 40):
-        said = told(ValueError("x" * before + KEY + "y" * 40), KEY, most=40)
+        said = error_line(ValueError("x" * before + KEY + "y" * 40), KEY, most=40)
         assert len(said) == 40 and KEY[:4] not in said
 
 

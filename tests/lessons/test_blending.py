@@ -4,13 +4,13 @@ import dataclasses
 import json
 
 import pytest
-from tests.builders import tiny_lvlm
-from tests.tiny_data import tiny_data
 
 from craft import adapt
 from craft.core.files import read_json
 from craft.lessons.retention import BLEND_OF_FEW, BLEND_OF_MANY, FEW, kept_share
 from craft.training.config import AdaptConfig
+from tests.builders import tiny_lvlm
+from tests.tiny_data import tiny_data
 
 FAST = {"device": "cpu", "max_steps": 2, "batch_size": 4, "eval_limit": 2}
 

@@ -8,9 +8,6 @@ import torch
 from builders import tiny_images, tiny_lvlm
 from craft import adapt
 from craft.core.files import read_json
-from craft.experiments.cells import CRAFT, Method
-from craft.experiments.plan import Plan
-from craft.experiments.work import settings_of_training
 from craft.lessons.batches import ImageBatches
 from craft.lessons.retention import FEW, MIXED, RETENTION_OF_FEW, mix, partners, retention_weight
 from craft.training.config import AdaptConfig
@@ -85,13 +82,6 @@ def test_what_images_are_mixed_with_is_prepared_too(monkeypatch):
     index = next(iter(batches.partners))
     alone = ImageBatches(lvlm, tiny_data().train, config, batches.images)
     assert batches.length(index) > alone.length(index)
-
-
-def test_the_papers_experiments_have_no_such_loss():
-    plan, method = Plan.build(None, {}), Method(CRAFT, "craft-tiny/qwen2")
-    assert settings_of_training(plan, "apparel", 0, method).losses.retention.weight == 0
-    given = Plan.build(None, {"adapt": {"losses.retention.weight": 2.0}})
-    assert settings_of_training(given, "apparel", 0, method).losses.retention.weight == 2
 
 
 def test_run_and_card_tell_the_weight_and_the_tower_stays_nearer(tmp_path):

@@ -16,7 +16,6 @@ import torch
 from builders import tiny_images, tiny_lvlm
 from craft.cli import main
 from craft.core.errors import CheckpointError, ConfigError
-from craft.experiments.bench.plan import Run, plan
 from craft.formats.load import load
 from craft.formats.native import save_native
 from craft.formats.vila_u import save_vila_u
@@ -31,6 +30,7 @@ from craft.recipes import adapt, evaluate
 from craft.recipes.opening import Model
 from craft.training import AdaptConfig, RunFolder
 from craft.training.fit import fit
+from paper.bench.plan import Run, plan
 from tiny_data import tiny_data
 
 CPU = torch.device("cpu")

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from builders import tiny_lvlm
-from craft.experiments.bench.measure import counted, held_bytes
 from craft.losses import surrogate_alignment
 from craft.models.freezing import freeze_all_but
 from craft.models.recompute import recompute
+from paper.bench.measure import counted, held_bytes
 
 QUESTIONS, ANSWERS = ["what?", "is it a red bag or a blue one?"], ["a cat", "red"]
 

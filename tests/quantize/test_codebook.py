@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from craft.core.errors import CheckpointError
-from craft.experiments.bench.measure import peak_bytes
 from craft.quantize import ResidualCodebook, code_counts, straight_through, usage
 from craft.quantize.search import CODE_BLOCK, ROW_BLOCK, code_block, nearest_codes
+from paper.bench.measure import peak_bytes
 
 
 def reference(z: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:

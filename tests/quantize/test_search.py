@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from craft.core.errors import ConfigError
-from craft.experiments.bench.search import near_ties
 from craft.quantize import ResidualCodebook, search
 from craft.quantize.search import SEARCHES, Choice, Search, choose, kept_bytes
+from paper.bench.search import near_ties
 
 
 def features(kind: str, codebook: ResidualCodebook, count: int) -> Tensor:

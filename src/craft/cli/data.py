@@ -1,17 +1,73 @@
 """`craft data list`, `check`, `prepare` and `stats`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from cyclopts import Parameter
 
 from craft.cli.options import COMMON, Common, Flag, Several
 from craft.cli.output import listed, show_json, show_pairs, show_table
 
-_WIDE = 8
-"""Classes that `stats` lists at most."""
+_MOST_LISTED = 8
+"""The most classes that `stats` lists."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Source:
+    """How to read the data.
+
+    Attributes:
+        root: the folder of a benchmark; otherwise the folder that relative paths in the data start from.
+        domain: what the pictures are of, in words, for data of your own.
+        column: CRAFT=YOURS for a table whose columns have other names, as in --column answer=caption.
+    """
+
+    root: str | None = None
+    domain: str | None = None
+    column: Several = None
+
+    def columns(self) -> dict[str, str] | None:
+        """`--column` as a mapping from CRAFT's fields to the table's columns.
+
+        Raises:
+            ConfigError: an entry is not of that form, or names a field that rows do not have.
+        """
+        return columns_of(self.column)
+
+
+SOURCE = Source()
+"""No flags."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Preparation:
+    """What `craft data prepare` adds or chooses.
+
+    Attributes:
+        texts: JSONL files with captions and statements for the contrastive loss (`craft data captions`).
+        options: wrong options in FOCI's format, used unchanged (`craft data options`).
+        train_limit: train on at most this many images, with all their questions (OCR-VQA: 30000 by default,
+            as in the paper).
+        download: fetch pictures that are given as URLs.
+        split_seed: of the division into training and test, if the data has none.
+    """
+
+    texts: Several = None
+    options: Path | None = None
+    train_limit: int | None = None
+    download: Flag = False
+    split_seed: int = 0
+
+
+PREPARATION = Preparation()
+"""No flags."""
 
 
 def list_domains(*, common: Common = COMMON) -> None:
-    """The embedded domains, which need no download, and the benchmarks of the paper, which you must have."""
+    """List the embedded domains, which need no download, and the benchmarks of the paper, which do."""
     from craft.data import BENCHMARKS, catalogue
 
     rows = catalogue()
@@ -46,72 +102,71 @@ def list_domains(*, common: Common = COMMON) -> None:
         cells.append([row["name"], *numbers, str(row["classes"] or "-"), row["licence"], row["source"]])
     show_table("Benchmarks: --data NAME --root DIR", columns, cells)
     print(
-        "`craft data check NAME` says how to get a benchmark. Or your own pictures: --data FOLDER (class\n"
-        "folders, directly or under train/, test/), or a table of questions (.jsonl, .csv, .parquet, .tar)."
+        "`craft data check NAME` says how to get a benchmark. You can also use your own pictures: --data\n"
+        "with a folder of class folders (directly or under train/, test/), or a table of questions (.jsonl,\n"
+        ".csv, .parquet). `craft data prepare` writes tars and data sets of the Hugging Face hub to a folder."
     )
 
 
 def check(
     data: str,
     *,
-    root: str | None = None,
-    domain: str | None = None,
-    column: Several = None,
+    source: Source = SOURCE,
     answer_with: Literal["letter", "option"] = "option",
     unseen_fraction: float = 0.2,
     decode: bool = True,
     common: Common = COMMON,
 ) -> None:
-    """Read a data set as `craft adapt` would, open every picture, and say what it holds and what to know.
+    """Read a data set as `craft adapt` does, open every picture, and report what it contains.
 
     Args:
-        data: an embedded domain, a benchmark, a folder of class folders, a table of questions, a folder of
-            `craft data prepare`, or hub:OWNER/NAME.
-        root: where a benchmark lies (or hub:OWNER/NAME); else what relative paths in the data start from.
-        domain: what the pictures are of, in words, for data of your own.
-        column: OURS=THEIRS for a table whose columns have other names, as in --column answer=caption.
+        data: an embedded domain, a benchmark, a folder of class folders, a table of questions, or a folder
+            that `craft data prepare` wrote.
         answer_with: ask for the option's letter, or its text.
-        unseen_fraction: share of the classes that are held out of training.
+        unseen_fraction: the share of the classes that is held out of training.
         decode: open every picture; --no-decode only reads and compares the files.
     """
     from craft.data import BENCHMARKS, check_data, read_data
     from craft.data.check import distinct
-    from craft.data.load import compose, whole
+    from craft.data.compose import Composition, compose, whole
     from craft.data.stats import expected
 
-    raw, seed = read_data(data, root, domain, columns_of(column)), common.seed or 0
-    given = compose(raw, seed, answer_with, unseen_fraction=unseen_fraction)
+    raw = read_data(data, source.root, source.domain, source.columns())
+    composition = Composition(common.seed or 0, answer_with, unseen_fraction=unseen_fraction)
+    composed = compose(raw, composition)
     everything = whole(raw)
     findings = check_data(everything, decode)
-    given.hashes = everything.hashes  # no picture is read twice
-    missing = expected(everything, BENCHMARKS[data]) if data in BENCHMARKS else []
-    sample = given.all_samples()[0]
-    found: dict[str, Any] = {
-        "name": given.name,
-        "task": given.task,
-        "domain": given.domain,
+    composed.hashes = everything.hashes  # no picture is read twice
+    notes = list(composed.notes)
+    if data in BENCHMARKS:
+        notes += expected(everything, BENCHMARKS[data])
+    sample = composed.all_samples()[0]
+    summary: dict[str, Any] = {
+        "name": composed.name,
+        "task": composed.task,
+        "domain": composed.domain,
         "images": len(distinct(everything.all_samples())),
-        "train": len(given.train),
-        "validation": len(given.validation),
-        "test": len(given.test),
-        "classes": list(given.classes),
-        "held_out": list(given.held_out),
-        "licence": given.licence,
-        "fingerprint": given.fingerprint,
+        "train": len(composed.train),
+        "validation": len(composed.validation),
+        "test": len(composed.test),
+        "classes": list(composed.classes),
+        "held_out": list(composed.held_out),
+        "licence": composed.licence,
+        "fingerprint": composed.fingerprint,
     }
     if common.json:
-        told = [finding.__dict__ for finding in findings]
         example = {"prompt": sample.prompt(), "answer": sample.answer}
-        show_json({**found, "findings": told, "notes": [*given.notes, *missing], "example": example})
+        rows = [finding.__dict__ for finding in findings]
+        show_json({**summary, "findings": rows, "notes": notes, "example": example})
         return
-    shown = {name.replace("held_out", "held out"): value for name, value in found.items()}
-    show_pairs({name: listed(value) if isinstance(value, list) else value for name, value in shown.items()})
-    for note in [*given.notes, *missing]:
+    pairs = {name.replace("held_out", "held out"): value for name, value in summary.items()}
+    show_pairs({name: listed(value) if isinstance(value, list) else value for name, value in pairs.items()})
+    for note in notes:
         print(f"note: {note}")
     for finding in findings:
         where = f" ({listed(finding.where)}{' …' if finding.count > len(finding.where) else ''})"
         print(f"{'warning' if finding.warning else 'note'}: {finding.text}{where if finding.where else ''}")
-    print("\nA question of it:")
+    print("\nOne of its questions:")
     print(sample.prompt())
     print(f"-> {sample.answer}")
 
@@ -120,55 +175,40 @@ def prepare(
     data: str,
     *,
     out: Path | None = None,
-    root: str | None = None,
-    domain: str | None = None,
-    column: Several = None,
-    texts: Several = None,
-    options: Path | None = None,
-    train_limit: int | None = None,
-    limit_by: Literal["image", "question"] = "image",
-    download: Flag = False,
-    split_seed: int = 0,
+    source: Source = SOURCE,
+    preparation: Preparation = PREPARATION,
     common: Common = COMMON,
 ) -> None:
-    """Write any data set as one manifest: samples, splits, texts, image hashes, fingerprint.
+    """Write any data set to a folder: samples, splits, texts, image hashes, fingerprint.
 
-    The folder it writes is data like any other: `craft adapt … --data FOLDER`.
+    You can use this folder like any other data: `craft adapt … --data FOLDER`.
 
     Args:
-        data: as for `craft data check`.
-        out: the manifest's folder; by default prepared/ and the data's name.
-        root: where a benchmark lies (or hub:OWNER/NAME); else what relative paths in the data start from.
-        domain: what the pictures are of, in words, for data of your own.
-        column: OURS=THEIRS for a table whose columns have other names, as in --column answer=caption.
-        texts: JSONL files with captions and statements for the contrastive loss (`craft data captions`).
-        options: wrong options in FOCI's format, taken as they are (`craft data options`).
-        train_limit: at most so many training samples (OCR-VQA: 30000 by default, as in the paper).
-        limit_by: whether --train-limit counts images, with all their questions, or questions.
-        download: fetch pictures that are given as URLs.
-        split_seed: of the division into training and test where the data names none.
+        data: as for `craft data check`; also a tar in WebDataset's layout, a folder of them, or a data set of
+            the Hugging Face hub, hub:OWNER/NAME. For a hub copy of a benchmark: NAME --root hub:OWNER/NAME.
+        out: the folder to write; by default prepared/ and the data's name.
     """
-    from craft.data import TrainLimit, Wanted
+    from craft.data import Wanted
     from craft.data import prepare as run
-    from craft.data.load import short_name
+    from craft.data.load import prepared_folder
 
     wanted = Wanted(
-        domain=domain,
-        columns=columns_of(column),
-        texts=[Path(path) for path in texts or ()],
-        options=options,
-        train_limit=None if train_limit is None else TrainLimit(train_limit, limit_by),
-        download=download,
-        split_seed=split_seed,
+        domain=source.domain,
+        columns=source.columns(),
+        texts=[Path(path) for path in preparation.texts or ()],
+        options=preparation.options,
+        train_limit=preparation.train_limit,
+        download=preparation.download,
+        split_seed=preparation.split_seed,
     )
-    done = run(data, root, out or Path("prepared") / short_name(data), wanted)
+    manifest = run(data, source.root, out or prepared_folder(data), wanted)
+    about = manifest.about
     if common.json:
-        show_json({"out": str(done.path), **done.about})
+        show_json({"out": str(manifest.path), **about})
         return
-    about = done.about
     show_pairs(
         {
-            "manifest": done.path,
+            "manifest": manifest.path,
             "splits": ", ".join(f"{name} {count}" for name, count in about["splits"].items()),
             "split rule": about["split_rule"],
             "images": about["images"],
@@ -178,15 +218,13 @@ def prepare(
     )
     for note in about["notes"]:
         print(f"note: {note}")
-    print(f"\nNext: craft adapt craft-tiny/qwen2 --data {done.path} --out DIR")
+    print(f"\nNext: craft adapt craft-tiny/qwen2 --data {manifest.path} --out DIR")
 
 
 def stats(
     data: str,
     *,
-    root: str | None = None,
-    domain: str | None = None,
-    column: Several = None,
+    source: Source = SOURCE,
     out: Path | None = None,
     common: Common = COMMON,
 ) -> None:
@@ -194,9 +232,6 @@ def stats(
 
     Args:
         data: as for `craft data check`.
-        root: where a benchmark lies (or hub:OWNER/NAME); else what relative paths in the data start from.
-        domain: what the pictures are of, in words, for data of your own.
-        column: OURS=THEIRS for a table whose columns have other names.
         out: a folder for stats.json, stats.png and contact_sheet.png.
     """
     from craft.core.files import check_writable, write_json
@@ -204,53 +239,58 @@ def stats(
 
     if out is not None:
         check_writable(out / "stats.json")
-    given = load_data(
-        data, root, common.seed or 0, unseen_fraction=0, domain=domain, columns=columns_of(column)
+    loaded = load_data(
+        data,
+        source.root,
+        common.seed or 0,
+        unseen_fraction=0,
+        domain=source.domain,
+        columns=source.columns(),
     )
-    found = data_stats(given)
+    counts = data_stats(loaded)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "stats.json", found)
-        draw_stats(given, out / "stats.png")
-        contact_sheet(showcase(given), out / "contact_sheet.png")
+        write_json(out / "stats.json", counts)
+        draw_stats(loaded, out / "stats.png")
+        contact_sheet(showcase(loaded), out / "contact_sheet.png")
     if common.json:
-        show_json(found)
+        show_json(counts)
         return
-    classes = list(found["classes"].items())
+    classes = list(counts["classes"].items())
     show_pairs(
         {
-            "name": found["name"],
-            **{name: count for name, count in found["splits"].items()},
-            "images": found["images"],
-            "classes": listed([f"{name} {count}" for name, count in classes], _WIDE),
-            "kinds": ", ".join(f"{name} {count}" for name, count in found["kinds"].items()),
-            "options": ", ".join(f"{number}: {count}" for number, count in found["options"].items()),
+            "name": counts["name"],
+            **{name: count for name, count in counts["splits"].items()},
+            "images": counts["images"],
+            "classes": listed([f"{name} {count}" for name, count in classes], _MOST_LISTED),
+            "kinds": ", ".join(f"{name} {count}" for name, count in counts["kinds"].items()),
+            "options": ", ".join(f"{number}: {count}" for number, count in counts["options"].items()),
         }
     )
     names = ("width", "height", "question words", "prompt words", "answer words")
-    rows = [(name, *(f"{found[name][key]:g}" for key in ("least", "median", "most"))) for name in names]
+    rows = [(name, *(f"{counts[name][key]:g}" for key in ("least", "median", "most"))) for name in names]
     show_table("", ("", "least", "median", "most"), rows)
     if out is not None:
         print(f"drawn: {out / 'stats.png'}, {out / 'contact_sheet.png'}")
 
 
-def columns_of(given: list[str] | None) -> dict[str, str] | None:
-    """`--column OURS=THEIRS` as a mapping.
+def columns_of(entries: list[str] | None) -> dict[str, str] | None:
+    """`--column CRAFT=YOURS` as a mapping.
 
     Raises:
         ConfigError: an entry is not of that form, or names a field that rows do not have.
     """
-    if not given:
+    if not entries:
         return None
     from craft.core.errors import ConfigError
-    from craft.data.questions import OPTIONAL, REQUIRED
+    from craft.data.readers.rows import OPTIONAL, REQUIRED
 
-    found = {}
-    for entry in given:
-        ours, equals, theirs = entry.partition("=")
-        if not equals or not theirs:
-            raise ConfigError(f"--column takes OURS=THEIRS, as in --column answer=caption, not {entry!r}.")
-        if ours not in (known := (*REQUIRED, *OPTIONAL, "conversations", "messages", "images")):
-            raise ConfigError(f"--column {entry}: there is no field '{ours}'; there are {', '.join(known)}.")
-        found[ours] = theirs
-    return found
+    columns = {}
+    for entry in entries:
+        field, equals, column = entry.partition("=")
+        if not equals or not column:
+            raise ConfigError(f"--column takes CRAFT=YOURS, as in --column answer=caption, not {entry!r}.")
+        if field not in (known := (*REQUIRED, *OPTIONAL, "conversations", "messages", "images")):
+            raise ConfigError(f"--column {entry}: there is no field '{field}'; there are {', '.join(known)}.")
+        columns[field] = column
+    return columns

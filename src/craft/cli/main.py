@@ -14,7 +14,6 @@ from craft.cli.adapt import adapt
 from craft.cli.align import align
 from craft.cli.arguments import TUNED, expand
 from craft.cli.baseline import baseline
-from craft.cli.bench import infer, loading, plan, search, train
 from craft.cli.compare import compare
 from craft.cli.data import check, list_domains, prepare, stats
 from craft.cli.demo import demo
@@ -24,7 +23,6 @@ from craft.cli.inspect import inspect
 from craft.cli.judge import judge
 from craft.cli.prior import prior
 from craft.cli.report import report
-from craft.cli.reproduce import reproduce
 from craft.cli.show import show
 from craft.cli.texts import captions, options, statements
 from craft.cli.transfer import transfer
@@ -57,7 +55,6 @@ _verbs = {
     "judge": judge,
     "inspect": inspect,
     "export": export,
-    "reproduce": reproduce,
     "report": report,
 }
 for _order, (_name, _verb) in enumerate(_verbs.items()):
@@ -71,11 +68,6 @@ data.command(captions)
 data.command(statements)
 data.command(options)
 app.command(data)
-bench = App(name="bench", help="Speed, memory and FLOPs at the paper's sizes.", sort_key=len(_verbs) + 1)
-for _verb in (train, infer, search, plan):
-    bench.command(_verb)
-bench.command(loading, name="data")
-app.command(bench)
 
 # What the system says when a path that the user gave cannot be used.
 _PATH_TROUBLE = {
@@ -97,17 +89,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         on standard error), 130 stopped with Ctrl-C.
     """
     tokens = list(sys.argv[1:] if arguments is None else arguments)
+    if tokens[:1] in (["reproduce"], ["bench"]):
+        words = " ".join(["python -m paper", *(tokens[1:] if tokens[0] == "reproduce" else tokens)])
+        _complain(f"craft {tokens[0]} is not part of the package. In a checkout of CRAFT, run `{words}`.")
+        return USERS
+    return run(app, tokens, "craft", _how_to_go_on(tokens))
+
+
+def run(app: App, tokens: Sequence[str], program: str, stopped: str) -> int:
+    """Run a command line and turn what goes wrong into a message and an exit status, as `main` says.
+
+    Args:
+        app: the parser.
+        tokens: the words after the program's name.
+        program: its name, for messages about the command line.
+        stopped: the message after Ctrl-C.
+    """
     try:
         app(expand(tokens))
         sys.stdout.flush()
     except KeyboardInterrupt:
-        _complain(_how_to_go_on(tokens))
+        _complain(stopped)
         return STOPPED
     except BrokenPipeError:  # `craft ... | head`: the reader has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
-        paragraph = explain(error)
+        paragraph = explain(error, program)
         if paragraph is None:
             traceback.print_exc()
             _complain("this is a fault in CRAFT, not in what you did; please report it with the text above.")
@@ -117,13 +125,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return DONE
 
 
-def explain(error: Exception) -> str | None:
+def explain(error: Exception, program: str = "craft") -> str | None:
     """One paragraph for a mistake that the user can put right; None for a fault of ours."""
     if isinstance(error, CycloptsError):
         told, chain = _line(error), list(error.command_chain or ())
         if isinstance(error, UnknownOptionError) and set(chain) & set(TUNED) and "Did you mean" not in told:
             told += " Settings of the run go as --set NAME=VALUE."
-        return f"{told} `{' '.join(['craft', *chain])} --help` lists what there is."
+        return f"{told} `{' '.join([program, *chain])} --help` lists what there is."
     if _is(error, "craft.core.errors", "CraftError"):
         return _line(error)
     if _is(error, "torch", "OutOfMemoryError"):
@@ -158,8 +166,6 @@ def _how_to_go_on(tokens: Sequence[str]) -> str:
         return "stopped. The same command goes on from there."
     if tokens[:1] == ["transfer"]:
         return "stopped. The same command goes on: what is in its --work folder is not done again."
-    if tokens[:1] == ["reproduce"]:
-        return "stopped. What was measured is kept: the same command goes on from there."
     return "stopped. Nothing half done was left behind; give the same command to begin again."
 
 

@@ -4,16 +4,14 @@ from craft.data.benchmarks import BENCHMARKS
 from craft.data.captions import class_text, declarative
 from craft.data.check import Finding, check_data, verify_images
 from craft.data.choices import DIRECTIVES, QUESTION, multiple_choice
-from craft.data.domains import APPAREL_WORDS, DIGIT_WORDS, EMBEDDED, SKETCH_WORDS, catalogue
-from craft.data.holdout import held_out_classes, stratified
+from craft.data.domains.embedded import APPAREL_WORDS, DIGIT_WORDS, EMBEDDED, SKETCH_WORDS, catalogue
+from craft.data.domains.scenes import draw_scenes
 from craft.data.images import ImageSource, image_key, open_image
 from craft.data.load import load_data, read_data
 from craft.data.prepare import Wanted, prepare
-from craft.data.raw import TrainLimit
 from craft.data.sample import LETTERS, Data, Sample
-from craft.data.scenes import draw_scenes
-from craft.data.sheet import contact_sheet
-from craft.data.stats import data_stats, draw_stats, showcase
+from craft.data.splits import held_out_classes, stratified
+from craft.data.stats import contact_sheet, data_stats, draw_stats, showcase
 
 __all__ = [
     "APPAREL_WORDS",
@@ -28,7 +26,6 @@ __all__ = [
     "Finding",
     "ImageSource",
     "Sample",
-    "TrainLimit",
     "Wanted",
     "catalogue",
     "check_data",

@@ -1,4 +1,4 @@
-"""Ground-truth texts of the contrastive loss: what is written beside an image (§3.2, §11)."""
+"""Ground-truth texts of the contrastive loss: the text that goes with an image (§3.2, §11)."""
 
 import re
 
@@ -6,14 +6,14 @@ import re
 def class_text(domain: str, label: str) -> str:
     """The text of a classification sample.
 
-    Source: §3.2, "An image of a {domain}, specifically a {label}." The paper prints "a" whatever follows.
+    Source: §3.2, "An image of a {domain}, specifically a {label}." The paper prints "a" before every label.
     """
     return f"An image of a {domain}, specifically a {label}."
 
 
 _DETERMINERS = "the|this|that|these|those|a|an|his|her|their|its"
 _AFTER_NOUN = "a|an|the|in|on|at|to|from|with|by|under|behind|near|above|below|inside|outside|very|not"
-"""Words that can follow a noun and not belong to it: the noun ends before them."""
+"""Words that end a noun phrase: they can follow a noun without being a part of it."""
 
 _NOUN = rf"(?P<subject>(?:(?:{_DETERMINERS}) )?\w+)"
 _BE, _DO = r"(?P<verb>is|are|was|were)", r"(?P<verb>can|does|do|did|has|have)"
@@ -53,36 +53,36 @@ _YES_NO = tuple(
 def declarative(question: str, answer: str) -> str:
     """Rewrite a question and its answer as one statement, by a few fixed rules.
 
-    "What color is the car?" + "Red" -> "The car is red."; yes/no questions become the statement or its
-    negation; anything else keeps the words: "{question} {answer}". So does a question whose subject cannot be
-    told from what is said of it ("Is the cardiac silhouette enlarged?"). Deterministic; no model is asked.
+    "What color is the car?" + "Red" -> "The car is red."; a yes/no question becomes the statement or its
+    negation; any other question is kept: "{question} {answer}". A question whose subject cannot be separated
+    from its predicate ("Is the cardiac silhouette enlarged?") is kept, too. Deterministic; uses no model.
 
     Source: §3.2 asks for the statement; the paper uses an LLM, the rules are ours.
     """
-    asked = " ".join(question.split())
-    said = " ".join(answer.split()).rstrip(".")
-    last = re.split(r"(?<=[.?!]) ", asked)[-1]  # the question proper, after any context sentences
+    question = " ".join(question.split())
+    answer = " ".join(answer.split()).rstrip(".")
+    last = re.split(r"(?<=[.?!]) ", question)[-1]  # the question itself, after any context sentences
     body = last.rstrip("?. ")
-    if said.lower() in ("yes", "no"):
+    if answer.lower() in ("yes", "no"):
         for pattern in _YES_NO:
-            if found := pattern.fullmatch(body):
-                negation = " not" if said.lower() == "no" else ""
-                statement = f"{found['subject']} {found['verb'].lower()}{negation} {found['rest']}"
+            if match := pattern.fullmatch(body):
+                negation = " not" if answer.lower() == "no" else ""
+                statement = f"{match['subject']} {match['verb'].lower()}{negation} {match['rest']}"
                 return _sentence(statement.replace("there are there", "there are"))
     else:
         for pattern, template in _RULES:
-            if found := pattern.fullmatch(body):
-                parts = found.groupdict()
+            if match := pattern.fullmatch(body):
+                parts = match.groupdict()
                 rest = parts.get("rest", "")
                 statement = template.format(
                     subject=parts.get("subject", ""),
-                    name=said,
+                    name=answer,
                     verb=parts["verb"].lower(),
                     rest="" if rest == "there" else rest,
-                    answer=_lower_first(said),
+                    answer=_lower_first(answer),
                 )
                 return _sentence(statement)
-    return f"{asked} {said}"
+    return f"{question} {answer}"
 
 
 def _lower_first(word: str) -> str:

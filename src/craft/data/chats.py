@@ -1,15 +1,15 @@
-"""Whole conversations about one image, or none: what a backbone is trained on (§8).
+"""Whole conversations about one image, or none, to train a backbone on (§8).
 
-Read are tables (`craft.data.tables`) whose rows hold
+The rows of a table (`craft.data.readers.tables`) are one of
 
     {"id", "image", "conversations": [{"from": "human", "value": "<image>\\n..."}, {"from": "gpt", ...}]}
         LLaVA-CC3M-Pretrain-595K's chat.json, ShareGPT4V, LLaVA-Instruct-150K
     {"image", "caption"}                                       the same CC3M set's metadata.json
     {"messages": [{"role": "user", "content": "..."}, ...], "images": ["a.jpg"]}
-    {"question", "answer"}                                     ours, without an image
+    {"question", "answer"}                                     CRAFT's, without an image
 
-and all that `load_data` reads: a training sample is one turn. That is also how a table is read in which every
-row is a question about an image, or a labelled image.
+Everything that `load_data` reads is accepted, too: a training sample is a conversation of one turn. A table
+is read in this way if every row is a question about an image, or a labelled image.
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,13 @@ from typing import Any
 from craft.core.errors import DataError
 from craft.core.files import user_path
 from craft.core.seeding import rng
-from craft.data.conversations import conversation
-from craft.data.folder import is_text
 from craft.data.images import ImageSource
-from craft.data.load import load_data
-from craft.data.parquet import Row
+from craft.data.load import is_tar, load_data, located, not_prepared
 from craft.data.problems import Problems
-from craft.data.questions import read_picture
-from craft.data.tables import TABLES, read_rows
+from craft.data.readers.conversations import conversation
+from craft.data.readers.rows import Row, read_picture
+from craft.data.readers.tables import TABLES, read_rows
+from craft.data.spelling import is_text
 
 ASK_CAPTION = (
     "Describe the image briefly.",
@@ -45,8 +44,8 @@ class Conversation:
     Attributes:
         id: for messages and seeds.
         turns: (question, answer) pairs, without any image tag.
-        image: the image, or its row in codes that are at hand already, or None for text alone.
-        origin: where it was read ("chat.json, entry 12"), for messages.
+        image: the image, or its row in codes that exist already, or None for text alone.
+        origin: file and entry ("chat.json, entry 12"), for messages.
     """
 
     id: str
@@ -62,68 +61,68 @@ def read_conversations(
 
     Args:
         sources: tables as above, embedded domains, benchmarks, folders of class folders.
-        root: folder that image paths start from; by default the file's own.
-        seed: of what `load_data` draws, and of the questions put to bare captions.
+        root: the folder that image paths start from; by default the file's own.
+        seed: of `load_data`, and of the questions that go with bare captions.
         limit: at most this many from each source.
 
     Raises:
-        DataError: nothing there, a broken row, an empty answer, several images, an image that does not exist;
-            the first few are named with file and row.
+        DataError: nothing there, a broken row, an empty answer, several images, an image that does not exist
+            (the first few are named with file and row), or a tar.
     """
-    found: list[Conversation] = []
+    conversations: list[Conversation] = []
     for source in sources:
         path = _table(source, root)
         if path is None:
             data = load_data(source, root=root, seed=seed, limit=limit, unseen_fraction=0.0)
-            found += [
+            conversations += [
                 Conversation(s.id, ((s.prompt(), s.answer),), s.image, s.origin)
                 for s in data.samples("train")
             ]
         else:
             base = path.parent if root is None else user_path(root)
-            found += _read(path, base, seed, limit)
-    return found
+            conversations += _read(path, base, seed, limit)
+    return conversations
 
 
 def _table(source: str | Path, root: str | Path | None) -> Path | None:
-    """The table of conversations that is meant, or None for what `load_data` knows."""
-    path = user_path(source)
-    if not path.exists() and root is not None:
-        path = user_path(root) / path
+    """The path of a table of conversations; None if the source is data for `load_data`."""
+    path = located(source, None if root is None else user_path(root))
+    if is_tar(path) and path.is_file():
+        raise not_prepared(str(source), root)
     if path.suffix.lower() not in TABLES or not path.is_file():
         return None
-    strange = (row for row in read_rows(path, Problems("rows"), path.parent) if not _for_adapt(row))
-    return None if next(strange, None) is None else path
+    others = (row for row in read_rows(path, Problems("rows"), path.parent) if not _is_sample(row))
+    return None if next(others, None) is None else path
 
 
-def _for_adapt(row: Row) -> bool:
-    """Whether `load_data` knows such rows: a question about an image, or a labelled image."""
-    told = {name for name, value in row.values.items() if value is not None}
-    return {"image", "question", "answer"} <= told or {"image", "label"} <= told
+def _is_sample(row: Row) -> bool:
+    """Whether `load_data` reads such rows: a question about an image, or a labelled image."""
+    fields = {name for name, value in row.values.items() if value is not None}
+    return {"image", "question", "answer"} <= fields or {"image", "label"} <= fields
 
 
 def _read(path: Path, base: Path, seed: int, limit: int | None) -> list[Conversation]:
     problems = Problems("rows")
-    found: list[Conversation] = []
-    for read, row in enumerate(read_rows(path, problems, base), start=1):
-        if len(found) == limit:
-            break  # the pictures of the others need not be there
+    conversations: list[Conversation] = []
+    for number, row in enumerate(read_rows(path, problems, base), start=1):
+        if len(conversations) == limit:
+            break  # the pictures of the remaining rows need not exist
         try:
-            found.append(_conversation(row, f"{path.stem}:{read}", base, seed))
+            conversations.append(_conversation(row, f"{path.stem}:{number}", base, seed))
         except DataError as error:
             problems.add(error)
-    problems.stop(len(found) + len(problems.found))
-    if not found:
-        raise DataError(f"{path} holds no conversation.")
-    named = [c for c in found if isinstance(c.image, str)]
-    missing = [c for c in named if not Path(str(c.image)).is_file()]
+    problems.stop(len(conversations) + len(problems.messages))
+    if not conversations:
+        raise DataError(f"{path} contains no conversation.")
+    with_file = [c for c in conversations if isinstance(c.image, str)]
+    missing = [c for c in with_file if not Path(str(c.image)).is_file()]
     if missing:
-        shown = "; ".join(f"{c.image} ({c.origin})" for c in missing[:3])
+        examples = "; ".join(f"{c.image} ({c.origin})" for c in missing[:3])
         raise DataError(
-            f"{len(missing)} of {len(named)} images do not exist: {shown}. Paths start from {base}; name "
-            "another folder with --set root=FOLDER, put the files there, or leave these rows out."
+            f"{len(missing)} of {len(with_file)} images do not exist: {examples}. Paths start from {base}; "
+            "name another folder with --set root=FOLDER, put the files there, or leave these rows out."
         )
-    return found
+    return conversations
 
 
 def _conversation(row: Row, default: str, base: Path, seed: int) -> Conversation:
@@ -134,17 +133,17 @@ def _conversation(row: Row, default: str, base: Path, seed: int) -> Conversation
         image, turns = conversation(values, origin, text=True)
     elif "question" in values and "answer" in values:
         if values.get("choices"):
-            raise _apart(origin, "'choices'")
+            raise _mixed(origin, "'choices'")
         turns = [(_text(values["question"], origin), _text(values["answer"], origin))]
     elif image is not None and ("caption" in values or "captions" in values):
         caption = values.get("caption") or values.get("captions")
         caption = caption[0] if isinstance(caption, list) and caption else caption
         turns = [(rng(seed, "caption", key).choice(ASK_CAPTION), _text(caption, origin))]
     elif image is not None and values.get("label") is not None:
-        raise _apart(origin, "a labelled image")
+        raise _mixed(origin, "a labelled image")
     else:
         raise DataError(
-            f"{origin}: no conversation in it (fields: {', '.join(values) or 'none'}). A row has "
+            f"{origin}: no conversation (fields: {', '.join(values) or 'none'}). A row has "
             "'conversations', 'messages', 'question' and 'answer', or 'image' and 'caption'."
         )
     if image is not None:
@@ -152,7 +151,7 @@ def _conversation(row: Row, default: str, base: Path, seed: int) -> Conversation
     return Conversation(key, tuple(turns), image, origin)
 
 
-def _apart(origin: str, what: str) -> DataError:
+def _mixed(origin: str, what: str) -> DataError:
     return DataError(
         f"{origin}: {what} in a table whose rows are not all questions about an image, or labelled images. "
         "Put such rows into a table of their own."
@@ -163,5 +162,5 @@ def _text(value: Any, origin: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{origin}: an empty question or answer ({value!r}). Fill it in, or drop the row.")
     if not is_text(value):
-        raise DataError(f"{origin}: question or answer holds half a character ({value!r}). Correct it.")
+        raise DataError(f"{origin}: question or answer contains half a character ({value!r}). Correct it.")
     return value.strip()

@@ -1,4 +1,4 @@
-"""Look at every picture of a data set before training starts: what cannot be used, and what to know."""
+"""Checks of every picture of a data set before training: what cannot be used, and what to know."""
 
 import hashlib
 import io
@@ -13,18 +13,24 @@ from PIL import Image
 
 from craft.core.errors import DataError
 from craft.core.progress import track
-from craft.data.images import image_bytes, image_bytes_hash, image_key, open_image, orientation
-from craft.data.packed import Packed
+from craft.data.images import (
+    Packed,
+    image_bytes,
+    image_bytes_hash,
+    image_key,
+    open_image,
+    orientation,
+)
 from craft.data.problems import Problems
 from craft.data.sample import Data, Sample
 
 LONG_ANSWER, RARE, IMBALANCE, NEAR, CLOSE = 5, 2, 20, 3, 4.0
-"""Words beyond which an answer cannot be exact in 5 tokens; pictures below which a class is rare; ratio of
-the largest class to the smallest; near-duplicates differ at most in so many bits of 64, and by so many grey
-levels of 255 on average."""
+"""Limits of the findings: an answer of more words cannot be exact in 5 tokens; a class with fewer pictures is
+rare; the largest class may be this many times the smallest; near-duplicates differ in at most this many bits
+of 64, and by at most this many grey levels of 255 on average."""
 
 EXAMPLES = 3
-"""How many places a finding names."""
+"""How many examples a finding names."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +39,10 @@ class Finding:
 
     Attributes:
         kind: a word for it ("leakage").
-        count: how many samples, pictures or classes it is true of.
+        count: how many samples, pictures or classes it concerns.
         text: a sentence.
-        where: some places, as they were declared.
-        warning: False for what is handled and only named.
+        where: the origins of some of them.
+        warning: False if CRAFT handles it.
     """
 
     kind: str
@@ -48,8 +54,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Look:
-    """What one picture is: hash of its file, what it looks like (None: not decoded, or without contrast),
-    traits in words, and why it cannot be used ("" where it can)."""
+    """What is known of one picture.
+
+    Attributes:
+        sha256: hash of its file.
+        near: what it looks like (see `_near`); None if it was not decoded, or has no contrast.
+        traits: what is unusual about it, in words.
+        trouble: why it cannot be used; "" if it can.
+    """
 
     sha256: str
     near: tuple[int, bytes] | None = None
@@ -67,34 +79,34 @@ def verify_images(data: Data, progress: bool = True) -> int:
     """
     samples = distinct(data.all_samples())
     problems = Problems("images")
-    for _, seen in looks(samples, data.name, progress=progress, hashes=False):
-        if seen.trouble:
-            problems.add(DataError(seen.trouble))
+    for _, look in looks(samples, data.name, progress=progress, hashes=False):
+        if look.trouble:
+            problems.add(DataError(look.trouble))
     problems.stop(len(samples))
     return len(samples)
 
 
 def check_data(data: Data, decode: bool = True, progress: bool = True) -> list[Finding]:
-    """Look at every picture and every sample.
+    """Check every picture and every sample.
 
     Args:
-        data: with all its classes (`whole`), so that nothing goes unseen. Its `hashes` are filled.
-        decode: decode pictures; without, files are only read and compared.
-        progress: show it.
+        data: with all its classes (`whole`), so that nothing is missed. Its `hashes` are filled.
+        decode: decode pictures; otherwise, files are only read and compared.
+        progress: show the progress.
 
     Raises:
         DataError: pictures that cannot be used, as `verify_images`.
     """
     samples = distinct(data.all_samples())
-    problems, seen = Problems("images"), list[tuple[Sample, Look]]()
-    for sample, found in looks(samples, data.name, decode, progress):
-        if found.trouble:
-            problems.add(DataError(found.trouble))
-        seen.append((sample, found))
+    problems, results = Problems("images"), list[tuple[Sample, Look]]()
+    for sample, look in looks(samples, data.name, decode, progress):
+        if look.trouble:
+            problems.add(DataError(look.trouble))
+        results.append((sample, look))
         if isinstance(sample.image, str | Packed):
-            data.hashes[sample.image] = found.sha256
+            data.hashes[sample.image] = look.sha256
     problems.stop(len(samples))
-    return [*_traits(seen), *_copies(data, seen), *_classes(data), *_answers(data)]
+    return [*_traits(results), *_duplicates(data, results), *_classes(data), *_answers(data)]
 
 
 def distinct(samples: Sequence[Sample]) -> list[Sample]:
@@ -105,22 +117,22 @@ def distinct(samples: Sequence[Sample]) -> list[Sample]:
 def looks(
     samples: Sequence[Sample], name: str, decode: bool = True, progress: bool = True, hashes: bool = True
 ) -> Iterator[tuple[Sample, Look]]:
-    """Each sample with what its picture is, in order. Pictures are decoded in threads: the decoders of PIL
-    let go of the interpreter's lock."""
+    """Each sample with what is known of its picture, in order. Pictures are decoded in threads, because PIL's
+    decoders release the interpreter's lock."""
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
-        run = pool.map if decode else map  # reading alone is faster than handing it to a thread
-        found = run(lambda sample: _look(sample, decode, hashes), samples)
-        shown = track(found, f"checking the images of {name}", len(samples)) if progress else found
+        run = pool.map if decode else map  # reading alone is faster without threads
+        results = run(lambda sample: _look(sample, decode, hashes), samples)
+        shown = track(results, f"checking the images of {name}", len(samples)) if progress else results
         yield from zip(samples, shown, strict=True)
-    finally:  # after Ctrl-C or too many mistakes nobody waits for the rest
+    finally:  # after Ctrl-C or too many mistakes, do not wait for the rest
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _look(sample: Sample, decode: bool, hashes: bool) -> Look:
-    itself = isinstance(sample.image, str) and sample.origin == sample.image
+    origin = "" if isinstance(sample.image, str) and sample.origin == sample.image else sample.origin
     try:
-        image = open_image(sample.image, "" if itself else sample.origin) if decode else None
+        image = open_image(sample.image, origin) if decode else None
         if not hashes:
             return Look("")
         if not isinstance(sample.image, str | os.PathLike | bytes | Packed):
@@ -136,7 +148,7 @@ def _look(sample: Sample, decode: bool, hashes: bool) -> Look:
 def _header(content: bytes) -> tuple[str, ...]:
     """What is unusual about a picture that can be decoded."""
     with Image.open(io.BytesIO(content)) as image:
-        told = {
+        traits = {
             "animated": image.format != "MPO" and _animated(image),
             "CMYK": image.mode == "CMYK",
             "16-bit": image.mode.startswith("I"),
@@ -144,93 +156,95 @@ def _header(content: bytes) -> tuple[str, ...]:
             "EXIF-rotated": orientation(image) != 1,
             "tiny": min(image.size) < 8,
         }
-    return tuple(name for name, true in told.items() if true)
+    return tuple(name for name, present in traits.items() if present)
 
 
 def _animated(image: Image.Image) -> bool:
     try:
         return getattr(image, "n_frames", 1) > 1
-    except Exception:  # a decoder may raise anything on a later frame that is broken; it is not used
+    except Exception:  # a decoder may raise anything on a broken later frame, which is not used
         return True
 
 
 def _near(image: Image.Image) -> tuple[int, bytes] | None:
-    """A difference hash of 64 bits (which of 8 x 9 grey cells is brighter than its neighbour), and 16 x 16
-    grey cells."""
+    """A difference hash of 64 bits (which of 8 x 9 grey cells are brighter than their left neighbour), and
+    16 x 16 grey cells."""
     grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
     if np.ptp(grey) < 8:
-        return None  # without contrast all pictures look alike
+        return None  # pictures without contrast all look alike
     bits = (grey[:, 1:] > grey[:, :-1]).reshape(-1)
     cells = image.convert("L").resize((16, 16), Image.Resampling.BOX).tobytes()
     return int.from_bytes(np.packbits(bits).tobytes(), "big"), cells
 
 
 _HANDLED = {
-    "animated": "of an animation the first frame is used",
+    "animated": "the first frame of an animation is used",
     "CMYK": "CMYK is converted to RGB",
     "16-bit": "16-bit grey is scaled to 8 bits",
     "with transparency": "transparency is dropped, as VILA-U does",
-    "EXIF-rotated": "the rotation that EXIF asks for is applied",
+    "EXIF-rotated": "the EXIF rotation is applied",
 }
 
 
-def _traits(seen: Sequence[tuple[Sample, Look]]) -> Iterator[Finding]:
-    places: dict[str, list[str]] = defaultdict(list)
-    for sample, found in seen:
-        for trait in found.traits:
-            places[trait].append(sample.origin)
-    for trait, where in places.items():
+def _traits(results: Sequence[tuple[Sample, Look]]) -> Iterator[Finding]:
+    origins: dict[str, list[str]] = defaultdict(list)
+    for sample, look in results:
+        for trait in look.traits:
+            origins[trait].append(sample.origin)
+    for trait, where in origins.items():
         if trait == "tiny":
             yield _finding("tiny", where, "pictures have a side of fewer than 8 pixels")
         else:
             yield _finding(trait, where, f"pictures are {trait}: {_HANDLED[trait]}", warning=False)
 
 
-def _copies(data: Data, seen: Sequence[tuple[Sample, Look]]) -> Iterator[Finding]:
-    """Pictures that are in training and test, in two classes, or nearly in both splits."""
-    hashes = {image_key(sample.image): found for sample, found in seen}
+def _duplicates(data: Data, results: Sequence[tuple[Sample, Look]]) -> Iterator[Finding]:
+    """Pictures that are in training and test, in two classes, or nearly the same in both splits."""
+    by_image = {image_key(sample.image): look for sample, look in results}
     splits: dict[str, set[str]] = defaultdict(set)
     labels: dict[str, set[str]] = defaultdict(set)
     first: dict[str, str] = {}
     for sample in data.all_samples():
-        found = hashes[image_key(sample.image)]
-        splits[found.sha256].add("train" if sample.split == "validation" else sample.split)
-        first.setdefault(found.sha256, sample.origin)
+        digest = by_image[image_key(sample.image)].sha256
+        splits[digest].add("train" if sample.split == "validation" else sample.split)
+        first.setdefault(digest, sample.origin)
         if sample.label is not None:
-            labels[found.sha256].add(sample.label)
-    both = {digest: None for digest, found in splits.items() if {"train", "test"} <= found}
-    if both:
+            labels[digest].add(sample.label)
+    in_both = {digest: None for digest, names in splits.items() if {"train", "test"} <= names}
+    if in_both:
         yield _finding(
             "leakage",
-            [first[digest] for digest in both],
+            [first[digest] for digest in in_both],
             "pictures are in the training and in the test set, byte for byte: the test is easier than it "
-            "should be. Remove them from one, or give a split",
+            "should be. Remove them from one, or set the split",
         )
-    twice = [first[digest] for digest, found in labels.items() if len(found) > 1]
-    if data.task == "classification" and twice:
-        yield _finding("two classes", twice, "pictures are in two classes, byte for byte. Remove one of each")
+    in_two_classes = [first[digest] for digest, names in labels.items() if len(names) > 1]
+    if data.task == "classification" and in_two_classes:
+        yield _finding(
+            "two classes", in_two_classes, "pictures are in two classes, byte for byte. Remove one of each"
+        )
     near: dict[str, dict[tuple[int, bytes], str]] = {"train": {}, "test": {}}
     for sample in data.all_samples():
-        found = hashes[image_key(sample.image)]
-        if found.near is not None and sample.split in near and found.sha256 not in both:
-            near[sample.split].setdefault(found.near, sample.origin)
-    if alike := _alike(near["test"], near["train"]):
-        yield _finding("near-duplicates", alike, "test pictures look almost like a training picture")
+        look = by_image[image_key(sample.image)]
+        if look.near is not None and sample.split in near and look.sha256 not in in_both:
+            near[sample.split].setdefault(look.near, sample.origin)
+    if origins := _near_duplicates(near["test"], near["train"]):
+        yield _finding("near-duplicates", origins, "test pictures look almost like a training picture")
 
 
-def _alike(test: dict[tuple[int, bytes], str], train: dict[tuple[int, bytes], str]) -> list[str]:
-    """Where the test pictures were declared that a training picture nearly equals: by hash, then by cells."""
+def _near_duplicates(test: dict[tuple[int, bytes], str], train: dict[tuple[int, bytes], str]) -> list[str]:
+    """The origins of test pictures that nearly equal a training picture, by hash and by grey cells."""
     if not train:
         return []
     hashes = np.array([value for value, _ in train], dtype=np.uint64)
-    cells = np.array([np.frombuffer(found, np.uint8) for _, found in train], dtype=np.int16)
-    places = []
-    for (value, found), origin in test.items():
-        same = cells[np.bitwise_count(hashes ^ np.uint64(value)) <= NEAR]
-        own = np.frombuffer(found, np.uint8).astype(np.int16)
-        if len(same) and (np.abs(same - own).mean(axis=1) <= CLOSE).any():
-            places.append(origin)
-    return places
+    cells = np.array([np.frombuffer(grey, np.uint8) for _, grey in train], dtype=np.int16)
+    origins = []
+    for (value, grey), origin in test.items():
+        candidates = cells[np.bitwise_count(hashes ^ np.uint64(value)) <= NEAR]
+        difference = np.abs(candidates - np.frombuffer(grey, np.uint8).astype(np.int16)).mean(axis=1)
+        if (difference <= CLOSE).any():
+            origins.append(origin)
+    return origins
 
 
 def _classes(data: Data) -> Iterator[Finding]:
@@ -248,7 +262,7 @@ def _classes(data: Data) -> Iterator[Finding]:
             "imbalance", most, f"the largest class is {most // least} times the smallest", tuple(ends)
         )
     if numbers := [name for name in counts if name.isdigit()]:
-        yield _finding("numbered classes", numbers, "classes are called by a number; the LLM needs words")
+        yield _finding("numbered classes", numbers, "classes are named by a number; the LLM needs words")
 
 
 def _answers(data: Data) -> Iterator[Finding]:

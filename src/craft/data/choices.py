@@ -8,8 +8,8 @@ import numpy as np
 
 from craft.core.errors import DataError
 from craft.core.seeding import rng
-from craft.data.holdout import OPTIONS
 from craft.data.sample import LETTERS, Sample
+from craft.data.splits import OPTIONS
 
 AnswerWith = Literal["letter", "option"]
 Distractors = Literal["random", "hard"]
@@ -23,7 +23,7 @@ DIRECTIVES: dict[str, str] = {
     "open": "Answer as succinctly as possible.",
     "reasons": "Justify your answer.",
 }
-"""The closing line by kind of answer. Source: §4.3, but for "option", which is ours."""
+"""The closing line for each kind of answer. Source: §4.3; "option" is ours."""
 
 
 def multiple_choice(
@@ -36,41 +36,36 @@ def multiple_choice(
     similarity: np.ndarray | None = None,
     exclude: Collection[str] = (),
 ) -> Sample:
-    """The labelled `item` as a question with four lettered options, exactly one of them right.
+    """The labelled `item` as a question with four lettered options, exactly one of them correct.
 
-    Distractors and order are drawn from (seed, sample id) alone: the same whatever the order of samples or
-    of `class_names`. With fewer than four classes at hand there are as many options as classes. A sample
-    that brings its own distractors (an option file) gets the last three of them that are allowed, and
-    drawn ones only where they do not suffice.
+    Distractors and order depend on (seed, sample id) alone, not on the order of samples or of `class_names`.
+    With fewer than four classes there are as many options as classes. A sample with distractors of its own
+    (from an option file) gets the last three of them that are allowed, and random ones if there are too few.
 
     Args:
-        item: a sample with a label; its question is kept if it has one.
+        item: a sample with a label; its own question stays, if it has one.
         class_names: every class an option may name, the label included.
         distractors: "random", or "hard": the classes whose names are most similar to the label's.
         similarity: [C, C] similarities in the order of `class_names`; needed for "hard".
         exclude: classes that must not be distractors (for training: the held-out ones).
 
     Raises:
-        DataError: no label, a label outside `class_names`, an unknown kind of distractor or answer, "hard"
-            without a fitting `similarity`, or no class left for a distractor.
+        DataError: no label, a label that is not in `class_names`, an unknown kind of distractor or answer,
+            "hard" without a `similarity` of the right shape, or no class that can be a distractor.
 
     Source: FOCI (four options per image, hard = most similar texts); seeding per sample id is ours.
     """
-    label = item.label
+    label, origin = item.label, item.origin or item.id
     if label is None or label not in class_names:
-        raise DataError(
-            f"{item.origin or item.id}: the label {label!r} is not one of the {len(class_names)} classes."
-        )
+        raise DataError(f"{origin}: the label {label!r} is not one of the {len(class_names)} classes.")
     others = sorted({name for name in class_names if name != label and name not in exclude})
     if not others:
-        raise DataError(
-            f"{item.origin or item.id}: no other class than '{label}' to choose from; give at least two."
-        )
+        raise DataError(f"{origin}: no other class than '{label}' can be an option; use at least two.")
     count = min(OPTIONS - 1, len(others))
     if item.distractors:
-        own = [name for name in item.distractors if name in others][-count:]
-        rest = [name for name in others if name not in own]
-        wrong = own + rng(seed, "distractors", item.id).sample(rest, count - len(own))
+        preset = [name for name in item.distractors if name in others][-count:]
+        rest = [name for name in others if name not in preset]
+        wrong = preset + rng(seed, "distractors", item.id).sample(rest, count - len(preset))
     elif distractors == "random":
         wrong = rng(seed, "distractors", item.id).sample(others, count)
     elif distractors == "hard":
@@ -106,10 +101,10 @@ def _most_similar(
     label: str, others: list[str], names: list[str], similarity: np.ndarray | None
 ) -> list[str]:
     if similarity is None or np.shape(similarity) != (len(names), len(names)):
-        given = "none was given" if similarity is None else f"one of shape {np.shape(similarity)} was given"
+        actual = "there is none" if similarity is None else f"this one has shape {np.shape(similarity)}"
         raise DataError(
-            f"hard distractors need a [{len(names)}, {len(names)}] similarity of the class names and "
-            f"{given}. Pass `similarity`, or use random distractors."
+            f"hard distractors need a [{len(names)}, {len(names)}] similarity of the class names, and "
+            f"{actual}. Pass `similarity`, or use random distractors."
         )
     row = np.asarray(similarity, dtype=np.float64)[names.index(label)]
     return sorted(others, key=lambda name: (-row[names.index(name)], name))

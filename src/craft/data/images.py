@@ -1,8 +1,9 @@
-"""The one place that opens pictures: whatever the user hands in becomes an RGB PIL image or a `DataError`."""
+"""The one place that opens pictures: any `ImageSource` becomes an RGB PIL image, or a `DataError`."""
 
 import hashlib
 import io
 import os
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -12,7 +13,25 @@ import numpy as np
 from PIL import Image, features
 
 from craft.core.errors import DataError
-from craft.data.packed import Packed
+
+
+class Packed(ABC):
+    """A picture inside a larger file (a tar, a parquet file). Equal objects are the same picture.
+
+    Attributes:
+        path: the larger file.
+    """
+
+    path: str
+
+    @abstractmethod
+    def read(self) -> bytes:
+        """The bytes of the picture's own file.
+
+        Raises:
+            DataError: the larger file does not exist any more, or has changed.
+        """
+
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Packed | Image.Image | np.ndarray
 """A path, the bytes of an image file, a picture inside a larger file, a PIL image, or an array [H, W] or
@@ -28,13 +47,14 @@ OTHERS = frozenset(
     {".avif", ".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".svg", ".exr", ".dcm"}
     | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"}
 )
-"""Endings of pictures that Pillow opens in some installations, or in none."""
+"""Endings of pictures that Pillow opens only in some installations, or in none."""
 
 PICTURES = SUFFIXES | OTHERS
-"""Every ending that says that a file is a picture."""
+"""All endings of picture files."""
 
 _CODECS = {"JPEG2000": "jpg_2000"}
-"""Formats whose endings Pillow knows whether or not it was built to decode them, as `features` calls them."""
+"""Formats that Pillow registers even if it was built without their decoder, with their names in
+`features`."""
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -45,41 +65,42 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What sets a picture upright, by the orientation that EXIF names."""
+"""The transposition that sets a picture upright, by its EXIF orientation."""
 
 
 def suffixes() -> frozenset[str]:
-    """The endings of pictures that can be opened here."""
+    """The endings of pictures that this installation can open."""
     return SUFFIXES | {ending for ending in OTHERS if _opens(Image.registered_extensions().get(ending))}
 
 
-def _opens(form: str | None) -> bool:
-    return form in Image.OPEN and (form not in _CODECS or bool(features.check(_CODECS[form])))
+def _opens(format: str | None) -> bool:
+    return format in Image.OPEN and (format not in _CODECS or bool(features.check(_CODECS[format])))
 
 
 def refuse_unreadable(where: str, names: Sequence[str]) -> None:
-    """Stop at pictures that cannot be opened here, which would be passed over.
+    """Refuse pictures that this installation cannot open, instead of ignoring them.
 
-    Where the same picture lies beside one in a kind that can (a.jpg or a.heic.jpg beside a.heic), it is.
+    A picture that also exists in a readable format (a.jpg or a.heic.jpg next to a.heic) is ignored.
 
     Args:
         where: what the files belong to, for the message.
-        names: their paths within it, with "/" between folders.
+        names: their paths inside it, with "/" between folders.
 
     Raises:
-        DataError: there are some; how many, of which kinds, an example and what to do.
+        DataError: there are such pictures. The message says how many, of which kinds, with examples and the
+            fix.
     """
     known = suffixes()
-    fine = [name for name in names if _ending(name) in known]
-    beside = {os.path.splitext(name)[0] for name in fine}
-    left = [name for name in names if _ending(name) in OTHERS - known]
-    left = [name for name in left if name not in beside and os.path.splitext(name)[0] not in beside]
-    if left:
-        kinds = ", ".join(f"{n} {ending}" for ending, n in Counter(map(_ending, left)).most_common())
+    readable = [name for name in names if _ending(name) in known]
+    stems = {os.path.splitext(name)[0] for name in readable}
+    refused = [name for name in names if _ending(name) in OTHERS - known]
+    refused = [name for name in refused if name not in stems and os.path.splitext(name)[0] not in stems]
+    if refused:
+        kinds = ", ".join(f"{n} {ending}" for ending, n in Counter(map(_ending, refused)).most_common())
         raise DataError(
-            f"{len(left)} of {len(left) + len(fine)} pictures in {where} cannot be opened by Pillow here "
-            f"({kinds}): {', '.join(left[:3])}{', …' if len(left) > 3 else ''}. Convert them to JPEG or PNG, "
-            "or take them out."
+            f"{len(refused)} of {len(refused) + len(readable)} pictures in {where} cannot be opened by this "
+            f"installation of Pillow ({kinds}): {', '.join(refused[:3])}{', …' if len(refused) > 3 else ''}. "
+            "Convert them to JPEG or PNG, or remove them."
         )
 
 
@@ -95,28 +116,28 @@ def open_image(source: ImageSource, where: str = "") -> Image.Image:
 
     Args:
         source: path, bytes of an image file, PIL image, or array (see `ImageSource`).
-        where: the place that named this picture ("train.jsonl:12"), for the message.
+        where: where this picture was declared ("train.jsonl:12"), for the message.
 
     Raises:
-        DataError: missing file, not an image, truncated or corrupt data, a decompression bomb, or an array
-            whose shape or type is not an image's. The message names `where` and the file.
+        DataError: the file is missing, not an image, truncated, corrupt or a decompression bomb; or the shape
+            or type of an array is not that of an image. The message names `where` and the file.
 
     Source: ours; the RGB conversion follows VILA-U's `image.convert("RGB")`.
     """
-    place = f"{where}: " if where else ""
+    prefix = f"{where}: " if where else ""
     if isinstance(source, np.ndarray):
-        return _from_array(source, place)
+        return _from_array(source, prefix)
     if isinstance(source, Image.Image):
-        return _decode(source, f"{place}the given picture")
+        return _decode(source, f"{prefix}the given picture")
     if isinstance(source, bytes | bytearray):
-        name, stream = f"{place}the given image bytes", io.BytesIO(source)
+        name, stream = f"{prefix}the given image bytes", io.BytesIO(source)
     elif isinstance(source, Packed):
-        name, stream = f"{place}the image {source}", io.BytesIO(source.read())
+        name, stream = f"{prefix}the image {source}", io.BytesIO(source.read())
     elif isinstance(source, str | os.PathLike):
         path = Path(source)
-        name = f"{place}the image {path}"
+        name = f"{prefix}the image {path}"
         if path.is_dir():
-            raise DataError(f"{name} is a folder. Give the path of a picture file.")
+            raise DataError(f"{name} is a folder. Pass the path of a picture file.")
         if not path.is_file():
             raise DataError(f"{name} does not exist. Correct the path, or put the file there.")
         try:
@@ -126,8 +147,8 @@ def open_image(source: ImageSource, where: str = "") -> Image.Image:
             raise DataError(f"{name} cannot be read: {reason}. Check its permissions.") from error
     else:
         raise DataError(
-            f"{place}cannot make a picture from a {type(source).__name__}. "
-            "Give a path, the bytes of an image file, a PIL image or a numpy array."
+            f"{prefix}cannot make a picture from a {type(source).__name__}. "
+            "Pass a path, the bytes of an image file, a PIL image or a numpy array."
         )
     try:
         opened = Image.open(stream)
@@ -144,7 +165,7 @@ def open_image(source: ImageSource, where: str = "") -> Image.Image:
 
 
 def image_bytes_hash(source: ImageSource) -> str:
-    """SHA-256 (hex) of one picture as given: file bytes, or mode, size, palette and pixels of a decoded one.
+    """SHA-256 (hex) of one picture: of the bytes of a file, or of mode, size, palette and pixels if decoded.
 
     Raises:
         DataError: the file is missing or unreadable.
@@ -165,7 +186,7 @@ def image_bytes_hash(source: ImageSource) -> str:
 
 
 def image_bytes(source: str | os.PathLike[str] | bytes | Packed) -> bytes:
-    """The bytes of a picture's file, wherever they lie.
+    """The bytes of a picture's file, on its own or inside a larger one.
 
     Raises:
         DataError: the file is missing or unreadable.
@@ -182,7 +203,7 @@ def image_bytes(source: str | os.PathLike[str] | bytes | Packed) -> bytes:
 
 
 def image_key(source: ImageSource) -> Hashable:
-    """What tells two image sources apart: the path, the place in a larger file, the bytes, or the object."""
+    """What identifies an image source: its path, its position in a larger file, its bytes, or its `id`."""
     if isinstance(source, str | bytes | Packed):
         return source
     return os.fspath(source) if isinstance(source, os.PathLike) else id(source)
@@ -192,7 +213,7 @@ _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", 
 
 
 def looks_like_image(path: Path) -> bool:
-    """Whether a file begins as a picture does (a saved error page does not); it is not decoded."""
+    """Whether a file starts like a picture (a saved error page does not). Decodes nothing."""
     try:
         with open(path, "rb") as file:
             return file.read(8).startswith(_SIGNATURES)
@@ -222,17 +243,17 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """How EXIF says that a picture lies: 2 to 8 (`TURNS`), or 1: upright. EXIF may be broken where the pixels
-    are whole; then it says nothing."""
+    """The EXIF orientation of a picture: 2 to 8 (`TURNS`), or 1, upright. Broken EXIF counts as upright,
+    because the pixels may be intact."""
     try:
-        found = image.getexif().get(0x0112)
+        value = image.getexif().get(0x0112)
     except Exception:  # a decoder may raise anything on a broken file
         return 1
-    return found if found in TURNS else 1
+    return value if value in TURNS else 1
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """A copy, turned as EXIF asks for, and no longer asking for it."""
+    """A copy with the EXIF orientation applied and removed."""
     turn = TURNS.get(orientation(image))
     copy = image.copy() if turn is None else image.transpose(turn)
     copy.info = {name: value for name, value in copy.info.items() if name == "transparency"}
@@ -261,12 +282,12 @@ def _float_to_bytes(values: np.ndarray) -> np.ndarray:
     return np.rint(values.astype(np.float64) * 255).astype(np.uint8)
 
 
-def _from_array(array: np.ndarray, place: str) -> Image.Image:
+def _from_array(array: np.ndarray, prefix: str) -> Image.Image:
     channels_ok = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
     if not channels_ok or array.size == 0:
         raise DataError(
-            f"{place}an array of shape {array.shape} is not a picture. "
-            "Give [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]."
+            f"{prefix}an array of shape {array.shape} is not a picture. "
+            "Pass [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]."
         )
     try:
         if array.dtype == np.uint16:
@@ -279,7 +300,7 @@ def _from_array(array: np.ndarray, place: str) -> Image.Image:
             raise ValueError(f"dtype {array.dtype}")
     except ValueError as error:
         raise DataError(
-            f"{place}the array is not a picture ({error}). Give uint8, uint16, or floats in 0..1."
+            f"{prefix}the array is not a picture ({error}). Pass uint8, uint16, or floats in 0..1."
         ) from error
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]

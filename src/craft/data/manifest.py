@@ -1,14 +1,15 @@
-"""The uniform manifest: any data set as one list of samples with their splits, texts and image hashes.
+"""The manifest: any data set as one list of samples with their splits, texts and image hashes.
 
 A manifest is a folder with `samples.jsonl` (a row for each sample), `manifest.json` (what they are, and the
-fingerprint of the rows) and, where pictures had to be unpacked, `images/`.
+fingerprint of the rows) and, if pictures had to be unpacked, `images/`.
 """
 
 import hashlib
+import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,11 @@ from craft.core.errors import CheckpointError, DataError
 from craft.core.files import atomic_directory, read_json, sha256_file, write_json
 from craft.core.progress import track
 from craft.data.images import ImageSource, image_bytes, image_bytes_hash, image_key, open_image
-from craft.data.questions import read_questions
-from craft.data.raw import Raw
-from craft.data.sample import Sample
+from craft.data.readers.tables import read_tables
+from craft.data.sample import Raw, Sample
 
 MANIFEST, ROWS, IMAGES = "manifest.json", "samples.jsonl", "images"
-"""The files of a manifest's folder."""
+"""The contents of a manifest's folder."""
 
 FORMAT = 1
 """The version of the layout."""
@@ -36,7 +36,7 @@ class Prepared:
 
     Attributes:
         path: its folder.
-        about: what `manifest.json` says.
+        about: the content of `manifest.json`.
     """
 
     path: Path
@@ -48,16 +48,16 @@ def write_manifest(
 ) -> Prepared:
     """Write the samples of a data set, divided into splits, as a manifest.
 
-    Pictures that are files stay where they are, and their paths are kept relative to the folder that they
-    share. If any is not a file (in a parquet file or a tar, inline), or lies in `out`, which is replaced, all
-    are written to `images/`.
+    Pictures that are files stay where they are; their paths are stored relative to the folder that they
+    share. If any picture is not a file (but inside a parquet file, a tar or a row), or is in `out`, which is
+    replaced, all are written to `images/`.
 
     Args:
         raw: what the data set is.
-        parts: its samples by split; the split stands in each.
+        parts: its samples by split; each sample names its split.
         out: the folder; replaced as a whole if it is a manifest already.
         rule: how the splits came about, in words.
-        progress: show it.
+        progress: show the progress.
 
     Raises:
         ConfigError: `out` cannot be written.
@@ -65,13 +65,13 @@ def write_manifest(
     """
     out = Path(out)
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
-        raise DataError(f"{out} is a folder with other files in it. Choose a new folder for the manifest.")
+        raise DataError(f"{out} contains other files. Choose a new folder for the manifest.")
     samples = [sample for part in parts for sample in part]
     files = all(isinstance(sample.image, str) for sample in samples)
-    files = files and not any(_lies_in(folder, out) for folder in _folders(samples))
+    files = files and not any(_is_inside(folder, out) for folder in _folders(samples))
     root = Path(os.path.commonpath(_folders(samples))) if files else Path(".")
     with atomic_directory(out) as folder:
-        digest, hashes, paths = hashlib.sha256(), dict[Any, str](), dict[Any, str]()
+        digest, hashes, paths = hashlib.sha256(), dict[Hashable, str](), dict[Hashable, str]()
         with open(folder / ROWS, "w", encoding="utf-8", newline="\n") as rows:
             for sample in track(samples, f"preparing {raw.name}") if progress else samples:
                 key = image_key(sample.image)
@@ -109,37 +109,37 @@ def read_manifest(folder: Path, root: Path | None = None) -> Raw:
 
     Args:
         folder: its folder.
-        root: the folder that image paths start from, where the pictures moved.
+        root: the folder that image paths start from, if the pictures have moved.
 
     Raises:
-        DataError: it is of another format, its rows are not those it was written with, or pictures are
+        DataError: it is of another format, its rows have changed since it was written, or pictures are
             missing.
     """
     try:
         about = read_json(folder / MANIFEST)
-        found = sha256_file(folder / ROWS)
+        fingerprint = sha256_file(folder / ROWS)
     except CheckpointError as error:
-        raise DataError(f"the manifest {folder} is not whole: {error}.") from error
+        raise DataError(f"the manifest {folder} is incomplete: {error}.") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise DataError(
-            f"{folder / MANIFEST} is no manifest of format {FORMAT}. Run `craft data prepare` again."
+            f"{folder / MANIFEST} is not a manifest of format {FORMAT}. Run `craft data prepare` again."
         )
-    if found != about["fingerprint"]:
+    if fingerprint != about["fingerprint"]:
         raise DataError(
-            f"{folder / ROWS} is not what was prepared: its fingerprint differs from the one in {MANIFEST}. "
-            "Run `craft data prepare` again; to use rows that you edited, give the .jsonl itself."
+            f"{folder / ROWS} has changed since it was written: its fingerprint differs from the one in "
+            f"{MANIFEST}. Run `craft data prepare` again; to use rows that you edited, name the .jsonl."
         )
     base = root if root is not None else folder / about["root"]
-    raw = read_questions([folder / ROWS], base)
+    raw = read_tables([folder / ROWS], base)
     raw.name, raw.task, raw.domain = about["name"], about["task"], about["domain"]
     raw.licence, raw.source, raw.notes = about["licence"], about["source"], about["notes"]
     return raw
 
 
 def _row(sample: Sample, path: str, sha256: str) -> dict[str, Any]:
-    """What a sample has, under the names that a table of questions uses."""
-    free = bool(sample.answer) and not sample.choices  # where none is told, reading adds one
-    told = "" if free and sample.directive is None else sample.directive
+    """The fields of a sample as a row of a table."""
+    free = bool(sample.answer) and not sample.choices  # without a directive, reading would add one
+    directive = "" if free and sample.directive is None else sample.directive
     fields = {
         "id": sample.id,
         "image": path,
@@ -149,23 +149,21 @@ def _row(sample: Sample, path: str, sha256: str) -> dict[str, Any]:
         "question": sample.question,
         "answer": sample.answer_text if sample.answer else None,
         "choices": list(sample.choices),
-        "directive": told,
+        "directive": directive,
         "text": sample.texts()[0],
         "captions": list(sample.captions),
         "kind": sample.kind,
         "distractors": list(sample.distractors),
     }
-    kept = {name: value for name, value in fields.items() if value not in (None, "", [])}
-    return kept if told is None else kept | {"directive": told}  # "" asks for none
+    row = {name: value for name, value in fields.items() if value not in (None, "", [])}
+    return row if directive is None else row | {"directive": directive}  # "" asks for none
 
 
 def _unpack(image: ImageSource, folder: Path) -> tuple[str, str]:
     """Write a picture as a file named by its content; (hash, path relative to the manifest)."""
     if isinstance(image, str | bytes) or hasattr(image, "read"):
         content = image_bytes(image)  # type: ignore[arg-type]
-    else:  # pixels: as PNG, which loses nothing
-        import io
-
+    else:  # pixels: as PNG, which is lossless
         stream = io.BytesIO()
         open_image(image).save(stream, format="PNG")
         content = stream.getvalue()
@@ -179,15 +177,15 @@ def _unpack(image: ImageSource, folder: Path) -> tuple[str, str]:
 
 
 def _folders(samples: list[Sample]) -> set[str]:
-    """The folders that pictures lie in which are files."""
+    """The folders of the pictures."""
     return {os.path.dirname(os.path.abspath(str(sample.image))) for sample in samples}
 
 
-def _lies_in(folder: str, whole: Path) -> bool:
-    return Path(folder).resolve().is_relative_to(whole.resolve())
+def _is_inside(folder: str, parent: Path) -> bool:
+    return Path(folder).resolve().is_relative_to(parent.resolve())
 
 
 def _ids(samples: list[Sample], split: str) -> str:
-    """SHA-256 over the sorted ids of a split: equal splits have equal ones, wherever the pictures lie."""
+    """SHA-256 over the sorted ids of a split: the same for equal splits, wherever the pictures are."""
     names = sorted(sample.id for sample in samples if sample.split == split)
     return hashlib.sha256("\n".join(names).encode("utf-8")).hexdigest()

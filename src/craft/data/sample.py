@@ -1,9 +1,8 @@
-"""The two types that data travels in: one `Sample`, and a `Data` set of three splits."""
+"""The types that data travels in: a `Sample`, the `Raw` set that a reader returns, and the `Data` set."""
 
 import functools
 import hashlib
-import unicodedata
-from collections.abc import Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,11 +16,6 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 Task = Literal["classification", "vqa"]
 
 
-def normalise(text: str) -> str:
-    """Case and whitespace do not count (§4.1), nor whether "é" is stored as one character or as two."""
-    return unicodedata.normalize("NFC", " ".join(text.split()).casefold())
-
-
 @dataclass(frozen=True)
 class Sample:
     """One image with one question and its short answer.
@@ -31,19 +25,19 @@ class Sample:
         image: a path, the bytes of an image file, a PIL image or an array (see `open_image`).
         question: the question alone, without options and directive.
         answer: what a correct reply says, word for word (an option's letter or text, or a free answer).
-        choices: the options, in the order in which they are lettered; empty for an open question.
-        label: the class of the image, where it has one.
+        choices: the options, in the order of their letters; empty for an open question.
+        label: the class of the image, if it has one.
         captions: further texts about the image for the contrastive loss.
-        split: "train", "validation" or "test".
-        seen: False where the label was held out of training.
-        directive: the closing line that asks for a short answer; kept apart so that it can be replaced. ""
-            asks for none; None leaves it to `load_data`, which puts the usual one below options.
+        split: "train", "validation" or "test"; "" in a `Raw` set if the source does not say.
+        seen: False if the label was held out of training.
+        directive: the closing line that asks for a short answer, separate so that it can be replaced. ""
+            asks for none. None leaves it to `load_data`, which puts the usual one below options.
         origin: where the sample was declared ("questions.jsonl:12"), for messages.
-        correct: which of the choices is right (an index); None for an open question.
-        text: the ground-truth text of the contrastive loss; empty means the question and answer rewritten.
-        kind: which kind of question it is, where the data set tells them apart ("open", "closed").
-        distractors: wrong options that this sample must get, the best last (an option file); empty leaves
-            the choice to `multiple_choice`.
+        correct: the index of the correct choice; None for an open question.
+        text: the ground-truth text of the contrastive loss; if empty, the question and answer rewritten.
+        kind: the kind of question, if the data set distinguishes them ("open", "closed").
+        distractors: wrong options that this sample must get, the best last (from an option file); if empty,
+            `multiple_choice` chooses them.
     """
 
     id: str
@@ -63,24 +57,51 @@ class Sample:
     distractors: tuple[str, ...] = ()
 
     def prompt(self, directive: str | None = None) -> str:
-        """The full question: question line, lettered options, directive (or the one given instead)."""
+        """The full question: question line, lettered options, and a directive (by default the sample's)."""
         options = (f"{letter}. {choice}" for letter, choice in zip(LETTERS, self.choices, strict=False))
         closing = self.directive if directive is None else directive
         return "\n".join(part for part in (self.question, *options, closing) if part)
 
     @property
     def answer_text(self) -> str:
-        """The answer in words: the option's text where the answer is its letter."""
+        """The answer in words: the text of the correct option, or the free answer."""
         return self.answer if self.correct is None else self.choices[self.correct]
 
     @property
     def concept(self) -> str:
-        """What samples are grouped and counted by: the label, or else the answer in words."""
+        """What samples are grouped and counted by: the label, or the answer in words if there is none."""
         return self.label if self.label is not None else self.answer_text
 
     def texts(self) -> tuple[str, ...]:
         """The texts of the contrastive loss, ground truth first (T_i of §3.2)."""
         return (self.text or declarative(self.question, self.answer_text), *self.captions)
+
+
+@dataclass
+class Raw:
+    """Samples as a reader found them, before splits, hold-out and options are settled.
+
+    A labelled sample without question and choices becomes a multiple-choice question later.
+
+    Attributes:
+        name, task, domain, licence, source, notes: as in `Data`.
+        samples: all samples, in a stable order, with unique ids.
+        train_limit: train on at most this many images, with all their questions; the subset is drawn once
+            for all seeds.
+        classes: the labels of a set that is drawn on demand; empty for every other set.
+        draw: draws the training samples again, without pictures and names of the given classes.
+    """
+
+    name: str
+    task: Task
+    domain: str
+    samples: list[Sample] = field(default_factory=list)
+    licence: str = ""
+    source: str = ""
+    notes: list[str] = field(default_factory=list)
+    train_limit: int | None = None
+    classes: tuple[str, ...] = ()
+    draw: Callable[[Collection[str]], list[Sample]] | None = None
 
 
 @dataclass
@@ -92,12 +113,12 @@ class Data:
         task: "classification" (four options, class hold-out) or "vqa".
         domain: what the images are of, in words ("fashion item").
         train, validation, test: the samples; training and validation hold seen classes only.
-        classes: every label, seen and held out, sorted; empty where samples carry no labels.
-        held_out: the labels kept out of training images and training options.
-        licence, source: as recorded for embedded domains; empty for your own files.
+        classes: every label, seen and held out, sorted; empty if samples carry no labels.
+        held_out: the labels that occur neither in training images nor in training options.
+        licence, source: of embedded domains and benchmarks; `licence` is empty for your own files.
         seed: the seed of the hold-out and the options.
-        notes: what was left out or chosen while reading, in sentences.
-        hashes: SHA-256 of image files that were read already, by `image_key`; the fingerprint reads the
+        notes: sentences about what was left out or chosen while reading.
+        hashes: SHA-256 of image files that were read already, by `image_key`; the fingerprint reads only the
             others.
     """
 
@@ -136,7 +157,7 @@ class Data:
     def fingerprint(self) -> str:
         """SHA-256 over every sample's split, id, prompt, answer, label, texts and image bytes.
 
-        Computed on first use (it reads every image file once, but for those in `hashes`) and kept.
+        Computed on first use, which reads every image file that is not in `hashes` once.
 
         Raises:
             DataError: an image file cannot be read.

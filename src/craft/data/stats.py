@@ -1,28 +1,29 @@
-"""What a data set looks like: counts, sizes, lengths, as numbers and as a picture."""
+"""What a data set looks like: counts, sizes and lengths as numbers and as a figure, and a contact sheet."""
 
 import io
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from craft.core.errors import DataError
 from craft.core.progress import track
 from craft.data.benchmarks.base import Benchmark
 from craft.data.check import distinct
-from craft.data.images import image_bytes, open_image
-from craft.data.packed import Packed
+from craft.data.images import Packed, image_bytes, open_image
 from craft.data.sample import Data, Sample
 
 SHOWN = 40
-"""Classes, and pictures of the contact sheet, that are shown at most."""
+"""The most classes, and pictures of the contact sheet, that are shown."""
 
 
 def data_stats(data: Data, progress: bool = True) -> dict[str, Any]:
     """Counts by split, class and kind of question; picture sizes; words in questions and answers.
 
-    Sizes come from the files' heads: nothing is decoded.
+    Sizes come from the headers of the files; no picture is decoded.
 
     Raises:
         DataError: a picture cannot be read.
@@ -48,7 +49,7 @@ def data_stats(data: Data, progress: bool = True) -> dict[str, Any]:
 
 
 def draw_stats(data: Data, path: str | Path) -> Path:
-    """A page with the class counts, picture sizes and lengths; written as PNG (or what the ending says)."""
+    """Draw the class counts, picture sizes and lengths; the ending of `path` (.png) chooses the format."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -59,7 +60,7 @@ def draw_stats(data: Data, path: str | Path) -> Path:
     grid = figure.add_gridspec(2, 3)
     classes = figure.add_subplot(grid[0, :])
     classes.bar(range(len(counts)), [count for _, count in counts], color="#4477aa")
-    names = [_short(name) for name, _ in counts]  # words as they are: a "$" in them begins no formula
+    names = [_short(name) for name, _ in counts]  # as words: a "$" in a name starts no formula
     classes.set_xticks(range(len(counts)), names, rotation=90, fontsize=7, parse_math=False)
     total = len({sample.concept for sample in samples})
     title = f"{data.name}: samples by class" + (f" ({SHOWN} of {total})" if total > SHOWN else "")
@@ -85,26 +86,64 @@ def draw_stats(data: Data, path: str | Path) -> Path:
 
 def expected(data: Data, benchmark: Benchmark) -> list[str]:
     """Sentences about splits that are smaller or larger than the benchmark's."""
-    own = data.validation if "validation" in benchmark.sizes else []  # else a slice of the training set
-    found = {
-        "train": data.train if own else [*data.train, *data.validation],
-        "validation": own,
+    official = data.validation if "validation" in benchmark.sizes else []  # otherwise a slice of training
+    splits = {
+        "train": data.train if official else [*data.train, *data.validation],
+        "validation": official,
         "test": data.test,
         "all": data.all_samples(),
     }
-    told = []
+    sentences = []
     for split, size in benchmark.sizes.items():
-        there = found[split] if benchmark.counted == "questions" else distinct(found[split])
-        wanted = size if benchmark.train_limit is None or split != "train" else benchmark.train_limit.count
-        if len(there) != wanted:
+        samples = splits[split] if benchmark.counted == "questions" else distinct(splits[split])
+        wanted = size if benchmark.train_limit is None or split != "train" else benchmark.train_limit
+        if len(samples) != wanted:
             where = "" if split == "all" else f" in {split}"
             things = "pictures" if benchmark.task == "classification" else benchmark.counted
-            told.append(f"{len(there)} {things}{where}; {benchmark.title} has {wanted}")
-    return told
+            sentences.append(f"{len(samples)} {things}{where}; {benchmark.title} has {wanted}")
+    return sentences
+
+
+def contact_sheet(
+    samples: Sequence[Sample], path: str | Path | None = None, columns: int = 8, cell: int = 96
+) -> Image.Image:
+    """Draw the samples' images in a grid, each above its label or answer.
+
+    Args:
+        samples: what to draw.
+        path: a PNG file to write; None writes none.
+        columns: pictures in a row.
+        cell: pixels of a picture's longer side.
+
+
+    Raises:
+        DataError: no samples, or an image that cannot be opened.
+    """
+    if not samples:
+        raise DataError("a contact sheet needs at least one sample.")
+    columns = min(columns, len(samples))
+    rows, caption, gap = -(-len(samples) // columns), 14, 4
+    width, height = columns * (cell + gap) + gap, rows * (cell + caption + gap) + gap
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for n, sample in enumerate(samples):
+        x, y = gap + n % columns * (cell + gap), gap + n // columns * (cell + caption + gap)
+        image = open_image(sample.image, sample.origin)
+        scale = cell / max(image.size)
+        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        image = image.resize(size, Image.Resampling.BICUBIC)
+        sheet.paste(image, (x + (cell - size[0]) // 2, y + (cell - size[1]) // 2))
+        text = " ".join(sample.concept.split())[:cell]  # one line; a letter is at least a pixel wide
+        while len(text) > 1 and draw.textlength(text) > cell:
+            text = f"{text.removesuffix('…')[:-1].rstrip()}…"
+        draw.text((x, y + cell + 1), text, fill="black")
+    if path is not None:
+        sheet.save(path, format="PNG")
+    return sheet
 
 
 def showcase(data: Data, count: int = SHOWN) -> list[Sample]:
-    """Samples for a contact sheet: the classes in turn, in the order of their names."""
+    """Samples for a contact sheet, from each class in turn, in the order of their names."""
     groups: dict[str, list[Sample]] = {}
     for sample in distinct(data.all_samples()):
         groups.setdefault(sample.concept, []).append(sample)
@@ -122,7 +161,7 @@ def _size(sample: Sample) -> tuple[int, int]:
             with Image.open(io.BytesIO(image_bytes(sample.image))) as image:
                 return image.size
         except (OSError, Image.DecompressionBombError):
-            pass  # open_image says what is wrong
+            pass  # the error of open_image says what is wrong
     return open_image(sample.image, sample.origin).size
 
 

@@ -1,5 +1,5 @@
-"""Texts for the contrastive loss, written by a model: captions of images, and question-answer pairs as
-statements (§3.2). Kept in a JSONL file that can be read, corrected, and gone on with.
+"""Texts for the contrastive loss that a model writes: captions of images, and question-answer pairs as
+statements (§3.2). They go to a JSONL file that a user can read, correct and continue.
 """
 
 import hashlib
@@ -7,47 +7,46 @@ import io
 import json
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from craft.core.errors import ConfigError, DataError
 from craft.core.progress import track
+from craft.core.service import Service, Write
 from craft.data.captions import declarative
 from craft.data.images import image_bytes_hash, image_key, open_image
 from craft.data.sample import Sample
-from craft.data.service import Service, Write
 
 CAPTION_PROMPTS = (
     "Describe this image in one sentence.",
     "In one sentence, say what this image shows, with its most telling details.",
     "Write a short caption for this image: its main subject, then what is notable about it.",
 )
-"""What a captioning model is asked; a second and third caption come of the second and third. Source: ours;
-the paper gives no prompt."""
+"""The prompts of the first, second and third caption of a picture. Source: ours; the paper gives no
+prompt."""
 
 STATEMENT_PROMPT = (
     "Rewrite this question and its answer as one short declarative sentence. Keep every fact and add none. "
     "Reply with the sentence alone.\nQ: {question}\nA: {answer}"
 )
-"""Source: the task and its example are §3.2's, the wording is ours."""
+"""The prompt of a statement. Source: the task and its example are from §3.2, the wording is ours."""
 
 LONGEST = 768
-"""Pixels of the longer side of a picture that is sent."""
+"""The most pixels of the longer side of a picture that is sent."""
 
 
 @dataclass(frozen=True)
-class Wish:
+class Request:
     """One text to be written.
 
     Attributes:
-        key: of the model, the prompt and what it is about; the same wish has the same key.
-        rows: what each finished row says besides: `id` or `image`. Several have the same text.
+        key: a hash of the model, the prompts and the picture; equal requests have equal keys.
+        rows: the `id` or `image` of each row that gets the text.
         field: "captions" or "statement".
-        prompts: what the model is asked; each gives one text.
-        sample: whose picture is sent with the prompts; None sends none.
+        prompts: the prompts for the model; each gives one text.
+        sample: the sample whose picture is sent with the prompts; None sends none.
     """
 
     key: str
@@ -57,9 +56,9 @@ class Wish:
     sample: Sample | None = None
 
 
-def caption_wishes(samples: Sequence[Sample], model: str, count: int = 1) -> Iterator[Wish]:
-    """A wish for each distinct picture, wherever and however often it lies: `count` captions. Files are named
-    by their paths, other pictures by the ids of their samples.
+def caption_requests(samples: Sequence[Sample], model: str, count: int = 1) -> Iterator[Request]:
+    """A request for `count` captions of each distinct picture, however many copies of it there are. Rows name
+    files by their paths, and other pictures by the ids of their samples.
 
     Raises:
         ConfigError: more captions than there are prompts.
@@ -67,30 +66,30 @@ def caption_wishes(samples: Sequence[Sample], model: str, count: int = 1) -> Ite
     """
     if not 1 <= count <= len(CAPTION_PROMPTS):
         raise ConfigError(f"--count must be 1 to {len(CAPTION_PROMPTS)}, not {count}.")
-    prompts, hashes = CAPTION_PROMPTS[:count], dict[Any, str]()
-    found: dict[str, list[Sample]] = {}
+    prompts, hashes = CAPTION_PROMPTS[:count], dict[Hashable, str]()
+    copies: dict[str, list[Sample]] = {}
     for sample in samples:
-        file, place = isinstance(sample.image, str), image_key(sample.image)
-        if file and place in hashes:
+        is_file, key = isinstance(sample.image, str), image_key(sample.image)
+        if is_file and key in hashes:
             continue  # one row is for all samples of a file
-        if place not in hashes:
-            hashes[place] = image_bytes_hash(sample.image)
-        found.setdefault(hashes[place], []).append(sample)
-    for digest, alike in found.items():
-        rows = tuple({"image": s.image} if isinstance(s.image, str) else {"id": s.id} for s in alike)
-        yield Wish(_key(model, prompts, digest), rows, "captions", prompts, alike[0])
+        if key not in hashes:
+            hashes[key] = image_bytes_hash(sample.image)
+        copies.setdefault(hashes[key], []).append(sample)
+    for digest, group in copies.items():
+        rows = tuple({"image": s.image} if isinstance(s.image, str) else {"id": s.id} for s in group)
+        yield Request(_key(model, prompts, digest), rows, "captions", prompts, group[0])
 
 
-def statement_wishes(samples: Sequence[Sample], model: str) -> Iterator[Wish]:
-    """A wish for each sample with an answer; labelled pictures have their class text."""
+def statement_requests(samples: Sequence[Sample], model: str) -> Iterator[Request]:
+    """A request for each sample without a label; labelled pictures have their class text."""
     for sample in samples:
         if sample.label is None:
             prompt = STATEMENT_PROMPT.format(question=sample.question, answer=sample.answer_text)
-            yield Wish(_key(model, (prompt,), ""), ({"id": sample.id},), "statement", (prompt,))
+            yield Request(_key(model, (prompt,), ""), ({"id": sample.id},), "statement", (prompt,))
 
 
 def rule_statements(samples: Sequence[Sample]) -> list[dict[str, str]]:
-    """The rows that `statement_wishes` would give, by the fixed rules of `declarative`; no model is asked."""
+    """The rows of `statement_requests`, by the fixed rules of `declarative`, without a model."""
     return [
         {"id": sample.id, "statement": declarative(sample.question, sample.answer_text), "model": "rules"}
         for sample in samples
@@ -98,62 +97,65 @@ def rule_statements(samples: Sequence[Sample]) -> list[dict[str, str]]:
     ]
 
 
-def write_texts(wishes: Iterable[Wish], service: Service, out: str | Path, progress: bool = True) -> int:
-    """Have every text written that is not in the file yet; return how many rows were added.
+def write_texts(requests: Iterable[Request], service: Service, out: str | Path, progress: bool = True) -> int:
+    """Have a model write every text that is not in the file yet; return the number of added rows.
 
-    Rows are added to the file in order, each as soon as its text is there, so that the same command goes on
-    after an interruption. Rows that were corrected by hand are kept as they are.
+    Rows are added in order, each as soon as its text arrives, so that the same command continues after an
+    interruption. Rows that were corrected by hand stay as they are.
 
     Raises:
-        ConfigError: no SDK, no key, or a service that cannot be reached or turns every call down.
-        DataError: some texts could not be written (the others are), or the file holds something else.
+        ConfigError: no SDK, no key, or a service that cannot be reached or refuses every call.
+        DataError: some texts could not be written (the others are), or the file contains something else.
     """
     out = Path(out)
-    told = _kept(out)
-    open_rows = ((w, tuple(row for row in w.rows if w.key + _place(row) not in told)) for w in wishes)
-    left = [replace(wish, rows=rows) for wish, rows in open_rows if rows]
-    if not left:
+    finished = _finished(out)
+    missing = (
+        (request, tuple(row for row in request.rows if request.key + _subject(row) not in finished))
+        for request in requests
+    )
+    remaining = [replace(request, rows=rows) for request, rows in missing if rows]
+    if not remaining:
         return 0
     write, failed, done = service.start(), list[str](), 0
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out, "a", encoding="utf-8", newline="\n") as file:
-        results = _in_order(left, write, service.concurrency)
-        shown = track(results, f"asking {service.model}", len(left)) if progress else results
-        for wish, texts in shown:
+        results = _in_order(remaining, write, service.concurrency)
+        shown = track(results, f"asking {service.model}", len(remaining)) if progress else results
+        for request, texts in shown:
             if isinstance(texts, DataError):
-                failed.append(f"that{_place(wish.rows[0])}: {texts}")
+                failed.append(f"that{_subject(request.rows[0])}: {texts}")
                 continue
-            value = list(texts) if wish.field == "captions" else texts[0]
-            for row in wish.rows:
-                row = {**row, wish.field: value, "model": service.model, "key": wish.key}
+            value = list(texts) if request.field == "captions" else texts[0]
+            for row in request.rows:
+                row = {**row, request.field: value, "model": service.model, "key": request.key}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
-            done += len(wish.rows)
+            done += len(request.rows)
     if failed:
         raise DataError(
-            f"{len(failed)} of {len(left)} texts could not be written: {'; '.join(failed[:3])}. The others "
-            f"are in {out}; the same command tries these again."
+            f"{len(failed)} of {len(remaining)} texts could not be written: {'; '.join(failed[:3])}. The "
+            f"others are in {out}; run the same command again for these."
         )
     return done
 
 
 def _in_order(
-    wishes: Sequence[Wish], write: Write, concurrency: int
-) -> Iterator[tuple[Wish, tuple[str, ...] | DataError]]:
-    """Ask for several texts at once; give them back in order."""
+    requests: Sequence[Request], write: Write, concurrency: int
+) -> Iterator[tuple[Request, tuple[str, ...] | DataError]]:
+    """Send several requests at once; yield the texts in order."""
 
-    def ask(wish: Wish) -> tuple[str, ...] | DataError:
+    def ask(request: Request) -> tuple[str, ...] | DataError:
         try:
-            picture = None if wish.sample is None else _png(wish.sample)
-            return tuple(write(prompt, picture) for prompt in wish.prompts)
+            picture = None if request.sample is None else _png(request.sample)
+            return tuple(write(prompt, picture) for prompt in request.prompts)
         except DataError as error:
             return error
 
-    waiting: deque[tuple[Wish, Future[tuple[str, ...] | DataError]]] = deque()
+    waiting: deque[tuple[Request, Future[tuple[str, ...] | DataError]]] = deque()
     pool = ThreadPoolExecutor(concurrency)
     try:
-        for wish in wishes:
-            waiting.append((wish, pool.submit(ask, wish)))
+        for request in requests:
+            waiting.append((request, pool.submit(ask, request)))
             if len(waiting) > concurrency:
                 first, future = waiting.popleft()
                 yield first, future.result()
@@ -172,9 +174,9 @@ def _png(sample: Sample) -> bytes:
     return stream.getvalue()
 
 
-def _kept(path: Path) -> set[str]:
-    """The keys of the rows that a file holds. A last row that was cut short is taken off; one that lacks the
-    end of its line, as an editor may leave it, gets that."""
+def _finished(path: Path) -> set[str]:
+    """The keys of the rows in a file. A last row that was cut short is removed; a last row without a line
+    end, as some editors leave it, gets one."""
     if not path.is_file():
         return set()
     content, keys = path.read_bytes(), set[str]()
@@ -182,12 +184,13 @@ def _kept(path: Path) -> set[str]:
     for number, line in enumerate([*lines, last] if last else lines, start=1):
         try:
             row = json.loads(line)
-            keys.add(row["key"] + _place(row))
+            keys.add(row["key"] + _subject(row))
         except (ValueError, KeyError, TypeError) as error:
             torn = number > len(lines) and isinstance(error, ValueError)
-            if not torn or not b'{"i'.startswith(line[:3]):  # so our rows begin
-                told = f"{path}:{number} is no text of this command. Choose another file."
-                raise DataError(told) from error
+            if not torn or not b'{"i'.startswith(line[:3]):  # as rows of this command start
+                raise DataError(
+                    f"{path}:{number} was not written by this command. Choose another file."
+                ) from error
             os.truncate(path, len(content) - len(last))
             return keys
     if last:
@@ -196,9 +199,9 @@ def _kept(path: Path) -> set[str]:
     return keys
 
 
-def _place(row: dict[str, Any]) -> str:
+def _subject(row: Mapping[str, object]) -> str:
     return f" of {row.get('id', row.get('image'))}"
 
 
-def _key(model: str, prompts: tuple[str, ...], about: str) -> str:
-    return hashlib.sha256(repr((model, prompts, about)).encode("utf-8")).hexdigest()[:32]
+def _key(model: str, prompts: tuple[str, ...], picture: str) -> str:
+    return hashlib.sha256(repr((model, prompts, picture)).encode("utf-8")).hexdigest()[:32]

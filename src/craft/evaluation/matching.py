@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from craft.data import LETTERS, Sample
-from craft.data.sample import normalise
+from craft.data.spelling import normalise
 
 _PREFIX = 3
 """A truncated answer names an option if it has at least this many characters."""

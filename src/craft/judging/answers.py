@@ -15,8 +15,8 @@ from craft.core.files import atomic_write_bytes, read_json, write_json
 from craft.core.interrupt import Interrupted, stop_wish
 from craft.core.progress import say, track
 from craft.data import LETTERS, Sample
-from craft.data.folder import is_text
 from craft.data.images import ImageSource, image_bytes_hash
+from craft.data.spelling import is_text
 from craft.judging.cases import DIRECTIVE, Case, png
 from craft.judging.run import append, whole_lines
 from craft.models.lvlm import LVLM

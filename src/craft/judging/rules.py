@@ -7,14 +7,14 @@ relevant, faithful to the image or too long; the rules leave these dimensions ou
 import re
 from collections.abc import Sequence
 
-from craft.data.sample import normalise
+from craft.data.spelling import normalise
 from craft.evaluation.matching import option_named, spans_of
 from craft.judging.cases import BINARY, Case, Judge, Reply
 
 RULES = 4
 """Version of the rules, part of the key of stored verdicts and table cells. Raise it whenever some response
 may get another verdict, which includes changes of `craft.evaluation.matching` and
-`craft.data.sample.normalise`; otherwise old verdicts are taken for new ones."""
+`craft.data.spelling.normalise`; otherwise old verdicts are taken for new ones."""
 
 NEW_WORDS = 3
 """A justification has at least this many different words beyond question, options, answer and answering

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from craft.core.errors import ConfigError
-from craft.data.service import check_reached, client_of, key_of, sdk_of, shown_url, told
+from craft.core.service import check_reached, client_of, error_line, key_of, sdk_of, shown_url
 from craft.judging.cases import SCHEMA, Ask, Case, Judge, Reply, Rubric, png, read_rubric, reply_of, user_text
 from craft.judging.config import JudgeConfig
 
@@ -158,11 +158,11 @@ def _guarded(send: Send, rubric: Rubric, sdk: Any, key: str | None, url: str) ->
             return send(text, image)
         except hopeless as error:
             raise ConfigError(
-                f"The judge's service rejects every call ({told(error, key, 500)}). Check the key, --model "
-                "(models are retired in time) and --base-url; the verdicts so far are stored."
+                f"The judge's service rejects every call ({error_line(error, key, 500)}). Check the key, "
+                "--model (models are retired in time) and --base-url; the verdicts so far are stored."
             ) from None
         except (sdk.APIError, ValueError, AttributeError, TypeError, LookupError) as error:
             check_reached(error, key, "The judge's service", url, "verdicts")
-            return Reply("failed", detail=told(error, key, 500))  # the last four: a malformed body
+            return Reply("failed", detail=error_line(error, key, 500))  # the last four: a malformed body
 
     return ask

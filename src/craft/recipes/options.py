@@ -11,7 +11,7 @@ from craft.core.errors import CheckpointError, DataError
 from craft.core.progress import track
 from craft.data import open_image
 from craft.data.check import distinct
-from craft.data.raw import Raw
+from craft.data.sample import Raw
 
 PROMPT = "an image of a {}"
 """The text that CLIP reads for a class. Source: FOCI."""

@@ -1,9 +1,6 @@
-"""Kinds of damage to data of one's own: how each is made, and the exact sentence that names it.
-
-`{root}` stands for the folder that holds the data.
-"""
+"""Kinds of damage to your own data: how each is made, and the facts that its message must contain."""
 
 from data.damage import conversations, folders, pictures, rows, tables
-from data.damage.making import DAMAGE
+from data.damage.making import DAMAGE, states
 
-__all__ = ["DAMAGE", "conversations", "folders", "pictures", "rows", "tables"]
+__all__ = ["DAMAGE", "conversations", "folders", "pictures", "rows", "states", "tables"]

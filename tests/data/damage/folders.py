@@ -8,8 +8,9 @@ from replicas import paint
 
 
 @damage(
-    "the data folder {root} holds no pictures in class folders. Expected FOLDER/<class>/*.jpg, or "
-    "FOLDER/train/<class>/*.jpg and FOLDER/test/<class>/*.jpg."
+    "{root}",
+    "no pictures",
+    "Expected FOLDER/<class>/*.jpg, or FOLDER/train/<class>/*.jpg and FOLDER/test/<class>/*.jpg",
 )
 def empty_folder(root: Path) -> Path:
     (root / "ash").mkdir()
@@ -17,23 +18,21 @@ def empty_folder(root: Path) -> Path:
 
 
 @damage(
-    "the data folder {root} has pictures but no class folders. Expected FOLDER/<class>/*.jpg, or "
-    "FOLDER/train/<class>/*.jpg and FOLDER/test/<class>/*.jpg."
+    "{root}",
+    "no class folders",
+    "Expected FOLDER/<class>/*.jpg, or FOLDER/train/<class>/*.jpg and FOLDER/test/<class>/*.jpg",
 )
 def loose_pictures(root: Path) -> Path:
     paint(root / "a.png", 1)
     return root
 
 
-@damage("{root} has a single class, 'ash'. Give at least two classes: a question needs a wrong option too.")
+@damage("{root}", "single class, 'ash'", "at least two")
 def one_class(root: Path) -> Path:
     return folder(root, "ash")
 
 
-@damage(
-    "{root} has training pictures of the class 'ash' alone, the others have test or validation pictures only. "
-    "Give at least two classes two pictures each."
-)
+@damage("{root}", "'ash' alone", "two classes", "two pictures each")
 def one_picture_of_each_class(root: Path) -> Path:
     for number, name in enumerate(("ash", "elm")):
         (root / name).mkdir()
@@ -41,33 +40,29 @@ def one_picture_of_each_class(root: Path) -> Path:
     return root
 
 
-@damage("the folders red oak and red_oak in {root} are both the class 'red oak'. Merge them, or rename one.")
+@damage("red oak and red_oak in {root}", "'red oak'", "Merge them, or rename one")
 def class_twice(root: Path) -> Path:
     return folder(root, "red oak", "red_oak")
 
 
 @damage(
-    "{root} has train and beside them other folders: pine. Expected FOLDER/<class>/*.jpg, or "
-    "FOLDER/train/<class>/*.jpg and FOLDER/test/<class>/*.jpg."
+    "{root}",
+    "train",
+    "pine",
+    "Expected FOLDER/<class>/*.jpg, or FOLDER/train/<class>/*.jpg and FOLDER/test/<class>/*.jpg",
 )
 def classes_beside_train(root: Path) -> Path:
     folder(root / "train", "ash", "elm")
     return folder(root, "pine")
 
 
-@damage(
-    "{root}/a.xlsx is neither a folder of class folders nor a table of questions (.jsonl, .ndjson, .json, .csv, "
-    ".tsv, .parquet, .tar)."
-)
+@damage("{root}/a.xlsx", "class folders", "(.jsonl, .ndjson, .json, .csv, .tsv, .parquet)")
 def unknown_kind_of_file(root: Path) -> Path:
     (root / "a.xlsx").write_text("x")
     return root / "a.xlsx"
 
 
-@damage(
-    "{root}/m/samples.jsonl is not what was prepared: its fingerprint differs from the one in manifest.json. "
-    "Run `craft data prepare` again; to use rows that you edited, give the .jsonl itself."
-)
+@damage("{root}/m/samples.jsonl", "fingerprint differs", "`craft data prepare`", ".jsonl")
 def edited_manifest(root: Path) -> Path:
     manifest = _manifest(root)
     with open(manifest / "samples.jsonl", "a") as file:
@@ -75,16 +70,14 @@ def edited_manifest(root: Path) -> Path:
     return manifest
 
 
-@damage(
-    "the manifest {root}/m is not whole: cannot read {root}/m/samples.jsonl: No such file or directory; check the path."
-)
+@damage("the manifest {root}/m", "{root}/m/samples.jsonl: No such file or directory")
 def manifest_without_rows(root: Path) -> Path:
     manifest = _manifest(root)
     (manifest / "samples.jsonl").unlink()
     return manifest
 
 
-@damage("{root}/m/manifest.json is no manifest of format 1. Run `craft data prepare` again.")
+@damage("{root}/m/manifest.json", "format 1", "`craft data prepare`")
 def manifest_of_another_format(root: Path) -> Path:
     manifest = _manifest(root)
     told = json.loads((manifest / "manifest.json").read_text())
@@ -93,8 +86,7 @@ def manifest_of_another_format(root: Path) -> Path:
 
 
 @damage(
-    "1 of the 8 rows name an image that does not exist: {root}/pictures/ash/0.png ({root}/m/samples.jsonl:7). "
-    "Paths are relative to {root}/pictures; correct them, or put the files there."
+    "1 of the 8 rows", "{root}/pictures/ash/0.png ({root}/m/samples.jsonl:7)", "relative to {root}/pictures"
 )
 def manifest_without_a_picture(root: Path) -> Path:
     manifest = _manifest(root)

@@ -10,18 +10,34 @@ from replicas import paint
 Make = Callable[[Path], str | Path]
 """Makes damaged data below a folder and returns what `--data` would be given."""
 
-DAMAGE: dict[str, tuple[Make, str]] = {}
-"""Maker and message, by name."""
+DAMAGE: dict[str, tuple[Make, tuple[str, ...]]] = {}
+"""Maker and the facts of its message, by name."""
 
 
-def damage(message: str) -> Callable[[Make], Make]:
-    """Enter a maker under its name."""
+def damage(*facts: str) -> Callable[[Make], Make]:
+    """Enter a maker under its name.
+
+    Args:
+        facts: what the message must contain, in this order: where, what, the fix. `{root}` is the folder.
+    """
 
     def enter(make: Make) -> Make:
-        DAMAGE[make.__name__] = make, message
+        DAMAGE[make.__name__] = make, facts
         return make
 
     return enter
+
+
+def states(message: str, facts: tuple[str, ...], root: Path) -> bool:
+    """Whether a message is one line and contains all facts in their order."""
+    position = 0
+    for fact in facts:
+        text = fact.replace("{root}", str(root))
+        position = message.find(text, position)
+        if position < 0:
+            return False
+        position += len(text)
+    return "\n" not in message
 
 
 def row(n: int, **fields: Any) -> dict[str, Any]:
@@ -69,6 +85,3 @@ def one_bad(root: Path, content: bytes, ending: str = ".png") -> Path:
     folder(root, "ash", "elm")
     (root / "ash" / f"0{ending}").write_bytes(content)
     return root
-
-
-LIKE = 'like {{"image": "a.jpg", "question": "What is this?", "answer": "an oak"}}'

@@ -12,24 +12,27 @@ from replicas import parquet, pixels, png
 
 
 @damage(
-    "the image {root}/ash/0.png is not a picture that can be opened (cannot identify image file). "
-    "Replace the file, or remove it from the data."
+    "{root}/ash/0.png",
+    "not a picture that can be opened (cannot identify image file)",
+    "Replace the file, or remove it",
 )
 def text_for_a_picture(root: Path) -> Path:
     return one_bad(root, b"<html>404</html>")
 
 
 @damage(
-    "the image {root}/ash/0.png is not a picture that can be opened (cannot identify image file). "
-    "Replace the file, or remove it from the data."
+    "{root}/ash/0.png",
+    "not a picture that can be opened (cannot identify image file)",
+    "Replace the file, or remove it",
 )
 def empty_file(root: Path) -> Path:
     return one_bad(root, b"")
 
 
 @damage(
-    "the image {root}/ash/0.jpg is truncated or corrupt (image file is truncated (17 bytes not processed)). "
-    "Replace the file, or remove it from the data."
+    "{root}/ash/0.jpg",
+    "truncated or corrupt (image file is truncated (17 bytes not processed))",
+    "Replace the file, or remove it",
 )
 def cut_jpeg(root: Path) -> Path:
     stream = io.BytesIO()
@@ -38,8 +41,9 @@ def cut_jpeg(root: Path) -> Path:
 
 
 @damage(
-    "the image {root}/ash/0.png is truncated or corrupt (broken data stream when reading image file). "
-    "Replace the file, or remove it from the data."
+    "{root}/ash/0.png",
+    "truncated or corrupt (broken data stream when reading image file)",
+    "Replace the file, or remove it",
 )
 def corrupt_png(root: Path) -> Path:
     whole = png(1)
@@ -47,10 +51,7 @@ def corrupt_png(root: Path) -> Path:
     return one_bad(root, whole[:place] + b"\0" * 200)
 
 
-@damage(
-    "the image {root}/ash/0.png is too large to decode safely (Image size (400000000 pixels) exceeds limit of "
-    "178956970 pixels, could be decompression bomb DOS attack.). Make it smaller first."
-)
+@damage("{root}/ash/0.png", "too large", "400000000 pixels", "smaller")
 def decompression_bomb(root: Path) -> Path:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -61,8 +62,10 @@ def decompression_bomb(root: Path) -> Path:
 
 
 @damage(
-    "{root}/q.jsonl:3: the image {root}/img/2.png is not a picture that can be opened (cannot identify image file). "
-    "Replace the file, or remove it from the data."
+    "{root}/q.jsonl:3",
+    "{root}/img/2.png",
+    "not a picture that can be opened (cannot identify image file)",
+    "Replace the file, or remove it",
 )
 def bad_picture_of_a_row(root: Path) -> Path:
     path = lines(root)
@@ -71,26 +74,27 @@ def bad_picture_of_a_row(root: Path) -> Path:
 
 
 @damage(
-    "{root}/p.parquet, row 3: the image {root}/p.parquet (image, row 2 of group 0) is not a picture that can be "
-    "opened (cannot identify image file). Replace the file, or remove it from the data."
+    "{root}/p.parquet, row 3",
+    "{root}/p.parquet (image, row 2 of group 0)",
+    "not a picture that can be opened (cannot identify image file)",
+    "Replace the file, or remove it",
 )
 def bad_picture_in_parquet(root: Path) -> Path:
     rows = [{"image": png(n) if n != 2 else b"nothing", "label": str(n % 2)} for n in range(4)]
     return parquet(root / "p.parquet", rows)
 
 
-@damage(
-    "{root}/q.jsonl:2: the given image bytes is not a picture that can be opened (cannot identify image file). "
-    "Replace the file, or remove it from the data."
-)
+@damage("{root}/q.jsonl:2", "image bytes", "not a picture that can be opened (cannot identify image file)")
 def bad_data_uri(root: Path) -> Path:
     return lines(root, row(1, image="data:image/png;base64,bm90aGluZw=="))
 
 
 @damage(
-    "2 of 8 images cannot be used. the image {root}/ash/1.png is not a picture that can be opened (cannot identify "
-    "image file). Replace the file, or remove it from the data. the image {root}/elm/0.png is not a picture that "
-    "can be opened (cannot identify image file). Replace the file, or remove it from the data."
+    "2 of 8 images",
+    "{root}/ash/1.png",
+    "{root}/elm/0.png",
+    "not a picture that can be opened (cannot identify image file)",
+    "Replace the file, or remove it",
 )
 def two_bad_pictures(root: Path) -> Path:
     folder(root, "ash", "elm")

@@ -1,4 +1,4 @@
-"""The ten benchmarks of the paper (§4.1, §11): one file each. `--root` says where yours is."""
+"""The ten benchmarks of the paper (§4.1, §11), one file each. `--root` names the folder of your copy."""
 
 from craft.data.benchmarks.base import Benchmark
 from craft.data.benchmarks.eurosat import EUROSAT

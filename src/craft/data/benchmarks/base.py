@@ -1,4 +1,4 @@
-"""What a benchmark of the paper is, and how a copy of it is read (§4.1, §11)."""
+"""A benchmark of the paper, and how a copy of it is read (§4.1, §11)."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -8,10 +8,9 @@ from typing import Literal
 from craft.core.errors import DataError
 from craft.core.files import user_path
 from craft.data.benchmarks.reading import Note
-from craft.data.hub import HUB, hub_folder
-from craft.data.parquet import Row, parquet_files, read_parquet
-from craft.data.raw import Raw, TrainLimit
-from craft.data.sample import Sample, Task
+from craft.data.readers.parquet import parquet_files, read_parquet
+from craft.data.readers.rows import Row
+from craft.data.sample import Raw, Sample, Task
 
 
 @dataclass(frozen=True)
@@ -20,21 +19,21 @@ class Benchmark:
 
     Attributes:
         name: what `--data` takes.
-        title: as its authors call it.
+        title: its authors' name for it.
         task: "classification" (becomes four options, with class hold-out) or "vqa".
         domain: what the images are of, in words, for the texts of the contrastive loss.
         licence: as its authors state it.
         source: who made it, and where that is published.
         get: how to get it, in a sentence.
-        layout: the files of the original, as they lie below `--root`.
-        sizes: how many questions (or images, see `counted`) each split has; "all" where there is no official
+        layout: the files of the original, relative to `--root`.
+        sizes: the number of questions (or images, see `counted`) in each split; "all" if there is no official
             split.
-        classes: how many classes; 0 where there are none.
-        original: reads the original layout below a folder; yields nothing where that layout is not there.
+        classes: the number of classes; 0 if there are none.
+        original: reads the original layout below a folder; yields nothing if the folder has another layout.
         copy: makes samples of one row of a hub copy.
         hub: ids of hub copies that `copy` can read.
         refused: ids of hub copies that cannot be used, and why.
-        train_limit: the subset that training uses (OCR-VQA).
+        train_limit: training uses at most this many images (OCR-VQA).
         counted: what `sizes` counts.
     """
 
@@ -52,30 +51,21 @@ class Benchmark:
     copy: Callable[[Row, Note], Iterable[Sample]] = field(repr=False)
     hub: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
-    train_limit: TrainLimit | None = None
+    train_limit: int | None = None
     counted: Literal["questions", "images"] = "questions"
 
     def load(self, root: str | Path | None) -> Raw:
         """Every sample of the copy in `root`: the original layout, or a hub copy's parquet files.
 
-        Args:
-            root: a folder, or "hub:OWNER/NAME", which downloads that copy.
-
         Raises:
-            DataError: no root; nothing of the benchmark there; a file of it is missing, or not what it
-                should be.
+            DataError: no root, or no such folder; nothing of the benchmark in it; a file of it is missing or
+                damaged.
         """
         if root is None:
             raise DataError(f"{self.title} needs a folder: --root DIR. {self.how_to_get()}")
-        if str(root).startswith(HUB):
-            for id, why in self.refused.items():
-                if str(root).removeprefix(HUB).startswith(id):
-                    raise DataError(f"the hub copy {id} cannot be used: {why}. {self.how_to_get()}")
-            folder = hub_folder(str(root))
-        else:
-            folder = user_path(root)
-            if not folder.is_dir():
-                raise DataError(f"the folder {folder} does not exist. {self.how_to_get()}")
+        folder = user_path(root)
+        if not folder.is_dir():
+            raise DataError(f"the folder {folder} does not exist. {self.how_to_get()}")
         notes: dict[str, None] = {}  # in order, each once
 
         def note(text: str) -> None:
@@ -85,8 +75,8 @@ class Benchmark:
         if not samples and (configurations := parquet_files(folder)):
             if len(configurations) > 1:
                 raise DataError(
-                    f"{root} holds several configurations of {self.title}: "
-                    f"{', '.join(sorted(configurations))}. Give one of them as --root."
+                    f"{root} has several configurations of {self.title}: "
+                    f"{', '.join(sorted(configurations))}. Use one of them as --root."
                 )
             rows = read_parquet(next(iter(configurations.values())), folder, folder)
             samples = [sample for row in rows for sample in self.copy(row, note)]
@@ -105,5 +95,17 @@ class Benchmark:
 
     def how_to_get(self) -> str:
         """Where the files come from, in one or two sentences."""
-        copies = f" Or a hub copy: --root {HUB}{f' or {HUB}'.join(self.hub)}." if self.hub else ""
-        return f"To get it: {self.get}{copies}"
+        if not self.hub:
+            return f"To get it: {self.get}"
+        roots = " or ".join(f"--root hub:{id}" for id in self.hub)
+        return f"To get it: {self.get} Or use a hub copy: `craft data prepare {self.name}` with {roots}."
+
+    def refuse_copy(self, id: str) -> None:
+        """Check the id of a hub copy.
+
+        Raises:
+            DataError: it cannot be used.
+        """
+        for refused, reason in self.refused.items():
+            if id.startswith(refused):
+                raise DataError(f"the hub copy {refused} cannot be used: {reason}. {self.how_to_get()}")

@@ -1,28 +1,27 @@
-"""Class names in the spellings that copies of a benchmark use, and the two common forms of class data."""
+"""Class names in the spellings that copies of a benchmark use, and the two common layouts of class data."""
 
 import difflib
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from craft.core.errors import DataError
 from craft.data.benchmarks.reading import Note, column, folders_in, row_id
 from craft.data.captions import class_text
-from craft.data.images import SUFFIXES
-from craft.data.parquet import Row
+from craft.data.images import SUFFIXES, ImageSource
+from craft.data.readers.rows import Row
 from craft.data.sample import Sample
+from craft.data.spelling import squeezed
 
 
 class ClassNames:
     """The classes of a benchmark, found by any of the spellings that its copies use.
 
-    Letter case, spaces, underscores, hyphens and brackets do not count; a misprint of a letter or two is
-    forgiven.
+    Letter case, spaces, underscores, hyphens and brackets do not count; a typo of one or two letters is
+    accepted.
 
     Args:
         title: of the benchmark, for messages.
-        names: the words that stand in questions.
+        names: the words that questions use.
         others: further spellings -> name.
         left_out: spellings of classes that are not part of the benchmark.
     """
@@ -36,43 +35,43 @@ class ClassNames:
     ) -> None:
         self.title = title
         self.names = tuple(names)
-        self._found = {squeezed(name): name for name in self.names}
-        self._found |= {squeezed(other): name for other, name in (others or {}).items()}
+        self._by_spelling = {squeezed(name): name for name in self.names}
+        self._by_spelling |= {squeezed(other): name for other, name in (others or {}).items()}
         self._left_out = {squeezed(name) for name in left_out}
 
     def __contains__(self, spelling: str) -> bool:
         key = squeezed(spelling)
-        return key in self._found or key in self._left_out
+        return key in self._by_spelling or key in self._left_out
 
     def find(self, spelling: str, origin: str, note: Note) -> str | None:
         """The class; None, with a note, for a class that is left out.
 
         Raises:
-            DataError: it is no class of this benchmark.
+            DataError: the benchmark has no such class.
         """
         key = squeezed(spelling)
         if key in self._left_out:
             note(f"left out: images of '{spelling}', which is not one of the {len(self.names)} classes")
             return None
-        near = [] if key in self._found else difflib.get_close_matches(key, self._found, 1, 0.88)
-        if key not in self._found and not near:
+        near = [] if key in self._by_spelling else difflib.get_close_matches(key, self._by_spelling, 1, 0.88)
+        if key not in self._by_spelling and not near:
             raise DataError(f"{origin}: '{spelling}' is not a class of {self.title}.")
-        return self._found[near[0] if near else key]
-
-
-def squeezed(name: str) -> str:
-    """Letters and digits alone, of any script, in lower case: "Annual_Crop" -> "annualcrop"."""
-    return re.sub(r"[\W_]", "", name.lower())
+        return self._by_spelling[near[0] if near else key]
 
 
 def labelled(
-    id: str, image: Any, label: str, domain: str, split: str = "", origin: str = "", question: str = ""
+    id: str,
+    image: ImageSource,
+    label: str,
+    domain: str,
+    split: str = "",
+    origin: str = "",
 ) -> Sample:
-    """A classified picture, whose four-option question is written later."""
+    """A labelled picture, whose four-option question is written later."""
     return Sample(
         id=id,
         image=image,
-        question=question,
+        question="",
         answer="",
         label=label,
         split=split,
@@ -82,29 +81,30 @@ def labelled(
 
 
 def class_folders(root: Path, classes: ClassNames, prefer: str = "") -> Path | None:
-    """The folder below `root` (itself, or up to three deeper) that holds folders of at least two classes.
+    """The folder (`root`, or up to three levels below) that contains folders of at least two classes.
 
     Raises:
-        DataError: there are several such folders, and no single one is called `prefer`.
+        DataError: there are several such folders, and not exactly one is called `prefer`.
     """
-    found, layer = [], [root]
+    parents, layer = [], [root]
     for _ in range(4):
         below = [child for folder in layer for child in folders_in(folder)]
-        hits = {child.parent for child in below if child.name in classes}
-        found += [folder for folder in layer if folder in hits]
+        with_class = {child.parent for child in below if child.name in classes}
+        parents += [folder for folder in layer if folder in with_class]
         layer = [child for child in below if child.name not in classes]
-    rich = [f for f in found if sum(c.name in classes for c in folders_in(f)) >= min(2, len(classes.names))]
-    wanted = [folder for folder in rich if folder.name == prefer] if len(rich) > 1 else rich
-    if len(rich) > 1 and len(wanted) != 1:
+    least = min(2, len(classes.names))
+    copies = [f for f in parents if sum(child.name in classes for child in folders_in(f)) >= least]
+    preferred = [folder for folder in copies if folder.name == prefer] if len(copies) > 1 else copies
+    if len(copies) > 1 and len(preferred) != 1:
         raise DataError(
-            f"{root} holds {classes.title} {len(rich)} times: {', '.join(str(f) for f in rich)}. "
-            "Give one of them as --root."
+            f"{root} contains {classes.title} {len(copies)} times: {', '.join(map(str, copies))}. "
+            "Use one of them as --root."
         )
-    return wanted[0] if wanted else None
+    return preferred[0] if preferred else None
 
 
 def pictures(folder: Path, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
-    """The pictures directly in a folder, sorted; hidden files (macOS' "._x.jpg") are passed over."""
+    """The pictures directly in a folder, sorted, without hidden files (macOS' "._x.jpg")."""
     return sorted(
         path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")
     )
@@ -113,9 +113,11 @@ def pictures(folder: Path, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
 def from_class_folders(
     root: Path, classes: ClassNames, domain: str, note: Note, prefer: str = ""
 ) -> Iterator[Sample]:
-    """Pictures in class folders, without a split; nothing where there are no such folders."""
+    """Pictures in class folders, without a split; nothing if there are no such folders."""
     folder = class_folders(root, classes, prefer)
-    for child in folders_in(folder) if folder is not None else ():
+    if folder is None:
+        return
+    for child in folders_in(folder):
         label = classes.find(child.name, str(child), note)
         if label is None:
             continue
@@ -126,7 +128,14 @@ def from_class_folders(
 def from_copy(
     row: Row, find: Callable[[str, str, Note], str | None], domain: str, note: Note
 ) -> Iterator[Sample]:
-    """A row with a picture and a class name, for which `find` has the words (None: left out).
+    """The sample of a row with a picture and a class name.
+
+    Args:
+        row: the row.
+        find: takes a spelling, its origin and `note`; returns the class, or None to leave the row out.
+        domain: what the images are of, in words.
+        note: takes notes.
+
 
     Raises:
         DataError: the label is a number without a name.

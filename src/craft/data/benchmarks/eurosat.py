@@ -6,7 +6,7 @@ from pathlib import Path
 from craft.data.benchmarks.base import Benchmark
 from craft.data.benchmarks.classes import ClassNames, from_class_folders, from_copy
 from craft.data.benchmarks.reading import Note
-from craft.data.parquet import Row
+from craft.data.readers.rows import Row
 from craft.data.sample import Sample
 
 DOMAIN = "satellite scene"

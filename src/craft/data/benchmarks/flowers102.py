@@ -9,7 +9,7 @@ from craft.core.errors import DataError
 from craft.data.benchmarks.base import Benchmark
 from craft.data.benchmarks.classes import ClassNames, from_copy, labelled
 from craft.data.benchmarks.reading import Note, find_below, need_below, read_mat
-from craft.data.parquet import Row
+from craft.data.readers.rows import Row
 from craft.data.sample import Sample
 
 DOMAIN = "flower"

@@ -13,7 +13,7 @@ from craft.data.benchmarks.reading import (
     need_below,
     read_annotations,
 )
-from craft.data.parquet import Row
+from craft.data.readers.rows import Row
 from craft.data.sample import Sample
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
@@ -32,19 +32,16 @@ def _original(root: Path, note: Note) -> Iterator[Sample]:
     questions: dict[str, Any] = read_annotations(problems)
     for folder, split in SPLITS.items():
         for pid in pids.get(f"{TASK}_{folder}", []):
-            told = questions[pid]
-            image = images / folder / TASK / pid / "image.png"
-            origin = f"{problems}, problem {pid}"
-            yield from choice_sample(
-                f"{folder}/{pid}",
-                str(image),
-                told["question"],
-                told["choices"],
-                told["answer"],
-                split,
-                origin,
-                note,
+            problem = questions[pid]
+            sample = Sample(
+                id=f"{folder}/{pid}",
+                image=str(images / folder / TASK / pid / "image.png"),
+                question=str(problem["question"]),
+                answer="",
+                split=split,
+                origin=f"{problems}, problem {pid}",
             )
+            yield from choice_sample(sample, problem["choices"], problem["answer"], note)
 
 
 def _copy(row: Row, note: Note) -> Iterator[Sample]:
@@ -53,12 +50,15 @@ def _copy(row: Row, note: Note) -> Iterator[Sample]:
     note("the hub copy has no training split; training needs the original zip")
     choices = column(row, "choices")
     options = [word.strip() for word in choices.split(",")] if isinstance(choices, str) else list(choices)
-    answer, image = column(row, "answer"), column(row, "query_image", "image")
-    pid = str(row.values.get("question_id", row.origin))
-    question = column(row, "question")
-    yield from choice_sample(
-        f"{row.split}/{pid}", image, question, options, answer, row.split, row.origin, note
+    sample = Sample(
+        id=f"{row.split}/{row.values.get('question_id', row.origin)}",
+        image=column(row, "query_image", "image"),
+        question=str(column(row, "question")),
+        answer="",
+        split=row.split,
+        origin=row.origin,
     )
+    yield from choice_sample(sample, options, column(row, "answer"), note)
 
 
 ICONQA = Benchmark(

@@ -7,7 +7,7 @@ from pathlib import Path
 from craft.data.benchmarks.base import Benchmark
 from craft.data.benchmarks.classes import ClassNames, from_class_folders, from_copy
 from craft.data.benchmarks.reading import Note
-from craft.data.parquet import Row
+from craft.data.readers.rows import Row
 from craft.data.sample import Sample
 
 DOMAIN = "gastrointestinal endoscopy"
@@ -25,7 +25,7 @@ CLASSES = ClassNames(
     ),
 )
 MOST_IN_V1 = 500
-"""Pictures of a class in version 1; version 2 has 1,000."""
+"""The number of pictures of a class in version 1; version 2 has 1,000."""
 
 
 def _original(root: Path, note: Note) -> Iterable[Sample]:

@@ -1,4 +1,4 @@
-"""OCR-VQA: questions about book covers. Many covers can no longer be downloaded; those are left out."""
+"""OCR-VQA: questions about book covers. Books whose cover can no longer be downloaded are left out."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,31 +6,38 @@ from typing import Any
 
 from craft.core.errors import DataError
 from craft.data.benchmarks.base import Benchmark
-from craft.data.benchmarks.reading import Note, column, find_below, need_below, open_sample, read_annotations
-from craft.data.images import SUFFIXES, looks_like_image
-from craft.data.parquet import Row
-from craft.data.raw import TrainLimit
+from craft.data.benchmarks.reading import (
+    Note,
+    column,
+    find_below,
+    need_below,
+    open_sample,
+    read_annotations,
+    row_id,
+)
+from craft.data.images import SUFFIXES, ImageSource, looks_like_image
+from craft.data.readers.rows import Row
 from craft.data.sample import Sample
 
 SPLITS = {1: "train", 2: "validation", 3: "test"}
-SUBSET = TrainLimit(30_000, by="image")
-"""§11: "we subsampled 30k out of the 166k training data"; 166k is the number of training *images*."""
+SUBSET = 30_000
+"""Training images. §11: "we subsampled 30k out of the 166k training data"; 166k is the number of *images*."""
 
 
 def _original(root: Path, note: Note) -> Iterator[Sample]:
-    listed = find_below(root, "dataset.json")
-    if listed is None:
+    annotations = find_below(root, "dataset.json")
+    if annotations is None:
         return
-    folder = need_below(root, "OCR-VQA", "images", listed)
-    there = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
-    books: dict[str, Any] = read_annotations(listed)
+    folder = need_below(root, "OCR-VQA", "images", annotations)
+    covers = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
+    books: dict[str, Any] = read_annotations(annotations)
     missing = broken = 0
     for id, book in books.items():
-        path = there.get(id)
+        path = covers.get(id)
         if path is None or not looks_like_image(path):
             missing, broken = missing + (path is None), broken + (path is not None)
             continue
-        origin = f"{listed}, book {id}"
+        origin = f"{annotations}, book {id}"
         if book.get("split") not in SPLITS:
             raise DataError(f"{origin}: the split must be 1, 2 or 3, not {book.get('split')!r}.")
         yield from _questions(
@@ -38,13 +45,13 @@ def _original(root: Path, note: Note) -> Iterator[Sample]:
         )
     if missing or broken:
         note(
-            f"left out: {missing + broken} of {len(books)} books without a usable cover ({missing} covers not"
-            f" there, {broken} files that are no pictures; many of the addresses are dead)"
+            f"left out: {missing + broken} of {len(books)} books without a usable cover ({missing} missing, "
+            f"{broken} files that are not pictures; many of the addresses are dead)"
         )
 
 
 def _questions(
-    id: str, image: Any, questions: list[str], answers: list[str], split: str, origin: str
+    id: str, image: ImageSource, questions: list[str], answers: list[str], split: str, origin: str
 ) -> Iterator[Sample]:
     if len(questions) != len(answers):
         raise DataError(f"{origin}: {len(questions)} questions and {len(answers)} answers.")
@@ -57,7 +64,7 @@ def _copy(row: Row, note: Note) -> Iterator[Sample]:
     if image is None:
         note("left out: books without a cover")
         return
-    id = f"{row.split}/{row.values.get('image_id', row.origin.rpartition('/')[2])}"
+    id = f"{row.split}/{row.values.get('image_id', row_id(row))}"
     yield from _questions(id, image, column(row, "questions"), column(row, "answers"), row.split, row.origin)
 
 

@@ -1,4 +1,4 @@
-"""PlantVillage: leaves of 14 crops, healthy or ill, 38 classes."""
+"""PlantVillage: leaves of 14 crops, healthy or diseased, 38 classes."""
 
 import re
 from collections.abc import Iterable
@@ -7,8 +7,9 @@ from pathlib import Path
 from craft.data.benchmarks.base import Benchmark
 from craft.data.benchmarks.classes import ClassNames, from_class_folders, from_copy
 from craft.data.benchmarks.reading import Note
-from craft.data.parquet import Row
+from craft.data.readers.rows import Row
 from craft.data.sample import Sample
+from craft.data.spelling import words
 
 DOMAIN = "plant leaf"
 FOLDERS = (
@@ -55,9 +56,9 @@ FOLDERS = (
 
 
 def leaf_words(folder: str) -> str:
-    """A class folder in words: "Apple___Apple_scab" -> "Apple, apple scab"; what stands in brackets behind
-    the crop goes, and "Pepper,_bell" is "Bell pepper". Source: ours."""
-    crop, disease = (re.sub(r"[_\s]+", " ", part).strip() for part in folder.split("___"))
+    """A class folder in words: "Apple___Apple_scab" -> "Apple, apple scab". Brackets after the crop are
+    dropped, and "Pepper,_bell" becomes "Bell pepper". Source: ours."""
+    crop, disease = (words(part) for part in folder.split("___"))
     crop = re.sub(r" ?\(.*?\)", "", crop)
     if ", " in crop:
         noun, kind = crop.split(", ")
@@ -94,7 +95,7 @@ PLANT_VILLAGE = Benchmark(
     source="Mohanty et al., 2016 (github.com/spMohanty/PlantVillage-Dataset, data.mendeley.com tywbtsjrjv)",
     get="clone github.com/spMohanty/PlantVillage-Dataset, or the zip without augmentation from "
     "data.mendeley.com/datasets/tywbtsjrjv/1.",
-    layout="raw/color/<Crop___Disease>/*.JPG, or class folders called so",
+    layout="raw/color/<Crop___Disease>/*.JPG, or class folders with these names",
     sizes={"all": 54303},
     classes=38,
     original=_original,

@@ -1,31 +1,29 @@
-"""What the readers of benchmarks share: finding files, opening them, making samples."""
+"""Shared by the readers of benchmarks: finding files, opening them, making samples."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from craft.core.errors import DataError
 from craft.data.choices import DIRECTIVES
-from craft.data.parquet import Row
-from craft.data.sample import Sample, normalise
+from craft.data.images import ImageSource
+from craft.data.readers.rows import Row
+from craft.data.sample import Sample
+from craft.data.spelling import normalise
 
 Note = Callable[[str], None]
 """Takes a sentence about something that was left out or chosen while reading."""
 
 
-def as_words(name: str) -> str:
-    """Underscores and runs of spaces as one space."""
-    return " ".join(name.replace("_", " ").split())
-
-
 def row_id(row: Row) -> str:
-    """An id from the place of a row: "test-00000.parquet, row 7"."""
+    """An id from the position of a row: "test-00000.parquet, row 7"."""
     return row.origin.rpartition("/")[2]
 
 
 def column(row: Row, *names: str) -> Any:
-    """The first of these fields that a row has.
+    """The value of the first of these columns that a row has.
 
     Raises:
         DataError: it has none of them.
@@ -47,21 +45,21 @@ def find_below(root: Path, *names: str, depth: int = 3) -> Path | None:
                 if (folder / name).exists():
                     return folder / name
         layer = [child for folder in layer for child in folders_in(folder)]
-        if len(layer) > 2000:  # class folders, images by the thousand: not there
+        if len(layer) > 2000:  # thousands of folders hold classes or images, not the file
             return None
     return None
 
 
-def need_below(root: Path, title: str, name: str, beside: Path) -> Path:
-    """`find_below`, for a file that must be there since another one is.
+def need_below(root: Path, title: str, name: str, partner: Path) -> Path:
+    """`find_below`, for a file that must exist because another one does.
 
     Raises:
-        DataError: it is not.
+        DataError: it does not exist.
     """
-    found = find_below(root, name)
-    if found is None:
-        raise DataError(f"{title}: {beside} is there, but {name} is missing. Put it beside it.")
-    return found
+    path = find_below(root, name)
+    if path is None:
+        raise DataError(f"{title}: {partner} exists, but {name} is missing. Put it next to it.")
+    return path
 
 
 def read_annotations(path: Path) -> Any:
@@ -93,20 +91,15 @@ def read_mat(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} is not a MATLAB file ({reason}). Copy the file again.") from error
 
 
-def choice_sample(
-    id: str,
-    image: Any,
-    question: str,
-    choices: Sequence[Any],
-    answer: Any,
-    split: str,
-    origin: str,
-    note: Note,
-    captions: tuple[str, ...] = (),
-) -> Iterator[Sample]:
-    """A question with its own options, `answer` being a number from 0, a letter's place or an option's text.
+def choice_sample(sample: Sample, choices: Sequence[Any], answer: Any, note: Note) -> Iterator[Sample]:
+    """A question with options of its own. Nothing, with a note, if two options read the same, because then no
+    answer is correct by its words alone.
 
-    Nothing, with a note, where two options read the same: then no answer is right by its words alone.
+    Args:
+        sample: image and question, without an answer.
+        choices: the options.
+        answer: the index of the correct option, also as text, or the option itself.
+        note: takes notes.
 
     Raises:
         DataError: the answer is none of the options.
@@ -120,35 +113,26 @@ def choice_sample(
     if isinstance(answer, str) and answer.strip().isdigit():
         answer = int(answer)
     if not isinstance(answer, int) or not 0 <= answer < len(options):
-        raise DataError(f"{origin}: the answer {answer!r} is none of the {len(options)} options.")
-    yield Sample(
-        id=id,
-        image=image,
-        question=str(question).strip(),
-        answer=options[answer],
-        choices=options,
-        captions=captions,
-        split=split,
-        origin=origin,
-        correct=answer,
-    )
+        raise DataError(f"{sample.origin}: the answer {answer!r} is none of the {len(options)} options.")
+    question = sample.question.strip()
+    yield replace(sample, question=question, answer=options[answer], choices=options, correct=answer)
 
 
 def open_sample(
-    id: str, image: Any, question: Any, answer: Any, split: str, origin: str, kind: str = ""
+    id: str, image: ImageSource, question: object, answer: object, split: str, origin: str, kind: str = ""
 ) -> Iterator[Sample]:
     """A question with a free, short answer.
 
     Raises:
         DataError: question or answer is empty.
     """
-    asked, said = " ".join(str(question).split()), " ".join(str(answer).split())
-    if not asked or not said:
-        raise DataError(f"{origin}: the {'question' if not asked else 'answer'} is empty.")
+    question, answer = " ".join(str(question).split()), " ".join(str(answer).split())
+    if not question or not answer:
+        raise DataError(f"{origin}: the {'answer' if question else 'question'} is empty.")
     directive = DIRECTIVES["open"]
-    yield Sample(id, image, asked, said, split=split, origin=origin, kind=kind, directive=directive)
+    yield Sample(id, image, question, answer, split=split, origin=origin, kind=kind, directive=directive)
 
 
 def folders_in(parent: Path) -> list[Path]:
-    """The folders directly in a folder, sorted, but for hidden ones."""
+    """The folders directly in a folder, sorted, without hidden ones."""
     return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))

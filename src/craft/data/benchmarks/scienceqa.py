@@ -12,17 +12,18 @@ from craft.data.benchmarks.reading import (
     find_below,
     need_below,
     read_annotations,
+    row_id,
 )
-from craft.data.parquet import Row
+from craft.data.readers.rows import Row
 from craft.data.sample import Sample
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 
-def _question(told: dict[str, Any]) -> str:
-    """The question behind its hint, which often tells what the picture shows."""
-    hint = str(told.get("hint") or "").strip()
-    return f"{hint}\n{told['question']}" if hint else str(told["question"])
+def _question(problem: dict[str, Any]) -> str:
+    """The question after its hint, which often says what the picture shows."""
+    hint = str(problem.get("hint") or "").strip()
+    return f"{hint}\n{problem['question']}" if hint else str(problem["question"])
 
 
 def _original(root: Path, note: Note) -> Iterator[Sample]:
@@ -31,27 +32,26 @@ def _original(root: Path, note: Note) -> Iterator[Sample]:
         return
     pids = read_annotations(need_below(problems.parent, "ScienceQA", "pid_splits.json", problems))
     images = find_below(root, "images") or root
-    told_by = find_below(root, "captions.json")
-    captions = read_annotations(told_by).get("captions", {}) if told_by is not None else {}
+    captions_file = find_below(root, "captions.json")
+    captions = read_annotations(captions_file).get("captions", {}) if captions_file is not None else {}
     questions: dict[str, Any] = read_annotations(problems)
     text_only = 0
     for folder, split in SPLITS.items():
         for pid in pids.get(folder, []):
-            told = questions[pid]
-            if not told.get("image"):
+            problem = questions[pid]
+            if not problem.get("image"):
                 text_only += 1
                 continue
-            yield from choice_sample(
-                f"{folder}/{pid}",
-                str(images / folder / pid / told["image"]),
-                _question(told),
-                told["choices"],
-                told["answer"],
-                split,
-                f"{problems}, problem {pid}",
-                note,
+            sample = Sample(
+                id=f"{folder}/{pid}",
+                image=str(images / folder / pid / problem["image"]),
+                question=_question(problem),
+                answer="",
                 captions=(str(captions[pid]),) if captions.get(pid) else (),
+                split=split,
+                origin=f"{problems}, problem {pid}",
             )
+            yield from choice_sample(sample, problem["choices"], problem["answer"], note)
     if text_only:
         note(f"left out: {text_only} questions without a picture")
 
@@ -61,9 +61,9 @@ def _copy(row: Row, note: Note) -> Iterator[Sample]:
     if image is None:
         note("left out: questions without a picture")
         return
-    id = f"{row.split}/{row.origin.rpartition('/')[2]}"
-    answer, choices = column(row, "answer"), column(row, "choices")
-    yield from choice_sample(id, image, _question(row.values), choices, answer, row.split, row.origin, note)
+    id, question = f"{row.split}/{row_id(row)}", _question(row.values)
+    sample = Sample(id, image, question, answer="", split=row.split, origin=row.origin)
+    yield from choice_sample(sample, column(row, "choices"), column(row, "answer"), note)
 
 
 SCIENCEQA = Benchmark(

@@ -9,20 +9,21 @@ import numpy as np
 from craft.core.errors import DataError
 from craft.data.benchmarks.base import Benchmark
 from craft.data.benchmarks.classes import from_copy, labelled
-from craft.data.benchmarks.reading import Note, as_words, find_below, need_below, read_mat
-from craft.data.parquet import Row
+from craft.data.benchmarks.reading import Note, find_below, need_below, read_mat
+from craft.data.readers.rows import Row
 from craft.data.sample import Sample
+from craft.data.spelling import words
 
 DOMAIN = "car"
 ANNOTATIONS = {"train": "cars_train_annos.mat", "test": "cars_test_annos_withlabels.mat"}
-"""The list of each split. `devkit/cars_test_annos.mat` is not one of them: it has no classes."""
+"""The list of each split. `devkit/cars_test_annos.mat` does not serve: it has no classes."""
 
 
 def _original(root: Path, note: Note) -> Iterator[Sample]:
     meta = find_below(root, "cars_meta.mat")
     if meta is None:
         return
-    names = [as_words(str(name)) for name in np.atleast_1d(read_mat(meta)["class_names"])]
+    names = [words(str(name)) for name in np.atleast_1d(read_mat(meta)["class_names"])]
     for split, name in ANNOTATIONS.items():
         path = need_below(root, "Stanford Cars", name, meta)
         outer = need_below(root, "Stanford Cars", f"cars_{split}", meta)
@@ -30,7 +31,7 @@ def _original(root: Path, note: Note) -> Iterator[Sample]:
         for number, row in enumerate(np.atleast_1d(read_mat(path)["annotations"]), start=1):
             fields: Any = row
             if "class" not in fields.dtype.names:
-                raise DataError(f"{path} has no classes. Get the list with labels, {name}.")
+                raise DataError(f"{path} has no classes. Use the list with labels, {name}.")
             kind = int(fields["class"])
             if not 1 <= kind <= len(names):
                 raise DataError(
@@ -42,7 +43,7 @@ def _original(root: Path, note: Note) -> Iterator[Sample]:
 
 
 def _copy(row: Row, note: Note) -> Iterable[Sample]:
-    return from_copy(row, lambda name, origin, note: as_words(name), DOMAIN, note)
+    return from_copy(row, lambda name, origin, note: words(name), DOMAIN, note)
 
 
 STANFORD_CARS = Benchmark(
@@ -52,8 +53,8 @@ STANFORD_CARS = Benchmark(
     domain=DOMAIN,
     licence="non-commercial research",
     source="Krause et al., 2013 (ai.stanford.edu/~jkrause/cars; gone)",
-    get="the original address is gone; take the Kaggle copy (jessicali9530/stanford-cars-dataset) and put "
-    "devkit/ and cars_test_annos_withlabels.mat beside it.",
+    get="the original address is gone; use the Kaggle copy (jessicali9530/stanford-cars-dataset) and put "
+    "devkit/ and cars_test_annos_withlabels.mat next to it.",
     layout="devkit/{cars_meta.mat, cars_train_annos.mat}, cars_test_annos_withlabels.mat, cars_train/*.jpg "
     "and cars_test/*.jpg",
     sizes={"train": 8144, "test": 8041},
@@ -61,5 +62,5 @@ STANFORD_CARS = Benchmark(
     original=_original,
     copy=_copy,
     hub=("tanganke/stanford_cars", "Donghyun99/Stanford-Cars"),
-    refused={"HuggingFaceM4/Stanford-Cars": "it is a loading script, and scripts are not run"},
+    refused={"HuggingFaceM4/Stanford-Cars": "it is a loading script, and CRAFT runs no scripts"},
 )

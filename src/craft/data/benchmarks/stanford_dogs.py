@@ -7,9 +7,10 @@ import numpy as np
 
 from craft.data.benchmarks.base import Benchmark
 from craft.data.benchmarks.classes import from_copy, labelled
-from craft.data.benchmarks.reading import Note, as_words, find_below, need_below, read_mat
-from craft.data.parquet import Row
+from craft.data.benchmarks.reading import Note, find_below, need_below, read_mat
+from craft.data.readers.rows import Row
 from craft.data.sample import Sample
+from craft.data.spelling import words
 
 DOMAIN = "dog"
 
@@ -17,8 +18,7 @@ DOMAIN = "dog"
 def breed(name: str) -> str:
     """The breed in words: "n02085620-Chihuahua" -> "Chihuahua", "toy_terrier" -> "toy terrier"."""
     head, dash, tail = name.partition("-")
-    kept = tail if dash and head[:1] == "n" and head[1:].isdigit() else name
-    return as_words(kept)
+    return words(tail if dash and head[:1] == "n" and head[1:].isdigit() else name)
 
 
 def _original(root: Path, note: Note) -> Iterator[Sample]:
@@ -53,5 +53,5 @@ STANFORD_DOGS = Benchmark(
     original=_original,
     copy=_copy,
     hub=("Donghyun99/Stanford-Dogs",),
-    refused={"Alanox/stanford-dogs": "it is a loading script, and scripts are not run"},
+    refused={"Alanox/stanford-dogs": "it is a loading script, and CRAFT runs no scripts"},
 )

@@ -4,29 +4,37 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from craft.data.benchmarks.base import Benchmark
-from craft.data.benchmarks.reading import Note, column, find_below, need_below, open_sample, read_annotations
-from craft.data.parquet import Row
+from craft.data.benchmarks.reading import (
+    Note,
+    column,
+    find_below,
+    need_below,
+    open_sample,
+    read_annotations,
+    row_id,
+)
+from craft.data.readers.rows import Row
 from craft.data.sample import Sample
 
 FOLDER = "VQA_RAD Image Folder"
 
 
 def _original(root: Path, note: Note) -> Iterator[Sample]:
-    listed = find_below(root, "VQA_RAD Dataset Public.json")
-    if listed is None:
+    annotations = find_below(root, "VQA_RAD Dataset Public.json")
+    if annotations is None:
         return
-    images = need_below(root, "VQA-RAD", FOLDER, listed)
-    for number, told in enumerate(read_annotations(listed)):
-        split = "test" if str(told["phrase_type"]).strip().startswith("test") else "train"
-        kind = str(told.get("answer_type", "")).strip().lower() or _kind(told["answer"])
-        image = str(images / str(told["image_name"]).strip())
-        id, origin = str(told.get("qid", number)), f"{listed}, entry {number + 1}"
-        yield from open_sample(id, image, told["question"], told["answer"], split, origin, kind)
+    images = need_below(root, "VQA-RAD", FOLDER, annotations)
+    for number, entry in enumerate(read_annotations(annotations)):
+        split = "test" if str(entry["phrase_type"]).strip().startswith("test") else "train"
+        kind = str(entry.get("answer_type", "")).strip().lower() or _kind(entry["answer"])
+        image = str(images / str(entry["image_name"]).strip())
+        id, origin = str(entry.get("qid", number)), f"{annotations}, entry {number + 1}"
+        yield from open_sample(id, image, entry["question"], entry["answer"], split, origin, kind)
 
 
 def _copy(row: Row, note: Note) -> Iterator[Sample]:
-    note("the hub copy has lost answer_type; questions answered by yes or no are taken for closed ones")
-    id, answer = row.origin.rpartition("/")[2], column(row, "answer")
+    note("the hub copy has no answer_type; questions with the answer yes or no count as closed")
+    id, answer = row_id(row), column(row, "answer")
     kind = _kind(answer)
     yield from open_sample(
         id, column(row, "image"), column(row, "question"), answer, row.split, row.origin, kind

@@ -1,0 +1,1 @@
+"""The embedded domains: small sets of pictures that come with the package."""

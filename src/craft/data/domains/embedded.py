@@ -1,0 +1,206 @@
+"""The catalogue of embedded domains, and the pictures that come as PNG sheets (all but `scenes`)."""
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from craft.data.captions import class_text
+from craft.data.domains.scenes import draw_scenes, scene_words
+from craft.data.sample import Raw, Sample, Task
+
+APPAREL_WORDS = (
+    "t-shirt",
+    "trousers",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+"""The word for each Fashion-MNIST label, 0 to 9."""
+
+DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+"""The word for each digit."""
+
+Picture: TypeAlias = tuple[str, str, np.ndarray, int]
+"""Split, id, image uint8 `[H, W]`, label number."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """An embedded domain: what `craft data list` shows, and how to read it.
+
+    Attributes:
+        name: what `--data` takes.
+        domain: what the images are of, in the texts of the contrastive loss.
+        classes: the words for its labels, in the order of the original label numbers.
+        train, test: the number of images.
+        licence, source: of the pictures.
+        read: makes its samples.
+        task: "classification", or "vqa" if each picture comes with a question of its own.
+    """
+
+    name: str
+    domain: str
+    classes: tuple[str, ...]
+    train: int
+    test: int
+    licence: str
+    source: str
+    read: Callable[["Domain"], Raw]
+    task: Task = "classification"
+
+    def load(self) -> Raw:
+        """Every sample of the domain, with its fixed split."""
+        return self.read(self)
+
+
+def _labelled(pictures: Callable[[], Iterator[Picture]]) -> Callable[[Domain], Raw]:
+    """A reader of labelled pictures, whose questions are written later."""
+
+    def read(domain: Domain) -> Raw:
+        samples = []
+        for split, id, image, number in pictures():
+            word = domain.classes[number]
+            text = class_text(domain.domain, word)
+            samples.append(Sample(id, image, "", "", label=word, split=split, origin=id, text=text))
+        return Raw(domain.name, domain.task, domain.domain, samples, domain.licence, domain.source)
+
+    return read
+
+
+def _scenes(domain: Domain) -> Raw:
+    """Scenes of all things. Training scenes are drawn again once the held-out things are known."""
+    return Raw(
+        domain.name,
+        domain.task,
+        domain.domain,
+        draw_scenes(domain.train) + draw_scenes(domain.test, split="test"),
+        domain.licence,
+        domain.source,
+        classes=domain.classes,
+        draw=lambda unseen: draw_scenes(domain.train, without=unseen),
+    )
+
+
+def _apparel() -> Iterator[Picture]:
+    """From scripts/build_apparel.py; ids contain the index in the original file."""
+    for split in ("train", "test"):
+        meta = _meta(f"apparel/{split}.json")
+        images = _sheet(f"apparel/{split}.png", meta)
+        for index, label, image in zip(meta["indices"], meta["labels"], images, strict=False):
+            yield split, f"apparel/{split}/{index:05d}", image, int(label)
+
+
+def _digits() -> Iterator[Picture]:
+    """From scripts/build_digits.py; white on black, in the original order."""
+    meta = _meta("digits/digits.json")
+    images, test = _sheet("digits/digits.png", meta), set(meta["test"])
+    for index, (label, image) in enumerate(zip(meta["labels"], images, strict=False)):
+        yield "test" if index in test else "train", f"digits/{index:04d}", image, int(label)
+
+
+def _sketch() -> Iterator[Picture]:
+    """From scripts/build_openmoji.py; ids contain OpenMoji's hexcode."""
+    meta = _meta("sketch/classes.json")
+    for split, count in meta["renderings"].items():
+        images = _sheet(f"sketch/{split}.png", meta)
+        for number, emoji in enumerate(meta["classes"]):
+            for rendering in range(count):
+                yield split, f"sketch/{split}/{emoji['hexcode']}/{rendering}", next(images), number
+
+
+@functools.cache
+def _meta(name: str) -> dict[str, Any]:
+    """The JSON file of a sheet."""
+    return json.loads(files("craft.data.domains").joinpath(name).read_text(encoding="utf-8"))
+
+
+def _sheet(name: str, meta: dict[str, Any]) -> Iterator[np.ndarray]:
+    """The grey pictures uint8 `[size, size]` of a PNG sheet, row by row."""
+    size, columns = meta["size"], meta["columns"]
+    with files("craft.data.domains").joinpath(name).open("rb") as stream, Image.open(stream) as sheet:
+        pixels = np.asarray(sheet.convert("L"))
+    for y in range(0, len(pixels), size):
+        for x in range(0, columns * size, size):
+            yield np.ascontiguousarray(pixels[y : y + size, x : x + size])
+
+
+_RENDERINGS: dict[str, int] = _meta("sketch/classes.json")["renderings"]
+
+SKETCH_WORDS: tuple[str, ...] = tuple(emoji["name"] for emoji in _meta("sketch/classes.json")["classes"])
+"""The word for each drawing of `sketch`: the emoji's name."""
+
+EMBEDDED: dict[str, Domain] = {
+    domain.name: domain
+    for domain in (
+        Domain(
+            name="apparel",
+            domain="fashion item",
+            classes=APPAREL_WORDS,
+            train=3000,
+            test=1000,
+            licence="MIT",
+            source="Fashion-MNIST, Zalando SE, 2017: a fixed subset, 28 x 28 grey",
+            read=_labelled(_apparel),
+        ),
+        Domain(
+            name="digits",
+            domain="handwritten digit",
+            classes=DIGIT_WORDS,
+            train=1000,
+            test=797,
+            licence="CC BY 4.0",
+            source="Optical Recognition of Handwritten Digits, Alpaydin and Kaynak, UCI, 1998: 8 x 8 grey",
+            read=_labelled(_digits),
+        ),
+        Domain(
+            name="sketch",
+            domain="line drawing",
+            classes=SKETCH_WORDS,
+            train=len(SKETCH_WORDS) * _RENDERINGS["train"],
+            test=len(SKETCH_WORDS) * _RENDERINGS["test"],
+            licence="CC BY-SA 4.0",
+            source="OpenMoji 17, the OpenMoji contributors: black drawings, several renderings each",
+            read=_labelled(_sketch),
+        ),
+        Domain(
+            name="scenes",
+            domain="scene",
+            classes=scene_words(),
+            train=1200,
+            test=600,
+            licence="CC BY-SA 4.0",
+            source="drawn by program from OpenMoji 17's colour drawings and Computer Modern",
+            read=_scenes,
+            task="vqa",
+        ),
+    )
+}
+"""Every embedded domain by name."""
+
+
+def catalogue() -> list[dict[str, str | int]]:
+    """One row per embedded domain: name, images (train + test), classes, task, licence, source."""
+    return [
+        {
+            "name": domain.name,
+            "train": domain.train,
+            "test": domain.test,
+            "images": domain.train + domain.test,
+            "classes": len(domain.classes),
+            "task": domain.task,
+            "licence": domain.licence,
+            "source": domain.source,
+        }
+        for domain in EMBEDDED.values()
+    ]

@@ -1,0 +1,87 @@
+"""Your own pictures: a folder of class folders, directly or under train/ and test/."""
+
+from pathlib import Path
+
+from craft.core.errors import DataError
+from craft.data.captions import class_text
+from craft.data.images import PICTURES, refuse_unreadable, suffixes
+from craft.data.sample import Raw, Sample
+from craft.data.spelling import is_text, words
+from craft.data.splits import SPLIT_NAMES
+
+_LAYOUT = "Expected FOLDER/<class>/*.jpg, or FOLDER/train/<class>/*.jpg and FOLDER/test/<class>/*.jpg."
+
+
+def read_folder(root: Path, domain: str | None = None) -> Raw:
+    """Read a folder of class folders as labelled samples; the class word is the folder's name, "_" as space.
+
+    Pictures may be at any depth below a class folder. Hidden files and files that are not pictures are
+    ignored.
+
+    Raises:
+        DataError: no pictures, no class folders, class folders next to train/ and test/, two folders with the
+            same class word, a name that is not UTF-8, or pictures that this installation cannot open.
+    """
+    children = _folders(root)
+    splits = [child for child in children if child.name.lower() in SPLIT_NAMES and _folders(child)]
+    domain = domain or words(root.resolve().name)
+    samples: list[Sample] = []
+    names: list[str] = []
+    if splits:
+        if extra := [child.name for child in children if child not in splits]:
+            raise DataError(
+                f"{root} has other folders next to {', '.join(s.name for s in splits)}: "
+                f"{', '.join(extra[:5])}. {_LAYOUT}"
+            )
+        for child in splits:
+            samples += _class_folders(root, child, SPLIT_NAMES[child.name.lower()], domain, names)
+    else:
+        samples = _class_folders(root, root, "", domain, names)
+    refuse_unreadable(f"the data folder {root}", names)
+    if not samples:
+        loose = any(path.suffix.lower() in PICTURES for path in root.iterdir())
+        problem = "has pictures but no class folders" if loose else "has no pictures in class folders"
+        raise DataError(f"the data folder {root} {problem}. {_LAYOUT}")
+    return Raw(root.resolve().name, "classification", domain, samples, source=str(root))
+
+
+def _class_folders(root: Path, parent: Path, split: str, domain: str, seen: list[str]) -> list[Sample]:
+    """The pictures that this installation can open; `seen` gets the names of all pictures."""
+    samples: list[Sample] = []
+    names: dict[str, str] = {}
+    known = suffixes()
+    for folder in _folders(parent):
+        label = words(folder.name)
+        if label in names:
+            raise DataError(
+                f"the folders {names[label]} and {folder.name} in {parent} are both the class '{label}'. "
+                "Merge them, or rename one."
+            )
+        names[label] = folder.name
+        for path in sorted(folder.rglob("*")):
+            relative = path.relative_to(root)
+            hidden = any(part.startswith(".") for part in relative.parts)
+            if hidden or path.suffix.lower() not in PICTURES or not path.is_file():
+                continue
+            seen.append(relative.as_posix())
+            if path.suffix.lower() not in known:
+                continue
+            if not is_text(str(relative)):
+                raise DataError(f"the file name {str(path)!a} is not UTF-8. Rename it.")
+            samples.append(
+                Sample(
+                    id=relative.as_posix(),
+                    image=str(path),
+                    question="",
+                    answer="",
+                    label=label,
+                    split=split,
+                    origin=str(path),
+                    text=class_text(domain, label),
+                )
+            )
+    return samples
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))

@@ -1,0 +1,153 @@
+"""Rows of parquet files: class names instead of numbers, and pictures that stay in the file."""
+
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from craft.core.errors import DataError
+from craft.data.images import Packed
+from craft.data.readers.rows import Row
+from craft.data.splits import SPLIT_NAMES, split_of
+
+
+@dataclass(frozen=True)
+class ParquetCell(Packed):
+    """The picture in `column` of row `row` of row group `group` of the parquet file `path`.
+
+    A row group is read as a whole, and only the last one stays in memory. So reading a file in order is fast
+    and random access is slow; `craft data prepare` writes such pictures to files of their own.
+    """
+
+    path: str
+    group: int
+    row: int
+    column: str
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.column}, row {self.row} of group {self.group})"
+
+    def read(self) -> bytes:
+        """The bytes of the picture's own file."""
+        cell = _column(self.path, self.group, self.column)[self.row].as_py()
+        value = cell.get("bytes") if isinstance(cell, dict) else cell
+        if not isinstance(value, bytes):
+            raise DataError(f"{self} contains no picture but {type(value).__name__}.")
+        return value
+
+
+@functools.lru_cache(maxsize=1)
+def _column(path: str, group: int, column: str) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(Path(path)) as file:
+            return file.read_row_group(group, columns=[column]).column(0).combine_chunks()
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} cannot be read: {reason}. Copy the file again.") from error
+
+
+def parquet_files(root: Path) -> dict[str, list[Path]]:
+    """The parquet files below `root`, by the folder that distinguishes configurations of a hub data set.
+
+    `data/` and folders that are called like a split do not count: `data/train-*.parquet` and
+    `ScienceQA-IMG/test/*` belong to the configurations "" and "ScienceQA-IMG".
+    """
+    configurations: dict[str, list[Path]] = {}
+    for path in sorted(root.rglob("*.parquet")):
+        parts = path.relative_to(root).parts[:-1]
+        if any(part.startswith(".") for part in parts):
+            continue
+        names = [part for part in parts if part != "data" and part.lower() not in SPLIT_NAMES]
+        configurations.setdefault("/".join(names), []).append(path)
+    return configurations
+
+
+def read_parquet(paths: list[Path], root: Path | None = None, top: Path | None = None) -> Iterator[Row]:
+    """The rows of parquet files in order.
+
+    A number in a class column becomes the name that the file (or the README.md in `root`) gives it, and -1
+    becomes None. A picture becomes a `ParquetCell`, or None if there is none.
+
+    Args:
+        paths: the files.
+        root: the folder of a README.md that may name classes.
+        top: as in `split_of`.
+
+    Raises:
+        DataError: a file is not parquet, or is cut short.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    card = _names_in_card(root) if root is not None else {}
+    for path in paths:
+        try:
+            with pq.ParquetFile(path) as file:
+                names = card | _names_in_schema(file.schema_arrow)
+                yield from _rows(file, path, names, split_of(path, top))
+        except (OSError, pa.ArrowException) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{path} cannot be read as parquet: {reason} Copy the file again.") from error
+
+
+def _rows(file: Any, path: Path, names: dict[str, list[str]], split: str) -> Iterator[Row]:
+    import pyarrow as pa
+
+    schema = file.schema_arrow
+    binary = {f.name for f in schema if pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type)}
+    packed = {f.name for f in schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0}
+    # Only the path of a picture is read here: its bytes may be gigabytes.
+    columns = [f"{name}.path" if name in packed else name for name in schema.names if name not in binary]
+    number = 0
+    for group in range(file.num_row_groups):
+        count = file.metadata.row_group(group).num_rows
+        rows = file.read_row_group(group, columns=columns).to_pylist() if columns else [{}] * count
+        for index, row in enumerate(rows):
+            for name in packed:
+                there = row.get(name, {}) is not None
+                row[name] = ParquetCell(str(path), group, index, name) if there else None
+            values = row | {name: ParquetCell(str(path), group, index, name) for name in binary}
+            for name, words in names.items():
+                if values.get(name) == -1:  # how the hub marks a missing label
+                    values[name] = None
+                elif isinstance(values.get(name), int) and 0 <= values[name] < len(words):
+                    values[name] = words[values[name]]
+            number += 1
+            yield Row(f"{path}, row {number}", values, split)
+
+
+def _names_in_schema(schema: Any) -> dict[str, list[str]]:
+    """Class names by column, as Hugging Face writes them into a parquet file."""
+    raw = (schema.metadata or {}).get(b"huggingface")
+    features = json.loads(raw).get("info", {}).get("features", {}) if raw else {}
+    return {
+        column: list(feature["names"])
+        for column, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+    }
+
+
+def _names_in_card(root: Path) -> dict[str, list[str]]:
+    """Class names by column in the YAML head of a hub data set's README.md."""
+    import yaml
+
+    try:
+        head = (root / "README.md").read_text(encoding="utf-8").split("---")[1]
+        infos = (yaml.safe_load(head) or {}).get("dataset_info") or []
+    except (OSError, UnicodeDecodeError, IndexError, AttributeError, yaml.YAMLError):
+        return {}
+    names_by_column = {}
+    for info in infos if isinstance(infos, list) else [infos]:
+        for feature in info.get("features") or []:
+            kind = feature.get("dtype")
+            if isinstance(kind, dict) and "class_label" in kind:
+                names = kind["class_label"].get("names") or {}
+                numbered = names.items() if isinstance(names, dict) else enumerate(names)
+                ordered = sorted(numbered, key=lambda item: int(item[0]))
+                names_by_column[feature["name"]] = [str(name) for _, name in ordered]
+    return names_by_column

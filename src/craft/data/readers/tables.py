@@ -1,0 +1,248 @@
+"""Your own tables as rows and samples: JSONL, JSON, CSV, TSV, parquet; for `craft data prepare` also tars."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from craft.core.errors import DataError
+from craft.core.progress import track
+from craft.data.problems import Problems
+from craft.data.readers.parquet import parquet_files, read_parquet
+from craft.data.readers.rows import LISTS, Fetch, Row, RowReader, list_in, parse_json
+from craft.data.readers.tars import read_tar
+from craft.data.sample import Raw, Sample, Task
+from craft.data.spelling import words
+from craft.data.splits import SPLIT_NAMES, split_of
+
+TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+"""File name endings (lower case) of tables."""
+
+TAR = ".tar"
+"""The ending of shards in WebDataset's layout, which `craft data prepare` reads in addition."""
+
+SPLITLIKE = (*SPLIT_NAMES, "metadata")
+"""Names (lower case) of files that say what they are in their folder, not what the data set is called."""
+
+EXAMPLE = '{"image": "a.jpg", "question": "What is this?", "answer": "an oak"}'
+"""A row, for messages."""
+
+MANY = 20_000
+"""Files of this many lines or more show how far the reading is."""
+
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+"""The separator of the cells of a file, by its ending (lower case)."""
+
+
+def tables_in(folder: Path) -> list[Path]:
+    """The tables of a folder: parquet files at any depth, else tars, else files that are called like a split
+    ("train.jsonl") or "metadata". Empty if there are none.
+
+    Raises:
+        DataError: there are parquet files of several configurations.
+    """
+    if configurations := parquet_files(folder):
+        if len(configurations) > 1:
+            raise DataError(
+                f"{folder} has several configurations: {', '.join(sorted(configurations))}. "
+                "Use the folder of one of them."
+            )
+        return next(iter(configurations.values()))
+    endings = (*TABLES, TAR)
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in endings and not p.name.startswith("."))
+    tars = [path for path in files if path.suffix.lower() == TAR]
+    named = [path for path in files if path.stem.lower() in SPLITLIKE]
+    return tars or named
+
+
+def read_tables(
+    paths: Sequence[Path],
+    root: Path | None = None,
+    domain: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    fetch: Fetch | None = None,
+    top: Path | None = None,
+) -> Raw:
+    """Read the rows of tables as samples; image paths are relative to the file (or to `root`).
+
+    The set is a "classification" if every row is a labelled picture, or has choices and its label is its
+    answer; otherwise it is "vqa". The contrastive loss gets question and answer as a statement, or the class
+    text if a `domain` ("bird") is known and the label is the answer.
+
+    Args:
+        paths: the tables. A file that is called like a split ("test.csv") settles the split of its rows, and
+            so does a folder below `top`.
+        root: the folder that image paths start from.
+        domain: what the images are of, in words.
+        columns: CRAFT's field -> the table's column, if they differ.
+        fetch: fetches a picture from a URL; None refuses URLs.
+        top: the folder that holds the tables; None for a single file.
+
+    Raises:
+        DataError: bad JSON, a missing or wrong field, choices without the answer, a repeated id, missing
+            images (the first few are named with file and line), or no rows at all.
+    """
+    single = len(paths) == 1 and paths[0].stem.lower() not in SPLITLIKE
+    name = paths[0].stem if single else paths[0].parent.resolve().name
+    samples: list[Sample] = []
+    problems, rows, ids = Problems("rows"), 0, dict[str, str]()
+    shared = os.path.commonpath([path.parent for path in paths])
+    for path in paths:
+        reader = RowReader(
+            path=str(path),
+            name=path.relative_to(shared).as_posix(),
+            base=root if root is not None else path.parent,
+            default_domain=words(name),
+            domain=domain,
+            columns=dict(columns or {}),
+            fetch=fetch,
+            lists_in_cells=path.suffix.lower() in SEPARATORS,
+        )
+        for row in read_rows(path, problems, root or path.parent, top):
+            try:
+                for sample in reader.samples(row):
+                    if sample.id in ids:
+                        raise DataError(
+                            f"{row.origin}: the id '{sample.id}' was already used in {ids[sample.id]}. "
+                            "Give every row its own id, or leave ids out."
+                        )
+                    ids[sample.id] = row.origin
+                    samples.append(sample)
+                rows += 1
+            except DataError as error:
+                problems.add(error)
+    problems.stop(rows + len(problems.messages))
+    source = str(paths[0]) if len(paths) == 1 else str(paths[0].parent)
+    if not samples:
+        raise DataError(f"{source} has no rows. Write one JSON object per line, like {EXAMPLE}")
+    _check_images(samples, paths[0].parent if root is None else root)
+    return Raw(name, _task(samples), domain or words(name), samples, source=source)
+
+
+def _check_images(samples: Sequence[Sample], base: Path) -> None:
+    """Refuse rows whose image file does not exist."""
+    exists: dict[str, bool] = {}
+    for sample in samples:
+        if isinstance(sample.image, str) and sample.image not in exists:
+            exists[sample.image] = os.path.isfile(sample.image)
+    missing = [s for s in samples if isinstance(s.image, str) and not exists[s.image]]
+    if missing:
+        examples = "; ".join(f"{s.image} ({s.origin})" for s in missing[:5])
+        more = f"; and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise DataError(
+            f"{len(missing)} of the {len(samples)} rows name an image that does not exist: {examples}{more}. "
+            f"Paths are relative to {base}; correct them, or put the files there."
+        )
+
+
+def _task(samples: Sequence[Sample]) -> Task:
+    """What the rows are together.
+
+    Raises:
+        DataError: labelled pictures without an answer among rows with one.
+    """
+    bare = [s for s in samples if s.label is not None and not s.answer]
+    if bare and len(bare) < len(samples):
+        raise DataError(
+            f"{bare[0].origin}: a labelled picture without an answer among rows that have one. "
+            "Give all rows an answer, or none."
+        )
+    labelled = all(s.label is not None and (not s.answer or s.choices) for s in samples)
+    return "classification" if labelled and all(s.answer_text in (s.label, "") for s in samples) else "vqa"
+
+
+def read_rows(
+    path: Path, problems: Problems, root: Path | None = None, top: Path | None = None
+) -> Iterator[Row]:
+    """The rows of one file. Lines that are not rows are recorded in `problems`.
+
+    Args:
+        path: the file.
+        problems: collects the mistakes.
+        root: the folder of a README.md that may name the classes of a parquet file.
+        top: the folder of the data set, if it is one; folders below it may name a split.
+
+    Raises:
+        DataError: the file as a whole cannot be read.
+    """
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        yield from read_parquet([path], root, top)
+        return
+    split = split_of(path, top)
+    if kind == TAR:
+        yield from read_tar(path, split)
+    elif kind in SEPARATORS:
+        yield from _csv(path, SEPARATORS[kind], split)
+    else:
+        text = _text(path)
+        one_list = kind == ".json" and text.lstrip()[:1] == "["
+        yield from _json(path, text, split) if one_list else _lines(path, text, split, problems)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as UTF-8 text ({error}).") from error
+
+
+def _lines(path: Path, text: str, split: str, problems: Problems) -> Iterator[Row]:
+    lines = text.split("\n")
+    shown = track(lines, f"reading {path.name}") if len(lines) >= MANY else lines
+    for number, line in enumerate(shown, start=1):
+        if not line.strip():
+            continue
+        origin = f"{path}:{number}"
+        try:
+            value = parse_json(line)
+        except json.JSONDecodeError as error:
+            problem = f"not valid JSON ({error.msg}, column {error.colno})"
+        else:
+            if isinstance(value, dict):
+                yield Row(origin, value, split)
+                continue
+            problem = f"a {type(value).__name__}, not an object"
+        problems.add(DataError(f"{origin}: {problem}. Every line must be one object, like {EXAMPLE}"))
+
+
+def _json(path: Path, text: str, split: str) -> Iterator[Row]:
+    """A JSON file with one list of objects, like LLaVA's."""
+    try:
+        values = parse_json(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno})."
+        ) from error
+    for number, value in enumerate(values, start=1):
+        if not isinstance(value, dict):
+            raise DataError(f"{path}, entry {number}: a {type(value).__name__}, not an object.")
+        yield Row(f"{path}, entry {number}", value, split)
+
+
+def _csv(path: Path, separator: str, split: str) -> Iterator[Row]:
+    """A table with a header. Empty cells are None; a list is JSON, or items separated by "|"."""
+    csv.field_size_limit(2**31 - 1)  # a cell may be a picture
+    reader = csv.DictReader(io.StringIO(_text(path)), delimiter=separator)
+    if not reader.fieldnames:
+        raise DataError(f"{path} is empty. Its first line must name the columns, like image,question,answer.")
+    names = [name.strip() for name in reader.fieldnames if name.strip()]
+    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise DataError(f"{path}: its first line names two columns '{repeated[0]}'. Rename or remove one.")
+    for cells in reader:
+        origin = f"{path}:{reader.line_num}"
+        if None in cells or None in cells.values():
+            count = sum(value is not None for key, value in cells.items() if key is not None)
+            count += len(cells.get(None) or [])  # type: ignore[call-overload]
+            raise DataError(
+                f"{origin}: {count} cells, but the first line names {len(reader.fieldnames)} columns. "
+                'Put cells that contain a separator in "quotes".'
+            )
+        values: dict[str, Any] = {key.strip(): cell if cell.strip() else None for key, cell in cells.items()}
+        for name in LISTS:
+            if values.get(name) is not None:
+                values[name] = list_in(values[name])
+        yield Row(origin, values, split)

@@ -1,0 +1,30 @@
+"""How names and answers are compared and written: letter case, spaces, underscores, encoding."""
+
+import re
+import unicodedata
+
+
+def normalise(text: str) -> str:
+    """The form in which answers are compared (§4.1): letter case, whitespace and the Unicode form ("é" as one
+    character or as two) do not count."""
+    return unicodedata.normalize("NFC", " ".join(text.split()).casefold())
+
+
+def words(name: str) -> str:
+    """A file or folder name as words: "ankle_boot" -> "ankle boot". Hyphens and letter case stay."""
+    return re.sub(r"[_\s]+", " ", name).strip()
+
+
+def squeezed(name: str) -> str:
+    """The letters and digits of any script, in lower case: "Annual_Crop" -> "annualcrop"."""
+    return re.sub(r"[\W_]", "", name.lower())
+
+
+def is_text(text: str) -> bool:
+    """Whether the text can be stored as UTF-8. A file name in another encoding cannot, and neither can a text
+    that was cut inside a character."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
