@@ -257,7 +257,7 @@ def test_a_full_disk_and_a_name_without_end(craft, pictures, tmp_path, monkeypat
 
     monkeypatch.setattr("craft.data.manifest._row", full)
     said = craft("data", "prepare", pictures, "--out", tmp_path / "m").complaint
-    assert "No space left on device" in said and "Make room" in said
+    assert "No space left on device" in said and "Free some space" in said
     assert not (tmp_path / "m").exists()
 
 
@@ -274,7 +274,7 @@ def test_a_full_disk_where_safetensors_writes(craft, tmp_path, monkeypatch):
 
     monkeypatch.setattr("craft.data.catalogue", full)
     said = craft("data", "list").complaint
-    assert "File too large" in said and "Make room" in said
+    assert "File too large" in said and "Free some space" in said
 
 
 def test_our_own_faults_show_their_traceback(craft, monkeypatch):

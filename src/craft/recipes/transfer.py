@@ -4,8 +4,6 @@ Encoders are given, or made here: one for every surrogate, data set and seed. Ev
 its own, so that an interrupted matrix goes on where it stopped; codes are computed once for all backbones.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from craft.core.files import hash_tensors, read_json, write_json
 from craft.core.progress import say
 from craft.core.provenance import machine
 from craft.core.settings import without_idle
-from craft.core.text import flat
+from craft.core.text import flat, json_digest
 from craft.data import EMBEDDED, Data
 from craft.data.load import as_setting, short_name
 from craft.evaluation import Report
@@ -293,7 +291,7 @@ class _Asker:
     def __call__(self, lvlm: LVLM, encoder: Artefact | None, questions: Data, like: Artefact) -> Report:
         """The report of one backbone with an encoder, or with the base tower."""
         key = self._key(lvlm, encoder, questions)
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        digest = json_digest(key)[:16]
         if digest not in self._known:
             self._known[digest] = self._read_or_ask(key, digest, lvlm, encoder, questions, like)
         return self._known[digest]
