@@ -14,7 +14,7 @@ from craft.core.files import hash_tensors
 from craft.evaluation import Report, lenient, strict, unparseable
 from craft.formats.code_cache import ImageCodes
 from craft.models.attention import cls_attention, received_attention
-from craft.pruning import prune_tokens
+from craft.pruning import PruningSettings, prune_tokens
 from craft.recipes.prior import GENERAL, chosen_prior
 from paper.cells import CRAFT, Cell, Method
 from paper.plan import Plan
@@ -35,7 +35,7 @@ class Pruning:
         keep: keep ratio; at 1 the other fields have no effect.
         prior: "own" (the encoder's training images) or "general" (the model's).
         keep_positions: the remaining tokens keep their positions.
-        options: further arguments of `prune_tokens`, as sorted pairs.
+        options: further fields of `PruningSettings`, as sorted pairs.
     """
 
     strategy: str = "full"
@@ -125,8 +125,7 @@ class Subject:
                 pruning.keep,
                 strategy=pruning.strategy,
                 scores=None if weights is None else weights[chosen],
-                seed=self.seed,
-                **dict(pruning.options),  # type: ignore[arg-type]
+                settings=PruningSettings(seed=self.seed, **dict(pruning.options)),
             )
             prompts = [self.prompts[index] for index in chosen]
             texts = self.lvlm.answer(

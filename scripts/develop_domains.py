@@ -1,8 +1,9 @@
 """Choose settings on development images, so that no default depends on a test image.
 
-`python scripts/develop_domains.py apparel --seed 12 --blends 0.7 1` adapts with held-out
-classes that no reported result has. Then it asks about training images that this adaptation did not use: the
-validation images of the seen classes and the training images of the held-out classes.
+`python scripts/develop_domains.py apparel --seed 12 --blends 0.7 1` adapts with the hold-out of seed 12. Then
+it asks about training images that this adaptation did not use: the validation images of the seen classes and
+the training images of the held-out classes. Another seed may hold out the same
+classes, but has other test images.
 """
 
 import argparse

@@ -119,7 +119,7 @@ def test_a_finished_run_is_returned_as_it_is(release, capsys, words):
     folder = "adapt-whole" if words == ("adapt",) else "baseline"
     before = (release / folder / "run.json").read_bytes()
     assert main([*words, "--config", f"{folder}/config.resolved.yaml", "--resume"]) == 0
-    assert f"the run in {folder} is finished" in capsys.readouterr().err
+    assert f"the run in {folder} is already finished" in capsys.readouterr().err
     assert (release / folder / "run.json").read_bytes() == before
 
 

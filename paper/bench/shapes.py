@@ -8,6 +8,7 @@ from typing import Any
 from zlib import crc32
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from craft.formats.llm_folder import read_llm
 from craft.models.backbone import Backbone
@@ -119,12 +120,13 @@ SHAPES = {
 """By the values of `python -m paper bench --size`."""
 
 
-class Words:
+class Words(PreTrainedTokenizerBase):
     """A text tokenizer with one token per word and mark: the cost does not depend on ids."""
 
     bos_token_id, eos_token_id, unk_token_id, eos_token = 1, 2, 0, " </s>"
 
     def __init__(self, vocabulary: int) -> None:
+        super().__init__()
         self.vocabulary = vocabulary
 
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:

@@ -342,7 +342,7 @@ def _with_all_logits(lvlm: LVLM, losses: LossesConfig, batch: Batch) -> Tensor:
     llm: Any = lvlm.backbone.llm
     sal = llm(**inputs, use_cache=False).loss
     commit = commitment(tokens.features, tokens.quantized, losses.commitment.reduction)
-    assert batch.texts is not None
+    assert batch.texts is not None and tokens.cls is not None
     named = contrastive(tokens.cls, batch.texts, batch.classes, lvlm.visual.log_temperature)
     return sal + losses.commitment.weight * commit + named
 

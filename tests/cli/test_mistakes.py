@@ -24,7 +24,7 @@ def broken(family, tmp_path):
 
 def test_wrong_path_of_the_model(craft, pictures, tmp_path):
     said = craft("adapt", tmp_path / "nowhere", "--data", pictures, "--out", tmp_path / "run").complaint
-    assert "nowhere" in said and "no folder has that path" in said
+    assert "nowhere" in said and "neither a folder nor a shipped model" in said
     assert not (tmp_path / "run").exists()
 
 

@@ -93,7 +93,7 @@ def test_memory_of_a_container(tmp_path, monkeypatch, old):
     groups = tmp_path / "cgroup"
     groups.write_text(f"5:cpu:/other\n{'4' if old else '0'}:{kind}:/jobs/one\n")
     monkeypatch.setattr(device, "_CGROUPS", tmp_path)
-    monkeypatch.setattr(device, "_OWN_GROUPS", groups)
+    monkeypatch.setattr(device, "_PROCESS_GROUPS", groups)
     assert device._container() == (3 * 2**30, 3 * 2**29)
     assert device.free_memory(CPU) <= 3 * 2**29 and device.total_memory(CPU) <= 3 * 2**30
     (own / limit).write_text("max\n")

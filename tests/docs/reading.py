@@ -1,20 +1,21 @@
 """Small readers of the project's Markdown, shared by the tests of the documentation."""
 
+import importlib.util
 import re
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     page
-    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]
+    for page in [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("benchmarks/*.md"),
+        *ROOT.glob("train_tiny/*.md"),
+    ]
     if page.is_file()
 )
-
-
-def blocks(text: str, language: str) -> list[str]:
-    """The fenced code blocks of one language ("" for those without)."""
-    found = re.findall(r"^```([^\n]*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    return [body for name, body in found if name.strip() == language]
 
 
 def prose(text: str) -> str:
@@ -43,14 +44,26 @@ def settings(text: str) -> list[tuple[str, str]]:
     return re.findall(r"`([a-z_]+(?:\.[a-z_]+)*)=([^`\s]+)`", text)
 
 
-def tree(text: str) -> list[Path]:
-    """The paths that the indented tree of README.md names."""
-    body = next(block for block in blocks(text, "") if block.startswith("src/craft/"))
-    paths: list[Path] = []
-    above: list[Path] = []
-    for line in body.splitlines():
-        name = line.split()[0]
-        depth = (len(line) - len(line.lstrip())) // 2
-        above = [*above[:depth], (above[depth - 1] if depth else Path()) / name]
-        paths.append(above[-1])
-    return paths
+def python_blocks(text: str) -> list[tuple[str, str]]:
+    """(code, reason why it is not run, or "") of every Python block.
+
+    A block that cannot run in a test says why behind its language: "```python needs a VILA-U checkpoint".
+    """
+    pairs = re.findall(r"^```python([^\n]*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [(code, reason.strip()) for reason, code in pairs]
+
+
+def commands(text: str) -> list[str]:
+    """Every command line of `craft` in the code blocks, continued lines joined, comments left out."""
+    bodies = re.findall(r"^```(?!python)[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = [line for body in bodies for line in body.replace("\\\n", " ").splitlines()]
+    return [line.split(" #")[0].strip() for line in lines if line.startswith("craft ")]
+
+
+def script(name: str) -> ModuleType:
+    """scripts/NAME.py as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -3,24 +3,11 @@
 import runpy
 
 import numpy as np
-import pytest
 from PIL import Image
 
-from builders import tiny_lvlm
-from craft.formats import names
-from craft.formats.native import save_native
 from docs.reading import ROOT
 
 EXAMPLES = ROOT / "examples"
-
-
-@pytest.fixture
-def tiny_family(tmp_path, monkeypatch):
-    """Random models under the names of the shipped ones."""
-    for kind in ("llama", "qwen2"):
-        save_native(tmp_path / "models/craft-tiny", kind, tiny_lvlm(kind), dtype="float32")
-    monkeypatch.setattr(names, "_SHIPPED", tmp_path / "models")
-    monkeypatch.chdir(tmp_path)
 
 
 def test_hello(tiny_family, capsys):

@@ -101,7 +101,7 @@ def test_another_codebook_is_refused_with_both_fingerprints(tmp_path):
 
 def test_another_architecture_is_refused(tmp_path):
     artefact = load_artefact(save(tmp_path / "encoder"))
-    with pytest.raises(CheckpointError, match=r"another vision tower.*type 'hybrid' in place of 'siglip'"):
+    with pytest.raises(CheckpointError, match=r"another vision tower.*type 'hybrid' instead of 'siglip'"):
         artefact.build_tower(tiny_tower("siglip"))
 
 

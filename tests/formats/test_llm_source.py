@@ -182,5 +182,5 @@ def test_what_is_not_there(tmp_path, monkeypatch):
         find_llm("smollm2")
     other = replace(PACKAGED["smollm2"], package="numpy==1.0", file="numpy/__init__.py")
     monkeypatch.setitem(llm_source.PACKAGED, "smollm2", other)
-    with pytest.raises(CraftError, match="does not hold the LLM smollm2"):
+    with pytest.raises(CraftError, match="does not contain the LLM smollm2"):
         find_llm("smollm2")

@@ -210,7 +210,7 @@ def test_cut_files_are_named(copy):
         ("visual/config.json", {"aspect": None}, "lacks aspect"),
         ("visual/config.json", {"dtype": "float8"}, "float8"),
         ("visual/config.json", {"levels": 3}, "3 levels"),
-        ("visual/config.json", {"vision_tower": {"type": "other"}}, "not known"),
+        ("visual/config.json", {"vision_tower": {"type": "other"}}, "'other' is unknown"),
         ("llama/craft.json", {"prompt": "other"}, "prompt format"),
         ("llama/craft.json", {"version": "one"}, "update CRAFT"),
         ("llama/projector/config.json", {"in": 8}, "does not fit"),

@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match="damaged"):
         find_tokenizer(tmp_path)
-    with pytest.raises(CheckpointError, match=r"No tokenizer at nobody/nothing.*contrastive\.weight=0"):
+    with pytest.raises(CheckpointError, match=r"no tokenizer at nobody/nothing.*contrastive\.weight=0"):
         find_tokenizer("nobody/nothing")  # offline in tests
 
 

@@ -61,8 +61,8 @@ def test_padding_and_text_are_not_counted_as_image():
 def test_mistakes():
     lvlm = tiny_lvlm()
     tokens = lvlm.encode(tiny_images(1))
-    with pytest.raises(CraftError, match="has 2 layers; 3 is none"):
+    with pytest.raises(CraftError, match="has 2 layers; there is no layer 3"):
         received_attention(lvlm.backbone, tokens, ASKED[:1], layer=3)
     ragged = prune_tokens(tokens, torch.arange(32), 0.5, budget="approx")
-    with pytest.raises(CraftError, match="whole images"):
+    with pytest.raises(CraftError, match="These tokens are padded"):
         received_attention(lvlm.backbone, ragged, ASKED[:1])

@@ -1,5 +1,6 @@
 """Backbone and LVLM: inputs, generation, gradient, and who may be combined with whom."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -162,9 +163,18 @@ def test_padding_tokens_of_ragged_rows_are_left_out(lvlm: LVLM, pixels: torch.Te
     assert lengths[1] == lengths[0] - 6 == lengths[2] - 6
 
 
+def test_read_gives_what_the_llm_gets(lvlm: LVLM, pixels: torch.Tensor) -> None:
+    backbone, tokens = lvlm.backbone, lvlm.encode(pixels)
+    read = backbone.read(tokens)
+    assert torch.equal(read, backbone.project(tokens.quantized))
+    start = len(backbone.tokenized(QUESTIONS[0]).before)
+    inputs = backbone.inputs(tokens[:1], QUESTIONS[:1])
+    assert torch.equal(inputs["inputs_embeds"][0, start : start + read.shape[1]], read[0])
+
+
 def test_counts_must_agree(lvlm: LVLM, pixels: torch.Tensor) -> None:
     for images, questions in ((pixels, QUESTIONS[:2]), (pixels[:1], QUESTIONS)):
-        with pytest.raises(CraftError, match="One question per image"):
+        with pytest.raises(CraftError, match="Each image needs one question"):
             lvlm.answer(images, questions)
     with pytest.raises(CraftError, match="3 questions"):
         lvlm.backbone.inputs(lvlm.encode(pixels[:2]), QUESTIONS)
@@ -207,15 +217,13 @@ def test_token_ids_are_made_once_per_question_and_format():
     backbone = tiny_lvlm().backbone
     made, calls = backbone.tokenizer, []
 
-    class Counting:
-        def __getattr__(self, name):
-            return getattr(made, name)
-
+    class Counting(type(made)):
         def __call__(self, text, **settings):
             calls.append(text)
-            return made(text, **settings)
+            return super().__call__(text, **settings)
 
-    backbone.tokenizer = Counting()
+    backbone.tokenizer = copy.copy(made)
+    backbone.tokenizer.__class__ = Counting
     asked = [("What is it?", "a bag", True), ("What is it?", None, True), ("What is it?", "a bag", False)]
     found = [backbone.tokenized(*one) for one in asked]
     assert found == [build_prompt(backbone.prompt, made, *one) for one in asked]

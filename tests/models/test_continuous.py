@@ -116,7 +116,7 @@ def test_what_needs_codes_says_so(tmp_path):
         show(images, lvlm, out=tmp_path / "shown")
     with pytest.raises(CraftError, match="Aligning an LLM needs codes"):
         align("smollm2", lvlm.visual, [Conversation("one", (("Who?", "I."),))], out=tmp_path / "aligned")
-    with pytest.raises(CraftError, match="continuous LVLM have no codes"):
+    with pytest.raises(CraftError, match="continuous LVLM cannot be pruned"):
         prune_tokens(lvlm.encode(images), None, 0.5)
     with pytest.raises(CraftError, match="no codebook"):
         lvlm.visual.codebook.lookup(torch.zeros(1, 0, dtype=torch.long))

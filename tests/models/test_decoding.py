@@ -125,7 +125,7 @@ def test_llms_that_count_positions_themselves_count_as_in_one_prompt_alone(kind)
     lvlm = tiny_lvlm()
     backbone, tokens = lvlm.backbone, lvlm.encode(tiny_images(2))
     backbone.llm = alibi_llm(kind)
-    assert backbone.own_positions and not tiny_lvlm().backbone.own_positions
+    assert backbone.counts_positions and not tiny_lvlm().backbone.counts_positions
     as_in_one_prompt_alone(lvlm, tokens)
     with pytest.raises(CraftError, match=f"type {kind} counts positions itself"):
         backbone.inputs(tokens, QUESTIONS[:2], keep_positions=True)

@@ -43,7 +43,7 @@ def test_bad_images_are_named(tmp_path: Path) -> None:
     for bad in (short, text, tmp_path / "missing.png"):
         with pytest.raises(DataError, match=bad.name):
             pixels([bad], 8)
-    with pytest.raises(DataError, match="No images"):
+    with pytest.raises(DataError, match="list of images is empty"):
         pixels([], 8)
     with pytest.raises(DataError, match="anyres"):
         pixels([whole], 8, "anyres")

@@ -165,7 +165,7 @@ def known(monkeypatch, *devices):
 
 def test_refused_before_anything_is_loaded(monkeypatch, tmp_path):
     nowhere = str(tmp_path / "nowhere")  # would be the error if it came to loading
-    with pytest.raises(ConfigError, match="4 or 8, not 3"):
+    with pytest.raises(ConfigError, match="llm_bits is 3; use 4 or 8"):
         load(nowhere, "cpu", llm_bits=3)
     monkeypatch.setattr(llm_bits, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r'llm_bits=4 needs bitsandbytes: pip install "craft-vlm\[bnb\]"'):
@@ -184,9 +184,9 @@ def test_refused_before_anything_is_loaded(monkeypatch, tmp_path):
 def test_refused_where_weights_are_trained_sharded_or_given(monkeypatch):
     known(monkeypatch, "cpu")
     settings = AdaptConfig.build({"llm_bits": 4, "device": "cpu"})
-    with pytest.raises(ConfigError, match="keeps the LLM frozen"):
+    with pytest.raises(ConfigError, match="needs a frozen LLM"):
         Model("x/y", settings, ("llm",))
-    with pytest.raises(ConfigError, match=r"give craft.load\(..., llm_bits=4\)"):
+    with pytest.raises(ConfigError, match=r"use craft.load\(..., llm_bits=4\)"):
         Model(tiny_lvlm(), settings)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")

@@ -77,7 +77,7 @@ def test_what_cannot_be_drawn():
     for fraction in (0.0, 1.5, -1.0):
         with pytest.raises(ConfigError, match="above 0 and at most 1"):
             subsampled_codebook(tiny_lvlm(), fraction, 0)
-    with pytest.raises(ConfigError, match="leave none"):
+    with pytest.raises(ConfigError, match="is none"):
         subsampled_codebook(tiny_lvlm(), 0.01, 0)
     with pytest.raises(CraftError, match="needs codes"):
         subsampled_codebook(tiny_continuous(), 0.5, 0)

@@ -8,7 +8,7 @@ from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from craft.core.errors import CheckpointError
 from craft.models.conv_stem import ConvStem, _convolve
-from craft.models.vision_tower import SiglipTower, build_tower
+from craft.models.vision_tower import SiglipTower, VisionTower, build_tower
 
 SIGLIP = {
     "type": "siglip", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
@@ -25,6 +25,7 @@ def test_patch_features_do_not_depend_on_cls(config: dict) -> None:
         features, cls = tower(pixels)
         tower.cls_token.normal_()
         again, other = tower(pixels)
+    assert isinstance(tower, VisionTower) and tower.image_size == 32 and len(tower.layers) > 0
     assert torch.equal(features, again)
     assert not torch.equal(cls, other)
     assert features.shape == (2, tower.grid[0] * tower.grid[1], tower.dim) and cls.shape == (2, tower.dim)

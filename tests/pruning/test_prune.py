@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import craft
 from craft.core.errors import CraftError
 from craft.core.tokens import VisionTokens
-from craft.pruning import STRATEGIES, budget_of, prune_tokens
+from craft.pruning import STRATEGIES, PruningSettings, budget_of, prune_tokens
 from craft.pruning.strategies import QUOTAS
 
 NESTED = [name for name in STRATEGIES if name != "strided"]
@@ -181,7 +181,9 @@ def test_residual_and_isolation_choose_within_a_code():
     tokens = tokens_of(torch.zeros(1, 25, dtype=torch.long), (5, 5))
     prior = torch.ones(200, dtype=torch.long)
     largest = int(tokens.residual[0].argmax())
-    assert prune_tokens(tokens, prior, 0.04, beta=0.0).positions.tolist() == [[largest]]
+    assert prune_tokens(tokens, prior, 0.04, settings=PruningSettings(beta=0.0)).positions.tolist() == [
+        [largest]
+    ]
     cluster = torch.tensor([[0, 1, 2, 5, 6, 7, 24]])
     left = VisionTokens(
         features=tokens.features[:, cluster[0]],
@@ -191,13 +193,15 @@ def test_residual_and_isolation_choose_within_a_code():
         positions=cluster,
         grid=(5, 5),
     )
-    assert prune_tokens(left, prior, 1 / 7, beta=1.0).positions.tolist() == [[24]]
+    assert prune_tokens(left, prior, 1 / 7, settings=PruningSettings(beta=1.0)).positions.tolist() == [[24]]
 
 
 def test_random_differs_between_images_and_seeds():
     codes = torch.arange(64).reshape(2, 32)
     drawn = [
-        prune_tokens(tokens_of(codes, (4, 8)), None, 0.5, strategy="random", seed=seed).positions
+        prune_tokens(
+            tokens_of(codes, (4, 8)), None, 0.5, strategy="random", settings=PruningSettings(seed=seed)
+        ).positions
         for seed in range(40)
     ]
     assert not torch.equal(drawn[0][0], drawn[0][1]) and not torch.equal(drawn[0], drawn[1])
@@ -259,22 +263,32 @@ def test_names_and_budget():
         ({"keep_ratio": float("nan")}, "above 0 and at most 1"),
         ({"strategy": "clever"}, "use one of random, strided"),
         ({"budget": "approx", "strategy": "divprune"}, "has none; use budget='exact'"),
-        ({"delta": 0.0}, "above 0"),
-        ({"delta": float("inf")}, "finite"),
-        ({"beta": 1.5}, "between 0 and 1"),
-        ({"alpha": 0.0}, "unseen codes"),
-        ({"neighbours": 0}, "at least 1"),
         ({"prior": None}, r"craft prior DATA"),
         ({"prior": torch.ones(2, dtype=torch.long)}, "another codebook"),
-        ({"strategy": "fastv"}, "none were given"),
+        ({"strategy": "fastv"}, "there are none"),
         ({"strategy": "fastv", "scores": torch.ones(1, 3)}, r"shape \[1, 3\]"),
     ],
 )
 def test_mistakes(change, words):
     tokens = tokens_of(torch.tensor([[0, 1, 2, 3]]), (2, 2))
-    given_ = {"prior": torch.ones(200, dtype=torch.long), "keep_ratio": 0.5, **change}
+    arguments = {"prior": torch.ones(200, dtype=torch.long), "keep_ratio": 0.5, **change}
     with pytest.raises(CraftError, match=words):
-        prune_tokens(tokens, **given_)
+        prune_tokens(tokens, **arguments)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"delta": 0.0}, "above 0"),
+        ({"delta": float("inf")}, "finite"),
+        ({"beta": 1.5}, "between 0 and 1"),
+        ({"alpha": 0.0}, "unseen codes"),
+        ({"neighbours": 0}, "at least 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(change, words):
+    with pytest.raises(CraftError, match=words):
+        PruningSettings(**change)
 
 
 def test_padded_tokens_are_refused():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from craft.core.tokens import VisionTokens
-from craft.pruning import prune_tokens
+from craft.pruning import PruningSettings, prune_tokens
 from craft.pruning.quota import keep_until, rank_in_code, rarity_log_ratio
 from pruning import oracle
 
@@ -44,7 +44,8 @@ def test_kept_tokens_are_those_of_the_quotas_on_ten_thousand_grids():
         counts = [chance.choice((0, 1, 5, 40, 900)) for _ in range(size)]
         delta, beta = chance.choice((0.1, 1.0, 3.0)), chance.choice((0.0, 0.5, 1.0))
         keep = chance.randrange(1, rows * columns)
-        pruned = prune_tokens(tokens, torch.tensor(counts), keep / (rows * columns), delta=delta, beta=beta)
+        settings = PruningSettings(delta=delta, beta=beta)
+        pruned = prune_tokens(tokens, torch.tensor(counts), keep / (rows * columns), settings=settings)
         ratio = oracle.log_ratios(counts, 1.0, delta)
         for row in range(len(tokens)):
             codes = tokens.codes[row, :, 0].tolist()

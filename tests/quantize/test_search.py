@@ -110,7 +110,7 @@ def test_what_the_fused_search_keeps_is_counted(shared):
 
 def test_what_does_not_fit_is_refused():
     book, z = codebook(True), torch.zeros(3, 48)
-    with pytest.raises(ConfigError, match="no search 'fast'; use auto, exact, fused"):
+    with pytest.raises(ConfigError, match="search 'fast' is unknown; use auto, exact, fused"):
         book.quantize(z, search="fast")
     with pytest.raises(ConfigError, match="kernel for CUDA"):
         book.quantize(z, search="fused")

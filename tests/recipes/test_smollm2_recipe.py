@@ -13,7 +13,7 @@ from craft.evaluation.language import INSTRUCTIONS
 SCORES = {"text": 0.5, "name": 0.5, "justify": 0.5, "reasons": 1.0, "words": 2.0}
 
 
-@pytest.mark.parametrize("start, made", [(None, "stages 1 and 2"), (Path("leg"), "stage 2, which continued")])
+@pytest.mark.parametrize("start, made", [(None, "stages 1 and 2"), (Path("leg"), "stage 2")])
 def test_the_record_of_a_training(monkeypatch, start, made):
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
     from train_tiny.smollm2 import recorded_settings

@@ -1,4 +1,4 @@
-"""Floor 0: errors, tokens, seeding, device and dtype, atomic files, text, progress."""
+"""Floor 0: errors, tokens, seeding, device and dtype, atomic files, settings, processes, text, progress."""
 
 from craft.core.errors import (
     CheckpointError,

@@ -6,7 +6,7 @@ line turns a `CraftError` into one paragraph and exit status 2, and anything els
 
 
 class CraftError(Exception):
-    """Base of every error that a user can cause and can put right."""
+    """Base of every error that a user can cause and fix."""
 
 
 class ConfigError(CraftError):
@@ -26,4 +26,4 @@ class CodebookMismatchError(CraftError):
 
 
 class TrainingError(CraftError):
-    """Training cannot start, continue or resume (for instance: a loss that is not finite)."""
+    """Training cannot start, continue or resume, for instance because a loss is not finite."""

@@ -24,66 +24,70 @@ _LEFTOVER = re.compile(r"\.(.+)\.\d+-[0-9a-f]{8}\.(tmp|old)")
 
 
 def _sibling(path: Path, suffix: str) -> Path:
-    """An unused name beside `path` (ordinary permissions follow, which `tempfile` would not give)."""
+    """An unused name in the folder of `path`; unlike `tempfile`, files there get ordinary permissions."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.{suffix}")
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a file or folder is what a killed process left half written here."""
+    """Whether a file or folder was left unfinished by a killed process."""
     return _LEFTOVER.fullmatch(path.name) is not None
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Delete what a killed process left half written in `folder`; nobody else may be writing there.
+    """Delete what a killed process left unfinished in `folder`. No other process may be writing there.
 
-    A folder that it had moved aside gets its name back if nothing has taken it.
+    A folder that it had renamed gets its name back, unless the name is in use.
     """
-    for place in list(folder.iterdir()) if folder.is_dir() else ():
-        found = _LEFTOVER.fullmatch(place.name)
-        if found is None:
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        match = _LEFTOVER.fullmatch(path.name)
+        if match is None:
             continue
-        name, kind = found.groups()
+        name, kind = match.groups()
         if kind == "old" and not (folder / name).exists():
-            os.replace(place, folder / name)
+            os.replace(path, folder / name)
+        elif path.is_dir():
+            shutil.rmtree(path)
         else:
-            shutil.rmtree(place) if place.is_dir() else place.unlink()
+            path.unlink()
 
 
 def user_path(path: PathLike) -> Path:
-    """A path that a user wrote, with "~" as the home folder. (`Path.expanduser` raises a RuntimeError where
-    there is no such user; here the path stays as it is, and nothing is there.)"""
+    """A path that a user wrote, with "~" for the home folder.
+
+    `Path.expanduser` raises a RuntimeError for an unknown user; here the path stays the same.
+    """
     return Path(os.path.expanduser(path))
 
 
 def check_writable(path: PathLike) -> None:
-    """Refuse a place for a file before the work whose outcome goes there. Nothing is written.
+    """Check that a file can be written, before the work that produces it. Nothing is written.
 
     Raises:
-        ConfigError: a folder is there, a file stands where its folder would, or writing is not allowed.
+        ConfigError: `path` is a folder, one of its parents is a file, or writing is not allowed.
     """
     path = Path(path)
-    near = next(parent for parent in path.absolute().parents if os.path.exists(parent))
+    existing = next(parent for parent in path.absolute().parents if os.path.exists(parent))
     if path.is_dir():
-        raise ConfigError(f"{path} is a folder, and a file is to be written there; choose another name")
-    if not near.is_dir():
-        raise ConfigError(f"cannot write {path}: {near} is a file; choose another place")
-    if not os.access(near, os.W_OK | os.X_OK):
-        raise ConfigError(f"cannot write {path}: writing in {near} is not allowed; choose another place")
+        raise ConfigError(f"{path} is a folder, so no file can be written there; choose another name")
+    if not existing.is_dir():
+        raise ConfigError(f"cannot write {path}: {existing} is a file; choose another path")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"cannot write {path}: writing in {existing} is not allowed; choose another path")
 
 
 def _not_written(path: Path, error: OSError) -> ConfigError:
     full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-    told = "make room there, or choose another place" if full else "choose another place"
-    return ConfigError(f"cannot write {path}: {error.strerror or error}; {told}")
+    fix = "free some space, or choose another path" if full else "choose another path"
+    return ConfigError(f"cannot write {path}: {error.strerror or error}; {fix}")
 
 
 def atomic_write_bytes(path: PathLike, data: bytes) -> None:
-    """Write `data` to `path` so that a reader sees the old file or the new one, never a part of it.
+    """Write `data` to `path` so that readers see either the old file or the new one, never a part of it.
 
-    Missing parent folders are made.
+    Missing parent folders are created.
 
     Raises:
-        ConfigError: the place cannot be written to.
+        ConfigError: the file cannot be written.
     """
     path = Path(path)
     temporary = _sibling(path, "tmp")
@@ -97,21 +101,21 @@ def atomic_write_bytes(path: PathLike, data: bytes) -> None:
     except OSError as error:
         raise _not_written(path, error) from error
     finally:
-        with suppress(OSError):  # gone already where all went well
+        with suppress(OSError):  # renamed already, if all went well
             temporary.unlink()
 
 
 def atomic_write_text(path: PathLike, text: str) -> None:
-    """Write `text` as UTF-8 with the guarantee of `atomic_write_bytes`."""
+    """Write `text` as UTF-8, atomically like `atomic_write_bytes`."""
     atomic_write_bytes(path, text.encode("utf-8"))
 
 
-def write_json(path: PathLike, value: Any) -> None:
-    """Write `value` as indented JSON in its own key order, atomically. NaN and infinity are refused.
+def write_json(path: PathLike, value: object) -> None:
+    """Write `value` as indented JSON, atomically. Keys keep their order; NaN and infinity are refused.
 
     Raises:
-        ValueError: `value` holds a number that JSON cannot express.
-        ConfigError: the place cannot be written to.
+        ValueError: `value` contains NaN or infinity.
+        ConfigError: the file cannot be written.
     """
     text = json.dumps(value, indent=2, sort_keys=False, ensure_ascii=False, allow_nan=False)
     atomic_write_text(path, text + "\n")
@@ -140,10 +144,10 @@ def read_json(path: PathLike) -> Any:
 
 @contextmanager
 def atomic_directory(path: PathLike) -> Iterator[Path]:
-    """Build a folder in a sibling temporary one; it takes the name `path` when the block ends without error.
+    """Build a folder under a temporary name; it gets the name `path` if the block ends without an error.
 
-    A folder that was there before is replaced as a whole; after an error it is untouched. A link to a folder
-    stays, and what it points to is replaced.
+    It replaces an existing folder completely; after an error the existing folder is unchanged. If `path` is a
+    link, its target is replaced.
 
     Raises:
         ConfigError: the place cannot be written to, or `path` is a file.
@@ -151,7 +155,7 @@ def atomic_directory(path: PathLike) -> Iterator[Path]:
     path = Path(path)
     path = path.resolve() if path.is_symlink() else path
     if path.exists() and not path.is_dir():
-        raise ConfigError(f"{path} is a file, and a folder is to be written there; choose another name")
+        raise ConfigError(f"{path} is a file, so no folder can be written there; choose another name")
     temporary, old = _sibling(path, "tmp"), _sibling(path, "old")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +168,7 @@ def atomic_directory(path: PathLike) -> Iterator[Path]:
             if path.exists():
                 os.replace(path, old)
             os.replace(temporary, path)
-        except BaseException:  # Ctrl-C between the two, too
+        except BaseException:  # also on Ctrl-C between the two
             if old.exists() and not path.exists():
                 os.replace(old, path)
             raise
@@ -174,10 +178,13 @@ def atomic_directory(path: PathLike) -> Iterator[Path]:
 
 
 def remove_directory(path: Path) -> None:
-    """Delete a folder so that nobody finds a part of it; killed in between, `clear_leftovers` goes on."""
-    doomed = _sibling(path, "tmp")
-    os.replace(path, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    """Delete a folder so that readers never see a part of it.
+
+    If the process is killed, `clear_leftovers` completes the deletion.
+    """
+    renamed = _sibling(path, "tmp")
+    os.replace(path, renamed)
+    shutil.rmtree(renamed, ignore_errors=True)
 
 
 def save_tensors(
@@ -185,13 +192,13 @@ def save_tensors(
 ) -> None:
     """Write tensors as safetensors, atomically; equal content gives equal bytes.
 
-    Tensors are taken to the CPU, made contiguous, and sorted by name; `metadata` is sorted too.
+    Tensors are moved to the CPU, made contiguous and sorted by name; `metadata` is sorted too.
     """
     from safetensors.torch import save
 
-    owned = {name: _plain(tensors[name]).clone() for name in sorted(tensors)}  # clones: no shared storage
-    data = save(owned)
-    if metadata:  # written by ourselves: the library puts metadata in hash order, which differs between runs
+    clones = {name: _plain(tensors[name]).clone() for name in sorted(tensors)}  # without shared storage
+    data = save(clones)
+    if metadata:  # the library writes metadata in hash order, which differs between runs
         data = _with_metadata(data, metadata)
     atomic_write_bytes(path, data)
 
@@ -210,7 +217,7 @@ def load_tensors(path: PathLike, device: torch.device | str = "cpu") -> dict[str
     """Read every tensor of one safetensors file.
 
     Raises:
-        CheckpointError: the file is missing, cut short, or not safetensors.
+        CheckpointError: the file is missing, truncated, or not safetensors.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -231,7 +238,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) over names in order, dtypes, shapes and little-endian bytes; independent of device."""
+    """SHA-256 (hex) over sorted names, dtypes, shapes and little-endian bytes; independent of the device."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = _plain(tensors[name])
@@ -243,8 +250,7 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def hash_rounded(tensors: Mapping[str, Tensor]) -> str:
-    """`hash_tensors` of the values rounded to bfloat16: the same for weights that are held or stored in
-    float32 and in bfloat16."""
+    """`hash_tensors` of the values rounded to bfloat16: equal for weights in float32 and in bfloat16."""
     rounded = {name: t.to(torch.bfloat16) if t.is_floating_point() else t for name, t in tensors.items()}
     return hash_tensors(rounded)
 

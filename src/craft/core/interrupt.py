@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish that the training loop can grant at the end of a step."""
+"""Ctrl-C and SIGTERM as a request to stop, for which a loop can look after each step."""
 
 import signal
 import threading
@@ -11,21 +11,25 @@ from craft.core.errors import TrainingError
 
 
 class Interrupted(TrainingError):
-    """The run was stopped by the user and can be resumed; the message says how."""
+    """The user stopped the run, which can be resumed; the message says how."""
 
 
 class StopWish:
-    """Whether someone asked to stop."""
+    """Whether the user requested to stop.
+
+    Attributes:
+        requested: set by the first signal.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
 
 
 @contextmanager
 def stop_wish() -> Iterator[StopWish]:
-    """Within the block the first Ctrl-C or SIGTERM is only noted; the second one acts at once.
+    """Within the block, the first Ctrl-C or SIGTERM is only recorded; the second one acts at once.
 
-    Outside the main thread signals cannot be caught, and nothing changes.
+    Signals can only be caught in the main thread. In other threads this has no effect.
     """
     wish = StopWish()
     if threading.current_thread() is not threading.main_thread():
@@ -35,7 +39,7 @@ def stop_wish() -> Iterator[StopWish]:
     before: dict[signal.Signals, Any] = {number: signal.getsignal(number) for number in signals}
 
     def note(number: int, frame: FrameType | None) -> None:
-        wish.asked = True
+        wish.requested = True
         signal.signal(number, before[signal.Signals(number)] or signal.SIG_DFL)
 
     for number in signals:

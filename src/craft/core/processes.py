@@ -1,7 +1,7 @@
-"""The processes of one distributed run. With a single process everything here is the identity.
+"""The processes of one distributed run. With a single process all functions are the identity.
 
-`accelerate launch` or `torchrun` starts them; `craft.training.engine` joins them. At the end of this file:
-processes that a run starts itself, to decode pictures or to measure side by side.
+`accelerate launch` or `torchrun` starts them; `craft.training.engine` joins them. The last two functions are
+for processes that a run starts itself, to decode images or to measure in parallel.
 """
 
 import multiprocessing
@@ -22,27 +22,27 @@ T = TypeVar("T")
 
 
 class ProcessLost(TrainingError):
-    """Another process of the run has gone; its own message says why."""
+    """Another process of the run has ended; its message says why."""
 
 
 def world() -> int:
-    """How many processes the run has."""
+    """Number of processes of the run."""
     return together.get_world_size() if together.is_available() and together.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """Number of this process, from 0."""
     return together.get_rank() if world() > 1 else 0
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes files and shows progress."""
+    """Whether this is the process that writes files and shows progress."""
     return rank() == 0
 
 
 @contextmanager
 def peers_needed() -> Iterator[None]:
-    """For a block that communicates: when a peer has gone, a `ProcessLost` instead of the transport's words.
+    """In a block that communicates, replace the transport's error by `ProcessLost` if a process has ended.
 
     Raises:
         ProcessLost: another process has ended.
@@ -52,14 +52,14 @@ def peers_needed() -> Iterator[None]:
     except RuntimeError as error:
         if world() > 1 and any(word in str(error) for word in ("gloo", "NCCL", "Connection closed")):
             raise ProcessLost(
-                f"Process {rank()} of {world()} stops because another one has gone; that one's own message "
-                "has the reason. The last checkpoint is intact: --resume goes on from there."
+                f"Process {rank()} of {world()} stops because another one has ended, whose message has the "
+                "reason. The last checkpoint is intact; --resume continues from it."
             ) from error
         raise
 
 
 def wait() -> None:
-    """Until every process is here."""
+    """Wait for all processes."""
     if world() > 1:
         with peers_needed():
             together.barrier()
@@ -75,34 +75,38 @@ def everyone(value: T) -> list[T]:
 
 
 def leave() -> int:
-    """Part from the other processes, when all is done; returns what this one's number was."""
+    """Leave the group of processes at the end of the run; return the number that this process had."""
     number = rank()
     if together.is_available() and together.is_initialized():
         together.destroy_process_group()
     return number
 
 
-def agree(wish: bool) -> bool:
-    """Whether any process wants something; all hear the same answer."""
-    return bool(total(torch.tensor(float(wish)))) if world() > 1 else wish
+def agree(vote: bool) -> bool:
+    """Whether `vote` is True in any process; the result is the same in all."""
+    return bool(total(torch.tensor(float(vote)))) if world() > 1 else vote
 
 
 class _FailedElsewhere(Exception):
-    """Ends `work` of `jointly` here: all have agreed that it failed in another process."""
+    """Ends the `work` of `jointly` in this process, because it failed in another one."""
 
 
-_joint = False  # whether this process is within `jointly`
+_joint = False  # whether this process is inside `jointly`
 
 
 def jointly(work: Callable[[], T], doing: str) -> T:
-    """Do `work` in every process; where it fails in one, it fails in all.
+    """Run `work` in every process; if it fails in one, it fails in all.
 
-    `work` speaks to other processes by `on_main` alone, which asks first whether one has failed already; any
-    other exchange would wait for a process that has left `work`.
+    `work` may communicate only by `on_main`, which first checks whether another process has failed. Any other
+    exchange would wait for a process that has left `work`.
+
+    Args:
+        work: the function.
+        doing: what it does, for the message.
 
     Raises:
-        Exception: what `work` raised here.
-        TrainingError: it failed in another process; the reason is given.
+        Exception: the error of `work` in this process.
+        TrainingError: it failed in another process; the message has the reason.
     """
     global _joint
     if world() == 1:
@@ -121,35 +125,36 @@ def jointly(work: Callable[[], T], doing: str) -> T:
         reasons = everyone(None if failure is None else str(failure) or repr(failure))
         if failure is not None:
             raise failure
-        told = "; ".join(f"process {number}: {reason}" for number, reason in enumerate(reasons) if reason)
-        raise TrainingError(f"Another process failed at {doing}, so this one stops. {told}")
+        listed = "; ".join(f"process {number}: {reason}" for number, reason in enumerate(reasons) if reason)
+        raise TrainingError(f"Another process failed at {doing}, so this one stops. {listed}")
     return result  # type: ignore[return-value]
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """Do `work` in the main process alone; all get its result (a small plain object), or its error.
+    """Run `work` in the main process only; all processes get its result (a small plain object) or its error.
 
-    Within `jointly` it ends in all processes where one of them has failed before it came here.
+    Within `jointly`, it ends in all processes if one of them has failed before.
     """
     if world() == 1:
         return work()
     if _joint and agree(False):
         raise _FailedElsewhere
-    told: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]  # result and error
     if is_main():
         try:
-            told[0] = work()
+            outcome[0] = work()
         except Exception as error:
-            told[1] = error
+            outcome[1] = error
     with peers_needed():
-        together.broadcast_object_list(told, src=0)
-    if told[1] is not None:
-        raise told[1]
-    return told[0]
+        together.broadcast_object_list(outcome, src=0)
+    result, failure = outcome
+    if failure is not None:
+        raise failure
+    return result
 
 
 def total(values: Tensor) -> Tensor:
-    """The sum over all processes of a tensor of one shape, without gradient."""
+    """The sum over all processes of tensors of equal shape, without gradient."""
     if world() == 1:
         return values
     summed = values.detach().to(_device(), copy=True)
@@ -159,10 +164,10 @@ def total(values: Tensor) -> Tensor:
 
 
 def gather(rows: Tensor) -> Tensor:
-    """The rows of all processes, one process after the other: `[n_i, ...]` -> `[Σ n_i, ...]`, with gradient.
+    """The rows of all processes in order: `[n_i, ...]` -> `[Σ n_i, ...]`, with gradient.
 
-    Every process may have a number of rows of its own. The gradient of a row is the sum of what the losses
-    of all processes ask of it.
+    Processes may have different numbers of rows. The gradient of a row is the sum over the losses of all
+    processes.
     """
     return rows if world() == 1 else _Gather.apply(rows, everyone(rows.shape[0]))  # type: ignore[return-value]
 
@@ -184,17 +189,18 @@ class _Gather(torch.autograd.Function):
 
 
 def _device() -> torch.device:
-    """Where tensors must lie to be sent."""
+    """The device from which tensors are sent."""
     cuda = "nccl" in str(together.get_backend())
     return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
 
 
 def follow_parent(ctrl_c: bool = True) -> None:
-    """In a process that another one started: get SIGTERM when that one has gone, even by `kill -9`. Left
-    alone it would wait for work for ever, or write files that the same command, given again, writes too.
+    """In a child process, arrange to receive SIGTERM when the parent has ended, even by `kill -9`.
+
+    Otherwise it would wait for work forever, or write the same files as the command when it runs again.
 
     Args:
-        ctrl_c: whether Ctrl-C, which a terminal sends to all of them, ends this one.
+        ctrl_c: whether Ctrl-C, which a terminal sends to all processes, ends this one.
     """
     if not ctrl_c:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -210,6 +216,6 @@ def follow_parent(ctrl_c: bool = True) -> None:
 
 
 def orphaned() -> bool:
-    """Whether the process that started this one has gone."""
+    """Whether the process that started this one has ended."""
     parent = multiprocessing.parent_process()
     return parent is not None and not parent.is_alive()

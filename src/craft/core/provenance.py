@@ -1,4 +1,4 @@
-"""What a result was made with: versions, platform, accelerator, commit."""
+"""Provenance of a result: versions, platform, accelerator, commit."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def machine() -> dict[str, Any]:
-    """Versions, platform, accelerator and, in a checkout, the commit: what a result was made with."""
+    """Versions, platform, accelerator and, in a checkout, the commit."""
     import torch
 
     versions = {}
@@ -28,16 +28,18 @@ def machine() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """What the environment variable CRAFT_COMMIT says (copies lack their history); else the commit of the
-    checkout that this file lies in; None in an installed package."""
+    """The commit of this checkout, or None in an installed package.
+
+    The environment variable CRAFT_COMMIT overrides it, for copies without history.
+    """
     root = Path(__file__).resolve().parents[3]
-    if told := os.environ.get("CRAFT_COMMIT"):
-        return told
+    if commit := os.environ.get("CRAFT_COMMIT"):
+        return commit
     if not (root / ".git").exists():
         return None
     try:
         command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip()
+    return result.stdout.strip()

@@ -7,9 +7,9 @@ import torch
 
 
 def stable_seed(*parts: object) -> int:
-    """A 63-bit seed from the `repr` of `parts`: the same on every platform, process and run.
+    """A 63-bit seed from the `repr` of `parts`, equal on every platform and in every process and run.
 
-    Unlike `hash`, which Python salts per process. Parts should be plain values (str, int, float, tuples).
+    (Python salts `hash` per process.) Parts should be plain values (str, int, float, tuples).
     """
     digest = hashlib.sha256(repr(parts).encode("utf-8")).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -1,7 +1,7 @@
 """Settings, checked: unknown keys, wrong types and contradictions are `ConfigError`s.
 
 A config is a YAML file, a dict, dotted overrides (`optimizer.learning_rate=1e-4`), or all three; later ones
-win. What settings there are stands in `craft.training.config`.
+win. `craft.training.config` defines the settings of training.
 """
 
 import difflib

@@ -18,7 +18,7 @@ def signed(value: float | None) -> str:
 
 
 def table_row(cells: Iterable[str]) -> str:
-    """One row of a Markdown table. A bar inside a cell is escaped, so that it does not end the cell."""
+    """One row of a Markdown table. A bar in a cell, as in the name of a data set, is escaped."""
     return "| " + " | ".join(re.sub(r"(?<!\\)\|", r"\\|", cell) for cell in cells) + " |"
 
 

@@ -1,7 +1,6 @@
-"""`VisionTokens`: what a visual tokenizer makes of a batch of images, all that travels upstairs from it."""
+"""`VisionTokens`: the output of a visual tokenizer for a batch of images."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,19 +11,20 @@ class VisionTokens:
     """Visual tokens of `B` images, `N` tokens each. Source: paper §3.1.
 
     Attributes:
-        features: z, the vision tower's output before quantisation, float32 `[B, N, d]`.
+        features: z, the output of the vision tower before quantisation, float32 `[B, N, d]`.
         codes: codeword numbers of every level, int64 `[B, N, L]`; level 1 is `codes[..., 0]`.
-        quantized: z̃ `[B, N, d]`, exactly the sum of the codewords; carries gradient to `features` by
-            straight-through when the tower was run with gradient.
+        quantized: z̃ `[B, N, d]`, exactly the sum of the codewords; passes gradient to `features` by
+            straight-through if the tower ran with gradient.
         residual: squared distance to the level-1 codeword, e_i = ||z_i - c_i^(1)||², float32 `[B, N]`.
-        positions: raster index of every token in the full grid, int64 `[B, N]` (the kept ones after pruning).
+        positions: raster index of every token in the full grid, int64 `[B, N]` (the remaining ones after
+            pruning).
         grid: (rows, columns) of the full, unpruned grid.
-        cls: output of the learnable [CLS] token, `[B, d]`, or None where the tower has none.
-        partial_sums: cumulative codeword sums after each level, `[B, N, L, d]`; only when asked for.
-        attention_mask: bool `[B, N]`, False for padding where rows keep different numbers of tokens; None
-            means that every token counts.
-        floor_hit: bool `[B]` after pruning, True where the budget was below the number of distinct codes
-            (§3.3); None where nothing was pruned.
+        cls: output of the learnable [CLS] token, `[B, d]`, or None.
+        partial_sums: cumulative codeword sums after each level, `[B, N, L, d]`, or None.
+        attention_mask: bool `[B, N]`, False on padding if rows have different numbers of tokens; None if no
+            row is padded.
+        floor_hit: bool `[B]` after pruning, True if the budget was below the number of distinct codes (§3.3);
+            None without pruning.
     """
 
     features: Tensor
@@ -45,7 +45,7 @@ class VisionTokens:
             if tensor is not None and tuple(tensor.shape[:2]) != expected:
                 raise ValueError(
                     f"VisionTokens.{name} has shape {tuple(tensor.shape)}; "
-                    f"its first two dimensions must be [B, N] = {list(expected)}, as those of features"
+                    f"its first two dimensions must be [B, N] = {list(expected)}, as in features"
                 )
         for name in ("cls", "floor_hit"):
             tensor = getattr(self, name)
@@ -59,10 +59,10 @@ class VisionTokens:
         return int(self.features.shape[0])
 
     def __getitem__(self, rows: slice) -> "VisionTokens":
-        """The tokens of some images: `tokens[2:4]`.
+        """The tokens of a slice of the images: `tokens[2:4]`.
 
         Raises:
-            TypeError: `rows` is not a slice (an integer would silently drop the batch dimension).
+            TypeError: `rows` is not a slice; an integer would drop the batch dimension.
         """
         if not isinstance(rows, slice):
             raise TypeError(f"VisionTokens takes a slice over the batch, as tokens[i:i+1], not {rows!r}")
@@ -72,6 +72,6 @@ class VisionTokens:
         """The same tokens on `device`."""
         return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})
 
-    def _tensors(self) -> dict[str, Any]:
+    def _tensors(self) -> dict[str, Tensor]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}

@@ -68,7 +68,7 @@ def ask(
         option_ids(backbone, question, texts) if texts else []
         for question, texts in zip(questions, options or [()] * len(questions), strict=True)
     ]
-    dtype = backbone.llm.get_input_embeddings().weight.dtype  # type: ignore[operator, union-attr]
+    dtype = backbone.embeddings.weight.dtype
     close_call = TIES.get(dtype, 64) * torch.finfo(dtype).eps
     replies = Replies([""] * len(questions), [[]] * len(questions))
 

@@ -1,4 +1,4 @@
-"""Everything on disk: one file for each layout. Importing it teaches `LVLM.with_encoder` to read folders."""
+"""Everything on disk, one file per layout. Importing it lets `LVLM.with_encoder` read folders."""
 
 from craft.formats import encoder
 

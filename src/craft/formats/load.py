@@ -25,21 +25,21 @@ def load(
 
     Args:
         name_or_path: a shipped model (`craft.formats.names.shipped()` lists them), a folder in the native,
-            VILA-U or LLaVA (transformers) layout, or a hub id `org/name` (`org/name/backbone` where a family
+            VILA-U or LLaVA (transformers) layout, or a hub id `org/name` (`org/name/backbone` if a family
             has several).
         device: "auto" (None), "cpu", "cuda", "mps", ...
-        dtype: of the weights in memory: "float32", "bfloat16" or "auto" (None): bfloat16 where the device
-            has it. The codebook is float32 always.
-        llm_bits: 4 or 8 holds the LLM's linear maps in so many bits (bitsandbytes; `craft.models.llm_bits`).
-            The LLM stays frozen then.
+        dtype: of the weights in memory: "float32", "bfloat16" or "auto" (None), which is bfloat16 if the
+            device supports it. The codebook is always float32.
+        llm_bits: 4 or 8 packs the LLM's linear maps in as many bits (bitsandbytes; `craft.models.llm_bits`).
+            The LLM is then frozen.
 
     Returns:
         The model in evaluation mode.
 
     Raises:
-        CraftError: nothing of that name is known, the hub cannot be reached, or files are missing or
-            damaged; the message says what to do.
-        ConfigError: `llm_bits` cannot be had: bitsandbytes, or the device, or the layout does not allow it.
+        CraftError: the name is unknown, the hub cannot be reached, or files are missing or damaged; the
+            message says what to do.
+        ConfigError: bitsandbytes, the device or the layout does not support `llm_bits`.
     """
     name = str(name_or_path)
     if llm_bits is not None:
@@ -50,7 +50,7 @@ def load(
     if path.is_dir():
         return _load_folder(path, device, dtype, llm_bits)
     if path.exists():
-        raise CheckpointError(f"{path} is a file; give the folder that holds the model.")
+        raise CheckpointError(f"{path} is a file; give the folder of the model.")
     if is_hub_id(name):
         return _load_folder(hub_folder(name), device, dtype, llm_bits)
     raise CheckpointError(_unknown(name))
@@ -59,7 +59,7 @@ def load(
 def load_visual_tokenizer(
     name_or_path: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
 ) -> VisualTokenizer:
-    """Load a visual tokenizer alone, without any LLM where the layout allows.
+    """Load a visual tokenizer without an LLM.
 
     Args:
         name_or_path: a shipped family (`craft-tiny`) or backbone, a family's folder or its `visual/`, a
@@ -74,14 +74,14 @@ def load_visual_tokenizer(
 
     name = str(name_or_path)
     first, target = name.split("/")[0], resolve_device(device)
-    families = {known.split("/")[0] for known in shipped()}
+    families = {model.split("/")[0] for model in shipped()}
     path = shipped_folder(first) if first in families else user_path(name)
     if not path.is_dir() and is_hub_id(name):
         path = hub_folder(name)
-    for place in (path, path / "visual", path.parent / "visual"):
-        config = place / "config.json"
+    for folder in (path, path / "visual", path.parent / "visual"):
+        config = folder / "config.json"
         if config.is_file() and read_json(config).get("format") == VISUAL_FORMAT:
-            return load_visual(place, target, dtype or "auto")
+            return load_visual(folder, target, dtype or "auto")
     if path.is_dir() and is_vila_u(path):
         return load_vila_u_visual(path, target, dtype)
     raise CheckpointError(
@@ -93,15 +93,15 @@ def load_visual_tokenizer(
 def _unknown(name: str) -> str:
     names = shipped()
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    meant = f" Did you mean {close[0]}?" if close else ""
+    hint = f" Did you mean {close[0]}?" if close else ""
     listed = f" Shipped models: {', '.join(names)}." if names else ""
-    return f"There is no model {name!r}: no folder has that path, and no model that name.{meant}{listed}"
+    return f"There is no model {name!r}: it is neither a folder nor a shipped model.{hint}{listed}"
 
 
 def _load_folder(
     folder: Path, device: str | torch.device | None, dtype: str | torch.dtype | None, llm_bits: int | None
 ) -> LVLM:
-    """Load a folder by the layout it has."""
+    """Load a folder in whatever layout it has."""
     from craft.formats.llava import is_llava, load_llava
     from craft.formats.native import NATIVE_FORMAT, load_native
     from craft.formats.vila_u import is_vila_u, load_vila_u
@@ -112,13 +112,12 @@ def _load_folder(
             return load_native(folder, device, dtype, llm_bits)
         raise CheckpointError(
             f"{folder} is an adapted encoder, which needs a backbone: "
-            f"craft.load(BACKBONE).with_encoder({str(folder)!r}), "
-            "or --encoder on the command line."
+            f"craft.load(BACKBONE).with_encoder({str(folder)!r}), or --encoder on the command line."
         )
     if any((folder / name / "craft.json").is_file() for name in ("encoder", "tuned")):
         raise CheckpointError(
-            f"{folder} is a run, whose adapted encoder needs a backbone: craft.load(BACKBONE).with_encoder"
-            f"({str(folder)!r}), or --encoder on the command line."
+            f"{folder} is a run folder, whose adapted encoder needs a backbone: "
+            f"craft.load(BACKBONE).with_encoder({str(folder)!r}), or --encoder on the command line."
         )
     if is_llava(folder):
         if llm_bits is not None:

@@ -1,4 +1,4 @@
-"""The `craft.json` and `config.json` of our own layouts: read, and checked for what they must name."""
+"""Read the `craft.json` and `config.json` of CRAFT's layouts and check their entries."""
 
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,22 @@ _ENTRIES = {
 
 
 def read_manifest(path: Path, kind: str, version: int, what: str) -> dict[str, Any]:
-    """Read a `craft.json` or `config.json` of ours and check what it is.
+    """Read a `craft.json` or `config.json` and check its format, version and entries.
 
     Args:
         path: the file.
-        kind: its `format`.
+        kind: the expected `format`.
         version: the newest version that this code reads.
-        what: "a backbone", for messages.
+        what: what the file describes, for messages, such as "a backbone".
 
     Raises:
-        CheckpointError: missing, not JSON, of another format, of a newer version, or without an entry that
-            every file of this format has.
+        CheckpointError: the file is missing, is not JSON, has another format or a newer version, or lacks an
+            entry.
     """
     manifest = read_json(path)
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found != kind:
-        raise CheckpointError(f"{path} is not {what}: its format is {found!r} in place of {kind!r}.")
+    stated = manifest.get("format") if isinstance(manifest, dict) else None
+    if stated != kind:
+        raise CheckpointError(f"{path} is not {what}: its format is {stated!r} instead of {kind!r}.")
     if not isinstance(manifest.get("version"), int) or manifest["version"] > version:
         raise CheckpointError(
             f"{path} has format version {manifest.get('version')!r}, and this CRAFT reads up to "

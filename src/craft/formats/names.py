@@ -1,4 +1,4 @@
-"""What a model's name means: a model that comes with CRAFT, or a repository of the hub."""
+"""Names of models: shipped with CRAFT, or on the hub."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ _FILES: tuple[str, ...] = ("*.json", "*.safetensors", "*.model", "*.txt", "*.md"
 
 
 def shipped() -> list[str]:
-    """Names of the models that come with CRAFT, such as `craft-tiny/llama`."""
+    """Names of the models that are shipped with CRAFT, such as `craft-tiny/llama`."""
     return sorted(path.parent.relative_to(_SHIPPED).as_posix() for path in _SHIPPED.glob("*/*/craft.json"))
 
 
@@ -21,29 +21,32 @@ def shipped_folder(name: str) -> Path:
 
 
 def is_hub_id(name: str) -> bool:
-    """Looks like `org/name`, and is neither a mistyped shipped name nor a mistyped path."""
+    """Whether a name looks like `org/name` and is neither a mistyped shipped name nor a mistyped path."""
     first = name.split("/")[0]
-    families = {known.split("/")[0] for known in shipped()}
+    families = {model.split("/")[0] for model in shipped()}
     return bool(_HUB_ID.fullmatch(name)) and first not in families and not Path(first).exists()
 
 
 def hub_folder(name: str) -> Path:
-    """The local copy of a hub id; of one backbone and the visual tokenizer for `org/name/backbone`."""
+    """The local copy of a hub id; for `org/name/backbone`, of one backbone and the visual tokenizer.
+
+    Raises:
+        CraftError: the hub cannot be reached, or does not have it.
+    """
     from huggingface_hub import snapshot_download
 
     org, repository, *inner = name.split("/")
-    wanted: list[str] = (
+    patterns: list[str] = (
         [f"{part}/{kind}" for part in (*inner, "visual") for kind in _FILES] if inner else [*_FILES]
     )
     try:
-        root = Path(snapshot_download(f"{org}/{repository}", allow_patterns=wanted))
-    except Exception as error:  # network, authentication, unknown name: one remedy for all
+        root = Path(snapshot_download(f"{org}/{repository}", allow_patterns=patterns))
+    except Exception as error:  # network, authentication, unknown name: the remedy is the same
         reason = " ".join(str(error).split())[:200]
         raise CraftError(
-            f"{name!r} is neither a shipped model nor a folder, and the hub did not give it "
-            f"({type(error).__name__}: "
-            f"{reason}). Check the name and the connection, or download the model elsewhere and give its "
-            "folder. "
+            f"{name!r} is neither a shipped model nor a folder, and it could not be downloaded from the hub "
+            f"({type(error).__name__}: {reason}). Check the name and the connection, or download the model "
+            "on another machine and give its folder. "
             f"Shipped models: {', '.join(shipped()) or 'none'}."
         ) from error
     return root.joinpath(*inner)

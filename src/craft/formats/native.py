@@ -3,19 +3,19 @@
     FAMILY/visual/{config.json, model.safetensors, text_encoder/, README.md[, prior.safetensors]}
     FAMILY/BACKBONE/{craft.json, projector/, llm/, README.md}   (llm/ or what `craft.formats.llm_source` says)
 
-A backbone whose `craft.json` names a vision tower ("tower:…") in the codebook's place is a continuous LVLM:
-it reads the features of the family's tower unquantised. A family that has only such ones needs no codebook
-(its visual tokenizer has 0 levels).
+A backbone whose `craft.json` names a vision tower ("tower:…") instead of a codebook is a continuous LVLM: it
+reads the features of the family's tower without quantisation. A family with only such backbones needs no
+codebook (its visual tokenizer has 0 levels).
 
-Weights keep the dtype they have on disk (bfloat16 for a new model) through any number of loads and saves.
-The codebook is never rounded: it is written in that dtype only where no value changes, else in float32.
+Weights keep their dtype on disk (bfloat16 for a new model) through any number of loads and saves. The
+codebook is never rounded: it is saved in that dtype only if no value changes, else in float32.
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from craft.core.device import resolve_device, resolve_dtype
 from craft.core.errors import CheckpointError, CodebookMismatchError, ConfigError
@@ -52,7 +52,7 @@ from craft.quantize.continuous import TOWER
 __all__ = ["NATIVE_FORMAT", "load_native", "load_visual", "save_native", "save_visual"]
 
 NATIVE_FORMAT, VERSION = "craft-native", 1
-_TRANSIENT = ("is_local", "local_files_only", "name_or_path")  # where it was read from, not what it is
+_TRANSIENT = ("is_local", "local_files_only", "name_or_path")  # these describe where it was read from
 
 
 def save_native(family: PathLike, name: str, lvlm: LVLM, dtype: str | None = None) -> Path:
@@ -62,13 +62,13 @@ def save_native(family: PathLike, name: str, lvlm: LVLM, dtype: str | None = Non
         family: the family's folder.
         name: the backbone's folder in it.
         lvlm: the model.
-        dtype: of all weights on disk; by default the one each part was read in, bfloat16 for a new part.
+        dtype: of all weights on disk; by default the dtype each part was read in, bfloat16 for a new part.
 
     Returns:
         The backbone's folder.
 
     Raises:
-        CodebookMismatchError: the family has another codebook; both fingerprints are named.
+        CodebookMismatchError: the family has another codebook; the message has both fingerprints.
         CheckpointError: the family has another vision tower, or the LLM is packed in 4 or 8 bits.
     """
     refuse_packed(lvlm.backbone.llm, "cannot be saved")
@@ -94,7 +94,7 @@ def load_native(
     Args:
         folder: `FAMILY/BACKBONE`.
         device: "auto" (None), "cpu", "cuda", ...
-        dtype: of vision tower, projector and LLM in memory; "auto" (None) is bfloat16 where the device has
+        dtype: of vision tower, projector and LLM in memory; "auto" (None) is bfloat16 if the device supports
             it, float32 on the CPU.
         llm_bits: as for `craft.load`.
 
@@ -104,7 +104,7 @@ def load_native(
     Raises:
         CheckpointError: a file is missing, damaged, or does not fit the others.
         CodebookMismatchError: the backbone was made for another codebook than the family's.
-        ConfigError: `llm_bits` is asked of a backbone whose LLM is named, not held.
+        ConfigError: `llm_bits` is set for a backbone that names its LLM instead of holding it.
     """
     folder, target = Path(folder), resolve_device(device)
     precision = resolve_dtype(dtype, target)
@@ -116,19 +116,19 @@ def load_native(
         )
     if llm_bits is not None and "llm" in manifest:
         raise ConfigError(
-            f"llm_bits={llm_bits} packs an LLM as it is read from its folder, and {folder} takes its LLM "
-            f"from {manifest['llm']} and adds to it; leave llm_bits out."
+            f"llm_bits={llm_bits} packs an LLM while it is read from its folder, but the backbone in "
+            f"{folder} takes its LLM from {manifest['llm']} and adds LoRA; leave llm_bits out."
         )
     visual = load_visual(folder / str(manifest["visual"]), "cpu")
     if str(manifest["codebook"]).startswith(TOWER) and not visual.continuous:
         visual = visual.unquantised()
     visual.vision_tower.to(precision)
     if visual.codebook.fingerprint != manifest["codebook"]:
+        source = (folder / str(manifest["visual"])).resolve()
         raise CodebookMismatchError(
             f"The backbone in {folder} was made for codebook {manifest['codebook']}, and the visual "
-            "tokenizer in "
-            f"{(folder / str(manifest['visual'])).resolve()} has codebook {visual.codebook.fingerprint}; "
-            "put it back into its own family's folder. (tower:… stands for the features of a vision tower.)"
+            f"tokenizer in {source} has codebook {visual.codebook.fingerprint}; "
+            "put it back into the folder of its family. (tower:… denotes the features of a vision tower.)"
         )
     borrowed = None
     if "llm" in manifest:
@@ -137,42 +137,37 @@ def load_native(
         llm = read_llm(folder / "llm", precision, llm_bits, target if llm_bits else None)
         tokenizer = load_tokenizer(folder / "llm")
     projector = _load_projector(folder / "projector")
-    widths = (visual.codebook.dim, llm.get_input_embeddings().weight.shape[1])  # type: ignore[operator, union-attr]
-    if (projector.config["in"], projector.config["out"]) != widths:
-        raise CheckpointError(
-            f"{folder}: the projector maps {projector.config['in']} to {projector.config['out']}, and "
-            "codebook "
-            f"and LLM have widths {widths[0]} and {widths[1]}; the folders belong to different models."
-        )
     backbone = Backbone(
         projector.to(precision), llm, tokenizer, manifest["prompt"], manifest["codebook"], borrowed
     )
+    widths = (visual.codebook.dim, backbone.embeddings.weight.shape[1])
+    if (projector.config["in"], projector.config["out"]) != widths:
+        raise CheckpointError(
+            f"{folder}: the projector maps {projector.config['in']} to {projector.config['out']}, and "
+            f"codebook and LLM have widths {widths[0]} and {widths[1]}; the folders belong to different "
+            "models."
+        )
     remember_dtype(backbone, manifest["dtype"], folder / "craft.json")
     resolved = folder.resolve()
     return LVLM(visual, backbone, f"{resolved.parent.name}/{resolved.name}", resolved).to(target).eval()
 
 
 def _same_visual(folder: Path, visual: VisualTokenizer, dtype: str | None) -> None:
-    """Check that a family's visual tokenizer on disk is `visual`, so that no other backbone loses its own."""
+    """Check that a family's visual tokenizer on disk is `visual`, on which its other backbones depend."""
     config = read_manifest(folder / "config.json", VISUAL_FORMAT, VERSION, "a visual tokenizer")
-    own = visual.codebook.fingerprint
-    stored, mine = (
-        load_tensors(folder / "model.safetensors"),
-        visual_tensors(visual, dtype or config["dtype"]),
-    )
-    if visual.continuous:  # a continuous backbone shares the tower, whatever codebook is beside it
-        stored, mine = under(stored, "vision_tower."), under(mine, "vision_tower.")
-    elif config["fingerprint"] != own:
+    stored = load_tensors(folder / "model.safetensors")
+    tensors = visual_tensors(visual, dtype or config["dtype"])
+    if visual.continuous:  # a continuous backbone shares only the tower, not the codebook
+        stored, tensors = under(stored, "vision_tower."), under(tensors, "vision_tower.")
+    elif config["fingerprint"] != visual.codebook.fingerprint:
         raise CodebookMismatchError(
             f"The family in {folder.parent} has codebook {config['fingerprint']}, and this model has "
-            f"codebook {own}; "
-            "save it into another folder."
+            f"codebook {visual.codebook.fingerprint}; save it into another folder."
         )
-    if hash_tensors(stored) != hash_tensors(mine):
+    if hash_tensors(stored) != hash_tensors(tensors):
         raise CheckpointError(
-            f"The family in {folder.parent} has another vision tower than this model; save it into "
-            "another folder, "
-            "or keep an adapted vision tower as an adapted encoder."
+            f"The family in {folder.parent} has another vision tower than this model; save the model into "
+            "another folder, or save an adapted vision tower as an adapted encoder."
         )
 
 
@@ -202,22 +197,22 @@ def _save_backbone(target: Path, backbone: Backbone, dtype: str) -> None:
         write_card(target, building, _backbone_card(target, backbone))
 
 
-def _save_llm(folder: Path, llm: Any, dtype: torch.dtype) -> None:
-    """Config, generation config and weights as transformers writes them; tied weights once."""
+def _save_llm(folder: Path, llm: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Save config, generation config and weights by transformers; tied weights once."""
     state: dict[str, Tensor] = {}
-    seen: set[tuple[int, torch.Size]] = set()
+    storages: set[tuple[int, torch.Size]] = set()
     for name, tensor in llm.state_dict().items():
         key = (tensor.data_ptr(), tensor.shape)
-        if key not in seen:
+        if key not in storages:
             state[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
-        seen.add(key)
+        storages.add(key)
     with quiet():
         llm.save_pretrained(folder, state_dict=state)
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", {**config, "dtype": str(dtype).removeprefix("torch.")})
 
 
-def _save_tokenizer(folder: Path, tokenizer: Any) -> None:
+def _save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.save_pretrained(folder)
     settings = read_json(folder / "tokenizer_config.json")
     write_json(folder / "tokenizer_config.json", {k: v for k, v in settings.items() if k not in _TRANSIENT})
@@ -232,7 +227,7 @@ def _load_projector(folder: Path) -> Projector:
 
 def _backbone_card(target: Path, backbone: Backbone) -> str:
     name = f"{target.parent.name}/{target.name}"
-    kind = backbone.llm.config.model_type  # type: ignore[union-attr]
+    kind = backbone.llm.config.model_type
     size = millions(dict(backbone.llm.named_parameters()))
     return (
         f"# {name}\n\nA backbone ({kind}, {size} parameters, prompt format `{backbone.prompt}`) for codebook "

@@ -1,4 +1,4 @@
-"""A code prior as a file of its own: level-1 code counts, and what they were counted on (§3.3)."""
+"""A code prior as a separate file: level-1 code counts, and what they were counted on (§3.3)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,16 +20,17 @@ def save_prior(
     Args:
         path: the file.
         counts: level-1 code counts int64 `[K]`.
-        codebook: whose codes were counted; its fingerprint is written beside the counts.
-        about: what else is worth knowing (data, tower).
+        codebook: the codebook whose codes were counted; its fingerprint is saved with the counts.
+        about: further metadata, such as data and tower.
 
     Raises:
-        CheckpointError: there is not one count for each codeword.
-        ConfigError: the place cannot be written to.
+        CheckpointError: `counts` does not have one count per codeword.
+        ConfigError: the file cannot be written.
     """
     if counts.shape != (codebook.size,):
         raise CheckpointError(
-            f"A prior of shape {list(counts.shape)} does not fit {codebook.size} codewords."
+            f"A prior of shape {list(counts.shape)} does not fit {codebook.size} codewords; give one count "
+            "per codeword."
         )
     save_tensors(path, {"counts": counts}, {**(about or {}), "codebook": codebook.fingerprint})
     return Path(path)
@@ -39,48 +40,51 @@ def load_prior(path: PathLike, codebook: ResidualCodebook) -> Tensor:
     """Read a code prior for a codebook.
 
     Args:
-        path: a file of `save_prior`, or a folder with a `prior.safetensors`: an adapted encoder, the run
-            folder around it, a visual tokenizer.
-        codebook: what it will be used with.
+        path: a file of `save_prior`, or a folder with a `prior.safetensors`: an adapted encoder, its run
+            folder, or a visual tokenizer.
+        codebook: the codebook it will be used with.
 
     Returns:
         Level-1 code counts int64 `[K]`.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or it has another number of codes.
-        CodebookMismatchError: it, or the adapted encoder or visual tokenizer that it lies in, says that it
-            was counted with another codebook.
+        CheckpointError: there is no prior, it is damaged, or it has another number of codes.
+        CodebookMismatchError: according to its metadata, or to the adapted encoder or visual tokenizer in
+            the same folder, it was counted with another codebook.
     """
     path = user_path(path)
     if path.is_dir():
-        place = path / "encoder" if (path / "encoder").is_dir() else path
-        path = place / "prior.safetensors"
+        folder = path / "encoder" if (path / "encoder").is_dir() else path
+        path = folder / "prior.safetensors"
         if not path.is_file():
             raise CheckpointError(
-                f"{place} holds no code prior (prior.safetensors); `craft prior` makes one."
+                f"{folder} holds no code prior (prior.safetensors); `craft prior` makes one."
             )
     counts = read_prior(path, codebook.size)
-    told = _codebook_of(path)
-    if told not in (None, codebook.fingerprint):
+    fingerprint = _codebook_of(path)
+    if fingerprint not in (None, codebook.fingerprint):
         raise CodebookMismatchError(
-            f"The code prior in {path} was counted with codebook {told}, and this model reads codebook "
-            f"{codebook.fingerprint}; make one for it with `craft prior DATA --out FILE`."
+            f"The code prior in {path} was counted with codebook {fingerprint}, and this model reads "
+            f"codebook {codebook.fingerprint}; make one for it with `craft prior DATA --out FILE`."
         )
     return counts
 
 
 def _codebook_of(path: Path) -> str | None:
-    """The codebook that a prior was counted with, as its file says; else the manifest of the adapted encoder,
-    or the config of the visual tokenizer, that it is a part of."""
+    """The fingerprint of the codebook that a prior was counted with, or None.
+
+    It is in the file's metadata, else in the manifest of the adapted encoder or the config of the visual
+    tokenizer in the same folder.
+    """
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        told = (file.metadata() or {}).get("codebook")
-    if told is not None:
-        return told
+        fingerprint = (file.metadata() or {}).get("codebook")
+    if fingerprint is not None:
+        return fingerprint
     for name, kind in {"craft.json": FORMAT, "config.json": VISUAL_FORMAT}.items():
-        beside = path.with_name(name)
-        found = read_json(beside) if beside.is_file() else None
-        if isinstance(found, dict) and found.get("format") == kind:
-            return found.get("codebook", found)["fingerprint"]
+        neighbour = path.with_name(name)
+        manifest = read_json(neighbour) if neighbour.is_file() else None
+        if isinstance(manifest, dict) and manifest.get("format") == kind:
+            return manifest.get("codebook", manifest)["fingerprint"]
     return None

@@ -1,4 +1,4 @@
-"""The SigLIP architecture of a VILA-U tower; its checkpoint only names it (`pretrained_model`)."""
+"""The SigLIP architecture of a VILA-U tower, which the checkpoint only names (`pretrained_model`)."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,7 @@ from craft.core.errors import CheckpointError
 from craft.core.files import read_json
 from craft.formats.weight_folder import WeightFolder
 
-# transformers' own defaults of SiglipVisionConfig and SiglipTextConfig, for keys that a config leaves out
+# transformers' defaults of SiglipVisionConfig and SiglipTextConfig, for keys that a config omits
 _LAYERS: dict[str, Any] = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -19,9 +19,9 @@ _LAYERS: dict[str, Any] = {
 }
 VISION = {**_LAYERS, "image_size": 224, "patch_size": 16}
 TEXT = {**_LAYERS, "vocab_size": 32000, "max_position_embeddings": 64}
-# so400m is the one published SigLIP whose heads are not 64 wide
+# of the published SigLIP models, only the heads of so400m are not 64 wide
 HEADS = {1152: 16}
-# and at 384 px the one whose patches do not fill the picture: 27 of 14 px on a side, and 6 px over
+# and only at 384 px its patches do not fill the image: 27 patches of 14 px per side leave 6 px
 SIDES = {(27, 14): 384}
 
 
@@ -32,34 +32,34 @@ def siglip_vision_config(
 
     Args:
         weights: the tower's weights.
-        prefix: what the vision model's tensor names begin with.
+        prefix: prefix of the vision model's tensor names.
         root: the checkpoint's root; `pretrained_model` may be a folder in it with a SigLIP `config.json`.
-        pretrained_model: as the checkpoint's config has it.
+        pretrained_model: the entry of the checkpoint's config.
 
     Returns:
-        The config beside, when there is one; else sizes from tensor shapes, and what shapes do not tell
-        (heads, activation, epsilon) as in the published SigLIP models. Sizes that shapes tell are checked
-        either way.
+        The config in that folder, if there is one; else sizes from tensor shapes, and what shapes do not show
+        (heads, activation, epsilon) as in the published SigLIP models. Sizes are checked against tensor
+        shapes in both cases.
 
     Raises:
-        CheckpointError: tensors are missing, or contradict the config beside.
+        CheckpointError: tensors are missing, or contradict that config.
     """
     hidden, _, patch, _ = _shape(weights, prefix + "embeddings.patch_embedding.weight")
     side = math.isqrt(_shape(weights, prefix + "embeddings.position_embedding.weight")[0])
-    beside = _beside(root, pretrained_model, "vision_config")
+    stored = _config_in_checkpoint(root, pretrained_model, "vision_config")
     image = SIDES.get((side, patch), side * patch)
-    told = beside[1].get("image_size", image) if beside else image
-    if told // patch == side:
-        image = told  # what is over is cut off by the patch embedding
+    stated = stored[1].get("image_size", image) if stored else image
+    if stated // patch == side:
+        image = stated  # the patch embedding ignores the remaining pixels
     sizes = {"hidden_size": hidden, "patch_size": patch, "image_size": image}
     sizes |= _layer_sizes(weights, prefix)
-    return {**_complete(weights, sizes, VISION, beside), "type": "siglip"}
+    return {**_complete(weights, sizes, VISION, stored), "type": "siglip"}
 
 
 def siglip_text_config(
     weights: WeightFolder, prefix: str, root: Path, pretrained_model: str | None
 ) -> dict[str, Any]:
-    """Config for `TextEncoder`, found as that of the vision model.
+    """Config for `TextEncoder`, determined like that of the vision model.
 
     Raises:
         CheckpointError: as `siglip_vision_config`.
@@ -68,27 +68,27 @@ def siglip_text_config(
     length = _shape(weights, prefix + "embeddings.position_embedding.weight")[0]
     sizes = {"hidden_size": hidden, "vocab_size": vocabulary, "max_position_embeddings": length}
     sizes |= _layer_sizes(weights, prefix)
-    return _complete(weights, sizes, TEXT, _beside(root, pretrained_model, "text_config"))
+    return _complete(weights, sizes, TEXT, _config_in_checkpoint(root, pretrained_model, "text_config"))
 
 
 def _complete(
     weights: WeightFolder,
     sizes: dict[str, int],
     defaults: dict[str, Any],
-    beside: tuple[Path, dict[str, Any]] | None,
+    stored: tuple[Path, dict[str, Any]] | None,
 ) -> dict[str, Any]:
-    """Sizes from shapes, the rest from the config beside or from the published models."""
-    if beside is None:
+    """Sizes from shapes; the rest from the config in the checkpoint, or from the published models."""
+    if stored is None:
         hidden = sizes["hidden_size"]
         heads = HEADS.get(hidden, hidden // 64)
         if heads == 0 or hidden % heads:
             raise CheckpointError(
-                f"{weights.folder}: width {hidden} is no published SigLIP's, so the number of attention "
-                "heads is not known; put the SigLIP config.json in a folder and name it in "
+                f"{weights.folder}: no published SigLIP model has width {hidden}, so the number of attention "
+                "heads is unknown; put the SigLIP config.json in a folder and name it in "
                 "rqvaesiglip.pretrained_model."
             )
         return {**defaults, **sizes, "num_attention_heads": heads}
-    file, config = beside
+    file, config = stored
     merged = {key: config.get(key, default) for key, default in defaults.items()}
     for key, size in sizes.items():
         if merged[key] != size:
@@ -98,8 +98,8 @@ def _complete(
     return merged
 
 
-def _beside(root: Path, name: str | None, part: str) -> tuple[Path, dict[str, Any]] | None:
-    """The SigLIP config in a folder of the checkpoint, when `pretrained_model` names one."""
+def _config_in_checkpoint(root: Path, name: str | None, part: str) -> tuple[Path, dict[str, Any]] | None:
+    """The SigLIP config in a folder of the checkpoint, if `pretrained_model` names one."""
     file = root / name / "config.json" if name else None
     if file is None or not file.is_file():
         return None
@@ -113,7 +113,7 @@ def _shape(weights: WeightFolder, name: str) -> tuple[int, ...]:
 
 
 def _layer_sizes(weights: WeightFolder, prefix: str) -> dict[str, int]:
-    """MLP width and depth."""
+    """MLP width and number of layers."""
     start = prefix + "encoder.layers."
     inner = _shape(weights, start + "0.mlp.fc1.weight")[0]
     names = [name.removeprefix(start) for name in weights.shapes if name.startswith(start)]

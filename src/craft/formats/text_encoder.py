@@ -11,7 +11,7 @@ from torch import Tensor
 from craft.core.errors import CheckpointError
 from craft.core.files import PathLike, load_tensors, read_json, save_tensors, write_json
 from craft.models.text_encoder import TextEncoder
-from craft.models.weights import cast, dtype_named, stored_dtype
+from craft.models.weights import cast, dtype_named, load_strict, stored_dtype
 
 
 def read_tokenizer(path: PathLike) -> Tokenizer:
@@ -21,7 +21,7 @@ def read_tokenizer(path: PathLike) -> Tokenizer:
         CheckpointError: the file is missing or not a tokenizer.
     """
     if not Path(path).is_file():
-        raise CheckpointError(f"{path} does not exist; the text encoder needs it, so copy the folder again.")
+        raise CheckpointError(f"{path} does not exist, and the text encoder needs it; copy the folder again.")
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
@@ -47,11 +47,11 @@ def find_tokenizer(source: PathLike) -> Tokenizer:
         return read_tokenizer(hf_hub_download(str(source), "tokenizer.json"))
     except CheckpointError:
         raise
-    except Exception as error:  # network, authentication, unknown name: one remedy for all
+    except Exception as error:  # network, authentication, unknown name: the remedy is the same
         raise CheckpointError(
-            f"No tokenizer at {source}: it is not a folder here, and the hub did not give a tokenizer.json "
-            f"({type(error).__name__}). Name a local folder that has one, or train with "
-            "losses.contrastive.weight=0."
+            f"There is no tokenizer at {source}: it is not a local folder, and no tokenizer.json could be "
+            f"downloaded from the hub ({type(error).__name__}). Give a local folder that has one, or train "
+            "with losses.contrastive.weight=0."
         ) from error
 
 
@@ -61,7 +61,7 @@ def save_text_encoder(folder: PathLike, encoder: TextEncoder, dtype: str | None 
     Args:
         folder: made when missing.
         encoder: the text encoder.
-        dtype: of the weights on disk; by default the one they were read in, bfloat16 for a new encoder.
+        dtype: of the weights on disk; by default the dtype they were read in, bfloat16 for a new encoder.
     """
     folder, dtype = Path(folder), dtype or stored_dtype(encoder)
     config: dict[str, Any] = {"format": "craft-text-encoder", "version": 1, **encoder.config, "dtype": dtype}
@@ -80,12 +80,12 @@ def load_text_encoder(folder: PathLike) -> TextEncoder:
     """
     folder = Path(folder)
     config = read_json(folder / "config.json")
-    words = read_tokenizer(folder / "tokenizer.json") if config.get("tokenizer", True) else None
-    encoder = TextEncoder(config, words)
+    tokenizer = read_tokenizer(folder / "tokenizer.json") if config.get("tokenizer", True) else None
+    encoder = TextEncoder(config, tokenizer)
     dtype = config.get("dtype", "float32")
     dtype_named(dtype, folder / "config.json")
     path = folder / "model.safetensors"
-    encoder.load_weights(cast(load_tensors(path), torch.float32), path)
+    _load_weights(encoder, load_tensors(path), path)
     encoder.stored_dtype = dtype
     return encoder
 
@@ -99,11 +99,11 @@ def siglip_text_encoder(
     """The text tower inside a larger checkpoint (VILA-U: `rqvaesiglip.siglip_model.text_model.*`).
 
     Args:
-        state: tensors; those below the first `text_model.` of their names are used, all others are ignored.
+        state: tensors. Only those with `text_model.` in their names are used, without all up to it.
         config: the `text_config` of the SigLIP config.
-        tokenizer: a tokenizer, a folder or file with `tokenizer.json`, or a hub id; None builds an encoder
-            that refuses to encode.
-        where: what messages call the checkpoint.
+        tokenizer: a tokenizer, a folder or file with `tokenizer.json`, or a hub id; with None the encoder
+            cannot encode texts.
+        where: the checkpoint's name in messages.
 
     Raises:
         CheckpointError: weights or tokenizer are missing or do not fit.
@@ -120,5 +120,11 @@ def siglip_text_encoder(
     head = weights.get("head.weight")
     width = {} if head is None or config.get("projection_size") else {"projection_size": head.shape[0]}
     encoder = TextEncoder({**config, **width}, tokenizer)
-    encoder.load_weights(cast(weights, torch.float32), Path(where))
+    _load_weights(encoder, weights, Path(where))
     return encoder
+
+
+def _load_weights(encoder: TextEncoder, state: Mapping[str, Tensor], where: Path) -> None:
+    """Load weights with SigLIP's names, in float32. Position ids, which older versions saved, are ignored."""
+    weights = {name: tensor for name, tensor in state.items() if not name.endswith("position_ids")}
+    load_strict(encoder.model, cast(weights, torch.float32), where)

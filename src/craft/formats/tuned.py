@@ -1,9 +1,9 @@
-"""What a baseline tuned, on disk: the parts that changed, and which model they belong to.
+"""The parts that a baseline tuned, on disk, and the model they belong to.
 
 TUNED/{craft.json, model.safetensors, README.md}
 
-`model.safetensors` has `vision_tower.*` and `projector.*` in full, and of an LLM the LoRA factors `llm.M.A`
-and `llm.M.B` of its linear maps M (W becomes W + B A).
+`model.safetensors` has all weights of a vision tower (`vision_tower.*`) and projector (`projector.*`). For an
+LLM it has the LoRA factors `llm.M.A` and `llm.M.B` of its linear maps M (W becomes W + B A).
 """
 
 import copy
@@ -26,7 +26,7 @@ from craft.core.files import (
     save_tensors,
     write_json,
 )
-from craft.formats.artefact import Artefact, described
+from craft.formats.artefact import Artefact, describe_tensors
 from craft.formats.manifest import read_manifest
 from craft.models.backbone import Backbone
 from craft.models.freezing import parts as parts_of
@@ -39,38 +39,37 @@ FORMAT, VERSION = "craft-tuned", 1
 
 @dataclass(frozen=True)
 class Tuned(Artefact):
-    """A baseline's parts, read and checked. Takes an adapted encoder's place wherever one is asked for.
+    """A baseline's parts, read and checked. It can be used wherever an adapted encoder can.
 
     Attributes:
-        rest: what was tuned beside the vision tower, whose tensors are in `state`.
+        rest: tuned tensors outside the vision tower; those of the vision tower are in `state`.
     """
 
     rest: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Which parts were tuned: of `vision_tower`, `projector`, `llm`."""
+        """The tuned parts: some of `vision_tower`, `projector`, `llm`."""
         return tuple(self.manifest["parts"])
 
     def apply_to(self, visual: VisualTokenizer) -> VisualTokenizer:
-        """A new visual tokenizer with the tuned tower, where nothing else was tuned.
+        """A new visual tokenizer with the tuned tower, if nothing else was tuned.
 
         Raises:
-            CodebookMismatchError: `visual` is of another codebook, or another continuous tower.
-            CheckpointError: other parts were tuned, or the towers are not of one architecture.
+            CodebookMismatchError: `visual` has another codebook, or another continuous tower.
+            CheckpointError: other parts were tuned, or the towers differ in their architecture.
         """
         if self.parts != ("vision_tower",):
             raise CheckpointError(
-                f"{self.folder} holds a tuned {' and '.join(self.parts)}, not a vision tower alone; it can "
-                "be used with the model that it was tuned from only (`craft eval`, "
-                "craft.recipes.baseline.load_tuned)."
+                f"{self.folder} holds a tuned {' and '.join(self.parts)}, not only a vision tower; use it "
+                "with the model that it was tuned from (`craft eval`, craft.recipes.baseline.load_tuned)."
             )
-        made = super().apply_to(visual)
-        made.prior = None
-        return made
+        tuned = super().apply_to(visual)
+        tuned.prior = None
+        return tuned
 
     def apply(self, lvlm: LVLM) -> LVLM:
-        """`lvlm` with the tuned parts; they are copies, everything else is shared.
+        """`lvlm` with the tuned parts, which are copies; all other parts are shared.
 
         Raises:
             CodebookMismatchError, CheckpointError: as `apply_to`; or it is not the model that projector or
@@ -78,11 +77,12 @@ class Tuned(Artefact):
         """
         if self.parts == ("vision_tower",):
             return super().apply(lvlm)
-        own, theirs = self.codebook_fingerprint, lvlm.visual.codebook.fingerprint
-        if own != theirs:
+        fingerprint = lvlm.visual.codebook.fingerprint
+        if fingerprint != self.codebook_fingerprint:
             raise CodebookMismatchError(
-                f"The parts in {self.folder} were tuned for codebook {own}, and {lvlm.name} reads {theirs}; "
-                f"use them with {self.manifest.get('surrogate')}, which they were tuned from."
+                f"The parts in {self.folder} were tuned for codebook {self.codebook_fingerprint}, and "
+                f"{lvlm.name} reads {fingerprint}; use them with {self.manifest.get('surrogate')}, from "
+                "which they were tuned."
             )
         for part in self.parts:
             if part_fingerprint(parts_of(lvlm)[part]) != self.manifest["base"][part]:
@@ -106,7 +106,7 @@ class Tuned(Artefact):
 
 
 def part_fingerprint(module: nn.Module) -> str:
-    """What part of which model it is: the same in float32 and in bfloat16."""
+    """A hash of the weights that identifies a part of a model, the same in float32 and in bfloat16."""
     return hash_rounded(module.state_dict())
 
 
@@ -122,11 +122,11 @@ def save_tuned(
     """Write the tuned parts of an LVLM, as a whole or not at all.
 
     Args:
-        folder: where; replaced when it is there.
+        folder: the target; an existing one is replaced.
         lvlm: with the tuned parts.
-        parts: which they are.
-        base: `part_fingerprint` of each before it was tuned.
-        factors: of an LLM (`craft.training.lora.take_lora`).
+        parts: names of the tuned parts.
+        base: `part_fingerprint` of each part before tuning.
+        factors: LoRA factors of the LLM (`craft.training.lora.take_lora`).
         manifest: as for `craft.formats.artefact.save_artefact`, with `method`.
 
     Returns:
@@ -141,14 +141,14 @@ def save_tuned(
         for part in parts
         for name, tensor in (factors if part == "llm" else parts_of(lvlm)[part].state_dict()).items()
     }
-    filled = {
+    computed = {
         "format": FORMAT,
         "version": VERSION,
-        **described(lvlm.visual, state, target),
+        **describe_tensors(lvlm.visual, state, target),
         "parts": list(parts),
         "base": dict(base),
     }
-    written = {**manifest, **filled}
+    written = {**manifest, **computed}
     with atomic_directory(target) as building:
         write_json(building / "craft.json", written)
         save_tensors(building / "model.safetensors", state)
@@ -171,7 +171,7 @@ def read_tuned(folder: Path) -> Tuned:
             "damaged or from another run, so copy the whole folder again."
         )
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("vision_tower.")}
-    none = torch.zeros(0, dtype=torch.long)  # a code prior is not a part
+    none = torch.zeros(0, dtype=torch.long)  # a baseline has no code prior
     return Tuned(folder, manifest, under(tensors, "vision_tower."), none, rest)
 
 

@@ -1,8 +1,8 @@
 """VILA-U's on-disk layout: root config + `llm/` + `vision_tower/` + `mm_projector/`, read and written.
 
-Reading takes what understanding needs. Writing copies the checkpoint it came from and changes the bytes of
-the tensors that changed, so that the decoder, the text encoder, the generation head and all else stay as
-they were.
+Reading loads only what image understanding needs. Writing copies the original checkpoint and overwrites the
+bytes of changed tensors, so the decoder, the text encoder, the generation head and all other parts stay the
+same.
 """
 
 import re
@@ -16,6 +16,7 @@ from torch import Tensor
 from craft.core.device import resolve_device, resolve_dtype
 from craft.core.errors import CheckpointError, CodebookMismatchError
 from craft.core.files import atomic_directory, read_json
+from craft.formats.artefact import Artefact
 from craft.formats.llm_folder import load_llm
 from craft.formats.siglip_config import siglip_text_config, siglip_vision_config
 from craft.formats.text_encoder import siglip_text_encoder
@@ -25,7 +26,7 @@ from craft.models.llm_bits import refuse_packed
 from craft.models.lvlm import LVLM
 from craft.models.projector import Projector
 from craft.models.text_encoder import TextEncoder
-from craft.models.vision_tower import SiglipTower
+from craft.models.vision_tower import SiglipTower, VisionTower
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.quantize import ResidualCodebook
 
@@ -51,7 +52,7 @@ def load_vila_u(
     Args:
         folder: the checkpoint's root.
         device: "auto" (None), "cpu", "cuda", ...
-        dtype: of vision tower, projector and LLM; "auto" (None) is bfloat16 where the device has it. The
+        dtype: of vision tower, projector and LLM; "auto" (None) is bfloat16 if the device supports it. The
             codebook stays float32.
         llm_bits: as for `craft.load`.
 
@@ -60,20 +61,21 @@ def load_vila_u(
 
     Raises:
         CheckpointError: a file, shard or tensor is missing, damaged, of another shape than the config says,
-            or comes as `pytorch_model.bin` (the message has the conversion command).
+            or stored as `pytorch_model.bin` (the message has the conversion command).
 
     Source: the VILA-U layout (mit-han-lab/vila-u).
     """
     root = Path(folder)
     aspect = _aspect(root)
     for part in ("vision_tower", "mm_projector", "llm"):
-        WeightFolder(root / part)  # all headers first: a missing shard is told before gigabytes are read
+        WeightFolder(root / part)  # headers first, to report a missing shard before reading gigabytes
     target = resolve_device(device)
     precision = resolve_dtype(dtype, target)
     visual = _load_visual(root, aspect)
     projector = _load_projector(root / "mm_projector")
     llm, tokenizer = load_llm(root / "llm", precision, llm_bits, target if llm_bits else None)
-    width = llm.get_input_embeddings().weight.shape[1]  # pyright: ignore[reportCallIssue]
+    backbone = Backbone(projector.to(precision), llm, tokenizer, "vila-u", visual.codebook.fingerprint)
+    width = backbone.embeddings.weight.shape[1]
     if (projector.config["in"], projector.config["out"]) != (visual.codebook.dim, width):
         raise CheckpointError(
             f"{root}: the projector maps {projector.config['in']} to {projector.config['out']}, and "
@@ -81,7 +83,6 @@ def load_vila_u(
             "different checkpoints."
         )
     visual.vision_tower.to(precision)
-    backbone = Backbone(projector.to(precision), llm, tokenizer, "vila-u", visual.codebook.fingerprint)
     lvlm = LVLM(visual, backbone, root.name or str(root), origin=root.resolve())
     return lvlm.to(target).eval()
 
@@ -128,13 +129,15 @@ def _load_visual(root: Path, aspect: str) -> VisualTokenizer:
             )
     tower.load_state_dict(state)
     scale = next((weights.tensor(name) for name in SCALE if name in weights.where), None)
-    kwargs: dict[str, Any] = {} if scale is None else {"log_temperature": scale}
+    temperature = {} if scale is None else {"log_temperature": scale}
     text_encoder = _load_text_encoder(weights, root, config.get("pretrained_model"))
-    return VisualTokenizer(tower, read_codebook(root / "vision_tower"), text_encoder, aspect=aspect, **kwargs)
+    return VisualTokenizer(
+        tower, read_codebook(root / "vision_tower"), text_encoder, aspect=aspect, **temperature
+    )
 
 
 def _load_text_encoder(weights: WeightFolder, root: Path, pretrained_model: str | None) -> TextEncoder | None:
-    """SigLIP's text tower, which the checkpoint carries; its tokenizer is in a folder beside, or nowhere."""
+    """SigLIP's text tower in the checkpoint, with the tokenizer of the folder `pretrained_model`, if any."""
     state = {name: weights.tensor(name) for name in weights.where if name.startswith(TEXT)}
     if not state:
         return None
@@ -158,20 +161,20 @@ def _tower_config(root: Path) -> dict[str, Any]:
 
 
 def _file_name(name: str) -> str | None:
-    """Our vision tower's tensor name -> the checkpoint's; None for [CLS], which VILA-U does not have."""
+    """A tensor name of `SiglipTower` -> the checkpoint's name; None for [CLS], which VILA-U lacks."""
     if name == "cls_token":
         return None
     return VISION + re.sub(r"^layers\.", "encoder.layers.", name)
 
 
 def read_codebook(vision_tower: Path) -> ResidualCodebook:
-    """The codebook of a VILA-U `vision_tower/`, without the zero padding row that each level is stored with.
+    """The codebook of a VILA-U `vision_tower/`, without the zero padding row of each level.
 
-    A codebook shared between levels may be stored once (as level 0) or once per level.
+    A codebook that levels share may be stored once (as level 0) or once per level.
 
     Raises:
         CheckpointError: a level is missing and the config does not say that levels are shared, or its shape
-            is not what the config says.
+            differs from the config.
     """
     weights = WeightFolder(vision_tower)
     config = _tower_config(vision_tower.parent)
@@ -205,13 +208,15 @@ def _load_projector(folder: Path) -> Projector:
     matrices = [weights.shapes[name] for name in names if name.endswith("weight")]
     if not matrices or any(len(shape) != 2 for shape in matrices):
         raise CheckpointError(
-            f"{folder} holds other than linear layers; it is not a projector of a known type."
+            f"{folder} holds layers that are not linear, so it is not a projector of a known type; copy the "
+            "original folder."
         )
     projector = Projector({"type": kind, "in": matrices[0][1], "out": matrices[-1][0]})
     expected = {name: tuple(value.shape) for name, value in projector.state_dict().items()}
     if expected != weights.shapes:
         raise CheckpointError(
-            f"{folder}: type {kind!r} has tensors {expected}, and the files {weights.shapes}."
+            f"{folder}: type {kind!r} has tensors {expected}, and the files have {weights.shapes}; copy the "
+            "original folder."
         )
     projector.load_state_dict({name: weights.tensor(name) for name in names})
     return projector
@@ -220,7 +225,7 @@ def _load_projector(folder: Path) -> Projector:
 def tower_tensors(
     state: dict[str, Tensor], log_temperature: Tensor | None, weights: WeightFolder
 ) -> dict[str, Tensor]:
-    """A SigLIP tower's state and log τ under the names of a `vision_tower/`; [CLS] is left out."""
+    """A SigLIP tower's state and log τ by the names in a `vision_tower/`, without [CLS]."""
     named = {key: value for name, value in state.items() if (key := _file_name(name)) is not None}
     if log_temperature is not None:
         named |= {
@@ -232,32 +237,33 @@ def tower_tensors(
 
 
 def save_vila_u(lvlm: LVLM, folder: str | Path) -> None:
-    """Write an LVLM that was loaded from a VILA-U checkpoint back in the same layout.
+    """Save an LVLM that was loaded from a VILA-U checkpoint in the same layout.
 
-    Every file is copied from the checkpoint it came from; then the tensors that changed are overwritten in
-    place. Where nothing was trained, every file is the original byte for byte. A learned [CLS] token has no
-    place in the layout and is left out: patch codes do not depend on it.
+    Every file is copied from the original checkpoint; then the tensors that changed are overwritten in place.
+    If nothing was trained, every file is identical to the original. The layout cannot hold a learned [CLS]
+    token, so it is not saved; patch codes do not depend on it.
 
     Args:
-        lvlm: with `origin` (the checkpoint's folder, which must still be there).
-        folder: written as a whole or not at all.
+        lvlm: the model; its `origin`, the checkpoint's folder, must still exist.
+        folder: the target, which is written completely or not at all.
 
     Raises:
-        CheckpointError: the model did not come from a VILA-U checkpoint, the checkpoint has gone, or the
-            vision tower has a symmetric [CLS] (its patches need it); or the LLM is packed in 4 or 8 bits.
+        CheckpointError: the model was not loaded from a VILA-U checkpoint, the checkpoint no longer exists,
+            the vision tower has a symmetric [CLS] (its patches need it), the LLM is packed in 4 or 8 bits,
+            or the target overlaps with the checkpoint.
     """
     refuse_packed(lvlm.backbone.llm, "cannot be written in VILA-U's layout")
     root, target = lvlm.origin, Path(folder)
     if root is None or not is_vila_u(root):
         raise CheckpointError(
-            f"{lvlm.name} cannot be written in VILA-U's layout: the checkpoint that it came from "
+            f"{lvlm.name} cannot be written in VILA-U's layout: the checkpoint it was loaded from "
             f"({root or 'none'}) is not a VILA-U folder. Use the native layout."
         )
-    place = target.resolve()
-    if root in (place, *place.parents) or place in root.parents:  # what is there is replaced
+    resolved = target.resolve()
+    if root in (resolved, *resolved.parents) or resolved in root.parents:  # the target is replaced
         raise CheckpointError(
-            f"{target} is, holds or lies in the checkpoint that {lvlm.name} came from ({root}); choose "
-            "another folder."
+            f"{target} is, contains or is inside the checkpoint that {lvlm.name} was loaded from ({root}); "
+            "choose another folder."
         )
     parts = {part: WeightFolder(root / part) for part in ("vision_tower", "mm_projector", "llm")}
     tower = _vila_u_tower(lvlm.visual.vision_tower)
@@ -279,7 +285,7 @@ def save_vila_u(lvlm: LVLM, folder: str | Path) -> None:
             weights.write(building / part, tensors[part])
 
 
-def _vila_u_tower(tower: Any) -> SiglipTower:
+def _vila_u_tower(tower: VisionTower) -> SiglipTower:
     if not isinstance(tower, SiglipTower):
         raise CheckpointError(
             f"A {type(tower).__name__} cannot be written in VILA-U's layout, which holds a SigLIP tower; "
@@ -293,20 +299,20 @@ def _vila_u_tower(tower: Any) -> SiglipTower:
     return tower
 
 
-def export_vision_tower(source: Any, base_folder: str | Path, out: str | Path) -> Path:
-    """Write a `vision_tower/` with an adapted tower that drops into a VILA-U checkpoint.
+def export_vision_tower(source: LVLM | Artefact, base_folder: str | Path, out: str | Path) -> Path:
+    """Write a `vision_tower/` with an adapted tower, to replace the one in a VILA-U checkpoint.
 
     Args:
         source: an `LVLM`, or a loaded `craft.formats.artefact.Artefact`.
         base_folder: the VILA-U checkpoint that it was adapted from; what CRAFT does not use is copied from
-        it.
+            it.
         out: a folder; `out/vision_tower/` is written.
 
     Returns:
         The path of the written `vision_tower/`.
 
     Raises:
-        CodebookMismatchError: the base has another codebook; both fingerprints are named.
+        CodebookMismatchError: the base has another codebook; the message has both fingerprints.
         CheckpointError: as `save_vila_u`, or the base is not a VILA-U checkpoint.
     """
     base = Path(base_folder)
@@ -314,20 +320,21 @@ def export_vision_tower(source: Any, base_folder: str | Path, out: str | Path) -
         raise CheckpointError(f"{base} is not a VILA-U checkpoint: it has no vision_tower/ folder.")
     weights = WeightFolder(base / "vision_tower")
     visual = source.visual if isinstance(source, LVLM) else source.apply_to(_load_visual(base, "resize"))
-    own, theirs = read_codebook(base / "vision_tower").fingerprint, visual.codebook.fingerprint
-    if theirs != own:
+    adapted, stored = visual.codebook.fingerprint, read_codebook(base / "vision_tower").fingerprint
+    if adapted != stored:
         raise CodebookMismatchError(
-            f"The encoder was adapted for codebook {theirs}, and {base} holds codebook {own}; give the "
+            f"The encoder was adapted for codebook {adapted}, and {base} has codebook {stored}; give the "
             "checkpoint that the encoder was adapted from."
         )
     tower = _vila_u_tower(visual.vision_tower)
     tensors = tower_tensors(tower.state_dict(), visual.log_temperature, weights)
     target, root = Path(out) / "vision_tower", base.resolve()
-    place, own = target.resolve(), (base / "vision_tower").resolve()
-    if own in (place, *place.parents) or place in (root, *root.parents):  # what is there is replaced
+    resolved, source_tower = target.resolve(), (base / "vision_tower").resolve()
+    overlaps = source_tower in (resolved, *resolved.parents) or resolved in (root, *root.parents)
+    if overlaps:  # the target is replaced
         raise CheckpointError(
-            f"{target} is, holds or lies in the vision tower of the base checkpoint ({base}); choose another "
-            "folder."
+            f"{target} is, contains or is inside the vision tower of the base checkpoint ({base}); choose "
+            "another folder."
         )
     with atomic_directory(target) as building:
         weights.write(building, tensors)

@@ -1,9 +1,8 @@
-"""One visual tokenizer as a folder: vision tower, codebook, log τ, text encoder, prior, model card."""
+"""A visual tokenizer as a folder: vision tower, codebook, log τ, text encoder, prior, model card."""
 
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +28,16 @@ VISUAL_FORMAT, VERSION = "craft-visual", 1
 
 
 def save_visual(folder: PathLike, visual: VisualTokenizer, dtype: str | None = None) -> None:
-    """Write a visual tokenizer, as a whole or not at all. A `README.md` that is there already is kept.
+    """Write a visual tokenizer completely or not at all. An existing `README.md` is not replaced.
 
     Args:
         folder: usually `FAMILY/visual`.
-        visual: tower, codebook, log τ; text encoder and prior where it has them.
-        dtype: of tower and text encoder on disk; by default the one each was read in, bfloat16 for a new one.
+        visual: the visual tokenizer.
+        dtype: of tower and text encoder on disk; by default the dtype each was read in, bfloat16 for a new
+            one.
     """
-    target, asked = Path(folder), dtype
-    dtype = asked or stored_dtype(visual)
+    target, text_dtype = Path(folder), dtype
+    dtype = dtype or stored_dtype(visual)
     codebook, tower = visual.codebook, visual.vision_tower
     config = {
         "format": VISUAL_FORMAT,
@@ -48,7 +48,7 @@ def save_visual(folder: PathLike, visual: VisualTokenizer, dtype: str | None = N
         "dtype": dtype,
         "fingerprint": codebook.fingerprint,
     }
-    if visual.continuous:  # the tower that is written is the base tower of whoever reads it
+    if visual.continuous:  # the saved tower is the base tower of everyone who reads it
         config["fingerprint"] = tower_fingerprint(tower.state_dict())
     with atomic_directory(target) as building:
         write_json(building / "config.json", config)
@@ -56,7 +56,7 @@ def save_visual(folder: PathLike, visual: VisualTokenizer, dtype: str | None = N
         if visual.prior is not None:
             save_tensors(building / "prior.safetensors", {"counts": visual.prior.to(torch.int64)})
         if visual.text_encoder is not None:
-            save_text_encoder(building / "text_encoder", visual.text_encoder, asked)  # type: ignore[arg-type]
+            save_text_encoder(building / "text_encoder", visual.text_encoder, text_dtype)
         write_card(target, building, _visual_card(visual))
 
 
@@ -67,12 +67,12 @@ def load_visual(
 
     Args:
         folder: what `save_visual` wrote.
-        device: where to put it.
-        dtype: of the vision tower; codebook, log τ and text encoder are float32 always.
+        device: the device to load to.
+        dtype: of the vision tower; codebook, log τ and text encoder are always float32.
 
     Raises:
-        CheckpointError: a file is missing or damaged, does not fit its config, or holds another codebook
-            than the config's fingerprint says.
+        CheckpointError: a file is missing or damaged, does not fit its config, or the codebook does not have
+            the fingerprint in the config.
     """
     folder, target = Path(folder), resolve_device(device)
     config = read_manifest(folder / "config.json", VISUAL_FORMAT, VERSION, "a visual tokenizer")
@@ -95,7 +95,10 @@ def load_visual(
             "both again."
         )
     if tower.dim != codebook.dim:
-        raise CheckpointError(f"{path}: the tower's features are {tower.dim} wide, codewords {codebook.dim}.")
+        raise CheckpointError(
+            f"{path}: the tower's features have width {tower.dim}, and codewords have width {codebook.dim}; "
+            "copy the folder again."
+        )
     prior = folder / "prior.safetensors"
     visual = VisualTokenizer(
         tower,
@@ -123,12 +126,12 @@ def read_prior(path: PathLike, size: int) -> Tensor:
 
 
 def visual_tensors(visual: VisualTokenizer, dtype: str) -> dict[str, Tensor]:
-    """What `model.safetensors` holds: the tower in `dtype`, the codebook unrounded, log τ in float32."""
+    """The tensors of `model.safetensors`: the tower in `dtype`, the codebook unrounded, log τ in float32."""
     precision = dtype_named(dtype, Path("dtype"))
     tower = cast(visual.vision_tower.state_dict(), precision)
     exact = visual.codebook.codewords
-    small = exact.to(precision)
-    codebook = {"codebook.codewords": small if torch.equal(small.float(), exact) else exact}
+    rounded = exact.to(precision)
+    codebook = {"codebook.codewords": rounded if torch.equal(rounded.float(), exact) else exact}
     return {
         **{f"vision_tower.{name}": tensor for name, tensor in tower.items()},
         **({} if visual.continuous else codebook),
@@ -140,20 +143,20 @@ def _codebook(codewords: Tensor, levels: int, path: Path) -> ResidualCodebook:
     if codewords.ndim != 3 or codewords.shape[0] not in (1, levels) or levels < 1:
         raise CheckpointError(
             f"{path}: codebook.codewords has shape {list(codewords.shape)}, and the config says {levels} "
-            "levels."
+            "levels; copy the folder again."
         )
     exact = codewords.float()
     return ResidualCodebook(exact if codewords.shape[0] == levels else [exact[0]] * levels)
 
 
-def remember_dtype(module: nn.Module, name: Any, where: Path) -> None:
-    """Keep the name of the dtype on disk, so that saving writes the same one (see `stored_dtype`)."""
+def remember_dtype(module: nn.Module, name: object, where: Path) -> None:
+    """Record the name of the dtype on disk, so that saving uses the same one (see `stored_dtype`)."""
     dtype_named(name, where)
     module.stored_dtype = name  # type: ignore[assignment]
 
 
 def write_card(target: Path, building: Path, text: str) -> None:
-    """Keep the model card that is there; else write a short one."""
+    """Copy the existing model card, or write `text` as a new one."""
     if (target / "README.md").is_file():
         shutil.copyfile(target / "README.md", building / "README.md")
     else:
@@ -161,14 +164,14 @@ def write_card(target: Path, building: Path, text: str) -> None:
 
 
 def millions(tensors: Mapping[str, Tensor]) -> str:
-    """Number of parameters for a model card: "4.3 M"."""
+    """Number of parameters for a model card, such as "4.3 M"."""
     return f"{sum(tensor.numel() for tensor in tensors.values()) / 1e6:.1f} M"
 
 
 def _visual_card(visual: VisualTokenizer) -> str:
     book, (rows, columns) = visual.codebook, visual.grid
     if visual.continuous:
-        read = f"No codebook: features of width {book.dim} are read as they are (`{book.fingerprint}`)"
+        read = f"No codebook: LLMs read features of width {book.dim} (`{book.fingerprint}`)"
     else:
         read = (
             f"Codebook: {book.num_levels} levels of {book.size} codewords, d = {book.dim}, fingerprint "
@@ -176,6 +179,6 @@ def _visual_card(visual: VisualTokenizer) -> str:
         )
     return (
         "# Visual tokenizer\n\n"
-        f"Vision tower ({visual.vision_tower.config['type']}, {millions(visual.vision_tower.state_dict())} "  # type: ignore[index]
+        f"Vision tower ({visual.vision_tower.config['type']}, {millions(visual.vision_tower.state_dict())} "
         f"parameters): {visual.image_size} px, {rows} × {columns} tokens. {read}.\n"
     )

@@ -1,7 +1,7 @@
-"""A transformers-style folder of safetensors weights: one file, or shards with an index.
+"""A folder of safetensors weights as in transformers: one file, or shards with an index.
 
-Reading is checked against headers before anything large is loaded; writing back copies files byte for byte
-and changes only the bytes of tensors that changed.
+Headers are checked before anything large is read. Writing copies files byte for byte and then overwrites only
+the bytes of tensors that changed.
 """
 
 import json
@@ -29,7 +29,7 @@ _CONVERT = (
 def conversion_command(folder: Path) -> str:
     """A shell command that turns a folder's `pytorch_model*.bin` into `model.safetensors`.
 
-    It loads with `weights_only=True`, so that nothing in the file can run.
+    It loads with `weights_only=True`, so no code in the file can run.
     """
     return f'python -c "{_CONVERT}" "{folder}"'
 
@@ -42,31 +42,31 @@ class WeightFolder:
 
     Attributes:
         folder: the path.
-        where: tensor name -> file that holds it.
+        where: tensor name -> file.
         shapes: tensor name -> shape.
 
     Raises:
-        CheckpointError: the folder, its weights or a shard is missing; a file is cut short or not
-            safetensors; a shard lacks a tensor that the index promises; only `pytorch_model.bin` is there.
+        CheckpointError: the folder, its weights or a shard is missing; a file is truncated or not
+            safetensors; a shard lacks a tensor of the index; the folder has only `pytorch_model.bin`.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.where: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        for file, promised in self._files().items():
+        for file, expected in self._files().items():
             for name, shape in _header(file).items():
                 self.where[name] = file
                 self.shapes[name] = shape
-            lacking = sorted(promised - self.where.keys())
+            lacking = sorted(expected - self.where.keys())
             if lacking:
                 raise CheckpointError(
-                    f"{file} lacks tensor {lacking[0]} ({len(lacking)} in all), which {INDEX} promises; "
+                    f"{file} lacks tensor {lacking[0]} ({len(lacking)} in all), which {INDEX} lists; "
                     "copy or download the shard again."
                 )
 
     def _files(self) -> dict[Path, set[str]]:
-        """Weight files, and the tensors that the index expects in each."""
+        """Weight files, and the tensors that the index lists for each."""
         if not self.folder.is_dir():
             raise CheckpointError(f"Folder {self.folder} does not exist; the checkpoint is incomplete.")
         if (self.folder / SINGLE).is_file():
@@ -82,26 +82,25 @@ class WeightFolder:
                 files.setdefault(self.folder / str(shard), set()).add(name)
             for shard in sorted(files):
                 if not shard.is_file():
-                    raise CheckpointError(
-                        f"Shard {shard} is missing, and {index} names it; copy or download it again."
-                    )
+                    raise CheckpointError(f"Shard {shard} of {index} is missing; copy or download it again.")
             return files
         if any(self.folder.glob("pytorch_model*.bin")):
             raise CheckpointError(
                 f"{self.folder} holds pytorch_model.bin, a pickle file, which CRAFT does not open because "
-                f"it can run code. Convert it once, with weights only, by: {conversion_command(self.folder)}"
+                f"it can run code. Convert it once, with weights only: {conversion_command(self.folder)}"
             )
         raise CheckpointError(
-            f"{self.folder} holds no weights: neither {SINGLE} nor {INDEX} is there; copy or download "
-            "the folder again. (Of a hub model only safetensors are fetched. Where it has pytorch_model.bin "
-            "alone, download it yourself and give its folder: what is said then converts it.)"
+            f"{self.folder} holds no weights: it has neither {SINGLE} nor {INDEX}; copy or download the "
+            "folder again. (From the hub, CRAFT downloads only safetensors. If a model has only "
+            "pytorch_model.bin, download it yourself and give its folder; the message then has a command to "
+            "convert it.)"
         )
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, in the file's dtype, on the CPU.
 
         Raises:
-            CheckpointError: no file holds it, or the file is damaged.
+            CheckpointError: no file has it, or the file is damaged.
         """
         if name not in self.where:
             raise CheckpointError(f"{self.folder} lacks tensor {name}; the checkpoint is incomplete.")
@@ -113,11 +112,10 @@ class WeightFolder:
             raise CheckpointError(f"{file} is damaged ({error}); copy or download it again.") from error
 
     def changed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Those of `tensors` that differ from the files, once the files' values are cast to the tensors'
-        dtype.
+        """The tensors that differ from those in the files, compared in the dtype of `tensors`.
 
         Raises:
-            CheckpointError: a tensor is not in the files, or has another shape there.
+            CheckpointError: a tensor is not in the files, or has another shape in them.
         """
         different = {}
         for name, tensor in tensors.items():
@@ -132,15 +130,15 @@ class WeightFolder:
         return different
 
     def write(self, target: Path, tensors: Mapping[str, Tensor], skip: Collection[str] = ()) -> list[str]:
-        """Copy the folder to `target`; then overwrite the bytes of tensors that differ.
+        """Copy the folder to `target`, then overwrite the bytes of tensors that differ.
 
         Args:
-            target: a folder, made when missing.
-            tensors: new values by the files' names; file dtypes stay.
+            target: a folder, created if missing.
+            tensors: new values by the names in the files, whose dtypes stay.
             skip: names of files that are not copied.
 
         Returns:
-            Names of the tensors that changed. When none did, every file is the original byte for byte.
+            Names of the tensors that changed. If none did, every file is identical to the original.
 
         Raises:
             CheckpointError: as `changed`.
@@ -172,7 +170,7 @@ def _header(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _patch(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Overwrite tensors in place; header, order and everything else stay as they were."""
+    """Overwrite tensors in place; header and order do not change."""
     with open(file, "r+b") as opened:
         length = int.from_bytes(opened.read(8), "little")
         header = json.loads(opened.read(length))

@@ -98,7 +98,7 @@ def explain(
                 for sample, answer in zip(batch, answers, strict=True)
             ]
             append(path, _jsonl(rows))
-            if wish.asked:  # after the last batch too, since a paid judge may come next
+            if wish.requested:  # after the last batch too, since a paid judge may come next
                 raise Interrupted(
                     f"stopped after {start + len(batch)} of {len(samples)} answers; the same command goes on "
                     "from there."

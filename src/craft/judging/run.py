@@ -183,7 +183,7 @@ class _Calls:
 
     def get(self, wish: StopWish) -> Reply:
         """The next reply, already stored; raises an error of `ask` or of the disk here."""
-        while not wish.asked:
+        while not wish.requested:
             try:
                 reply = self.replies.get(timeout=0.5)
             except queue.Empty:

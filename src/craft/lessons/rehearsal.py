@@ -82,7 +82,7 @@ def rehearse_alignment(
     answers = -(-int((labels >= 0).sum()) // len(labels))
     dtype = resolve_dtype(config.dtype, resolve_device(config.device))
     count, tokens = labels.shape
-    memory = estimate_memory(lvlm, count, tokens, dtype, answers, again, from_codes=True)
+    memory = estimate_memory(lvlm, count, tokens, dtype, answers, again, search=None)
     return _told(lvlm, parts, memory, config, len(rows), tokens)
 
 
@@ -102,7 +102,7 @@ def rehearse_sizes(
     rows = config.micro_batch if isinstance(config.micro_batch, int) else config.batch_size
     again = config.gradient_checkpointing
     again = True if again == "auto" else again  # there is no device to measure
-    memory = estimate_memory(lvlm, rows, tokens, torch.bfloat16, answers, again, from_codes=True)
+    memory = estimate_memory(lvlm, rows, tokens, torch.bfloat16, answers, again, search=None)
     return _told(lvlm, {}, memory, config, samples, tokens)
 
 

@@ -1,4 +1,4 @@
-"""Floor 1: losses as functions on tensors: the paper's (Eq. 2, 3, 4; Eq. 5 weighs them), and one of ours."""
+"""Floor 1: losses as functions on tensors: those of the paper (Eq. 2, 3, 4) and one of ours (retention)."""
 
 from craft.losses.commitment import commitment, commitment_cumulative
 from craft.losses.contrastive import contrastive

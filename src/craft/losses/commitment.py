@@ -1,4 +1,4 @@
-"""Commitment loss (Eq. 3): keeps features near the codewords they are quantised to."""
+"""Commitment loss (Eq. 3): keeps features near their codewords."""
 
 from typing import Literal
 
@@ -12,15 +12,15 @@ def _reduce_width(squared: Tensor, reduction: Reduction) -> Tensor:
 
 
 def commitment(features: Tensor, quantized: Tensor, reduction: Reduction = "sum") -> Tensor:
-    """Squared distance of every feature to its own quantised version, averaged over tokens; float32 scalar.
+    """Squared distance of every feature to its quantised version, averaged over tokens; float32 scalar.
 
-    No gradient flows into `quantized`, whether or not it carries one by straight-through.
+    No gradient flows into `quantized`, even if it passes one by straight-through.
 
     Args:
         features: z `[B, N, d]`.
         quantized: z̃ `[B, N, d]`, the sum of the chosen codewords.
         reduction: over the width d: "sum" is the squared norm of Eq. 3 as printed; "mean" is 1/d of it, as in
-            the code of VILA-U. The weight of Eq. 5 means nothing without it: they differ by a factor d.
+            the code of VILA-U. The weight in Eq. 5 depends on it: the two differ by a factor d.
 
     Source: paper Eq. 3.
     """
@@ -29,14 +29,14 @@ def commitment(features: Tensor, quantized: Tensor, reduction: Reduction = "sum"
 
 
 def commitment_cumulative(features: Tensor, partial_sums: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """The form of VILA-U's training: the same distance to the sum after each level, averaged over levels.
+    """VILA-U's form: the same distance to the codeword sum after each level, averaged over levels.
 
     Args:
         features: z `[B, N, d]`.
         partial_sums: cumulative codeword sums `[B, N, L, d]`; `[..., L - 1, :]` is z̃. No gradient flows in.
         reduction: over the width d, as in `commitment`.
 
-    Source: residual quantisation as in VILA-U and RQ-VAE; the paper's Eq. 3 is its last term.
+    Source: residual quantisation as in VILA-U and RQ-VAE; the paper's Eq. 3 is the last level.
     """
     squared = (features.float().unsqueeze(-2) - partial_sums.detach().float()).square()
     return _reduce_width(squared, reduction).mean()

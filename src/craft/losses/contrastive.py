@@ -15,18 +15,18 @@ def contrastive(
 ) -> Tensor:
     """Mean over images of Eq. 4; float32 scalar, computed in float32 under autocast too.
 
-    Every image is drawn to its own text and pushed from the texts of *other* classes; texts of other images
-    of its own class count neither way. Where samples have no class (VQA), give every distinct text a number.
+    Every image attracts its text and repels the texts of *other* classes; the texts of other images of its
+    class do not count. If samples have no class (VQA), number the distinct texts.
 
     Args:
-        image: v `[B, d]`, the [CLS] features, of any length (the cosine is taken here).
+        image: v `[B, d]`, the [CLS] features; they need no normalisation.
         text: t `[B, d]`, embeddings from the frozen text encoder.
         classes: y, int64 `[B]`.
         log_temperature: log τ, a scalar; the exponential keeps τ positive.
-        bias: added to every s_ij, as SigLIP has it; the paper has none.
-        others: texts `[M, d]` and classes `[M]` that the images are pushed from, where these are not just the
-            batch's own but those of all processes (`craft.core.processes.gather`). The mean of the processes'
-            losses, weighted by their B, is then the loss of the whole batch, in value and gradient.
+        bias: added to every s_ij, as in SigLIP; the paper has none.
+        others: texts `[M, d]` and classes `[M]` that images repel, if they are those of all processes
+            (`craft.core.processes.gather`) and not of this batch only. The mean of the losses of all
+            processes, weighted by B, is then the loss of the whole batch, in value and gradient.
 
     Raises:
         ValueError: shapes do not fit.
@@ -45,8 +45,8 @@ def contrastive(
         )
         tau, shift = log_temperature.float().exp(), 0.0 if bias is None else bias.float()
         score = tau * (v @ pool.T) + shift  # s_ij = τ cos(v_i, t_j)
-        own = score.diagonal() if others is None else tau * (v * t).sum(-1) + shift  # s_ii
+        matching = score.diagonal() if others is None else tau * (v * t).sum(-1) + shift  # s_ii
         other_class = classes[:, None] != pool_classes[None, :]  # j : y_j ≠ y_i
-        positive = F.softplus(-own)  # -log σ(s_ii)
+        positive = F.softplus(-matching)  # -log σ(s_ii)
         negative = (F.softplus(score) * other_class).sum(1)  # -Σ_j log(1 - σ(s_ij))
         return (positive + negative).mean()  # Eq. 4

@@ -1,4 +1,4 @@
-"""Retention loss: what is no picture of a class keeps the features that it had."""
+"""Retention loss: images outside the adaptation classes keep their initial features."""
 
 from torch import Tensor
 
@@ -7,10 +7,11 @@ def retention(features: Tensor, initial: Tensor) -> Tensor:
     """Squared distance of features to those of the base tower, averaged over all elements; float32 scalar.
 
     Args:
-        features: `[B, N, d]` of the tower that trains; gradient goes here.
-        initial: `[B, N, d]` of the base tower, for the same pictures. No gradient flows in.
+        features: `[B, N, d]` of the trained tower, with gradient.
+        initial: `[B, N, d]` of the base tower for the same images; no gradient flows into it.
 
-    Source: ours. The distance is that of LDIFS (arXiv 2308.13320) at the last layer alone; which pictures it
-    is taken on is what matters (`craft.lessons.retention`).
+    Source: ours. The distance is that of LDIFS (arXiv 2308.13320) for the last layer only; what matters is
+        the
+    choice of images (`craft.lessons.retention`).
     """
     return (features.float() - initial.detach().float()).square().mean()

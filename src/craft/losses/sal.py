@@ -1,4 +1,4 @@
-"""Surrogate alignment loss (SAL, Eq. 2), with logits at the answer positions only."""
+"""Surrogate alignment loss (SAL, Eq. 2), with logits only at the answer positions."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -10,11 +10,11 @@ from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
 BLOCK = 1024
-"""At most so many positions have their logits in memory at once (0.6 GiB in float32 at V = 151936)."""
+"""Number of positions whose logits are in memory at once (0.6 GiB in float32 at V = 151936)."""
 
 
 def answer_positions(labels: Tensor) -> Tensor:
-    """Where the next token is an answer token: bool `[B, T - 1]`, for labels int64 `[B, T]`.
+    """The positions before an answer token: bool `[B, T - 1]`, for labels int64 `[B, T]`.
 
     Position t predicts token t + 1, so the first column of the labels never counts.
     """
@@ -29,15 +29,15 @@ def surrogate_alignment(
 ) -> Tensor:
     """Cross-entropy of the answer tokens under the surrogate LLM, a float32 scalar.
 
-    Equal to the loss over the full sequence, in value and gradient, but the logits `[n, V]` are made only for
-    the n positions that predict an answer token: at V = 151936 that is most of the memory of a step.
+    It equals the loss over the full sequence in value and gradient, but computes logits `[n, V]` only for the
+    n positions that predict an answer token. At V = 151936 logits take most of the memory of a step.
 
     Args:
         hidden: last hidden states of the LLM (after its final norm, before the head), `[B, T, h]`.
         lm_head: hidden states `[n, h]` -> logits `[n, V]`.
-        labels: int64 `[B, T]`, aligned with the tokens (shifted in here); -100 where no loss is taken, that
-            is for image, prompt and padding.
-        reduction: "mean" over all answer tokens of the batch (as `labels=` of transformers), or "sum" over
+        labels: int64 `[B, T]`, aligned with the tokens (this function shifts them); -100 for image, prompt
+            and padding, which have no loss.
+        reduction: "mean" over all answer tokens of the batch, like `labels=` in transformers; or "sum" over
             the tokens of an answer, as Eq. 2 is printed, averaged over the B samples.
 
     Raises:
@@ -53,14 +53,14 @@ def surrogate_alignment(
     targets = labels[:, 1:][mask]  # y_i, [n]
     if targets.numel() == 0:
         raise ValueError("no answer token in the batch: every label is -100 after the shift by one")
-    states = hidden[:, :-1][mask]  # that predict y_i from y_<i, t and z̃, [n, h]
+    states = hidden[:, :-1][mask]  # these predict y_i from y_<i, t and z̃, [n, h]
 
     def loss(part: Tensor, goal: Tensor) -> Tensor:  # Eq. 2: -Σ_i log p(y_i | y_<i, t, z̃)
         return F.cross_entropy(lm_head(part).float(), goal, reduction="sum")
 
     if len(targets) <= BLOCK:
         total = loss(states, targets)
-    else:  # long answers: the logits of one block at a time, made again in the backward pass
+    else:  # long answers: the logits of one block at a time, recomputed in the backward pass
         blocks = zip(states.split(BLOCK), targets.split(BLOCK), strict=True)
         total = torch.stack([checkpoint(loss, *block, use_reentrant=False) for block in blocks]).sum()  # type: ignore[arg-type]
     return total / (targets.numel() if reduction == "mean" else labels.shape[0])

@@ -1,1 +1,1 @@
-"""Models: vision towers, visual tokenizer, projector, backbone, LVLM, and one file per on-disk format."""
+"""Vision towers, visual tokenizer, projector, backbone and LVLM. Nothing here touches the disk."""

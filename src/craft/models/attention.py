@@ -1,7 +1,7 @@
-"""Where a model looks: the importance of visual tokens that rival ways of pruning go by."""
+"""Attention to visual tokens, which other pruning methods use as the importance of a token."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from craft.core.errors import CraftError
 from craft.core.tokens import VisionTokens
 from craft.models.backbone import Backbone
+from craft.models.vision_tower import TowerLayer
 from craft.models.visual_tokenizer import VisualTokenizer
 
 
@@ -17,8 +18,8 @@ def cls_attention(visual: VisualTokenizer, images: Sequence[Any] | Tensor, batch
     """How much [CLS] attends to each patch in the tower's last layer, mean over heads: float32 `[B, N]`.
 
     Args:
-        visual: its tower runs.
-        images: as `VisualTokenizer.encode` takes them.
+        visual: the visual tokenizer; its tower has a [CLS] token.
+        images: as for `VisualTokenizer.encode`.
         batch_size: images per forward pass.
 
     Raises:
@@ -26,10 +27,10 @@ def cls_attention(visual: VisualTokenizer, images: Sequence[Any] | Tensor, batch
 
     Source: the dominant tokens of VisionZip (arXiv 2412.04467), with our [CLS] (§3.2).
     """
-    tower: Any = visual.vision_tower
-    attention = tower.layers[-1].self_attn
+    tower = visual.vision_tower
+    attention = cast(TowerLayer, tower.layers[-1]).self_attn
     projections = (attention.q_proj, attention.k_proj)
-    found = []
+    importance = []
     for start in range(0, len(images), batch_size):
         chunk = images[start : start + batch_size]
         pixels = chunk if isinstance(chunk, Tensor) else visual.preprocess(chunk)
@@ -38,27 +39,28 @@ def cls_attention(visual: VisualTokenizer, images: Sequence[Any] | Tensor, batch
             for output in _outputs(projections, lambda pixels=pixels: tower(pixels.to(visual.device)))
         )
         weights = (query[:, :, :1] @ key.transpose(2, 3) / query.shape[-1] ** 0.5).softmax(-1)
-        found.append(weights[:, :, 0, 1:].mean(dim=1))
-    return torch.cat(found)
+        importance.append(weights[:, :, 0, 1:].mean(dim=1))
+    return torch.cat(importance)
 
 
-def _outputs(modules: Sequence[nn.Module], run: Callable[[], Any]) -> list[Tensor]:
-    """What each module returns in `run`, all its calls joined along the tokens.
+def _outputs(modules: Sequence[nn.Module], run: Callable[[], object]) -> list[Tensor]:
+    """What each module returns during `run`; the outputs of several calls are joined along the tokens.
 
-    In a tower's layer [CLS] comes first: by a call of its own before the patches', or in front of them.
+    In a tower's layer [CLS] comes first, either in a separate call before that for the patches or as the
+    first token of one call.
     """
-    seen: dict[nn.Module, list[Tensor]] = {module: [] for module in modules}
+    outputs: dict[nn.Module, list[Tensor]] = {module: [] for module in modules}
 
-    def keep(module: nn.Module, _: Any, output: Tensor) -> None:
-        seen[module].append(output)
+    def record(module: nn.Module, _: tuple[Any, ...], output: Tensor) -> None:
+        outputs[module].append(output)
 
-    hooks = [module.register_forward_hook(keep) for module in modules]
+    hooks = [module.register_forward_hook(record) for module in modules]
     try:
         run()
     finally:
         for hook in hooks:
             hook.remove()
-    return [torch.cat(outputs, dim=1) for outputs in seen.values()]
+    return [torch.cat(calls, dim=1) for calls in outputs.values()]
 
 
 @torch.no_grad()
@@ -67,36 +69,36 @@ def received_attention(
 ) -> Tensor:
     """How much the prompt's last token attends to each visual token in an LLM layer: float32 `[B, N]`.
 
-    FastV drops the tokens that get least of it. There they are dropped inside the LLM, behind that layer; as
-    a criterion in `craft.pruning` they are dropped in front of the projector, as with every other strategy.
-    So its scores cost a prefill of their own that sees all tokens.
+    FastV drops the tokens that receive the least. It drops them inside the LLM, after that layer; with
+    `craft.pruning` they are dropped before the projector, as in every other strategy. Computing the scores
+    therefore takes an additional prefill with all tokens.
 
     Args:
         backbone: the backbone.
-        tokens: one image per question, none padded.
+        tokens: one image per question, without padding.
         questions: B texts.
-        layer: number of the layer, from 1.
+        layer: number of the layer, counted from 1.
 
     Raises:
-        CraftError: tokens are padded, or the LLM has fewer layers.
+        CraftError: tokens are padded, or the LLM has no such layer.
 
     Source: FastV (arXiv 2403.06764), whose K is `layer`; mean over heads.
     """
-    llm: Any = backbone.llm
+    llm = backbone.llm
     if tokens.attention_mask is not None:
-        raise CraftError("Attention is read from whole images; prune afterwards.")
+        raise CraftError("These tokens are padded; compute attention for all tokens of an image, then prune.")
     if not 1 <= layer <= llm.config.num_hidden_layers:
-        raise CraftError(f"This LLM has {llm.config.num_hidden_layers} layers; {layer} is none of them.")
+        raise CraftError(f"This LLM has {llm.config.num_hidden_layers} layers; there is no layer {layer}.")
     inputs = backbone.inputs(tokens, questions)
-    before = [len(backbone.tokenized(text).before) for text in questions]
-    usual = llm.config._attn_implementation
-    llm.set_attn_implementation("eager")  # the fused kernels do not give weights
+    lengths = [len(backbone.tokenized(text).before) for text in questions]
+    implementation = llm.config._attn_implementation or "eager"
+    llm.set_attn_implementation("eager")  # fused kernels return no weights
     try:
         output = getattr(llm, llm.base_model_prefix)(**inputs, use_cache=False, output_attentions=True)
     finally:
-        llm.set_attn_implementation(usual)
+        llm.set_attn_implementation(implementation)
     weights = output.attentions[layer - 1][:, :, -1].float().mean(dim=1)  # [B, T]
     count = tokens.codes.shape[1]
     padding = (~inputs["attention_mask"]).sum(dim=1)
-    start = padding + torch.tensor(before, device=padding.device)
+    start = padding + torch.tensor(lengths, device=padding.device)
     return weights.gather(1, start[:, None] + torch.arange(count, device=padding.device))

@@ -1,14 +1,15 @@
-"""The backbone: projector + LLM + text tokenizer + prompt format, all for one codebook (§3.1, §8)."""
+"""The backbone: projector + LLM + text tokenizer + prompt format, for one codebook (§3.1, §8)."""
 
 import copy
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from craft.core.errors import CheckpointError, CraftError
@@ -18,19 +19,23 @@ from craft.models.projector import Projector
 from craft.models.prompts import Prompt, build_prompt, end_of_answer
 
 Segment = Tensor  # int64 [n]: token ids; or float [n, h]: embeddings
-REMEMBERED = 8192
-"""Prompts whose token ids are kept: a training of several epochs, or of several measurements, asks again."""
-_BEHIND_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-"""Settings of LLMs that cap or scale what their output embedding gives (Gemma 2, Granite, Cohere)."""
+Side = Literal["left", "right"]
+"""Where a batch is padded."""
+
+CACHED_PROMPTS = 8192
+"""Number of prompts whose token ids a backbone caches, because later epochs and measurements repeat them."""
+
+_LOGIT_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+"""Settings of LLMs that cap or scale the logits of their output embedding (Gemma 2, Granite, Cohere)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Borrowed:
-    """Where a backbone's LLM is from.
+    """An LLM that a backbone names instead of holding it.
 
     Attributes:
         name: as for `craft.formats.llm_source.find_llm`.
-        lora: the factors, in the dtype that they have on disk; none where the LLM is as it was.
+        lora: the LoRA factors, in the dtype that they have on disk; empty if the LLM is unchanged.
     """
 
     name: str
@@ -46,76 +51,99 @@ class Backbone(nn.Module):
         tokenizer: its text tokenizer.
         prompt: the name of its prompt format (a key of `craft.models.prompts.FORMATS`).
         codebook_fingerprint: which codebook it was trained for.
-        borrowed: where the LLM is from (`craft.formats.llm_source`), or None where it is the backbone's own.
+        borrowed: the source of the LLM (`craft.formats.llm_source`), or None if the backbone holds its LLM.
+
+    Args:
+        projector, llm, prompt, codebook_fingerprint, borrowed: see the attributes.
+        tokenizer: see the attributes; None only for sizes without values (`craft.models.paper_sizes`), which
+            read no text.
 
     Raises:
         CheckpointError: the LLM has recurrent layers.
     """
 
+    projector: Projector
+    llm: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
     def __init__(
         self,
         projector: Projector,
-        llm: nn.Module,
-        tokenizer: Any,
+        llm: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
         prompt: str,
         codebook_fingerprint: str,
         borrowed: Borrowed | None = None,
     ) -> None:
         super().__init__()
-        if getattr(llm, "_is_stateful", False):  # transformers' mark of a state that cannot be taken apart
+        if getattr(llm, "_is_stateful", False):  # transformers marks so a state that cannot be split by token
             raise CheckpointError(
-                f"An LLM of the type {llm.config.model_type} has recurrent layers (Qwen 3.5, Falcon H1 and "  # type: ignore[union-attr]
-                "other hybrids have), and prompts are read into keys and values here; use one with attention "
-                "in all layers, as Llama, Qwen 2.5 or Qwen 3."
+                f"An LLM of the type {llm.config.model_type} has recurrent layers, as Qwen 3.5, Falcon H1 "
+                "and other hybrids have, and CRAFT caches prompts as keys and values; use an LLM with "
+                "attention in all layers, such as Llama, Qwen 2.5 or Qwen 3."
             )
         self.projector = projector
         self.llm = llm
-        self.tokenizer = tokenizer
+        self.tokenizer = cast(PreTrainedTokenizerBase, tokenizer)
         self.prompt = prompt
         self.codebook_fingerprint = codebook_fingerprint
         self.borrowed = borrowed
-        self._build_prompt = lru_cache(REMEMBERED)(build_prompt)
+        self._build_prompt = lru_cache(CACHED_PROMPTS)(build_prompt)
 
     @property
     def device(self) -> torch.device:
         """Where the LLM's weights are."""
-        return self.llm.get_input_embeddings().weight.device  # type: ignore[operator, union-attr]
+        return self.embeddings.weight.device
 
     @property
-    def own_positions(self) -> bool:
-        """Whether the LLM counts positions by the attention mask and takes no position ids, as with ALiBi
-        (BLOOM, MPT, Falcon's `alibi`). Then it takes no masks of our own making either."""
-        base: Any = getattr(self.llm, str(self.llm.base_model_prefix), self.llm)
-        takes = "position_ids" in inspect.signature(base.forward).parameters
-        return not takes or bool(getattr(self.llm.config, "alibi", False))
+    def embeddings(self) -> nn.Embedding:
+        """The LLM's input embeddings: ids int64 `[...]` -> `[..., h]`."""
+        return cast(nn.Embedding, self.llm.get_input_embeddings())
+
+    @property
+    def base_llm(self) -> nn.Module:
+        """The LLM without its output embedding, which returns the last hidden states."""
+        return getattr(self.llm, self.llm.base_model_prefix)
+
+    @property
+    def counts_positions(self) -> bool:
+        """Whether the LLM derives positions from the attention mask and takes no position ids, as with ALiBi
+        (BLOOM, MPT, Falcon's `alibi`). Such an LLM takes no custom attention masks either."""
+        base = getattr(self.llm, self.llm.base_model_prefix, self.llm)
+        takes_ids = "position_ids" in inspect.signature(base.forward).parameters
+        return not takes_ids or bool(getattr(self.llm.config, "alibi", False))
 
     def check_positions(self, keep_positions: bool) -> None:
-        """Refuse positions with gaps where the LLM cannot be told of them, before any work.
+        """Refuse `keep_positions` before any work if the LLM takes no position ids.
 
         Raises:
-            CraftError: they are wanted, and the LLM counts positions itself.
+            CraftError: `keep_positions` is set, and the LLM counts positions itself.
         """
-        if keep_positions and self.own_positions:
+        if keep_positions and self.counts_positions:
             raise CraftError(
-                f"An LLM of the type {self.llm.config.model_type} counts positions itself (ALiBi), so pruned "  # type: ignore[union-attr]
-                "tokens cannot keep those of the full grid; leave keep_positions out."
+                f"An LLM of the type {self.llm.config.model_type} counts positions itself (ALiBi), so pruned "
+                "tokens cannot keep their positions in the full grid; leave keep_positions out."
             )
 
     @property
     def lm_head(self) -> Callable[[Tensor], Tensor]:
-        """Hidden states `[..., h]` -> the LLM's logits `[..., V]`: its output embedding, and what it does
-        behind it."""
-        if any(getattr(self.llm.config, name, None) for name in _BEHIND_HEAD):
-            return partial(_own_logits, self.llm)
-        return self.llm.get_output_embeddings()  # type: ignore[operator]
+        """Hidden states `[..., h]` -> the LLM's logits `[..., V]`: its output embedding, then its capping or
+        scaling of logits."""
+        if any(getattr(self.llm.config, name, None) for name in _LOGIT_SETTINGS):
+            return partial(_logits_by_forward, self.llm)
+        return cast(nn.Module, self.llm.get_output_embeddings())
 
     def project(self, quantized: Tensor) -> Tensor:
         """z̃ `[..., d]` -> `[..., h]` in the projector's dtype, with gradient to z̃."""
         return self.projector(quantized.to(next(self.projector.parameters()).dtype))
 
+    def read(self, tokens: VisionTokens) -> Tensor:
+        """The visual tokens as the LLM gets them: `[B, N, h]` on the LLM's device, with gradient to z̃."""
+        return self.project(tokens.quantized.to(self.device))
+
     def tokenized(self, question: str, answer: str | None = None, image: bool = True) -> Prompt:
-        """The token ids of a question (and answer) in this backbone's prompt format; those of the last
-        `REMEMBERED` are kept. Not to be changed in place.
+        """The token ids of a question (and answer) in this backbone's prompt format. The last
+        `CACHED_PROMPTS` prompts are cached, so do not change them in place.
 
         Raises:
             ConfigError: the format does not fit the text tokenizer.
@@ -128,40 +156,40 @@ class Backbone(nn.Module):
         questions: Sequence[str],
         answers: Sequence[str] | None = None,
         keep_positions: bool = False,
-        padding: str | None = None,
+        padding: Side | None = None,
     ) -> dict[str, Tensor]:
-        """Prompts with the projected image tokens spliced in.
+        """The LLM's inputs: prompts with the projected visual tokens inserted.
 
         Args:
             tokens: the images' tokens, one image per question; None for text only.
             questions: B texts.
             answers: B texts to be learned, or None at inference.
-            keep_positions: give a pruned image's tokens the positions they had in the full grid, and the text
-                behind it the positions it would have had. By default positions are consecutive.
+            keep_positions: give a pruned image's tokens their positions in the full grid, and the text after
+                them the positions it has without pruning. By default positions are consecutive.
             padding: "right" or "left"; by default right with answers (training) and left without
             (generation).
 
         Returns:
             `inputs_embeds` `[B, T, h]`, `attention_mask` bool `[B, T]`, `position_ids` int64 `[B, T]` (0 on
-            padding) and, with answers, `labels` int64 `[B, T]`, -100 everywhere but on the answer's tokens.
+            padding) and, with answers, `labels` int64 `[B, T]`, -100 except on the answer's tokens.
 
         Raises:
             CraftError: numbers of images, questions and answers differ.
         """
         count = len(questions)
         if (tokens is not None and len(tokens) != count) or (answers is not None and len(answers) != count):
-            given = f"{count} questions, {'no' if tokens is None else len(tokens)} images"
             raise CraftError(
-                f"One image and one answer per question, please: got {given}, "
+                f"Each question needs one image and one answer: got {count} questions, "
+                f"{'no' if tokens is None else len(tokens)} images, "
                 f"{'no' if answers is None else len(answers)} answers."
             )
-        wanted: Sequence[str | None] = answers if answers is not None else [None] * count
+        targets: Sequence[str | None] = answers if answers is not None else [None] * count
         prompts = [
             self.tokenized(question, answer, tokens is not None)
-            for question, answer in zip(questions, wanted, strict=True)
+            for question, answer in zip(questions, targets, strict=True)
         ]
         rows, jumps = self.segments(prompts, tokens, keep_positions)
-        side = padding or ("left" if answers is None else "right")
+        side: Side = padding or ("left" if answers is None else "right")
         spliced = self.splice(rows, padding=side, positions=jumps)
         if answers is not None:
             spliced["labels"] = self._labels(prompts, spliced["attention_mask"], side)
@@ -174,11 +202,11 @@ class Backbone(nn.Module):
         keep_positions: bool = False,
         image_of: Sequence[int] | None = None,
     ) -> tuple[list[list[Segment]], list[Tensor] | None]:
-        """What `splice` joins: per prompt its text before the image, the image, and the text behind it.
+        """The segments for `splice`: per prompt the text before the image, the image, the text after it.
 
         Args:
             prompts: B prompts.
-            tokens: the images' tokens, or None for text only (then there is no middle segment).
+            tokens: the images' tokens, or None for text only (then there is no image segment).
             keep_positions: as in `inputs`.
             image_of: per prompt the index of its image in `tokens`; None: one image per prompt, in order.
 
@@ -186,7 +214,7 @@ class Backbone(nn.Module):
             The segments, and with `keep_positions` the position ids int64 `[T_i]` (else None).
 
         Raises:
-            CraftError: `keep_positions` is wanted of an LLM that counts positions itself.
+            CraftError: `keep_positions` is set, and the LLM counts positions itself.
         """
         self.check_positions(keep_positions)
         ids = [
@@ -194,27 +222,27 @@ class Backbone(nn.Module):
         ]
         if tokens is None:
             return [[before, rest] for before, rest in ids], None
-        images = self.project(tokens.quantized.to(self.device))
-        places = tokens.positions.cpu() if keep_positions else None  # else the GPU need not be waited for
+        images = self.read(tokens)
+        positions = tokens.positions.cpu() if keep_positions else None  # without it, no wait for the GPU
         rows: list[list[Segment]] = []
         jumps: list[Tensor] = []
         for index, (before, rest) in zip(image_of or range(len(ids)), ids, strict=True):
             image = images[index]
-            kept = None if tokens.attention_mask is None else tokens.attention_mask[index]
-            rows.append([before, image if kept is None else image[kept.to(image.device)], rest])
-            if places is None:
+            mask = None if tokens.attention_mask is None else tokens.attention_mask[index]
+            rows.append([before, image if mask is None else image[mask.to(image.device)], rest])
+            if positions is None:
                 continue
-            raster = places[index] if kept is None else places[index][kept.cpu()]
-            behind = len(before) + tokens.grid[0] * tokens.grid[1]
+            raster = positions[index] if mask is None else positions[index][mask.cpu()]
+            end = len(before) + tokens.grid[0] * tokens.grid[1]
             jumps.append(
-                torch.cat([torch.arange(len(before)), len(before) + raster, behind + torch.arange(len(rest))])
+                torch.cat([torch.arange(len(before)), len(before) + raster, end + torch.arange(len(rest))])
             )
         return rows, jumps if keep_positions else None
 
     def splice(
         self,
         rows: Sequence[Sequence[Segment]],
-        padding: str = "right",
+        padding: Side = "right",
         positions: Sequence[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Join segments into one padded batch of embeddings.
@@ -223,12 +251,12 @@ class Backbone(nn.Module):
             rows: per sample a list of segments, each token ids int64 `[n]` or embeddings float `[n, h]`; any
                 number of images per sample.
             padding: "right" or "left"; padding rows are zeros.
-            positions: per sample its position ids int64 `[T_i]`; consecutive from 0 when None.
+            positions: per sample its position ids int64 `[T_i]`; None: consecutive from 0.
 
         Returns:
             `inputs_embeds`, `attention_mask`, `position_ids` as in `inputs`.
         """
-        table = self.llm.get_input_embeddings()  # type: ignore[operator]
+        table = self.embeddings
         text = [segment for row in rows for segment in row if not segment.is_floating_point()]
         flat = torch.cat(text) if text else torch.zeros(0, dtype=torch.long)
         embedded = iter(table(flat.to(self.device)).split([len(segment) for segment in text]))
@@ -252,7 +280,7 @@ class Backbone(nn.Module):
             "position_ids": position_ids.to(self.device),
         }
 
-    def _labels(self, prompts: Sequence[Prompt], mask: Tensor, padding: str) -> Tensor:
+    def _labels(self, prompts: Sequence[Prompt], mask: Tensor, padding: Side) -> Tensor:
         """int64 `[B, T]`: the answer's ids at the end of every row, -100 elsewhere."""
         labels = torch.full(mask.shape, IGNORED, dtype=torch.long)
         ends = [mask.shape[1]] * len(prompts) if padding == "left" else mask.sum(dim=1).tolist()
@@ -261,13 +289,12 @@ class Backbone(nn.Module):
         return labels.to(mask.device)
 
     def hidden_states(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Last hidden states `[B, T, h]` of the LLM, before its output embedding (which is the costly part).
+        """Last hidden states `[B, T, h]` of the LLM, before its output embedding, which is the costly part.
 
         Args:
-            inputs: what `inputs` or `splice` returned; labels are not used.
+            inputs: as `inputs` or `splice` returns them; labels are not used.
         """
-        base = getattr(self.llm, self.llm.base_model_prefix)  # type: ignore[arg-type]
-        output = base(
+        output = self.base_llm(
             inputs_embeds=inputs["inputs_embeds"],
             attention_mask=inputs["attention_mask"],
             position_ids=inputs["position_ids"],
@@ -276,29 +303,29 @@ class Backbone(nn.Module):
         return output.last_hidden_state
 
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Logits `[B, T, V]` at every position (for tests and inspection; training needs a few only)."""
+        """Logits `[B, T, V]` at every position, for tests and inspection; training needs only a few."""
         return self.lm_head(self.hidden_states(inputs))
 
     def end_ids(self) -> set[int]:
-        """Ids at which generation stops: the generation config's, the tokenizer's, and what ends an answer
-        in the prompt format."""
+        """The ids at which generation stops: those of the generation config, the tokenizer's end token, and
+        the token that ends an answer in the prompt format."""
         config = getattr(self.llm, "generation_config", None)
         listed = getattr(config, "eos_token_id", None)
         ends = {*(listed if isinstance(listed, (list, tuple)) else [listed])}
-        ends |= {self.tokenizer.eos_token_id, end_of_answer(self.prompt, self.tokenizer)}
+        ends |= {cast("int | None", self.tokenizer.eos_token_id), end_of_answer(self.prompt, self.tokenizer)}
         return {int(end) for end in ends if end is not None}
 
 
-class _Given(nn.Module):
-    """In place of an LLM's layers, of experts too: its input embeddings come out as they are."""
+class _Identity(nn.Module):
+    """Replaces an LLM's layers (with or without experts): returns the input embeddings as hidden states."""
 
     def forward(self, inputs_embeds: Tensor, **_: Any) -> MoeModelOutputWithPast:
         return MoeModelOutputWithPast(last_hidden_state=inputs_embeds)  # type: ignore[arg-type]
 
 
-def _own_logits(llm: Any, hidden: Tensor) -> Tensor:
-    """Logits by the LLM's own forward pass, in which the layers are left out."""
-    bare = copy.copy(llm)  # all parts shared
-    bare._modules = {**llm._modules, llm.base_model_prefix: _Given()}
+def _logits_by_forward(llm: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Logits by the LLM's forward pass without its layers."""
+    bare = copy.copy(llm)  # shares all parts
+    bare._modules = {**llm._modules, llm.base_model_prefix: _Identity()}
     logits = bare(inputs_embeds=hidden.reshape(1, -1, hidden.shape[-1]), use_cache=False).logits
     return logits.reshape(*hidden.shape[:-1], -1)

@@ -1,17 +1,16 @@
 """Layers compiled by torch, for training steps only."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 class Compiled:
-    """Within its block layers run as `torch.compile` has them; outside they are what they were.
+    """A context in which layers run compiled by `torch.compile`; outside it they run as before.
 
-    Answers between steps (validation) would have each layer compiled anew, for shapes and caches of their
-    own. Compiling happens when a layer is first called.
+    Validation between training steps has other shapes and caches, for which each layer would be compiled
+    again. A layer is compiled at its first call.
 
     Args:
         layers: the layers.
@@ -20,7 +19,7 @@ class Compiled:
     """
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
-        self._calls: dict[nn.Module, Callable[..., Any]] = {}
+        self._calls: dict[nn.Module, Callable[..., object]] = {}
         for layer in layers:
             layer.compile()
             self._calls[layer] = layer._compiled_call_impl  # type: ignore[assignment]
@@ -36,5 +35,5 @@ class Compiled:
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
-    """The layers of the towers and LLMs in `model`."""
+    """The layers of all vision towers and LLMs in `model`."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

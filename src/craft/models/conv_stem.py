@@ -1,7 +1,7 @@
 """The convolutional stem of the hybrid tower: EfficientNet-Lite0's first blocks, batch norms folded in.
 
-With the batch norms folded into the convolutions there is nothing left that behaves differently under
-`.train()`, and fewer tensors to ship.
+With the batch norms folded into the convolutions, nothing behaves differently under `.train()`, and there
+are fewer tensors to ship.
 """
 
 import torch
@@ -19,13 +19,15 @@ _LITE0 = (
     (6, 3, 1, 320, 1),
 )
 _STEM_CHANNELS = 32
-_AT_ONCE = 16  # on a CPU: of more pictures every map is fresh memory, which takes longer than to fill it
+_CPU_BATCH = (
+    16  # with more images every map needs fresh memory, and allocating it takes longer than filling it
+)
 
 
 def _convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Convolve with TensorFlow's "same" padding: for stride 2 the odd pixel goes right and below.
+    """Convolve with TensorFlow's "same" padding: for stride 2 the odd pixel is right and bottom.
 
-    Even padding is left to the convolution: the same sums, without a padded copy of the map.
+    The convolution itself does even padding: the same sums, without a padded copy of the map.
     """
     kernel, stride = conv.kernel_size[0], conv.stride[0]
     pads = []
@@ -58,7 +60,7 @@ class ConvStem(nn.Module):
     """The first blocks of EfficientNet-Lite0, as plain convolutions.
 
     Args:
-        blocks: how many of its 16 blocks; 11 give 112 channels at stride 16.
+        blocks: number of blocks, at most 16; 11 give 112 channels at stride 16.
 
     Attributes:
         channels: output channels C.
@@ -78,12 +80,12 @@ class ConvStem(nn.Module):
             self.channels, self.stride = channels, self.stride * stride
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Pixels `[B, 3, S, S]` -> maps `[B, C, S/stride, S/stride]`; on a CPU channels lie innermost."""
+        """Pixels `[B, 3, S, S]` -> maps `[B, C, S/stride, S/stride]`; in channels-last layout on a CPU."""
         if pixel_values.device.type != "cpu":
             return self._maps(pixel_values)
-        # oneDNN would turn every map round before and behind each convolution.
-        turned = pixel_values.contiguous(memory_format=torch.channels_last)
-        return torch.cat([self._maps(few) for few in turned.split(_AT_ONCE)])
+        # Otherwise oneDNN converts every map to this layout and back at each convolution.
+        channels_last = pixel_values.contiguous(memory_format=torch.channels_last)
+        return torch.cat([self._maps(batch) for batch in channels_last.split(_CPU_BATCH)])
 
     def _maps(self, pixel_values: Tensor) -> Tensor:
         x = F.relu6(_convolve(pixel_values, self.first), inplace=True)
@@ -93,7 +95,7 @@ class ConvStem(nn.Module):
 
     @torch.no_grad()
     def load_lite0(self, state: dict[str, Tensor], eps: float = 1e-3) -> None:
-        """Copy EfficientNet-Lite0 weights in, folding each batch norm into the convolution before it.
+        """Copy EfficientNet-Lite0 weights and fold each batch norm into the convolution before it.
 
         Args:
             state: the state dict of the PyTorch port (`_conv_stem`, `_bn0`, `_blocks.N.*`).

@@ -1,16 +1,17 @@
-"""Reading prompts into key/value caches, once per image, and answering from there.
+"""Read prompts into key/value caches, once per image, and answer from them.
 
-reading = read(backbone, tokens, questions, image_of)   # one pass; the image of several questions once
+reading = read(backbone, tokens, questions, image_of)   # one pass; an image with several questions once
 ids, margins = write(backbone, reading, 5)              # greedy answers
-scores = score(backbone, reading, options)              # log-probabilities of given answers, one pass
+scores = score(backbone, reading, options)              # log-probabilities of candidate answers, one pass
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from craft.core.errors import CraftError
 from craft.core.tokens import VisionTokens
@@ -18,10 +19,10 @@ from craft.models.backbone import Backbone
 from craft.models.prompts import decode
 
 SHARED = 0.75
-"""Images are read apart where a batch has at most so many per question: the extra pass has a price."""
+"""Images are read in a separate pass if a batch has at most this many per question; the pass has a cost."""
 
-_TAIL = 4  # tokens at a prompt's end that show whether it was split there
-_HEAD_BLOCK = 256  # positions whose logits over the vocabulary are held at once
+_TAIL = 4  # tokens at the end of a prompt that show whether it was split there
+_HEAD_BLOCK = 256  # positions whose logits over the vocabulary are in memory at once
 
 
 @dataclass
@@ -29,29 +30,27 @@ class Reading:
     """Prompts that the LLM has read.
 
     Attributes:
-        cache: their keys and values (transformers' `DynamicCache`), T positions; `write` adds to it.
+        cache: their keys and values at T positions; `write` appends to it.
         mask: bool `[B, T]`, False on padding.
         last: int64 `[B, 1]`, the position id of each prompt's last token.
-        logits: float32 `[B, V]` behind the last token.
+        logits: float32 `[B, V]` that predict the token after each prompt.
     """
 
-    cache: Any
+    cache: Cache
     mask: Tensor
     last: Tensor
     logits: Tensor
 
 
 @torch.no_grad()
-def prefill(backbone: Backbone, inputs: dict[str, Tensor], cache: Any = None) -> Reading:
-    """Read left-padded inputs, as `Backbone.inputs` gives them without answers.
+def prefill(backbone: Backbone, inputs: dict[str, Tensor], cache: Cache | None = None) -> Reading:
+    """Read left-padded inputs, as `Backbone.inputs` returns them without answers.
 
     Args:
         backbone: the backbone.
-        inputs: embeddings, positions, and the mask of all positions, those in the cache included.
-        cache: what was read before; it grows. None: nothing.
+        inputs: embeddings, positions, and the mask of all positions, including those in the cache.
+        cache: keys and values of what was read before, to which this appends; None for a new cache.
     """
-    from transformers import DynamicCache
-
     cache = DynamicCache() if cache is None else cache
     logits = _logits(backbone, inputs, cache)
     return Reading(cache, inputs["attention_mask"], inputs["position_ids"][:, -1:], logits)
@@ -68,10 +67,10 @@ def generate(
     """Greedy answers.
 
     Args:
-        backbone: what answers.
+        backbone: the backbone.
         tokens: one image per question, or None for text only.
         questions: B texts.
-        max_new_tokens: generation stops here, or at the LLM's end token.
+        max_new_tokens: maximum length; generation also stops at an end token.
         keep_positions: as in `Backbone.inputs`.
 
     Returns:
@@ -87,12 +86,12 @@ def generate(
 
 
 def generate_ids(backbone: Backbone, inputs: dict[str, Tensor], max_new_tokens: int) -> list[list[int]]:
-    """Greedy token ids per row, up to and without the end token.
+    """Greedy token ids per row, without the end token.
 
     Args:
-        backbone: what answers.
-        inputs: left-padded, as `Backbone.inputs` gives them without answers.
-        max_new_tokens: the most tokens per row.
+        backbone: the backbone.
+        inputs: left-padded, as `Backbone.inputs` returns them without answers.
+        max_new_tokens: maximum number of tokens per row.
     """
     return write(backbone, prefill(backbone, inputs), max_new_tokens)[0]
 
@@ -108,9 +107,9 @@ def read(
 ) -> Reading:
     """Run the LLM over B prompts.
 
-    Where several questions are about one image, everything up to the image's last token is read once per
-    image, and its keys and values are handed to all of them: the same numbers up to rounding. Padding then
-    stands in the middle of rows, which is not for every LLM (`takes_masks`).
+    If several questions are about one image, everything up to the image's last token is read once per image,
+    and all its questions share the keys and values: the same numbers up to rounding. Rows then have padding
+    in the middle, which not every LLM supports (`takes_masks`).
 
     Args:
         backbone: the backbone.
@@ -118,10 +117,8 @@ def read(
         questions: B texts.
         image_of: per question the index of its image in `tokens`; None: one image each, in order.
         keep_positions: as in `Backbone.inputs`.
-        room: tokens that will stand behind a prompt at most: of its answer, or of an option to score.
+        room: maximum number of tokens that will follow a prompt: of its answer, or of an option to score.
     """
-    from transformers import DynamicCache
-
     prompts = [backbone.tokenized(question, None, tokens is not None) for question in questions]
     rows, jumps = backbone.segments(prompts, tokens, keep_positions, image_of)
     first = {image: row for row, image in reversed(list(enumerate(image_of or ())))}
@@ -137,9 +134,8 @@ def read(
     fronts = backbone.splice(
         [rows[i][:2] for i in chosen], "left", [positions[i][: split[i]] for i in chosen]
     )
-    base = getattr(backbone.llm, backbone.llm.base_model_prefix)  # type: ignore[arg-type]
     cache = DynamicCache()
-    base(**fronts, past_key_values=cache, use_cache=True)
+    backbone.base_llm(**fronts, past_key_values=cache, use_cache=True)
     order = {image: index for index, image in enumerate(first)}
     select = torch.tensor([order[image] for image in image_of or ()], device=backbone.device)
     cache.batch_select_indices(select)
@@ -155,30 +151,30 @@ def write(backbone: Backbone, reading: Reading, max_new_tokens: int) -> tuple[li
     """Greedy answers.
 
     Returns:
-        Token ids per prompt, up to and without the end token; and per prompt the smallest lead that a chosen
-        token had over the next best, as a share of that step's largest logit in absolute value. A lead of the
-        size of rounding errors means that another batch could have answered otherwise.
+        Token ids per prompt, without the end token; and per prompt the smallest margin of a chosen token over
+        the second best, as a fraction of that step's largest absolute logit. A margin of the size of rounding
+        errors means that the answer could differ in another batch.
     """
-    ends = backbone.end_ids()
+    end_ids = backbone.end_ids()
     mask, last, logits = reading.mask, reading.last, reading.logits
     rows: list[list[int]] = [[] for _ in range(len(mask))]
     done = [False] * len(rows)
     margins = [float("inf")] * len(rows)
     for step in range(max_new_tokens):
         best = logits.topk(2, dim=-1).values
-        lead = ((best[:, 0] - best[:, 1]) / logits.abs().amax(dim=-1)).tolist()
+        margin = ((best[:, 0] - best[:, 1]) / logits.abs().amax(dim=-1)).tolist()
         chosen = logits.argmax(dim=-1)
         for row, token in enumerate(chosen.tolist()):
             if not done[row]:
-                margins[row] = min(margins[row], lead[row])
-            done[row] = done[row] or token in ends
+                margins[row] = min(margins[row], margin[row])
+            done[row] = done[row] or token in end_ids
             if not done[row]:
                 rows[row].append(token)
         if all(done) or step == max_new_tokens - 1:
             break
         last = last + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        embeds = backbone.llm.get_input_embeddings()(chosen[:, None])  # type: ignore[operator]
+        embeds = backbone.embeddings(chosen[:, None])
         inputs = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": last}
         logits = _logits(backbone, inputs, reading.cache)
     return rows, margins
@@ -188,62 +184,68 @@ def write(backbone: Backbone, reading: Reading, max_new_tokens: int) -> tuple[li
 def score(
     backbone: Backbone, reading: Reading, options: Sequence[Sequence[Sequence[int]]]
 ) -> list[list[float]]:
-    """Log-probabilities of given answers, all options of all prompts in one pass.
+    """Log-probabilities of candidate answers, all options of all prompts in one pass.
 
-    A prompt's options stand one behind the other; each sees the prompt and itself, by its attention mask.
-    One-token options (letters) need no pass at all: the prompt's own logits have them.
+    A prompt's options follow each other; by the attention mask each sees the prompt and itself. One-token
+    options (letters) need no pass, because the prompt's logits already have their probabilities.
 
     Args:
         backbone: the backbone.
-        reading: of B prompts; may have been written from.
-        options: per prompt its options' token ids, as `option_ids` gives them; none is allowed.
+        reading: of B prompts; `write` may have been called with it.
+        options: per prompt the token ids of its options, as from `option_ids`; a prompt may have none.
 
     Returns:
-        Per prompt the options' sums of log-probabilities.
+        Per prompt the sum of log-probabilities of each option.
 
     Raises:
-        CraftError: the LLM's attention takes no masks of our own making.
+        CraftError: the LLM's attention implementation takes no custom masks.
     """
     start = reading.logits.log_softmax(dim=-1)
-    scores = [[float(start[row, ids[0]]) for ids in some] for row, some in enumerate(options)]
-    fed = [[list(ids[:-1]) for ids in some] for some in options]
-    width = max((sum(map(len, some)) for some in fed), default=0)
+    scores = [[float(start[row, ids[0]]) for ids in answers] for row, answers in enumerate(options)]
+    inputs = [[list(ids[:-1]) for ids in answers] for answers in options]
+    width = max((sum(map(len, answers)) for answers in inputs), default=0)
     if width == 0:
         return scores
     kind = getattr(backbone.llm.config, "_attn_implementation", "sdpa")
     if kind not in ("sdpa", "eager"):
         raise CraftError(
-            f"Option scoring needs an LLM loaded with sdpa or eager attention, and this has {kind}."
+            f"Option scoring needs an LLM loaded with sdpa or eager attention, and this one has {kind}."
         )
-    count, known = reading.mask.shape
-    if not takes_masks(backbone, known + max(len(part) for some in fed for part in some)):
+    count, prompt = reading.mask.shape
+    if not takes_masks(backbone, prompt + max(len(ids) for answers in inputs for ids in answers)):
         return _score_in_turn(backbone, reading, options, scores)
     past = int(reading.cache.get_seq_length())
     allowed = torch.zeros(count, width, past + width, dtype=torch.bool)
-    allowed[:, :, :known] = reading.mask[:, None].cpu()
+    allowed[:, :, :prompt] = reading.mask[:, None].cpu()
     allowed[:, :, past:] = torch.eye(width, dtype=torch.bool)
-    ids = torch.zeros(count, width, dtype=torch.long)
+    tokens = torch.zeros(count, width, dtype=torch.long)
     offsets = torch.zeros(count, width, dtype=torch.long)
-    places: list[_Place] = []
-    for row, some in enumerate(fed):
+    targets: list[_Target] = []
+    for row, answers in enumerate(inputs):
         at = 0
-        for option, part in enumerate(some):
-            end = at + len(part)
-            ids[row, at:end] = torch.tensor(part, dtype=torch.long)
-            offsets[row, at:end] = torch.arange(len(part))
-            allowed[row, at:end, past + at : past + end] = torch.ones(len(part), len(part)).tril().bool()
-            places += [(row, option, at + n, options[row][option][n + 1]) for n in range(len(part))]
+        for option, ids in enumerate(answers):
+            end = at + len(ids)
+            tokens[row, at:end] = torch.tensor(ids, dtype=torch.long)
+            offsets[row, at:end] = torch.arange(len(ids))
+            allowed[row, at:end, past + at : past + end] = torch.ones(len(ids), len(ids)).tril().bool()
+            targets += [_Target(row, option, at + n, options[row][option][n + 1]) for n in range(len(ids))]
             at = end
-    embeds = backbone.llm.get_input_embeddings()(ids.to(backbone.device))  # type: ignore[operator]
+    embeds = backbone.embeddings(tokens.to(backbone.device))
     bias = torch.zeros(allowed.shape, dtype=embeds.dtype).masked_fill_(
         ~allowed, torch.finfo(embeds.dtype).min
     )
     hidden = _hidden(backbone, reading, embeds, bias[:, None].to(backbone.device), offsets)
-    _add_scores(backbone, hidden, places, scores)
+    _add_scores(backbone, hidden, targets, scores)
     return scores
 
 
-_Place = tuple[int, int, int, int]  # prompt, option, position fed, token that should follow
+class _Target(NamedTuple):
+    """A token of an option whose log-probability counts: that of `token` after input `position`."""
+
+    row: int
+    option: int
+    position: int
+    token: int
 
 
 def _score_in_turn(
@@ -252,31 +254,31 @@ def _score_in_turn(
     options: Sequence[Sequence[Sequence[int]]],
     scores: list[list[float]],
 ) -> list[list[float]]:
-    """`score` by a pass for each option, for LLMs that take no mask of our own making."""
-    count, known = reading.mask.shape
+    """`score` with one pass per option, for LLMs that take no custom masks."""
+    count, prompt = reading.mask.shape
     for option in range(max(map(len, options))):
-        fed = [list(some[option][:-1]) if option < len(some) else [] for some in options]
-        width = max(map(len, fed))
+        inputs = [list(answers[option][:-1]) if option < len(answers) else [] for answers in options]
+        width = max(map(len, inputs))
         if width == 0:
             continue
-        ids, real = torch.zeros(count, width, dtype=torch.long), torch.zeros(count, width, dtype=torch.bool)
-        places: list[_Place] = []
-        for row, part in enumerate(fed):
-            ids[row, : len(part)], real[row, : len(part)] = torch.tensor(part, dtype=torch.long), True
-            places += [(row, option, n, options[row][option][n + 1]) for n in range(len(part))]
-        if behind := int(reading.cache.get_seq_length()) - known:  # what was written, or the option before
-            reading.cache.crop(-behind)
-        embeds = backbone.llm.get_input_embeddings()(ids.to(backbone.device))  # type: ignore[operator]
-        mask = torch.cat([reading.mask, real.to(reading.mask.device)], dim=1)
+        tokens = torch.zeros(count, width, dtype=torch.long)
+        present = torch.zeros(count, width, dtype=torch.bool)
+        targets: list[_Target] = []
+        for row, ids in enumerate(inputs):
+            tokens[row, : len(ids)], present[row, : len(ids)] = torch.tensor(ids, dtype=torch.long), True
+            targets += [_Target(row, option, n, options[row][option][n + 1]) for n in range(len(ids))]
+        if surplus := int(reading.cache.get_seq_length()) - prompt:  # an answer, or the previous option
+            reading.cache.crop(-surplus)  # pyright: ignore[reportAttributeAccessIssue]
+        embeds = backbone.embeddings(tokens.to(backbone.device))
+        mask = torch.cat([reading.mask, present.to(reading.mask.device)], dim=1)
         hidden = _hidden(backbone, reading, embeds, mask, torch.arange(width).expand(count, width))
-        _add_scores(backbone, hidden, places, scores)
+        _add_scores(backbone, hidden, targets, scores)
     return scores
 
 
 def _hidden(backbone: Backbone, reading: Reading, embeds: Tensor, mask: Tensor, offsets: Tensor) -> Tensor:
-    """Last hidden states `[B, n, h]` of tokens behind the prompts."""
-    base = getattr(backbone.llm, backbone.llm.base_model_prefix)  # type: ignore[arg-type]
-    return base(
+    """Last hidden states `[B, n, h]` of tokens that follow the prompts."""
+    return backbone.base_llm(
         inputs_embeds=embeds,
         attention_mask=mask,
         position_ids=reading.last + 1 + offsets.to(backbone.device),
@@ -286,69 +288,71 @@ def _hidden(backbone: Backbone, reading: Reading, embeds: Tensor, mask: Tensor, 
 
 
 def _add_scores(
-    backbone: Backbone, hidden: Tensor, places: Sequence[_Place], scores: list[list[float]]
+    backbone: Backbone, hidden: Tensor, targets: Sequence[_Target], scores: list[list[float]]
 ) -> None:
-    """Add the log-probability of each token that should follow to its option's."""
-    for block in range(0, len(places), _HEAD_BLOCK):
-        some = places[block : block + _HEAD_BLOCK]
-        rows, _, at, wanted = (list(column) for column in zip(*some, strict=True))
-        found = backbone.lm_head(hidden[rows, at]).float().log_softmax(-1)
-        values = found[range(len(some)), wanted].tolist()
-        for (row, option, _, _), value in zip(some, values, strict=True):
-            scores[row][option] += value
+    """Add the log-probability of each target to the score of its option."""
+    for start in range(0, len(targets), _HEAD_BLOCK):
+        block = targets[start : start + _HEAD_BLOCK]
+        states = hidden[[target.row for target in block], [target.position for target in block]]
+        log_probabilities = backbone.lm_head(states).float().log_softmax(-1)
+        values = log_probabilities[range(len(block)), [target.token for target in block]].tolist()
+        for target, value in zip(block, values, strict=True):
+            scores[target.row][target.option] += value
 
 
 def takes_masks(backbone: Backbone, length: int) -> bool:
-    """Whether the LLM reads prompts of so many tokens with padding in their middle and masks of our own
-    making: not where it counts positions itself, nor where a sliding window would be switched off."""
+    """Whether the LLM reads prompts of `length` tokens with padding in the middle and with custom masks.
+
+    It does not if it counts positions itself, or if a custom mask would switch off its sliding window.
+    """
     window = window_of(backbone.llm)
-    return not backbone.own_positions and (window is None or length <= window)
+    return not backbone.counts_positions and (window is None or length <= window)
 
 
-def window_of(llm: Any) -> int | None:
-    """How many tokens the most short-sighted layers of an LLM see (their sliding window); None: all."""
+def window_of(llm: PreTrainedModel) -> int | None:
+    """The smallest sliding window of an LLM's layers, in tokens; None if all layers see everything."""
     config = llm.config
     if set(getattr(config, "layer_types", None) or ()) == {"full_attention"}:
         return None
-    named = ("sliding_window", "attention_chunk_size", "window_size")  # Mistral, Gemma; Llama 4; GPT-Neo
-    sizes = [getattr(config, name, None) for name in named]
+    names = ("sliding_window", "attention_chunk_size", "window_size")  # Mistral, Gemma; Llama 4; GPT-Neo
+    sizes = [getattr(config, name, None) for name in names]
     return min((size for size in sizes if isinstance(size, int) and size > 0), default=None)
 
 
 def option_ids(
     backbone: Backbone, question: str, options: Sequence[str], image: bool = True, end: bool = True
 ) -> list[list[int]]:
-    """Token ids of the answers that the options are, as the backbone would write them.
+    """Token ids of options as answers in the backbone's prompt format.
 
     Args:
         backbone: the backbone.
-        question: what is asked.
+        question: the question.
         options: the answers.
-        image: whether there is one.
-        end: with the end token, so that "red" is not always likelier than "red cat"; where all options are
-            one token long (letters) it is left out all the same.
+        image: whether the question is about an image.
+        end: with the end token, so that "red" is not always likelier than "red cat". If all options are one
+            token long (letters), it is left out in any case.
 
     Raises:
         CraftError: the text tokenizer joins the prompt's last token with an option's first.
     """
-    ends = backbone.end_ids()
-    found: list[list[int]] = []
-    asked = backbone.tokenized(question, None, image)
+    end_ids = backbone.end_ids()
+    answers: list[list[int]] = []
+    open_prompt = backbone.tokenized(question, None, image)
     for option in options:
-        told = backbone.tokenized(question, option, image)
-        before, after = (p.after if image else p.before for p in (asked, told))
-        if before[-_TAIL:] != after[-_TAIL:] or not told.answer:
+        prompt = backbone.tokenized(question, option, image)
+        before, after = (p.after if image else p.before for p in (open_prompt, prompt))
+        if before[-_TAIL:] != after[-_TAIL:] or not prompt.answer:
             raise CraftError(
-                f"The text tokenizer joins the end of the prompt with the option {option!r}, so that its "
+                f"The text tokenizer joins the end of the prompt with the option {option!r}, so its "
                 "probability is not defined token by token; use the protocol 'generate'."
             )
-        stop = next((n for n, token in enumerate(told.answer) if token in ends), len(told.answer))
-        found.append(told.answer[: stop + 1])
-    bare = [ids[:-1] if ids[-1] in ends else ids for ids in found]
-    return found if end and any(len(ids) > 1 for ids in bare) else bare
+        stop = next((n for n, token in enumerate(prompt.answer) if token in end_ids), len(prompt.answer))
+        answers.append(prompt.answer[: stop + 1])
+    bare = [ids[:-1] if ids[-1] in end_ids else ids for ids in answers]
+    return answers if end and any(len(ids) > 1 for ids in bare) else bare
 
 
-def _logits(backbone: Backbone, inputs: dict[str, Tensor], cache: Any) -> Tensor:
-    """float32 `[B, V]` behind the last token."""
+def _logits(backbone: Backbone, inputs: dict[str, Tensor], cache: Cache) -> Tensor:
+    """float32 `[B, V]` after the last token."""
     output = backbone.llm(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return output.logits[:, -1].float()

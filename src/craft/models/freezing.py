@@ -1,4 +1,4 @@
-"""Freezing, declared and provable: who trains, and hashes that show who did not change (§3.2)."""
+"""Freezing: which parameters train, and hashes that prove which parts did not change (§3.2)."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from craft.core.errors import ConfigError
 from craft.core.files import hash_tensors
@@ -14,7 +15,7 @@ from craft.models.lvlm import LVLM
 
 
 def freeze(module: nn.Module) -> nn.Module:
-    """No gradient for any parameter, and evaluation mode; returns the module.
+    """Switch off gradients of all parameters, set evaluation mode, and return the module.
 
     Gradient still flows *through* the module to its inputs.
     """
@@ -23,16 +24,16 @@ def freeze(module: nn.Module) -> nn.Module:
 
 
 def parts(lvlm: LVLM) -> dict[str, nn.Module]:
-    """The LVLM's parts by the names that tables, configs and hashes use."""
-    named: dict[str, nn.Module] = {
+    """The LVLM's parts by the names that are used in tables, configs and hashes."""
+    modules: dict[str, nn.Module] = {
         "vision_tower": lvlm.visual.vision_tower,
         "codebook": lvlm.visual.codebook,
         "projector": lvlm.backbone.projector,
         "llm": lvlm.backbone.llm,
     }
     if lvlm.visual.text_encoder is not None:
-        named["text_encoder"] = lvlm.visual.text_encoder
-    return named
+        modules["text_encoder"] = lvlm.visual.text_encoder
+    return modules
 
 
 def freeze_all_but(lvlm: LVLM, names: Collection[str]) -> list[nn.Parameter]:
@@ -40,34 +41,34 @@ def freeze_all_but(lvlm: LVLM, names: Collection[str]) -> list[nn.Parameter]:
 
     Args:
         lvlm: the model.
-        names: of `vision_tower`, `projector`, `llm`, `text_encoder`, `log_temperature`, or dotted names
-            below them, such as `vision_tower.layers`.
+        names: `vision_tower`, `projector`, `llm`, `text_encoder`, `log_temperature`, or dotted names below
+            them, such as `vision_tower.layers`.
 
     Returns:
         The parameters that train, in a fixed order.
 
     Raises:
-        ConfigError: a name is unknown, or is the codebook, which never trains.
+        ConfigError: a name is unknown, or it is the codebook, which never trains.
     """
     freeze(lvlm)
-    known = parts(lvlm)
+    modules = parts(lvlm)
     for name in names:
         head, _, below = name.partition(".")
         if head == "log_temperature" and not below:
             lvlm.visual.log_temperature.requires_grad_(True)
             continue
-        if head not in known or head == "codebook":
-            listed = ", ".join([part for part in known if part != "codebook"] + ["log_temperature"])
+        if head not in modules or head == "codebook":
+            listed = ", ".join([part for part in modules if part != "codebook"] + ["log_temperature"])
             raise ConfigError(
-                f"{name!r} cannot be trained; use {listed}, or a dotted name below one of them."
+                f"{name!r} cannot be trained; use {listed}, or a dotted name below one of these."
             )
         chosen = [
             parameter
-            for key, parameter in known[head].named_parameters()
+            for key, parameter in modules[head].named_parameters()
             if not below or key == below or key.startswith(below + ".")
         ]
         if not chosen:
-            raise ConfigError(f"{name!r} names no parameter; {head} has {_children(known[head])}.")
+            raise ConfigError(f"{name!r} names no parameter; {head} has {_children(modules[head])}.")
         for parameter in chosen:
             parameter.requires_grad_(True)
     return [parameter for parameter in lvlm.parameters() if parameter.requires_grad]
@@ -80,13 +81,13 @@ def _children(module: nn.Module) -> str:
 def parameter_table(
     lvlm: LVLM, trainable: Iterable[nn.Parameter] | None = None
 ) -> list[tuple[str, int, int]]:
-    """Rows (part, number of parameters, how many of them train).
+    """Rows (part, number of parameters, number of trained parameters).
+
+    The codebook's codewords are a buffer; they count as parameters that never train.
 
     Args:
         lvlm: the model.
-        trainable: which parameters train; those that require gradient when None.
-
-    The codebook's codewords are a buffer and are counted as parameters that never train.
+        trainable: the parameters that train; None: those that require gradient.
     """
     if trainable is None:
         training = {id(parameter) for parameter in lvlm.parameters() if parameter.requires_grad}
@@ -109,26 +110,28 @@ def parameter_table(
 
 
 def part_hashes(lvlm: LVLM) -> dict[str, str]:
-    """SHA-256 (hex) of each part's weights: vision_tower, codebook, projector, llm (and text_encoder)."""
+    """SHA-256 (hex) of the weights of each part: vision_tower, codebook, projector, llm and text_encoder."""
     return {name: hash_tensors(module.state_dict()) for name, module in parts(lvlm).items()}
 
 
 def answer_hashes(lvlm: LVLM) -> dict[str, str]:
-    """`part_hashes`, and `words`: all else that answers depend on. Under one name and with the same weights
-    there may be another text tokenizer, chat template, prompt format or way of making pictures square."""
+    """`part_hashes`, and `words`: a hash of everything else that answers depend on.
+
+    Models of one name and with the same weights may differ in their text tokenizer, chat template, prompt
+    format or in how images become square.
+    """
     backbone = lvlm.backbone
-    tokenizer: Any = backbone.tokenizer
-    template = getattr(tokenizer, "chat_template", None)
-    told = [backbone.prompt, lvlm.visual.aspect, template, _vocabulary(tokenizer)]
-    return {**part_hashes(lvlm), "words": hashlib.sha256(json.dumps(told).encode()).hexdigest()}
+    template = getattr(backbone.tokenizer, "chat_template", None)
+    settings = [backbone.prompt, lvlm.visual.aspect, template, _vocabulary(backbone.tokenizer)]
+    return {**part_hashes(lvlm), "words": hashlib.sha256(json.dumps(settings).encode()).hexdigest()}
 
 
-def _vocabulary(tokenizer: Any) -> Any:
-    """How a text tokenizer cuts text, JSON-able."""
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | list[tuple[str, int]]:
+    """How a text tokenizer splits text, JSON-able."""
     fast = getattr(tokenizer, "backend_tokenizer", None)
     if fast is None:
         return sorted(tokenizer.get_vocab().items())
-    told = json.loads(fast.to_str())
+    settings = json.loads(fast.to_str())
     return {
-        key: value for key, value in told.items() if key not in ("truncation", "padding")
-    }  # calls set them
+        key: value for key, value in settings.items() if key not in ("truncation", "padding")
+    }  # set by calls

@@ -1,4 +1,4 @@
-"""Images: from whatever a user holds to the pixel tensor that a vision tower takes (§10)."""
+"""Images in any form -> the pixel tensor that a vision tower takes (§10)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,18 +12,18 @@ from craft.core.errors import DataError
 from craft.data.images import open_image
 
 BARS = {"pad": (127, 127, 127), "pad-clip": (122, 116, 104)}
-"""Aspect modes that pad to a square, and with what colour: the mean that pixels are normalised by (0.5, or
-CLIP's) as VILA-U and LLaVA round it, int(mean * 255)."""
+"""Aspect modes that pad to a square, and their colours: the mean by which pixels are normalised (0.5, or
+CLIP's), rounded as in VILA-U and LLaVA, int(mean * 255)."""
 
 LONGEST = 16384
-"""A picture longer than this (pixels) is made smaller before bars are put around it, which would take 28 GiB
-for one of 100000 x 1."""
+"""An image with a side longer than this (pixels) is made smaller before it is padded; padding one of
+100000 x 1 would take 28 GiB."""
 
 ASPECTS = ("resize", "crop", *BARS)
 
 
 def _square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
-    """Pad to a square, the picture centred."""
+    """Pad to a square with the image in the centre."""
     width, height = image.size
     if width == height:
         return image
@@ -38,9 +38,11 @@ def _square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
 
 
 def _cropped(image: Image.Image, size: int) -> Image.Image:
-    """The shorter side scaled to `size`, and the middle square of it (CLIP's and LLaVA's way)."""
+    """Scale the shorter side to `size` and crop the central square, as in CLIP and LLaVA."""
     width, height = image.size
-    if max(width, height) > 100 * min(width, height):  # a strip, of which the middle is all that stays
+    if max(width, height) > 100 * min(
+        width, height
+    ):  # a strip: scale only its middle, which is all that remains
         reach = 4 * min(width, height)
         left, top = max(0, width // 2 - reach), max(0, height // 2 - reach)
         image = image.crop((left, top, min(width, left + 2 * reach), min(height, top + 2 * reach)))
@@ -52,7 +54,7 @@ def _cropped(image: Image.Image, size: int) -> Image.Image:
 
 
 def square_bytes(source: Any, size: int, aspect: str = "resize") -> np.ndarray:
-    """One image as the square of bytes that the tower takes, before scaling: uint8 `[3, S, S]`.
+    """One image as a square, before its values are scaled: uint8 `[3, S, S]`.
 
     Args:
         source, size, aspect: as in `pixels`.
@@ -61,7 +63,7 @@ def square_bytes(source: Any, size: int, aspect: str = "resize") -> np.ndarray:
         DataError: the image cannot be read, or the aspect mode is unknown.
     """
     if aspect not in ASPECTS:
-        raise DataError(f"Image aspect mode {aspect!r} is not known; there are {', '.join(ASPECTS)}.")
+        raise DataError(f"The image aspect mode {aspect!r} is unknown; use one of {', '.join(ASPECTS)}.")
     image = open_image(source)
     if aspect == "crop":
         image = _cropped(image, size)
@@ -73,25 +75,25 @@ def square_bytes(source: Any, size: int, aspect: str = "resize") -> np.ndarray:
 
 
 def scaled(values: Tensor) -> Tensor:
-    """Bytes as the tower takes them: uint8 of any shape -> float32, `(x / 255 - 0.5) / 0.5`.
+    """Scale bytes for the tower: uint8 of any shape -> float32, `(x / 255 - 0.5) / 0.5`.
 
-    The quotient is rounded once to float32. That is what the reference computes, by way of float64, for each
-    of the 256 bytes.
+    The quotient is rounded to float32 once. The reference computes in float64 and gets the same for each of
+    the 256 bytes.
     """
     return values.to(torch.float32).div_(255).sub_(0.5).div_(0.5)
 
 
 def pixels(images: Sequence[Any], size: int, aspect: str = "resize") -> Tensor:
-    """Turn images into the tower's input.
+    """Convert images to the tower's input.
 
-    Every image becomes RGB *before* it is resized, as in VILA-U's training loader. (Its inference function
-    resizes an RGBA image as it is, and PIL then premultiplies by alpha: other pixels.)
+    Every image becomes RGB *before* it is resized, as in VILA-U's training loader. (VILA-U's inference
+    function resizes RGBA images, and PIL then premultiplies by alpha, which gives other pixels.)
 
     Args:
-        images: paths, bytes, PIL images or arrays, as `craft.data.images.open_image` takes them.
+        images: paths, bytes, PIL images or arrays, as for `craft.data.images.open_image`.
         size: side S of the square.
-        aspect: "resize" (squeeze to the square, bicubic), "pad" (grey bars first), "pad-clip" (bars of CLIP's
-            mean colour) or "crop" (the middle).
+        aspect: "resize" (distort to the square, bicubic), "pad" (grey bars), "pad-clip" (bars of CLIP's mean
+            colour) or "crop" (the central square).
 
     Returns:
         float32 `[B, 3, S, S]`, `(x / 255 - 0.5) / 0.5`.
@@ -100,6 +102,6 @@ def pixels(images: Sequence[Any], size: int, aspect: str = "resize") -> Tensor:
         DataError: an image cannot be read, the list is empty, or the aspect mode is unknown.
     """
     if len(images) == 0:
-        raise DataError("No images were given; pass at least one.")
+        raise DataError("The list of images is empty; give at least one image.")
     stacked = torch.from_numpy(np.stack([square_bytes(source, size, aspect) for source in images]))
     return scaled(stacked)

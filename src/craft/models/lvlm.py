@@ -18,10 +18,10 @@ from craft.pruning import Budget, budget_of, prune_tokens
 
 @runtime_checkable
 class Encoder(Protocol):
-    """What can be put in front of a backbone: `craft.formats.artefact.Artefact` and its like."""
+    """What adapts an LVLM, such as a loaded `craft.formats.artefact.Artefact`."""
 
     def apply(self, lvlm: "LVLM") -> "LVLM":
-        """`lvlm` with what was adapted; nothing of it is changed in place."""
+        """A new LVLM with the adapted parts; `lvlm` itself does not change."""
         ...
 
 
@@ -31,26 +31,26 @@ class LVLM(nn.Module):
     Attributes:
         visual: the `VisualTokenizer`.
         backbone: the `Backbone`.
-        name: what it was loaded as; used in tables and messages.
-        origin: the folder it was loaded from, or None. Writing back copies from it what CRAFT does not use.
+        name: the name it was loaded by, for tables and messages.
+        origin: the folder it was loaded from, or None. Formats copy from it what CRAFT does not use.
 
     Raises:
         CodebookMismatchError: the backbone was made for another codebook.
     """
 
     read_encoder: ClassVar[Callable[[str | Path], Encoder]]
-    """Reads an encoder from disk. `craft.formats.encoder` sets it: this package knows no disk."""
+    """Reads an encoder from disk. `craft.formats.encoder` sets it: `craft.models` does not touch the disk."""
 
     def __init__(
         self, visual: VisualTokenizer, backbone: Backbone, name: str, origin: Path | None = None
     ) -> None:
         super().__init__()
-        abstract = visual.codebook.codewords.is_meta  # sizes without values: nothing to compare
+        abstract = visual.codebook.codewords.is_meta  # sizes without values have no fingerprint
         if not abstract and backbone.codebook_fingerprint != visual.codebook.fingerprint:
             raise CodebookMismatchError(
                 f"Backbone {name} was made for codebook {backbone.codebook_fingerprint}, and the visual "
                 f"tokenizer has codebook {visual.codebook.fingerprint}; combine parts of one model family. "
-                "(tower:… stands for the features of a vision tower, which a continuous LVLM reads.)"
+                "(tower:… denotes the features of a vision tower, which a continuous LVLM reads.)"
             )
         self.visual = visual
         self.backbone = backbone
@@ -85,27 +85,27 @@ class LVLM(nn.Module):
         """Answer one question per image, greedily.
 
         Args:
-            images: one per question; already encoded `VisionTokens`; or None for text only.
+            images: one per question, as images, pixels or encoded `VisionTokens`; None for text only.
             questions: the texts.
-            max_new_tokens: cap on the length of an answer.
-            keep_ratio: share of visual tokens that the LLM sees, by the code prior `visual.prior` (§3.3).
-                Those left out never reach the projector. 1 is no pruning, bit for bit.
+            max_new_tokens: maximum length of an answer.
+            keep_ratio: fraction of visual tokens that the LLM sees, selected by the code prior `visual.prior`
+                (§3.3). The others never reach the projector. 1 is bit-identical to no pruning.
             batch_size: questions per forward pass.
             budget: as in `craft.prune_tokens`.
-            keep_positions: give kept tokens the positions that they had in the full grid; by default
-                positions are consecutive, as the paper packs them.
+            keep_positions: give the remaining tokens their positions in the full grid; by default positions
+                are consecutive, as in the paper.
 
         Returns:
             One stripped text per question.
 
         Raises:
             DataError: an image cannot be read.
-            CraftError: counts differ, `keep_ratio` is out of range, or there is no code prior for it.
+            CraftError: counts differ, `keep_ratio` is out of range, or pruning lacks a code prior.
         """
         self.check_keep_ratio(1.0 if images is None else keep_ratio)
         if images is not None and len(images) != len(questions):
             raise CraftError(
-                f"One question per image, please: got {len(images)} images, {len(questions)} questions."
+                f"Each image needs one question: got {len(images)} images, {len(questions)} questions."
             )
         answers: list[str] = []
         for start in range(0, len(questions), batch_size):
@@ -121,11 +121,11 @@ class LVLM(nn.Module):
         return answers
 
     def check_keep_ratio(self, keep_ratio: float) -> None:
-        """Refuse a keep ratio that this LVLM cannot serve, before any work.
+        """Check a keep ratio before any work.
 
         Raises:
-            CraftError: it is out of range, or below 1 and the visual tokenizer has no code prior, or one of
-                another codebook's size.
+            CraftError: it is out of range; or it is below 1, and the visual tokenizer has no code prior or
+                one of another size than its codebook.
         """
         budget_of(keep_ratio, 1)
         if keep_ratio != 1:
@@ -140,14 +140,14 @@ class LVLM(nn.Module):
         )
         raise CraftError(
             f"keep_ratio={keep_ratio} prunes visual tokens by how common their codes are, and the visual "
-            f"tokenizer of {self.name} {fault}. An adapted encoder brings one; `craft prior DATA --out FILE` "
+            f"tokenizer of {self.name} {fault}. An adapted encoder has one; `craft prior DATA --out FILE` "
             "makes one, for --prior FILE or lvlm.with_prior(...). Or use keep_ratio=1."
         )
 
     def visible(
         self, tokens: VisionTokens, keep_ratio: float = 1.0, budget: Budget = "exact"
     ) -> VisionTokens:
-        """The visual tokens that the LLM sees of an image: all of them, or a share (§3.3).
+        """The visual tokens that the LLM sees: all of them, or the fraction `keep_ratio` (§3.3).
 
         Raises:
             CraftError: as `check_keep_ratio`.
@@ -156,21 +156,21 @@ class LVLM(nn.Module):
         return prune_tokens(tokens, self.visual.prior, keep_ratio, budget=budget)
 
     def with_prior(self, counts: Tensor | None) -> "LVLM":
-        """The same LVLM (everything shared, nothing copied) with another code prior to prune by.
+        """The same LVLM, with all parts shared, and another code prior for pruning.
 
         Args:
             counts: level-1 code counts int64 `[K]`, or None.
         """
-        visual = copy.copy(self.visual)  # a module of its own with the same parts
+        visual = copy.copy(self.visual)  # another module with the same parts
         visual.prior = counts
         return LVLM(visual, self.backbone, self.name, self.origin)
 
     def with_encoder(self, encoder: Encoder | str | Path) -> "LVLM":
-        """The same backbone (shared, not copied) behind an adapted vision tower.
+        """The same backbone, shared and not copied, with an adapted vision tower.
 
         Args:
-            encoder: a run folder, an artefact folder, or a loaded `craft.formats.artefact.Artefact`; a
-                baseline's too (`craft.formats.tuned`), whatever parts it tuned (those are copied).
+            encoder: a run folder, an artefact folder, or a loaded `craft.formats.artefact.Artefact`; or those
+                of a baseline (`craft.formats.tuned`), whose tuned parts are copied.
 
         Raises:
             CodebookMismatchError: the encoder was adapted for another codebook; both fingerprints are named.

@@ -1,4 +1,4 @@
-"""The models of §8 as sizes without weights, on the meta device: what a run takes, before any download."""
+"""The models of §8 without weights, on the meta device: estimate what a run takes before any download."""
 
 from typing import Any
 
@@ -24,13 +24,13 @@ LLMS: dict[str, tuple[str, dict[str, Any]]] = {
     f"paper/{name}": ("qwen2", _SHARED | dict(zip(_QWEN, sizes, strict=True)))
     for name, sizes in _SIZES.items()
 } | {"paper/llama2-7b": ("llama", {"vocab_size": 32004})}  # transformers' defaults are Llama 2 7B's
-"""Published sizes of the LLMs of §4.1, by names for `--dry-run`. Source: their config files on the hub."""
+"""Published sizes of the LLMs of §4.1, by name for `--dry-run`. Source: their config files on the hub."""
 
 VISUAL = "paper/vila-u"
 """ViT-L/16 at 256 px, K = 16384, d = 1024, L = 4 (§4.1, §9, VILA-U)."""
 
 DATA = {"1": 595_375, "2": 1_000_000 + 150_000}
-"""Samples of §8: stage 1 CC3M-595K; stage 2 ShareGPT4V ("1M") and LLaVA-Instruct-150K."""
+"""Numbers of samples in §8: stage 1 CC3M-595K; stage 2 ShareGPT4V ("1M") and LLaVA-Instruct-150K."""
 
 
 def paper_visual() -> VisualTokenizer:
@@ -55,15 +55,15 @@ def paper_lvlm(llm: str, dtype: torch.dtype = torch.bfloat16, visual: VisualToke
     Args:
         llm: a key of `LLMS`.
         dtype: of projector and LLM.
-        visual: another visual tokenizer, on the meta device.
+        visual: the visual tokenizer, on the meta device; None: `paper_visual()`.
 
     Raises:
-        ConfigError: there is no such LLM.
+        ConfigError: the LLM is not one of the paper.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if llm not in LLMS:
-        raise ConfigError(f"There is no size {llm!r}; there are {', '.join(LLMS)}.")
+        raise ConfigError(f"The size {llm!r} is unknown; use one of {', '.join(LLMS)}.")
     visual = visual or paper_visual()
     kind, sizes = LLMS[llm]
     config = AutoConfig.for_model(kind, **sizes)

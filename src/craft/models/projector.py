@@ -28,7 +28,7 @@ class Projector(nn.Module):
             raise CheckpointError(
                 f"The projector's config lacks {missing}; it needs type, in and out."
             ) from missing
-        self.config: dict[str, Any] = {"type": kind, "in": width_in, "out": width_out}
+        self.config: dict[str, str | int] = {"type": kind, "in": width_in, "out": width_out}
         depth = re.fullmatch(r"mlp(\d+)x_gelu", kind)
         if kind == "linear":
             self.layers: nn.Module = nn.Linear(width_in, width_out)
@@ -39,7 +39,7 @@ class Projector(nn.Module):
             self.layers = nn.Sequential(*stack)
         else:
             raise CheckpointError(
-                f"Projector type {kind!r} is not known; this version has 'linear' and 'mlp2x_gelu'."
+                f"The projector type {kind!r} is unknown; this version builds 'linear' and 'mlp{{n}}x_gelu'."
             )
 
     def forward(self, quantized: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
 """Prompt formats: a question (and answer) -> the token ids around one image.
 
-Each backbone was trained with one format and is used with that one. A format is a plain function in
-`FORMATS`; `build_prompt` picks it by name.
+A backbone is used with the format it was trained with. A format is a plain function in `FORMATS`, and
+`build_prompt` selects it by name.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
+
+from transformers import PreTrainedTokenizerBase
 
 from craft.core.errors import ConfigError
 
@@ -15,11 +17,11 @@ VICUNA_SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 _LLAVA_IMAGE = "<image>"
-_SLOT = "\ue000"  # a private-use character stands for the image while a chat template is filled in
-_SAY_IT = {"enable_thinking": False}  # to LLMs that may think first (Qwen3): answers have 5 tokens (§4.1)
-# Templates that write the day into the prompt (Llama 3.2, SmolLM3) get one that stays, which is Llama's own
-# where no day is known: a run that is resumed, or evaluated tomorrow, has the prompts that it was trained on.
-_ONE_DAY = (
+_SLOT = "\ue000"  # a private-use character that marks the image while a chat template is filled in
+_NO_THINKING = {"enable_thinking": False}  # for LLMs that may think first (Qwen3): answers have 5 tokens
+# Templates that write today's date into the prompt (Llama 3.2, SmolLM3) get a fixed one, Llama's default. So
+# a run that is resumed or evaluated later has the same prompts as in training.
+_FIXED_DATE = (
     "{%- macro strftime_now(format) -%}{{ format"
     "|replace('%d', '26')|replace('%b', 'Jul')|replace('%B', 'July')|replace('%m', '07')"
     "|replace('%Y', '2024')|replace('%A', 'Friday')|replace('%H:%M:%S', '00:00:00')"
@@ -32,9 +34,9 @@ class Prompt:
     """Token ids around one image.
 
     Attributes:
-        before: ids in front of the image (for a text-only prompt: the whole prompt).
-        after: ids behind it, up to where the answer begins.
-        answer: ids of the answer and its end token; empty when no answer was given.
+        before: ids before the image (for a text-only prompt: the whole prompt).
+        after: ids after it, up to the beginning of the answer.
+        answer: ids of the answer and its end token; empty without an answer.
     """
 
     before: list[int]
@@ -42,11 +44,11 @@ class Prompt:
     answer: list[int]
 
 
-def _ids(tokenizer: Any, text: str, bos: bool) -> list[int]:
-    """Ids of a piece of text; with the tokenizer's own BOS in front only if `bos`.
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str, bos: bool) -> list[int]:
+    """Ids of a piece of text, with the tokenizer's BOS only if `bos`.
 
-    SentencePiece puts a space in front of every text; transformers' fast Llama tokenizer leaves it out where
-    the text starts with one. One more space in front makes the ids those of SentencePiece.
+    SentencePiece puts a space before every text; transformers' fast Llama tokenizer omits it if the text
+    starts with one. One more space gives the ids of SentencePiece.
     """
     if (
         text.startswith(" ")
@@ -55,66 +57,75 @@ def _ids(tokenizer: Any, text: str, bos: bool) -> list[int]:
     ):
         text = " " + text
     ids = list(tokenizer(text, add_special_tokens=True)["input_ids"])
-    start = tokenizer.bos_token_id
+    start = _special_id(tokenizer, "bos")
     if not bos and start is not None and ids[:1] == [start]:
         ids = ids[1:]
     return ids
 
 
-def _is_sentencepiece(tokenizer: Any) -> bool:
+def _special_id(tokenizer: PreTrainedTokenizerBase, name: Literal["bos", "eos"]) -> int | None:
+    """The id of the beginning or end token, or None; transformers declares a wider type."""
+    return cast("int | None", getattr(tokenizer, f"{name}_token_id"))
+
+
+def _is_sentencepiece(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.convert_tokens_to_ids("<0x0A>") != tokenizer.unk_token_id
 
 
-def _split_answer(full: list[int], asked: list[int]) -> tuple[list[int], list[int]]:
-    """Split `full` where the question `asked` ends; earlier, if its last token merged with the answer."""
+def _split_answer(full: list[int], question: list[int]) -> tuple[list[int], list[int]]:
+    """Split `full` after `question`; earlier if the question's last token merged with the answer."""
     end = 0
-    while end < min(len(full), len(asked)) and full[end] == asked[end]:
+    while end < min(len(full), len(question)) and full[end] == question[end]:
         end += 1
     return full[:end], full[end:]
 
 
-def _ends(tokenizer: Any, token: int) -> bool:
-    """Whether a token can end an answer: the tokenizer's end token, or a special one of the template's, such
-    as Gemma's and Phi's end of a turn."""
+def _ends(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
+    """Whether a token can end an answer: the tokenizer's end token, or a special token of the template, such
+    as the end of a turn in Gemma and Phi."""
     added = tokenizer.added_tokens_decoder.get(token)
     return token in tokenizer.all_special_ids or bool(added is not None and added.special)
 
 
-def _ended(tokenizer: Any, tail: list[int]) -> list[int]:
-    """An answer with an end token: where the template writes one of its own, that; an LLM that was trained
-    with it would never say another one behind it."""
-    end = tokenizer.eos_token_id
+def _ended(tokenizer: PreTrainedTokenizerBase, tail: list[int]) -> list[int]:
+    """An answer with an end token. If the template writes one, no other is added: the LLM would never have
+    seen another one after it."""
+    end = _special_id(tokenizer, "eos")
     return tail if end is None or (tail and _ends(tokenizer, tail[-1])) else [*tail, end]
 
 
-def vila_u(tokenizer: Any, question: str, answer: str | None = None, image: bool = True) -> Prompt:
+def vila_u(
+    tokenizer: PreTrainedTokenizerBase, question: str, answer: str | None = None, image: bool = True
+) -> Prompt:
     """VILA-U's conversation (vicuna v1): `SYSTEM USER: <image>\\nQUESTION ASSISTANT: ANSWER</s>`.
 
-    As in the reference, the image is wrapped in `<im_start>`/`<im_end>` when an answer follows (training)
-    and is not wrapped at inference; each piece of text around it is tokenised by itself.
+    As in the reference, the image is wrapped in `<im_start>`/`<im_end>` if an answer follows (training) and
+    not at inference. Each piece of text around the image is tokenised separately.
     """
-    opening, asked = f"{VICUNA_SYSTEM} USER: ", f"{question} ASSISTANT:"
+    opening, request = f"{VICUNA_SYSTEM} USER: ", f"{question} ASSISTANT:"
     ending = "" if answer is None else f" {answer}{tokenizer.eos_token or ''}"
     if not image:
-        text = opening + asked
+        text = opening + request
         prompt, tail = _split_answer(_ids(tokenizer, text + ending, True), _ids(tokenizer, text, True))
         return Prompt(prompt, [], tail)
-    asked = "\n" + asked
-    known = tokenizer.get_added_vocab()
-    if answer is not None and "<im_start>" in known and "<im_end>" in known:
-        opening, asked = opening + "<im_start>", "<im_end>" + asked
-    after, tail = _split_answer(_ids(tokenizer, asked + ending, False), _ids(tokenizer, asked, False))
+    request = "\n" + request
+    added: dict[str, int] = cast(Any, tokenizer).get_added_vocab()  # the base class does not declare it
+    if answer is not None and "<im_start>" in added and "<im_end>" in added:
+        opening, request = opening + "<im_start>", "<im_end>" + request
+    after, tail = _split_answer(_ids(tokenizer, request + ending, False), _ids(tokenizer, request, False))
     return Prompt(_ids(tokenizer, opening, True), after, tail)
 
 
-def _filled(tokenizer: Any, turns: Sequence[Any], **more: Any) -> str:
-    """The tokenizer's chat template with these turns in it; the same text on every day."""
+def _filled(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, Any]], **more: Any) -> str:
+    """The tokenizer's chat template filled in with turns; the text does not depend on the date."""
     if "strftime_now" in str(tokenizer.chat_template):
-        more["chat_template"] = _ONE_DAY + tokenizer.get_chat_template()
+        more["chat_template"] = _FIXED_DATE + tokenizer.get_chat_template()
     return str(tokenizer.apply_chat_template(list(turns), tokenize=False, **more))
 
 
-def chat_template(tokenizer: Any, question: str, answer: str | None = None, image: bool = True) -> Prompt:
+def chat_template(
+    tokenizer: PreTrainedTokenizerBase, question: str, answer: str | None = None, image: bool = True
+) -> Prompt:
     """The text tokenizer's own chat template, with the image at the start of the user's turn.
 
     Raises:
@@ -122,12 +133,12 @@ def chat_template(tokenizer: Any, question: str, answer: str | None = None, imag
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ConfigError(
-            "The prompt format 'chat-template' needs a text tokenizer that has a chat template, and this "
-            "one has none; use an instruction-tuned LLM, or the prompt format 'plain'."
+            "The prompt format 'chat-template' needs a text tokenizer with a chat template, and this one has "
+            "none; use an instruction-tuned LLM, or the prompt format 'plain'."
         )
     question = question.replace(_SLOT, "")
     turns = [{"role": "user", "content": f"{_SLOT}\n{question}" if image else question}]
-    text = _filled(tokenizer, turns, add_generation_prompt=True, **_SAY_IT)
+    text = _filled(tokenizer, turns, add_generation_prompt=True, **_NO_THINKING)
     before, _, after = text.partition(_SLOT) if image else (text, "", "")
 
     def ids(piece: str) -> list[int]:
@@ -135,30 +146,35 @@ def chat_template(tokenizer: Any, question: str, answer: str | None = None, imag
 
     tail: list[int] = []
     if answer is not None:
-        whole = _filled(tokenizer, [*turns, {"role": "assistant", "content": answer}], **_SAY_IT)
+        whole = _filled(tokenizer, [*turns, {"role": "assistant", "content": answer}], **_NO_THINKING)
         ending = whole[len(text) :] if whole.startswith(text) else answer
         tail = _ended(tokenizer, ids(ending.rstrip("\n")))
     return Prompt(ids(before), ids(after), tail)
 
 
-def plain(tokenizer: Any, question: str, answer: str | None = None, image: bool = True) -> Prompt:
+def plain(
+    tokenizer: PreTrainedTokenizerBase, question: str, answer: str | None = None, image: bool = True
+) -> Prompt:
     """craft-tiny's format: BOS, image, `User: QUESTION\\nAssistant:`, ` ANSWER`, EOS. Source: ours."""
 
     def ids(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    before = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    start, stop = _special_id(tokenizer, "bos"), _special_id(tokenizer, "eos")
+    before = [] if start is None else [start]
     after = ids(f"User: {question}\nAssistant:")
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    end = [] if stop is None else [stop]
     tail = [] if answer is None else ids(f" {answer}") + end
     return Prompt(before, after, tail) if image else Prompt(before + after, [], tail)
 
 
-def llava(tokenizer: Any, question: str, answer: str | None = None, image: bool = True) -> Prompt:
-    """LLaVA's: the checkpoint's chat template, whose `<image>` stands for the picture's tokens.
+def llava(
+    tokenizer: PreTrainedTokenizerBase, question: str, answer: str | None = None, image: bool = True
+) -> Prompt:
+    """LLaVA's: the checkpoint's chat template, in which `<image>` marks the visual tokens.
 
-    Without a template, LLaVA-1.5's: `USER: <image>\nQUESTION ASSISTANT:`, ` ANSWER</s>`. The text is
-    tokenised as a whole, as transformers' processor does it.
+    Without a template it is LLaVA-1.5's: `USER: <image>\nQUESTION ASSISTANT:`, ` ANSWER</s>`. The text is
+    tokenised as a whole, as in transformers' processor.
     """
     question = question.replace(_LLAVA_IMAGE, "")
     parts = [{"type": "image"}] * image + [{"type": "text", "text": question}]
@@ -170,24 +186,24 @@ def llava(tokenizer: Any, question: str, answer: str | None = None, image: bool 
         turns += [{"role": "assistant", "content": [{"type": "text", "text": answer or ""}]}]
         whole = _filled(tokenizer, turns).rstrip()
 
-    def ids(piece: str) -> list[int]:  # BOS once: where the template does not write it already
-        first = not (tokenizer.bos_token and piece.startswith(tokenizer.bos_token))
+    def ids(piece: str) -> list[int]:  # BOS only if the template does not write it
+        first = not (tokenizer.bos_token and piece.startswith(str(tokenizer.bos_token)))
         return list(tokenizer(piece, add_special_tokens=first)["input_ids"])
 
-    asked, tail = ids(text), list[int]()
+    before, tail = ids(text), list[int]()
     if answer is not None:
         full = ids(whole)
         if not _ends(tokenizer, full[-1]):
-            full = ids(whole + (tokenizer.eos_token or ""))
-        asked, tail = _split_answer(full, asked)
+            full = ids(whole + str(tokenizer.eos_token or ""))
+        before, tail = _split_answer(full, before)
     if not image:
-        return Prompt(asked, [], tail)
+        return Prompt(before, [], tail)
     mark = tokenizer.get_vocab().get(_LLAVA_IMAGE)
-    if mark is None:  # not a LLaVA checkpoint's tokenizer: the two sides of the mark by themselves
-        before, _, after = text.partition(_LLAVA_IMAGE)
-        return Prompt(ids(before), list(tokenizer(after, add_special_tokens=False)["input_ids"]), tail)
-    place = asked.index(mark)
-    return Prompt(asked[:place], asked[place + 1 :], tail)
+    if mark is None:  # not a LLaVA checkpoint's tokenizer: each side of the mark is tokenised separately
+        front, _, back = text.partition(_LLAVA_IMAGE)
+        return Prompt(ids(front), list(tokenizer(back, add_special_tokens=False)["input_ids"]), tail)
+    index = before.index(mark)
+    return Prompt(before[:index], before[index + 1 :], tail)
 
 
 FORMATS: dict[str, Callable[..., Prompt]] = {
@@ -199,27 +215,31 @@ FORMATS: dict[str, Callable[..., Prompt]] = {
 
 
 def build_prompt(
-    name: str, tokenizer: Any, question: str, answer: str | None = None, image: bool = True
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    question: str,
+    answer: str | None = None,
+    image: bool = True,
 ) -> Prompt:
     """Fill in the prompt format `name`.
 
     Args:
         name: a key of `FORMATS`.
         tokenizer: the LLM's text tokenizer (transformers).
-        question: the user's text, without any image mark.
+        question: the user's text, without an image mark.
         answer: the text to be learned, or None at inference.
-        image: False for a text-only prompt (then everything is in `before`).
+        image: False for a text-only prompt, which is entirely in `before`.
 
     Raises:
         ConfigError: the format is unknown, or does not fit the tokenizer.
     """
     if name not in FORMATS:
-        raise ConfigError(f"Prompt format {name!r} is not known; use one of {', '.join(FORMATS)}.")
+        raise ConfigError(f"The prompt format {name!r} is unknown; use one of {', '.join(FORMATS)}.")
     return FORMATS[name](tokenizer, question, answer, image)
 
 
-def end_of_answer(name: str, tokenizer: Any) -> int | None:
-    """The token that ends every answer in the prompt format `name`; None where nothing does.
+def end_of_answer(name: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that ends every answer in the prompt format `name`, or None.
 
     Raises:
         ConfigError: as `build_prompt`.
@@ -233,9 +253,9 @@ class Dialogue:
     """Token ids of a whole conversation around one image.
 
     Attributes:
-        before: ids in front of the image (for text alone: empty).
-        after: ids behind it, to the end of the last answer.
-        learned: of each id of `after`, whether it is a part of an answer.
+        before: ids before the image (empty for text alone).
+        after: ids after it, up to the end of the last answer.
+        learned: for each id of `after`, whether it belongs to an answer.
     """
 
     before: list[int]
@@ -244,58 +264,62 @@ class Dialogue:
 
 
 def one_turn(prompt: Prompt) -> Dialogue:
-    """A prompt with an image and an answer as the dialogue that it is."""
+    """A prompt with an image and an answer, as a dialogue of one turn."""
     learned = [False] * len(prompt.after) + [True] * len(prompt.answer)
     return Dialogue(prompt.before, prompt.after + prompt.answer, learned)
 
 
 def build_dialogue(
-    name: str, tokenizer: Any, turns: Sequence[tuple[str, str]], image: bool = True
+    name: str, tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, str]], image: bool = True
 ) -> Dialogue:
-    """Several questions and answers in the prompt format `name`; the first is exactly `build_prompt`'s.
+    """Several questions and answers in the prompt format `name`; the first turn is that of `build_prompt`.
 
     Args:
         name: a key of `FORMATS`.
         tokenizer: the LLM's text tokenizer.
         turns: (question, answer) pairs, at least one.
-        image: whether an image comes with the first question.
+        image: whether the first question is about an image.
 
     Raises:
         ConfigError: the format is unknown or does not fit the tokenizer, or its chat template rewrites
             earlier turns.
     """
     first = build_prompt(name, tokenizer, *turns[0], image)
-    before, asked = (first.before, first.after) if image else ([], first.before + first.after)
-    pieces = [(asked, False), (first.answer, True)]
+    before, request = (first.before, first.after) if image else ([], first.before + first.after)
+    pieces = [(request, False), (first.answer, True)]
     for number in range(1, len(turns)):
-        asked, answer = _NEXT[name](tokenizer, turns[:number], *turns[number])
-        pieces += [(asked, False), (answer, True)]
+        request, answer = _NEXT[name](tokenizer, turns[:number], *turns[number])
+        pieces += [(request, False), (answer, True)]
     after = [token for ids, _ in pieces for token in ids]
     return Dialogue(before, after, [learned for ids, learned in pieces for _ in ids])
 
 
-def _next_vila_u(tokenizer: Any, _: Any, question: str, answer: str) -> tuple[list[int], list[int]]:
-    asked = f"USER: {question} ASSISTANT:"
-    whole = _ids(tokenizer, f"{asked} {answer}{tokenizer.eos_token or ''}", False)
-    return _split_answer(whole, _ids(tokenizer, asked, False))
+def _next_vila_u(
+    tokenizer: PreTrainedTokenizerBase, _: Sequence[tuple[str, str]], question: str, answer: str
+) -> tuple[list[int], list[int]]:
+    request = f"USER: {question} ASSISTANT:"
+    whole = _ids(tokenizer, f"{request} {answer}{tokenizer.eos_token or ''}", False)
+    return _split_answer(whole, _ids(tokenizer, request, False))
 
 
-def _next_plain(tokenizer: Any, _: Any, question: str, answer: str) -> tuple[list[int], list[int]]:
+def _next_plain(
+    tokenizer: PreTrainedTokenizerBase, _: Sequence[tuple[str, str]], question: str, answer: str
+) -> tuple[list[int], list[int]]:
     prompt = plain(tokenizer, question, answer)
     return prompt.after, prompt.answer
 
 
 def _next_chat(
-    tokenizer: Any, earlier: Sequence[tuple[str, str]], question: str, answer: str
+    tokenizer: PreTrainedTokenizerBase, earlier: Sequence[tuple[str, str]], question: str, answer: str
 ) -> tuple[list[int], list[int]]:
-    """What the template adds for one more turn: it is rendered with and without."""
+    """What the template adds for one more turn: the difference of two renderings, with and without it."""
 
     def messages(turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
         roles = ("user", "assistant")
         return [{"role": r, "content": c} for turn in turns for r, c in zip(roles, turn, strict=True)]
 
     def render(listed: list[dict[str, str]], **more: bool) -> str:
-        return _filled(tokenizer, listed, **_SAY_IT, **more)
+        return _filled(tokenizer, listed, **_NO_THINKING, **more)
 
     past = messages(earlier)
     old = render(past).rstrip("\n")
@@ -303,23 +327,25 @@ def _next_chat(
     whole = render(messages([*earlier, (question, answer)])).rstrip("\n")
     if not (prompt.startswith(old) and whole.startswith(prompt)):
         raise ConfigError(
-            "This LLM's chat template writes earlier turns differently from the last one, so that a "
-            "conversation of several turns cannot be learned in one piece; give one turn per conversation, "
-            "or use the prompt format 'plain' (--set prompt=plain)."
+            "This LLM's chat template renders earlier turns differently from the last one, so CRAFT cannot "
+            "train on a conversation of several turns in one sequence; give one turn per conversation, or "
+            "use the prompt format 'plain' (--set prompt=plain)."
         )
-    asked, tail = (
+    request, tail = (
         list(tokenizer(piece, add_special_tokens=False)["input_ids"])
         for piece in (prompt[len(old) :], whole[len(prompt) :])
     )
-    return asked, _ended(tokenizer, tail)
+    return request, _ended(tokenizer, tail)
 
 
-def _next_llava(tokenizer: Any, _: Any, question: str, answer: str) -> tuple[list[int], list[int]]:
+def _next_llava(
+    tokenizer: PreTrainedTokenizerBase, _: Sequence[tuple[str, str]], question: str, answer: str
+) -> tuple[list[int], list[int]]:
     if getattr(tokenizer, "chat_template", None):
         raise ConfigError(
-            "Prompts of the format 'llava' with a chat template have one turn; give single turns."
+            "The prompt format 'llava' with a chat template has only one turn; give one per conversation."
         )
-    return _next_vila_u(tokenizer, _, question, answer)  # LLaVA-1.5 and VILA-U have vicuna's
+    return _next_vila_u(tokenizer, _, question, answer)  # LLaVA-1.5 and VILA-U share vicuna's format
 
 
 _NEXT = {
@@ -330,18 +356,18 @@ _NEXT = {
 }
 
 
-def decode(tokenizer: Any, ids: list[int]) -> str:
+def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     """Token ids -> text without special tokens, stripped.
 
-    Runs of byte tokens (`<0x25>`) that are not valid UTF-8 are decoded as SentencePiece does: only the bytes
-    at fault become U+FFFD. The fast tokenizers would replace the whole run. Ids beyond the tokenizer's, to
-    which an LLM's vocabulary may be padded, say nothing.
+    Runs of byte tokens (`<0x25>`) that are not valid UTF-8 are decoded as in SentencePiece: only the invalid
+    bytes become U+FFFD. The fast tokenizers would replace the whole run. Ids above the tokenizer's, to which
+    an LLM's vocabulary may be padded, are ignored.
     """
-    found = tokenizer.convert_ids_to_tokens(ids, skip_special_tokens=True)
-    tokens = [token for token in found if token is not None]
+    converted = tokenizer.convert_ids_to_tokens(ids, skip_special_tokens=True)
+    tokens = [token for token in converted if token is not None]
     decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
     if decoder is None or not any(_byte(token) is not None for token in tokens):
-        return tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
     pieces: list[str] = []
     run = bytearray()
     for token in [*tokens, None]:

@@ -1,4 +1,4 @@
-"""Gradient checkpointing (§8): layers keep little, and run again in the backward pass."""
+"""Gradient checkpointing (§8): layers store little and run again in the backward pass."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +12,10 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from craft.models.compiled import layers_of
 
 Recompute = bool | Literal["selective"]
-"""What runs again: nothing, whole layers, or all of a layer but its matrix products and attention."""
+"""What runs again: nothing, whole layers, or all of a layer except its matrix products and attention."""
 
 _aten = torch.ops.aten
-_KEPT = {
+_STORED = {
     _aten.mm.default,
     _aten.addmm.default,
     _aten.bmm.default,
@@ -30,21 +30,21 @@ _KEPT = {
 
 @contextmanager
 def recompute(model: nn.Module, what: Recompute = True) -> Iterator[None]:
-    """Within the block the layers of towers and LLMs in `model` are checkpointed (non-reentrant).
+    """Within the block, the layers of vision towers and LLMs in `model` are checkpointed (non-reentrant).
 
-    Works for frozen layers in evaluation mode, where transformers' own switch does nothing, and leaves
-    generation outside the block as it is. Values and gradients are those without it. "selective" keeps the
-    results of matrix products and attention, and makes norms, activations and rotations again: a third less
-    memory for no product more (torch's selective activation checkpointing).
+    This also works for frozen layers in evaluation mode, for which transformers' switch has no effect, and
+    does not change generation outside the block. Values and gradients are those without it. "selective"
+    stores the results of matrix products and attention and recomputes norms, activations and rotations: it
+    saves a third of the memory without any additional product (torch's selective activation checkpointing).
 
     Source: §8, "gradient checkpointing".
     """
     layers = layers_of(model) if what else []
-    how: dict[str, Any] = {"use_reentrant": False}
+    options: dict[str, Any] = {"use_reentrant": False}
     if what == "selective":
-        how["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
     for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, **how)  # hides the class's own
+        layer.forward = partial(checkpoint, layer.forward, **options)  # hides the method of the class
     try:
         yield
     finally:
@@ -52,5 +52,5 @@ def recompute(model: nn.Module, what: Recompute = True) -> Iterator[None]:
             del layer.forward
 
 
-def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+def _policy(context: object, operation: object, *args: object, **kwargs: object) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in _STORED else CheckpointPolicy.PREFER_RECOMPUTE

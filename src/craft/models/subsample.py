@@ -1,4 +1,4 @@
-"""An LVLM with a part of its codebook: the ablation of codebook size (Table 6)."""
+"""An LVLM with a subset of its codebook, for the ablation of codebook size (Table 6)."""
 
 from craft.core.errors import ConfigError
 from craft.models.backbone import Backbone
@@ -8,19 +8,19 @@ from craft.quantize.subsample import subsample
 
 
 def subsampled_codebook(lvlm: LVLM, fraction: float, seed: int = 0) -> LVLM:
-    """The same LVLM (all parts shared, nothing trained) with a random subset of the codewords of each level.
+    """The same LVLM with a random subset of the codewords of each level; its parts are shared, not trained.
 
-    Its backbone reads it as it is: sums of a subset's codewords are sums that it could have been shown
-    before. The codebook has a fingerprint of its own, so that encoders for it and for the whole one are not
-    mixed up, and no code prior comes with it (`craft prior` or an adaptation counts one).
+    Its backbone reads the subset without training, because a sum of codewords of the subset is also one of
+    the whole codebook. The subset has another fingerprint, so encoders for it and for the whole codebook
+    cannot be confused, and it has no code prior (`craft prior` or an adaptation counts one).
 
     Args:
         lvlm: a discrete LVLM.
-        fraction: of the codewords that stay, in (0, 1]; 1 is `lvlm` itself.
+        fraction: of the codewords that remain, in (0, 1]; with 1 the result is `lvlm` itself.
         seed: of the draw. Subsets of one seed are nested: 10 % are among the 25 %.
 
     Raises:
-        ConfigError: the fraction is out of range, or leaves no codeword.
+        ConfigError: the fraction is out of range, or no codeword remains.
         CraftError: the LVLM is continuous.
 
     Source: Table 6 (uniform subsampling); one draw per level and nesting are ours.

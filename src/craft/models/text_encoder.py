@@ -1,7 +1,6 @@
 """The frozen text encoder of the contrastive loss: SigLIP's text tower and its tokenizer (§3.2, Eq. 4)."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor, nn
 from transformers import SiglipTextConfig, SiglipTextModel
 
 from craft.core.errors import CheckpointError
-from craft.models.weights import load_strict
 
 _FIELDS = (
     "vocab_size",
@@ -31,36 +29,35 @@ class TextEncoder(nn.Module):
     """Texts -> embeddings `[n, d]`; frozen, always in evaluation mode, always float32.
 
     SigLIP pools the hidden state at the *last position*, attends to padding (no mask), and was trained with
-    every text padded on the right to `max_position_embeddings`. So texts are padded to exactly that length
-    here, and a longer text keeps its first tokens, with the end token (where the tokenizer adds one) in the
-    last place.
+    every text padded on the right to `max_position_embeddings`. Texts are therefore padded to exactly that
+    length. A longer text keeps its first tokens, and the last one is the end token if the tokenizer adds one.
 
     Args:
         config: fields of transformers' `SiglipTextConfig`; `projection_size` is d (default: `hidden_size`).
             `pad_token_id` defaults to the tokenizer's padding or `<pad>`, and to SigLIP's 1 without either.
-        tokenizer: a `tokenizers.Tokenizer`; or None for a text tower that came without one, which can be
-            kept and written back but not used.
+        tokenizer: a `tokenizers.Tokenizer`, or None for a checkpoint without one. Such a text encoder can be
+            saved again but not used.
 
     Attributes:
         dim: d.
         config: the complete config as a JSON-able dict.
 
     Raises:
-        CheckpointError: the config lacks a field, or the tokenizer knows more tokens than the model.
+        CheckpointError: the config lacks a field, or the tokenizer has more tokens than the model.
 
     Source: §3.2 ("frozen text encoder"); SigLIP (arXiv 2303.15343).
     """
 
-    stored_dtype: str  # set where it was read from disk
+    stored_dtype: str  # set when it is read from disk
 
     def __init__(self, config: dict[str, Any], tokenizer: Tokenizer | None) -> None:
         super().__init__()
         missing = [field for field in _FIELDS[:6] if field not in config]
         if missing:
             raise CheckpointError(f"The text encoder's config lacks {', '.join(missing)}.")
-        known = {field: config[field] for field in _FIELDS if config.get(field) is not None}
-        known.setdefault("pad_token_id", _pad_id(tokenizer))
-        siglip = SiglipTextConfig(**known, bos_token_id=None, eos_token_id=None, attention_dropout=0.0)
+        settings = {field: config[field] for field in _FIELDS if config.get(field) is not None}
+        settings.setdefault("pad_token_id", _pad_id(tokenizer))
+        siglip = SiglipTextConfig(**settings, bos_token_id=None, eos_token_id=None, attention_dropout=0.0)
         siglip._attn_implementation = "sdpa"
         self.config: dict[str, Any] = {field: getattr(siglip, field) for field in _FIELDS}
         self.dim = int(siglip.projection_size or siglip.hidden_size)
@@ -71,20 +68,20 @@ class TextEncoder(nn.Module):
         self.train(False)
 
     def _prepare(self, tokenizer: Tokenizer) -> Tokenizer:
-        """Our own copy, which pads and truncates to the one length that the model was trained with."""
-        own = Tokenizer.from_str(tokenizer.to_str())
+        """A copy that pads and truncates to the length with which the model was trained."""
+        prepared = Tokenizer.from_str(tokenizer.to_str())
         pad, vocabulary = self.config["pad_token_id"], self.config["vocab_size"]
-        if own.get_vocab_size() > vocabulary or own.id_to_token(pad) is None:
+        if prepared.get_vocab_size() > vocabulary or prepared.id_to_token(pad) is None:
             raise CheckpointError(
                 f"The text encoder has {vocabulary} tokens and pads with id {pad}; its tokenizer has "
-                f"{own.get_vocab_size()} tokens. They belong to different models."
+                f"{prepared.get_vocab_size()} tokens. They belong to different models."
             )
-        own.enable_truncation(self.length)
-        own.enable_padding(length=self.length, pad_id=pad, pad_token=own.id_to_token(pad))
-        return own
+        prepared.enable_truncation(self.length)
+        prepared.enable_padding(length=self.length, pad_id=pad, pad_token=prepared.id_to_token(pad))
+        return prepared
 
     def train(self, mode: bool = True) -> "TextEncoder":
-        """Stay in evaluation mode, whatever is asked."""
+        """Stay in evaluation mode; `mode` has no effect."""
         return super().train(False)
 
     @property
@@ -101,7 +98,7 @@ class TextEncoder(nn.Module):
         if self.tokenizer is None:
             raise CheckpointError(
                 "The contrastive loss needs the text encoder's tokenizer, and this checkpoint has none. Put "
-                "SigLIP's tokenizer.json into it, in the folder that rqvaesiglip.pretrained_model of "
+                "SigLIP's tokenizer.json into the folder that rqvaesiglip.pretrained_model in "
                 "vision_tower/config.json names (google/siglip-large-patch16-256), or train with "
                 "losses.contrastive.weight=0."
             )
@@ -136,21 +133,12 @@ class TextEncoder(nn.Module):
         """The weights by SigLIP's names (`embeddings.*`, `encoder.*`, `final_layer_norm.*`, `head.*`)."""
         return self.model.state_dict()
 
-    def load_weights(self, state: Mapping[str, Tensor], where: Path) -> None:
-        """Load weights by SigLIP's names.
-
-        Raises:
-            CheckpointError: they do not fit the config.
-        """
-        known = {name: tensor for name, tensor in state.items() if not name.endswith("position_ids")}
-        load_strict(self.model, known, where)
-
 
 def _pad_id(tokenizer: Tokenizer | None) -> int:
-    """The padding id that a tokenizer implies; SigLIP's own (1) when it implies none."""
+    """The padding id that a tokenizer implies, or SigLIP's (1)."""
     if tokenizer is None:
         return 1
     if tokenizer.padding is not None:
         return int(tokenizer.padding["pad_id"])
-    found = [tokenizer.token_to_id(name) for name in _PAD_NAMES]
-    return next((index for index in found if index is not None), 1)
+    ids = [tokenizer.token_to_id(name) for name in _PAD_NAMES]
+    return next((index for index in ids if index is not None), 1)

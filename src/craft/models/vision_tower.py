@@ -1,15 +1,16 @@
-"""Vision towers E_θ: pixels -> patch features, in two forms behind one small protocol (§3.1, §3.2).
+"""Vision towers E_θ: pixels -> patch features, in three forms with one base class (§3.1, §3.2).
 
-`SiglipTower` is VILA-U's: SigLIP embeddings and layers, leaving at the penultimate layer. `HybridTower` puts
-a convolutional stem under the same layers: a small tower needs it to learn anything in CPU time.
+`SiglipTower` is VILA-U's: SigLIP embeddings and layers, up to the penultimate layer. `HybridTower` puts a
+convolutional stem under the same layers; without it, a small tower learns too little in CPU time.
+`LlavaTower` is the vision model of a LLaVA checkpoint.
 """
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import SiglipVisionConfig
+from transformers import PreTrainedConfig, PreTrainedModel, SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer, SiglipVisionEmbeddings
 
 from craft.core.errors import CheckpointError
@@ -21,8 +22,44 @@ OURS = (0.5, 0.5, 0.5)
 """Mean and standard deviation by which `craft.models.images.scaled` normalises pixels."""
 
 
-class _Tower(nn.Module):
-    """What both towers share: layers, a learnable [CLS] token and how it attends."""
+class VisionTower(nn.Module):
+    """What every vision tower has, whatever its architecture.
+
+    Attributes:
+        config: what `build_tower` builds it from, JSON-able.
+        siglip_config: the transformers config of its layers.
+        image_size: side S of the square input, in pixels.
+        grid: (rows, columns) of the patch grid; N is their product.
+        dim: d, the width of a feature.
+        layers: its transformer layers.
+    """
+
+    config: dict[str, Any]
+    siglip_config: PreTrainedConfig
+    image_size: int
+    grid: tuple[int, int]
+    dim: int
+    layers: nn.ModuleList
+
+    def forward(self, pixel_values: Tensor, with_cls: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Pixels float `[B, 3, S, S]` -> features and [CLS] feature.
+
+        Args:
+            pixel_values: as `craft.models.images.pixels` makes them.
+            with_cls: run the [CLS] token too, if the tower has one.
+
+        Returns:
+            Features `[B, N, d]` and the [CLS] feature `[B, d]` or None, both in the dtype of the weights.
+        """
+        raise NotImplementedError
+
+    if TYPE_CHECKING:
+
+        def __call__(self, pixel_values: Tensor, with_cls: bool = True) -> tuple[Tensor, Tensor | None]: ...
+
+
+class _ClsTower(VisionTower):
+    """SigLIP layers with a learnable [CLS] token, and how the two attend to each other."""
 
     def __init__(self, config: dict[str, Any], layers: int) -> None:
         super().__init__()
@@ -40,7 +77,7 @@ class _Tower(nn.Module):
         siglip._attn_implementation = "sdpa"
         self.config = dict(config)
         self.siglip_config = siglip
-        self.image_size: int = config["image_size"]
+        self.image_size = config["image_size"]
         self.layers = nn.ModuleList(TowerLayer(siglip) for _ in range(layers))
         self.cls_token = nn.Parameter(torch.zeros(siglip.hidden_size))
 
@@ -50,14 +87,14 @@ class _Tower(nn.Module):
         return self.config.get("cls_attention", "read-only")
 
     @cls_attention.setter
-    def cls_attention(self, way: ClsAttention) -> None:
-        if way != self.cls_attention:
-            self.config["cls_attention"] = way
+    def cls_attention(self, mode: ClsAttention) -> None:
+        if mode != self.cls_attention:
+            self.config["cls_attention"] = mode
 
     def _run(self, patches: Tensor, with_cls: bool) -> tuple[Tensor, Tensor | None]:
-        """Run all layers: patches `[B, N, h]` -> (patches `[B, N, h]`, cls `[B, 1, h]` if asked for).
+        """Run all layers: patches `[B, N, h]` -> (patches `[B, N, h]`, cls `[B, 1, h]` or None).
 
-        What only reads saves half of the operations where it is left out: they are many and small.
+        A read-only [CLS] doubles the number of operations, which are many and small; None saves them.
         """
         cls = self.cls_token.to(patches.dtype).expand(patches.shape[0], 1, -1)
         if self.cls_attention == "symmetric":
@@ -72,70 +109,73 @@ class _Tower(nn.Module):
 
 
 class TowerLayer(SiglipEncoderLayer):
-    """A SigLIP layer that may run for [CLS] beside the patches; its unit for sharding and recomputation."""
+    """A SigLIP layer for patches and, optionally, [CLS]; the unit of sharding and recomputation."""
 
     def forward(self, patches: Tensor, cls: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Patches `[B, N, h]`, bit-equal to SigLIP's layer without [CLS], and [CLS] `[B, 1, h]` where given.
+        """Patches `[B, N, h]`, bit-equal to SigLIP's layer without [CLS], and [CLS] `[B, 1, h]` or None.
 
-        [CLS] attends to itself and to the patches, whose keys and values it shares; they do not see it.
+        [CLS] attends to itself and to the patches, whose keys and values it shares. Patches do not see [CLS].
         """
-        own = None if cls is None else self._heads(cls)
+        cls_heads = None if cls is None else self._heads(cls)
         query, key, value = self._heads(patches)
         read = None
-        if cls is not None and own is not None:
-            keys, values = torch.cat([own[1], key], dim=2), torch.cat([own[2], value], dim=2)
-            read = self._after(cls, own[0], keys, values)
+        if cls is not None and cls_heads is not None:
+            cls_query, cls_key, cls_value = cls_heads
+            keys, values = torch.cat([cls_key, key], dim=2), torch.cat([cls_value, value], dim=2)
+            read = self._after(cls, cls_query, keys, values)
         return self._after(patches, query, key, value), read
 
-    def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of tokens `[B, n, h]`, each `[B, heads, n, h / heads]`."""
         attention, x = self.self_attn, self.layer_norm1(x)
-        maps = (attention.q_proj, attention.k_proj, attention.v_proj)
-        return tuple(map_(x).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for map_ in maps)
+
+        def split(projected: Tensor) -> Tensor:
+            return projected.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+
+        return split(attention.q_proj(x)), split(attention.k_proj(x)), split(attention.v_proj(x))
 
     def _after(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """The layer from attention on: `[B, n, h]`."""
+        """The rest of the layer, starting with attention: `[B, n, h]`."""
         attention = self.self_attn
         mixed = F.scaled_dot_product_attention(query, key, value, scale=attention.scale)
         x = x + attention.out_proj(mixed.transpose(1, 2).flatten(2))
         return x + self.mlp(self.layer_norm2(x))
 
 
-class SiglipTower(_Tower):
-    """SigLIP ViT whose features leave at the penultimate layer, as in VILA-U.
+class SiglipTower(_ClsTower):
+    """SigLIP ViT whose features are those of the penultimate layer, as in VILA-U.
 
     The last layer, the post layer norm and the pooling head never run, so they are not built.
 
     Args:
-        config: `hidden_size`, `intermediate_size`, `num_hidden_layers` (all of SigLIP's: one less is built),
+        config: `hidden_size`, `intermediate_size`, `num_hidden_layers` (of SigLIP; one fewer is built),
             `num_attention_heads`, `image_size`, `patch_size`; optional `layer_norm_eps`, `hidden_act`,
-            `cls_attention` ("read-only" keeps every patch code of the base tower; "symmetric" is the other
-            reading of the paper).
+            `cls_attention` ("read-only" keeps every patch code of the base tower; with "symmetric" patches
+            read [CLS], the other interpretation of the paper).
 
     Source: §3.1, §10 (penultimate layer), §3.2 (learnable [CLS]).
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__({**config, "type": "siglip"}, layers=config["num_hidden_layers"] - 1)
-        self.embeddings = SiglipVisionEmbeddings(self.siglip_config)
+        self.embeddings = SiglipVisionEmbeddings(cast(SiglipVisionConfig, self.siglip_config))
         side = self.image_size // int(config.get("patch_size", 16))
         self.grid = (side, side)
-        self.dim: int = self.siglip_config.hidden_size
+        self.dim = self.siglip_config.hidden_size
 
     def forward(self, pixel_values: Tensor, with_cls: bool = True) -> tuple[Tensor, Tensor | None]:
-        """Pixels float `[B, 3, S, S]` -> (features `[B, N, d]`, [CLS] feature `[B, d]` or None without
-        `with_cls`), module dtype."""
+        """As `VisionTower.forward`."""
         patches = self.embeddings(pixel_values.to(self.cls_token.dtype))
         patches, cls = self._run(patches, with_cls)
         return patches, None if cls is None else cls[:, 0]
 
 
-class HybridTower(_Tower):
+class HybridTower(_ClsTower):
     """Convolutional stem, SigLIP layers, a linear map to the codebook's width d.
 
     Args:
-        config: as `SiglipTower`, and `dim` (d), `stem_blocks` (how many EfficientNet-Lite0 blocks). All
-            `num_hidden_layers` layers run: there is no unused last one.
+        config: as for `SiglipTower`, with `dim` (d) and `stem_blocks` (number of EfficientNet-Lite0
+            blocks). All `num_hidden_layers` layers are built and run.
 
     Source: ours.
     """
@@ -145,7 +185,7 @@ class HybridTower(_Tower):
         self.stem = ConvStem(config["stem_blocks"])
         side = -(-self.image_size // self.stem.stride)
         self.grid = (side, side)
-        self.dim: int = config["dim"]
+        self.dim = config["dim"]
         hidden = self.siglip_config.hidden_size
         self.stem_norm = nn.LayerNorm(self.stem.channels, eps=self.siglip_config.layer_norm_eps)
         self.stem_projection = nn.Linear(self.stem.channels, hidden)
@@ -154,8 +194,7 @@ class HybridTower(_Tower):
         self.output_projection = nn.Linear(hidden, self.dim)
 
     def forward(self, pixel_values: Tensor, with_cls: bool = True) -> tuple[Tensor, Tensor | None]:
-        """Pixels float `[B, 3, S, S]` -> (features `[B, N, d]`, [CLS] feature `[B, d]` or None without
-        `with_cls`), module dtype."""
+        """As `VisionTower.forward`."""
         return self.after_stem(self.run_stem(pixel_values), with_cls)
 
     def run_stem(self, pixel_values: Tensor) -> Tensor:
@@ -163,7 +202,7 @@ class HybridTower(_Tower):
         return self.stem(pixel_values.to(self.cls_token.dtype))
 
     def after_stem(self, maps: Tensor, with_cls: bool = True) -> tuple[Tensor, Tensor | None]:
-        """Stem output `[B, C, h, w]` -> what `forward` returns."""
+        """The stem's maps `[B, C, h, w]` -> what `forward` returns."""
         cells = self.stem_norm(maps.flatten(2).transpose(1, 2))
         patches = self.stem_projection(cells) + self.position_embedding
         patches, cls = self._run(patches, with_cls)
@@ -173,35 +212,37 @@ class HybridTower(_Tower):
         return self.output_projection(self.output_norm(x))
 
 
-class LlavaTower(nn.Module):
-    """CLIP's or SigLIP's vision model up to the layer whose output LLaVA reads.
+class LlavaTower(VisionTower):
+    """CLIP's or SigLIP's vision model up to the layer whose output LLaVA reads. It has no [CLS] of ours.
 
     Args:
-        config: `model` (the vision config), `depth` (how many layers run), `mean` and `std` (three each) with
-            which pixels were normalised in training.
-        vision: the vision model whose parts are taken; one with random weights when None.
+        config: `model` (the vision config), `depth` (number of layers that run), `mean` and `std` (three
+            values each) by which pixels were normalised in training.
+        vision: the vision model whose parts are used; None builds one with random weights.
 
     Source: LLaVA (arXiv 2310.03744); `LlavaModel.get_image_features`.
     """
 
-    def __init__(self, config: dict[str, Any], vision: Any = None) -> None:
+    def __init__(self, config: dict[str, Any], vision: PreTrainedModel | None = None) -> None:
         super().__init__()
         if vision is None:
             vision = _vision_model(config["model"])
+        parts: Any = vision  # CLIP and SigLIP name them alike; transformers declares no common type
         self.config = {**config, "type": "llava"}
-        self.siglip_config = vision.config  # named as in the other towers
-        self.embeddings = vision.embeddings
-        self.pre_norm = getattr(vision, "pre_layrnorm", nn.Identity())
-        self.layers = vision.encoder.layers[: config["depth"]]
-        self.image_size: int = vision.config.image_size
-        side = self.image_size // vision.config.patch_size
+        self.siglip_config = parts.config
+        self.embeddings = parts.embeddings
+        self.pre_norm = getattr(
+            parts, "pre_layrnorm", nn.Identity()
+        )  # the attribute is misspelt in transformers
+        self.layers = parts.encoder.layers[: config["depth"]]
+        self.image_size = parts.config.image_size
+        side = self.image_size // parts.config.patch_size
         self.grid = (side, side)
-        self.dim: int = vision.config.hidden_size
+        self.dim = parts.config.hidden_size
         self.class_token = hasattr(self.embeddings, "class_embedding")
 
     def forward(self, pixel_values: Tensor, with_cls: bool = True) -> tuple[Tensor, None]:
-        """Pixels float `[B, 3, S, S]` as ours are scaled -> (features `[B, N, d]`, None), module dtype."""
-        del with_cls  # there is none
+        """As `VisionTower.forward`; the second value is always None, whatever `with_cls` is."""
         mean, std = (pixel_values.new_tensor(self.config[key]).view(3, 1, 1) for key in ("mean", "std"))
         if tuple(self.config["mean"]) != OURS or tuple(self.config["std"]) != OURS:
             pixel_values = ((pixel_values + 1) / 2 - mean) / std
@@ -211,27 +252,27 @@ class LlavaTower(nn.Module):
         return (hidden[:, 1:] if self.class_token else hidden), None
 
 
-def _vision_model(config: dict[str, Any]) -> Any:
+def _vision_model(config: dict[str, Any]) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModel
 
-    own = {key: value for key, value in config.items() if key != "model_type"}
-    return AutoModel.from_config(AutoConfig.for_model(config["model_type"], **own), dtype=torch.float32)
+    settings = {key: value for key, value in config.items() if key != "model_type"}
+    return AutoModel.from_config(AutoConfig.for_model(config["model_type"], **settings), dtype=torch.float32)
 
 
-def build_tower(config: dict[str, Any]) -> Any:
+def build_tower(config: dict[str, Any]) -> VisionTower:
     """Build the tower that a config names: a `SiglipTower`, `HybridTower` or `LlavaTower`.
 
     Args:
-        config: `type` is "siglip", "hybrid" or "llava"; the rest as the class says.
+        config: `type` is "siglip", "hybrid" or "llava"; the class documents the other keys.
 
     Raises:
         CheckpointError: the type is unknown or a key is missing.
     """
     towers = {"siglip": SiglipTower, "hybrid": HybridTower, "llava": LlavaTower}
     kind = config.get("type")
-    if kind not in towers:
+    if not isinstance(kind, str) or kind not in towers:
         raise CheckpointError(
-            f"Vision tower type {kind!r} is not known; this version builds {', '.join(towers)}."
+            f"The vision tower type {kind!r} is unknown; this version builds {', '.join(towers)}."
         )
     try:
         return towers[kind](config)

@@ -1,7 +1,7 @@
 """The visual tokenizer: vision tower and frozen codebook, image -> `VisionTokens` (§3.1)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -9,31 +9,37 @@ from torch import Tensor, nn
 from craft.core.errors import CraftError
 from craft.core.tokens import VisionTokens
 from craft.models.images import pixels
+from craft.models.text_encoder import TextEncoder
+from craft.models.vision_tower import VisionTower
 from craft.quantize import Continuous, ResidualCodebook, straight_through, tower_fingerprint
 
 
 class VisualTokenizer(nn.Module):
-    """Vision tower E_θ + codebook C, with what the contrastive loss and pruning need beside them.
+    """Vision tower E_θ + codebook C, and what the contrastive loss and pruning need in addition.
 
     Attributes:
         vision_tower: pixels `[B, 3, S, S]` -> (features `[B, N, d]`, [CLS] `[B, d]`); the trainable part.
-        codebook: `ResidualCodebook`, frozen; `Continuous` in a continuous LVLM, which reads features
-            unquantised.
+        codebook: a frozen `ResidualCodebook`; a `Continuous` in a continuous LVLM, whose LLM reads the
+            features themselves.
         text_encoder: the frozen text encoder of the contrastive loss, or None.
         log_temperature: log τ of Eq. 4, a scalar parameter (`s_ij = τ cos`).
-        prior: level-1 code counts int64 `[K]` (§3.3), or None where no prior came with the tokenizer.
-        aspect: "resize", "crop", "pad" or "pad-clip", see `craft.models.images.pixels`.
+        prior: level-1 code counts int64 `[K]` (§3.3), or None.
+        aspect: how images become square: "resize", "crop", "pad" or "pad-clip", as in
+            `craft.models.images.pixels`.
 
     Source: §3.1.
     """
 
+    vision_tower: VisionTower
+    codebook: ResidualCodebook | Continuous
+    text_encoder: TextEncoder | None
     log_temperature: nn.Parameter
 
     def __init__(
         self,
-        vision_tower: nn.Module,
+        vision_tower: VisionTower,
         codebook: ResidualCodebook | Continuous,
-        text_encoder: nn.Module | None = None,
+        text_encoder: TextEncoder | None = None,
         log_temperature: float | Tensor = 2.302585,
         prior: Tensor | None = None,
         aspect: str = "resize",
@@ -48,6 +54,12 @@ class VisualTokenizer(nn.Module):
         self.prior = prior
         self.aspect = aspect
 
+    if TYPE_CHECKING:
+
+        def __call__(
+            self, pixel_values: Tensor, partial_sums: bool = False, with_cls: bool = True
+        ) -> VisionTokens: ...
+
     @property
     def device(self) -> torch.device:
         """Where the vision tower's weights are."""
@@ -56,20 +68,20 @@ class VisualTokenizer(nn.Module):
     @property
     def image_size(self) -> int:
         """Side S of the square input, in pixels."""
-        return int(self.vision_tower.image_size)  # type: ignore[arg-type]
+        return self.vision_tower.image_size
 
     @property
     def grid(self) -> tuple[int, int]:
         """(rows, columns) of the patch grid; N is their product."""
-        return self.vision_tower.grid  # type: ignore[return-value]
+        return self.vision_tower.grid
 
     @property
     def continuous(self) -> bool:
-        """Whether features leave unquantised: there are no codes then (`codes` is `[B, N, 0]`)."""
+        """Whether features are not quantised; then `codes` is `[B, N, 0]`."""
         return self.codebook.num_levels == 0
 
     def need_codes(self, what: str) -> ResidualCodebook:
-        """The codebook; `what` cannot be done without its codes.
+        """The codebook, for `what` (the subject of the message), which needs codes.
 
         Raises:
             CraftError: this is the visual tokenizer of a continuous LVLM.
@@ -82,13 +94,13 @@ class VisualTokenizer(nn.Module):
         return self.codebook
 
     def unquantised(self) -> "VisualTokenizer":
-        """The same (all parts shared) without its codebook: that of a continuous LVLM."""
-        tower: Any = self.vision_tower
-        codebook = Continuous(int(tower.dim), tower_fingerprint(tower.state_dict()))
-        made = VisualTokenizer(
+        """The same visual tokenizer without its codebook, as in a continuous LVLM; parts are shared."""
+        tower = self.vision_tower
+        codebook = Continuous(tower.dim, tower_fingerprint(tower.state_dict()))
+        visual = VisualTokenizer(
             tower, codebook, self.text_encoder, self.log_temperature.detach(), None, self.aspect
         )
-        return made.to(self.device).train(self.training)
+        return visual.to(self.device).train(self.training)
 
     def preprocess(self, images: Sequence[Any]) -> Tensor:
         """Images (paths, bytes, PIL, arrays) -> pixels float32 `[B, 3, S, S]` on the CPU.
@@ -106,10 +118,10 @@ class VisualTokenizer(nn.Module):
         Args:
             pixel_values: float `[B, 3, S, S]`.
             partial_sums: also return the sum after each level (for the cumulative commitment).
-            with_cls: run [CLS] too, which no code and no answer depends on.
+            with_cls: run [CLS] too; no code and no answer depends on it.
 
         Returns:
-            `VisionTokens`; features and quantized are float32 whatever dtype the tower runs in.
+            `VisionTokens`; features and quantized are float32 in whatever dtype the tower runs.
 
         Source: Eq. 1; §9 for the levels.
         """
@@ -118,22 +130,26 @@ class VisualTokenizer(nn.Module):
     def quantize(
         self, features: Tensor, cls: Tensor | None, partial_sums: bool = False, search: str = "exact"
     ) -> VisionTokens:
-        """The second half of `forward`: what the tower returned -> `VisionTokens`.
+        """The second half of `forward`: the tower's output -> `VisionTokens`.
 
-        `search` is that of `ResidualCodebook.quantize`.
+        Args:
+            features: `[B, N, d]`, any float dtype.
+            cls: `[B, d]` or None.
+            partial_sums: as for `forward`.
+            search: as for `ResidualCodebook.quantize`.
         """
         features = features.float()
-        found = self.codebook.quantize(features, partial_sums=partial_sums, search=search)
+        result = self.codebook.quantize(features, partial_sums=partial_sums, search=search)
         batch, count = features.shape[:2]
         return VisionTokens(
             features=features,
-            codes=found.codes,
-            quantized=straight_through(features, found.quantized),
-            residual=found.residual,
+            codes=result.codes,
+            quantized=straight_through(features, result.quantized),
+            residual=result.residual,
             positions=torch.arange(count, device=features.device).expand(batch, count),
             grid=self.grid,
             cls=None if cls is None else cls.float(),
-            partial_sums=found.partial_sums,
+            partial_sums=result.partial_sums,
         )
 
     @torch.no_grad()
@@ -147,14 +163,14 @@ class VisualTokenizer(nn.Module):
         """Images or pixels -> `VisionTokens`, without gradient, `batch_size` images at a time.
 
         Args:
-            images: a sequence as `preprocess` takes it, or pixels float `[B, 3, S, S]`.
+            images: a sequence as for `preprocess`, or pixels float `[B, 3, S, S]`.
             batch_size: images per forward pass; an image's tokens do not depend on it.
             with_cls: as for `forward`.
             search: as for `quantize`.
 
         Raises:
-            DataError: an image cannot be read, or there is none.
-            ConfigError: there is no such search, or it does not fit this codebook or device.
+            DataError: an image cannot be read, or `images` is empty.
+            ConfigError: the search is unknown, or does not fit this codebook or device.
         """
         count = len(images)
         parts = []
@@ -166,9 +182,9 @@ class VisualTokenizer(nn.Module):
 
 
 def concatenate(parts: Sequence[VisionTokens]) -> VisionTokens:
-    """Join tokens along the batch. All parts come from one tokenizer and have the same N.
+    """Join tokens of one visual tokenizer along the batch; all parts have the same N.
 
-    Optional fields are kept when every part has them.
+    The result has an optional field only if every part has it.
     """
 
     def join(name: str) -> Tensor | None:

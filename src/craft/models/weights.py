@@ -1,4 +1,4 @@
-"""Weights on their way between modules and files: casts, and loading that says what does not fit."""
+"""Weights between modules and files: casts, and strict loading with messages about what does not fit."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,15 +12,15 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def stored_dtype(module: nn.Module, default: str = "bfloat16") -> str:
-    """The dtype in which `module` was read from disk and is written again; `default` for a new one."""
+    """The dtype in which `module` was read from disk and will be saved; `default` for a new module."""
     return str(getattr(module, "stored_dtype", default))
 
 
 def dtype_named(name: object, where: Path) -> torch.dtype:
-    """The floating-point type that a config file names.
+    """The floating-point type with a name in a config file.
 
     Raises:
-        CheckpointError: it names another type.
+        CheckpointError: the name is unknown; the message names `where`.
     """
     if not isinstance(name, str) or name not in _DTYPES:
         raise CheckpointError(f"{where} names dtype {name!r}; this version reads {', '.join(_DTYPES)}.")
@@ -33,23 +33,23 @@ def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]
 
 
 def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names start with `prefix`, without it."""
+    """The tensors whose names start with `prefix`, by their names without it."""
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], where: Path) -> None:
-    """Copy `state` into `module`: every tensor of both, each of the right shape; dtype and device stay.
+    """Copy `state` into `module`. Names and shapes must agree; the module's dtypes and device stay.
 
     Raises:
-        CheckpointError: something is missing, left over or of another shape; the message names `where`.
+        CheckpointError: a tensor is missing, unknown or of another shape; the message names `where`.
     """
-    own = module.state_dict()
-    wrong = [f"{name} is missing" for name in own if name not in state]
-    wrong += [f"{name} is not known" for name in state if name not in own]
+    expected = module.state_dict()
+    wrong = [f"{name} is missing" for name in expected if name not in state]
+    wrong += [f"{name} is not known" for name in state if name not in expected]
     wrong += [
-        f"{name} has shape {list(state[name].shape)} in place of {list(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
+        f"{name} has shape {list(state[name].shape)} instead of {list(expected[name].shape)}"
+        for name in expected
+        if name in state and state[name].shape != expected[name].shape
     ]
     if wrong:
         shown = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
@@ -62,7 +62,7 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], where: Path) -> 
 
 @torch.no_grad()
 def add_factors(llm: nn.Module, lora: dict[str, Tensor], where: Path) -> None:
-    """W + B A for every linear map that `lora` names, in place; in float32, rounded once.
+    """Change W to W + B A in place, for every linear map with factors in `lora`; float32, rounded once.
 
     Raises:
         CheckpointError: a factor is missing, or of another shape than the LLM's weight.

@@ -1,20 +1,20 @@
 """Rarity-weighted quotas per code, solved for every budget at once (§3.3).
 
-The paper keeps m_k = ⌈n_k ρ_k^γ⌉ tokens of code k. With ρ_k = 1/p_k ≥ 1 that cannot prune, so ρ is divided
-by a reference above its largest value: ρ_ref = e^δ / min p, δ > 0. With lr_k = δ + ln p_k - ln min p > 0,
+The paper keeps m_k = ⌈n_k ρ_k^γ⌉ tokens of code k. With ρ_k = 1/p_k ≥ 1 this would not prune, so ρ is divided
+by a reference above its maximum: ρ_ref = e^δ / min p, δ > 0. With lr_k = δ + ln p_k - ln min p > 0,
 
     m_k(γ) = ⌈n_k e^(-γ lr_k)⌉
 
-falls from n_k at γ = 0 to 1, and the more frequent a code is in the prior, the faster. A token that is number
-j (from 0) within its code is kept as long as m_k(γ) > j. For a whole number j, ⌈x⌉ > j is x > j, so
+falls from n_k at γ = 0 to 1, faster for codes that are more frequent in the prior. The token with number j
+(from 0) within its code is kept as long as m_k(γ) > j. For an integer j, ⌈x⌉ > j is equivalent to x > j, so
 
     kept  ⇔  γ < γ* = ln(n_k / j) / lr_k        (γ* = ∞ for j = 0)
 
 and "solve γ for a budget, then keep m_k of each code" is "keep the tokens with the largest γ*". One order
 serves every budget, and the kept sets of two budgets are nested.
 
-Everything here gives the same bits on every device: logarithms come from tables made on the CPU, distances
-are whole thousandths, and the rest are comparisons and single IEEE operations.
+The result has the same bits on every device: logarithms come from tables computed on the CPU, distances are
+integers (thousandths), and the rest are comparisons and single IEEE operations.
 """
 
 from functools import lru_cache
@@ -22,8 +22,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-_FAR = 2**30  # no distance on a grid, in thousandths of a patch, comes near it
-_PAIRS = 2**24  # pairs of tokens that are held at once
+_FAR = 2**30  # far above any distance on a grid, in thousandths of a patch
+_PAIRS = 2**24  # pairs of tokens in memory at once
 
 
 def rarity_log_ratio(counts: Tensor, alpha: float, delta: float) -> Tensor:
@@ -31,8 +31,8 @@ def rarity_log_ratio(counts: Tensor, alpha: float, delta: float) -> Tensor:
 
     Args:
         counts: level-1 code counts int64 `[K]` (`VisualTokenizer.prior`).
-        alpha: added to every count, so that p of an unseen code is small and not 0.
-        delta: δ, what the rarest code gets.
+        alpha: added to every count, so that p of an unseen code is small but not 0.
+        delta: δ, the value of the rarest code.
 
     Source: §3.3 (ρ_k = 1 / p_dom(k)); the reference δ is ours.
     """
@@ -41,12 +41,12 @@ def rarity_log_ratio(counts: Tensor, alpha: float, delta: float) -> Tensor:
 
 
 def rank_in_code(codes: Tensor, key: Tensor, ties: str) -> tuple[Tensor, Tensor]:
-    """Number of each token among those of its code by ascending key, and how many those are.
+    """The rank of each token within its code by ascending key, and the number of tokens of its code.
 
     Args:
         codes: int64 `[B, N]`.
-        key: `[B, N]`, anything that sorts.
-        ties: "equal" gives equal keys the lowest of their ranks; "raster" counts them from the left.
+        key: `[B, N]`, of any sortable dtype.
+        ties: "equal" gives equal keys the lowest of their ranks; "raster" ranks them from left to right.
 
     Returns:
         (rank from 0, n) int64 `[B, N]` each.
@@ -72,40 +72,40 @@ def rank_in_code(codes: Tensor, key: Tensor, ties: str) -> tuple[Tensor, Tensor]
 def isolation(codes: Tensor, positions: Tensor, grid: tuple[int, int], neighbours: int) -> Tensor:
     """Sum of distances to the nearest tokens of the same code, in thousandths of a patch, int64 `[B, N]`.
 
-    All tokens of a code have the same number of neighbours, so the sum ranks them as the average does. A
-    token alone has 0; there is nothing to rank it against.
+    All tokens of a code have the same number of neighbours, so the sum ranks them like the average. The only
+    token of a code has 0.
 
     Args:
         codes: level-1 codes int64 `[B, N]`.
         positions: raster indices int64 `[B, N]`.
         grid: (rows, columns) of the full grid.
-        neighbours: how many nearest ones, where there are as many.
+        neighbours: maximum number of nearest tokens.
 
-    Source: §3.3, "average distance to its nearest neighbors of the same codebook ID"; how many is ours.
+    Source: §3.3, "average distance to its nearest neighbors of the same codebook ID"; their number is ours.
     """
     count = codes.shape[1]
     nearest = min(neighbours, count)
     table = _distances(grid, codes.device)
-    whole = count == table.shape[0]  # then token i has raster index i
+    whole = count == table.shape[0]  # then token i has the raster index i
     parts = []
     rows = max(1, _PAIRS // count**2)
-    for here, place in zip(codes.split(rows), positions.split(rows), strict=True):
-        distance = table if whole else table[place[:, :, None], place[:, None, :]]
-        same = here[:, :, None] == here[:, None, :]
+    for code, position in zip(codes.split(rows), positions.split(rows), strict=True):
+        distance = table if whole else table[position[:, :, None], position[:, None, :]]
+        same = code[:, :, None] == code[:, None, :]
         close = torch.where(same, distance, _FAR).topk(nearest, dim=2, largest=False, sorted=False).values
         parts.append(torch.where(close < _FAR, close, 0).sum(dim=2))
     return torch.cat(parts)
 
 
 def keep_until(n: Tensor, j: Tensor, log_ratio: Tensor) -> Tensor:
-    """γ* = ln(n / j) / lr float64: a token is kept as long as γ is below; infinite for j = 0.
+    """γ* = ln(n / j) / lr, float64: a token is kept as long as γ < γ*; infinite for j = 0.
 
     Args:
         n: tokens of the code in this image, int64 `[B, N]`.
         j: number of the token among them, int64 `[B, N]`.
         log_ratio: lr of the token's code, float64 `[B, N]`.
 
-    Source: §3.3 in the form that the head of this file derives.
+    Source: §3.3, in the form derived at the top of this file.
     """
     table = _logarithms(int(n.shape[1]), n.device)
     return table[n, j] / log_ratio
@@ -125,4 +125,4 @@ def _distances(grid: tuple[int, int], device: torch.device) -> Tensor:
 def _logarithms(count: int, device: torch.device) -> Tensor:
     """float64 `[N + 1, N + 1]`: ln(n / j) at `[n, j]`, infinite at j = 0; 6/4 and 3/2 give the same bits."""
     numbers = torch.arange(count + 1, dtype=torch.float64)
-    return (numbers[:, None] / numbers).log().to(device)  # made on the CPU: the same bits everywhere
+    return (numbers[:, None] / numbers).log().to(device)  # computed on the CPU: the same bits everywhere

@@ -14,13 +14,13 @@ from craft.quantize.search import exact_matmul, search_named
 
 @dataclass(frozen=True)
 class Quantized:
-    """What quantisation gives for features `[..., d]`.
+    """The result of quantising features `[..., d]`.
 
     Attributes:
         codes: int64 `[..., L]`; `codes[..., 0]` is the paper's "token ID".
         quantized: float32 `[..., d]`, exactly the sum of the chosen codewords, added level by level.
         residual: float32 `[...]`, `e = |z - c⁽¹⁾|²`, the squared residual at level 1 (§9).
-        partial_sums: float32 `[..., L, d]`, the sum after each level, or None when not asked for.
+        partial_sums: float32 `[..., L, d]`, the sum after each level, or None.
     """
 
     codes: Tensor
@@ -32,15 +32,15 @@ class Quantized:
 class ResidualCodebook(nn.Module):
     """L levels of K codewords; frozen, with no training behaviour at all.
 
-    The codewords are a float32 buffer: no gradient, no EMA, nothing that depends on `.train()`, and no cast
-    when the module's dtype changes, so that codes and fingerprint never depend on precision settings.
+    The codewords are a float32 buffer without gradient or EMA. Nothing depends on `.train()`, and a change of
+    the module's dtype does not cast them, so codes and fingerprint never depend on precision settings.
 
     Args:
-        levels: `[L, K, d]`, or a list of L tensors `[K, d]`. When all entries of the list are one and the
-            same tensor object, the codebook is shared between levels and stored once.
+        levels: `[L, K, d]`, or a list of L tensors `[K, d]`. If all entries of the list are the same tensor
+            object, levels share the codebook, which is stored once.
 
     Raises:
-        CheckpointError: levels are empty, of unequal shape, or not finite.
+        CheckpointError: there are no levels, they differ in shape, or a value is not finite.
 
     Source: §3.1 and §9 (VILA-U: K = 16384, L = 4).
     """
@@ -61,7 +61,7 @@ class ResidualCodebook(nn.Module):
         codewords = torch.stack([table.detach().to(torch.float32) for table in stored])
         if codewords.device.type != "meta" and not bool(torch.isfinite(codewords).all()):
             raise CheckpointError(
-                "The codebook holds values that are not finite; the file it came from is damaged."
+                "The codebook has values that are not finite: its file is damaged; copy it again."
             )
         self.register_buffer("codewords", codewords)
         self._derived: dict[str, tuple[tuple[int, int, torch.device], Tensor]] = {}
@@ -69,7 +69,7 @@ class ResidualCodebook(nn.Module):
 
     @property
     def levels(self) -> Tensor:
-        """float32 `[L, K, d]`; a view, also when one table is shared by all levels."""
+        """float32 `[L, K, d]`; a view, even if all levels share one table."""
         return self.codewords.expand(self.num_levels, -1, -1)
 
     @property
@@ -88,7 +88,7 @@ class ResidualCodebook(nn.Module):
         return self.derived("half norms", lambda c: c.square().sum(-1) / 2).expand(self.num_levels, -1)
 
     def derived(self, name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
-        """`make(codewords)` for codewords float32 `[1 or L, K, d]`, kept until they change or move."""
+        """`make(codewords)` for codewords float32 `[1 or L, K, d]`, cached until they change or move."""
         key = self._key()
         if name not in self._derived or self._derived[name][0] != key:
             with exact_matmul(self.codewords.device):
@@ -99,7 +99,7 @@ class ResidualCodebook(nn.Module):
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the little-endian float32 bytes of all levels, then K, L, d and the metric.
 
-        A shared table counts once per level, so how a codebook is stored does not change its identity.
+        A shared table counts once per level, so the fingerprint does not depend on how a codebook is stored.
         """
         key = self._key()
         if self._fingerprint is None or self._fingerprint[0] != key:
@@ -112,26 +112,27 @@ class ResidualCodebook(nn.Module):
 
     @torch.no_grad()
     def quantize(self, z: Tensor, partial_sums: bool = False, search: str = "exact") -> Quantized:
-        """Quantise features level by level, in float32 whatever the dtype of `z` or of autocast.
+        """Quantise features level by level, in float32 for every dtype of `z` and autocast.
 
         Args:
             z: `[..., d]`, any float dtype. No gradient flows: see `straight_through`.
             partial_sums: also return the sum after each level (for the cumulative commitment form).
-            search: how codewords are found: a key of `craft.quantize.search.SEARCHES`, or "auto". All but
-                "exact" may differ from it where codewords are equally near.
+            search: how codewords are found: a key of `craft.quantize.search.SEARCHES`, or "auto". Others than
+                "exact" may differ from it between codewords that are equally near.
 
         Returns:
             `Quantized`.
 
         Raises:
             CheckpointError: the last dimension of `z` is not d.
-            ConfigError: there is no such search, or it does not fit this codebook or device.
+            ConfigError: the search is unknown, or does not fit this codebook or device.
 
         Source: Eq. 1 at each level; §9 for the residuals.
         """
         if z.shape[-1] != self.dim:
             raise CheckpointError(
-                f"Features of width {z.shape[-1]} do not fit a codebook of width {self.dim}."
+                f"Features of width {z.shape[-1]} do not fit a codebook of width {self.dim}; combine a "
+                "vision tower and a codebook of one model."
             )
         with exact_matmul(z.device):
             remainder = z.detach().reshape(-1, self.dim).float()
@@ -169,16 +170,16 @@ class ResidualCodebook(nn.Module):
         return f"L={self.num_levels}, K={self.size}, d={self.dim}, shared={self.shared}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_derived": {}}  # a copy makes its own, when it needs them
+        return {**self.__dict__, "_derived": {}}  # a copy computes them again
 
     def _key(self) -> tuple[int, int, torch.device]:
-        book = self.codewords
-        version = 0 if book.is_inference() else book._version  # made in inference mode, it counts none
-        return (book.data_ptr(), version, book.device)
+        table = self.codewords
+        version = 0 if table.is_inference() else table._version  # tensors from inference mode have no version
+        return (table.data_ptr(), version, table.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ResidualCodebook":
         exact = self.codewords
         super()._apply(fn, recurse)
-        if self.codewords.dtype != torch.float32:  # .half(), .to(bfloat16): the device moves, the values stay
+        if self.codewords.dtype != torch.float32:  # .half(), .to(bfloat16): move, but keep the values
             self.codewords = exact.to(self.codewords.device)
         return self

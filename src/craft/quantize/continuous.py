@@ -1,4 +1,4 @@
-"""What stands in the codebook's place in a continuous LVLM: features go to the projector as they are."""
+"""The replacement of the codebook in a continuous LVLM: features go to the projector unquantised."""
 
 from collections.abc import Mapping
 
@@ -10,15 +10,14 @@ from craft.core.files import hash_rounded
 from craft.quantize.codebook import Quantized
 
 TOWER = "tower:"
-"""How the fingerprint of a continuous LVLM begins, where that of a codebook is a bare hash."""
+"""Prefix of the fingerprint of a continuous LVLM; that of a codebook has none."""
 
 
 class Continuous(nn.Module):
-    """A codebook of no levels: z̃ = z, and there are no codes. Same interface as `ResidualCodebook`.
+    """A codebook without levels: z̃ = z, and there are no codes. It has the interface of `ResidualCodebook`.
 
-    A backbone that was aligned on features reads those of one vision tower, as another one reads the
-    codewords of one codebook. So the fingerprint is that of this base tower, and stays when the tower is
-    tuned.
+    A backbone that was aligned on features reads those of one vision tower, like another one reads the
+    codewords of one codebook. The fingerprint is therefore that of the base tower; tuning does not change it.
 
     Args:
         dim: d, the width of a feature.
@@ -43,12 +42,12 @@ class Continuous(nn.Module):
 
     @torch.no_grad()
     def quantize(self, z: Tensor, partial_sums: bool = False, search: str = "exact") -> Quantized:
-        """Features as they are: `quantized` float32 `[..., d]`, `codes` int64 `[..., 0]`, residual 0.
+        """The features themselves: `quantized` float32 `[..., d]`, `codes` int64 `[..., 0]`, residual 0.
 
         Args:
             z: `[..., d]`, any float dtype. No gradient flows: see `straight_through`.
-            partial_sums: return them too; there are none, `[..., 0, d]`.
-            search: of no effect: there is nothing to search.
+            partial_sums: also return the empty partial sums `[..., 0, d]`.
+            search: has no effect.
         """
         shape, exact = z.shape[:-1], z.detach().float()
         return Quantized(
@@ -59,13 +58,14 @@ class Continuous(nn.Module):
         )
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """There is nothing to look up.
+        """Refused, because there are no codewords.
 
         Raises:
             CraftError: always.
         """
         raise CraftError(
-            "A continuous LVLM has no codebook, so no codewords can be looked up by their codes."
+            "A continuous LVLM has no codebook, so codewords cannot be looked up by their codes; use a "
+            "discrete LVLM, such as craft-tiny/qwen2."
         )
 
     def extra_repr(self) -> str:
@@ -74,5 +74,5 @@ class Continuous(nn.Module):
 
 
 def tower_fingerprint(state: Mapping[str, Tensor]) -> str:
-    """ "tower:" and `hash_rounded` of a vision tower's weights."""
+    """The fingerprint of a vision tower: "tower:" and `hash_rounded` of its weights."""
     return TOWER + hash_rounded(state)

@@ -1,7 +1,7 @@
-"""Searches for the nearest codewords, level by level (Eq. 1, §9): one function each, all with float32 scores.
+"""Searches for the nearest codewords, level by level (Eq. 1, §9), all with the accuracy of float32.
 
 codes = SEARCHES["exact"](x, codebook)   # float32 [n, d] -> int64 [n, L]
-choose(codebook).name                    # what `auto` takes here, and .why
+choose(codebook).name                    # the search that "auto" selects; .why has the reason
 """
 
 from collections.abc import Callable, Iterator
@@ -19,13 +19,13 @@ from craft.quantize.tables import DEPTH, Tables
 ROW_BLOCK = 4096
 CODE_BLOCK = 1024
 Search = Literal["auto", "exact", "fused"]
-"""What the setting `search` takes: a key of `SEARCHES`, or the one that `choose` picks."""
+"""Values of the setting `search`: a key of `SEARCHES`, or "auto" for the one that `choose` selects."""
 
 
 @contextmanager
 def exact_matmul(device: torch.device) -> Iterator[None]:
-    """Switch autocast and TF32 off: both flip near-ties between codewords (source: ours, measured)."""
-    if device.type == "meta":  # shapes only: there is nothing to round
+    """Switch off autocast and TF32, which change the order of almost equally near codewords (measured)."""
+    if device.type == "meta":  # shapes without values: nothing is rounded
         yield
         return
     with torch.autocast(device.type, enabled=False), exact_products(device):
@@ -33,10 +33,10 @@ def exact_matmul(device: torch.device) -> Iterator[None]:
 
 
 def code_block(rows: int, size: int, device: torch.device) -> int:
-    """How many of `size` codewords are scored at once against so many rows.
+    """Number of codewords, out of `size`, that are scored at once for `rows` rows.
 
-    On a processor a block that its cache holds. Elsewhere every block costs the time of its launches: for few
-    rows it is wider, up to a quarter of the codewords, within the same `ROW_BLOCK` x `CODE_BLOCK` scores.
+    On a CPU it is a block that fits its cache. On other devices every block has launch overhead, so the block
+    is wider for few rows: up to a quarter of the codewords, within `ROW_BLOCK` x `CODE_BLOCK` scores.
     """
     if device.type == "cpu":
         return CODE_BLOCK
@@ -46,9 +46,10 @@ def code_block(rows: int, size: int, device: torch.device) -> int:
 def nearest_codes(x: Tensor, codewords: Tensor, half_norms: Tensor) -> Tensor:
     """Index of the codeword nearest to each row in squared Euclidean distance.
 
-    `argmin |x - c|²` equals `argmax (x·c - |c|²/2)`: `|x|²` is the same for every codeword, and leaving it
-    out also keeps the digits that a sum with it would round away. A running maximum over blocks of codewords
-    holds at most `[ROW_BLOCK, CODE_BLOCK]` scores, never `[n, K]`. Ties go to the lowest index.
+    `argmin |x - c|²` equals `argmax (x·c - |c|²/2)`, because `|x|²` is the same for every codeword; a sum
+    with it would also round away digits. A running maximum over blocks of codewords needs at most
+    `[ROW_BLOCK, CODE_BLOCK]` scores in memory, never `[n, K]`. Of equally near codewords the lowest index
+    wins.
 
     Args:
         x: float32 `[n, d]`.
@@ -66,7 +67,7 @@ def nearest_codes(x: Tensor, codewords: Tensor, half_norms: Tensor) -> Tensor:
 def _nearest_rows(x: Tensor, codewords: Tensor, half_norms: Tensor) -> Tensor:
     size = codewords.shape[0]
     width = code_block(len(x), size, x.device)
-    scores = x.new_empty(x.shape[0], min(width, size))  # the one temporary, used again for every block
+    scores = x.new_empty(x.shape[0], min(width, size))  # the only temporary, reused for every block
     best = x.new_full((x.shape[0],), float("-inf"))
     index = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
     for start in range(0, size, width):
@@ -74,7 +75,7 @@ def _nearest_rows(x: Tensor, codewords: Tensor, half_norms: Tensor) -> Tensor:
         block = scores[:, : table.shape[0]]
         torch.mm(x, table.T, out=block)
         block -= half_norms[start : start + width]
-        score, arg = block.max(dim=1)  # the first maximum, that is the lowest index
+        score, arg = block.max(dim=1)  # the first maximum, so the lowest index
         better = score > best  # strict: an equal score keeps the lower index
         best = torch.where(better, score, best)
         index = torch.where(better, arg + start, index)
@@ -82,7 +83,7 @@ def _nearest_rows(x: Tensor, codewords: Tensor, half_norms: Tensor) -> Tensor:
 
 
 def exact(x: Tensor, tables: Tables) -> Tensor:
-    """The default: `nearest_codes` at each level, no approximation, at most 16 MiB of scores.
+    """The default: `nearest_codes` at each level, without approximation, with at most 16 MiB of scores.
 
     Args:
         x: float32 `[n, d]`.
@@ -94,20 +95,20 @@ def exact(x: Tensor, tables: Tables) -> Tensor:
     Source: Eq. 1 and §9.
     """
     levels, norms = tables.levels, tables.half_norms
-    return _by_level(x, tables, lambda rest, level: nearest_codes(rest, levels[level], norms[level]))
+    return _by_level(x, tables, lambda residual, level: nearest_codes(residual, levels[level], norms[level]))
 
 
 def fused(x: Tensor, tables: Tables) -> Tensor:
-    """Products on tensor cores, in sums of float16 that keep 22 of 24 bits; in Triton, for CUDA.
+    """Products on tensor cores, as sums of float16 that keep 22 of 24 bits; a Triton kernel for CUDA.
 
-    No scores in memory. Takes the codebook's memory once more, for its codewords in float16.
+    It stores no scores, but needs the codebook's memory once more, for its codewords in float16.
 
     Args:
         x: float32 `[n, d]` on a CUDA device.
         tables: the codebook.
 
     Returns:
-        int64 `[n, L]`; other codes than `exact` only where codewords are as near as float32 can tell.
+        int64 `[n, L]`; these differ from `exact` only between codewords that are equally near in float32.
 
     Raises:
         ConfigError: there is no CUDA device, or Triton is not installed.
@@ -124,29 +125,29 @@ SEARCHES: dict[str, Callable[[Tensor, Tables], Tensor]] = {
     "exact": exact,
     "fused": fused,
 }
-"""The searches by name, but for "auto"."""
+"""The searches by name, without "auto"."""
 
 
 def kept_bytes(name: str, tables: Tables) -> int:
-    """Bytes that a search keeps in addition to the codebook, from its first use on."""
+    """Bytes that a search stores in addition to the codebook, from its first use on."""
     if name != "fused":
         return 0
     count, size, width = tables.levels.shape
     stored = 1 if tables.shared else count
-    parts = 4 * -(-width // DEPTH) * DEPTH + 4 + 4  # of a codeword: two float16 a value, its unit and norm
+    parts = 4 * -(-width // DEPTH) * DEPTH + 4 + 4  # per codeword: two float16 per value, its unit and norm
     return stored * (size * parts + width * 4)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A search: its `name` in `SEARCHES`, and `why` it was taken."""
+    """A search: its `name` in `SEARCHES`, and `why` it was selected."""
 
     name: str
     why: str
 
 
 def choose(tables: Tables) -> Choice:
-    """What `auto` takes for a codebook on its current device: `fused` if it can run, else `exact`."""
+    """The search that "auto" selects for a codebook on its device: `fused` if it can run, else `exact`."""
     count, size, width = tables.levels.shape
     device = tables.levels.device
     levels = "one table for all levels" if tables.shared else f"{count} tables"
@@ -159,7 +160,7 @@ def choose(tables: Tables) -> Choice:
 
 
 def obstacle(name: str, tables: Tables) -> str | None:
-    """Why a search cannot run on this codebook on its current device; None if it can."""
+    """Why a search cannot run for this codebook on its device; None if it can."""
     device = tables.levels.device
     if name == "fused" and device.type != "cuda":
         return f"is a kernel for CUDA, and this runs on {device.type}"
@@ -169,20 +170,20 @@ def obstacle(name: str, tables: Tables) -> str | None:
 
 
 def check_search(name: str, tables: Tables) -> None:
-    """Refuse a search that cannot run.
+    """Check that a search can run.
 
     Raises:
-        ConfigError: as `obstacle` says.
+        ConfigError: it cannot; the message has the reason from `obstacle`.
     """
     if fault := obstacle(name, tables):
         raise ConfigError(f"search={name} {fault}; use search=exact, or auto.")
 
 
 def search_for(name: str, tables: Tables) -> Choice:
-    """The search that the setting `search` means for a codebook, checked; "auto" is `choose`'s.
+    """The search for a value of the setting `search`, checked; "auto" selects by `choose`.
 
     Raises:
-        ConfigError: there is none of that name, or it cannot run here.
+        ConfigError: the search is unknown, or it cannot run here.
     """
     if name == "auto":
         return choose(tables)
@@ -192,24 +193,24 @@ def search_for(name: str, tables: Tables) -> Choice:
 
 
 def search_named(name: str, tables: Tables) -> Callable[[Tensor, Tables], Tensor]:
-    """The search called `name`, or the one that `auto` takes.
+    """The search called `name`, or the one that "auto" selects.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: the search is unknown.
     """
     name = choose(tables).name if name == "auto" else name
     if name not in SEARCHES:
-        raise ConfigError(f"There is no search {name!r}; use auto, {', '.join(SEARCHES)}.")
+        raise ConfigError(f"The search {name!r} is unknown; use auto, {', '.join(SEARCHES)}.")
     return SEARCHES[name]
 
 
 def _by_level(x: Tensor, tables: Tables, nearest: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """Level by level: the codeword nearest to what is left, which is then taken off (§9)."""
-    rest, codes = x.clone(), []
+    """At each level, find the codeword nearest to the residual and subtract it (§9)."""
+    residual, codes = x.clone(), []
     for level in range(tables.levels.shape[0]):
         if level:
-            rest -= tables.levels[level - 1][codes[-1]]
-        codes.append(nearest(rest, level))
+            residual -= tables.levels[level - 1][codes[-1]]
+        codes.append(nearest(residual, level))
     return torch.stack(codes, dim=1)
 
 

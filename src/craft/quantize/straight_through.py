@@ -20,12 +20,12 @@ class _StraightThrough(torch.autograd.Function):
 def straight_through(features: Tensor, quantized: Tensor) -> Tensor:
     """Return `quantized` unchanged; pass its gradient to `features` unchanged.
 
-    The usual `z + (q - z).detach()` rounds: in bfloat16 17 % of its elements are not the codeword sum any
-    more, and the LLM no longer sees codewords. Here the forward value is `quantized`, bit for bit.
+    The usual `z + (q - z).detach()` rounds: in bfloat16, 17 % of its elements differ from the codeword sum,
+    so the LLM no longer sees codewords. Here the forward value is bit-identical to `quantized`.
 
     Args:
-        features: `[..., d]`, any float dtype; receives the gradient.
-        quantized: `[..., d]`, the codeword sum; receives none.
+        features: `[..., d]`, any float dtype; gets the gradient.
+        quantized: `[..., d]`, the codeword sum; gets none.
 
     Returns:
         `[..., d]` equal to `quantized`.

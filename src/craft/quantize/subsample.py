@@ -13,20 +13,22 @@ def subsample(codebook: ResidualCodebook, fraction: float, seed: int = 0) -> Res
     """A codebook with ⌊fraction · K + ½⌋ codewords per level, drawn uniformly, in their old order.
 
     Args:
-        codebook: the whole; a table that all levels share stays shared (one draw).
+        codebook: the whole codebook; a table that all levels share remains shared (one draw).
         fraction: in (0, 1].
-        seed: of the draw; each level has its own. Subsets of one seed are nested.
+        seed: of the draw, which differs between levels. Subsets of one seed are nested.
 
     Raises:
-        ConfigError: no codeword is left.
+        ConfigError: no codeword remains.
 
     Source: §4.6 and Table 6, "uniformly downsample the codebook".
     """
-    keep = math.floor(fraction * codebook.size + 0.5)
-    if keep < 1:
-        raise ConfigError(f"{100 * fraction:g} % of {codebook.size} codewords leave none; keep more.")
+    size = math.floor(fraction * codebook.size + 0.5)
+    if size < 1:
+        raise ConfigError(
+            f"{100 * fraction:g} % of {codebook.size} codewords is none; use a larger fraction."
+        )
     tables = []
     for level, table in enumerate(codebook.codewords):
         order = torch.randperm(codebook.size, generator=generator("subsample", seed, level))
-        tables.append(table[order[:keep].sort().values.to(table.device)])
+        tables.append(table[order[:size].sort().values.to(table.device)])
     return ResidualCodebook(tables * codebook.num_levels if codebook.shared else tables)

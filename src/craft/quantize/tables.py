@@ -1,4 +1,4 @@
-"""What searches read of a codebook."""
+"""The part of a codebook that searches read."""
 
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
@@ -11,7 +11,7 @@ DEPTH = 64
 
 @runtime_checkable
 class Tables(Protocol):
-    """What a search reads of a codebook (`ResidualCodebook` is one)."""
+    """The tables of a codebook that a search reads; `ResidualCodebook` has them."""
 
     @property
     def levels(self) -> Tensor:
@@ -20,7 +20,7 @@ class Tables(Protocol):
 
     @property
     def shared(self) -> bool:
-        """Whether all levels are one table."""
+        """Whether all levels share one table."""
         ...
 
     @property
@@ -29,5 +29,5 @@ class Tables(Protocol):
         ...
 
     def derived(self, name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
-        """`make(codewords)`, computed once: codewords are float32 `[1 or L, K, d]`."""
+        """`make(codewords)`, computed once, for codewords float32 `[1 or L, K, d]`."""
         ...

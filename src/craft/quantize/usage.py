@@ -1,4 +1,4 @@
-"""How often codes occur: the code prior and usage figures (§3.3)."""
+"""Frequencies of codes: the code prior and usage statistics (§3.3)."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ def code_counts(codes: Tensor, size: int) -> Tensor:
 
 
 def usage(codes: Tensor, size: int) -> list[dict[str, float]]:
-    """Per level: the fraction of codewords that occur, and the perplexity of their distribution.
+    """Per level, the fraction of codewords that occur and the perplexity of their distribution.
 
     Args:
         codes: int64 `[..., L]`.

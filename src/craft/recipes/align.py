@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from craft.core.device import autocast, resolve_device, resolve_dtype
 from craft.core.errors import CheckpointError, ConfigError
@@ -281,7 +281,7 @@ def _lvlm(settings: AlignConfig, visual: VisualTokenizer) -> LVLM:
     if _with_lora(settings):
         lora_targets(llm, settings.lora)  # a wrong name fails before stage 1, not after it
     prompt = settings.prompt or ("chat-template" if getattr(words, "chat_template", None) else "plain")
-    table = llm.get_input_embeddings().weight  # type: ignore[operator, union-attr]
+    table = cast(nn.Embedding, llm.get_input_embeddings()).weight
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         config = {"type": settings.projector, "in": visual.codebook.dim, "out": table.shape[1]}

@@ -16,7 +16,7 @@ from craft.formats.load import load
 from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.pages.code_map import CodeMap, ShownImage, draw_codes
-from craft.pruning import STRATEGIES, Settings, budget_of
+from craft.pruning import STRATEGIES, PruningSettings, budget_of
 from craft.recipes.prior import DEFAULT, chosen_prior
 
 KEEP = (0.8, 0.6, 0.4)
@@ -117,7 +117,7 @@ def _maps(visual: VisualTokenizer, tokens: VisionTokens, tower: str) -> list[Cod
         total = visual.prior.sum().clamp(min=1)
         codes = tokens.codes[..., 0]
         share = (visual.prior.cpu() / total)[codes].double().numpy()
-        order = STRATEGIES["full"](tokens, codes.shape[1], Settings(visual.prior))
+        order = STRATEGIES["full"](tokens, codes.shape[1], PruningSettings(visual.prior))
         rank = order.argsort(dim=1).numpy()
     return [
         CodeMap(

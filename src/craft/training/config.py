@@ -1,4 +1,7 @@
-"""What settings a run has. `craft.core.settings` reads and checks them; the names below are the keys."""
+"""The settings of a run. `craft.core.settings` reads and checks them; the names below are the keys.
+
+The docstrings are the text of docs/reference.md (`python scripts/write_reference.py`).
+"""
 
 from typing import Annotated, Literal
 
@@ -14,11 +17,11 @@ class DataConfig(Section):
     Attributes:
         name: an embedded domain, a benchmark, a folder of class folders, a table of questions, or a folder
             of `craft data prepare`.
-        root: where a benchmark lies; else the folder that relative paths start from.
-        answer_with: "option" (its text) or "letter".
-        distractors: "random", or "hard": similar texts under the frozen text encoder.
-        unseen_fraction: share of the classes held out of training (§4.1: 0.2).
-        limit: at most this many samples in each split.
+        root: the folder of a benchmark; otherwise the folder that relative paths start from.
+        answer_with: the form of an answer: "option" (its text) or "letter".
+        distractors: wrong options: "random", or "hard" (similar texts under the frozen text encoder).
+        unseen_fraction: the share of classes held out of training (§4.1: 0.2).
+        limit: the largest number of samples in each split; None is all.
     """
 
     name: str = "apparel"
@@ -33,11 +36,11 @@ class OptimizerConfig(Section):
     """AdamW, cosine schedule with warm-up, no weight decay (§4.1); the learning rate is ours.
 
     Attributes:
-        learning_rate: at its peak.
-        warmup_ratio: share of the steps that warm up linearly.
-        weight_decay, betas: of AdamW.
-        max_grad_norm: clip the gradient's norm; None does not clip.
-        fused: AdamW's step as one kernel, where the device has it; the same but for rounding.
+        learning_rate: the peak learning rate.
+        warmup_ratio: the share of steps with linear warm-up.
+        weight_decay, betas: parameters of AdamW.
+        max_grad_norm: the norm to which gradients are clipped; None does not clip.
+        fused: AdamW's step as one kernel, if the device has it; the same except for rounding.
     """
 
     learning_rate: float = Field(default=3e-4, gt=0)
@@ -49,18 +52,24 @@ class OptimizerConfig(Section):
 
 
 class SalConfig(Section):
-    """Eq. 2. `weight` is 1 in the paper (0 is its ablation); `reduction` over the answer's tokens."""
+    """Eq. 2, surrogate alignment.
+
+    Attributes:
+        weight: the weight in Eq. 5, 1 in the paper; 0 is its ablation.
+        reduction: over the tokens of the answers: "mean" of all in the batch, or "sum" as Eq. 2, averaged
+            over samples.
+    """
 
     weight: float = Field(default=1.0, ge=0)
     reduction: Literal["mean", "sum"] = "mean"
 
 
 class CommitmentConfig(Section):
-    """Eq. 3. The paper's λ_commit is 0.1 (§4.1), of a reduction that it does not name.
+    """Eq. 3. The paper's λ_commit is 0.1 (§4.1); it does not name the reduction.
 
     Attributes:
         weight: λ_commit.
-        form: "final" is Eq. 3 (distance to z̃); "cumulative" averages over levels, as VILA-U.
+        form: "final" is Eq. 3 (distance to z̃); "cumulative" averages over levels, as VILA-U does.
         reduction: over the width d: "sum" is Eq. 3 as printed, "mean" is VILA-U's code, 1/d of it.
     """
 
@@ -70,11 +79,14 @@ class CommitmentConfig(Section):
 
 
 class ContrastiveConfig(Section):
-    """Eq. 4. `weight` None is the paper's λ_con: 1.0 for classification, 0.1 for VQA (§4.1).
+    """Eq. 4.
 
-    The default 0 leaves the term out: on craft-tiny it costs 11.9 points, and keeps no more of the unseen
-    classes (docs/results/table5.md). `temperature` is where τ starts; None is the
-    checkpoint's own, which was trained with a bias that Eq. 4 does not have.
+    The default weight leaves the term out: on craft-tiny it costs 11.9 points (docs/results/table5.md).
+
+    Attributes:
+        weight: λ_con; None is the paper's: 1.0 for classification, 0.1 for VQA (§4.1).
+        temperature: the initial τ; None is the checkpoint's own, which was trained with a bias that Eq. 4
+            does not have.
     """
 
     weight: float | None = Field(default=0.0, ge=0)
@@ -82,17 +94,18 @@ class ContrastiveConfig(Section):
 
 
 class RetentionConfig(Section):
-    """How far the base tower's features are kept where a picture shows none of the classes. Source: ours.
+    """Keeps the features of images that show none of the classes close to the base tower's. Source: ours.
 
-    `weight` None goes by the number of classes in training: 3 of few, 0 of 30 and more, which is the paper's
-    (`craft.lessons.retention`).
+    Attributes:
+        weight: the weight in the objective; None depends on the number of classes in training: 3 for fewer
+            than 30, otherwise 0, which is the paper's form (`craft.lessons.retention`).
     """
 
     weight: float | None = Field(default=None, ge=0)
 
 
 class LossesConfig(Section):
-    """The three terms of Eq. 5, and one of ours beside them."""
+    """The three terms of Eq. 5, and one of ours."""
 
     sal: SalConfig = SalConfig()
     commitment: CommitmentConfig = CommitmentConfig()
@@ -104,10 +117,10 @@ class LoraConfig(Section):
     """LoRA (arXiv 2106.09685) by peft (`pip install "craft-vlm[lora]"`).
 
     Attributes:
-        rank: of the update.
+        rank: the rank of the update.
         alpha: the update is scaled by alpha / rank; None is twice the rank.
         layers: only this many layers, counted from the input; None is all.
-        targets: the linear maps that get it, by the ends of their names; "all-linear" is all of every layer.
+        targets: the linear maps with LoRA, by the ends of their names; "all-linear" is all of every layer.
     """
 
     rank: int = Field(default=8, ge=1)
@@ -117,31 +130,32 @@ class LoraConfig(Section):
 
 
 class LoopConfig(Settings):
-    """What the training loop is told, whatever it trains.
+    """The settings of the training loop, whatever it trains.
 
     Attributes:
         out: the run folder.
-        seed: of everything that is drawn by lot.
+        seed: the seed of everything random.
         optimizer: the section above.
         batch_size: samples per optimiser step, over all processes and micro-batches (§4.1: 24).
-        micro_batch: most samples in one forward pass of one process; None is its whole share of the batch,
-            "auto" the largest that fits into memory. The loss is the same but for rounding, except for Eq. 4,
-            which sees the pairs within one micro-batch of all processes.
-        gradient_checkpointing: layers of tower and LLM keep their inputs only and run again in the backward
-            pass: less memory, the same result. "selective" keeps the results of matrix products and attention
-            too: two thirds of the memory for little time. "auto" takes the first of false, "selective" and
-            true for which, by the estimate of `--dry-run`, memory suffices.
+        micro_batch: the largest number of samples in one forward pass of one process; None is the whole share
+            of the batch, "auto" the largest number that fits into memory. The loss is the same except for
+            rounding, and except for Eq. 4, which sees the pairs within one micro-batch of all processes.
+        gradient_checkpointing: layers of tower and LLM keep only their inputs and run again in the backward
+            pass: less memory, the same result. "selective" also keeps the results of matrix products and
+            attention: two thirds of the memory for little time. "auto" takes the first of false, "selective"
+            and true that fits into memory, by the estimate of `--dry-run`.
         max_steps: optimiser steps; None means `epochs` passes over the training set.
-        epochs: passes, where `max_steps` is None.
-        eval_every: measure on validation samples every so many steps, as the result would be (with `blend`),
-            and keep the best weights (the earliest of equals); None trains to the end and keeps the last.
-        eval_limit: at most this many validation samples.
-        checkpoint_every: steps between resumable checkpoints; None only at the end or when interrupted.
-        keep_checkpoints: so many of the newest stay, besides the best weights.
-        trackers: where metrics go besides metrics.jsonl.
-        probe_every: steps between probes (adapt: changed codes on a fixed batch); None is a twentieth of the
-            run.
-        device, dtype: "auto", or as `craft.core.device` names them; float16 is not offered for training.
+        epochs: passes over the training set if `max_steps` is None.
+        eval_every: steps between measurements on validation samples, with blended weights (`blend`); the best
+            weights are kept (the earliest of equals). None trains to the end and keeps the last.
+        eval_limit: the largest number of validation samples.
+        checkpoint_every: steps between resumable checkpoints; None is only at the end or when interrupted.
+        keep_checkpoints: the number of newest checkpoints that remain, in addition to the best weights.
+        trackers: where metrics go in addition to metrics.jsonl.
+        probe_every: steps between probes (`craft adapt`: codes changed on a fixed batch); None is a twentieth
+            of the run.
+        device: "auto", or a device of torch, such as "cpu" or "cuda:1".
+        dtype: "auto" (bfloat16 if the device has it), "float32" or "bfloat16".
     """
 
     out: str | None = None
@@ -172,28 +186,29 @@ class AdaptConfig(LoopConfig):
     Attributes:
         surrogate: a shipped model, a folder or a hub id whose frozen LLM scores the answers.
         data, losses: the sections above.
-        trainable: "all" of the vision tower, or its "layers" (what pixels enter first stays as it was: the
-            convolutional stem of the hybrid tower, the patch embedding of SigLIP), or LoRA on the layers
-            ("lora"), merged when training ends: the artefact is a plain tower. Source of the last two: ours.
+        trainable: "all" of the vision tower; its "layers", without what pixels enter first (the convolutional
+            stem of the hybrid tower, the patch embedding of SigLIP); or "lora" on the layers, merged when
+            training ends, so that the artefact is a plain tower. Source of the last two: ours.
         lora: the section above, for "lora".
-        cls_attention: "read-only" leaves patches as they are without [CLS], which attends to them; with
-            "symmetric" they attend to it too, the other reading of §3.2. None is what the tower has.
-        blend: 1 keeps the trained tower, as the paper does; less mixes `blend` of it with `1 - blend` of the
-            base tower's weights (WiSE-FT); None is 1, but 0.3 where there are few classes in training and
-            the retention loss has no weight (`craft.lessons.retention`). Source: ours.
-        augment: strength of random turns, shifts, zoom and light on training images; 0 is none. Source: ours.
-        cache_mib: memory for decoded images (without augmentation, of a frozen stem's output).
-        workers: processes that decode images ahead of the step that needs them; 0 decodes in this one.
+        cls_attention: with "read-only", [CLS] attends to the patches and they do not attend to it; with
+            "symmetric" they do, the other reading of §3.2. None is what the tower has.
+        blend: the share of the trained weights; the rest comes from the base tower (WiSE-FT). 1 is the
+            paper's form. None is 1, or 0.3 if training has few classes and the retention loss has no weight
+            (`craft.lessons.retention`). Source: ours.
+        augment: the strength of random rotation, shift, zoom and light on training images; 0 is none. Source:
+            ours.
+        cache_mib: MiB of memory for decoded images (without augmentation, for a frozen stem's output).
+        workers: processes that decode images before the step that needs them; 0 decodes in the main process.
         search: how codewords are found in training: "exact", "fused" (a kernel for CUDA), or "auto" (see
-            `craft.quantize.search`; a resumed run keeps what it chose). "fused" may differ from "exact" where
+            `craft.quantize.search`; a resumed run keeps the choice). "fused" may differ from "exact" if
             codewords are equally near.
-        questions_per_image: so many questions about one image share its tokens in one row; each of them sees
-            the image and itself. The same SAL for less work; `batch_size` then counts images. (With
-            `losses.sal.reduction=sum` the sum is over all answers about an image, not over one.)
-        llm_bits: 4 or 8 holds the frozen LLM's linear maps in so many bits, by bitsandbytes: less memory, and
-            somewhat other losses.
-        compile: torch.compile for the layers of tower and LLM; worth it for long runs on a GPU, where
-            launching many small operations takes longer than they do.
+        questions_per_image: the number of questions about one image that share its tokens in one row; each
+            sees the image and itself. The same SAL for less work; `batch_size` then counts images. (With
+            `losses.sal.reduction=sum` the sum is over all answers about an image.)
+        llm_bits: 4 or 8 holds the frozen LLM's linear maps in 4 or 8 bits, by bitsandbytes: less memory, and
+            slightly different losses.
+        compile: torch.compile for the layers of tower and LLM; useful for long runs on a GPU if launching
+            many small operations takes longer than running them.
     """
 
     surrogate: str = "craft-tiny/qwen2"
@@ -222,8 +237,8 @@ class LdifsConfig(Section):
     """The feature distance of the baseline LDIFS (arXiv 2308.13320).
 
     Attributes:
-        weight: of the distance; 10 is the default of the authors' code.
-        layers: at so many layers, evenly spaced, the last among them.
+        weight: the weight of the distance; 10 is the default of the authors' code.
+        layers: the number of layers compared, evenly spaced, including the last.
     """
 
     weight: float = Field(default=10.0, ge=0)
@@ -231,10 +246,11 @@ class LdifsConfig(Section):
 
 
 class BaselineConfig(AdaptConfig):
-    """Everything `craft baseline` needs: what `craft adapt` needs, so that both are given the same.
+    """Everything `craft baseline` needs: the settings of `craft adapt`, so that both can be equal.
 
-    Of `losses` only `sal` counts. `trainable`, `augment`, `cls_attention` and `lora` are of the vision tower,
-    where that trains; `lora` is also that of llm-lora; `blend` mixes whatever trained with what it was.
+    Of `losses` only `sal` applies. `trainable`, `augment`, `cls_attention` and `lora` are about the vision
+    tower, if that trains; `lora` is also that of llm-lora; `blend` mixes whatever trained with its initial
+    weights.
 
     Attributes:
         surrogate: the model that is tuned.
@@ -248,12 +264,12 @@ class BaselineConfig(AdaptConfig):
 
 
 class AlignLoraConfig(LoraConfig):
-    """LoRA in place of training the whole LLM in stage 2. Source: ours.
+    """LoRA instead of training the whole LLM in stage 2. Source: ours.
 
     Attributes:
-        rank: 0 trains the LLM in full, as §8.
-        merge: save the LLM, with LoRA merged in; False saves LoRA apart, and of an LLM that is otherwise as
-            it was its name only.
+        rank: the rank of the update; 0 trains the whole LLM, as §8 does.
+        merge: save the LLM with LoRA merged in; False saves LoRA separately, and only the name of an LLM that
+            is otherwise unchanged.
     """
 
     rank: int = Field(default=0, ge=0)
@@ -268,23 +284,23 @@ class AlignConfig(LoopConfig):
             `craft.formats.llm_source` lists.
         visual: the visual tokenizer: a shipped family, a folder, or a hub id.
         stage: "1" trains the projector, "2" projector and LLM, "both" one after the other.
-        data: what is trained on: files of conversations, or data as for `adapt`.
-        captions: what stage 1 is trained on instead.
+        data: the training data: files of conversations, or data as for `craft adapt`.
+        captions: the training data of stage 1, if different.
         text: conversations without images, mixed into stage 2 so that the LLM keeps its language.
-        text_share: their share of stage 2, where there are any.
-        root: folder that image paths start from.
-        limit: at most this many conversations from each source.
-        start: an earlier result, whose projector (and LoRA, if kept apart) this run begins with.
-        prompt: the prompt format; None is the LLM's chat template, or "plain" where it has none.
-        projector: its shape.
+        text_share: the share of `text` in stage 2.
+        root: the folder that image paths start from.
+        limit: the largest number of conversations from each source.
+        start: an earlier result, whose projector (and LoRA, if saved separately) this run starts with.
+        prompt: the prompt format; None is the LLM's chat template, or "plain" if it has none.
+        projector: the shape of the projector.
         lora: the section above.
         batch_size: rows per optimiser step.
-        max_length: longer rows are cut off at their end (§8: 8192 tokens); what has no answer before that is
-            left out.
-        questions_per_row: so many conversations about one image (or about none) share one row, fewer where
-            they are longer than `max_length` together; each of them sees the image and itself, not the
-            others. The same loss for less work.
-        codes: folder where codes are kept between runs; None is `codes` beside the run folder.
+        max_length: the largest length of a row in tokens (§8: 8192); longer rows are cut off at their end,
+            and rows without an answer before it are left out.
+        questions_per_row: the number of conversations about one image (or about none) that share one row,
+            fewer if they are longer than `max_length` together; each sees the image and itself. The same loss
+            for less work.
+        codes: the folder where codes are kept between runs; None is `codes` next to the run folder.
     """
 
     llm: str = ""

@@ -120,7 +120,7 @@ def fit(
         for index in indices:
             loop.step(index)
             loop.measure(index + 1)
-            loop.save_or_stop(index + 1, processes.agree(wish.asked))
+            loop.save_or_stop(index + 1, processes.agree(wish.requested))
 
     # 5. The weights to keep, and the proof that nothing else moved.
     engine.collect(everything=True)

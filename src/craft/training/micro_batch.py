@@ -80,8 +80,7 @@ def checkpointing(
             dtype,
             answers,
             gradient_checkpointing=lighter,
-            from_codes=isinstance(config, AlignConfig),
-            search=work.search,
+            search=None if isinstance(config, AlignConfig) else work.search,
             mixed=work.mixed,
         )
         more = needed["total"] - needed["weights"]

@@ -1,0 +1,180 @@
+"""Numbers that the documentation quotes, computed from docs/results.
+
+A page quotes numbers between `<!-- numbers:NAME:begin -->` and `<!-- numbers:NAME:end -->`. The prose between
+the markers is free; its numbers are not.
+"""
+
+import json
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from docs.reading import ROOT
+
+RESULTS = ROOT / "docs" / "results"
+SURROGATE, OTHER = "craft-tiny/qwen2", "craft-tiny/llama"
+
+
+def load(name: str) -> Any:
+    """The content of docs/results/NAME.json."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def regions(text: str) -> dict[str, str]:
+    """The text between each pair of markers, by name."""
+    pairs = re.findall(r"<!-- numbers:([\w-]+):begin -->(.*?)<!-- numbers:\1:end -->", text, re.DOTALL)
+    return dict(pairs)
+
+
+def numbers(text: str) -> set[str]:
+    """Every number in a text, without its sign."""
+    return set(re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?![\w]|\.\d)", text))
+
+
+def points(share: float) -> str:
+    """A share as points with one decimal, without its sign."""
+    return f"{abs(100 * share):.1f}"
+
+
+def transfer() -> dict[str, str]:
+    """The matrix of the two small surrogates, and what the pretrained LLM gains behind their encoders."""
+    result = load("transfer/transfer")
+    own, other = (row for row in result["summary"] if row["data"] == "all")
+    answers = {
+        (cell["data"], cell["encoder"], cell["backbone"]): [report["accuracy"] for report in cell["reports"]]
+        for cell in result["cells"]
+    }
+    reader = "craft-tiny/smollm2"
+    gains = [
+        after - before
+        for (data, encoder, backbone), accuracies in answers.items()
+        if backbone == reader and encoder != "zero-shot"
+        for after, before in zip(accuracies, answers[data, "zero-shot", reader], strict=True)
+    ]
+    assert own["positive"] + other["positive"] == own["cells"] + other["cells"], "not all cells gain"
+    assert own["unseen"] < 0 and other["unseen"] < 0, "unseen classes do not lose any more"
+    assert min(gains) > 0, "one encoder lowers the pretrained LLM"
+    return {
+        "gain of the surrogate's LLM": points(own["accuracy"]),
+        "gain of other LLMs": points(other["accuracy"]),
+        "cells": str(own["cells"] + other["cells"]),
+        "unseen classes, the surrogate's LLM": points(own["unseen"]),
+        "unseen classes, other LLMs": points(other["unseen"]),
+        "mean gain of SmolLM2": points(sum(gains) / len(gains)),
+        "encoders that SmolLM2 read": str(len(gains)),
+        "smallest gain of SmolLM2": points(min(gains)),
+    }
+
+
+def without_smollm2(quoted: Mapping[str, str]) -> dict[str, str]:
+    """The matrix without the pretrained LLM's row, which README leaves to docs/results."""
+    return {what: number for what, number in quoted.items() if "SmolLM2" not in what}
+
+
+def third_surrogate() -> dict[str, str]:
+    """The matrix of SmolLM2 as the surrogate, and all cells of both matrices together."""
+    two, third = (load(f"{name}/transfer")["summary"] for name in ("transfer", "transfer-smollm2"))
+    own, other = (row for row in third if row["data"] == "all")
+    wholes = [[row for row in summary if row["data"] == "all"] for summary in (two, third)]
+    means = [
+        sum(row["accuracy"] * row["cells"] for row in rows) / sum(row["cells"] for row in rows)
+        for rows in zip(*wholes, strict=True)
+    ]
+    return {
+        "gain of SmolLM2 itself": points(own["accuracy"]),
+        "gain of the two small LLMs": points(other["accuracy"]),
+        "cells that gain": str(own["positive"] + other["positive"]),
+        "cells": str(own["cells"] + other["cells"]),
+        "cells of both matrices": str(sum(row["cells"] for rows in wholes for row in rows)),
+        "gain on the diagonal, both matrices": points(means[0]),
+        "gain off the diagonal, both matrices": points(means[1]),
+    }
+
+
+def contrastive_cost() -> dict[str, str]:
+    """What the paper's contrastive weight costs, by Table 5."""
+    page = (RESULTS / "table5.md").read_text(encoding="utf-8").partition("Points ahead of")[2]
+    (cost,) = re.findall(r"^\| without contrastive \|.* \+([\d.]+) \[[^|]*\|$", page, re.MULTILINE)
+    return {"cost of the contrastive loss": cost}
+
+
+def codes_per_image() -> dict[str, str]:
+    """How many codes an image has, and how often the quotas cannot keep one token of each, by Figure 5."""
+    page = (RESULTS / "fig5.md").read_text(encoding="utf-8").partition("## How much there is")[2]
+    rows = re.findall(r"^\| \w+ \| ([\d.]+) \| (\d+) % \|", page, re.MULTILINE)
+    codes, beyond = ([float(cell) for cell in column] for column in zip(*rows, strict=True))
+    return {
+        "fewest codes": f"{min(codes):.0f}",
+        "most codes": f"{max(codes):.0f}",
+        "smallest share beyond the budget": f"{min(beyond):.0f}",
+        "largest share beyond the budget": f"{max(beyond):.0f}",
+    }
+
+
+def mean_change(runs: Sequence[Mapping[str, Any]], model: str, group: str) -> float:
+    """Mean points that a group of classes gains, over runs of scripts/measure_domains.py."""
+    changes = [run["rows"][model]["adapted"][group] - run["rows"][model]["zero-shot"][group] for run in runs]
+    return 100 * sum(changes) / len(changes)
+
+
+def gain(runs: Sequence[Mapping[str, Any]], model: str) -> str:
+    """Mean points that all classes gain."""
+    return f"{mean_change(runs, model, 'accuracy'):.1f}"
+
+
+def further_holdouts() -> dict[str, str]:
+    """Seven further hold-outs of apparel: gains, and unseen classes before and after."""
+    runs = load("apparel-seeds")["runs"]
+    quoted = {f"gain of {model}": gain(runs, model) for model in (SURROGATE, OTHER)}
+    for model in (SURROGATE, OTHER):
+        for phase in ("zero-shot", "adapted"):
+            unseen = [run["rows"][model][phase]["unseen"] for run in runs]
+            quoted[f"unseen classes of {model}, {phase}"] = points(statistics.mean(unseen))
+    return quoted
+
+
+def all_holdouts() -> dict[str, str]:
+    """Unseen classes of apparel over three and over ten hold-outs."""
+    first, further = load("apparel")["runs"], load("apparel-seeds")["runs"]
+    assert [run["seed"] for run in first + further] == list(range(10))
+    quoted = {}
+    for model, sign in ((SURROGATE, -1), (OTHER, 1)):
+        for name, runs in (("three", first), ("ten", first + further)):
+            change = mean_change(runs, model, "unseen")
+            assert sign * change > 0, f"unseen classes on {model} changed direction"
+            quoted[f"unseen classes of {model} over {name}"] = f"{abs(change):.1f}"
+    for model in (SURROGATE, OTHER):
+        quoted[f"gain of {model} over three"] = gain(first, model)
+        quoted[f"gain of {model} over seven"] = gain(further, model)
+    return quoted
+
+
+QUOTED = {
+    "README.md": {
+        "results": further_holdouts() | without_smollm2(transfer()) | contrastive_cost(),
+    },
+    "docs/paper_map.md": {
+        "contrastive": contrastive_cost(),
+        "codes": codes_per_image(),
+    },
+    "docs/results/README.md": {
+        "transfer": transfer(),
+        "third-surrogate": third_surrogate(),
+        "contrastive": contrastive_cost(),
+        "apparel": all_holdouts(),
+        "further-holdouts": further_holdouts(),
+    },
+}
+"""What each page quotes: region -> what it is -> the number as text."""
+
+ALLOWED = {
+    ("README.md", "results"): {"500", "25"},  # questions, chance
+    ("docs/paper_map.md", "contrastive"): {"5"},  # Table 5
+    ("docs/paper_map.md", "codes"): {"49", "0.2"},  # tokens per image, a keep ratio
+    ("docs/results/README.md", "contrastive"): {"5", "0"},  # Table 5, the default
+    ("docs/results/README.md", "further-holdouts"): {"3", "6", "7", "9"},  # seeds
+    ("docs/results/README.md", "apparel"): {"25", "13.5"},  # what was hoped for
+    ("docs/results/README.md", "third-surrogate"): {"13.5", "10"},  # what was hoped for
+}
+"""Numbers between the markers that are no results."""
