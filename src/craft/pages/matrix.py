@@ -395,7 +395,7 @@ def _draw_panel(axes: Any, matrix: TransferMatrix, panel: _Panel, norm: Any) -> 
             continue
         gain = panel.gain[i, j]
         dark = np.isfinite(gain) and abs(norm(100 * gain) - 0.5) > 0.33
-        text = percent(value) + ("" if np.isnan(gain) else f"\n{signed(gain)}")
+        text = percent(value) + ("" if np.isnan(gain) else f"\n{signed(float(gain))}")
         axes.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
         if panel.diagonal[i, j] and np.isfinite(gain):
             axes.add_patch(Rectangle((j - 0.48, i - 0.48), 0.96, 0.96, fill=False, linewidth=1.4))
