@@ -62,7 +62,7 @@ def main() -> None:
         }
         for name in variants
     ]
-    both = evaluate_lvlm(lvlm, samples, options.batch, protocol="both", progress=False)
+    both = evaluate_lvlm(lvlm, samples, batch_size=options.batch, protocol="both", progress=False)
     best = "+ images read once"
     facts = {
         "speed ratio": round(seconds[first].wall / seconds[best].wall, 2),
@@ -102,7 +102,9 @@ def _variants(lvlm: LVLM, samples: list[Any], folder: Path, batch: int) -> dict[
         decoding.SHARED = usual if shared else 0
         try:
             cache = CodeCache(folder) if stored else None
-            return evaluate_lvlm(lvlm, samples, batch, protocol=protocol, cache=cache, progress=False)  # type: ignore[arg-type]
+            return evaluate_lvlm(
+                lvlm, samples, batch_size=batch, protocol=protocol, cache=cache, progress=False
+            )  # type: ignore[arg-type]
         finally:
             decoding.SHARED = usual
 

@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 
 from craft import __version__
 from craft.cli.main import run
-from craft.cli.options import COMMON, Common, Flag, Settings, Several, seeds_of, settings_of
+from craft.cli.options import COMMON, Common, Flag, Several, named_values, seeds_of
 from craft.cli.output import show_json, show_pairs, show_table, size
 from paper.bench.cli import bench
 
@@ -36,7 +36,6 @@ class PlanFlags:
         seeds: as in 0,1,2.
         limit: test questions per domain and seed.
         root: the folder that holds the benchmarks.
-        settings: NAME=VALUE, a setting of every training; may be repeated.
     """
 
     scale: str = "tiny"
@@ -50,24 +49,23 @@ class PlanFlags:
     seeds: str | None = None
     limit: int | None = None
     root: Path | None = None
-    settings: Settings = None
 
     def plan(self, common: Common) -> Any:
-        """The plan of these flags.
+        """The plan of these flags; `--config` is a file of its fields, `--set` is for the trainings.
 
         Raises:
             ConfigError: a flag or setting is unknown or impossible.
         """
         import yaml
 
-        from craft.core.settings import resolve_name
+        from craft.core.settings import read_yaml, resolve_name
         from craft.training.config import AdaptConfig
         from paper.plan import plan_for
 
         names = ("work", "domains", "surrogates", "backbones", "continuous", "explainer", "limit", "root")
         adapt = {
             resolve_name(name, AdaptConfig): yaml.safe_load(value)
-            for name, value in settings_of(self.settings, Common()).items()
+            for name, value in named_values(common.settings).items()
         }
         changes = {
             **{name: getattr(self, name) for name in names},
@@ -76,7 +74,9 @@ class PlanFlags:
             "device": common.device,
             "dtype": common.dtype,
         }
-        return plan_for(self.scale, self.quick, changes)
+        named = {name: value for name, value in changes.items() if value is not None}
+        fields = {} if common.config is None else read_yaml(common.config)
+        return plan_for(self.scale, self.quick, {**fields, **named})
 
 
 PLAN = PlanFlags()

@@ -21,6 +21,7 @@ BEGIN, END = "<!-- settings:begin -->", "<!-- settings:end -->"
 
 def configs() -> dict[str, type[BaseModel]]:
     """The verbs that take settings, each with its config class; later ones list only what differs."""
+    from craft.evaluation.config import EvalConfig, TransferConfig
     from craft.judging.config import JudgeConfig
     from craft.training.config import AdaptConfig, AlignConfig, BaselineConfig
 
@@ -28,6 +29,8 @@ def configs() -> dict[str, type[BaseModel]]:
         "craft adapt": AdaptConfig,
         "craft baseline": BaselineConfig,
         "craft align": AlignConfig,
+        "craft eval": EvalConfig,
+        "craft transfer": TransferConfig,
         "craft judge": JudgeConfig,
     }
 
@@ -70,6 +73,7 @@ def written(value: object) -> str:
 
 def tables() -> str:
     """One table for each verb; of other training verbs, what differs from `craft adapt`."""
+    from craft.evaluation.config import TransferConfig
     from craft.training.config import LoopConfig
 
     parts: list[str] = []
@@ -79,6 +83,9 @@ def tables() -> str:
         trains = issubclass(model, LoopConfig)
         shown = [row for row in rows if not trains or row not in first]
         note = "\nThe loop's other settings are those of `craft adapt`.\n" if trains and first else ""
+        if model is TransferConfig:
+            shown = [row for row in shown if not row[0].startswith("adapt.")]
+            note = "\n`adapt.NAME` is a setting of the adaptations: those of `craft adapt`.\n"
         parts.append(f"### `{verb}`\n{note}\n| setting | default | what it is |\n|---|---|---|")
         parts[-1] += "".join(
             f"\n| `{name}` | `{default}` | {text.replace('|', chr(92) + '|')} |"

@@ -64,7 +64,7 @@ def test_counts_begin_with_one(craft, words):
 
 
 def test_a_limit_of_nothing_in_python(pictures, family):
-    with pytest.raises(ConfigError, match="limit must be at least 1, not 0"):
+    with pytest.raises(ConfigError, match="'limit' cannot be 0"):
         evaluate(family / "llama", data=pictures, limit=0)
     with pytest.raises(ConfigError, match="limit must be at least 1, not -5"):
         build_prior(pictures, family / "llama", limit=-5)
@@ -193,7 +193,12 @@ def test_unknown_keys_in_config_files(craft, tmp_path):
     assert "Did you mean 'batch_size'?" in craft("adapt", "--config", tmp_path / "adapt.yaml").complaint
     (tmp_path / "eval.yaml").write_text("keep_ration: 0.5\n")
     said = craft("eval", "x", "--config", tmp_path / "eval.yaml").complaint
-    assert "Did you mean --keep-ratio?" in said
+    assert "Did you mean 'keep_ratio'?" in said
+    (tmp_path / "flag.yaml").write_text("resume: true\n")
+    assert "give --resume" in craft("eval", "x", "--config", tmp_path / "flag.yaml").complaint
+    (tmp_path / "transfer.yaml").write_text("limit: 3\n")
+    said = craft("transfer", "--config", tmp_path / "transfer.yaml").complaint
+    assert "say ask.limit or adapt.data.limit" in said
     (tmp_path / "list.yaml").write_text("- 1\n")
     assert "name: value" in craft("eval", "x", "--config", tmp_path / "list.yaml").complaint
 

@@ -14,6 +14,8 @@ from craft.core.files import load_tensors
 from craft.data import EMBEDDED
 from craft.formats.load import load
 
+FAST_MATRIX = tuple(word.replace("batch_size", "adapt.batch_size") for word in FAST)
+
 
 def test_adapt_says_who_trains_and_what_comes_next(encoder, family, pictures):
     out, said = encoder
@@ -139,7 +141,7 @@ def test_several_data_sets_make_a_row_of_table_1(craft, family, encoder, picture
     assert (
         row in said.out or row.replace(str(family / "qwen2"), found["table_1"]["Inference BB."]) in said.out
     )
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"blobs", "things"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"blobs", "things", "config.resolved.yaml"}
     both = craft("eval", *words[1:4], "--data", pictures, other, "--protocol", "both", "--classes").out
     assert all(word in both for word in ("scored", "agreement", "By class: blobs", "By class: things"))
     adapted = craft(
@@ -216,6 +218,9 @@ def test_what_a_config_switches_off_is_off(craft, pictures, tmp_path):
     (tmp_path / "check.yaml").write_text("decode: false\nroot: null\n")
     assert craft("data", "check", folder).status == 2
     assert craft("data", "check", folder, "--config", tmp_path / "check.yaml").status == 0
+    assert craft("data", "check", folder, "--set", "decode=false").status == 0
+    again = ("--set", "decode=true", "--config", tmp_path / "check.yaml")  # the command line goes first
+    assert craft("data", "check", folder, *again).status == 2
 
 
 def test_transfer_of_encoders(craft, family, encoder, tmp_path):
@@ -234,7 +239,12 @@ def test_transfer_of_encoders(craft, family, encoder, tmp_path):
         "another LLM",
     ):
         assert word in said.out
-    assert {path.name for path in tmp_path.iterdir()} == {"transfer.json", "transfer.md", "transfer.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "config.resolved.yaml",
+        "transfer.json",
+        "transfer.md",
+        "transfer.png",
+    }
     found = json.loads((tmp_path / "transfer.json").read_text())
     assert found["encoders"] == ["zero-shot", "tiny/llama"]
     assert len(found["table"]) == 4
@@ -251,7 +261,17 @@ def test_transfer_adapts_what_it_needs(craft, family, pictures, tmp_path):
         "--data",
         pictures,
     )
-    more = ("--seeds", "0,1", "--limit", "4", "--set", "max_steps=1", "--work", tmp_path / "work", *FAST)
+    more = (
+        "--seeds",
+        "0,1",
+        "--limit",
+        "4",
+        "--set",
+        "max_steps=1",
+        "--work",
+        tmp_path / "work",
+        *FAST_MATRIX,
+    )
     dry = craft(*words, *more, "--dry-run")
     assert dry.status == 0 and "for every seed" in dry.out and list(tmp_path.iterdir()) == []
     found = craft(*words, *more, "--json").json
@@ -264,7 +284,7 @@ def test_a_rehearsed_transfer_finds_pictures_by_their_root(craft, family, pictur
     places = sorted(pictures.glob("*/*.png"))
     rows = [{"image": str(p.relative_to(pictures)), "label": p.parent.name} for p in places]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    words = ("transfer", "--surrogates", family / "llama", "--data", tmp_path / "rows.jsonl", *FAST)
+    words = ("transfer", "--surrogates", family / "llama", "--data", tmp_path / "rows.jsonl", *FAST_MATRIX)
     said = craft(*words, "--root", pictures, "--dry-run")
     assert said.status == 0, said.err
 

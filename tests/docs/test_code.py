@@ -11,6 +11,7 @@ import pytest
 import craft
 from craft.cli import main
 from craft.core.settings import leaves, resolve_name
+from craft.evaluation.config import EvalConfig, TransferConfig
 from craft.training.config import AdaptConfig, AlignConfig, BaselineConfig
 from docs.reading import ROOT, commands, python_blocks
 
@@ -62,7 +63,8 @@ def check_call(node: ast.Call) -> None:
     for keyword in node.keywords:
         if keyword.arg not in parameters:
             assert any(p.kind is p.VAR_KEYWORD for p in parameters.values()), f"{function}: {keyword.arg}"
-            resolve_name(str(keyword.arg), AdaptConfig)
+            kinds = {"evaluate": EvalConfig, "transfer": TransferConfig}
+            resolve_name(str(keyword.arg), kinds.get(function.__name__, AdaptConfig))
 
 
 def help_of(verb: str) -> str:
@@ -87,7 +89,8 @@ def test_the_main_verbs_are_shown():
 def test_flags_of_a_command_exist(line):
     words = line.split()[1:]
     verb = " ".join(words[:2]) if words[0] == "data" else words[0]
-    settings = {leaf for kind in (AdaptConfig, AlignConfig, BaselineConfig) for leaf in leaves(kind)}
+    kinds = (AdaptConfig, AlignConfig, BaselineConfig, EvalConfig, TransferConfig)
+    settings = {leaf for kind in kinds for leaf in leaves(kind)}
     known = help_of(verb)
     for flag in re.findall(r"--([\w.-]+)", line):
         name = flag.replace("-", "_")

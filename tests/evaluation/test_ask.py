@@ -47,7 +47,7 @@ def test_the_same_predictions_whatever_the_batch_and_caches(
     monkeypatch.setattr(decoding, "SHARED", shared)
     CodeCache(tmp_path).encode(lvlm.visual, [sample.image for sample in samples[:9]], progress=False)
     for cache in (None, CodeCache(tmp_path)):  # nothing kept; partly found on disk
-        report = evaluate_lvlm(lvlm, samples, batch_size, cache=cache, progress=False)
+        report = evaluate_lvlm(lvlm, samples, batch_size=batch_size, cache=cache, progress=False)
         assert [row["prediction"] for row in report.samples] == answers
         assert [row["id"] for row in report.samples] == [sample.id for sample in samples]
 
@@ -80,7 +80,10 @@ def test_a_search_that_does_not_run_here_is_refused_before_a_picture_is_read(sam
 def test_scores_do_not_depend_on_the_batch(expected, samples):
     lvlm, _ = expected
     found = [
-        [row["scores"] for row in evaluate_lvlm(lvlm, samples, size, protocol="both", progress=False).samples]
+        [
+            row["scores"]
+            for row in evaluate_lvlm(lvlm, samples, batch_size=size, protocol="both", progress=False).samples
+        ]
         for size in (1, 7, 32)
     ]
     for one, other in zip(found[0] * 2, found[1] + found[2], strict=True):
@@ -130,6 +133,6 @@ def test_the_shipped_model_answers_the_same_in_every_batch(dtype, monkeypatch):
     found = []
     for size, shared in ((1, 0), (7, 0.75), (32, 0), (32, 0.75)):
         monkeypatch.setattr(decoding, "SHARED", shared)
-        report = evaluate_lvlm(lvlm, twice, size, cache=cache, progress=False)
+        report = evaluate_lvlm(lvlm, twice, batch_size=size, cache=cache, progress=False)
         found.append([row["prediction"] for row in report.samples])
     assert found[1] == found[0] and found[2] == found[0] and found[3] == found[0]

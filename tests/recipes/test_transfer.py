@@ -18,6 +18,7 @@ from tiny_data import tiny_data
 
 evaluating = import_module("craft.recipes.evaluate")  # the module, not the function
 FAST = {"max_steps": 2, "batch_size": 4, "optimizer": {"learning_rate": 1e-3}, "device": "cpu"}
+MATRIX = {"adapt": FAST}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def made(tmp_path_factory):
     """A finished matrix of two surrogates, two seeds and one data set; its folder."""
     work = tmp_path_factory.mktemp("work")
     lvlms = [tiny_lvlm(), tiny_lvlm("qwen2")]
-    return transfer(surrogates=lvlms, data=[tiny_data()], seeds=(0, 1), work=work, config=FAST), work
+    return transfer(surrogates=lvlms, data=[tiny_data()], seeds=(0, 1), work=work, config=MATRIX), work
 
 
 def test_every_surrogate_meets_every_backbone(made):
@@ -62,7 +63,7 @@ def test_a_stopped_matrix_goes_on(made, monkeypatch):
         evaluating, "evaluate_lvlm", lambda lvlm, *a, **k: asked.append(lvlm.name) or ask(lvlm, *a, **k)
     )
     monkeypatch.setattr(VisualTokenizer, "encode", None)  # codes are kept: no image is encoded again
-    again = transfer(surrogates=lvlms, data=[tiny_data()], seeds=(0, 1), work=work, config=FAST)
+    again = transfer(surrogates=lvlms, data=[tiny_data()], seeds=(0, 1), work=work, config=MATRIX)
     assert len(asked) == 1 and lost.is_file()
     assert again.table() == matrix.table()
 
@@ -70,7 +71,7 @@ def test_a_stopped_matrix_goes_on(made, monkeypatch):
 def test_other_questions_and_other_weights_are_not_taken_from_the_folder(made):
     _, work = made
     before = set((work / "cells").iterdir())
-    transfer(surrogates=[tiny_lvlm()], data=[tiny_data()], seeds=(0,), work=work, limit=3, config=FAST)
+    transfer(surrogates=[tiny_lvlm()], data=[tiny_data()], seeds=(0,), work=work, limit=3, config=MATRIX)
     fewer = set((work / "cells").iterdir()) - before
     assert len(fewer) == 2 and all(len(json.loads(p.read_text())["samples"]) == 3 for p in fewer)
     with pytest.raises(ConfigError, match="max_steps was 2 and is 3"):
@@ -79,12 +80,13 @@ def test_other_questions_and_other_weights_are_not_taken_from_the_folder(made):
             data=[tiny_data()],
             seeds=(0,),
             work=work,
-            config={**FAST, "max_steps": 3},
+            config=MATRIX,
+            max_steps=3,
         )
 
 
 def test_answers_of_another_text_tokenizer_are_not_taken(tmp_path):
-    common = {"data": [tiny_data()], "seeds": (0,), "work": tmp_path, "config": FAST, "limit": 3}
+    common = {"data": [tiny_data()], "seeds": (0,), "work": tmp_path, "config": MATRIX, "limit": 3}
     transfer(surrogates=[tiny_lvlm()], **common)
     other = tiny_lvlm()
     other.backbone.tokenizer.add_tokens(["flibber"])
@@ -93,7 +95,7 @@ def test_answers_of_another_text_tokenizer_are_not_taken(tmp_path):
 
 
 def test_an_encoder_of_other_weights_is_made_again(tmp_path, capsys):
-    common = {"data": [tiny_data()], "seeds": (0,), "work": tmp_path, "config": FAST}
+    common = {"data": [tiny_data()], "seeds": (0,), "work": tmp_path, "config": MATRIX}
     transfer(surrogates=[tiny_lvlm()], **common)
     other = tiny_lvlm()
     other.backbone.projector.requires_grad_(False)
@@ -106,8 +108,12 @@ def test_an_encoder_of_other_weights_is_made_again(tmp_path, capsys):
 def test_data_that_changed_is_told(made, tmp_path):
     _, work = made
     with pytest.raises(DataError, match="blobs has changed since"):
-        transfer(surrogates=[tiny_lvlm()], data=[tiny_data(train=9)], seeds=(0,), work=work, config=FAST)
-    given = {"seeds": (0,), "work": tmp_path, "config": {**FAST, "data": {"limit": 6}}}  # not for a `Data`
+        transfer(surrogates=[tiny_lvlm()], data=[tiny_data(train=9)], seeds=(0,), work=work, config=MATRIX)
+    given = {
+        "seeds": (0,),
+        "work": tmp_path,
+        "config": {"adapt": {**FAST, "data": {"limit": 6}}},
+    }  # not for a `Data`
     transfer(surrogates=[tiny_lvlm()], data=[tiny_data()], **given)
     with pytest.raises(DataError, match="blobs has changed since"):
         transfer(surrogates=[tiny_lvlm()], data=[tiny_data(train=9)], **given)
@@ -149,7 +155,7 @@ def test_encoders_of_other_settings_are_no_seeds_of_one(tmp_path):
 def test_models_of_one_name_are_not_put_together(tmp_path):
     twins = [tiny_lvlm(), tiny_lvlm(seed=1)]
     with pytest.raises(ConfigError, match="Two of the models are called tiny/llama"):
-        transfer(surrogates=twins, data=[tiny_data()], seeds=(0,), work=tmp_path, config=FAST)
+        transfer(surrogates=twins, data=[tiny_data()], seeds=(0,), work=tmp_path, config=MATRIX)
     with pytest.raises(ConfigError, match="Two of the models are called tiny/llama"):
         transfer(["somewhere"], twins)
     assert list(tmp_path.iterdir()) == []

@@ -1,30 +1,56 @@
 """`craft align`."""
 
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from craft.cli.options import COMMON, Common, Flag, Settings, Several, settings_of
+from cyclopts import Parameter
+
+from craft.cli.options import COMMON, Common, Flag, Several, settings_of
 from craft.cli.output import show_json, show_pairs, show_table
 from craft.cli.training import show_rehearsals
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class AlignFlags:
+    """What is aligned with what.
+
+    Attributes:
+        visual: the visual tokenizer: a shipped family (by default craft-tiny), a folder, or a hub id.
+        stage: 1 trains the projector, 2 projector and LLM, both (the default) one after the other.
+        data: the training data; several may follow.
+        captions: the training data of stage 1, if it is different.
+        text: conversations without images, mixed into stage 2 so that the LLM keeps its language.
+        out: the run folder; by default runs/align- and the LLM's name.
+        max_steps: optimiser steps of each stage; by default one pass.
+        micro_batch: most rows in memory at once, or auto: the largest number that fits; same result.
+        lora: rank of LoRA instead of training the whole LLM; merged when saved.
+    """
+
+    visual: str | None = None
+    stage: Literal["1", "2", "both"] | None = None
+    data: Several = None
+    captions: Several = None
+    text: Several = None
+    out: Path | None = None
+    max_steps: int | None = None
+    micro_batch: str | None = None
+    lora: int | None = None
+
+
+FLAGS = AlignFlags()
+"""The flags if none is given."""
 
 
 def align(
     llm: str | None = None,
     *,
-    visual: str | None = None,
-    stage: Literal["1", "2", "both"] | None = None,
-    data: Several = None,
-    captions: Several = None,
-    text: Several = None,
-    out: Path | None = None,
-    max_steps: int | None = None,
-    micro_batch: str | None = None,
-    lora: int | None = None,
+    flags: AlignFlags = FLAGS,
     resume: Flag = False,
     overwrite: Flag = False,
     dry_run: Flag = False,
-    settings: Settings = None,
     common: Common = COMMON,
 ) -> None:
     """Make an LLM a backbone of an existing codebook: projector first, then projector and LLM (§8).
@@ -36,33 +62,25 @@ def align(
 
     Args:
         llm: a folder, a .gguf file, a hub id, a shipped backbone (its LLM), or smollm2.
-        visual: the visual tokenizer: a shipped family (by default craft-tiny), a folder, or a hub id.
-        stage: 1 trains the projector, 2 projector and LLM, both (the default) one after the other.
-        data: the training data; several may follow.
-        captions: the training data of stage 1, if it is different.
-        text: conversations without images, mixed into stage 2 so that the LLM keeps its language.
-        out: the run folder; by default runs/align- and the LLM's name.
-        max_steps: optimiser steps of each stage; by default one pass.
-        micro_batch: most rows in memory at once, or auto: the largest number that fits; same result.
-        lora: rank of LoRA instead of training the whole LLM; merged when saved.
         resume: continue the interrupted run in the run folder.
         overwrite: replace the run in the run folder.
         dry_run: build, show who trains, take one batch, estimate memory; write nothing but the codes. With
             paper/qwen2-0.5b and --visual paper/vila-u: the sizes of §8, without any weights.
-        settings: NAME=VALUE, any setting of the config; may be given several times.
     """
     from craft.core.processes import leave
     from craft.recipes.align import align as run
     from craft.training.config import AlignConfig
 
-    overrides: dict[str, Any] = settings_of(settings, common)
-    if lora is not None:
-        overrides["lora.rank"] = lora
-    if micro_batch is not None:
-        overrides["micro_batch"] = micro_batch
+    overrides: dict[str, Any] = settings_of(common)
+    if flags.lora is not None:
+        overrides["lora.rank"] = flags.lora
+    if flags.micro_batch is not None:
+        overrides["micro_batch"] = flags.micro_batch
     config = AlignConfig.build(common.config, overrides)
-    sources = {"llm": llm, "visual": visual, "data": data, "captions": captions, "text": text}
-    arguments = {"stage": stage, "out": out, "seed": common.seed, "max_steps": max_steps}
+    sources: dict[str, Any] = {name: getattr(flags, name) for name in ("visual", "data", "captions", "text")}
+    sources["llm"] = llm
+    arguments: dict[str, Any] = {name: getattr(flags, name) for name in ("stage", "out", "max_steps")}
+    arguments["seed"] = common.seed
     if dry_run:
         _dry_run(sources, config, arguments, common.json)
         return

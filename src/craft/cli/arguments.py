@@ -1,32 +1,27 @@
-"""Before the words are parsed: dotted settings, and flags that come from a `--config` file."""
+"""Before the words are parsed: dotted settings, and the flags of a `--config` file."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-TUNED = ("adapt", "align", "baseline", "demo", "judge")
-"""Verbs whose `--config` is a file of settings; for the others it is a file of their flags."""
-
-_DATA = {"name": "data"}  # other keys of the section `data` are flags of their own name
+PLAIN = ("bench", "compare", "data", "export", "inspect", "prior", "report", "show")
+"""Verbs with a few flags and no class of settings: their flags are their settings. `paper` has bench."""
 
 
 def expand(tokens: Sequence[str]) -> list[str]:
     """The words as the parser takes them.
 
-    For `adapt`, `align`, `baseline`, `demo` and `judge` a dotted setting, `--losses.commitment.weight 0.2`,
-    becomes `--set losses.commitment.weight=0.2`. For the other verbs `--data.answer_with letter` is
-    `--answer-with letter`, and each entry of the `--config` file is a flag, unless that flag is among the
-    words already.
+    A dotted setting, `--losses.commitment.weight 0.2`, becomes `--set losses.commitment.weight=0.2`. For a
+    verb of `PLAIN` the entries of `--config` and `--set` become flags, unless that flag is among the words.
 
     Raises:
         ConfigError: the config file is missing or not a YAML file of settings.
     """
     if not tokens or tokens[0].startswith("-"):
         return list(tokens)
-    verb = tokens[0]
-    words = list(_dotted_as_set(tokens) if verb in TUNED else map(_undotted, tokens))
-    return words if verb in TUNED else _with_config(words)
+    words = list(_dotted_as_set(tokens))
+    return _settings_as_flags(words) if tokens[0] in PLAIN else words
 
 
 def _dotted_as_set(tokens: Sequence[str]) -> Iterator[str]:
@@ -50,69 +45,40 @@ def _dashed(token: str) -> str:
     return name.replace("_", "-") + equals + value if name.startswith("--") else token
 
 
-def _undotted(token: str) -> str:
-    name, equals, value = token.partition("=")
-    if name.startswith("--data."):
-        key = name.removeprefix("--data.")
-        name = f"--{_DATA.get(key, key)}"
-    return _dashed(name + equals + value)
+def _settings_as_flags(words: list[str]) -> list[str]:
+    """Replace `--config FILE` and `--set NAME=VALUE` by flags."""
+    entries: dict[str, Any] = {}
+    others: list[str] = []
+    waiting = list(reversed(words))
+    while waiting:
+        word = waiting.pop()
+        name, equals, value = word.partition("=")
+        if name not in ("--config", "--set") or not (equals or waiting):
+            others.append(word)
+            continue
+        value = value if equals else waiting.pop()
+        setting, _, text = value.partition("=")
+        # A file goes below what `--set` says, wherever it stands.
+        entries = {**_file(value), **entries} if name == "--config" else {**entries, _flag(setting): text}
+    named = {word.partition("=")[0] for word in others}
+    return others + [w for flag, value in entries.items() if flag not in named for w in _words(flag, value)]
 
 
-def _with_config(tokens: list[str]) -> list[str]:
-    """Replace `--config FILE` by the file's entries."""
-    at = next((n for n, token in enumerate(tokens) if token.partition("=")[0] == "--config"), None)
-    if at is None:
-        return tokens
-    _, equals, value = tokens[at].partition("=")
-    if not equals:
-        if at + 1 == len(tokens):
-            return tokens  # the parser says that a value is missing
-        value = tokens[at + 1]
-    rest = tokens[:at] + tokens[at + (1 if equals else 2) :]
-    given = {word.partition("=")[0] for word in rest if word.startswith("--")}
-    entries = _flags(_read(Path(value)))
-    words = [word for flag, item in entries.items() if flag not in given for word in _words(flag, item)]
-    return rest + words
+def _file(path: str) -> dict[str, Any]:
+    from craft.core.settings import read_yaml  # late: it imports torch
+    from craft.core.text import flat
+
+    return {_flag(name): value for name, value in flat(read_yaml(Path(path))).items()}
 
 
-def _read(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise _mistake(f"cannot read the config {path}: {error.strerror or error}; check it.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise _mistake(f"{path} is not YAML: {error}") from error
-    if not isinstance(tree, Mapping):
-        raise _mistake(f"{path} must hold settings as `name: value`, not a {type(tree).__name__}.")
-    return dict(tree)
-
-
-def _mistake(text: str) -> Exception:
-    from craft.core.errors import ConfigError  # late: it imports torch
-
-    return ConfigError(text)
-
-
-def _flags(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries by flag; a section `data` is flattened."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key}.{inner}": item for inner, item in value.items()}
-        else:
-            flat[str(key)] = value
-    return {_undotted(f"--{key}"): value for key, value in flat.items()}
+def _flag(setting: str) -> str:
+    """The flag of a setting: its last name; `data.name` is `--data`."""
+    return _dashed("--data" if setting == "data.name" else f"--{setting.rpartition('.')[2]}")
 
 
 def _words(flag: str, value: Any) -> list[str]:
-    if value is None:
+    if value is None or value == "null":
         return []
     if isinstance(value, bool):
         return [f"{flag}={str(value).lower()}"]
-    if isinstance(value, list) and value and all(isinstance(item, int | float) for item in value):
-        return [flag, *map(str, value)]  # numbers stand behind one flag, as in --price 3 15
-    if isinstance(value, list):
-        return [f"{flag}={item}" for item in value]
-    return [f"{flag}={value}"]
+    return [f"{flag}={item}" for item in (value if isinstance(value, list) else [value])]

@@ -1,9 +1,12 @@
 """`craft demo`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from craft.cli.options import COMMON, Common, Flag, Limit, Settings, settings_of
+from cyclopts import Parameter
+
+from craft.cli.options import COMMON, Common, Flag, Limit, settings_of
 from craft.cli.output import listed, show_json, show_table
 from craft.cli.training import show_rehearsals
 from craft.core.text import percent, signed
@@ -12,44 +15,51 @@ if TYPE_CHECKING:
     from craft.recipes.demo import DemoResult, DemoRow
 
 
-def demo(
-    *,
-    out: Path | None = None,
-    data: str | None = None,
-    surrogate: str | None = None,
-    other: str | None = None,
-    limit: Limit = None,
-    max_steps: int | None = None,
-    keep_ratio: float = 1.0,
-    resume: Flag = False,
-    dry_run: Flag = False,
-    settings: Settings = None,
-    common: Common = COMMON,
-) -> None:
-    """The main job from end to end: adapt with one LLM, and measure what another LLM gains from the encoder.
+@Parameter(name="*")
+@dataclass(frozen=True)
+class DemoFlags:
+    """The adaptation and the evaluations of the demo.
 
-    Args:
+    Attributes:
         out: the folder for demo.json, demo.png, the run and all answers; by default runs/demo-DATA.
         data: as for `craft adapt`; by default apparel.
         surrogate: the model to adapt with.
         other: a model of the same codebook that takes no part in the adaptation.
         limit: test questions per evaluation.
         max_steps: optimiser steps; by default those of the config.
-        keep_ratio: share of visual tokens that the LLMs see in the evaluations, as in 0.8; training uses all.
-        resume: go on with an interrupted demo.
+        keep_ratio: share of visual tokens that the LLMs see in the evaluations, as in 0.8; training uses
+            all.
+    """
+
+    out: Path | None = None
+    data: str | None = None
+    surrogate: str | None = None
+    other: str | None = None
+    limit: Limit = None
+    max_steps: int | None = None
+    keep_ratio: float = 1.0
+
+
+FLAGS = DemoFlags()
+"""The flags if none is given."""
+
+
+def demo(
+    *, flags: DemoFlags = FLAGS, resume: Flag = False, dry_run: Flag = False, common: Common = COMMON
+) -> None:
+    """The main job from end to end: adapt with one LLM, and measure what another LLM gains from the encoder.
+
+    Args:
+        resume: continue an interrupted demo.
         dry_run: show who trains and the memory that it takes; write nothing.
-        settings: NAME=VALUE, any setting of the adaptation; may be given several times.
     """
     from craft.recipes.demo import LIMIT, demo_settings
     from craft.recipes.demo import demo as run
 
-    overrides = settings_of(settings, common)
+    overrides = settings_of(common)
     arguments: dict[str, Any] = {
-        "out": out,
-        "data": data,
-        "surrogate": surrogate,
+        **{name: getattr(flags, name) for name in ("out", "data", "surrogate", "max_steps")},
         "seed": common.seed,
-        "max_steps": max_steps,
         "config": common.config,
         **overrides,
     }
@@ -58,7 +68,13 @@ def demo(
 
         show_rehearsals({"": rehearse(config=demo_settings(**arguments))}, common.json)
         return
-    result = run(**arguments, other=other, limit=limit or LIMIT, resume=resume, keep_ratio=keep_ratio)
+    result = run(
+        **arguments,
+        other=flags.other,
+        limit=flags.limit or LIMIT,
+        keep_ratio=flags.keep_ratio,
+        resume=resume,
+    )
     if common.json:
         show_json(result.to_json())
     else:

@@ -1,94 +1,25 @@
 """`craft judge`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import Parameter
-
-from craft.cli.options import COMMON, Common, Flag, Limit, Settings, settings_of
+from craft.cli.flags import config_of, takes
+from craft.cli.options import COMMON, Common, Flag
 from craft.cli.output import show_json, show_pairs, show_table
 
 if TYPE_CHECKING:
     from craft.judging.judge import CostEstimate
     from craft.judging.report import JudgeReport
 
-Price = Annotated[tuple[float, float] | None, Parameter(negative="")]
 
-
-@Parameter(name="*", group="Answers")
-@dataclass(frozen=True)
-class AnswerFlags:
-    """Which answers are judged, and where they are stored.
-
-    Attributes:
-        backbone: the LVLM that answers with the run's encoder; by default the surrogate.
-        zero_shot: ask the run's questions with the base tower instead.
-        data: as `craft adapt` takes it; by default the run's own.
-        root: the folder of a benchmark; otherwise the folder that relative paths in the data start from.
-        limit: at most this many answers, drawn evenly from the classes by --seed; by default 350.
-        max_new_tokens: cap on the length of an answer; by default 1024.
-        keep_ratio: share of the visual tokens that the LLM sees; by default 1.
-        batch_size: questions per forward pass; by default 32.
-        out: the folder; by default judge/ in the run folder.
-    """
-
-    backbone: str | None = None
-    zero_shot: Flag = False
-    data: str | None = None
-    root: str | None = None
-    limit: Limit = None
-    max_new_tokens: Limit = None
-    keep_ratio: float | None = None
-    batch_size: Limit = None
-    out: str | None = None
-
-
-@Parameter(name="*", group="Judge")
-@dataclass(frozen=True)
-class JudgeFlags:
-    """Who judges.
-
-    Attributes:
-        judge: offline (the default): fixed rules, Correctness and Presence only. anthropic: by default the
-            paper's judge. openai: any server of that protocol; for vLLM, llama.cpp or Ollama on this machine
-            add --base-url http://localhost:8000/v1.
-        model: the judge's model.
-        base_url: the judge's server.
-        temperature: of the judge, by default 0.6; none sends none, as newer models require.
-        max_tokens: cap on the length of a verdict; by default 1024.
-        timeout: seconds for one attempt to reach the judge; by default 120.
-        retries: further attempts after rate limits, timeouts and server errors; by default 5.
-        concurrency: simultaneous calls; by default 4.
-        price: dollars per million tokens read and written, for the cost.
-        prompt: a file with another rubric, of the form of craft/judging/prompt_v1.md.
-    """
-
-    judge: str | None = None
-    model: str | None = None
-    base_url: str | None = None
-    temperature: float | Literal["none"] | None = None
-    max_tokens: Limit = None
-    timeout: float | None = None
-    retries: int | None = None
-    concurrency: Limit = None
-    price: Price = None
-    prompt: str | None = None
-
-
-ANSWERS, JUDGE = AnswerFlags(), JudgeFlags()
-"""As if no flag is given."""
-
-
+@takes("craft.judging.config:JudgeConfig")
 def judge(
     run: str | None = None,
     *,
-    answers: AnswerFlags = ANSWERS,
-    judge: JudgeFlags = JUDGE,
+    flags: Any = None,
     overwrite: Flag = False,
     dry_run: Flag = False,
-    settings: Settings = None,
     common: Common = COMMON,
 ) -> None:
     """Ask an LVLM to justify its answers, and have them judged along the paper's five dimensions.
@@ -101,15 +32,12 @@ def judge(
             (`craft eval --out` writes one), or the folder of an earlier judging.
         overwrite: start over in that folder.
         dry_run: count, and estimate tokens and cost; ask no model and write nothing.
-        settings: NAME=VALUE, any of these flags as a setting; may be given several times.
     """
     from craft.judging.config import JudgeConfig
     from craft.recipes.judge import estimate
     from craft.recipes.judge import judge as run_judge
 
-    flags = {"run": run, "seed": common.seed, **vars(answers), **vars(judge)}
-    named = {name: value for name, value in flags.items() if value is not None and value is not False}
-    config = JudgeConfig.build(common.config, {**settings_of(settings, common), **named})
+    config: JudgeConfig = config_of(JudgeConfig, flags, common, run=run)
     if dry_run:
         _show_estimate(estimate(config=config), common)
         return

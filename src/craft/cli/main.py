@@ -13,13 +13,14 @@ from cyclopts import App, CycloptsError, UnknownOptionError
 from craft import __version__
 from craft.cli.adapt import adapt
 from craft.cli.align import align
-from craft.cli.arguments import TUNED, expand
+from craft.cli.arguments import expand
 from craft.cli.baseline import baseline
 from craft.cli.compare import compare
 from craft.cli.data import check, list_domains, prepare, stats
 from craft.cli.demo import demo
 from craft.cli.evaluate import evaluate
 from craft.cli.export import export
+from craft.cli.flags import resolve
 from craft.cli.inspect import inspect
 from craft.cli.judge import judge
 from craft.cli.prior import prior
@@ -107,6 +108,8 @@ def run(app: Callable[[list[str]], Any], tokens: Sequence[str], program: str, st
         stopped: the message after Ctrl-C.
     """
     try:
+        if tokens and tokens[0] in _verbs:
+            resolve(_verbs[tokens[0]])
         app(expand(tokens))
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -129,10 +132,10 @@ def run(app: Callable[[list[str]], Any], tokens: Sequence[str], program: str, st
 def explain(error: Exception, program: str = "craft") -> str | None:
     """One paragraph about a mistake that the user can correct; None for a fault in CRAFT."""
     if isinstance(error, CycloptsError):
-        told, chain = _line(error), list(error.command_chain or ())
-        if isinstance(error, UnknownOptionError) and set(chain) & set(TUNED) and "Did you mean" not in told:
-            told += " Settings of the run go as --set NAME=VALUE."
-        return f"{told} `{' '.join([program, *chain])} --help` lists what there is."
+        reason, chain = _line(error), list(error.command_chain or ())
+        if isinstance(error, UnknownOptionError) and chain and "Did you mean" not in reason:
+            reason += " Settings go as --set NAME=VALUE."
+        return f"{reason} `{' '.join([program, *chain])} --help` lists what there is."
     if _is(error, "craft.core.errors", "CraftError"):
         return _line(error)
     if _is(error, "torch", "OutOfMemoryError"):

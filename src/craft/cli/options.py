@@ -28,14 +28,16 @@ class Common:
     """What every verb takes.
 
     Attributes:
-        config: a YAML file of settings; what is given on the command line goes before it.
-        seed: of everything that is drawn by lot.
+        config: a YAML file of settings, nested or with dotted names; the command line takes precedence.
+        settings: NAME=VALUE, any setting; may be given several times. --data.root DIR is --set data.root=DIR.
+        seed: of everything that is random.
         device: auto, cpu, cuda, cuda:1 or mps.
         dtype: auto (bfloat16 where the device has it), float32 or bfloat16.
         json: print JSON, and nothing else, on standard output.
     """
 
     config: Path | None = None
+    settings: Settings = None
     seed: int | None = None
     device: str | None = None
     dtype: str | None = None
@@ -54,14 +56,13 @@ class Training:
     Attributes:
         data: an embedded domain or a benchmark (`craft data list`), a folder of class folders, a table of
             questions, or a folder of `craft data prepare`.
-        root: where a benchmark lies; else what relative paths in the data start from.
-        out: the run folder; by default runs/ and the data's name (of a baseline also the method's).
+        root: the folder of a benchmark; otherwise the folder that relative paths in the data start from.
+        out: the run folder; by default runs/ and the data's name (with the method's for a baseline).
         max_steps: optimiser steps; by default the config's.
         micro_batch: most samples in memory at once, or auto: the largest number that fits; same result.
-        resume: go on with the interrupted run in the run folder; the result is that of an unbroken run.
+        resume: continue the interrupted run in the run folder; the result is that of an unbroken run.
         overwrite: replace the run in the run folder.
         dry_run: build, show who trains, take one batch forward and backward, estimate memory; write nothing.
-        settings: NAME=VALUE, any setting of the config; may be given several times.
     """
 
     data: str | None = None
@@ -72,30 +73,37 @@ class Training:
     resume: Flag = False
     overwrite: Flag = False
     dry_run: Flag = False
-    settings: Settings = None
 
     def overrides(self, common: Common) -> dict[str, str]:
-        """The settings among these flags, with device and dtype.
+        """The settings among these flags, with `--set`, device and dtype.
 
         Raises:
-            ConfigError: an entry of `settings` is not NAME=VALUE.
+            ConfigError: an entry of `--set` is not NAME=VALUE.
         """
-        given = {"data.root": self.root, "micro_batch": self.micro_batch}
-        return settings_of(self.settings, common) | _named(given)
+        return settings_of(common) | _named({"data.root": self.root, "micro_batch": self.micro_batch})
 
 
 TRAINING = Training()
 """As when none is given."""
 
 
-def settings_of(given: list[str] | None, common: Common) -> dict[str, str]:
-    """`--set` as dotted overrides, with device and dtype.
+def settings_of(common: Common) -> dict[str, str]:
+    """`--set` as overrides by name, with device and dtype on top.
+
+    Raises:
+        ConfigError: an entry is not NAME=VALUE.
+    """
+    return named_values(common.settings) | _named({"device": common.device, "dtype": common.dtype})
+
+
+def named_values(entries: list[str] | None) -> dict[str, str]:
+    """`NAME=VALUE` entries by name.
 
     Raises:
         ConfigError: an entry is not NAME=VALUE.
     """
     overrides: dict[str, str] = {}
-    for entry in given or []:
+    for entry in entries or []:
         name, equals, value = entry.partition("=")
         if not (equals and name and value):
             from craft.core.errors import ConfigError
@@ -104,7 +112,7 @@ def settings_of(given: list[str] | None, common: Common) -> dict[str, str]:
                 f"--set takes NAME=VALUE, as in --set learning_rate=1e-4 (null is none), not {entry!r}."
             )
         overrides[name] = value
-    return {**_named({"device": common.device, "dtype": common.dtype}), **overrides}
+    return overrides
 
 
 def _named(flags: dict[str, str | None]) -> dict[str, str]:

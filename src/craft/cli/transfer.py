@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from craft.cli.options import COMMON, Common, Count, Flag, Limit, Settings, Several, seeds_of, settings_of
+from craft.cli.flags import config_of, takes
+from craft.cli.options import COMMON, Common, Flag
 from craft.cli.output import show_json, show_table, size, spread
 from craft.core.text import percent, signed
 
@@ -11,77 +12,35 @@ REHEARSED = 8
 """Questions per cell in a dry run."""
 
 
-def transfer(
-    *,
-    encoders: Several = None,
-    surrogates: Several = None,
-    backbones: Several = None,
-    data: Several = None,
-    keep_ratio: float = 1.0,
-    limit: Limit = None,
-    seeds: str | None = None,
-    out: Path | None = None,
-    work: Path | None = None,
-    root: Path | None = None,
-    batch_size: Count = 64,
-    max_new_tokens: Count = 5,
-    settings: Settings = None,
-    dry_run: Flag = False,
-    common: Common = COMMON,
-) -> None:
-    """Every adapted encoder with every backbone, beside zero-shot: the matrix of Tables 3 and 7.
+@takes("craft.evaluation.config:TransferConfig")
+def transfer(*, flags: Any = None, dry_run: Flag = False, common: Common = COMMON) -> None:
+    """Every adapted encoder with every backbone, and zero-shot: the matrix of Tables 3 and 7.
+
+    Settings of the adaptations go as --adapt.batch_size 24, or as --set max_steps=100 if no other setting has
+    that last name.
 
     Args:
-        encoders: run folders; those that differ in their seed only are averaged.
-        surrogates: instead of encoders: LVLMs to adapt one with, for every data set and seed.
-        backbones: shipped models, folders or hub ids of the same codebook; by default the surrogates.
-        data: as for `craft eval`, by default each encoder's own; with surrogates one or several data sets, by
-            default every embedded domain.
-        keep_ratio: share of the visual tokens that the LLM sees.
-        limit: at most this many questions per cell, evenly from the classes.
-        seeds: of the questions, as in 0,1,2; by default each encoder's own. With surrogates of the
-            adaptations too; by default 0,1,2.
-        out: a folder for transfer.json, transfer.md and a heat map, transfer.png.
-        work: a folder for adapted encoders, codes and answers. The same command goes on with what is there;
-            by default runs/transfer with surrogates, else nothing is kept.
-        root: where a benchmark lies; else what relative paths in the data start from.
-        batch_size: questions per forward pass.
-        max_new_tokens: cap on the length of an answer.
-        settings: NAME=VALUE, a setting of the adaptations, as for `craft adapt`; may be given several times.
         dry_run: check that all fits together: one step with every surrogate on every data set, or a few
             questions to every backbone; write nothing.
     """
-    from craft.core.errors import ConfigError
     from craft.core.files import check_writable
+    from craft.evaluation.config import TransferConfig
     from craft.recipes.transfer import transfer as run
-    from craft.training.config import AdaptConfig
 
-    chosen, config = seeds_of(seeds, common), AdaptConfig.build(None, settings_of(settings, common))
-    if settings and not surrogates:
-        raise ConfigError("--set is for the adaptations that --surrogates asks for; leave it out.")
-    if out is not None:
-        check_writable(out / "transfer.json")
-    if dry_run and surrogates:
-        config = config if root is None else AdaptConfig.build(config, {"data.root": str(root)})
-        _rehearse(surrogates, backbones or surrogates, data, config, common)
+    config: TransferConfig = config_of(TransferConfig, flags, common)
+    if config.out is not None:
+        check_writable(Path(config.out) / "transfer.json")
+    if dry_run and config.surrogates:
+        _rehearse(config, common)
         return
-    matrix = run(
-        encoders or (),
-        backbones or (),
-        data,
-        chosen,
-        keep_ratio,
-        min(limit or REHEARSED, REHEARSED) if dry_run else limit,
-        surrogates=surrogates or (),
-        work=None if dry_run else work,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        root=root,
-        device=common.device,
-        dtype=common.dtype,
-        config=config,
-    )
-    written = matrix.save(out) if out is not None and not dry_run else []
+    if dry_run:
+        limit = min(config.ask.limit or REHEARSED, REHEARSED)
+        ask = config.ask.model_copy(update={"limit": limit})
+        config = config.model_copy(update={"ask": ask, "work": None, "out": None})
+    matrix = run(config=config)
+    written = [] if config.out is None else matrix.save(Path(config.out))
+    if config.out is not None:
+        config.save(Path(config.out) / "config.resolved.yaml")
     if common.json:
         show_json(matrix.to_json())
         return
@@ -122,41 +81,36 @@ def _show_means(matrix: Any) -> None:
     """Mean gains on and off the diagonal."""
     rows = [
         [
-            found["data"],
-            "same LLM" if found["diagonal"] else "another LLM",
-            *(signed(found[name]) for name in ("accuracy", "seen", "unseen")),
-            f"{found['positive']} of {found['cells']}",
+            mean["data"],
+            "same LLM" if mean["diagonal"] else "another LLM",
+            *(signed(mean[name]) for name in ("accuracy", "seen", "unseen")),
+            f"{mean['positive']} of {mean['cells']}",
         ]
-        for found in matrix.summary()
+        for mean in matrix.summary()
     ]
     if rows:
         columns = ("data", "backbone", "all", "seen", "unseen", "above zero-shot")
         show_table("Mean gain over zero-shot", columns, rows)
 
 
-def _rehearse(
-    surrogates: list[str],
-    backbones: list[str],
-    data: list[str] | None,
-    config: Any,
-    common: Common,
-) -> None:
+def _rehearse(config: Any, common: Common) -> None:
     """One batch with every surrogate on every data set; every backbone is loaded."""
     from craft.data import EMBEDDED
     from craft.formats.load import load
     from craft.models.lvlm import LVLM
     from craft.recipes.adapt import rehearse
+    from craft.recipes.transfer import adaptation_settings
 
-    makers = {name: load(name, common.device, common.dtype) for name in surrogates}
-    for name in backbones:
-        lvlm = makers.get(name) or load(name, common.device, common.dtype)
+    makers = {name: load(name, config.device, config.dtype) for name in config.surrogates}
+    for name in config.backbones or config.surrogates:
+        lvlm = makers.get(name) or load(name, config.device, config.dtype)
         for maker in makers.values():
             LVLM(maker.visual, lvlm.backbone, lvlm.name)  # one codebook, or an error
     rows = []
-    for source in data or list(EMBEDDED):
+    for source in config.data or EMBEDDED:
         for name, maker in makers.items():
-            found = rehearse(maker, source, config=config)
-            cells = (found.samples, found.steps, f"{found.parts['loss']:.3f}", size(found.memory["total"]))
+            step = rehearse(maker, source, config=adaptation_settings(config))
+            cells = (step.samples, step.steps, f"{step.parts['loss']:.3f}", size(step.memory["total"]))
             rows.append([source, name, *map(str, cells)])
     columns = ("data", "surrogate", "samples", "steps", "loss", "memory")
     if common.json:

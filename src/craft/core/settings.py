@@ -1,7 +1,7 @@
 """Settings, checked: unknown keys, wrong types and contradictions are `ConfigError`s.
 
 A config is a YAML file, a dict, dotted overrides (`optimizer.learning_rate=1e-4`), or all three; later ones
-win. `craft.training.config` defines the settings of training.
+win. `craft.training.config`, `craft.evaluation.config` and `craft.judging.config` list the settings.
 """
 
 import difflib
@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from craft.core.errors import ConfigError
 from craft.core.files import atomic_write_text
@@ -68,9 +68,24 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, validate_assignment=True, frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_lists(cls, tree: Any) -> Any:
+        """One text is a list of one, and None an empty list, if the setting takes several texts."""
+        if not isinstance(tree, dict):
+            return tree
+        several = {name for name, field in cls.model_fields.items() if _takes_texts(field.annotation)}
+        return {name: _as_list(value) if name in several else value for name, value in tree.items()}
+
 
 class Settings(Section):
-    """All settings of one verb."""
+    """All settings of one verb.
+
+    Attributes:
+        flags: flags of the verb that are no settings; a config file that names one is told so.
+    """
+
+    flags: ClassVar[tuple[str, ...]] = ("resume", "overwrite", "dry_run", "json")
 
     @classmethod
     def build(
@@ -81,22 +96,23 @@ class Settings(Section):
         """A checked config from a file, dict or config, with overrides on top.
 
         Args:
-            config: a YAML file, a nested dict, a config of this kind, or None for the defaults.
-            overrides: by dotted name ("optimizer.learning_rate"), with `__` for the dot, or by a last name
-                that is unique ("learning_rate"). Strings are read as YAML where the key does not take text.
+            config: a YAML file, a dict (nested, or named as overrides are), a config of this kind, or None
+                for the defaults.
+            overrides: by dotted name ("optimizer.learning_rate"), with `__` for the dot, or by its last
+                names, if they are unique ("learning_rate"). A value for a section with a `name` ("data") is
+                its name. Strings are read as YAML if the setting does not take text; a `Path` is its text.
 
         Raises:
             ConfigError: a key is unknown, ambiguous or removed, a value has the wrong type or range, or the
                 file is missing or not YAML.
         """
         if isinstance(config, Settings):
-            tree = config.model_dump()
-        elif isinstance(config, str | Path):
-            tree = _numbers(_read_yaml(Path(config)), cls)
+            tree, entries = config.model_dump(), {}
         else:
-            tree = _numbers(dict(config or {}), cls)
-        for name, value in (overrides or {}).items():
-            _put(cls, tree, _removed_name(name) or resolve_name(name, cls), value)
+            tree: dict[str, Any] = {}
+            entries = read_yaml(Path(config)) if isinstance(config, str | Path) else dict(config or {})
+        for name, value in (*entries.items(), *(overrides or {}).items()):
+            _put(cls, tree, str(name), value)
         tree = without_idle(tree)
         if fault := removed_fault(tree):
             raise ConfigError(fault)
@@ -123,7 +139,7 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def resolve_name(name: str, model: type[BaseModel]) -> str:
-    """The dotted name that an override means (see `Settings.build`).
+    """The dotted name of the setting or section that an override means (see `Settings.build`).
 
     Raises:
         ConfigError: no setting, or several, have that name, or it was removed; the message says which come
@@ -133,13 +149,17 @@ def resolve_name(name: str, model: type[BaseModel]) -> str:
     dotted = _dotted(name)
     if removed := _removed_name(name):
         raise ConfigError(f"The setting {removed!r} was removed: {REMOVED[removed].instead}")
-    if dotted in known or dotted in {k.rpartition(".")[0] for k in known}:
+    sections = {k[:end] for k in known for end, letter in enumerate(k) if letter == "."}
+    if dotted in known or dotted in sections:
         return dotted
-    by_last = [k for k in known if k.rpartition(".")[2] == dotted]
+    by_last = [k for k in (*known, *sorted(sections)) if k.endswith(f".{dotted}")]
     if len(by_last) == 1:
         return by_last[0]
     if by_last:
         raise ConfigError(f"The setting {name!r} is ambiguous; say {' or '.join(by_last)}.")
+    if dotted in getattr(model, "flags", ()):
+        flag = dotted.replace("_", "-")
+        raise ConfigError(f"{name!r} is a flag and no setting; give --{flag} on the command line.")
     raise ConfigError(f"There is no setting {name!r}.{_did_you_mean(dotted, model)}")
 
 
@@ -192,30 +212,72 @@ def _did_you_mean(name: str, model: type[BaseModel]) -> str:
     return f" Did you mean {near[0]!r}?" if near else f" The settings are: {', '.join(known)}."
 
 
-def _put(model: type[BaseModel], tree: dict[str, Any], dotted: str, value: Any) -> None:
+def _put(model: type[BaseModel], tree: dict[str, Any], name: str, value: Any) -> None:
+    """Set one entry of a file, dict or overrides in the nested `tree`."""
+    dotted = _removed_name(name) or resolve_name(name, model)
+    kind = _kind(model, dotted)
+    if isinstance(value, BaseModel):
+        value = value.model_dump()
+    if _is_section(kind) and isinstance(value, Mapping):
+        for key, item in value.items():
+            _store(tree, f"{dotted}.{key}", _numbers(item, _kind(kind, str(key))))
+        return
+    if _is_section(kind) and "name" in kind.model_fields:
+        dotted, kind = f"{dotted}.name", kind.model_fields["name"].annotation
+    _store(tree, dotted, _value(value, kind))
+
+
+def _store(tree: dict[str, Any], dotted: str, value: Any) -> None:
     *path, last = dotted.split(".")
     for key in path:
         below = tree.setdefault(key, {})
         if not isinstance(below, dict):
             raise ConfigError(f"{key!r} is a section of settings, not a value ({below!r}).")
         tree = below
-    tree[last] = _parsed(value) if isinstance(value, str) and not _takes_text(model, dotted) else value
+    tree[last] = value
 
 
-def _takes_text(model: type[BaseModel], dotted: str) -> bool:
-    """Whether a setting is a text, so that "1e3" or "no" stays one."""
-    if dotted in REMOVED:
-        return False
-    kind: Any = model
+def _kind(model: Any, dotted: str) -> Any:
+    """The type of a setting, the class of a section, or None for a name that the model lacks."""
     for part in dotted.split("."):
-        kind = kind.model_fields[part].annotation
-    return _is_text(kind)
+        fields = getattr(model, "model_fields", {})
+        if part not in fields:
+            return None
+        model = fields[part].annotation
+    return model
 
 
-def _is_text(kind: Any) -> bool:
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _takes_text(kind: Any) -> bool:
+    """Whether a setting is a text, so that "1e3" or "no" stays one."""
     if get_origin(kind) is tuple:
-        return False  # a list of texts is written as YAML
+        return False
     return str in (kind, *get_args(kind)) or get_origin(kind) is Literal
+
+
+def _takes_texts(kind: Any) -> bool:
+    """Whether a setting is a list of texts."""
+    return get_origin(kind) is tuple and str in get_args(kind)
+
+
+def _as_list(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value or ()
+
+
+def _value(value: Any, kind: Any) -> Any:
+    """A value for a setting of this kind: texts of other kinds are read as YAML, and so is a "[list]"."""
+    if isinstance(value, list | tuple):
+        return [str(item) if isinstance(item, Path) else item for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if not isinstance(value, str) or _takes_text(kind):
+        return value
+    if _takes_texts(kind) and not value.lstrip().startswith("["):
+        return value
+    return _parsed(value)
 
 
 def _parsed(text: str) -> Any:
@@ -230,16 +292,17 @@ def _parsed(text: str) -> Any:
 def _numbers(value: Any, kind: Any = None) -> Any:
     """YAML 1.1 reads 1e-4 as text; a number is meant, unless a setting of this kind takes text."""
     if isinstance(value, Mapping):
-        below = getattr(kind, "model_fields", {})
-        return {
-            key: _numbers(item, below[key].annotation if key in below else None)
-            for key, item in value.items()
-        }
+        return {key: _numbers(item, _kind(kind, str(key))) for key, item in value.items()}
     number = isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value)
-    return float(value) if number and not _is_text(kind) else value
+    return float(value) if number and not (_takes_text(kind) or _takes_texts(kind)) else value
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The entries of a config file.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not a YAML file of `name: value`.
+    """
     import yaml
 
     try:

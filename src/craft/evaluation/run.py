@@ -1,12 +1,13 @@
 """Ask an LVLM every question of a list, and mark the answers."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from craft.core.errors import DataError
 from craft.core.progress import say
 from craft.data import LETTERS, Sample
 from craft.evaluation.ask import Replies, ask
+from craft.evaluation.config import EvalConfig, EvalSettings, Protocol
 from craft.evaluation.matching import (
     answered_by_letter,
     lenient,
@@ -21,90 +22,79 @@ from craft.models.lvlm import LVLM
 from craft.quantize import Continuous
 from craft.quantize.search import Choice, Search, search_for
 
-Protocol = Literal["generate", "options", "both"]
-"""How an answer is got: written by the LLM (the paper's), the likeliest option, or one beside the other."""
-
 
 def evaluate_lvlm(
     lvlm: LVLM,
     samples: Sequence[Sample],
-    batch_size: int = 64,
-    max_new_tokens: int = 5,
-    keep_ratio: float = 1.0,
+    config: EvalSettings = None,
+    *,
     settings: dict[str, Any] | None = None,
     progress: bool = True,
-    keep_positions: bool = False,
-    *,
-    protocol: Protocol = "generate",
     cache: CodeCache | None = None,
-    search: Search = "exact",
+    **overrides: Any,
 ) -> Report:
     """Answers to all samples, marked (§4.1).
 
-    Every distinct image is encoded once, and read once for all of its questions; questions go in batches of
+    Every distinct image is encoded once, and read once for all of its questions; questions are batched by
     similar length. Results come back in the order of `samples`, and depend neither on the batch size nor on
     what was cached.
 
     Args:
         lvlm: the model.
         samples: with questions written.
-        batch_size: questions, and images, per forward pass.
-        max_new_tokens: the cap on an answer (§4.1: 5).
-        keep_ratio: share of visual tokens that the LLM sees, by the code prior `lvlm.visual.prior`.
-        settings: recorded in the report.
+        config: an `EvalConfig`, dict or YAML file. Of its settings `batch_size`, `max_new_tokens`,
+            `keep_ratio` (by the code prior `lvlm.visual.prior`), `keep_positions`, `protocol` and `search`
+            count here.
+        settings: recorded in the report, which also names the search, unless that is "exact".
         progress: show it.
-        keep_positions: as `LVLM.answer` takes it.
-        protocol: "generate" is the paper's: greedy answers. "options" takes the option that the LLM finds
-            likeliest, in one pass and without generation. "both" marks the written answers, and reports how
-            far the options' scores agree with them.
-        cache: codes of images that were encoded before; what is new is added. None: this call's own.
-        search: how codewords are found (`craft.quantize.search`). All but "exact" may find others where
-            two are equally near. The report's settings name it, and "auto" by what it picked.
+        cache: codes of images that were encoded before; new ones are added. None: a cache for this call.
+        **overrides: any of these settings by name.
 
     Raises:
         DataError: an image cannot be read, or "options" is asked of a question that has none.
-        ConfigError: the search does not run here.
+        ConfigError: a setting is unknown or impossible, or the search does not run here.
         CraftError: `keep_ratio` is out of range, or there is no code prior for it; or the LLM counts
             positions itself, and `keep_positions` is wanted.
     """
-    lvlm.check_keep_ratio(keep_ratio)
-    lvlm.backbone.check_positions(keep_positions)
+    config = EvalConfig.build(config, overrides)
+    lvlm.check_keep_ratio(config.keep_ratio)
+    lvlm.backbone.check_positions(config.keep_positions)
     bare = next((sample for sample in samples if not sample.choices), None)
-    if protocol == "options" and bare is not None:
+    if config.protocol == "options" and bare is not None:
         raise DataError(
             f"The protocol 'options' needs questions with options, and {bare.id} has none; use 'generate'."
         )
-    found = _search_in(lvlm, search)
-    if search != "exact":
-        say(f"search: {found.name} ({found.why})")
+    search = _search_in(lvlm, config.search)
+    if config.search != "exact":
+        say(f"search: {search.name} ({search.why})")
     sources = [sample.image for sample in samples]
-    images = (cache or CodeCache()).encode(lvlm.visual, sources, batch_size, progress, found.name)
+    images = (cache or CodeCache()).encode(lvlm.visual, sources, config.batch_size, progress, search.name)
     prompts = [sample.prompt() for sample in samples]
     replies = ask(
         lvlm,
         images,
         prompts,
-        None if protocol == "generate" else [option_texts(sample) for sample in samples],
-        max_new_tokens=0 if protocol == "options" else max_new_tokens,
-        keep_ratio=keep_ratio,
-        keep_positions=keep_positions,
-        batch_size=batch_size,
+        None if config.protocol == "generate" else [option_texts(sample) for sample in samples],
+        max_new_tokens=0 if config.protocol == "options" else config.max_new_tokens,
+        keep_ratio=config.keep_ratio,
+        keep_positions=config.keep_positions,
+        batch_size=config.batch_size,
         progress=progress,
     )
     names = [images.names[row] for row in images.rows.tolist()]
     rows = [
-        {**_row(sample, prompts[index], replies, index, protocol), "image_hash": names[index]}
+        {**_row(sample, prompts[index], replies, index, config.protocol), "image_hash": names[index]}
         for index, sample in enumerate(samples)
     ]
-    told = {
-        "protocol": protocol,
-        "keep_ratio": keep_ratio,
-        "keep_positions": keep_positions,
-        "max_new_tokens": max_new_tokens,
+    record = {
+        "protocol": config.protocol,
+        "keep_ratio": config.keep_ratio,
+        "keep_positions": config.keep_positions,
+        "max_new_tokens": config.max_new_tokens,
         "asked_alone": len(replies.alone),
-        **({} if found.name == "exact" else {"search": found.name}),
+        **({} if search.name == "exact" else {"search": search.name}),
     }
-    return Report.of(rows, {**told, **(settings or {})})
+    return Report.of(rows, {**record, **(settings or {})})
 
 
 def option_texts(sample: Sample) -> list[str]:
@@ -115,7 +105,7 @@ def option_texts(sample: Sample) -> list[str]:
 
 
 def answers_to(rows: Sequence[dict[str, Any]], samples: Sequence[Sample]) -> bool:
-    """Whether results that were kept are of these very questions, answers, pictures and unseen classes.
+    """Whether stored results are for exactly these questions, answers, images and unseen classes.
 
     Args:
         rows: a report's `samples`.
@@ -135,7 +125,7 @@ def answers_to(rows: Sequence[dict[str, Any]], samples: Sequence[Sample]) -> boo
 
 
 def _about(sample: Sample) -> dict[str, Any]:
-    """What a row says of its sample beside the question itself."""
+    """What a row says about its sample in addition to the question itself."""
     return {
         "seen": sample.seen,
         "label": sample.label,

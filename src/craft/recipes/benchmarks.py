@@ -21,13 +21,14 @@ from craft.evaluation import (
     read_samples,
     to_lmms,
 )
+from craft.evaluation.config import EvalConfig, EvalSettings
 from craft.formats.artefact import Artefact
 from craft.formats.code_cache import CodeCache
 from craft.formats.encoder import load_artefact
 from craft.models.freezing import answer_hashes
 from craft.models.llm_bits import bits_of
 from craft.models.lvlm import LVLM
-from craft.recipes.evaluate import evaluate, questions_asked
+from craft.recipes.evaluate import evaluate, load_backbone, questions_asked
 from craft.recipes.prior import chosen_prior
 
 TABLE_1 = {
@@ -44,7 +45,12 @@ TABLE_1 = {
 }
 """The paper's ten benchmarks, in the order and with the heads of its Table 1."""
 
-_OF_QUESTIONS = ("limit", "split", "answer_with", "distractors", "unseen_fraction")
+_COMPARED = (
+    *("limit", "split", "keep_ratio", "prior", "keep_positions"),
+    *("answer_with", "distractors", "unseen_fraction"),
+    *("max_new_tokens", "protocol"),
+)
+"""Settings that must be the same for stored results to count; no answer depends on the others."""
 
 
 @dataclass
@@ -65,9 +71,9 @@ class Row:
 
     def average(self, name: str = "accuracy") -> float | None:
         """The mean over benchmarks of a figure's mean over seeds; None where a benchmark lacks it."""
-        found = [merge(reports)[name] for reports in self.reports.values()]
-        known = [float(figure["mean"]) for figure in found if figure is not None]
-        return sum(known) / len(known) if found and len(known) == len(found) else None
+        figures = [merge(reports)[name] for reports in self.reports.values()]
+        known = [float(figure["mean"]) for figure in figures if figure is not None]
+        return sum(known) / len(known) if figures and len(known) == len(figures) else None
 
     def cells(self) -> list[str]:
         """The row as Table 1 has it: surrogate, backbone, tokens, percent per benchmark, average."""
@@ -86,117 +92,177 @@ class Row:
         return ["Train Surro.", "Inference BB.", "Vision Token", *names, "Avg."]
 
 
+@dataclass(frozen=True)
+class _Case:
+    """One data set of a row.
+
+    Attributes:
+        artefact: the encoder in use, or to compare with.
+        in_use: whether the encoder is used.
+        name: the data set; None is the encoder's own.
+        root: its folder.
+        label: what it is called.
+        folder: of its results; None keeps none.
+    """
+
+    artefact: Artefact | None
+    in_use: bool
+    name: str | None
+    root: str | None
+    label: str
+    folder: Path | None
+
+    @property
+    def encoder(self) -> Artefact | None:
+        """The encoder in use."""
+        return self.artefact if self.in_use else None
+
+    @property
+    def like(self) -> Artefact | None:
+        """The encoder to compare with."""
+        return None if self.in_use else self.artefact
+
+    def settings(self, config: EvalConfig, seed: int | None) -> EvalConfig:
+        """The settings of one evaluation of this case."""
+        name = () if self.name is None else (self.name,)
+        data = config.data.model_copy(
+            update={"name": name, "root": () if self.root is None else (self.root,)}
+        )
+        alone: dict[str, Any] = {"encoder": (), "like": (), "data": data, "out": None}
+        return config.model_copy(update={**alone, "seed": seed, "seeds": ()})
+
+
 def evaluate_all(
-    lvlm: LVLM,
-    encoders: Sequence[str | Path | Artefact] = (),
-    data: Sequence[str | Path] = (),
-    seeds: Sequence[int] | None = None,
+    backbone: str | Path | LVLM | None = None,
     *,
-    like: Sequence[str | Path | Artefact] = (),
-    roots: Sequence[str | Path] = (),
-    cache: CodeCache | None = None,
-    out: str | Path | None = None,
+    config: EvalSettings = None,
     resume: bool = False,
     card: bool = False,
-    **settings: Any,
+    **overrides: Any,
 ) -> Row:
     """Evaluate one backbone on several benchmarks, zero-shot, with one encoder, or with one for each.
 
+    Settings with several values: `encoder` names none; one for all of `data`; one for each of them, in order;
+    or, without `data`, any number, each for the data that it was adapted to (several of one data set count as
+    its seeds). `like` is as `encoder`, but only for questions and unseen classes: the zero-shot row. `root`
+    is one for each data set, or one for all; then a benchmark's is ROOT/NAME if that is a folder.
+
     Args:
-        lvlm: the LVLM.
-        encoders: none; one for all of `data`; one for each of them, in order; or, without `data`, any number,
-            each on the data that it was adapted to. Several of one data set count as seeds of it.
-        data: the benchmarks.
-        seeds: of the questions; None is each encoder's own.
-        like: as `encoders`, but only for their questions and unseen classes: the zero-shot row.
-        roots: where the data lies: one for each, or one for all; then a
-            benchmark's is ROOT/NAME where that is a folder.
-        cache: codes of images that were encoded before.
-        out: a folder; every benchmark's report and answers go to OUT/NAME as soon as they are there (to OUT
-            itself where there is only one), with `lmms_eval.json` in the form of lmms-eval.
-        resume: take what lies in `out` for benchmarks that the same weights were asked, with the same
-            settings, as far as questions and pictures are still the same.
+        backbone: an LVLM, or the name of one; None is that of the config.
+        config: a YAML file, dict or `EvalConfig`. In its `out` every benchmark's report and answers go to
+            OUT/NAME as soon as they exist (to OUT itself if there is only one), with `lmms_eval.json` in the
+            form of lmms-eval; OUT/config.resolved.yaml has every setting.
+        resume: reuse the results in `out` of benchmarks that the same weights were asked with the same
+            settings, if questions and images are still the same.
         card: write the figures into the model cards of the encoders.
-        settings: further arguments of `craft.evaluate`.
+        **overrides: any setting of `EvalConfig` by name.
 
     Raises:
-        ConfigError: numbers of encoders, data and roots do not fit, both encoders and like are given, or
-            `out` cannot be written.
+        ConfigError: numbers of encoders, data and roots do not fit, both encoders and like are given, a
+            setting is unknown, or `out` cannot be written.
         CodebookMismatchError, CheckpointError, DataError: as `evaluate`.
     """
-    if encoders and like:
+    name = backbone.name if isinstance(backbone, LVLM) else backbone
+    config = EvalConfig.build(config, overrides if name is None else {**overrides, "backbone": name})
+    if config.encoder and config.like:
         raise ConfigError("Give encoders to use them, or like to compare with them; not both.")
-    artefacts = [e if isinstance(e, Artefact) else load_artefact(e) for e in encoders or like]
+    if config.out is not None:
+        check_writable(Path(config.out) / "report.json")
+    artefacts = [load_artefact(e) for e in config.encoder or config.like]  # a mistake here costs no LLM
+    lvlm = load_backbone(backbone, config)
     for artefact in artefacts:
         lvlm.with_encoder(artefact)  # a wrong codebook shows before the hours of asking
-    pairs = list(_pairs(artefacts, list(data)))
-    folders = _folders(pairs)
-    if out is not None:
-        check_writable(Path(out) / "report.json")
-    cache, bits = cache or CodeCache(), bits_of(lvlm.backbone.llm)
-    # Under one name there may be other weights tomorrow. They are read for what is kept alone.
-    weights = {} if out is None else answer_hashes(lvlm)
-    of_questions = {name: settings[name] for name in _OF_QUESTIONS if name in settings}
+    cases = _cases(artefacts, config)
+    if config.out is not None:
+        config.save(Path(config.out) / "config.resolved.yaml")
+    cache = CodeCache(config.cache)
+    # Under one name there may be other weights tomorrow. They are read only for results that are stored.
+    weights = {} if config.out is None else answer_hashes(lvlm)
     reports: dict[str, list[Report]] = {}
-    places = _places(roots, [name for _, name in pairs])
-    for (artefact, name), folder, place_of in zip(pairs, folders, places, strict=True):
-        place = None if out is None else Path(out) / (folder if len(pairs) > 1 else ".")
-        asked = {  # must be the same for an evaluation to count as done already
-            "backbone": lvlm.name,
-            "weights": weights,
-            "encoder": artefact.manifest["tower"] if artefact and encoders else None,
-            "like": artefact.manifest["tower"] if artefact and like else None,
-            "data": None if name is None else str(name),
-            "root": None if place_of is None else str(place_of),
-            "seeds": list(seeds) if seeds else None,
-            **({} if bits is None else {"llm_bits": bits}),
-            **(
-                {}
-                if settings.get("keep_ratio", 1) == 1
-                else {"counts": _counts(lvlm, artefact if encoders else None, settings.get("prior"))}
-            ),
-            **{name: value for name, value in settings.items() if name not in ("batch_size", "search")},
-            **({"search": search} if (search := settings.get("search", "exact")) != "exact" else {}),
-        }
-        found = _kept(place, asked) if resume and place is not None else None
-        if found is not None:
-            now = [
-                questions_asked(lambda: lvlm, artefact, name, seed, root=place_of, **of_questions)[1]
-                for seed in seeds or [None]
-            ]
-            if not all(map(answers_to, (report.samples for report in found), now)):
-                say(f"questions or pictures are not those of {place} any more; they are asked anew")
-                found = None
-        if found is None:
-            if len(pairs) > 1:
-                say(f"{lvlm.name} on {folder}")
-            found = [
-                evaluate(
-                    lvlm,
-                    artefact if encoders else None,
-                    name,
-                    seed=seed,
-                    like=artefact if like else None,
-                    root=place_of,
-                    cache=cache,
-                    **settings,
-                )
-                for seed in seeds or [None]
-            ]
-            if place is not None:
-                save(place, found, asked)
-            if card and artefact is not None and encoders:
-                add_to_card(artefact.folder / "README.md", found)
-        key = folder if data else str(found[0].settings["data"])  # of an encoder's own data: seeds of it
-        reports.setdefault(key, []).extend(found)
+    for case in cases:
+        identity = _identity(lvlm, case, config, weights)
+        results = _resumed(lvlm, case, config, identity) if resume else None
+        if results is None:
+            if len(cases) > 1:
+                say(f"{lvlm.name} on {case.label}")
+            results = _evaluated(lvlm, case, config, cache)
+            if case.folder is not None:
+                save(case.folder, results, identity)
+            if card and case.encoder is not None:
+                add_to_card(case.encoder.folder / "README.md", results)
+        key = case.label if config.data.name else str(results[0].settings["data"])  # own data: seeds of it
+        reports.setdefault(key, []).extend(results)
     order = sorted(reports, key=lambda n: list(TABLE_1).index(n) if n in TABLE_1 else len(TABLE_1))
     surrogates = dict.fromkeys(str(a.manifest.get("surrogate") or "adapted") for a in artefacts)
     return Row(
         lvlm.name,
-        ", ".join(surrogates) if encoders else "-",
+        ", ".join(surrogates) if config.encoder else "-",
         {name: reports[name] for name in order},
         "Continuous" if lvlm.visual.continuous else "Discrete",
     )
+
+
+def _evaluated(lvlm: LVLM, case: _Case, config: EvalConfig, cache: CodeCache) -> list[Report]:
+    """The reports of one case, one per seed."""
+    return [
+        evaluate(
+            lvlm,
+            case.encoder,
+            case.name,
+            config=case.settings(config, seed),
+            like=case.like,
+            cache=cache,
+        )
+        for seed in config.all_seeds() or [None]
+    ]
+
+
+def _identity(lvlm: LVLM, case: _Case, config: EvalConfig, weights: dict[str, str]) -> dict[str, Any]:
+    """What must be the same for an evaluation to count as done already."""
+    bits, pruned = bits_of(lvlm.backbone.llm), config.keep_ratio != 1
+    settings = {**vars(config), **vars(config.data)}
+    return {
+        "backbone": lvlm.name,
+        "weights": weights,
+        "encoder": case.encoder.manifest["tower"] if case.encoder else None,
+        "like": case.like.manifest["tower"] if case.like else None,
+        "data": case.name,
+        "root": case.root,
+        "seeds": config.all_seeds() or None,
+        **({} if bits is None else {"llm_bits": bits}),
+        **({"counts": _counts(lvlm, case.encoder, config.prior)} if pruned else {}),
+        **{name: settings[name] for name in _COMPARED},
+        **({} if config.search == "exact" else {"search": config.search}),
+    }
+
+
+def _resumed(lvlm: LVLM, case: _Case, config: EvalConfig, identity: dict[str, Any]) -> list[Report] | None:
+    """The reports in the folder of a case, if they answer what would be asked now."""
+    reports = None if case.folder is None else _kept(case.folder, identity)
+    if reports is None:
+        return None
+    now = [
+        questions_asked(lambda: lvlm, case.artefact, case.settings(config, seed))[1]
+        for seed in config.all_seeds() or [None]
+    ]
+    if all(map(answers_to, (report.samples for report in reports), now)):
+        return reports
+    say(f"questions or pictures are not those of {case.folder} any more; they are asked anew")
+    return None
+
+
+def _cases(artefacts: Sequence[Artefact], config: EvalConfig) -> list[_Case]:
+    """
+    Raises:
+        ConfigError: numbers of encoders, data and roots do not fit.
+    """
+    pairs = list(_pairs(artefacts, list(config.data.name)))
+    roots = _roots(config.data.root, [name for _, name in pairs])
+    cases = []
+    for (artefact, name), label, root in zip(pairs, _folders(pairs), roots, strict=True):
+        folder = None if config.out is None else Path(config.out) / (label if len(pairs) > 1 else ".")
+        cases.append(_Case(artefact, bool(config.encoder), name, root, label, folder))
+    return cases
 
 
 def summary(reports: Sequence[Report], classes: bool = False) -> dict[str, Any]:
@@ -206,11 +272,11 @@ def summary(reports: Sequence[Report], classes: bool = False) -> dict[str, Any]:
         reports: one data set's, one per seed.
         classes: with the table per class and the confusion of each report.
     """
-    found = merge(reports)
-    means = {name: None if value is None else value["mean"] for name, value in found.items()}
+    figures = merge(reports)
+    means = {name: None if value is None else value["mean"] for name, value in figures.items()}
     single = reports[0].to_json() if len(reports) == 1 else {}
 
-    def told(report: Report) -> dict[str, Any]:
+    def whole(report: Report) -> dict[str, Any]:
         more = {"classes": class_table(report.samples), "confusion": confusion(report.samples)}
         return {**report.to_json(), **(more if classes else {})}
 
@@ -219,8 +285,8 @@ def summary(reports: Sequence[Report], classes: bool = False) -> dict[str, Any]:
         "interval": single.get("interval"),
         "chance": reports[0].chance,
         "count": sum(len(report.samples) for report in reports),
-        "spread": found,
-        "reports": [told(report) for report in reports],
+        "spread": figures,
+        "reports": [whole(report) for report in reports],
     }
 
 
@@ -238,8 +304,8 @@ def _task(report: Report) -> str:
 
 def _counts(lvlm: LVLM, encoder: Artefact | None, prior: str | Path | None) -> str | None:
     """A hash of the code counts that tokens are pruned by: a file of one name may hold others tomorrow."""
-    own = lvlm.visual.prior if encoder is None else encoder.prior
-    counts = own if prior is None else chosen_prior(prior, lvlm)
+    usual = lvlm.visual.prior if encoder is None else encoder.prior
+    counts = usual if prior is None else chosen_prior(prior, lvlm)
     return None if counts is None else hash_tensors({"counts": counts})
 
 
@@ -259,8 +325,8 @@ def _kept(place: Path, asked: dict[str, Any]) -> list[Report] | None:
 
 
 def _pairs(
-    artefacts: Sequence[Artefact], data: Sequence[str | Path]
-) -> Iterable[tuple[Artefact | None, str | Path | None]]:
+    artefacts: Sequence[Artefact], data: Sequence[str]
+) -> Iterable[tuple[Artefact | None, str | None]]:
     if not artefacts:
         return zip(repeat(None), data or [None])
     if not data:
@@ -275,18 +341,18 @@ def _pairs(
     )
 
 
-def _folders(pairs: Sequence[tuple[Artefact | None, str | Path | None]]) -> list[str]:
-    """A name for each: its data's; numbers tell those of one name apart."""
+def _folders(pairs: Sequence[tuple[Artefact | None, str | None]]) -> list[str]:
+    """A name for each: its data's; numbers distinguish those of one name."""
     names: list[str] = []
     for artefact, name in pairs:
-        told = (artefact.manifest.get("data") or {}).get("name") if artefact is not None else None
-        own = Path(os.path.abspath(str(name or told or "data"))).name  # "..", too
-        again = sum(known.partition("#")[0] == own for known in names)
-        names.append(f"{own}#{again + 1}" if again else own)
+        learned = (artefact.manifest.get("data") or {}).get("name") if artefact is not None else None
+        label = Path(os.path.abspath(str(name or learned or "data"))).name  # "..", too
+        again = sum(known.partition("#")[0] == label for known in names)
+        names.append(f"{label}#{again + 1}" if again else label)
     return names
 
 
-def _places(roots: Sequence[str | Path], names: Sequence[str | Path | None]) -> list[str | Path | None]:
+def _roots(roots: Sequence[str], names: Sequence[str | None]) -> list[str | None]:
     """The root of each data set."""
     if len(roots) == len(names):
         return list(roots)
@@ -295,5 +361,5 @@ def _places(roots: Sequence[str | Path], names: Sequence[str | Path | None]) -> 
             f"{len(roots)} roots and {len(names)} data sets: give one for each, or one for all."
         )
     root = roots[0] if roots else None
-    own = [Path(root) / str(name) if root is not None and str(name) in BENCHMARKS else None for name in names]
-    return [place if place is not None and place.is_dir() else root for place in own]
+    below = [Path(root) / name if root is not None and name in BENCHMARKS else None for name in names]
+    return [str(folder) if folder is not None and folder.is_dir() else root for folder in below]

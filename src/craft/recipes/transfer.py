@@ -1,11 +1,13 @@
 """`craft.transfer`: every adapted encoder with every backbone, beside zero-shot (Tables 3 and 7).
 
-Encoders are given, or made here: one for every surrogate, data set and seed. Every answer sheet is a file of
-its own, so that an interrupted matrix goes on where it stopped; codes are computed once for all backbones.
+Encoders are named, or made here: one for every surrogate, data set and seed. Every answer sheet is a separate
+file, so that an interrupted matrix continues where it stopped; codes are computed once for all backbones.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from craft.core.text import flat, json_digest
 from craft.data import EMBEDDED, Data
 from craft.data.load import as_setting, short_name
 from craft.evaluation import Report
+from craft.evaluation.config import TransferConfig
 from craft.formats.artefact import Artefact
 from craft.formats.code_cache import CodeCache
 from craft.formats.encoder import load_artefact
@@ -25,19 +28,20 @@ from craft.formats.load import load
 from craft.models.freezing import answer_hashes, part_hashes
 from craft.models.lvlm import LVLM
 from craft.pages.matrix import ZERO_SHOT, TransferCell, TransferMatrix
-from craft.recipes.adapt import Config, adapt
+from craft.recipes.adapt import adapt
 from craft.recipes.evaluate import evaluate
 from craft.recipes.questions import checked, questions_for
 from craft.training.config import AdaptConfig
 from craft.training.run_folder import FREE, RunFolder
 
 WORK = "runs/transfer"
-"""Where encoders that are made, codes and answers are kept if nothing else is said."""
+"""The default folder of encoders that are made here, codes and answers."""
 
 SEEDS = (0, 1, 2)
 """Of the encoders that are made (§4.1: "the average over 3 seeds")."""
 
 Source = str | Path | Data
+TransferSettings = TransferConfig | Mapping[str, Any] | str | Path | None
 
 
 @dataclass(frozen=True)
@@ -55,112 +59,175 @@ def transfer(
     encoders: Sequence[str | Path | Artefact] = (),
     backbones: Sequence[str | Path | LVLM] = (),
     data: Source | Sequence[Source] | None = None,
-    seeds: Sequence[int] | None = None,
-    keep_ratio: float = 1.0,
+    keep_ratio: float | None = None,
     limit: int | None = None,
     *,
     surrogates: Sequence[str | Path | LVLM] = (),
-    work: str | Path | None = None,
-    batch_size: int = 64,
-    max_new_tokens: int = 5,
-    root: str | Path | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    config: Config = None,
+    config: TransferSettings = None,
+    **overrides: Any,
 ) -> TransferMatrix:
     """Ask every backbone the same questions with every encoder, and with the base tower.
 
     Args:
-        encoders: run folders or artefacts; those that differ in their seed only are averaged. Where one
-            surrogate's were adapted to several data sets, and `data` says what all are asked, they are told
-            apart by what they were adapted to.
+        encoders: run folders or artefacts; those that differ only in their seed are averaged. If one
+            surrogate's were adapted to several data sets, and `data` says what all are asked, the matrix
+            names them by what they were adapted to.
         backbones: names, folders or loaded LVLMs; none means the surrogates.
         data: one or several: what encoders are asked (None: each what it was adapted to), or with surrogates
             what to adapt to (None: every embedded domain).
-        seeds: of the questions (None: each encoder's own); with surrogates, of adaptation and questions
-            (None: `SEEDS`).
-        keep_ratio, limit, batch_size, max_new_tokens, root, device, dtype: as in `evaluate`.
-        surrogates: instead of `encoders`: LVLMs to adapt one with, for every data set and seed.
-        work: a folder for encoders (`runs/`), codes (`codes/`) and answers (`cells/`). What is there already
-            is not computed again, if it belongs to the same weights and questions. None keeps nothing, or
-            with surrogates is `WORK`.
-        config: of the adaptations: a YAML file, dict or `AdaptConfig`.
+        keep_ratio, limit: as in `evaluate`.
+        surrogates: instead of `encoders`: LVLMs to adapt one with, for every data set and seed (None:
+            `SEEDS`).
+        config: a YAML file, dict or `TransferConfig`; the other arguments take precedence.
+        **overrides: any other setting of `TransferConfig` (`work="runs/matrix"`, `seeds=(0, 1)`,
+            `ask__batch_size=32`), and of the adaptations (`adapt__losses__sal__weight=0`, `max_steps=100`).
 
     Raises:
         ConfigError: there is no encoder or no backbone, encoders and surrogates are both given, two models
-            have one name, or an encoder in `work` was made with other settings.
+            have one name, a setting is unknown, or an encoder in `work` was made with other settings.
         CodebookMismatchError: a codebook does not fit; before the first adaptation or question.
         CraftError: `keep_ratio` is impossible, or a backbone has no code prior to prune by; before them too.
         CraftError: as `craft.adapt` and `craft.evaluate`.
 
     Source: Tables 3 and 7.
     """
-    if bool(encoders) == bool(surrogates):
-        raise ConfigError("transfer needs at least one encoder, or at least one surrogate to make it with.")
-    if not (backbones or surrogates):
-        raise ConfigError("transfer needs at least one backbone.")
-    machine_settings = {"data.root": root, "device": device, "dtype": dtype}
-    settings = AdaptConfig.build(
-        config, {key: str(value) for key, value in machine_settings.items() if value is not None}
+    sources: list[Source] = [data] if isinstance(data, str | Path | Data) else list(data or ())
+    arguments = {
+        "encoders": [str(e.folder) if isinstance(e, Artefact) else str(e) for e in encoders],
+        "backbones": list(map(_name, backbones)),
+        "surrogates": list(map(_name, surrogates)),
+        "data": [source.name if isinstance(source, Data) else as_setting(source) for source in sources],
+        "ask.keep_ratio": keep_ratio,
+        "ask.limit": limit,
+    }
+    named = {name: value for name, value in arguments.items() if value not in (None, [])}
+    settings = TransferConfig.build(config, {**overrides, **named})
+    encoders, surrogates = encoders or settings.encoders, surrogates or settings.surrogates
+    backbones = backbones or settings.backbones or surrogates
+    _check(encoders, surrogates, backbones, settings)
+    loaded = functools.cache(lambda model: load(model, settings.device, settings.dtype))
+    lvlms, makers = (
+        [model if isinstance(model, LVLM) else loaded(str(model)) for model in models]
+        for models in (backbones, surrogates)
     )
-    loaded: dict[str, LVLM] = {}
-
-    def lvlm_of(model: str | Path | LVLM) -> LVLM:
-        if isinstance(model, LVLM):
-            return model
-        if str(model) not in loaded:
-            loaded[str(model)] = load(model, device, dtype)
-        return loaded[str(model)]
-
-    lvlms = [lvlm_of(model) for model in backbones or surrogates]
     _apart(lvlms)
-    _apart([lvlm_of(model) for model in surrogates])
+    _apart(makers)
     for lvlm in lvlms:
-        lvlm.check_keep_ratio(keep_ratio)
-    sources = [data] if data is None or isinstance(data, str | Path | Data) else list(data)
-    if surrogates:
-        work = Path(work or WORK)
-        names = list(EMBEDDED) if sources == [None] else [source for source in sources if source is not None]
-        making = [lvlm_of(model) for model in surrogates]
-        total = len(making) * len(names) * len(seeds or SEEDS)
-        rows = _made(making, names, seeds or SEEDS, lvlms, work / "runs", settings)
-        asked: Sequence[Source | None] = [None]
-        seeds = None
+        lvlm.check_keep_ratio(settings.ask.keep_ratio)
+    sources = sources or list(settings.data)
+    if makers:
+        plan = _plan_of_surrogates(makers, sources, lvlms, settings)
     else:
-        rows = _given(encoders, lvlms, own_data=sources == [None])
-        total = len(encoders)
-        asked = sources
-    ask = _Asker(
-        None if work is None else Path(work),
-        {"keep_ratio": keep_ratio, "limit": limit, "max_new_tokens": max_new_tokens},
-        batch_size,
-    )
-    wanted = {"root": None if root is None or surrogates else str(root)}
-    found: dict[tuple[str, str, str], list[tuple[Report, Report]]] = {}
-    surrogate_of: dict[str, str] = {}
-    commits, asked_seeds = set[str](), set[int]()
-    for number, row in enumerate(rows, start=1):
-        surrogate_of[row.label] = row.surrogate
-        commits.add(str((row.artefact.manifest.get("made_with") or {}).get("commit")))
-        for source in asked:
-            for seed in seeds or [None]:
-                questions = _questions(row.artefact, row.data or source, seed, wanted, lambda: lvlms[0])
-                asked_seeds.add(questions.seed)
-                if surrogates and (row.data is not None or settings.data.limit is None):
-                    _check_data(row.artefact, questions)
-                for lvlm in lvlms:
-                    say(f"encoder {number} of {total}, {row.label} on {questions.name}: {lvlm.name}")
-                    before = ask(lvlm, None, questions, row.artefact)
-                    after = ask(lvlm, row.artefact, questions, row.artefact)
-                    found.setdefault((questions.name, row.label, lvlm.name), []).append((after, before))
-    told = {
-        "seeds": sorted(asked_seeds),
+        rows, seeds = _named_rows(encoders, lvlms, own_data=not sources), settings.all_seeds()
+        plan = _Plan(rows, len(encoders), sources or [None], seeds or [None], settings.work)
+    how = settings.ask.model_dump(include={"keep_ratio", "limit", "max_new_tokens"})
+    ask = _Asker(None if plan.work is None else Path(plan.work), how, settings.ask.batch_size)
+    answers = _answers(plan, lvlms, ask, settings)
+    record = {
+        "seeds": sorted(answers.seeds),
         **ask.how,
-        "adaptation": settings.model_dump(mode="json", exclude={"surrogate", "out", "seed", "data"}),
-        "commits": sorted({*commits, *ask.commits} - {"None"}),
+        "adaptation": adaptation_settings(settings).model_dump(
+            mode="json", exclude={"surrogate", "out", "seed", "data"}
+        ),
+        "commits": sorted({*answers.commits, *ask.commits} - {"None"}),
         "machine": machine(),
     }
-    return _matrix(found, surrogate_of, [lvlm.name for lvlm in lvlms], told)
+    return _matrix(answers.reports, answers.surrogates, [lvlm.name for lvlm in lvlms], record)
+
+
+def adaptation_settings(settings: TransferConfig) -> AdaptConfig:
+    """The settings of the adaptations, with the root, device and dtype of the whole."""
+    shared = {"data.root": settings.root, "device": settings.device, "dtype": settings.dtype}
+    return AdaptConfig.build(
+        settings.adapt, {name: value for name, value in shared.items() if value is not None}
+    )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is asked of whom.
+
+    Attributes:
+        rows: the encoders.
+        total: how many there are.
+        sources: what each is asked; None is what it was adapted to.
+        seeds: of the questions; None is the encoder's own.
+        work: where codes and answers are stored, or None.
+    """
+
+    rows: Iterable[_Row]
+    total: int
+    sources: Sequence[Source | None]
+    seeds: Sequence[int | None]
+    work: str | None
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What a plan came to.
+
+    Attributes:
+        reports: adapted and zero-shot, by data set, encoder and backbone.
+        surrogates: by encoder.
+        seeds: of the questions.
+        commits: of CRAFT that the encoders were made with.
+    """
+
+    reports: dict[tuple[str, str, str], list[tuple[Report, Report]]] = field(default_factory=dict)
+    surrogates: dict[str, str] = field(default_factory=dict)
+    seeds: set[int] = field(default_factory=set)
+    commits: set[str] = field(default_factory=set)
+
+
+def _answers(plan: _Plan, lvlms: Sequence[LVLM], ask: "_Asker", settings: TransferConfig) -> _Answers:
+    """Ask every backbone with every encoder of a plan, and with the base tower."""
+    answers = _Answers()
+    made_here = bool(settings.surrogates)
+    wanted = {"root": None if made_here else settings.root}
+    for number, row in enumerate(plan.rows, start=1):
+        answers.surrogates[row.label] = row.surrogate
+        answers.commits.add(str((row.artefact.manifest.get("made_with") or {}).get("commit")))
+        for source, seed in itertools.product(plan.sources, plan.seeds):
+            questions = _questions(row.artefact, row.data or source, seed, wanted, lambda: lvlms[0])
+            answers.seeds.add(questions.seed)
+            if made_here and (row.data is not None or settings.adapt.data.limit is None):
+                _check_data(row.artefact, questions)
+            for lvlm in lvlms:
+                say(f"encoder {number} of {plan.total}, {row.label} on {questions.name}: {lvlm.name}")
+                before = ask(lvlm, None, questions, row.artefact)
+                after = ask(lvlm, row.artefact, questions, row.artefact)
+                cell = (questions.name, row.label, lvlm.name)
+                answers.reports.setdefault(cell, []).append((after, before))
+    return answers
+
+
+def _plan_of_surrogates(
+    makers: Sequence[LVLM], sources: Sequence[Source], lvlms: Sequence[LVLM], settings: TransferConfig
+) -> _Plan:
+    """Encoders that are adapted here: with every surrogate, on every data set, for every seed."""
+    names, seeds = sources or list(EMBEDDED), settings.all_seeds() or SEEDS
+    work = settings.work or WORK
+    rows = _made(makers, names, seeds, lvlms, Path(work) / "runs", adaptation_settings(settings))
+    return _Plan(rows, len(makers) * len(names) * len(seeds), [None], [None], work)
+
+
+def _check(
+    encoders: Sequence[Any], surrogates: Sequence[Any], backbones: Sequence[Any], settings: TransferConfig
+) -> None:
+    """
+    Raises:
+        ConfigError: there is nothing to compare, or settings contradict each other.
+    """
+    if bool(encoders) == bool(surrogates):
+        raise ConfigError("transfer needs at least one encoder, or at least one surrogate to make it with.")
+    if not backbones:
+        raise ConfigError("transfer needs at least one backbone.")
+    if not surrogates and settings.adapt != AdaptConfig():
+        raise ConfigError("Settings of `adapt` are for the adaptations that surrogates need; leave them out.")
+
+
+def _name(model: str | Path | LVLM) -> str:
+    return model.name if isinstance(model, LVLM) else str(model)
 
 
 def _apart(lvlms: Sequence[LVLM]) -> None:
@@ -176,35 +243,37 @@ def _apart(lvlms: Sequence[LVLM]) -> None:
         )
 
 
-def _given(encoders: Sequence[str | Path | Artefact], lvlms: Sequence[LVLM], own_data: bool) -> list[_Row]:
-    """The encoders of a list by surrogate; by what they were adapted to, where that is several data sets and
-    all are asked the same; also by folder where they differ in more than the seed, or not even in that."""
+def _named_rows(
+    encoders: Sequence[str | Path | Artefact], lvlms: Sequence[LVLM], own_data: bool
+) -> list[_Row]:
+    """The encoders of a list by surrogate; also by what they were adapted to, if that is several data sets
+    and all are asked the same; also by folder if they differ in more than the seed, or not even in that."""
     artefacts = [e if isinstance(e, Artefact) else load_artefact(e) for e in encoders]
     for lvlm in lvlms:
         for artefact in artefacts:
             lvlm.with_encoder(artefact)  # a wrong codebook shows before the hours of asking
     kinds = [_kind(artefact) for artefact in artefacts]
     seeds = [artefact.manifest.get("seed") for artefact in artefacts]
-    places = [a.folder.parent if a.folder.name in ("encoder", "tuned") else a.folder for a in artefacts]
-    names = [place.name for place in places]
+    folders = [a.folder.parent if a.folder.name in ("encoder", "tuned") else a.folder for a in artefacts]
+    names = [folder.name for folder in folders]
     rows = []
-    for artefact, (surrogate, data, how), place in zip(artefacts, kinds, places, strict=True):
+    for artefact, (surrogate, data, how), folder in zip(artefacts, kinds, folders, strict=True):
         alike = [(h, s) for (o, d, h), s in zip(kinds, seeds, strict=True) if (o, d) == (surrogate, data)]
         several = not own_data and len({d for o, d, _ in kinds if o == surrogate}) > 1
         label = f"{surrogate} on {data}" if several else surrogate
         if any(h != how for h, _ in alike) or len({s for _, s in alike}) < len(alike):
-            label += f" ({place.name if names.count(place.name) == 1 else place})"
+            label += f" ({folder.name if names.count(folder.name) == 1 else folder})"
         rows.append(_Row(label, surrogate, artefact))
     return rows
 
 
 def _kind(artefact: Artefact) -> tuple[str, str, dict[str, Any]]:
-    """What encoders share that differ in their seed only: surrogate, data, and what decides a training."""
-    told = artefact.manifest.get("data") or {}
+    """What encoders share that differ only in their seed: surrogate, data, and what decides a training."""
+    learned = artefact.manifest.get("data") or {}
     config = flat(without_idle(artefact.manifest.get("config") or {}))
     apart = {*FREE, "seed", "surrogate", "micro_batch", "data.name", "data.root"}
     how = {name: value for name, value in config.items() if name not in apart}
-    return str(artefact.manifest.get("surrogate") or "adapted"), str(told.get("name")), how
+    return str(artefact.manifest.get("surrogate") or "adapted"), str(learned.get("name")), how
 
 
 def _made(
@@ -230,16 +299,16 @@ def _made(
         for seed in seeds:
             for surrogate in surrogates:
                 run = RunFolder(folder / f"{_plain(name)}-{_plain(surrogate.name)}-{seed}")
-                place = run.path / "run.json"
-                before = read_json(place).get("hashes_before") if place.is_file() else None
+                record = run.path / "run.json"
+                before = read_json(record).get("hashes_before") if record.is_file() else None
                 stale = before is not None and before != hashes[surrogate.name]
                 if stale:
                     say(f"{run.path} was made with other weights of {surrogate.name}; it is made again")
                 result = adapt(
                     surrogate, source, run.path, seed, config=settings, resume=not stale, overwrite=stale
                 )
-                own = source if isinstance(source, Data) else None
-                yield _Row(surrogate.name, surrogate.name, load_artefact(result.out), own)
+                loaded = source if isinstance(source, Data) else None
+                yield _Row(surrogate.name, surrogate.name, load_artefact(result.out), loaded)
 
 
 def _check_data(artefact: Artefact, questions: Data) -> None:
