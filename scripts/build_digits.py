@@ -1,6 +1,6 @@
 """Build the shipped `digits` sheet from scikit-learn's copy of the UCI digits.
 
-    pip install scikit-learn
+    pip install -e ".[tiny]"
     python scripts/build_digits.py
 
 Writes, under `src/craft/data/domains/digits/`, one grayscale PNG sheet with all 1797 pictures in

@@ -7,6 +7,7 @@ Deviations and their causes: README.md beside this file.
 import copy
 import json
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ GOLDEN = Path(__file__).parent / "vila_u_small"
 IMAGES = sorted((GOLDEN / "images").glob("*.png"))
 QUESTION = "What is shown? Answer with one word."
 MODES = ("resize", "pad")
+PILLOW = int(version("pillow").partition(".")[0])
 
 
 @cache
@@ -55,7 +57,11 @@ def test_pixels_resize_are_bit_equal_but_for_the_rgba_image() -> None:
     ours = pixels(IMAGES, 64, "resize")
     for row in (0, 1, 3):
         assert torch.equal(ours[row], expected()["pixel_values.resize"][row])
-    assert torch.equal(ours[2], expected()["pixel_values.resize.image_2_converted_to_rgb_first"])
+    rgb_first = expected()["pixel_values.resize.image_2_converted_to_rgb_first"]
+    if PILLOW >= 13:
+        assert torch.equal(ours[2], rgb_first)
+    else:  # it resizes in the other order an image that becomes wider and less high
+        torch.testing.assert_close(ours[2], rgb_first, rtol=0, atol=7.1 * 2 / 255)
     difference = (ours[2] - expected()["pixel_values.resize"][2]).abs().max()
     assert (
         0.05 < difference < 0.2
