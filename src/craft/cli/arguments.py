@@ -66,7 +66,7 @@ def _settings_as_flags(words: list[str]) -> list[str]:
 
 def _file(path: str) -> dict[str, Any]:
     from craft.core.settings import read_yaml  # late: it imports torch
-    from craft.core.trees import flat
+    from craft.core.text import flat
 
     return {_flag(name): value for name, value in flat(read_yaml(Path(path))).items()}
 

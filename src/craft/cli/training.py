@@ -4,7 +4,8 @@ import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from craft.cli.output import listed, percent, show_json, show_pairs, show_table, size
+from craft.cli.output import listed, show_json, show_pairs, show_table, size
+from craft.core.text import percent
 
 if TYPE_CHECKING:
     from craft.lessons.rehearsal import Rehearsal

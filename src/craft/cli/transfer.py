@@ -5,7 +5,8 @@ from typing import Any
 
 from craft.cli.flags import config_of, takes
 from craft.cli.options import COMMON, Common, Flag
-from craft.cli.output import percent, show_json, show_table, signed, size, spread
+from craft.cli.output import show_json, show_table, size, spread
+from craft.core.text import percent, signed
 
 REHEARSED = 8
 """Questions per cell in a dry run."""

@@ -1,4 +1,4 @@
-"""Floor 0: shared types, errors, seeding, device and dtype, atomic files, settings, processes, progress."""
+"""Floor 0: errors, tokens, seeding, device and dtype, atomic files, settings, processes, text, progress."""
 
 from craft.core.errors import (
     CheckpointError,
@@ -8,7 +8,6 @@ from craft.core.errors import (
     DataError,
     TrainingError,
 )
-from craft.core.tokens import VisionTokens
 
 __all__ = [
     "CheckpointError",
@@ -17,5 +16,4 @@ __all__ = [
     "CraftError",
     "DataError",
     "TrainingError",
-    "VisionTokens",
 ]

@@ -1,4 +1,4 @@
-"""Floor 4: answers, matching, figures with intervals, comparisons."""
+"""Answers to questions, how they are marked, accuracy with intervals, and comparisons of runs."""
 
 from craft.evaluation.classes import class_table, confusion
 from craft.evaluation.compare import Comparison, compare

@@ -23,7 +23,7 @@ from craft.core.files import (
     save_tensors,
     write_json,
 )
-from craft.core.trees import flat
+from craft.core.text import flat
 from craft.formats.manifest import read_manifest
 from craft.formats.names import shipped, shipped_folder
 from craft.formats.visual_folder import read_prior
