@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from craft.core import VisionTokens
+from craft.core.tokens import VisionTokens
 
 
 def tokens(batch=3, **changes):

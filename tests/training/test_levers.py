@@ -22,10 +22,11 @@ from craft.models.memory import kept_per_token
 from craft.models.recompute import recompute
 from craft.quantize import search
 from craft.quantize.search import SEARCHES, Choice, exact, kept_bytes
-from craft.training import AdaptConfig, RunFolder
 from craft.training import micro_batch as memory
+from craft.training.config import AdaptConfig
 from craft.training.fit import fit
 from craft.training.image_cache import ImageCache
+from craft.training.run_folder import RunFolder
 from tiny_data import tiny_data
 
 FAST = {

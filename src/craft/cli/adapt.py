@@ -4,6 +4,7 @@ import shlex
 
 from craft.cli.options import COMMON, TRAINING, Common, Training
 from craft.cli.training import show_trained, train
+from craft.training.config import AdaptConfig
 
 
 def adapt(surrogate: str | None = None, *, training: Training = TRAINING, common: Common = COMMON) -> None:
@@ -15,11 +16,11 @@ def adapt(surrogate: str | None = None, *, training: Training = TRAINING, common
     Args:
         surrogate: a shipped model (craft-tiny/llama), a folder, or a hub id; its LLM scores the answers.
     """
+    config = AdaptConfig.build(common.config, training.overrides(common))
     from craft.recipes.adapt import adapt as run
     from craft.recipes.adapt import rehearse
-    from craft.training.config import AdaptConfig
 
-    result = train(run, rehearse, AdaptConfig, surrogate, training, common)
+    result = train(run, rehearse, config, surrogate, training, common)
     if result is None:
         return
     used, before = result.metrics["codes_used"], result.metrics.get("codes_used_before")

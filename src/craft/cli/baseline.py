@@ -22,7 +22,8 @@ def baseline(
     from craft.recipes.baseline import find_baseline, rehearse, tune
 
     kind = find_baseline(method, trains=True).config_class
-    result = train(partial(tune, method), partial(rehearse, method), kind, model, training, common)
+    config = kind.build(common.config, training.overrides(common))
+    result = train(partial(tune, method), partial(rehearse, method), config, model, training, common)
     if result is None:
         return
     facts = {"method": method, "out": str(result.out)}

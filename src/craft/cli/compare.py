@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from craft.cli.options import COMMON, Common
 from craft.cli.output import percent, show_json, show_table, signed
+from craft.core.errors import DataError
 
 
 def compare(
@@ -24,9 +25,8 @@ def compare(
         b: the other.
         metric: which mark: the paper's exact match, the lenient one, or the likeliest option's.
     """
-    from craft.core.errors import DataError
-    from craft.evaluation import compare as run
-    from craft.evaluation import samples_in
+    from craft.evaluation.compare import compare as run
+    from craft.evaluation.report import samples_in
 
     first, second = samples_in(a), samples_in(b)
     if first.keys() != second.keys():

@@ -5,6 +5,7 @@ from typing import Any
 
 from craft.cli.options import COMMON, Common
 from craft.cli.output import listed, show_json, show_pairs, show_table
+from craft.core.files import read_json, user_path
 
 
 def inspect(thing: str, *, common: Common = COMMON) -> None:
@@ -26,7 +27,6 @@ def describe(thing: str, common: Common = COMMON) -> dict[str, Any]:
     Raises:
         CraftError: there is nothing of that name, or it is damaged.
     """
-    from craft.core.files import read_json, user_path
     from craft.formats.artefact import FORMAT
     from craft.formats.names import shipped
     from craft.formats.tuned import FORMAT as TUNED
@@ -46,7 +46,6 @@ def describe(thing: str, common: Common = COMMON) -> dict[str, Any]:
 
 def _run(path: Path, common: Common) -> dict[str, Any]:
     """A run folder: its state, and what it made, if it has come so far."""
-    from craft.core.files import read_json
     from craft.training.run_folder import RunFolder
 
     record = read_json(path / "run.json")
@@ -150,7 +149,6 @@ def _model(thing: str, common: Common) -> dict[str, Any]:
 
 def _takers(fingerprint: str, surrogate: str | None = None) -> list[str]:
     """The shipped models of a codebook, and the surrogate where it is another one."""
-    from craft.core.files import read_json
     from craft.formats.names import shipped, shipped_folder
 
     names = [

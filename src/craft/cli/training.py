@@ -11,7 +11,7 @@ from craft.cli.output import listed, percent, show_json, show_pairs, show_table,
 def train(
     run: Callable[..., Any],
     rehearse: Callable[..., Any],
-    kind: Any,
+    config: Any,
     model: str | None,
     flags: Training,
     common: Common,
@@ -20,13 +20,12 @@ def train(
 
     Args:
         run, rehearse: called as `craft.recipes.adapt` and `craft.recipes.rehearse` are.
-        kind: the class of the config.
+        config: the checked settings.
         model: what trains.
         flags, common: of the command line.
     """
     from craft.core.processes import leave
 
-    config = kind.build(common.config, flags.overrides(common))
     budget = {"seed": common.seed, "max_steps": flags.max_steps}
     if flags.dry_run:
         show_rehearsals({"": rehearse(model, flags.data, config=config, **budget)}, common.json)
