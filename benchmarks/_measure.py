@@ -51,7 +51,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def report(
     title: str, rows: list[dict[str, Any]], facts: dict[str, Any], options: argparse.Namespace
 ) -> None:
-    """Print the table and the facts, and write both as JSON where asked."""
+    """Print the table and the facts, and write both as JSON if there is an --out."""
     machine = where(torch.device(options.device))
     print(f"\n{title}\n\n{table(rows)}\n")
     for name, value in {**facts, **machine}.items():

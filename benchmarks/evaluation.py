@@ -1,10 +1,10 @@
-"""Evaluation: one question at a time against batches, codes kept, images read once, options scored.
+"""Evaluation: single questions against batches, stored codes, images read once, and scored options.
 
     python benchmarks/evaluation.py [--quick] [--model craft-tiny/qwen2] [--out evaluation.json]
 
 Five questions on each picture of a part of the embedded domain `apparel`, answers of at most 5 tokens. "One
-by one" is a loop over `LVLM.answer`: the vision tower and the LLM run for each question. All variants must
-give the same answers; option scoring is another protocol: its agreement with the answers is stated.
+by one" is a loop over `LVLM.answer`, so the vision tower and the LLM run for each question. All variants must
+give the same answers. Option scoring is another protocol, whose agreement with the answers is reported.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from craft.formats.code_cache import CodeCache
 from craft.models import decoding
 from craft.models.lvlm import LVLM
 
-ASKED = (
+QUESTIONS = (
     "What is shown in the picture?",
     "Which of these is it?",
     "What kind of thing is this?",
@@ -39,17 +39,17 @@ def main() -> None:
     device = torch.device(options.device)
     lvlm = craft.load(options.model, device=options.device, dtype=options.dtype)
     lvlm.requires_grad_(False)  # the FLOP counter looks for the graph of what has a gradient
-    images, per_image = (6, 3) if options.quick else (options.images, len(ASKED))
+    images, per_image = (6, 3) if options.quick else (options.images, len(QUESTIONS))
     data = craft.data.load_data("apparel").test[:images]
     samples = [
         replace(sample, id=f"{sample.id} {question}", question=question)
         for sample in data
-        for question in ASKED[:per_image]
+        for question in QUESTIONS[:per_image]
     ]
     with tempfile.TemporaryDirectory() as folder:
         CodeCache(folder).encode(lvlm.visual, [s.image for s in data], progress=False)
         variants = _variants(lvlm, samples, Path(folder), options.batch)
-        found = {name: function() for name, function in variants.items()}
+        answers = {name: function() for name, function in variants.items()}
         seconds = fastest(variants, options.repeats, device)
         flops = {name: counted(variants[name]) for name in ("one by one", "+ images read once")}
     first = next(iter(variants))
@@ -59,7 +59,7 @@ def main() -> None:
             "questions/s": round(len(samples) / seconds[name].wall, 1),
             "speed": f"{seconds[first].wall / seconds[name].wall:.1f}x",
             "by cpu": f"{seconds[first].cpu / seconds[name].cpu:.1f}x",
-            "same answers": _same(found[first], found[name]),
+            "same answers": _same(answers[first], answers[name]),
         }
         for name in variants
     ]
@@ -73,7 +73,7 @@ def main() -> None:
         "option scoring: speed ratio": round(seconds[first].wall / seconds["options scored"].wall, 2),
         "option scoring agrees with generation": round(both.agreement or 0, 4),
         "same, where an option was written": round(both.agreement_parseable or 0, 4),
-        "answers equal": all(_same(found[first], found[name]) == "all" for name in list(variants)[:-1]),
+        "answers equal": all(_same(answers[first], answers[name]) == "all" for name in list(variants)[:-1]),
         "sizes": {
             "model": options.model,
             "images": images,
@@ -93,16 +93,16 @@ def _more(parser: argparse.ArgumentParser) -> None:
 
 
 def _variants(lvlm: LVLM, samples: list[Any], folder: Path, batch: int) -> dict[str, Callable[[], Any]]:
-    """One more lever each; every call starts from what a fresh process would have."""
+    """Each variant adds one optimisation; every call starts from the state of a new process."""
 
     def one_by_one() -> list[str]:
         return [lvlm.answer([sample.image], [sample.prompt()])[0] for sample in samples]
 
-    def evaluated(kept: bool, shared: bool, protocol: str = "generate") -> Report:
+    def evaluated(stored: bool, shared: bool, protocol: str = "generate") -> Report:
         usual = decoding.SHARED
         decoding.SHARED = usual if shared else 0
         try:
-            cache = CodeCache(folder) if kept else None
+            cache = CodeCache(folder) if stored else None
             return evaluate_lvlm(
                 lvlm, samples, batch_size=batch, protocol=protocol, cache=cache, progress=False
             )  # type: ignore[arg-type]
@@ -120,8 +120,8 @@ def _variants(lvlm: LVLM, samples: list[Any], folder: Path, batch: int) -> dict[
 
 def _same(first: Any, other: Any) -> str:
     answers = [
-        [row["prediction"] for row in found.samples] if isinstance(found, Report) else found
-        for found in (first, other)
+        [row["prediction"] for row in result.samples] if isinstance(result, Report) else result
+        for result in (first, other)
     ]
     equal = sum(a == b for a, b in zip(*answers, strict=True))
     return "all" if equal == len(answers[0]) else f"{equal} of {len(answers[0])}"

@@ -1,10 +1,10 @@
-"""`craft data check` and `prepare` on a table of 100,000 rows, each with a picture file of its own.
+"""`craft data check` and `prepare` on a table of 100,000 rows, each with its own picture file.
 
     python benchmarks/manifest.py [--quick] [--out manifest.json]
 
-Runs the command line as a user does, in processes of their own, without decoding pictures (`--no-decode`).
-Time includes starting Python; memory is the process's largest resident set. Linux says how long a process was
-ready and had no core, as other jobs were using them: "core at hand" is the time without that.
+Runs the commands as a user does, in new processes, without decoding pictures (`--no-decode`). The time
+includes the start of Python; memory is the largest resident set of the process. Linux reports how long a
+process was ready but had no core, because other jobs used them; "core at hand" is the time without that.
 """
 
 import json
@@ -47,7 +47,7 @@ def write(folder: Path, rows: int) -> Path:
             path.parent.mkdir(parents=True)
         path.write_bytes(png(n))
         row = {"image": path.relative_to(folder).as_posix(), "label": WORDS[n % 10]}
-        if n % 2 == 0:  # half of them with a question of their own
+        if n % 2 == 0:  # half of the rows have a question
             row["question"] = f"Which tree is number {n}?"
         lines.append(json.dumps(row))
     (folder / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -60,7 +60,7 @@ def measured(*words: str) -> dict[str, float]:
     before, began = os.times(), time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None and process.stdout is not None
-    said = process.stderr.read()
+    stderr = process.stderr.read()
     process.stdout.read()
     waited = 0.0
     if sys.platform == "linux":
@@ -68,8 +68,8 @@ def measured(*words: str) -> dict[str, float]:
         waited = ready_without_a_core(process.pid)
     _, status, usage = os.wait4(process.pid, 0)
     wall, after = time.perf_counter() - began, os.times()
-    if status != 0 or "done in" not in said:  # the line that progress ends with
-        raise SystemExit(said)
+    if status != 0 or "done in" not in stderr:  # the line that progress ends with
+        raise SystemExit(stderr)
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     return {
         "s": round(wall, 1),
@@ -80,10 +80,10 @@ def measured(*words: str) -> dict[str, float]:
 
 
 def ready_without_a_core(pid: int) -> float:
-    """Seconds that a process (its main thread, which does the work here) stood in line for a core."""
+    """Seconds that a process waited for a core; only its main thread counts, which does the work here."""
     try:
         return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
-    except OSError:  # a kernel that was built without it
+    except OSError:  # this kernel does not report it
         return 0.0
 
 
@@ -91,22 +91,22 @@ def main() -> None:
     """Write the data, run both commands, print the table."""
     options = arguments(__doc__ or "")
     rows = 1000 if options.quick else 100_000
-    with tempfile.TemporaryDirectory() as place:
-        table = write(Path(place), rows)
-        found = {
+    with tempfile.TemporaryDirectory() as folder:
+        table = write(Path(folder), rows)
+        costs = {
             "check --no-decode": measured("data", "check", str(table), "--no-decode"),
-            "prepare": measured("data", "prepare", str(table), "--out", str(Path(place) / "manifest")),
+            "prepare": measured("data", "prepare", str(table), "--out", str(Path(folder) / "manifest")),
         }
-        lines = (Path(place) / "manifest" / "samples.jsonl").read_bytes().count(b"\n")
+        lines = (Path(folder) / "manifest" / "samples.jsonl").read_bytes().count(b"\n")
     facts = {
         "rows": rows,
         "rows in the manifest": lines,
-        "seconds together": round(sum(f["s"] for f in found.values()), 1),
-        "seconds together, core at hand": round(sum(f["core at hand, s"] for f in found.values()), 1),
-        "processor seconds together": round(sum(f["cpu s"] for f in found.values()), 1),
-        "peak MiB": max(f["peak MiB"] for f in found.values()),
+        "seconds together": round(sum(cost["s"] for cost in costs.values()), 1),
+        "seconds together, core at hand": round(sum(cost["core at hand, s"] for cost in costs.values()), 1),
+        "processor seconds together": round(sum(cost["cpu s"] for cost in costs.values()), 1),
+        "peak MiB": max(cost["peak MiB"] for cost in costs.values()),
     }
-    report(f"{rows:,} rows", [{"command": name, **f} for name, f in found.items()], facts, options)
+    report(f"{rows:,} rows", [{"command": name, **cost} for name, cost in costs.items()], facts, options)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/pruning.py [--part selection|flops|latency] [--quick] [--out pruning.json]
 
-Selection: ours, DivPrune as published and with a running minimum, by lot, and quotas found by a search over γ
+Selection: ours, DivPrune as published and with a running minimum, random, and quotas by a search over γ
 for each image. FLOPs: counted by torch.utils.flop_counter on the meta device, 2 FLOP per multiply-add.
 Latency: one forward pass over image and prompt of an LLM with random weights, beside the time that reading
 its weights once takes at the memory bandwidth measured here: no batch is faster.
@@ -70,22 +70,22 @@ def grids(images: int, side: int, size: int = 16384, width: int = 1024) -> tuple
 
 def divprune_as_published(tokens: VisionTokens, keep: int) -> list[list[int]]:
     """The greedy of DivPrune's code: each pick takes the minimum over all distances to what was picked."""
-    found = []
+    picks = []
     for vectors in tokens.quantized:
         unit = vectors / vectors.norm(dim=1, keepdim=True)
         distance = 1 - unit @ unit.T
         picked = [int(distance.topk(2, dim=0, largest=False).values[1].argmax())]
         while len(picked) < keep:
             picked.append(int(distance[picked].amin(dim=0).argmax()))
-        found.append(picked)
-    return found
+        picks.append(picked)
+    return picks
 
 
 def searched(tokens: VisionTokens, keep: int, prior: Tensor) -> list[dict[int, int]]:
-    """Quotas of each image by bisection over γ: what the paper describes, without choosing within a code."""
+    """The quotas of each image by bisection over γ, as in the paper, without the choice within a code."""
     ratio = (prior.double() + 1).log()
     ratio = ratio - ratio.min() + 1
-    found = []
+    quotas = []
     for codes in tokens.codes[..., 0].tolist():
         counts = Counter(codes)
         sizes = [(n, float(ratio[k])) for k, n in counts.items()]
@@ -99,8 +99,8 @@ def searched(tokens: VisionTokens, keep: int, prior: Tensor) -> list[dict[int, i
         for _ in range(30):
             middle = (low + high) / 2
             low, high = (middle, high) if total(middle) > keep else (low, middle)
-        found.append({k: math.ceil(n * math.exp(-high * float(ratio[k]))) for k, n in counts.items()})
-    return found
+        quotas.append({k: math.ceil(n * math.exp(-high * float(ratio[k]))) for k, n in counts.items()})
+    return quotas
 
 
 class Traffic(TorchDispatchMode):
@@ -130,16 +130,16 @@ def selection(options: Any, device: torch.device) -> tuple[list[dict[str, Any]],
         count = side * side
         keep = budget_of(0.8, count)
         for images in batches:
-            width = 64 if images * count > 50_000 else 1024  # vectors matter to DivPrune alone
+            width = 64 if images * count > 50_000 else 1024  # only DivPrune uses the vectors
             tokens, prior = grids(images, side, width=width)
-            few = tokens[:2].to(device)  # for those that take image after image, however many there are
+            few = tokens[:2].to(device)  # for selections that run image by image
             tokens = tokens.to(device)
             slim = replace(tokens, features=tokens.features[..., :8], quantized=tokens.quantized[..., :8])
 
             def ours_by(
-                strategy: str, given: VisionTokens = slim, prior: Tensor = prior
+                strategy: str, tokens: VisionTokens = slim, prior: Tensor = prior
             ) -> Callable[[], Any]:
-                return lambda: prune_tokens(given, prior, 0.8, strategy=strategy)
+                return lambda: prune_tokens(tokens, prior, 0.8, strategy=strategy)
 
             variants = {name: ours_by(name) for name in ("full", "quota+residual", "random")}
             if width == 1024:
@@ -148,15 +148,15 @@ def selection(options: Any, device: torch.device) -> tuple[list[dict[str, Any]],
             variants["divprune, as published"] = lambda f=few, k=keep: divprune_as_published(f, k)
             variants["search over γ"] = lambda f=few, k=keep, p=prior: searched(f, k, p)
             seconds = fastest(variants, options.repeats, device)
-            for name, found in seconds.items():
+            for name, time in seconds.items():
                 each = len(few) if name in ("divprune, as published", "search over γ") else images
                 rows.append(
                     {
                         "tokens": count,
                         "images": images,
                         "selection": name,
-                        "ms per image": round(1000 * found.wall / each, 3),
-                        "cpu ms per image": round(1000 * found.cpu / each, 3),
+                        "ms per image": round(1000 * time.wall / each, 3),
+                        "cpu ms per image": round(1000 * time.cpu / each, 3),
                     }
                 )
             with Traffic() as traffic:
@@ -183,12 +183,12 @@ def selection(options: Any, device: torch.device) -> tuple[list[dict[str, Any]],
 def same_sets(device: torch.device) -> dict[str, str]:
     """Of random grids, how many keep the same tokens on the device and on the CPU, by keep ratio."""
     tokens, prior = grids(256, 16, width=8)
-    found = {}
+    same = {}
     for keep in KEEP[1:]:
         here = prune_tokens(tokens, prior, keep).positions
         there = prune_tokens(tokens.to(device), prior, keep).positions.cpu()
-        found[str(keep)] = f"{int((here == there).all(1).sum())} of {len(here)}"
-    return found
+        same[str(keep)] = f"{int((here == there).all(1).sum())} of {len(here)}"
+    return same
 
 
 # --- FLOPs -------------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def prefill_flops(config: dict[str, Any], kind: str, length: int) -> tuple[int, 
 
 
 def flops(options: Any, device: torch.device) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """FLOPs by keep ratio: tower and search once, projector and LLM over the kept tokens; on no device."""
+    """FLOPs by keep ratio: one tower and search, projector and LLM over the kept tokens. Nothing runs."""
     models = {"7B": (LLAMA_7B, "llama"), "0.5B": (QWEN2_HALF_B, "qwen2")}
     if options.quick:
         models = {"tiny": (TINY, "llama")}
@@ -284,7 +284,7 @@ def latency(options: Any, device: torch.device) -> tuple[list[dict[str, Any]], d
             }
             with torch.no_grad():
                 seconds = fastest(
-                    {str(keep): reading(llm, given) for keep, given in embeds.items()},
+                    {str(keep): reading(llm, inputs) for keep, inputs in embeds.items()},
                     options.repeats,
                     device,
                 )
@@ -313,7 +313,7 @@ RUN = {"selection": selection, "flops": flops, "latency": latency}
 
 
 def main() -> None:
-    """Run the parts asked for, and print a table for each."""
+    """Run the chosen parts, and print a table for each."""
     options = arguments(
         __doc__ or "", lambda parser: parser.add_argument("--part", choices=RUN, help="only this one")
     )
@@ -323,10 +323,10 @@ def main() -> None:
         "flops": "FLOPs of an image and its prompt (2 per multiply-add)",
         "latency": "One forward over image and prompt",
     }
-    given = options.out
+    out = options.out
     for part in [options.part] if options.part else RUN:
-        if given is not None and options.part is None:
-            options.out = given.with_name(f"{given.stem}_{part}{given.suffix}")
+        if out is not None and options.part is None:
+            options.out = out.with_name(f"{out.stem}_{part}{out.suffix}")
         rows, facts = RUN[part](options, device)
         report(titles[part], rows, facts, options)
 

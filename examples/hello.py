@@ -1,8 +1,8 @@
-"""Load a shipped model, look at what it makes of one picture, and ask it a question."""
+"""Load a shipped model, print the codes of one picture, and ask a question about it."""
 
 import craft
 
-sample = craft.data.load_data("apparel").test[0]  # any picture will do: a path, a PIL image, an array
+sample = craft.data.load_data("apparel").test[0]  # a path, a PIL image or an array works too
 lvlm = craft.load("craft-tiny/llama")
 
 tokens = lvlm.encode([sample.image])

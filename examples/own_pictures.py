@@ -1,9 +1,9 @@
-"""Adapt to your own pictures with one LLM, and measure what that gives it and another LLM.
+"""Adapt to your own pictures with one LLM, and measure the gain for it and for another LLM.
 
     python examples/own_pictures.py PICTURES
 
-PICTURES has one folder per class, named by the class word: PICTURES/oak/*.jpg, PICTURES/elm/*.jpg, ... They
-may also stand under PICTURES/train/ and PICTURES/test/. Otherwise a fifth of them is kept for testing.
+PICTURES has one folder per class, named after the class: PICTURES/oak/*.jpg, PICTURES/elm/*.jpg, ... These
+folders may also be in PICTURES/train/ and PICTURES/test/. Otherwise a fifth of the pictures is the test set.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=None, help="optimiser steps; by default the config's")
     args = parser.parse_args(arguments)
 
-    # 1. Train the vision tower. Codebook, projector and LLM stay as they are, bit for bit.
+    # 1. Train the vision tower. Codebook, projector and LLM do not change, bit for bit.
     result = craft.adapt(args.surrogate, args.pictures, args.out, max_steps=args.steps)
     print(f"adapted encoder: {result.encoder}")
     print(f"never trained on: {', '.join(result.held_out) or 'no class was held out'}")

@@ -69,8 +69,8 @@ def fetch(cache: Path) -> Path:
         run = subprocess.run([npm, "pack", OPENMOJI], cwd=cache, check=True, capture_output=True, text=True)
         archive = cache / run.stdout.strip().splitlines()[-1]
         with tarfile.open(archive) as tar:
-            wanted = [m for m in tar.getmembers() if "/svg/" in m.name or m.name.count("/") == 1]
-            tar.extractall(folder, wanted, filter="data")
+            members = [m for m in tar.getmembers() if "/svg/" in m.name or m.name.count("/") == 1]
+            tar.extractall(folder, members, filter="data")
         archive.unlink()
     return folder / "package"
 
@@ -80,7 +80,7 @@ def classes(cache: Path, art: Path) -> list[tuple[str, str, str]]:
     from train_tiny.backbone import PASSED_OVER
     from train_tiny.names import concepts
 
-    found = []
+    rows = []
     for concept in concepts(cache):
         name, emoji = concept.name, concept.emoji
         if emoji is None or concept.category in PASSED_OVER | GROUPS_WITHOUT or name in UNSUITABLE:
@@ -90,8 +90,8 @@ def classes(cache: Path, art: Path) -> list[tuple[str, str, str]]:
         code = emoji.removesuffix(".png").upper()
         drawn = [c for c in (code, code.replace("-FE0F", "")) if (art / f"black/svg/{c}.svg").is_file()]
         if drawn:
-            found.append((name, concept.category, drawn[0]))
-    return sorted(found)
+            rows.append((name, concept.category, drawn[0]))
+    return sorted(rows)
 
 
 def raster(svg: str, size: int) -> np.ndarray:
@@ -106,7 +106,7 @@ def sketch(svg: str, split: str, rng: random.Random) -> np.ndarray:
     """One rendering of a black drawing: ink uint8 `[SIZE, SIZE]`, 0 for none; pen, pose, slight wobble."""
     pen = rng.choice(PENS[split])
     svg = re.sub(
-        r'stroke-width="([\d.]+)"', lambda found: f'stroke-width="{float(found[1]) * pen / 2:.3f}"', svg
+        r'stroke-width="([\d.]+)"', lambda match: f'stroke-width="{float(match[1]) * pen / 2:.3f}"', svg
     )
     ink = Image.fromarray(raster(svg, MASTER)[..., 3])
     if split == "test":
@@ -156,13 +156,13 @@ def sheet(pictures: list[np.ndarray], columns: int, bits: int) -> bytes:
     return stream.getvalue()
 
 
-def build_sketch(art: Path, found: list[tuple[str, str, str]]) -> None:
+def build_sketch(art: Path, kinds: list[tuple[str, str, str]]) -> None:
     """Write the black drawings as white-paper pictures."""
     out = OUT / "sketch"
     out.mkdir(exist_ok=True)
     for split, count in SPLITS.items():
         pictures = []
-        for _, _, code in found:
+        for _, _, code in kinds:
             svg = (art / f"black/svg/{code}.svg").read_text(encoding="utf-8")
             rng = random.Random(f"{split} {code}")
             pictures += [255 - sketch(svg, split, rng) for _ in range(count)]
@@ -172,7 +172,7 @@ def build_sketch(art: Path, found: list[tuple[str, str, str]]) -> None:
         "size": SIZE,
         "columns": COLUMNS,
         "renderings": SPLITS,
-        "classes": [{"name": name, "hexcode": code} for name, _, code in found],
+        "classes": [{"name": name, "hexcode": code} for name, _, code in kinds],
     }
     (out / "classes.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
@@ -204,13 +204,13 @@ def glyph(text: str, font: ImageFont.FreeTypeFont) -> np.ndarray:
     return np.asarray(image)
 
 
-def build_scenes(art: Path, found: list[tuple[str, str, str]]) -> None:
+def build_scenes(art: Path, kinds: list[tuple[str, str, str]]) -> None:
     """Write objects (colour times alpha, and alpha) and glyphs, each size in a row of its own."""
     import matplotlib
 
     out = OUT / "scenes"
     out.mkdir(exist_ok=True)
-    codes = {name: code for name, _, code in found}
+    codes = {name: code for name, _, code in kinds}
     rows = []
     for size in OBJECT_SIZES:
         row = [
@@ -248,10 +248,10 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     cache = parser.parse_args().cache
     art = fetch(cache)
-    found = classes(cache, art)
-    print(f"{len(found)} classes: {' '.join(name for name, _, _ in found)}")
-    build_sketch(art, found)
-    build_scenes(art, found)
+    kinds = classes(cache, art)
+    print(f"{len(kinds)} classes: {' '.join(name for name, _, _ in kinds)}")
+    build_sketch(art, kinds)
+    build_scenes(art, kinds)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Choose settings on development images: what defaults were chosen with, so that no test image was.
+"""Choose settings on development images, so that no default depends on a test image.
 
-`python scripts/develop_domains.py apparel --seed 12 --blends 0.7 1` adapts with the hold-out of seed 12, then
-asks about training images that this adaptation did not see: the validation slice of the seen classes and the
-held-out classes' own training images. Another seed may hold out the same classes; its test images are others.
+`python scripts/develop_domains.py apparel --seed 12 --blends 0.7 1` adapts with the hold-out of seed 12. Then
+it asks about training images that this adaptation did not use: the validation images of the seen classes and
+the training images of the held-out classes. Another seed may hold out the same
+classes, but has other test images.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from craft.evaluation.run import evaluate_lvlm
 
 
 def development_set(domain: str, seed: int, limit: int, unseen: float) -> list[Sample]:
-    """`limit` images of seen classes and half as many of unseen ones, none of them trained on."""
+    """`limit` images of seen classes and half as many of unseen ones, none of which are trained on."""
     data = load_data(domain, seed=seed, unseen_fraction=unseen)
     used = {sample.id for sample in data.train}
     everything = load_data(domain, seed=seed, unseen_fraction=0)
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="settings as key=value")
     parser.add_argument("--blends", nargs="*", type=float, default=[0.0, 1.0], help="0 is the base tower")
     parser.add_argument("--limit", type=int, default=160)
-    parser.add_argument("--unseen", type=float, default=0.2, help="share of the classes that is held out")
+    parser.add_argument("--unseen", type=float, default=0.2, help="share of the classes to hold out")
     args = parser.parse_args()
     settings = {key: yaml.safe_load(value) for key, value in (item.split("=", 1) for item in args.set)}
     samples = development_set(args.domain, args.seed, args.limit, args.unseen)

@@ -1,9 +1,9 @@
 """`kill -9` at random moments, then --resume: docs/results/resume.json.
 
-`python scripts/kill_and_resume.py [--kills 20] [--out FILE]` adapts once without a break. Then, for each
-kill, it starts the same run in a process of its own, sends SIGKILL (every second time while a checkpoint is
-being written), resumes, and compares: weights, code prior, and every line of metrics.jsonl but its speed.
-Exit status 1 when a single byte differs.
+`python scripts/kill_and_resume.py [--kills 20] [--out FILE]` first adapts without an interruption. Then, for
+each kill, it starts the same run in a new process, sends SIGKILL (every second time while a checkpoint is
+being written), and resumes. It compares weights, code prior, and all of metrics.jsonl except the speed.
+The exit status is 1 if a single byte differs.
 """
 
 import argparse
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def start(out: Path, settings: dict[str, Any], resume: bool = False) -> int:
-    """Begin (or go on with) the run in a new process, forked from this one, which has imported everything."""
+    """Start or resume the run in a new process, forked from this one, so that all imports are done."""
     process = os.fork()
     if process:
         return process
@@ -51,15 +51,15 @@ def start(out: Path, settings: dict[str, Any], resume: bool = False) -> int:
 
 
 def finish(process: int, out: Path) -> None:
-    """Wait for a process that must end well."""
+    """Wait for a process that must succeed."""
     _, status = os.waitpid(process, 0)
     if status:
-        said = out.with_suffix(".log").read_text(encoding="utf-8")[-4000:]
-        raise SystemExit(f"{said}\na run ended with status {os.waitstatus_to_exitcode(status)}")
+        log = out.with_suffix(".log").read_text(encoding="utf-8")[-4000:]
+        raise SystemExit(f"{log}\na run ended with status {os.waitstatus_to_exitcode(status)}")
 
 
 def result(out: Path) -> dict[str, str]:
-    """Hashes of what a run leaves."""
+    """Hashes of the files that a run writes."""
     lines = [{k: v for k, v in line.items() if k != "samples_per_s"} for line in RunFolder(out).metrics()]
     names = ("model.safetensors", "prior.safetensors")
     files = {name: (out / "encoder" / name).read_bytes() for name in names}
@@ -68,13 +68,13 @@ def result(out: Path) -> dict[str, str]:
 
 
 def half_written(out: Path) -> list[str]:
-    """Names of what is being written in the run folder, or was when its process died."""
+    """Names of partly written files and folders in the run folder."""
     folders = [folder for folder in (out, out / "checkpoints") if folder.is_dir()]
-    return sorted(place.name for folder in folders for place in folder.iterdir() if is_leftover(place))
+    return sorted(path.name for folder in folders for path in folder.iterdir() if is_leftover(path))
 
 
 def caught_writing(process: int, out: Path) -> bool:
-    """Halt a process; True if a checkpoint is half-written now, else let it go on."""
+    """Stop a process and return True if a checkpoint is partly written now; otherwise let it continue."""
     os.kill(process, signal.SIGSTOP)
     _, status = os.waitpid(process, os.WUNTRACED)
     if not os.WIFSTOPPED(status):
@@ -86,61 +86,90 @@ def caught_writing(process: int, out: Path) -> bool:
 
 
 def writes_checkpoint(out: Path) -> bool:
-    """Whether a checkpoint is half-written."""
+    """Whether a checkpoint is partly written."""
     return any(name.startswith(".step-") for name in half_written(out))
 
 
-def kill(process: int, out: Path, aim: str, lot: random.Random, duration: float) -> float:
-    """Send SIGKILL at a moment drawn by lot; returns seconds since the start, -1 if the run ended before.
+def kill(process: int, out: Path, aim: str, rng: random.Random, duration: float) -> float:
+    """Send SIGKILL at a random moment; return the seconds since the start, or -1 if the run ended before.
 
     Args:
-        process: its id.
+        process: the id of the process.
         out: its run folder.
-        aim: "anywhere" within the run's duration, or "checkpoint": while one is being written.
-        lot: draws the moment.
+        aim: "anywhere" within the run's duration, or "checkpoint" for a moment when one is being written.
+        rng: chooses the moment.
         duration: of the whole run, in seconds.
     """
-    began, moment = time.monotonic(), lot.random() * duration
-    wanted, pause, seen, before = lot.randint(1, 4), lot.random() * 0.01, 0, False
+    start, moment = time.monotonic(), rng.random() * duration
+    target, pause, count, before = rng.randint(1, 4), rng.random() * 0.01, 0, False
     while os.waitpid(process, os.WNOHANG)[0] == 0:
-        if aim == "anywhere" and time.monotonic() - began >= moment:
+        if aim == "anywhere" and time.monotonic() - start >= moment:
             break
         if aim == "checkpoint":
             now = writes_checkpoint(out)
-            seen, before = seen + (now and not before), now
-            if now and seen >= wanted:
+            count, before = count + (now and not before), now
+            if now and count >= target:
                 time.sleep(pause)
                 try:
                     if caught_writing(process, out):
                         break
                 except ProcessLookupError:
                     return -1.0
-                pause /= 2  # it was through by then: sooner next time
+                pause /= 2  # the checkpoint was complete by then
         time.sleep(0.0005)
     else:
         return -1.0
     os.kill(process, signal.SIGKILL)
     os.waitpid(process, 0)
-    return time.monotonic() - began
+    return time.monotonic() - start
 
 
 def command(args: argparse.Namespace) -> str:
-    """What makes the same file again: every option but where it is written."""
+    """The command that repeats the measurement: all options except --out."""
     options = {name: value for name, value in vars(args).items() if name != "out"}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     return shlex.join(["python", "scripts/kill_and_resume.py", *words])
 
 
-def main() -> None:
+def killed_and_resumed(
+    number: int, folder: Path, settings: dict[str, Any], seed: int, duration: float
+) -> tuple[dict[str, Any], bool]:
+    """One run that is killed and resumed: a row of the result without `identical`, and whether files remain.
+
+    The resumed run is in `folder / "run-NUMBER"`.
+    """
+    rng = random.Random(f"{seed} {number}")
+    aim = ("anywhere", "checkpoint")[number % 2]
+    out, seconds = folder / f"run-{number}", -1.0
+    while seconds < 0:  # a run that ended before its moment is started again
+        shutil.rmtree(out, ignore_errors=True)
+        seconds = kill(start(out, settings), out, aim, rng, duration)
+    row = {
+        "aim": aim,
+        "seconds": round(seconds, 2),
+        "steps_logged": len(RunFolder(out).metrics()),
+        "half_written": [name.split(".")[1] for name in half_written(out)],
+    }
+    finish(start(out, settings, resume=True), out)
+    return row, bool(half_written(out))
+
+
+def options() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--surrogate", default="craft-tiny/qwen2")
     parser.add_argument("--data", default="digits")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="for the moments")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results/resume.json")
-    args = parser.parse_args()
-    torch.set_num_threads(1)  # before the first fork: threads do not survive it
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print a line for each kill, and write the JSON."""
+    args = options()
+    torch.set_num_threads(1)  # before the first fork, which threads do not survive
     settings: dict[str, Any] = {
         "surrogate": args.surrogate,
         "data": args.data,
@@ -159,29 +188,12 @@ def main() -> None:
         expected = result(whole)
         print(f"unbroken: {duration:.1f} s", flush=True)
         for number in range(args.kills):
-            lot = random.Random(f"{args.seed} {number}")
-            aim = ("anywhere", "checkpoint")[number % 2]
-            out = Path(folder) / f"run-{number}"
-            seconds = -1.0
-            while seconds < 0:  # a run that was over before its moment came is begun again
-                shutil.rmtree(out, ignore_errors=True)
-                seconds = kill(start(out, settings), out, aim, lot, duration)
-            done = len(RunFolder(out).metrics())
-            left = half_written(out)
-            finish(start(out, settings, resume=True), out)
-            identical = result(out) == expected and not half_written(out)
-            kills.append(
-                {
-                    "aim": aim,
-                    "seconds": round(seconds, 2),
-                    "steps_logged": done,
-                    "half_written": [name.split(".")[1] for name in left],
-                    "identical": identical,
-                }
-            )
+            row, leftovers = killed_and_resumed(number, Path(folder), settings, args.seed, duration)
+            identical = result(Path(folder) / f"run-{number}") == expected and not leftovers
+            kills.append({**row, "identical": identical})
             print(f"{number + 1}/{args.kills}: {kills[-1]}", flush=True)
-    ask = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    commit = subprocess.run(ask, capture_output=True, text=True).stdout.strip()
+    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     same = sum(row["identical"] for row in kills)
     versions = {name: version(name) for name in ("torch", "transformers", "accelerate")}
     write_json(

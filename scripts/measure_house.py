@@ -43,7 +43,7 @@ def visit(app, words):
             flags.update((verbs[-1], flag) for flag in argument.names[:1] if flag.startswith("--"))
 
 visit(app, [])
-for name in ("craft.core.settings", "craft.core.settings"):
+for name in ("craft.core.settings", "craft.training.settings"):
     try:
         settings = importlib.import_module(name)
         break

@@ -24,5 +24,10 @@ def seeded() -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--update-prompts` writes the snapshot of all prompts anew (tests/evaluation/test_prompts.py)."""
+    """Options that write the snapshots of evaluation/test_prompts.py and core/test_public_names.py anew."""
     parser.addoption("--update-prompts", action="store_true", help="write the snapshot of all prompts anew")
+    parser.addoption(
+        "--update-public-api",
+        action="store_true",
+        help="write the snapshot of names, signatures and flags anew",
+    )

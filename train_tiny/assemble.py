@@ -1,4 +1,4 @@
-"""Put the trained parts together as the shipped family, in the native layout.
+"""Assemble the trained parts into the shipped family, in the native layout.
 
 `python -m train_tiny.assemble --visual DIR --backbones DIR [--smollm2 DIR] [--continuous DIR]
 --out SHIPPED/craft-tiny`
@@ -24,7 +24,7 @@ from train_tiny.backbone import load_visual
 
 
 def visual_tokenizer(folder: Path) -> VisualTokenizer:
-    """Tower, codebook, τ, text encoder; the prior is that of the general training pictures."""
+    """Tower, codebook, τ, text encoder, and the code prior of the general training pictures."""
     tower, codebook = load_visual(folder)
     temperature = load_tensors(folder / "model.safetensors")["log_temperature"]
     codes = load_tensors(folder / "codes.safetensors")["train.codes"].long()
@@ -33,7 +33,7 @@ def visual_tokenizer(folder: Path) -> VisualTokenizer:
 
 
 def backbone(folder: Path, fingerprint: str) -> Backbone:
-    """Projector, LLM and text tokenizer as the recipe saved them."""
+    """Projector, LLM and text tokenizer, from the files of the recipe."""
     projector = Projector(json.loads((folder / "projector/config.json").read_text()))
     state = load_tensors(folder / "projector/model.safetensors")
     projector.load_state_dict({name: tensor.float() for name, tensor in state.items()})
@@ -43,30 +43,28 @@ def backbone(folder: Path, fingerprint: str) -> Backbone:
 
 
 def add_smollm2(folder: Path, out: Path, fingerprint: str) -> Path:
-    """Copy what `train_tiny.smollm2` made: projector, LoRA, the LLM's name, card."""
-    told = json.loads((folder / "backbone/craft.json").read_text())
-    if told["codebook"] != fingerprint or told.get("llm") != "smollm2":
+    """Copy the result of `train_tiny.smollm2`: projector, LoRA, the LLM's name and the model card."""
+    manifest = json.loads((folder / "backbone/craft.json").read_text())
+    if manifest["codebook"] != fingerprint or manifest.get("llm") != "smollm2":
         raise SystemExit(f"{folder} is not a SmolLM2 backbone of codebook {fingerprint}")
     return Path(shutil.copytree(folder / "backbone", out / "smollm2", dirs_exist_ok=True))
 
 
 def add_continuous(folder: Path, out: Path, visual: VisualTokenizer) -> Path:
-    """The twin that `train_tiny.continuous` made; it reads the family's tower without its codebook."""
+    """Save the twin that `train_tiny.continuous` made. It reads the family's tower without the codebook."""
     twin = visual.unquantised()
-    reader = backbone(folder, twin.codebook.fingerprint)
-    place = save_native(
-        out, "continuous-qwen2", LVLM(twin, reader, "craft-tiny/continuous-qwen2"), "bfloat16"
-    )
-    shutil.copyfile(folder / "README.md", place / "README.md")
-    return place
+    lvlm = LVLM(twin, backbone(folder, twin.codebook.fingerprint), "craft-tiny/continuous-qwen2")
+    saved = save_native(out, "continuous-qwen2", lvlm, "bfloat16")
+    shutil.copyfile(folder / "README.md", saved / "README.md")
+    return saved
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--visual", type=Path, required=True)
-    parser.add_argument("--backbones", type=Path, required=True, help="folder that holds llama/ and qwen2/")
-    parser.add_argument("--smollm2", type=Path, help="what `train_tiny.smollm2 --out` made")
-    parser.add_argument("--continuous", type=Path, help="what `train_tiny.continuous --out` made")
+    parser.add_argument("--backbones", type=Path, required=True, help="folder with llama/ and qwen2/")
+    parser.add_argument("--smollm2", type=Path, help="the --out of `train_tiny.smollm2`")
+    parser.add_argument("--continuous", type=Path, help="the --out of `train_tiny.continuous`")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     visual = visual_tokenizer(args.visual)

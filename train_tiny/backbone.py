@@ -1,11 +1,12 @@
 """Train a craft-tiny backbone (projector + small LLM) from scratch on cached codes of general pictures.
 
-`python -m train_tiny.backbone --cache CACHE --visual DIR --kind llama --out DIR` (≈ 40 minutes on one
-core; `--device cuda --steps N` trains longer). The vision tower runs once per picture; then several
-questions per picture share one image prefix (block mask).
+`python -m train_tiny.backbone --cache CACHE --visual DIR --kind llama --out DIR` (about 40 minutes on one
+core; `--device cuda --steps N` trains longer). The vision tower runs once per picture. Several questions
+about a picture share one image prefix through a block mask.
 """
 
 import argparse
+import copy
 import json
 import random
 import time
@@ -35,9 +36,9 @@ from train_tiny.pictures import Sprites, augment
 from train_tiny.questions import Questions, Turn, corpus, name_similarity
 from train_tiny.tokenizer import targets
 
-# Pictures of these groups differ in details that 49 tokens do not hold; their names stay known as words.
+# Pictures of these groups differ in details that 49 tokens do not resolve; their names still occur as words.
 PASSED_OVER = {"face", "clock", "arrow", "zodiac sign", "heart", "symbol"}
-# Pictures that say most about the words that domains use are shown more often.
+# Groups close to the words of the domains are drawn more often.
 FOCUS = {"clothing": 2.5}
 KINDS = {
     "llama": {"vocabulary": 1536, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4,
@@ -57,9 +58,9 @@ def build_llm(kind: str, vocabulary: int) -> PreTrainedModel:
 
 
 def build_optimizers(llm: PreTrainedModel, projector: Projector, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the weight matrices between embeddings, AdamW at half the rate for all else.
+    """Muon for the inner weight matrices, AdamW at half the learning rate for everything else.
 
-    After 200 steps of copying, token accuracy was 0.66 so and 0.33 with AdamW alone (qwen2).
+    After 200 steps of copying, token accuracy was 0.66 with both and 0.33 with AdamW alone (qwen2).
     """
     named = [*llm.named_parameters(), *projector.named_parameters()]
     inner = [p for name, p in named if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
@@ -88,7 +89,7 @@ def build_text_tokenizer(lines: list[str], vocabulary: int) -> PreTrainedTokeniz
 @torch.no_grad()
 def encode_pictures(
     visual: Path, sprites: Sprites, count: int, seed: int, held_out: bool = False, device: str = "cpu"
-) -> tuple:
+) -> tuple[Tensor, Tensor]:
     """Codes int16 `[count, N, L]` and concepts int64 `[count]` of freshly augmented pictures."""
     tower, codebook = (part.to(device) for part in load_visual(visual))
     g = torch.Generator().manual_seed(seed)
@@ -111,7 +112,7 @@ def encode_pictures(
 def picture_codes(
     visual: Path, things: list[Concept], cache: Path, count: int, device: str = "cpu"
 ) -> dict[str, Tensor]:
-    """`{train,test,other_artist}.{codes,labels}`, computed once and kept beside the tower."""
+    """`{train,test,other_artist}.{codes,labels}`, computed once and stored in the tower's folder."""
     coded = visual / "codes.safetensors"
     if not coded.exists():
         sprites = Sprites(things, cache)
@@ -136,26 +137,26 @@ def load_visual(visual: Path) -> tuple[torch.nn.Module, ResidualCodebook]:
 
 
 class Packer:
-    """Packs one image and several turns into a row; each turn sees the image and itself only."""
+    """Packs an image and several turns into a row; each turn attends only to the image and itself."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, image_tokens: int) -> None:
         self.tokenizer, self.image_tokens = tokenizer, image_tokens
 
     def ids(self, turn: Turn) -> tuple[list[int], list[int]]:
-        """Token ids after the image, and their labels: -100 where a token is given, not asked."""
+        """Token ids after the image, and their labels, which are -100 for prompts."""
         end = self.tokenizer.eos_token_id
         ids, labels = [], []
-        for given, asked in ((f"User: {turn.question}\nAssistant:", turn.answer), *turn.more):
-            prompt = self.tokenizer.encode(given, add_special_tokens=False)
-            answer = [*self.tokenizer.encode(f" {asked}", add_special_tokens=False), end]
-            ids += prompt + answer
-            labels += [-100] * len(prompt) + answer
+        for prompt, answer in ((f"User: {turn.question}\nAssistant:", turn.answer), *turn.more):
+            prompt_ids = self.tokenizer.encode(prompt, add_special_tokens=False)
+            answer_ids = [*self.tokenizer.encode(f" {answer}", add_special_tokens=False), end]
+            ids += prompt_ids + answer_ids
+            labels += [-100] * len(prompt_ids) + answer_ids
         return ids, labels
 
     def pack(self, rows: list[list[Turn]], blind: Tensor, dropped: Tensor) -> dict[str, Tensor]:
         """Rows of turns -> ids, positions, labels `[B, T]`, mask `[B, 1, T, T]` (True attends).
 
-        `blind` `[B]` hides the whole image (text-only rows); `dropped` `[B, N]` hides single image tokens.
+        `blind` `[B]` hides all image tokens of a row, `dropped` `[B, N]` hides single ones.
         """
         prefix = 1 + self.image_tokens
         built = []
@@ -163,11 +164,11 @@ class Packer:
             ids = [self.tokenizer.bos_token_id] + [0] * self.image_tokens
             positions, blocks, labels = list(range(prefix)), [0] * prefix, [-100] * prefix
             for number, turn in enumerate(turns, start=1):
-                said, asked = self.ids(turn)
-                ids += said
-                labels += asked
-                positions += range(prefix, prefix + len(said))
-                blocks += [number] * len(said)
+                turn_ids, turn_labels = self.ids(turn)
+                ids += turn_ids
+                labels += turn_labels
+                positions += range(prefix, prefix + len(turn_ids))
+                blocks += [number] * len(turn_ids)
             built.append((ids, positions, blocks, labels))
         length = max(len(ids) for ids, *_ in built)
 
@@ -203,30 +204,31 @@ def forward(llm: PreTrainedModel, projector: Projector, image: Tensor, batch: di
 
 
 def answer_scores(hidden: Tensor, llm: PreTrainedModel, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss and hit per answer token, and their places `[n, 2]`; logits only where answers are predicted."""
+    """Loss and hit of each answer token, and its row and position `[n, 2]`; other tokens get no logits."""
     labels = labels.to(hidden.device)
-    places = (labels[:, 1:] != -100).nonzero()
-    logits = llm.get_output_embeddings()(hidden[places[:, 0], places[:, 1]]).float()
-    goal = labels[places[:, 0], places[:, 1] + 1]
-    return F.cross_entropy(logits, goal, reduction="none"), logits.argmax(-1) == goal, places
+    positions = (labels[:, 1:] != -100).nonzero()
+    logits = llm.get_output_embeddings()(hidden[positions[:, 0], positions[:, 1]]).float()
+    goal = labels[positions[:, 0], positions[:, 1] + 1]
+    return F.cross_entropy(logits, goal, reduction="none"), logits.argmax(-1) == goal, positions
 
 
 def dropped_tokens(rows: int, tokens: int, g: torch.Generator) -> Tensor:
-    """Half of the rows lose up to half of their image tokens: backbones must not lean on single tokens."""
+    """Half of the rows lose up to half of their image tokens, so that no single token is indispensable."""
     rate = torch.rand(rows, 1, generator=g) * 0.5 * (torch.rand(rows, 1, generator=g) < 0.5)
     return torch.rand(rows, tokens, generator=g) < rate
 
 
 def quantised(codebook: ResidualCodebook, codes: Tensor, g: torch.Generator | None) -> Tensor:
-    """Codeword sums `[B, N, d]`; with a generator, some rows keep first levels only, some tokens swap.
+    """Codeword sums `[B, N, d]`. With a generator, some rows use only their first levels, and some tokens are
+    swapped between pictures.
 
-    Reading coarse levels alone keeps a backbone from hanging on one exact combination of codes.
+    Rows with coarse levels keep a backbone from depending on one exact combination of codes.
     """
     codes = codes.long()
     if g is None:
         return codebook.lookup(codes)
     levels = codebook.num_levels
-    kept = torch.where(
+    used_levels = torch.where(
         torch.rand(len(codes), generator=g) < 0.3,
         torch.randint(1, levels, (len(codes),), generator=g),
         levels,
@@ -235,17 +237,21 @@ def quantised(codebook: ResidualCodebook, codes: Tensor, g: torch.Generator | No
     codes = torch.where(swap[..., None], codes[torch.randperm(len(codes), generator=g)], codes)
     total = torch.zeros(*codes.shape[:2], codebook.dim)
     for level, table in enumerate(codebook.levels):
-        total += table[codes[..., level]] * (kept > level)[:, None, None]
+        total += table[codes[..., level]] * (used_levels > level)[:, None, None]
     return total
 
 
 @torch.no_grad()
 def score(
-    parts: tuple, codes: Tensor, labels: Tensor, questions: Questions, blind: bool = False
+    parts: tuple[PreTrainedModel, Projector, ResidualCodebook | None, Packer],
+    codes: Tensor,
+    labels: Tensor,
+    questions: Questions,
+    blind: bool = False,
 ) -> dict[str, float]:
-    """Per task: the fraction of turns whose every answer token is right under teacher forcing.
+    """For each task, the fraction of turns with all answer tokens correct under teacher forcing.
 
-    Where the codebook among the parts is None, `codes` are features, which are read as they are.
+    Without a codebook among the parts, `codes` are features, which the projector reads directly.
     """
     llm, projector, codebook, packer = parts
     rng = random.Random(7)
@@ -260,13 +266,13 @@ def score(
         hidden = forward(
             llm, projector, image if codebook is None else quantised(codebook, image, None), batch
         )
-        _, right, places = answer_scores(hidden, llm, batch["labels"])
+        _, right, positions = answer_scores(hidden, llm, batch["labels"])
         turn_of = []
         for turns in rows:
             turn_of.append([n for n, t in enumerate(turns) for label in packer.ids(t)[1] if label != -100])
         cursor = [0] * len(rows)
         ok: dict[tuple[int, int], bool] = {}
-        for hit, (row, _) in zip(right.tolist(), places.tolist(), strict=True):
+        for hit, (row, _) in zip(right.tolist(), positions.tolist(), strict=True):
             key = (row, turn_of[row][cursor[row]])
             cursor[row] += 1
             ok[key] = ok.get(key, True) and hit
@@ -276,7 +282,8 @@ def score(
     return {task: round(sum(v) / len(v), 3) for task, v in sorted(hits.items())}
 
 
-def main() -> None:
+def options() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--visual", type=Path, required=True)
@@ -290,17 +297,48 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def training_rows(
+    questions: Questions, labels: list[int], blind: list[bool], stage: int, rng: random.Random
+) -> list[list[Turn]]:
+    """The turns about each picture of a batch: copying in stage 0, text only if the picture is hidden."""
+    rows = []
+    for concept in labels:
+        if stage == 0:
+            rows.append([questions.copying(rng) for _ in range(3)])
+            continue
+        turns = questions.row(concept, rng, stage)
+        rows.append([*turns, questions.text_only(rng)] if rng.random() < 0.3 else turns)
+    for row, hidden in enumerate(blind):
+        if hidden and stage:
+            rows[row] = [questions.text_only(rng) for _ in range(3)]
+    return rows
+
+
+def useful_codes(data: dict[str, Tensor], things: list[Concept]) -> tuple[Tensor, Tensor]:
+    """Codes and concepts of the training pictures outside the groups `PASSED_OVER`."""
+    useful = torch.tensor([things[i].category not in PASSED_OVER for i in data["train.labels"].tolist()])
+    return data["train.codes"][useful], data["train.labels"][useful]
+
+
+def means(running: dict[str, list[float]]) -> dict[str, float]:
+    """The mean of each metric since the last report."""
+    return {name: round(sum(values) / len(values), 3) for name, values in running.items()}
+
+
+def main() -> None:
+    """Train, print metrics every 50 steps, score and save every 300."""
+    args = options()
     device = resolve_device(args.device)
     torch.manual_seed(args.seed)
     things = concepts(args.cache)
-    goal, _, _ = targets(things, args.cache)
-    questions = Questions(things, name_similarity(goal))
+    questions = Questions(things, name_similarity(targets(things, args.cache)[0]))
     data = picture_codes(args.visual, things, args.cache, args.pictures, str(device))
-    useful = torch.tensor([things[i].category not in PASSED_OVER for i in data["train.labels"].tolist()])
-    data |= {f"train.{part}": data[f"train.{part}"][useful] for part in ("codes", "labels")}
+    all_codes, all_labels = useful_codes(data, things)
     _, codebook = load_visual(args.visual)
-    print("usage", usage(data["train.codes"].long(), codebook.size), flush=True)
+    print("usage", usage(all_codes.long(), codebook.size), flush=True)
 
     tokenizer = build_text_tokenizer(corpus(things, questions, 20000, 5), KINDS[args.kind]["vocabulary"])
     llm = build_llm(args.kind, len(tokenizer)).to(device)
@@ -310,28 +348,17 @@ def main() -> None:
     print(f"{sum(p.numel() for p in parameters) / 1e6:.2f} M parameters", flush=True)
     optimizers = build_optimizers(llm, projector, args.learning_rate)
     schedules = [get_cosine_schedule_with_warmup(optimizer, 50, args.steps) for optimizer in optimizers]
-    packer = Packer(tokenizer, data["train.codes"].shape[1])
-    text_packer = Packer(tokenizer, 0)
+    packer, text_packer = Packer(tokenizer, all_codes.shape[1]), Packer(tokenizer, 0)
     parts = (llm, projector, codebook, packer)
     rng, g = random.Random(args.seed), torch.Generator().manual_seed(args.seed)
     started, running = time.time(), defaultdict(list)
-    groups = [things[i].category for i in data["train.labels"].tolist()]
-    weights = torch.tensor([FOCUS.get(group, 1.0) for group in groups])
+    weights = torch.tensor([FOCUS.get(things[i].category, 1.0) for i in all_labels.tolist()])
     for step in range(args.steps):
         stage = 0 if step < args.copy_steps else 1 if step < args.copy_steps + args.first_steps else 2
         chosen = torch.multinomial(weights, args.batch, generator=g)
-        rows = []
-        for concept in data["train.labels"][chosen].tolist():
-            if stage == 0:
-                rows.append([questions.copying(rng) for _ in range(3)])
-                continue
-            turns = questions.row(concept, rng, stage)
-            rows.append([*turns, questions.text_only(rng)] if rng.random() < 0.3 else turns)
         blind = torch.rand(args.batch, generator=g) < 0.05
-        for row, hide in enumerate(blind.tolist()):
-            if hide and stage:
-                rows[row] = [questions.text_only(rng) for _ in range(3)]
-        codes = data["train.codes"][chosen] if stage else data["train.codes"][chosen][:, :0]
+        rows = training_rows(questions, all_labels[chosen].tolist(), blind.tolist(), stage, rng)
+        codes = all_codes[chosen] if stage else all_codes[chosen][:, :0]
         pack = packer if stage else text_packer
         batch = pack.pack(rows, blind, dropped_tokens(args.batch, pack.image_tokens, g))
         with torch.autocast(device.type, torch.bfloat16):
@@ -347,29 +374,20 @@ def main() -> None:
         running["loss"].append(loss.item())
         running["token"].append(right.float().mean().item())
         if step % 50 == 49:
-            means = {k: round(sum(v) / len(v), 3) for k, v in running.items()}
-            print(
-                json.dumps({"step": step + 1, **means, "seconds": round(time.time() - started)}), flush=True
-            )
+            record = {"step": step + 1, **means(running), "seconds": round(time.time() - started)}
+            print(json.dumps(record), flush=True)
             running.clear()
         if step % 300 == 299 or step == args.steps - 1:
-            print(
-                "test",
-                score(parts, data["test.codes"][:320], data["test.labels"][:320], questions),
-                flush=True,
-            )
-            save(args.out, args.kind, llm, projector, tokenizer)
-    for name, blind_image in (("test", False), ("other_artist", False), ("test", True)):
-        found = score(parts, data[f"{name}.codes"], data[f"{name}.labels"], questions, blind=blind_image)
-        print(f"final {name}{' blind' if blind_image else ''}", found, flush=True)
+            scores = score(parts, data["test.codes"][:320], data["test.labels"][:320], questions)
+            print("test", scores, flush=True)
+            save(args.out, llm, projector, tokenizer)
+    for name, hide in (("test", False), ("other_artist", False), ("test", True)):
+        scores = score(parts, data[f"{name}.codes"], data[f"{name}.labels"], questions, blind=hide)
+        print(f"final {name}{' blind' if hide else ''}", scores, flush=True)
 
 
-def save(
-    out: Path, kind: str, llm: PreTrainedModel, projector: Projector, tokenizer: PreTrainedTokenizerFast
-) -> None:
-    """Write projector and LLM in bfloat16 where the native format expects them."""
-    import copy
-
+def save(out: Path, llm: PreTrainedModel, projector: Projector, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Write projector and LLM in bfloat16, as the native layout expects them."""
     copy.deepcopy(llm).to("cpu", torch.bfloat16).save_pretrained(out / "llm")
     tokenizer.save_pretrained(out / "llm")
     (out / "projector").mkdir(parents=True, exist_ok=True)

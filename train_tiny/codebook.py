@@ -1,7 +1,7 @@
-"""Learning a residual codebook: k-means start, EMA, dead-code restart.
+"""Learn a residual codebook: k-means start, EMA, restart of dead codes.
 
-This lives apart from `craft.quantize.ResidualCodebook`, which is frozen by construction. Here the codewords
-are plain tensors that a training script moves; once trained they are handed over and never move again.
+`craft.quantize.ResidualCodebook` is frozen by construction. Here the codewords are plain tensors that a
+training script changes; after training they become a `ResidualCodebook`.
 """
 
 import torch
@@ -29,7 +29,7 @@ class CodebookLearner:
 
     @torch.no_grad()
     def start(self, features: Tensor, generator: torch.Generator, iterations: int = 12) -> None:
-        """Fit each level by k-means to what the levels before it leave of the features `[n, d]`."""
+        """Fit each level by k-means to the residuals of the previous levels; features are `[n, d]`."""
         tables = (self.codewords, self.counts, self.sums)
         self.codewords, self.counts, self.sums = (table.to(features.device) for table in tables)
         rest = features
@@ -50,7 +50,7 @@ class CodebookLearner:
 
     @torch.no_grad()
     def update(self, features: Tensor, codes: Tensor, generator: torch.Generator) -> int:
-        """One EMA step from features `[n, d]` and their codes `[n, L]`; returns how many restarted."""
+        """One EMA step from features `[n, d]` and their codes `[n, L]`; returns how many codes restarted."""
         rest, restarted = features, 0
         for level in range(len(self.codewords)):
             size = self.codewords.shape[1]
@@ -70,5 +70,5 @@ class CodebookLearner:
         return restarted
 
     def frozen(self) -> ResidualCodebook:
-        """The codebook as it stands, frozen."""
+        """A frozen copy of the codebook."""
         return ResidualCodebook(self.codewords.clone())

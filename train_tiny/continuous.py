@@ -1,9 +1,9 @@
 """The continuous twin of craft-tiny/qwen2: the same tower, an LLM that reads its features unquantised.
 
 `python -m train_tiny.continuous --cache CACHE --visual DIR --start DIR --out DIR` (under an hour on a core).
-Projector and LLM start from those of the discrete backbone: features differ from its codeword sums by the
-residual only. After 160 steps the twin read pictures less well than the discrete backbone, after 2,000 nearly
-as well. The vision tower runs once per picture and stays as it is.
+Projector and LLM start from those of the discrete backbone, since features differ from its codeword sums only
+by the residual. After 160 steps the twin read pictures less well than the discrete backbone, and after 2,000
+nearly as well. The vision tower runs once per picture and does not train.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from transformers import (
 from craft.core.device import resolve_device
 from craft.core.files import atomic_write_text, write_json
 from craft.core.tensors import load_tensors, save_tensors
+from craft.core.text import table_row
 from craft.models.projector import Projector
 from craft.quantize import ResidualCodebook
 from train_tiny.backbone import (
@@ -35,6 +36,7 @@ from train_tiny.backbone import (
     dropped_tokens,
     forward,
     load_visual,
+    means,
     save,
     score,
 )
@@ -44,7 +46,7 @@ from train_tiny.questions import Questions, name_similarity
 from train_tiny.tokenizer import targets
 
 SETS = {"train": 1, "test": 2, "other_artist": 3}
-"""Sets of pictures and their seeds."""
+"""The sets of pictures and their seeds."""
 
 
 @torch.no_grad()
@@ -54,7 +56,7 @@ def encode_features(
     """Features bfloat16 `[count, N, d]` and concepts int64 `[count]` of freshly augmented pictures."""
     g = torch.Generator().manual_seed(seed)
     pool = sprites.held_out.nonzero()[:, 0]
-    found, labels = [], []
+    encoded, labels = [], []
     device = next(tower.parameters()).device
     for start in range(0, count, 64):
         if held_out:
@@ -63,26 +65,26 @@ def encode_features(
         else:
             rows, label = sprites.sample(64, g)
         features, _ = tower(augment(sprites.pixels[rows], sprites.upright[rows], g).to(device))
-        found.append(features.to("cpu", torch.bfloat16))
+        encoded.append(features.to("cpu", torch.bfloat16))
         labels.append(label)
         if start % 1280 == 0:
             print(f"encoded {start} of {count}", flush=True)
-    return torch.cat(found)[:count], torch.cat(labels)[:count]
+    return torch.cat(encoded)[:count], torch.cat(labels)[:count]
 
 
 def picture_features(
     tower: torch.nn.Module, things: list[Concept], cache: Path, out: Path, counts: dict[str, int]
 ) -> dict[str, Tensor]:
-    """`{train,test,other_artist}.{features,labels}`, computed once and kept in `out`."""
-    kept = out / "features.safetensors"
-    if not kept.exists():
+    """`{train,test,other_artist}.{features,labels}`, computed once and stored in `out`."""
+    file = out / "features.safetensors"
+    if not file.exists():
         sprites = Sprites(things, cache)
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for name, seed in SETS.items():
             features, labels = encode_features(tower, sprites, counts[name], seed, name == "other_artist")
-            found |= {f"{name}.features": features, f"{name}.labels": labels}
-        save_tensors(kept, found)
-    return load_tensors(kept)
+            tensors |= {f"{name}.features": features, f"{name}.labels": labels}
+        save_tensors(file, tensors)
+    return load_tensors(file)
 
 
 def swapped(features: Tensor, g: torch.Generator) -> Tensor:
@@ -93,7 +95,7 @@ def swapped(features: Tensor, g: torch.Generator) -> Tensor:
 
 
 def load_backbone(folder: Path, device: torch.device) -> tuple[PreTrainedModel, Projector]:
-    """LLM and projector in float32, on a device."""
+    """The LLM and the projector in float32, on a device."""
     llm = AutoModelForCausalLM.from_pretrained(folder / "llm", dtype=torch.float32)
     projector = Projector(json.loads((folder / "projector/config.json").read_text()))
     state = load_tensors(folder / "projector/model.safetensors")
@@ -109,20 +111,21 @@ def scores(
     codebook: ResidualCodebook | None,
     questions: Questions,
 ) -> dict[str, dict[str, float]]:
-    """`score` of every set; with a codebook the features are quantised first (the discrete backbone)."""
-    reader = (*load_backbone(backbone, device), codebook, packer)
-    found = {}
+    """`score` on every set. With a codebook (the discrete backbone), the features are quantised first."""
+    parts = (*load_backbone(backbone, device), codebook, packer)
+    by_set = {}
     for name, blind in (("test", False), ("other_artist", False), ("test", True)):
-        seen = data[f"{name}.features"].float()
+        inputs = data[f"{name}.features"].float()
         if codebook is not None:
-            seen = codebook.quantize(seen).codes
-        told = score(reader, seen, data[f"{name}.labels"], questions, blind=blind)
-        print(backbone.name, "hidden" if blind else name, told, flush=True)
-        found["hidden" if blind else name] = told
-    return found
+            inputs = codebook.quantize(inputs).codes
+        title = "hidden" if blind else name
+        by_set[title] = score(parts, inputs, data[f"{name}.labels"], questions, blind=blind)
+        print(backbone.name, title, by_set[title], flush=True)
+    return by_set
 
 
-def main() -> None:
+def options() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--visual", type=Path, required=True)
@@ -131,11 +134,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--pictures", type=int, default=12000)
-    parser.add_argument("--test", type=int, default=160, help="pictures of each kind that it is scored on")
+    parser.add_argument("--test", type=int, default=160, help="pictures of each kind for the scores")
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train, print metrics every 20 steps, then score, save and write the model card."""
+    args = options()
     device = resolve_device(args.device)
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -155,7 +163,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = get_cosine_schedule_with_warmup(optimizer, 10, args.steps)
     rng, g = random.Random(args.seed), torch.Generator().manual_seed(args.seed)
-    began, running = time.time(), defaultdict(list)
+    start, running = time.time(), defaultdict(list)
     llm.train()
     for step in range(args.steps):
         chosen = torch.multinomial(weights, args.batch, generator=g)
@@ -178,16 +186,15 @@ def main() -> None:
         running["loss"].append(losses.mean().item())
         running["token"].append(right.float().mean().item())
         if step % 20 == 19:
-            means = {name: round(sum(v) / len(v), 3) for name, v in running.items()}
-            told = {"step": step + 1, **means, "seconds": round(time.time() - began)}
-            print(json.dumps(told), flush=True)
+            record = {"step": step + 1, **means(running), "seconds": round(time.time() - start)}
+            print(json.dumps(record), flush=True)
             running.clear()
-    minutes = round((time.time() - began) / 60)
-    save(args.out, "qwen2", llm, projector, tokenizer)
-    found = {"continuous": scores(args.out, device, data, packer, None, questions)}
-    found["discrete"] = scores(args.start, device, data, packer, codebook, questions)
-    write_json(args.out / "scores.json", found)
-    atomic_write_text(args.out / "README.md", card(found, args.steps, len(labels), minutes))
+    minutes = round((time.time() - start) / 60)
+    save(args.out, llm, projector, tokenizer)
+    results = {"continuous": scores(args.out, device, data, packer, None, questions)}
+    results["discrete"] = scores(args.start, device, data, packer, codebook, questions)
+    write_json(args.out / "scores.json", results)
+    atomic_write_text(args.out / "README.md", card(results, args.steps, len(labels), minutes))
 
 
 TASKS = {
@@ -202,16 +209,16 @@ TASKS = {
 }
 
 
-def card(found: dict[str, dict[str, dict[str, float]]], steps: int, pictures: int, minutes: int) -> str:
+def card(results: dict[str, dict[str, dict[str, float]]], steps: int, pictures: int, minutes: int) -> str:
     """The model card."""
     rows = []
-    for task, words in TASKS.items():
+    for task, title in TASKS.items():
         cells = [
-            f"{found[who][where].get(task, float('nan')):.3f}"
-            for where in ("test", "other_artist", "hidden")
-            for who in ("continuous", "discrete")
+            f"{results[twin][pictures_of].get(task, float('nan')):.3f}"
+            for pictures_of in ("test", "other_artist", "hidden")
+            for twin in ("continuous", "discrete")
         ]
-        rows.append(f"| {words} | {' | '.join(cells)} |")
+        rows.append(table_row([title, *cells]))
     return f"""# craft-tiny/continuous-qwen2
 
 The continuous twin of `craft-tiny/qwen2`, for baselines that tune a continuous LVLM: the same vision tower

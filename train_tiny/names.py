@@ -1,11 +1,11 @@
-"""What the general pictures show: names, categories, keywords, from emoji data and drawing programs."""
+"""The concepts of the general pictures: names, categories and keywords, from emoji data and drawings."""
 
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-# Words that the embedded domains use, given to the pictures that mean them (words only).
+# Words of the embedded domains, as keywords of the general pictures that show the same thing.
 SYNONYMS = {
     "t-shirt": ["tee", "top", "shirt"],
     "jeans": ["trousers", "pants", "denim"],
@@ -53,7 +53,7 @@ CATEGORIES = {
 
 @dataclass(frozen=True)
 class Concept:
-    """One thing that pictures show: its name, its group, words that also fit, and where its pictures are."""
+    """One thing that pictures show: its name, its group, other words for it, and its emoji file."""
 
     name: str
     category: str
@@ -63,7 +63,7 @@ class Concept:
 
 
 def clean(text: str) -> str:
-    """Lower case, plain apostrophes, no decoration: the one spelling that every part uses."""
+    """The common spelling of all parts: lower case, plain apostrophes, no other signs."""
     return re.sub(r"[^a-z0-9 '\-]", "", text.lower().replace("’", "'")).strip()
 
 
@@ -83,11 +83,11 @@ def _group(subcategory: str, category: str) -> str:
 
 
 def concepts(cache: Path) -> list[Concept]:
-    """All concepts, emoji first, then what programs draw: digits, letters, coloured shapes, counts, words."""
+    """All concepts: emoji, then drawn ones (digits, letters, coloured shapes, counts, words)."""
     emoji = json.loads((cache / "google/package/emoji.json").read_text())
     base = json.loads((cache / "emojibase/package/en/data.json").read_text())
     info = {entry["hexcode"].replace("-FE0F", ""): entry for entry in base}
-    found: dict[str, Concept] = {}
+    by_name: dict[str, Concept] = {}
     for entry in emoji:
         if entry["category"] in SKIPPED or not (entry["has_img_google"] and entry["has_img_twitter"]):
             continue
@@ -101,17 +101,13 @@ def concepts(cache: Path) -> list[Concept]:
         keywords = tuple(dict.fromkeys(w for w in words if w and w != name and len(w) < 18))[:8]
         symbol = entry["category"] == "Symbols"
         if name and len(name) < 32:
-            found.setdefault(
-                name,
-                Concept(
-                    name, _group(entry["subcategory"], entry["category"]), keywords, entry["image"], symbol
-                ),
-            )
+            group = _group(entry["subcategory"], entry["category"])
+            by_name.setdefault(name, Concept(name, group, keywords, entry["image"], symbol))
     drawn = [Concept(word, "digit", (f"number {word}", f"digit {word}"), upright=True) for word in DIGITS]
     drawn += [Concept(f"letter {c}", "letter", (c,), upright=True) for c in "abcdefghijklmnopqrstuvwxyz"]
     drawn += [Concept(f"{c} {s}", "shape", (c, s), upright=False) for c in COLOURS for s in SHAPES]
     drawn += [Concept(f"{DIGITS[n]} {s}s", "count", (DIGITS[n], s)) for n in range(2, 7) for s in SHAPES[:4]]
     drawn += [Concept(f"word {w}", "word", (w,), upright=True) for w in WORDS]
     for concept in drawn:
-        found[concept.name] = concept
-    return list(found.values())
+        by_name[concept.name] = concept
+    return list(by_name.values())

@@ -1,10 +1,11 @@
-"""General training pictures: sprites (emoji art and drawings) under strong augmentation, batched in torch."""
+"""General training pictures: sprites (emoji art and drawings), strongly augmented in batches."""
 
 import glob
 import io
 import json
 import math
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from train_tiny.names import COLOURS, DIGITS, SHAPES, Concept
 
 SPRITE = 64
 SIZE = 112
-# Two sets of 64-pixel images, then five of vector art: shaded, flat, black line, two older flat styles.
+# Two sets of 64-pixel images and five of vector art: shaded, flat, black line, and two older flat styles.
 RASTER = ("google", "twitter")
 VECTOR = ("fluent-emoji", "fluent-emoji-flat", "fluent-emoji-high-contrast", "emojione", "emojione-v1")
 
@@ -41,8 +42,8 @@ def _text(text: str, font: str, colour: tuple[int, int, int]) -> Image.Image:
         if right - left <= SPRITE - 6 and bottom - top <= SPRITE - 6:
             break
         size -= 4
-    place = ((SPRITE - right - left) / 2, (SPRITE - bottom - top) / 2)
-    draw.text(place, text, font=face, fill=(*colour, 255))
+    corner = ((SPRITE - right - left) / 2, (SPRITE - bottom - top) / 2)
+    draw.text(corner, text, font=face, fill=(*colour, 255))
     return image
 
 
@@ -96,10 +97,10 @@ def _draw(concept: Concept, rng: random.Random, fonts: list[str]) -> Image.Image
 
 
 def vector_art(concepts: list[Concept], cache: Path) -> list[tuple[int, np.ndarray]]:
-    """(concept, RGBA uint8 `[64, 64, 4]`) of every vector drawing that goes by a concept's name."""
+    """(concept index, RGBA uint8 `[64, 64, 4]`) of every vector drawing with the name of a concept."""
     import resvg_py
 
-    found = []
+    drawings = []
     for style in VECTOR:
         icons = json.loads((cache / style / "package/icons.json").read_text())
         for index, concept in enumerate(concepts):
@@ -113,14 +114,14 @@ def vector_art(concepts: list[Concept], cache: Path) -> list[tuple[int, np.ndarr
             svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{body}</svg>'
             png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SPRITE, height=SPRITE))
             picture = Image.open(io.BytesIO(png)).convert("RGBA").resize((SPRITE, SPRITE))
-            found.append((index, np.asarray(picture)))
-    return found
+            drawings.append((index, np.asarray(picture)))
+    return drawings
 
 
 class Sprites:
-    """All source pictures as uint8 RGBA `[S, 4, 64, 64]` with the index of the concept that each shows.
+    """All source pictures as uint8 RGBA `[S, 4, 64, 64]`, each with the index of its concept.
 
-    Twemoji's art of every tenth emoji is held out: naming it needs generalisation across artists.
+    Twemoji's drawing of every tenth emoji is held out. Naming it needs generalisation across artists.
     """
 
     def __init__(self, concepts: list[Concept], cache: Path, seed: int = 0) -> None:
@@ -179,80 +180,103 @@ class Sprites:
         return torch.tensor(rows), labels
 
 
+@dataclass(frozen=True)
+class _Draws:
+    """Random numbers for a batch of `count` pictures; `strength` scales ranges and chances."""
+
+    count: int
+    generator: torch.Generator
+    strength: float
+
+    def uniform(self, low: float, high: float, *shape: int) -> Tensor:
+        return torch.rand(self.count, *shape, generator=self.generator) * (high - low) + low
+
+    def chance(self, p: float) -> Tensor:
+        return torch.rand(self.count, generator=self.generator) < p * self.strength
+
+    def around(self, value: float, spread: float, *shape: int) -> Tensor:
+        return value + self.uniform(-spread, spread, *shape) * self.strength
+
+
 def augment(rgba: Tensor, upright: Tensor, g: torch.Generator, strength: float = 1.0) -> Tensor:
     """Sprites uint8 `[B, 4, 64, 64]` -> pictures float `[B, 3, 112, 112]` in [-1, 1], strongly augmented.
 
-    `strength` in [0, 1] scales ranges and chances: training starts light, else nothing is learned for long.
+    `strength` in [0, 1] scales ranges and chances. Training starts with light augmentation; with the full
+    strength from the start, the tower learns nothing for a long time.
     """
-    b = rgba.shape[0]
+    draws = _Draws(rgba.shape[0], g, strength)
+    posed = _posed(rgba, upright, draws)
+    image = _on_background(posed[:, :3], posed[:, 3:].clamp(0, 1), draws)
+    image = _relit(image, draws)
+    image = _degraded(image, draws)
+    return (image.clamp(0, 1) * 2 - 1).contiguous(memory_format=torch.channels_last)
 
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.rand(b, *shape, generator=g) * (high - low) + low
 
-    def chance(p: float) -> Tensor:
-        return torch.rand(b, generator=g) < p * strength
-
-    def around(value: float, spread: float, *shape: int) -> Tensor:
-        return value + uniform(-spread, spread, *shape) * strength
-
-    # geometry
-    angle = around(0.0, 0.5) * torch.where(upright, 0.5, 1.0)
-    scale, stretch, shear = around(0.88, 0.26), around(1.0, 0.2), around(0.0, 0.15)
-    flip = torch.where(chance(0.3) & ~upright, -1.0, 1.0)
+def _posed(rgba: Tensor, upright: Tensor, draws: _Draws) -> Tensor:
+    """Sprites in random poses: float `[B, 4, 112, 112]` in [0, 1], colour premultiplied by alpha."""
+    b = draws.count
+    angle = draws.around(0.0, 0.5) * torch.where(upright, 0.5, 1.0)
+    scale, stretch, shear = draws.around(0.88, 0.26), draws.around(1.0, 0.2), draws.around(0.0, 0.15)
+    flip = torch.where(draws.chance(0.3) & ~upright, -1.0, 1.0)
     cos, sin = torch.cos(angle), torch.sin(angle)
     theta = torch.zeros(b, 2, 3)
     theta[:, 0, 0], theta[:, 0, 1] = flip * cos / (scale * stretch), (sin + shear) / scale
     theta[:, 1, 0], theta[:, 1, 1] = -flip * sin / scale, cos * stretch / scale
-    theta[:, :, 2] = around(0.0, 0.18, 2)
+    theta[:, :, 2] = draws.around(0.0, 0.18, 2)
     image = rgba.float() / 255
     image = torch.cat([image[:, :3] * image[:, 3:], image[:, 3:]], 1)
-    image = F.grid_sample(
-        image, F.affine_grid(theta, [b, 4, SIZE, SIZE], align_corners=False), align_corners=False
-    )
-    colour, alpha = image[:, :3], image[:, 3:].clamp(0, 1)
-    # silhouettes: shape alone must be enough now and then
-    plain = chance(0.08)[:, None, None, None]
-    colour = torch.where(plain, alpha * uniform(0, 1, 1, 1, 1), colour)
-    # background: white, black, a colour, or a blurred texture
+    grid = F.affine_grid(theta, [b, 4, SIZE, SIZE], align_corners=False)
+    return F.grid_sample(image, grid, align_corners=False)
+
+
+def _on_background(colour: Tensor, alpha: Tensor, draws: _Draws) -> Tensor:
+    """The sprites, some of them as silhouettes, on white, black, a colour or a blurred texture."""
+    b, g = draws.count, draws.generator
+    silhouette = draws.chance(0.08)[:, None, None, None]
+    colour = torch.where(silhouette, alpha * draws.uniform(0, 1, 1, 1, 1), colour)
     kind = torch.rand(b, generator=g)
-    back = uniform(0, 1, 3)[:, :, None, None].expand(b, 3, SIZE, SIZE).clone()
+    back = draws.uniform(0, 1, 3)[:, :, None, None].expand(b, 3, SIZE, SIZE).clone()
     back[kind < 0.28] = 1.0
     back[(kind >= 0.28) & (kind < 0.58)] = 0.0
-    textured = kind > 1 - 0.2 * strength
+    textured = kind > 1 - 0.2 * draws.strength
     if textured.any():
         noise = torch.rand(int(textured.sum()), 3, 5, 5, generator=g)
         back[textured] = F.interpolate(noise, SIZE, mode="bicubic", align_corners=False).clamp(0, 1)
     image = colour + back * (1 - alpha)
-    # an invisible object teaches nothing: where it drowns in the background, invert the background
+    # An invisible object teaches nothing: with too little contrast, invert the background.
     contrast = ((image - back).abs() * alpha).sum((1, 2, 3)) / (alpha.sum((1, 2, 3)) * 3 + 1e-3)
-    drowned = (contrast < 0.12)[:, None, None, None]
-    image = torch.where(drowned, colour + (1 - back.round()) * (1 - alpha), image)
-    # light and colour
-    grey = (chance(0.4))[:, None, None, None]
+    invisible = (contrast < 0.12)[:, None, None, None]
+    return torch.where(invisible, colour + (1 - back.round()) * (1 - alpha), image)
+
+
+def _relit(image: Tensor, draws: _Draws) -> Tensor:
+    """Grey, inverted or edge pictures now and then; random gain and offset per picture and channel."""
+    grey = (draws.chance(0.4))[:, None, None, None]
     image = torch.where(grey, image.mean(1, keepdim=True).expand_as(image), image)
-    invert = chance(0.12)[:, None, None, None]
+    invert = draws.chance(0.12)[:, None, None, None]
     image = torch.where(invert, 1 - image, image)
-    edges = chance(0.08)
+    edges = draws.chance(0.08)
     if edges.any():
         tone = image[edges].mean(1, keepdim=True)
         dx, dy = torch.zeros_like(tone), torch.zeros_like(tone)
         dx[..., :-1] = (tone[..., 1:] - tone[..., :-1]).abs()
         dy[..., :-1, :] = (tone[..., 1:, :] - tone[..., :-1, :]).abs()
         image[edges] = ((dx + dy) * 3).clamp(0, 1).expand(-1, 3, -1, -1)
-    gain, offset = around(0.95, 0.3, 1, 1, 1), around(0.0, 0.12, 1, 1, 1)
-    image = (image - 0.5) * gain * around(1.0, 0.12, 3, 1, 1) + 0.5 + offset
-    # resolution, blur, noise
-    small = chance(0.4)
+    gain, offset = draws.around(0.95, 0.3, 1, 1, 1), draws.around(0.0, 0.12, 1, 1, 1)
+    return (image - 0.5) * gain * draws.around(1.0, 0.12, 3, 1, 1) + 0.5 + offset
+
+
+def _degraded(image: Tensor, draws: _Draws) -> Tensor:
+    """Low resolution and noise, each in some of the pictures."""
+    b, g = draws.count, draws.generator
+    small = draws.chance(0.4)
     for size in (10, 16, 24, 28, 40):
         rows = small & (torch.randint(0, 5, (b,), generator=g) == (10, 16, 24, 28, 40).index(size))
         if rows.any():
             low = F.interpolate(image[rows], size, mode="area")
             image[rows] = F.interpolate(low, SIZE, mode="bicubic", align_corners=False)
-    image = (
-        image
-        + torch.randn(image.shape, generator=g) * uniform(0, 0.09, 1, 1, 1) * chance(0.5)[:, None, None, None]
-    )
-    return (image.clamp(0, 1) * 2 - 1).contiguous(memory_format=torch.channels_last)
+    noise = torch.randn(image.shape, generator=g) * draws.uniform(0, 0.09, 1, 1, 1)
+    return image + noise * draws.chance(0.5)[:, None, None, None]
 
 
 __all__ = ["SHAPES", "SIZE", "Sprites", "augment"]

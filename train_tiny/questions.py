@@ -1,4 +1,4 @@
-"""Questions and answers about general pictures, as text: what the backbones learn to say."""
+"""Questions and answers about general pictures, as text for the backbones to learn."""
 
 import random
 from dataclasses import dataclass
@@ -29,12 +29,12 @@ ASK_KEYWORDS = ("Give keywords for the image.", "List words that fit the picture
 BY_LETTER = ("Answer in one letter only.", "Answer with the letter from the given choices directly.")
 BY_TEXT = ("Answer with the option only.", "Answer as succinctly as possible.")
 JUSTIFY = "Justify your answer."
-# Words of the domains that a user may bring; they occur as options and in text, with no picture of theirs.
+# Words of a user's domains. They occur as options and in texts, without pictures of these domains.
 DOMAIN_WORDS = (
     "t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
     "trouser", "sweater", "boot", "shoe", "handbag",
 )  # fmt: skip
-# Per row two turns with options and two short ones; stage 1 is naming and plain options.
+# A row has two turns with options and two short ones; stage 1 has names and plain options.
 LISTED = {1: {"text": 1.0}, 2: {"text": 0.7, "letter": 0.22, "justify": 0.08}}
 SHORT = {
     1: {"name": 0.75, "category": 0.25},
@@ -45,9 +45,12 @@ SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"] + ["ar", "en", "o
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and its answer; `task` names the kind for the per-task scores.
+    """One question and its answer.
 
-    `more` goes on after the answer with (given, asked) pairs: the given is read, the asked is learned.
+    Attributes:
+        question, answer: the texts.
+        task: the kind of question, for scores by task.
+        more: (prompt, answer) pairs that follow. The LLM reads the prompts and learns the answers.
     """
 
     question: str
@@ -57,12 +60,12 @@ class Turn:
 
 
 def invented(rng: random.Random) -> str:
-    """A pronounceable word that means nothing."""
+    """A pronounceable word without a meaning."""
     return "".join(rng.choice(SYLLABLES) for _ in range(rng.randint(2, 4)))
 
 
 def listing(question: str, options: list[str], directive: str) -> str:
-    """The one layout of four options: question, lettered lines, directive."""
+    """The layout of four options: question, lettered lines, directive."""
     lines = [
         question,
         *(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True)),
@@ -72,11 +75,11 @@ def listing(question: str, options: list[str], directive: str) -> str:
 
 
 class Questions:
-    """Samples turns about concepts.
+    """Draws random turns about concepts.
 
     Args:
         concepts: all concepts.
-        similarity: `[C, C]` cosine between their names' text embeddings.
+        similarity: cosine between the text embeddings of their names `[C, C]`.
     """
 
     def __init__(self, concepts: list[Concept], similarity: Tensor) -> None:
@@ -98,7 +101,8 @@ class Questions:
     def about(self, index: int, task: str, rng: random.Random, stage: int = 2) -> Turn:
         """One turn about the picture of concept `index`.
 
-        Stage 1 has plain names for options: reading pictures comes first. Stage 2 has options in other words.
+        In stage 1, options are plain names, so that the LLM first learns to read pictures. In stage 2, they
+        also use other words.
         """
         concept = self.concepts[index]
         if task == "name":
@@ -132,10 +136,10 @@ class Questions:
         return options, options.index(name)
 
     def options(self, index: int, rng: random.Random) -> tuple[list[str], int]:
-        """Four different options and the place of the right one."""
+        """Four different options and the index of the correct one."""
         concept = self.concepts[index]
         draw = rng.random()
-        if draw < 0.16:  # the name is not there: the option nearest in meaning is right
+        if draw < 0.16:  # the name is not an option, and the option nearest in meaning is correct
             for _ in range(8):
                 pool = [*rng.sample(range(len(self.concepts)), 3), rng.choice(self.near[index][1:])]
                 rng.shuffle(pool)
@@ -163,7 +167,8 @@ class Questions:
             if kind < 0.06 and right in known:
                 word = invented(rng)
             else:
-                # names and keywords in the shares of right options: a word's kind must not tell its truth
+                # Names and keywords are as frequent as among correct options, so that the kind of a word
+                # does not reveal whether it is correct.
                 other = self.concepts[rng.choice(pool)]
                 if right == concept.category and other.category == concept.category:
                     pool = range(len(self.concepts))
@@ -172,22 +177,22 @@ class Questions:
                 word = rng.choice(other.keywords[:3]) if reworded else other.name
             if word not in known and word != right and word not in wrong:
                 wrong.append(word)
-        place = rng.randrange(4)
-        return [*wrong[:place], right, *wrong[place:]], place
+        index = rng.randrange(4)
+        return [*wrong[:index], right, *wrong[index:]], index
 
     def word(self, rng: random.Random) -> str:
-        """A name, or a word that means nothing."""
+        """A name, or a word without a meaning."""
         return rng.choice(self.concepts).name if rng.random() < 0.6 else invented(rng)
 
     def copying(self, rng: random.Random) -> Turn:
-        """One turn of stage 0: say again what the question says, whole or the part that it points to."""
-        if rng.random() < 0.6:  # long repetitions: the densest lesson in copying there is
+        """One turn of stage 0: repeat the question, or the part of it that it points to."""
+        if rng.random() < 0.6:  # long repetitions have the most tokens to copy
             text = ", ".join(self.word(rng) for _ in range(rng.randint(4, 8)))
             return Turn(f"Repeat: {text}", text, "copy")
         return self.binding(rng) if rng.random() < 0.6 else self.text_only(rng)
 
     def binding(self, rng: random.Random) -> Turn:
-        """Letters to options and back, all four of one listing in one turn: as dense as a repetition."""
+        """Letters to options, or options to letters, for all four options of one listing in one turn."""
         words = [self.word(rng) for _ in range(4)]
         order = rng.sample(range(4), 4)
         if rng.random() < 0.6:
@@ -199,23 +204,23 @@ class Questions:
         return Turn(question, words[order[0]], "pick", more)
 
     def text_only(self, rng: random.Random) -> Turn:
-        """One turn that needs no picture: which letter, which option, copy, kind of."""
+        """One turn that needs no picture: letters, options, copying, or categories."""
         words = rng.sample(self.concepts, 4)
         options = [rng.choice([c.name, *c.keywords]) if rng.random() < 0.7 else invented(rng) for c in words]
         if len(set(options)) < 4:
             options = [c.name for c in words]
-        place = rng.randrange(4)
+        index = rng.randrange(4)
         draw = rng.random()
         if draw < 0.4:
             return self.binding(rng)
-        if draw < 0.6:  # the picture in words
-            asked = f"It shows {options[place]}. {rng.choice(ASK_OPTIONS)}"
+        if draw < 0.6:  # the picture is described in words
+            question = f"It shows {options[index]}. {rng.choice(ASK_OPTIONS)}"
             if rng.random() < 0.6:
-                return Turn(listing(asked, options, rng.choice(BY_LETTER)), LETTERS[place], "told")
-            return Turn(listing(asked, options, rng.choice(BY_TEXT)), options[place], "told")
+                return Turn(listing(question, options, rng.choice(BY_LETTER)), LETTERS[index], "told")
+            return Turn(listing(question, options, rng.choice(BY_TEXT)), options[index], "told")
         if draw < 0.7:
-            return Turn(f"Repeat: {options[place]}", options[place], "copy")
-        concept = words[place]
+            return Turn(f"Repeat: {options[index]}", options[index], "copy")
+        concept = words[index]
         if draw < 0.88:
             return Turn(f"What kind of thing is {concept.name}?", concept.category, "kind")
         fitting = self.concepts[rng.choice(range(len(self.concepts)))]
@@ -228,7 +233,7 @@ class Questions:
 
 
 def corpus(concepts: list[Concept], questions: Questions, count: int, seed: int) -> list[str]:
-    """Texts for a tokenizer: many turns, all names and keywords, the domains' words."""
+    """Texts for a tokenizer: many turns, all names and keywords, and the words of the domains."""
     rng = random.Random(seed)
     lines = [word for c in concepts for word in (c.name, *c.keywords)]
     lines += [f" {word}" for word in DOMAIN_WORDS for _ in range(60)]
@@ -240,6 +245,6 @@ def corpus(concepts: list[Concept], questions: Questions, count: int, seed: int)
 
 
 def name_similarity(targets: Tensor) -> Tensor:
-    """Cosine between concepts from their text targets `[C, V, d]`: float `[C, C]`."""
+    """Cosine between concepts, float `[C, C]`, from their text targets `[C, V, d]`."""
     mean = torch.nn.functional.normalize(targets.mean(1), dim=-1)
     return mean @ mean.T

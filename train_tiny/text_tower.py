@@ -1,8 +1,8 @@
 """Distil MiniLM into the small text tower that ships with the visual tokenizer.
 
-`python -m train_tiny.text_tower --cache CACHE --out DIR` (≈ 8 minutes on one core). The tower's text
-alignment used MiniLM's sentence embeddings reduced to d; this tower gives the same vectors from a SigLIP
-text model of 0.8 M parameters, so that the contrastive loss needs nothing that is not shipped.
+`python -m train_tiny.text_tower --cache CACHE --out DIR` (about 8 minutes on one core). The vision tower was
+aligned with MiniLM's sentence embeddings, reduced to d. This tower gives the same vectors from a SigLIP text
+model of 0.8 M parameters, so that the contrastive loss needs only what is shipped.
 """
 
 import argparse
@@ -32,7 +32,7 @@ CONFIG = {
 
 
 def texts(cache: Path, count: int, seed: int) -> list[str]:
-    """Short texts: everything about the concepts, then words and class sentences at random."""
+    """Short texts: all texts about the concepts, then random words and class sentences."""
     rng = random.Random(seed)
     things = concepts(cache)
     lines = [text for thing in things for text in variants(thing)]
@@ -57,7 +57,7 @@ def texts(cache: Path, count: int, seed: int) -> list[str]:
 
 
 def build_tokenizer(lines: list[str]) -> Tokenizer:
-    """Lower-casing byte-level BPE that ends every text with `</s>`."""
+    """Byte-level BPE that lower-cases and ends every text with `</s>`."""
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -102,11 +102,10 @@ def main() -> None:
     started = time.time()
     for step in range(args.steps):
         rows = torch.randint(1000, len(lines), (args.batch,))
-        found = F.normalize(encoder(ids[rows]), dim=-1)
-        near = found @ goal[rows].T * 20
-        loss = (1 - (found * goal[rows]).sum(-1)).mean() + 0.1 * F.cross_entropy(
-            near, torch.arange(args.batch, device=device)
-        )
+        vectors = F.normalize(encoder(ids[rows]), dim=-1)
+        distance = (1 - (vectors * goal[rows]).sum(-1)).mean()
+        logits = vectors @ goal[rows].T * 20
+        loss = distance + 0.1 * F.cross_entropy(logits, torch.arange(args.batch, device=device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -115,14 +114,15 @@ def main() -> None:
             with torch.no_grad():
                 unseen = F.normalize(encoder(ids[test]), dim=-1)
             cosine = (unseen * goal[test]).sum(-1).mean().item()
-            hit = (
-                (unseen @ goal[test].T).argmax(-1).eq(torch.arange(1000, device=device)).float().mean().item()
-            )
-            record = {"step": step + 1, "loss": round(loss.item(), 4), "held_out_cosine": round(cosine, 3)}
-            print(
-                json.dumps({**record, "held_out_top1": hit, "seconds": round(time.time() - started)}),
-                flush=True,
-            )
+            nearest = (unseen @ goal[test].T).argmax(-1)
+            record = {
+                "step": step + 1,
+                "loss": round(loss.item(), 4),
+                "held_out_cosine": round(cosine, 3),
+                "held_out_top1": nearest.eq(torch.arange(1000, device=device)).float().mean().item(),
+                "seconds": round(time.time() - started),
+            }
+            print(json.dumps(record), flush=True)
     encoder.requires_grad_(False)
     save_text_encoder(args.out, encoder.cpu(), "bfloat16")
 

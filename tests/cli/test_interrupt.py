@@ -60,23 +60,23 @@ def test_stopped_and_resumed_equals_unbroken(craft, family, pictures, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, message",
     [
-        ("adapt x", "--resume goes on from the last checkpoint"),
-        ("align x", "--resume goes on from the last checkpoint"),
+        ("adapt x", "--resume continues from the last checkpoint"),
+        ("align x", "--resume continues from the last checkpoint"),
         ("eval x --out y", "with --resume"),
-        ("data captions x", "The same command goes on from there"),
-        ("data statements x", "The same command goes on from there"),
-        ("data check x", "Nothing half done was left behind"),
+        ("data captions x", "The same command continues from there"),
+        ("data statements x", "The same command continues from there"),
+        ("data check x", "No partial result remains"),
     ],
 )
-def test_what_to_do_after_ctrl_c(words, told, capsys, monkeypatch):
+def test_what_to_do_after_ctrl_c(words, message, capsys, monkeypatch):
     def stop(_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys.modules["craft.cli.main"], "app", stop)
     assert main(words.split()) == 130
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -123,7 +123,7 @@ def test_a_thousand_calls(tmp_path, environment):
             _, told = process.communicate()
             assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), told
             if how == signal.SIGINT:
-                assert "goes on from there" in told
+                assert "continues from there" in told
                 assert set(server.judged.values()) == {1}
         killed = server.judged.copy()
         for _ in range(2):  # the second asks the few again whose body was no JSON

@@ -178,7 +178,7 @@ def test_corrupt_image_in_a_jsonl_is_named_with_its_line(craft, family, tmp_path
         (("eval", "x", "--resume"), "--resume needs --out"),
         (("eval", "x", "--card"), "name the --encoder"),
         (("eval", "x", "--protocol", "guess"), "protocol"),
-        (("compare", "none", "other"), "none holds no samples"),
+        (("compare", "none", "other"), "none has no samples"),
         (("eval", "x", "--limit", "few"), "limit"),
         (("inspect", "craft-tinny"), "craft-tinny"),
         (("data", "check", "digit"), "Did you mean 'digits'?"),
@@ -262,7 +262,7 @@ def test_a_full_disk_and_a_name_without_end(craft, pictures, tmp_path, monkeypat
 
     monkeypatch.setattr("craft.data.manifest._row", full)
     said = craft("data", "prepare", pictures, "--out", tmp_path / "m").complaint
-    assert "No space left on device" in said and "Make room" in said
+    assert "No space left on device" in said and "Free some space" in said
     assert not (tmp_path / "m").exists()
 
 
@@ -279,7 +279,7 @@ def test_a_full_disk_where_safetensors_writes(craft, tmp_path, monkeypatch):
 
     monkeypatch.setattr("craft.data.catalogue", full)
     said = craft("data", "list").complaint
-    assert "File too large" in said and "Make room" in said
+    assert "File too large" in said and "Free some space" in said
 
 
 def test_our_own_faults_show_their_traceback(craft, monkeypatch):

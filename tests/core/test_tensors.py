@@ -69,4 +69,6 @@ def test_hash_changes_with_name_value_shape_and_dtype_only():
         {"a": base["a"]},
     ]
     assert len({reference, *map(hash_tensors, changed)}) == 6
-    assert hash_tensors({"e": torch.empty(0, 3), "h": torch.ones(2, dtype=torch.bfloat16)})
+    assert hash_tensors({"e": torch.empty(0, 3)}) != hash_tensors({"e": torch.empty(3, 0)})
+    one = torch.ones(2, dtype=torch.bfloat16)  # which numpy does not know
+    assert hash_tensors({"h": one}) == hash_tensors({"h": one.clone()}) != hash_tensors({"h": one.half()})

@@ -76,7 +76,7 @@ def test_seeds_are_paired_with_their_like():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda b: b[:-1], r"A has 4 questions, B has 3, and 3 are in both \(question q3 is not\)"),
+        (lambda b: b[:-1], r"A has 4 questions, B has 3, and both have 3 \(question q3 is in one only\)"),
         (lambda b: [{**b[0], "prompt": "Other?"}, *b[1:]], r"q0 is not the same .*'Other\?'"),
         (lambda b: [*b, b[0]], "B has the same question twice"),
         (lambda b: [], "B has no questions"),

@@ -101,7 +101,7 @@ def test_another_codebook_is_refused_with_both_fingerprints(tmp_path):
 
 def test_another_architecture_is_refused(tmp_path):
     artefact = load_artefact(save(tmp_path / "encoder"))
-    with pytest.raises(CheckpointError, match=r"another vision tower.*type 'hybrid' instead of 'siglip'"):
+    with pytest.raises(CheckpointError, match=r"'hybrid'.*'siglip'"):
         artefact.build_tower(tiny_tower("siglip"))
 
 
@@ -137,7 +137,7 @@ def test_what_is_not_an_encoder_is_named(tmp_path):
         load_artefact(tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "craft.json").write_text('{"format": "craft-native", "version": 1}')
-    with pytest.raises(CheckpointError, match="is not an adapted encoder: its format is 'craft-native'"):
+    with pytest.raises(CheckpointError, match="'craft-native'"):
         load_artefact(tmp_path / "model")
 
 

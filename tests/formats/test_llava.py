@@ -132,7 +132,7 @@ def test_who_pads_to_a_square_and_with_what(tmp_path):
         place.write_text(json.dumps({**told, "image_processor_type": kind}))
         assert load(tmp_path / "llava", "cpu").visual.aspect == aspect
     place.write_text(place.read_text().replace("0.48145466", "0.25"))
-    with pytest.raises(CheckpointError, match=r"pads images to squares with the colour \(63, 116, 104\)"):
+    with pytest.raises(CheckpointError, match=r"\(63, 116, 104\)"):
         load(tmp_path / "llava", "cpu")
 
 

@@ -80,7 +80,7 @@ def test_gguf_is_the_llm_that_was_written(tmp_path):
     assert words.eos_token_id == 2
     loaded.save_pretrained(tmp_path / "plain")  # nothing marks it as quantised any more
     (tmp_path / "bad.gguf").write_bytes(b"GGUF and nothing else")
-    with pytest.raises(CheckpointError, match="cannot be read as a GGUF file"):
+    with pytest.raises(CheckpointError, match="GGUF"):
         open_llm(tmp_path / "bad.gguf", torch.float32)
 
 

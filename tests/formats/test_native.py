@@ -229,7 +229,7 @@ def test_parts_of_different_widths_are_refused(copy):
     wide = tiny_backbone("llama", codebook=tiny_codebook(dim=24)).projector
     save_tensors(copy / "llama" / "projector" / "model.safetensors", wide.state_dict())
     edit(copy / "llama" / "projector" / "config.json", **{"in": 24})
-    with pytest.raises(CheckpointError, match="projector maps 24 to 32"):
+    with pytest.raises(CheckpointError, match=r"\b24\b.*\b32\b"):
         load_native(copy / "llama", "cpu")
 
 

@@ -205,7 +205,6 @@ def test_chat_template_backbone_answers(pixels: torch.Tensor) -> None:
 
 def test_splice_takes_any_number_of_images(lvlm: LVLM, pixels: torch.Tensor) -> None:
     backbone = lvlm.backbone
-    assert isinstance(backbone, Backbone)
     images = backbone.project(lvlm.encode(pixels).quantized)
     text = torch.tensor([1, 5, 6])
     spliced = backbone.splice([[text, images[0], text, images[1]], [text], [images[2]]])
@@ -237,5 +236,5 @@ def test_llms_with_recurrent_layers_are_refused_before_any_work():
     with torch.device("meta"):
         llm = FalconH1ForCausalLM(FalconH1Config(vocab_size=300, hidden_size=32, num_hidden_layers=1))
     made = tiny_backbone()
-    with pytest.raises(CheckpointError, match="type falcon_h1 has recurrent layers"):
+    with pytest.raises(CheckpointError, match="falcon_h1"):
         Backbone(made.projector, llm, made.tokenizer, "plain", made.codebook_fingerprint)

@@ -108,19 +108,19 @@ def test_parts_of_other_models_are_refused(family, tmp_path):
 def test_what_needs_codes_says_so(tmp_path):
     lvlm, data = tiny_continuous(), tiny_data()
     images = [data.train[0].image]
-    with pytest.raises(CraftError, match=r"keep_ratio=0\.5 needs codes, and a continuous LVLM has none"):
+    with pytest.raises(CraftError, match=r"keep_ratio=0\.5.* codes"):
         lvlm.answer(images, QUESTIONS[:1], keep_ratio=0.5)
-    with pytest.raises(CraftError, match="A code prior needs codes"):
+    with pytest.raises(CraftError, match="codes"):
         build_prior("apparel", lvlm)
-    with pytest.raises(CraftError, match="picture of codes needs codes"):
+    with pytest.raises(CraftError, match="codes"):
         show(images, lvlm, out=tmp_path / "shown")
-    with pytest.raises(CraftError, match="Aligning an LLM needs codes"):
+    with pytest.raises(CraftError, match="codes"):
         align("smollm2", lvlm.visual, [Conversation("one", (("Who?", "I."),))], out=tmp_path / "aligned")
-    with pytest.raises(CraftError, match="continuous LVLM cannot be pruned"):
+    with pytest.raises(CraftError, match="codes"):
         prune_tokens(lvlm.encode(images), None, 0.5)
-    with pytest.raises(CraftError, match="no codebook"):
+    with pytest.raises(CraftError, match="codebook"):
         lvlm.visual.codebook.lookup(torch.zeros(1, 0, dtype=torch.long))
-    assert lvlm.answer(images, QUESTIONS[:1], keep_ratio=1.0)
+    assert lvlm.answer(images, QUESTIONS[:1], keep_ratio=1.0) == lvlm.answer(images, QUESTIONS[:1])
 
 
 def test_features_are_cached_as_codes_are(tmp_path):

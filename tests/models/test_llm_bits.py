@@ -139,7 +139,7 @@ def test_memory_and_parameters_are_counted_as_they_are(family, installed, kind, 
 
 def test_what_is_packed_is_not_written(family, installed, tmp_path):
     lvlm = load(family / "llama", "cpu", llm_bits=8)
-    with pytest.raises(CheckpointError, match=r"8 bits.* cannot be saved; load the model without llm_bits"):
+    with pytest.raises(CheckpointError, match=r"8 bits.* without llm_bits"):
         save_native(tmp_path / "family", "llama", lvlm)
     golden = load(GOLDEN, "cpu", "float32", llm_bits=4)
     with pytest.raises(CheckpointError, match=r"4 bits.* VILA-U's layout"):
@@ -177,7 +177,7 @@ def test_refused_before_anything_is_loaded(monkeypatch, tmp_path):
         evaluate(nowhere, data="digits", llm_bits=8, device="cpu")
     assert main(["eval", nowhere, "--llm-bits", "8", "--device", "cpu"]) == 2
     known(monkeypatch, "cuda")
-    with pytest.raises(ConfigError, match="bitsandbytes 0 runs on cuda, not on cpu"):
+    with pytest.raises(ConfigError, match=r"bitsandbytes 0 .*cuda.*cpu"):
         check_bits(4, CPU)
     assert not (tmp_path / "run").exists()
 
@@ -185,9 +185,9 @@ def test_refused_before_anything_is_loaded(monkeypatch, tmp_path):
 def test_refused_where_weights_are_trained_sharded_or_given(monkeypatch):
     known(monkeypatch, "cpu")
     settings = AdaptConfig.build({"llm_bits": 4, "device": "cpu"})
-    with pytest.raises(ConfigError, match="needs a frozen LLM"):
+    with pytest.raises(ConfigError, match=r"llm_bits=4.*frozen"):
         Model("x/y", settings, ("llm",))
-    with pytest.raises(ConfigError, match=r"use craft.load\(..., llm_bits=4\)"):
+    with pytest.raises(ConfigError, match=r"craft\.load\(..., llm_bits=4\)"):
         Model(tiny_lvlm(), settings)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")

@@ -8,7 +8,7 @@ from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from craft.core.errors import CheckpointError
 from craft.models.conv_stem import ConvStem, _convolve
-from craft.models.vision_tower import SiglipTower, VisionTower, build_tower
+from craft.models.vision_tower import VisionTower, build_tower
 
 SIGLIP = {
     "type": "siglip", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
@@ -53,13 +53,13 @@ def test_cls_reads_every_patch_and_teaches_the_layers() -> None:
     _, cls = tower(pixels)
     cls.sum().backward()
     assert pixels.grad is not None and bool((pixels.grad.abs().sum(1) > 0).all())
-    assert all(p.grad is not None for p in tower.layers[0].parameters())
+    weights = {name: p.grad for name, p in tower.layers[0].named_parameters() if p.ndim > 1}
+    assert [name for name, gradient in weights.items() if not gradient.any()] == []
 
 
 def test_read_only_cls_equals_attention_under_a_mask() -> None:
     torch.manual_seed(0)
     tower, pixels = build_tower(SIGLIP), torch.rand(2, 3, 32, 32)
-    assert isinstance(tower, SiglipTower)
     with torch.no_grad():
         tower.cls_token.normal_()
         features, cls = tower(pixels)

@@ -26,18 +26,19 @@ def adapted(tmp_path_factory):
 def test_an_encoders_prior_is_rebuilt(adapted, tmp_path):
     result, folder = adapted
     out = tmp_path / "prior.safetensors"
-    found = build_prior(folder, tiny_lvlm(), result.out, out)
-    assert torch.equal(found.counts, result.prior)
+    rebuilt = build_prior(folder, tiny_lvlm(), result.out)
+    assert rebuilt.save(out) == out and torch.equal(rebuilt.counts, result.prior)
     assert torch.equal(load_tensors(out)["counts"], result.prior)
-    assert found.images * 16 == int(found.counts.sum()) and 0 < found.used <= 1 < found.perplexity <= 32
+    assert rebuilt.images * 16 == int(rebuilt.counts.sum())
+    assert 0 < rebuilt.used <= 1 < rebuilt.perplexity <= 32
     base = build_prior(folder, tiny_lvlm(), limit=3)
-    assert base.images == 3 and base.out is None and not torch.equal(base.counts, found.counts)
+    assert base.images == 3 and not torch.equal(base.counts, rebuilt.counts)
 
 
 def test_evaluate_prunes_by_the_prior_that_is_asked_for(adapted, tmp_path):
     result, folder = adapted
     lvlm = tiny_lvlm().with_prior(COUNTS)
-    file = build_prior(folder, tiny_lvlm(), out=tmp_path / "p.safetensors").out
+    file = build_prior(folder, tiny_lvlm()).save(tmp_path / "p.safetensors")
     asked = {"encoder": result.out, "keep_ratio": 0.5}
     reports = {name: evaluate(lvlm, **asked, prior=name) for name in (None, "general", str(file))}
     assert all(report.settings["prior"] == name for name, report in reports.items())
@@ -64,6 +65,6 @@ def test_what_cannot_be_pruned_is_refused(adapted, tmp_path):
         evaluate(tiny_lvlm(), None, tiny_data(), keep_ratio=0.5)
     with pytest.raises(ConfigError, match=r"without a general code prior.*craft prior DATA"):
         evaluate(tiny_lvlm(), result.out, keep_ratio=0.5, prior="general")
-    other = build_prior(folder, tiny_lvlm(codebook_seed=1), out=tmp_path / "o.safetensors").out
+    other = build_prior(folder, tiny_lvlm(codebook_seed=1)).save(tmp_path / "o.safetensors")
     with pytest.raises(CodebookMismatchError):
         chosen_prior(other, tiny_lvlm())

@@ -1,4 +1,4 @@
-"""What the recipe of craft-tiny/smollm2 writes down at its end, after an hour of training."""
+"""What the recipe of craft-tiny/smollm2 records after its training."""
 
 import argparse
 import json
@@ -14,19 +14,19 @@ SCORES = {"text": 0.5, "name": 0.5, "justify": 0.5, "reasons": 1.0, "words": 2.0
 
 
 @pytest.mark.parametrize("start, made", [(None, "stages 1 and 2"), (Path("leg"), "stage 2")])
-def test_what_is_told_of_a_training(monkeypatch, start, made):
+def test_the_record_of_a_training(monkeypatch, start, made):
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
-    from train_tiny.smollm2 import told_settings
+    from train_tiny.smollm2 import recorded_settings
     from train_tiny.smollm2_scores import card
 
-    given = argparse.Namespace(cache=Path("c"), visual=Path("v"), out=Path("o"), start=start)
+    paths = {"cache": Path("c"), "visual": Path("v"), "out": Path("o"), "start": start}
     numbers = {"first": 960, "pictures": 1280, "own": 96, "rank": 6, "test": 120}
-    settings = told_settings(argparse.Namespace(**vars(given), **numbers))
+    settings = recorded_settings(argparse.Namespace(**paths, **numbers))
     if start is not None:
         del numbers["first"]  # was not done
     assert json.loads(json.dumps(settings)) == {**numbers, "start": start is not None}
-    said = {"perplexity": 20.0, "answers": ["yes"] * len(INSTRUCTIONS)}
-    text = card(settings, {"test": SCORES}, {"before": said, "after": said}, 12.3, "one core")
+    language = {"perplexity": 20.0, "answers": ["yes"] * len(INSTRUCTIONS)}
+    text = card(settings, {"test": SCORES}, {"before": language, "after": language}, 12.3, "one core")
     assert made in text and "in 12 minutes" in text and ("960 and 1280" in text) == (start is None)
 
 
@@ -34,18 +34,18 @@ def test_a_resumed_training_has_the_answers_it_began_with(monkeypatch, tmp_path)
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
     from train_tiny import smollm2
 
-    asked = []
+    calls = []
 
-    def generate(backbone, tokens, prompts, most):
-        asked.append(list(prompts))
-        return [f"answer {len(asked)}." if prompt else "" for prompt in prompts]
+    def generate(backbone, tokens, prompts, max_new_tokens):
+        calls.append(list(prompts))
+        return [f"answer {len(calls)}." if prompt else "" for prompt in prompts]
 
     monkeypatch.setattr(smollm2, "generate", generate)
-    backbone, place = argparse.Namespace(), tmp_path / "out" / "own.json"
-    first = smollm2.kept_answers(place, backbone, ["a", "", "b"])
+    backbone, path = argparse.Namespace(), tmp_path / "out" / "own.json"
+    first = smollm2.stored_answers(path, backbone, ["a", "", "b"])
     assert [c.turns for c in first] == [(("a", "answer 1."),), (("b", "answer 1."),)]
-    assert smollm2.kept_answers(place, backbone, ["a", "", "b"]) == first and len(asked) == 1
-    assert smollm2.kept_answers(place, backbone, ["c"])[0].turns == (("c", "answer 2."),)
+    assert smollm2.stored_answers(path, backbone, ["a", "", "b"]) == first and len(calls) == 1
+    assert smollm2.stored_answers(path, backbone, ["c"])[0].turns == (("c", "answer 2."),)
 
 
 def test_thinned_codes_are_seeded_and_within_their_bounds(monkeypatch):

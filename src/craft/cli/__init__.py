@@ -1,7 +1,7 @@
 """Floor 6: the command line, the only place that parses arguments and prints results.
 
-A verb checks its flags and settings before it imports a recipe, which imports torch: help and mistakes in
-flags are answered at once.
+Verbs import recipes, and with them torch, inside their functions and after a check of flags and settings, so
+that help and most mistakes are answered at once.
 """
 
 from craft.cli.main import main

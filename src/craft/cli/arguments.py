@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.settings import read_yaml
-from craft.core.trees import flat
+from craft.core.text import flat
 
 PLAIN = ("bench", "compare", "data", "export", "inspect", "prior", "report", "show")
 """Verbs with a few flags and no class of settings: their flags are their settings. `paper` has bench."""

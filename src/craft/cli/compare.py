@@ -1,11 +1,15 @@
 """`craft compare`."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from craft.cli.options import COMMON, Common
-from craft.cli.output import percent, show_json, show_table, signed
+from craft.cli.output import show_json, show_table
 from craft.core.errors import DataError
+from craft.core.text import percent, signed
+
+if TYPE_CHECKING:
+    from craft.evaluation.compare import Comparison
 
 
 def compare(
@@ -15,15 +19,15 @@ def compare(
     metric: Literal["strict", "lenient", "scored"] = "strict",
     common: Common = COMMON,
 ) -> None:
-    """Compare two evaluations question by question: is B better than A, or is it luck?
+    """Compare two evaluations question by question: is B better than A, or is the difference chance?
 
-    Both must have been asked the same questions: `craft eval --like ENCODER` asks the base tower those of an
-    encoder. The p-value is McNemar's; where images have several questions or seeds, images are permuted.
+    Both must have the same questions; `craft eval --like ENCODER` asks the base tower an encoder's questions.
+    The p-value is that of McNemar's test; if images have several questions or seeds, images are permuted.
 
     Args:
         a: a folder of `craft eval --out`, or a samples file in it.
-        b: the other.
-        metric: which mark: the paper's exact match, the lenient one, or the likeliest option's.
+        b: the folder or file to compare with.
+        metric: the mark to compare: exact match (as in the paper), lenient match, or the likeliest option.
     """
     from craft.evaluation.compare import compare as run
     from craft.evaluation.report import samples_in
@@ -34,35 +38,35 @@ def compare(
         raise DataError(
             f"Only one of {a} and {b} has results on {alone}; compare evaluations of the same data."
         )
-    found = {name: run(first[name], second[name], metric) for name in first}
+    comparisons = {name: run(first[name], second[name], metric) for name in first}
     if common.json:
-        told = {
-            name: {part: None if one is None else one.to_json() for part, one in parts.items()}
-            for name, parts in found.items()
+        tables = {
+            name: {group: None if result is None else result.to_json() for group, result in groups.items()}
+            for name, groups in comparisons.items()
         }
-        show_json({"metric": metric, "a": str(a), "b": str(b), "comparisons": told})
+        show_json({"metric": metric, "a": str(a), "b": str(b), "comparisons": tables})
         return
-    rows, sections = [], []
-    for name, parts in found.items():
-        for part, one in parts.items():
-            if one is not None:
-                rows.append([name if part == "all" else f"  {part}", *_cells(one)])
+    rows, sections, tests = [], [], []
+    for name, groups in comparisons.items():
+        for group, result in groups.items():
+            if result is not None:
+                rows.append([name if group == "all" else f"  {group}", *_cells(result)])
+                tests.append(result.test)
         sections.append(len(rows) - 1)
     columns = ("data", "questions", "A", "B", "B - A", "95 % interval", "A alone", "B alone", "p")
     show_table(f"A = {a}, B = {b}: {metric}, in %", columns, rows, sections[:-1])
-    tests = dict.fromkeys(one.test for parts in found.values() for one in parts.values() if one is not None)
-    print(f"p: {'; '.join(tests)}. A alone: questions that only A has right.")
+    print(f"p: {'; '.join(dict.fromkeys(tests))}. A alone: questions that only A answers correctly.")
 
 
-def _cells(one: Any) -> list[str]:
-    low, high = one.interval
+def _cells(result: "Comparison") -> list[str]:
+    low, high = result.interval
     return [
-        str(one.questions),
-        percent(one.a),
-        percent(one.b),
-        signed(one.difference),
+        str(result.questions),
+        percent(result.a),
+        percent(result.b),
+        signed(result.difference),
         f"{signed(low)} to {signed(high)}",
-        str(one.only_a),
-        str(one.only_b),
-        f"{one.p_value:.3f}" if one.p_value >= 0.001 else f"{one.p_value:.0e}",
+        str(result.only_a),
+        str(result.only_b),
+        f"{result.p_value:.3f}" if result.p_value >= 0.001 else f"{result.p_value:.0e}",
     ]

@@ -2,29 +2,33 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cyclopts import Parameter
 
 from craft.cli.options import COMMON, Common, Flag, Limit, settings_of
-from craft.cli.output import listed, percent, show_json, show_table, signed
+from craft.cli.output import listed, show_json, show_table
 from craft.cli.training import show_rehearsals
+from craft.core.text import percent, signed
+
+if TYPE_CHECKING:
+    from craft.recipes.demo import DemoResult, DemoRow
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class DemoFlags:
-    """What the demo adapts and asks.
+    """The adaptation and the evaluations of the demo.
 
     Attributes:
-        out: a folder for demo.json, demo.png, the run and all answers; by default runs/demo-DATA.
-        data: as `craft adapt` takes it; by default apparel.
+        out: the folder for demo.json, demo.png, the run and all answers; by default runs/demo-DATA.
+        data: as for `craft adapt`; by default apparel.
         surrogate: the model to adapt with.
         other: a model of the same codebook that takes no part in the adaptation.
         limit: test questions per evaluation.
-        max_steps: optimiser steps; by default the config's.
-        keep_ratio: share of the visual tokens that the LLMs see in the evaluation, as in 0.8; training
-            sees all.
+        max_steps: optimiser steps; by default those of the config.
+        keep_ratio: share of visual tokens that the LLMs see in the evaluations, as in 0.8; training uses
+            all.
     """
 
     out: Path | None = None
@@ -43,7 +47,7 @@ FLAGS = DemoFlags()
 def demo(
     *, flags: DemoFlags = FLAGS, resume: Flag = False, dry_run: Flag = False, common: Common = COMMON
 ) -> None:
-    """The main job from end to end: adapt with one LLM, and see what another one gains from the same encoder.
+    """The main job from end to end: adapt with one LLM, and measure what another LLM gains from the encoder.
 
     Args:
         resume: continue an interrupted demo.
@@ -57,48 +61,38 @@ def demo(
         **{name: getattr(flags, name) for name in ("out", "data", "surrogate", "max_steps")},
         "seed": common.seed,
         "config": common.config,
+        **overrides,
     }
     if dry_run:
         from craft.recipes.adapt import rehearse
 
-        show_rehearsals({"": rehearse(config=demo_settings(**arguments, overrides=overrides))}, common.json)
+        show_rehearsals({"": rehearse(config=demo_settings(**arguments))}, common.json)
         return
-    asking: dict[str, Any] = {
-        "other": flags.other,
-        "limit": LIMIT if flags.limit is None else flags.limit,
-        "keep_ratio": flags.keep_ratio,
-    }
-    result = run(**arguments, **asking, resume=resume, **overrides)  # pyright: ignore[reportArgumentType]
+    result = run(
+        **arguments,
+        other=flags.other,
+        limit=flags.limit or LIMIT,
+        keep_ratio=flags.keep_ratio,
+        resume=resume,
+    )
     if common.json:
         show_json(result.to_json())
     else:
         _show(result)
 
 
-def _show(result: Any) -> None:
-    rows: list[tuple[str, ...]] = []
-    sections: list[int] = []
-    for row in result.rows:
-        cells = []
-        for group in ("all", "seen", "unseen"):
-            figure = row.figures.get(group)
-            cells.append("-" if figure is None else _cell(figure))
-        adapted = row.encoder == "adapted"
-        gain = signed(result.gain(row.role)) if adapted else ""
-        name = "" if adapted else row.backbone
-        role = {"surrogate": "the surrogate", "other": "never trained with"}[row.role] if adapted else ""
-        rows.append((name or f"  ({role})", row.encoder, *cells, gain))
-        sections += [len(rows) - 1] if adapted else []
-    count = result.rows[0].figures["all"].count
-    chance = result.rows[0].chance
+def _show(result: "DemoResult") -> None:
+    count, chance = result.rows[0].figures["all"].count, result.rows[0].chance
     title = f"{result.data}: {count} test questions, strict accuracy in % [95 % interval]"
     title += f"; chance {percent(chance)}" if chance else ""
     title += f"; keep ratio {result.keep_ratio:g}" if result.keep_ratio != 1 else ""
+    ends = [number for number, row in enumerate(result.rows) if row.encoder == "adapted"]
     print()
-    show_table(title, ("backbone", "encoder", "all", "seen", "unseen", "gain"), rows, sections)
-    print(f"unseen: classes never trained on ({listed(result.held_out) or 'none'})")
-    parts = sorted({part for frozen in result.frozen.values() for part in frozen})
-    if all(same for frozen in result.frozen.values() for same in frozen.values()):
+    columns = ("backbone", "encoder", "all", "seen", "unseen", "gain")
+    show_table(title, columns, [_cells(result, row) for row in result.rows], ends)
+    print(f"unseen: classes held out of training ({listed(result.held_out) or 'none'})")
+    parts = sorted({part for same in result.frozen.values() for part in same})
+    if all(unchanged for same in result.frozen.values() for unchanged in same.values()):
         print(f"frozen parts unchanged: {', '.join(parts)} of both backbones, byte for byte")
     else:
         print(f"FROZEN PARTS CHANGED: {result.frozen}")
@@ -108,12 +102,23 @@ def _show(result: Any) -> None:
         print(f"TEXT-ONLY ANSWERS CHANGED: {result.text_unchanged}")
     seconds = result.seconds
     print(
-        f"took {seconds['all']:.0f} s: {seconds['adapt']:.0f} s to adapt ({result.metrics['steps']} steps), "
-        f"{seconds['evaluate']:.0f} s to ask"
+        f"took {seconds['all']:.0f} s: {seconds['adapt']:.0f} s for adaptation "
+        f"({result.metrics['steps']} steps), {seconds['evaluate']:.0f} s for evaluation"
     )
-    print(f"picture: {result.picture}   figures: {result.out / 'demo.json'}   encoder: {result.encoder}")
+    print(f"picture: {result.picture}   results: {result.out / 'demo.json'}   encoder: {result.encoder}")
 
 
-def _cell(figure: Any) -> str:
-    low, high = figure.interval
-    return f"{percent(figure.accuracy)} [{100 * low:.0f}, {100 * high:.0f}]"
+def _cells(result: "DemoResult", row: "DemoRow") -> list[str]:
+    """One row of the table. The second row of a backbone has its role instead of its name, and the gain."""
+    accuracies = []
+    for group in ("all", "seen", "unseen"):
+        figure = row.figures.get(group)
+        if figure is None:
+            accuracies.append("-")
+            continue
+        low, high = figure.interval
+        accuracies.append(f"{percent(figure.accuracy)} [{100 * low:.0f}, {100 * high:.0f}]")
+    if row.encoder != "adapted":
+        return [row.backbone, row.encoder, *accuracies, ""]
+    role = {"surrogate": "the surrogate", "other": "never trained with"}[row.role]
+    return [f"  ({role})", row.encoder, *accuracies, signed(result.gain(row.role))]

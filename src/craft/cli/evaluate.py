@@ -5,9 +5,9 @@ from typing import Any
 
 from craft.cli.flags import config_of, takes
 from craft.cli.options import COMMON, Common, Flag
-from craft.cli.output import between, listed, percent, show_json, show_table, spread
+from craft.cli.output import between, listed, show_json, show_table, spread
 from craft.core.errors import ConfigError
-from craft.core.text import table_row
+from craft.core.text import percent, table_row
 from craft.evaluation.config import EvalConfig
 
 REHEARSED = 8

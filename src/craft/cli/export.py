@@ -15,13 +15,13 @@ def export(
     format: Literal["vila-u"] = "vila-u",
     common: Common = COMMON,
 ) -> None:
-    """Write an adapted encoder in the layout of another program.
+    """Write an adapted encoder in the file layout of another program.
 
     Args:
         encoder: a run folder of `craft adapt`, or its encoder/.
-        base: the VILA-U checkpoint that it was adapted from; what CRAFT does not touch is copied from it.
-        out: a folder; OUT/vision_tower/ drops into the checkpoint in place of its own.
-        format: which layout.
+        base: the VILA-U checkpoint that was adapted; CRAFT copies from it everything that it did not train.
+        out: the folder to write; OUT/vision_tower/ replaces the folder of that name in the checkpoint.
+        format: the layout to write.
     """
     from craft.formats.encoder import load_artefact
     from craft.formats.vila_u import export_vision_tower
@@ -31,4 +31,4 @@ def export(
         show_json({"format": format, "written": str(written)})
         return
     print(f"written: {written}")
-    print(f"To use it, put it in place of {base / 'vision_tower'} in a copy of the checkpoint.")
+    print(f"To use it, replace {base / 'vision_tower'} with it in a copy of the checkpoint.")

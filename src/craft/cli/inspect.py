@@ -1,4 +1,4 @@
-"""`craft inspect`: what a folder or a model is, and what fits it."""
+"""`craft inspect`: what a folder or model is, and which models fit it."""
 
 from pathlib import Path
 from typing import Any
@@ -6,26 +6,27 @@ from typing import Any
 from craft.cli.options import COMMON, Common
 from craft.cli.output import listed, show_json, show_pairs, show_table
 from craft.core.files import read_json, user_path
+from craft.core.text import percent
 
 
 def inspect(thing: str, *, common: Common = COMMON) -> None:
-    """Say what something is: a run folder, an adapted encoder, a model (shipped, a folder, a hub id).
+    """Describe a run folder, an adapted encoder or a model (shipped, a folder, or a hub id).
 
     Args:
-        thing: its path or name.
+        thing: the path or name.
     """
-    found = describe(thing, common)
+    description = describe(thing, common)
     if common.json:
-        show_json(found)
+        show_json(description)
     else:
-        _show(found)
+        _show(description)
 
 
 def describe(thing: str, common: Common = COMMON) -> dict[str, Any]:
-    """A JSON-able description; `kind` is "run", "adapted encoder", "family" or "model".
+    """A description for JSON; `kind` is "run", "adapted encoder", "set of tuned parts", "family" or "model".
 
     Raises:
-        CraftError: there is nothing of that name, or it is damaged.
+        CraftError: nothing has that name, or it is damaged.
     """
     from craft.formats.artefact import FORMAT
     from craft.formats.names import shipped
@@ -38,83 +39,83 @@ def describe(thing: str, common: Common = COMMON) -> dict[str, Any]:
         kind = read_json(path / "craft.json").get("format") if (path / "craft.json").is_file() else None
         if kind in (FORMAT, TUNED):
             return _encoder(path)
-        members = sorted(found.parent.name for found in path.glob("*/craft.json"))
+        members = sorted(manifest.parent.name for manifest in path.glob("*/craft.json"))
         if len(members) > 1 and (path / "visual").is_dir():
             return {"kind": "family", "path": str(path), "backbones": members}
     return _model(thing, common)
 
 
 def _run(path: Path, common: Common) -> dict[str, Any]:
-    """A run folder: its state, and what it made, if it has come so far."""
+    """A run folder: its state, and its result if there is one."""
     from craft.training.run_folder import RunFolder
 
     record = read_json(path / "run.json")
-    stages = sorted(path.glob("stage-*/run.json"))  # of an alignment; the last one is where it stands
-    place = stages[-1].parent if stages else path
-    told, lines = read_json(place / "run.json"), RunFolder(place).metrics()
-    before, after = told.get("hashes_before") or {}, told.get("hashes_after") or {}
+    stages = sorted(path.glob("stage-*/run.json"))  # of `craft align`; the last one is the current stage
+    current = stages[-1].parent if stages else path
+    stage_record, lines = read_json(current / "run.json"), RunFolder(current).metrics()
+    before, after = stage_record.get("hashes_before") or {}, stage_record.get("hashes_after") or {}
     config, data = record.get("config") or {}, (record.get("data") or {}).get("name")
     if stages:
         data = ", ".join(dict.fromkeys(config["data"]))
-    found = {
+    description = {
         "kind": "run",
         "path": str(path),
         "status": record.get("status"),
         "reason": record.get("reason"),
         "surrogate": record.get("surrogate"),
         "aligned": config.get("llm"),
-        "stage": place.name.removeprefix("stage-") if stages else None,
+        "stage": current.name.removeprefix("stage-") if stages else None,
         "seed": record.get("seed", config.get("seed")),
         "data": data,
         "held_out": record.get("held_out"),
         "step": lines[-1]["step"] if lines else 0,
-        "steps": told.get("steps"),
+        "steps": stage_record.get("steps"),
         "last": lines[-1] if lines else None,
         "changed_parts": sorted(part for part in after if before.get(part) != after[part]) or None,
     }
     for name in ("encoder", "tuned"):
         if (path / name / "craft.json").is_file():
-            found["encoder"] = _encoder(path / name)
+            description["encoder"] = _encoder(path / name)
     if (path / "backbone" / "craft.json").is_file():
-        found["backbone"] = _model(str(path / "backbone"), common)
-    return found
+        description["backbone"] = _model(str(path / "backbone"), common)
+    return description
 
 
 def _encoder(path: Path) -> dict[str, Any]:
-    """An adapted encoder or a baseline's tuned parts, with the weights checked."""
+    """An adapted encoder or the tuned parts of a baseline; loading them checks the weights."""
     from craft.formats.encoder import load_artefact
     from craft.formats.tuned import Tuned
 
     artefact = load_artefact(path)
-    told = artefact.manifest
+    manifest = artefact.manifest
     sizes = {"vision_tower": sum(tensor.numel() for tensor in artefact.state.values())}
     if isinstance(artefact, Tuned):
         return {
             "kind": "set of tuned parts",
             "path": str(path),
-            **{key: told.get(key) for key in ("method", "parts", "codebook", "surrogate", "data")},
-            **{key: told.get(key) for key in ("held_out", "metrics", "seed", "tower")},
+            **{key: manifest.get(key) for key in ("method", "parts", "codebook", "surrogate", "data")},
+            **{key: manifest.get(key) for key in ("held_out", "metrics", "seed", "tower")},
             "parameters": {**sizes, "rest": sum(tensor.numel() for tensor in artefact.rest.values())},
         }
     return {
         "kind": "adapted encoder",
         "path": str(path),
-        "codebook": told["codebook"],
-        "fits": _takers(artefact.codebook_fingerprint, told.get("surrogate")),
-        "surrogate": told.get("surrogate"),
-        "data": told.get("data"),
-        "held_out": told.get("held_out"),
-        "metrics": told.get("metrics"),
-        "seed": told.get("seed"),
+        "codebook": manifest["codebook"],
+        "fits": _fitting_models(artefact.codebook_fingerprint, manifest.get("surrogate")),
+        "surrogate": manifest.get("surrogate"),
+        "data": manifest.get("data"),
+        "held_out": manifest.get("held_out"),
+        "metrics": manifest.get("metrics"),
+        "seed": manifest.get("seed"),
         "parameters": sizes,
-        "tower": told.get("tower"),
-        "base_tower": told.get("base_tower"),
+        "tower": manifest.get("tower"),
+        "base_tower": manifest.get("base_tower"),
         "codes_used": int((artefact.prior > 0).sum()),
     }
 
 
 def _model(thing: str, common: Common) -> dict[str, Any]:
-    """A model; its weights are read in bfloat16, since they are only counted."""
+    """A model. Its weights are loaded in bfloat16 by default, since CRAFT only counts them."""
     from craft.formats.llava import is_llava
     from craft.formats.load import load
     from craft.formats.names import shipped
@@ -122,7 +123,7 @@ def _model(thing: str, common: Common) -> dict[str, Any]:
     from craft.models.freezing import parameter_table
 
     lvlm = load(thing, common.device or "cpu", common.dtype or "bfloat16")
-    book, llm = lvlm.visual.codebook, lvlm.backbone.llm
+    codebook, llm = lvlm.visual.codebook, lvlm.backbone.llm
     layouts = {"VILA-U": is_vila_u, "LLaVA": is_llava}
     layout = next((name for name, fits in layouts.items() if lvlm.origin and fits(lvlm.origin)), "native")
     return {
@@ -131,12 +132,12 @@ def _model(thing: str, common: Common) -> dict[str, Any]:
         "path": None if thing in shipped() or lvlm.origin is None else str(lvlm.origin),
         "layout": layout,
         "codebook": {
-            "fingerprint": book.fingerprint,
-            "levels": book.num_levels,
-            "size": book.size,
-            "dim": book.dim,
+            "fingerprint": codebook.fingerprint,
+            "levels": codebook.num_levels,
+            "size": codebook.size,
+            "dim": codebook.dim,
         },
-        "shares_codebook_with": [name for name in _takers(book.fingerprint) if name != lvlm.name],
+        "shares_codebook_with": [name for name in _fitting_models(codebook.fingerprint) if name != lvlm.name],
         "parameters": {part: count for part, count, _ in parameter_table(lvlm)},
         "llm": llm.config.model_type,  # type: ignore[union-attr]
         "vocabulary": len(lvlm.backbone.tokenizer),
@@ -147,8 +148,8 @@ def _model(thing: str, common: Common) -> dict[str, Any]:
     }
 
 
-def _takers(fingerprint: str, surrogate: str | None = None) -> list[str]:
-    """The shipped models of a codebook, and the surrogate where it is another one."""
+def _fitting_models(fingerprint: str, surrogate: str | None = None) -> list[str]:
+    """The shipped models with this codebook, and the surrogate if it is not one of them."""
     from craft.formats.names import shipped, shipped_folder
 
     names = [
@@ -159,12 +160,13 @@ def _takers(fingerprint: str, surrogate: str | None = None) -> list[str]:
     return names + ([surrogate] if surrogate and surrogate not in names else [])
 
 
-def _show(found: dict[str, Any]) -> None:
-    kind = found["kind"]
-    print(f"{found.get('path') or found.get('name')}: {'an' if kind[0] in 'aeiou' else 'a'} {kind}")
-    made = found.get("encoder") or found.get("backbone")
+def _show(description: dict[str, Any]) -> None:
+    kind = description["kind"]
+    article = "an" if kind[0] in "aeiou" else "a"
+    print(f"{description.get('path') or description.get('name')}: {article} {kind}")
+    result = description.get("encoder") or description.get("backbone")
     if kind == "run":
-        last = found["last"] or {}
+        last = description["last"] or {}
         losses = [
             f"{name} {last[name]:.4g}"
             for name in ("loss", "sal", "commitment", "contrastive", "retention")
@@ -172,61 +174,61 @@ def _show(found: dict[str, Any]) -> None:
         ]
         show_pairs(
             {
-                "status": found["status"],
-                "reason": found["reason"],
-                "LLM that is aligned": found["aligned"],
-                "stage": found["stage"],
-                "step": f"{found['step']} of {found['steps']}" if found["steps"] else None,
-                "surrogate": found["surrogate"],
-                "data": found["data"],
-                "seed": found["seed"],
-                "never trained on": listed(found["held_out"] or []),
+                "status": description["status"],
+                "reason": description["reason"],
+                "aligned LLM": description["aligned"],
+                "stage": description["stage"],
+                "step": f"{description['step']} of {description['steps']}" if description["steps"] else None,
+                "surrogate": description["surrogate"],
+                "data": description["data"],
+                "seed": description["seed"],
+                "never trained on": listed(description["held_out"] or []),
                 "losses at the end": ", ".join(losses),
-                "changed parts": ", ".join(found["changed_parts"] or []),
+                "changed parts": ", ".join(description["changed_parts"] or []),
             }
         )
-        if made is None:
-            print("nothing made yet: the same command with --resume goes on")
+        if result is None:
+            print("There is no result yet. The same command with --resume continues the run.")
             return
-        print(f"\n{made['path']}: the {made['kind']}")
-        found = made
+        print(f"\n{result['path']}: the {result['kind']}")
+        description = result
     if kind == "family":
-        show_pairs({"backbones": ", ".join(found["backbones"])})
+        show_pairs({"backbones": ", ".join(description["backbones"])})
         return
-    _show_parts(found)
+    _show_parts(description)
 
 
-def _show_parts(found: dict[str, Any]) -> None:
-    book, data, metrics = found["codebook"], found.get("data") or {}, found.get("metrics") or {}
-    shape = f"{book['levels']} levels of {book['size']} codewords, d = {book['dim']}"
-    if not book["levels"]:
-        shape = f"none: a continuous LVLM, d = {book['dim']}"
-    validation = metrics.get("best_validation")
-    grid = found.get("grid")
-    show_pairs(
-        {
-            "codebook": shape,
-            "fingerprint": book["fingerprint"],
-            "tuned parts": listed(found.get("parts") or []),
-            "by": found.get("method"),
-            "fits": ", ".join([*found["fits"], "any backbone of this codebook"]) if "fits" in found else None,
-            "shares it with": ", ".join(found.get("shares_codebook_with") or []),
-            "layout": found.get("layout"),
-            "LLM": f"{found['llm']}, {found['vocabulary']} words in its vocabulary"
-            if "llm" in found
-            else None,
-            "prompt format": found.get("prompt"),
-            "images": f"{found['image_size']} pixels, {grid[0]} x {grid[1]} tokens" if grid else None,
-            "adapted with": found.get("surrogate"),
-            "adapted to": data.get("name"),
-            "licence of the data": data.get("licence"),
-            "never trained on": listed(found.get("held_out") or []),
-            "steps": metrics.get("steps"),
-            "validation accuracy": None if validation is None else f"{100 * validation:.1f} %",
-            "level-1 codes in use": f"{found['codes_used']} of {book['size']}"
-            if "codes_used" in found
-            else None,
-        }
-    )
-    rows = [(part, f"{count:,}") for part, count in found["parameters"].items()]
+def _show_parts(description: dict[str, Any]) -> None:
+    codebook, grid = description["codebook"], description.get("grid")
+    data, metrics = description.get("data") or {}, description.get("metrics") or {}
+    levels = f"{codebook['levels']} levels of {codebook['size']} codewords, d = {codebook['dim']}"
+    pairs = {
+        "codebook": levels if codebook["levels"] else f"none: a continuous LVLM, d = {codebook['dim']}",
+        "fingerprint": codebook["fingerprint"],
+        "tuned parts": listed(description.get("parts") or []),
+        "by": description.get("method"),
+        "fits": None,
+        "same codebook as": ", ".join(description.get("shares_codebook_with") or []),
+        "layout": description.get("layout"),
+        "LLM": None,
+        "prompt format": description.get("prompt"),
+        "images": f"{description['image_size']} pixels, {grid[0]} x {grid[1]} tokens" if grid else None,
+        "adapted with": description.get("surrogate"),
+        "adapted to": data.get("name"),
+        "licence of the data": data.get("licence"),
+        "never trained on": listed(description.get("held_out") or []),
+        "steps": metrics.get("steps"),
+        "validation accuracy": None,
+        "level-1 codes in use": None,
+    }
+    if "fits" in description:
+        pairs["fits"] = ", ".join([*description["fits"], "any backbone of this codebook"])
+    if "llm" in description:
+        pairs["LLM"] = f"{description['llm']}, {description['vocabulary']} tokens in its vocabulary"
+    if metrics.get("best_validation") is not None:
+        pairs["validation accuracy"] = f"{percent(metrics['best_validation'])} %"
+    if "codes_used" in description:
+        pairs["level-1 codes in use"] = f"{description['codes_used']} of {codebook['size']}"
+    show_pairs(pairs)
+    rows = [(part, f"{count:,}") for part, count in description["parameters"].items()]
     show_table("Parameters", ("part", "parameters"), rows)

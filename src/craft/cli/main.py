@@ -1,4 +1,4 @@
-"""`craft`: from the words on the command line to an exit status. Nothing here imports torch."""
+"""`craft`: from the arguments of the command line to an exit status. Nothing here imports torch."""
 
 import errno
 import os
@@ -31,13 +31,13 @@ from craft.core.errors import CraftError
 from craft.core.interrupt import Interrupted
 
 DONE, OURS, USERS, STOPPED = 0, 1, 2, 130
-"""Exit statuses: all went well; a fault in CRAFT; the user's mistake; Ctrl-C."""
+"""Exit statuses: done; a fault in CRAFT; the user's mistake; stopped with Ctrl-C."""
 
 app = App(
     name="craft",
     version=__version__,
-    help="Adapt the vision tower of a discrete LVLM to new pictures, once for every LLM of its codebook.",
-    help_epilogue="Start with `craft demo`. Each verb explains itself: `craft adapt --help`.",
+    help="Adapt the vision tower of a discrete LVLM to new pictures, once for all LLMs of its codebook.",
+    help_epilogue="Start with `craft demo`. Each verb has a help page, such as `craft adapt --help`.",
     version_flags=["--version"],
     result_action="return_value",
     suppress_keyboard_interrupt=False,
@@ -62,7 +62,7 @@ _verbs = {
 }
 for _order, (_name, _verb) in enumerate(_verbs.items()):
     app.command(_verb, name=_name, sort_key=_order)
-data = App(name="data", help="List what there is; check, prepare and count data.", sort_key=len(_verbs))
+data = App(name="data", help="List data sets; check, prepare and count data.", sort_key=len(_verbs))
 data.command(list_domains, name="list")
 data.command(check)
 data.command(prepare)
@@ -72,8 +72,8 @@ data.command(statements)
 data.command(options)
 app.command(data)
 
-# What the system says when a path that the user gave cannot be used.
-_PATH_TROUBLE = {
+# Error numbers of the system for a path that cannot be used.
+_BAD_PATH = {
     getattr(errno, name)
     for name in ("EACCES", "EPERM", "EROFS", "ENOTDIR", "EISDIR", "EEXIST", "ENAMETOOLONG", "ELOOP")
 }
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: the words behind `craft`; those of this process when None.
+        arguments: the arguments after `craft`; by default those of this process.
 
     Returns:
         The exit status: 0 done, 1 a fault in CRAFT (with its traceback), 2 the user's mistake (one paragraph
@@ -96,16 +96,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words = " ".join(["python -m paper", *(tokens[1:] if tokens[0] == "reproduce" else tokens)])
         _complain(f"craft {tokens[0]} is not part of the package. In a checkout of CRAFT, run `{words}`.")
         return USERS
-    return run(app, tokens, "craft", _how_to_go_on(tokens))
+    return run(app, tokens, "craft", _how_to_continue(tokens))
 
 
 def run(app: Callable[[list[str]], Any], tokens: Sequence[str], program: str, stopped: str) -> int:
-    """Run a command line and turn what goes wrong into a message and an exit status, as `main` says.
+    """Run a command line, and turn every error into a message and an exit status, as for `main`.
 
     Args:
         app: the parser.
-        tokens: the words after the program's name.
-        program: its name, for messages about the command line.
+        tokens: the arguments after the program's name.
+        program: the program's name, for messages.
         stopped: the message after Ctrl-C.
     """
     try:
@@ -114,7 +114,7 @@ def run(app: Callable[[list[str]], Any], tokens: Sequence[str], program: str, st
     except KeyboardInterrupt:
         _complain(stopped)
         return STOPPED
-    except BrokenPipeError:  # `craft ... | head`: the reader has had enough
+    except BrokenPipeError:  # `craft ... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
@@ -129,7 +129,7 @@ def run(app: Callable[[list[str]], Any], tokens: Sequence[str], program: str, st
 
 
 def explain(error: Exception, program: str = "craft") -> str | None:
-    """One paragraph for a mistake that the user can put right; None for a fault of ours."""
+    """One paragraph about a mistake that the user can correct; None for a fault in CRAFT."""
     if isinstance(error, CycloptsError):
         reason, chain = _line(error), list(error.command_chain or ())
         if isinstance(error, UnknownOptionError) and chain and "Did you mean" not in reason:
@@ -143,33 +143,33 @@ def explain(error: Exception, program: str = "craft") -> str | None:
             "and align: --micro-batch auto, which keeps the batch, or --set gradient_checkpointing=true); "
             "--dry-run estimates it."
         )
-    if isinstance(error, OSError) and error.errno in _FULL:  # told without a name where a write fails
-        return f"{error.filename or 'a disk'}: {error.strerror}. Make room there, or choose another place."
-    if _is(error, "safetensors", "SafetensorError"):  # it keeps the system's error in words only
+    if isinstance(error, OSError) and error.errno in _FULL:  # a failed write has no file name
+        return f"{error.filename or 'a disk'}: {error.strerror}. Free some space, or choose another folder."
+    if _is(error, "safetensors", "SafetensorError"):  # it has the system's error only as text
         code = _OS_ERROR.search(str(error))
         if code is not None and int(code[1]) in _FULL:
-            return f"a disk: {os.strerror(int(code[1]))}. Make room there, or choose another place."
-    if isinstance(error, OSError) and error.errno in _PATH_TROUBLE and error.filename is not None:
-        return f"{error.filename} cannot be used: {error.strerror}. Choose another place."
+            return f"a disk: {os.strerror(int(code[1]))}. Free some space, or choose another folder."
+    if isinstance(error, OSError) and error.errno in _BAD_PATH and error.filename is not None:
+        return f"{error.filename} cannot be used: {error.strerror}. Choose another path."
     return None
 
 
 def _is(error: Exception, module: str, name: str) -> bool:
-    """Whether an error is of a class whose module may not have been imported; it is not imported here."""
+    """Whether an error is of this class, without importing the module of the class."""
     kind = getattr(sys.modules.get(module), name, None)
     return kind is not None and isinstance(error, kind)
 
 
-def _how_to_go_on(tokens: Sequence[str]) -> str:
+def _how_to_continue(tokens: Sequence[str]) -> str:
     if tokens[:1] in (["adapt"], ["align"], ["baseline"], ["demo"]):
-        return "stopped. The same command with --resume goes on from the last checkpoint, if there is one."
+        return "stopped. The same command with --resume continues from the last checkpoint, if there is one."
     if tokens[:1] == ["eval"]:
-        return "stopped. With --out, the same command with --resume asks no data set again that was done."
+        return "stopped. With --out, the same command with --resume skips the data sets that are done."
     if tokens[:1] == ["judge"] or tokens[:2] in (["data", "captions"], ["data", "statements"]):
-        return "stopped. The same command goes on from there."
+        return "stopped. The same command continues from there."
     if tokens[:1] == ["transfer"]:
-        return "stopped. The same command goes on: what is in its --work folder is not done again."
-    return "stopped. Nothing half done was left behind; give the same command to begin again."
+        return "stopped. The same command continues, and reuses the results in its --work folder."
+    return "stopped. No partial result remains; run the same command to start again."
 
 
 def _line(error: Exception) -> str:

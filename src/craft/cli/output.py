@@ -5,6 +5,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from craft.core.text import percent
+
 _WIDTH = 110  # of tables that are not printed to a terminal
 
 
@@ -61,11 +63,6 @@ def _console() -> Any:
     return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
 
 
-def percent(value: float | None) -> str:
-    """0.684 -> "68.4"; "-" for none."""
-    return "-" if value is None or value != value else f"{100 * value:.1f}"
-
-
 def spread(figure: Mapping[str, Any] | None) -> str:
     """Mean and standard deviation over seeds: "68.4 ± 1.2"; a single run has no deviation."""
     if figure is None:
@@ -76,11 +73,6 @@ def spread(figure: Mapping[str, Any] | None) -> str:
 def between(interval: Sequence[float]) -> str:
     """(0.64, 0.72) -> "64.0 to 72.0"."""
     return f"{percent(interval[0])} to {percent(interval[1])}"
-
-
-def signed(value: float | None) -> str:
-    """0.25 -> "+25.0"."""
-    return "-" if value is None else f"{100 * value:+.1f}"
 
 
 def size(count: int) -> str:

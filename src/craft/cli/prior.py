@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from craft.cli.options import COMMON, Common, Limit
-from craft.cli.output import percent, show_json, show_pairs
+from craft.cli.output import show_json, show_pairs
+from craft.core.text import percent
 
 
 def prior(
@@ -16,59 +17,56 @@ def prior(
     root: Path | None = None,
     common: Common = COMMON,
 ) -> None:
-    """Count how often each level-1 code occurs in training pictures: what pruning calls frequent.
+    """Count how often each level-1 code occurs in training pictures, which tells pruning what is frequent.
 
-    An adapted encoder brings the counts of its own training pictures, so this is for other pictures: a
-    general corpus, or a model that came without counts.
+    An adapted encoder comes with the counts of its own training pictures. This verb is for other pictures,
+    such as a general corpus, and for models that came without counts.
 
     Args:
-        data: as `craft adapt` takes it; its training part is counted.
-        out: a file for the counts, to give as --prior to `craft eval`.
-        model: whose visual tokenizer; by default the encoder's surrogate, or craft-tiny.
+        data: as for `craft adapt`; its training part is counted.
+        out: the file for the counts, to be passed as --prior to `craft eval`.
+        model: the model whose visual tokenizer is used; by default the encoder's surrogate, or craft-tiny.
         encoder: a run folder of `craft adapt` whose tower is used; by default the model's own tower.
         limit: at most this many pictures.
-        root: where a benchmark lies; else what relative paths in the data start from.
+        root: the folder of a benchmark; for other data, the folder to which relative paths refer.
     """
+    from craft.core.files import check_writable
     from craft.recipes.prior import build_prior
 
-    found = build_prior(
-        data,
-        model,
-        encoder,
-        out,
-        seed=common.seed,
-        limit=limit,
-        root=root,
-        device=common.device,
-        dtype=common.dtype,
-    )
-    counts = found.counts
+    if out is not None:
+        check_writable(out)
+    options = {"device": common.device, "dtype": common.dtype}
+    counted = build_prior(data, model, encoder, seed=common.seed, limit=limit, root=root, **options)
+    if out is not None:
+        counted.save(out)
+    counts = counted.counts
     top = counts.sort(descending=True, stable=True)
-    share = top.values[:5] / counts.sum()
-    common_codes = [
-        {"code": int(code), "share": float(part)} for code, part in zip(top.indices[:5], share, strict=True)
+    shares = top.values[:5] / counts.sum()
+    frequent = [
+        {"code": int(code), "share": float(share)}
+        for code, share in zip(top.indices[:5], shares, strict=True)
     ]
     if common.json:
         show_json(
             {
-                "data": found.data,
-                "images": found.images,
-                "used": found.used,
-                "perplexity": found.perplexity,
-                "most_common": common_codes,
+                "data": counted.data,
+                "images": counted.images,
+                "used": counted.used,
+                "perplexity": counted.perplexity,
+                "most_common": frequent,
                 "counts": counts.tolist(),
-                "out": None if found.out is None else str(found.out),
+                "out": None if out is None else str(out),
             }
         )
         return
     show_pairs(
         {
-            "pictures": f"{found.images} of {found.data}",
+            "pictures": f"{counted.images} of {counted.data}",
             "codes in use": f"{int((counts > 0).sum())} of {len(counts)}",
-            "perplexity": f"{found.perplexity:.0f}",
-            "most common": ", ".join(f"{row['code']} ({percent(row['share'])} %)" for row in common_codes),
-            "written to": found.out,
+            "perplexity": f"{counted.perplexity:.0f}",
+            "most common": ", ".join(f"{row['code']} ({percent(row['share'])} %)" for row in frequent),
+            "written to": out,
         }
     )
-    if found.out is None:
-        print("Nothing was written: --out FILE keeps the counts, for `craft eval --prior FILE`.")
+    if out is None:
+        print("Nothing was written. --out FILE keeps the counts, for `craft eval --prior FILE`.")

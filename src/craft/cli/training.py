@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from craft.cli.options import Common, Training
-from craft.cli.output import listed, percent, show_json, show_pairs, show_table, size
+from craft.cli.output import listed, show_json, show_pairs, show_table, size
+from craft.core.text import percent
 
 
 def train(

@@ -5,8 +5,9 @@ from typing import Any
 
 from craft.cli.flags import config_of, takes
 from craft.cli.options import COMMON, Common, Flag
-from craft.cli.output import percent, show_json, show_table, signed, size, spread
+from craft.cli.output import show_json, show_table, size, spread
 from craft.core.files import check_writable
+from craft.core.text import percent, signed
 from craft.evaluation.config import TransferConfig
 
 REHEARSED = 8

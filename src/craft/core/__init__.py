@@ -1,1 +1,1 @@
-"""Floor 0: shared types, errors, seeding, device and dtype, atomic files, settings, processes, progress."""
+"""Floor 0: errors, tokens, seeding, device and dtype, atomic files, settings, processes, text, progress."""

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from craft.core.errors import ConfigError
 from craft.core.files import atomic_write_text
-from craft.core.trees import flat
+from craft.core.text import flat
 
 S = TypeVar("S", bound="Settings")
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from craft.core.errors import CheckpointError
@@ -19,8 +21,6 @@ def save_tensors(
 
     Tensors are moved to the CPU, made contiguous and sorted by name; `metadata` is sorted too.
     """
-    from safetensors.torch import save
-
     clones = {name: _plain(tensors[name]).clone() for name in sorted(tensors)}  # without shared storage
     data = save(clones)
     if metadata:  # the library writes metadata in hash order, which differs between runs
@@ -44,9 +44,6 @@ def load_tensors(path: PathLike, device: torch.device | str = "cpu") -> dict[str
     Raises:
         CheckpointError: the file is missing, truncated, or not safetensors.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; check the path, or copy the folder again")

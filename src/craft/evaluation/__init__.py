@@ -1,1 +1,1 @@
-"""Floor 4: answers, matching, figures with intervals, comparisons."""
+"""Answers to questions, how they are marked, accuracy with intervals, and comparisons of runs."""

@@ -1,8 +1,7 @@
-"""Every question of a list to an LVLM: batches of similar length, each image read once, replies in order."""
+"""Ask an LVLM a list of questions: in batches of similar length, with each image read once."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -13,9 +12,9 @@ from craft.models.lvlm import LVLM
 from craft.models.prompts import decode
 
 TIES = {torch.float32: 64, torch.float16: 4, torch.bfloat16: 2}
-"""A lead of fewer rounding errors than this, of the LLM's dtype and the largest logit, is no lead: the
-question is asked again alone. Measured on craft-tiny, other batches and shared images move a logit by at most
-12 rounding errors in float32 and 0.95 in bfloat16."""
+"""A lead of fewer rounding errors than this counts as a tie, and CRAFT asks the question again alone. One
+rounding error is that of the LLM's dtype at the largest logit. On craft-tiny, other batches and shared images
+move a logit by at most 12 rounding errors in float32 and 0.95 in bfloat16."""
 
 
 @dataclass
@@ -23,9 +22,9 @@ class Replies:
     """What an LVLM replied to a list of questions.
 
     Attributes:
-        texts: per question the greedy answer; empty where none was written.
-        scores: per question the log-probabilities of its options; empty where it has none.
-        alone: numbers of the questions that were asked again by themselves (see `TIES`).
+        texts: the greedy answer to each question; empty if none was generated.
+        scores: the log-probabilities of each question's options; empty if it has none.
+        alone: the indices of the questions that were asked again alone (see `TIES`).
     """
 
     texts: list[str]
@@ -47,48 +46,48 @@ def ask(
 ) -> Replies:
     """Ask all questions, one image each.
 
-    The reply to a question does not depend on the other questions, nor on `batch_size`: what rounding in
-    another batch could have changed is asked again alone, as `LVLM.answer` would with one question.
+    The reply to a question depends neither on the other questions nor on `batch_size`. If rounding in another
+    batch could change a reply, CRAFT asks that question again alone, as `LVLM.answer` does with one question.
 
     Args:
         lvlm: the model; only its backbone runs.
         images: the questions' images, encoded.
-        questions: the texts, as many as images.
-        options: per question the answers to score; None scores nothing.
-        max_new_tokens: the cap on an answer; 0 writes none.
-        keep_ratio, keep_positions: as `LVLM.answer` takes them.
+        questions: the texts, one per image.
+        options: the answers to score for each question; None scores nothing.
+        max_new_tokens: the maximum length of an answer; 0 generates none.
+        keep_ratio, keep_positions: as for `LVLM.answer`.
         batch_size: questions per forward pass.
-        progress: show it.
+        progress: show a progress bar.
 
     Raises:
-        CraftError: `keep_ratio` cannot be served, or an option's probability is not defined.
+        CraftError: the LVLM cannot prune to `keep_ratio`, or an option's probability is undefined.
     """
     backbone = lvlm.backbone
     lvlm.check_keep_ratio(keep_ratio)
-    wanted = [
-        option_ids(backbone, question, some) if some else []
-        for question, some in zip(questions, options or [()] * len(questions), strict=True)
+    option_tokens = [
+        option_ids(backbone, question, texts) if texts else []
+        for question, texts in zip(questions, options or [()] * len(questions), strict=True)
     ]
     dtype = backbone.embeddings.weight.dtype
     close_call = TIES.get(dtype, 64) * torch.finfo(dtype).eps
-    found = Replies([""] * len(questions), [[]] * len(questions))
+    replies = Replies([""] * len(questions), [[]] * len(questions))
 
-    def go(chosen: Sequence[int]) -> list[int]:
-        """Ask some of the questions together; the numbers of those that were too close to call."""
-        first = {int(images.rows[index]): index for index in reversed(chosen)}
-        place = {row: number for number, row in enumerate(first)}
-        tokens = lvlm.visible(images.tokens(first.values()), keep_ratio)
-        image_of = [place[int(images.rows[index])] for index in chosen]
-        some = [questions[index] for index in chosen]
-        room = max(max_new_tokens, *(len(ids) for index in chosen for ids in wanted[index]), 0)
-        reading = read(backbone, tokens, some, image_of, keep_positions, room)
+    def ask_together(batch: Sequence[int]) -> list[int]:
+        """Ask the questions of one batch; return the indices of those that were too close to call."""
+        first_question = {int(images.rows[index]): index for index in reversed(batch)}
+        image_number = {row: number for number, row in enumerate(first_question)}
+        tokens = lvlm.visible(images.tokens(first_question.values()), keep_ratio)
+        image_of = [image_number[int(images.rows[index])] for index in batch]
+        texts = [questions[index] for index in batch]
+        room = max(max_new_tokens, *(len(ids) for index in batch for ids in option_tokens[index]), 0)
+        reading = read(backbone, tokens, texts, image_of, keep_positions, room)
         scale = reading.logits.abs().amax(dim=-1).tolist()
         ids, leads = write(backbone, reading, max_new_tokens)
-        scores = score(backbone, reading, [wanted[index] for index in chosen])
+        scores = score(backbone, reading, [option_tokens[index] for index in batch])
         close = []
-        for number, index in enumerate(chosen):
-            found.texts[index] = decode(backbone.tokenizer, ids[number])
-            found.scores[index] = scores[number]
+        for number, index in enumerate(batch):
+            replies.texts[index] = decode(backbone.tokenizer, ids[number])
+            replies.scores[index] = scores[number]
             best = sorted(scores[number], reverse=True)[:2]
             lead = min(leads[number], (best[0] - best[1]) / scale[number] if len(best) == 2 else 1.0)
             if lead < close_call:
@@ -98,26 +97,26 @@ def ask(
     lengths = [len(backbone.tokenizer(question)["input_ids"]) for question in questions]
     batches = plan(images.rows.tolist(), lengths, batch_size)
     for batch in track(batches, f"asking {lvlm.name}") if progress and len(batches) > 1 else batches:
-        if (close := go(batch)) and len(batch) > 1:
+        if (close := ask_together(batch)) and len(batch) > 1:
             for index in close:
-                go([index])
-            found.alone += close
-    found.alone.sort()
-    return found
+                ask_together([index])
+            replies.alone += close
+    replies.alone.sort()
+    return replies
 
 
-def plan(images: Sequence[Any], lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Which questions to ask together: those of one image, and images whose questions are about as long.
+def plan(images: Sequence[Hashable], lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Group questions into batches: by image, and images by the length of their longest question.
 
     Args:
-        images: per question what tells its image.
-        lengths: per question its length.
+        images: what identifies the image of each question.
+        lengths: the length of each question.
         batch_size: questions per batch.
 
     Returns:
-        Batches of question numbers; every question once.
+        Batches of question indices; every question is in one batch.
     """
-    longest: dict[Any, tuple[int, int]] = {}
+    longest: dict[Hashable, tuple[int, int]] = {}
     for number, (image, length) in enumerate(zip(images, lengths, strict=True)):
         most, first = longest.get(image, (0, number))
         longest[image] = (max(most, length), first)

@@ -1,4 +1,4 @@
-"""Where the mistakes are: figures per class, and which option is taken for which."""
+"""The mistakes in detail: marks per class, and which wrong options an LVLM names."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,13 +9,13 @@ from craft.evaluation.metrics import mean
 
 
 def class_table(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Figures of every class, the worst first.
+    """The marks of every class, worst class first.
 
     Args:
-        samples: rows of `Report.samples`; those without a label are left out.
+        samples: rows of `Report.samples`; rows without a label are skipped.
 
     Returns:
-        Per class: label, seen, count, and the shares strict, lenient and unparseable. Source: ours.
+        For each class its label, seen, count, and the shares strict, lenient and unparseable. Source: ours.
     """
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for row in samples:
@@ -24,27 +24,27 @@ def class_table(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     table = [
         {
             "label": label,
-            "seen": all(row["seen"] for row in found),
-            "count": len(found),
-            **{name: mean([row[name] for row in found]) for name in ("strict", "lenient", "unparseable")},
+            "seen": all(row["seen"] for row in members),
+            "count": len(members),
+            **{name: mean([row[name] for row in members]) for name in ("strict", "lenient", "unparseable")},
         }
-        for label, found in rows.items()
+        for label, members in rows.items()
     ]
     return sorted(table, key=lambda row: (row["strict"], row["label"]))
 
 
 def confusion(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Which wrong option was named in place of which right one, the most frequent first.
+    """Which wrong option was named instead of which correct one, most frequent pair first.
 
-    A wrong option can be named only where it was offered, so both are counted: a class that is offered rarely
-    and named each time is the one that the LVLM cannot tell apart.
+    A reply can name a wrong option only if the question offers it, so both are counted. A class that is
+    offered rarely and named every time is one that the LVLM cannot tell apart.
 
     Args:
-        samples: rows of `Report.samples`; those without options are left out.
+        samples: rows of `Report.samples`; rows without options are skipped.
 
     Returns:
-        Per pair that occurred: correct, named (None where the reply names no option), count, and offered, the
-        number of questions on which that mistake was possible. Source: ours.
+        For each pair that occurred: correct, named (None if the reply names no option), count, and offered,
+        the number of questions on which that mistake was possible. Source: ours.
     """
     named: Counter[tuple[str, str | None]] = Counter()
     offered: Counter[tuple[str, str | None]] = Counter()
@@ -52,15 +52,15 @@ def confusion(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if not row["choices"]:
             continue
         right, choices = str(row["correct"]), row["choices"]
-        place = choices.index(right) if right in choices else None
-        by_letter = answered_by_letter(str(row.get("answer")), place, choices)
-        which = option_named(row["prediction"], choices, by_letter)
-        said = None if which is None else choices[which]
-        if said != right:
-            named[right, said] += 1
+        right_index = choices.index(right) if right in choices else None
+        by_letter = answered_by_letter(str(row.get("answer")), right_index, choices)
+        index = option_named(row["prediction"], choices, by_letter)
+        option = None if index is None else choices[index]
+        if option != right:
+            named[right, option] += 1
         offered.update((right, choice) for choice in {*choices, None} if choice != right)
     pairs = sorted(named, key=lambda pair: (-named[pair], pair[0], pair[1] or ""))
     return [
-        {"correct": right, "named": said, "count": named[right, said], "offered": offered[right, said]}
-        for right, said in pairs
+        {"correct": right, "named": option, "count": named[right, option], "offered": offered[right, option]}
+        for right, option in pairs
     ]

@@ -1,4 +1,4 @@
-"""Two runs on the same questions: is the difference more than luck?"""
+"""Compare two runs on the same questions: is the difference more than chance?"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,20 +13,20 @@ from craft.evaluation.metrics import paired_interval
 Metric = Literal["strict", "lenient", "scored"]
 
 FLIPS = 10_000
-"""Random changes of sign behind a p-value, where questions are not independent."""
+"""Random sign changes for a p-value, if questions are not independent."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A against B, question by question; shares in [0, 1].
+    """A against B, question by question; all shares are in [0, 1].
 
     Attributes:
-        questions, images: how many are in both.
-        a, b: share right in each run.
+        questions, images: how many both runs have.
+        a, b: the share of correct answers of each run.
         difference: b - a.
-        interval: its 95 % interval, by a paired bootstrap over images.
-        only_a, only_b: questions that one run alone has right.
-        p_value: probability of a difference as large by luck, if both runs were equally good.
+        interval: the 95 % interval of the difference, by a paired bootstrap over images.
+        only_a, only_b: questions that only this run answers correctly.
+        p_value: probability of a difference at least this large if both runs are equally good.
         test: how `p_value` was computed.
     """
 
@@ -42,7 +42,7 @@ class Comparison:
     test: str
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able dict."""
+        """As a dict for JSON."""
         return {**asdict(self), "interval": list(self.interval)}
 
 
@@ -51,17 +51,17 @@ def compare(
 ) -> dict[str, Comparison | None]:
     """Compare two runs on all questions, and on those of seen and unseen classes.
 
-    Where every image has one question, the p-value is McNemar's, exact. Where images have several (or several
-    seeds ask about the same image), their answers are not independent: then the signs of whole images'
-    differences are flipped at random. The interval resamples images in either case.
+    If every image has one question, the p-value is that of McNemar's exact test. If an image has several (or
+    several seeds ask about it), its answers are not independent, and CRAFT flips the signs of whole images'
+    differences at random. The interval resamples images in both cases.
 
     Args:
-        a, b: rows of `Report.samples`; with a `seed` where several seeds are in one list. They are paired by
-            seed and id.
-        metric: which mark is compared: strict, lenient, or the likeliest option's.
+        a, b: rows of `Report.samples`, with a `seed` if a list holds several seeds. Rows are paired by seed
+            and id.
+        metric: the mark to compare: strict, lenient, or whether the likeliest option is correct.
 
     Returns:
-        "all", and "seen" and "unseen" where there are such questions (else None).
+        A comparison for "all", "seen" and "unseen"; None for a group without questions.
 
     Raises:
         DataError: the runs were not asked the same questions, or were not marked by this metric.
@@ -72,15 +72,16 @@ def compare(
     if first.keys() != second.keys():
         alone = sorted(first.keys() ^ second.keys(), key=str)[0]
         raise DataError(
-            f"A has {len(first)} questions, B has {len(second)}, and {len(first.keys() & second.keys())} are "
-            f"in both (question {alone[1]} is not). Evaluate both on the same data, split, seeds and limit."
+            f"A has {len(first)} questions, B has {len(second)}, and both have "
+            f"{len(first.keys() & second.keys())} (question {alone[1]} is in one only). Evaluate both on the "
+            "same data, split, seeds and limit."
         )
     for key, row in first.items():
         other = second[key]
         if any(row.get(name) != other.get(name) for name in ("prompt", "answer", "image_hash")):
             raise DataError(
                 f"Question {key[1]} is not the same in A and B: {row['prompt']!r} and {other['prompt']!r}. "
-                "Evaluate both with the same seed, distractors and way of answering; `craft eval --like "
+                "Evaluate both with the same seed, distractors and answer format; `craft eval --like "
                 "ENCODER` asks the base tower an encoder's questions."
             )
     groups = {"all": list(first), "seen": [], "unseen": []}
@@ -92,18 +93,23 @@ def compare(
     }
 
 
-def _by_question(rows: Sequence[Mapping[str, Any]], metric: Metric, run: str) -> dict[tuple[Any, str], Any]:
-    found = {(row.get("seed"), str(row["id"])): row for row in rows}
-    if not rows or len(found) < len(rows):
+Question = tuple[str | int | None, str]  # seed and id
+
+
+def _by_question(
+    rows: Sequence[Mapping[str, Any]], metric: Metric, run: str
+) -> dict[Question, Mapping[str, Any]]:
+    by_question = {(row.get("seed"), str(row["id"])): row for row in rows}
+    if not rows or len(by_question) < len(rows):
         raise DataError(
             f"{run} has {'the same question twice' if rows else 'no questions'}; evaluate it again."
         )
     if any(row.get(metric) is None for row in rows):
         raise DataError(
-            f"{run} has answers that are not marked as '{metric}'; "
+            f"{run} has answers without the mark '{metric}'; "
             "for 'scored' evaluate with --protocol both or options."
         )
-    return found
+    return by_question
 
 
 def _compare(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], metric: Metric) -> Comparison:
@@ -133,7 +139,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
     """Exact two-sided p-value of McNemar's test: the binomial test of the pairs that disagree.
 
     Args:
-        only_a, only_b: pairs that one side alone has right.
+        only_a, only_b: pairs of which only one side is correct.
 
     Source: McNemar 1947.
     """
@@ -143,12 +149,12 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def sign_flips(sums: np.ndarray, flips: int = FLIPS, seed: int = 0) -> float:
-    """Two-sided p-value of a sum of independent differences: how often random signs make it as large.
+    """Two-sided p-value of a sum of independent differences: how often random signs reach its size.
 
     Args:
         sums: one difference per independent unit.
         flips: random draws; the observed signs count as one more.
-        seed: of the draws.
+        seed: of the random signs.
 
     Source: Fisher's randomisation test.
     """

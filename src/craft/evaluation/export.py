@@ -1,4 +1,4 @@
-"""Results in others' forms: Hugging Face's model-index in a model card, and lmms-eval's JSON."""
+"""Results in the formats of other tools: model-index in a Hugging Face model card, and lmms-eval's JSON."""
 
 from collections.abc import Mapping, Sequence
 from math import sqrt
@@ -9,7 +9,7 @@ from craft.core.errors import CheckpointError
 from craft.core.files import PathLike, atomic_write_text
 from craft.evaluation.report import Report, merge
 
-_SHOWN = {
+_METRICS = {
     "accuracy": ("exact_match", "exact match"),
     "seen": ("exact_match", "exact match, classes seen in training"),
     "unseen": ("exact_match", "exact match, unseen classes"),
@@ -18,17 +18,17 @@ _SHOWN = {
 
 
 def add_to_card(readme: PathLike, reports: Sequence[Report]) -> None:
-    """Write figures into a model card's metadata (`model-index`), in percent.
+    """Write accuracies into a model card's metadata (`model-index`), in percent.
 
-    Figures of the same data, backbone and settings that are there already are replaced; all else is kept.
+    They replace earlier results for the same data, backbone and settings. Everything else stays.
 
     Args:
         readme: the card, `README.md` of an adapted encoder.
-        reports: one data set's, one per seed; their means are written.
+        reports: the reports on one data set, one per seed; CRAFT writes their means.
 
     Raises:
         CheckpointError: there is no card, or its metadata cannot be read.
-        ConfigError: it cannot be written to.
+        ConfigError: the card cannot be written.
     """
     from huggingface_hub import EvalResult, ModelCard
 
@@ -36,48 +36,44 @@ def add_to_card(readme: PathLike, reports: Sequence[Report]) -> None:
     try:
         card = ModelCard(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a model card that can be added to: {error}") from error
+        raise CheckpointError(f"{path} is not a model card to which results can be added: {error}") from error
     data: Any = card.data
-    told, found = reports[0].settings, merge(reports)
+    settings, means = reports[0].settings, merge(reports)
     arguments = {
-        "backbone": told.get("backbone"),
-        "protocol": told.get("protocol"),
-        "keep_ratio": told.get("keep_ratio"),
-        "max_new_tokens": told.get("max_new_tokens"),
-        "limit": told.get("limit"),
+        name: settings.get(name) for name in ("backbone", "protocol", "keep_ratio", "max_new_tokens", "limit")
     }
     results = [
         EvalResult(
             task_type="visual-question-answering",
             task_name="Visual question answering",
-            dataset_type=str(told.get("data")),
-            dataset_name=str(told.get("data")),
-            dataset_split=told.get("split"),
+            dataset_type=str(settings.get("data")),
+            dataset_name=str(settings.get("data")),
+            dataset_split=settings.get("split"),
             metric_type=kind,
-            metric_name=f"{name}, {told.get('backbone')}",
+            metric_name=f"{name}, {settings.get('backbone')}",
             metric_value=round(100 * float(figure["mean"]), 2),
             metric_args={key: value for key, value in arguments.items() if value is not None},
         )
-        for field, (kind, name) in _SHOWN.items()
-        if (figure := found[field]) is not None
+        for field, (kind, name) in _METRICS.items()
+        if (figure := means[field]) is not None
     ]
-    kept = [
+    others = [
         old for old in data.eval_results or [] if not any(old.is_equal_except_value(new) for new in results)
     ]
     data.model_name = data.model_name or _title(card.text) or path.parent.name
-    data.eval_results = [*kept, *results]
+    data.eval_results = [*others, *results]
     atomic_write_text(path, str(card))
 
 
 def to_lmms(reports: Mapping[str, Report]) -> dict[str, Any]:
-    """Results as lmms-eval writes them (`results`, `configs`, `n-samples`, ...), for its tools.
+    """Results in lmms-eval's own format (`results`, `configs`, `n-samples`, ...), for its tools.
 
     Args:
-        reports: by task name. `exact_match` is the paper's strict accuracy.
+        reports: one per task name. `exact_match` is the paper's strict accuracy.
     """
     results, configs, counts = {}, {}, {}
     for name, report in reports.items():
-        count, told = len(report.samples), report.settings
+        count, settings = len(report.samples), report.settings
         row: dict[str, Any] = {"alias": name}
         for metric, share in (("exact_match", report.accuracy), ("lenient_match", report.lenient)):
             row[f"{metric},none"] = share
@@ -85,11 +81,11 @@ def to_lmms(reports: Mapping[str, Report]) -> dict[str, Any]:
         results[name] = row
         configs[name] = {
             "task": name,
-            "test_split": told.get("split"),
-            "output_type": "multiple_choice" if told.get("protocol") == "options" else "generate_until",
+            "test_split": settings.get("split"),
+            "output_type": "multiple_choice" if settings.get("protocol") == "options" else "generate_until",
             "num_fewshot": 0,
-            "generation_kwargs": {"max_new_tokens": told.get("max_new_tokens"), "do_sample": False},
-            "metadata": {key: told.get(key) for key in ("seed", "held_out", "keep_ratio", "encoder")},
+            "generation_kwargs": {"max_new_tokens": settings.get("max_new_tokens"), "do_sample": False},
+            "metadata": {key: settings.get(key) for key in ("seed", "held_out", "keep_ratio", "encoder")},
         }
         counts[name] = {"original": count, "effective": count}
     first = next(iter(reports.values()))

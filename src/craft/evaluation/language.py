@@ -1,4 +1,4 @@
-"""Does an LLM keep its language? Perplexity of text that it was not trained on, and a few instructions."""
+"""Does an LLM keep its language? Its perplexity on held-out text, and its answers to a few instructions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ TEXTS = (
     "exit and follow the river for about ten minutes. Children under twelve need no ticket. Large bags must "
     "be left in the cloakroom, and photographs may be taken without flash.",
 )
-"""Eight short texts on everyday subjects, written for this check."""
+"""Eight short texts on everyday subjects, written for this check. Source: ours."""
 
 INSTRUCTIONS = (
     "Name three colours.",
@@ -47,16 +47,16 @@ INSTRUCTIONS = (
     "Give two reasons to drink water.",
     "What comes next: Monday, Tuesday, Wednesday? Answer with one word.",
 )
-"""A handful of instructions: short answers, a sentence, reasons."""
+"""Instructions that ask for short answers, a sentence, or reasons. Source: ours."""
 
 
 @dataclass(frozen=True)
 class Language:
-    """What an LLM says without any image.
+    """How an LLM reads and writes text without an image.
 
     Attributes:
-        perplexity: of `TEXTS`, per token.
-        answers: to `INSTRUCTIONS`, in their order.
+        perplexity: on `TEXTS`, per token.
+        answers: its answers to `INSTRUCTIONS`, in that order.
     """
 
     perplexity: float
@@ -65,14 +65,14 @@ class Language:
 
 @torch.no_grad()
 def check_language(backbone: Backbone, max_new_tokens: int = 40) -> Language:
-    """Perplexity and answers of a backbone, text only."""
+    """The perplexity and the answers of a backbone, without images."""
     answers = generate(backbone, None, INSTRUCTIONS, max_new_tokens)
     return Language(perplexity(backbone, TEXTS), tuple(answers))
 
 
 @torch.no_grad()
 def perplexity(backbone: Backbone, texts: Sequence[str]) -> float:
-    """exp of the mean cross-entropy of all tokens but each text's first, of texts as they stand."""
+    """exp of the mean cross-entropy over all tokens except each text's first, without a prompt format."""
     total, count = 0.0, 0
     for text in texts:
         ids = torch.tensor(backbone.tokenizer(text)["input_ids"], dtype=torch.long)

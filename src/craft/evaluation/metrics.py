@@ -1,10 +1,10 @@
-"""Figures with their uncertainty."""
+"""Means with their uncertainty."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-_BLOCK = 4_000_000  # resampled values held at once
+_BLOCK = 4_000_000  # resampled values in memory at once
 
 
 def bootstrap_interval(
@@ -17,9 +17,9 @@ def bootstrap_interval(
 
     Args:
         values: one per sample.
-        resamples: how many resampled means.
-        level: coverage.
-        seed: of the resampling.
+        resamples: the number of resampled means.
+        level: the coverage.
+        seed: for the resampling.
     """
     return grouped_interval([values], resamples, level, seed)
 
@@ -30,11 +30,13 @@ def grouped_interval(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of the groups' means (seeds, say), each group resampled
-    within itself; (nan, nan) where one is empty. It does not contain the spread between groups.
+    """Percentile bootstrap interval of the mean over the means of groups, such as seeds.
+
+    Each group is resampled on its own, so the interval does not cover the spread between groups. It is
+    (nan, nan) if a group is empty.
 
     Args:
-        groups: values, one per sample.
+        groups: the values of each group, one per sample.
         resamples, level, seed: as for `bootstrap_interval`.
     """
     arrays = [np.asarray(group, dtype=np.float64) for group in groups]
@@ -60,12 +62,12 @@ def paired_interval(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean difference; whole clusters are drawn. Source: Efron 1979.
+    """Percentile bootstrap interval of a mean difference, over whole clusters. Source: Efron 1979.
 
     Args:
         differences: `[n]`, one per question.
-        clusters: int `[n]`, 0..C-1: which questions belong together (to one image).
-        resamples, level, seed: as in `bootstrap_interval`.
+        clusters: int `[n]` in 0..C-1; questions about the same image have the same number.
+        resamples, level, seed: as for `bootstrap_interval`.
     """
     sums = np.bincount(clusters, weights=differences)
     counts = np.bincount(clusters)
@@ -79,12 +81,12 @@ def paired_interval(
 
 
 def mean(values: Sequence[float] | Sequence[bool] | np.ndarray) -> float | None:
-    """The mean, or None of nothing."""
+    """The mean; None for no values."""
     return float(np.mean(np.asarray(values, dtype=np.float64))) if len(values) else None
 
 
 def spread(values: Sequence[float | None]) -> dict[str, float | int] | None:
-    """Mean and sample standard deviation over seeds (0 for one); None where a value is missing."""
+    """Mean and sample standard deviation over seeds (0 for one seed); None if a value is missing."""
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return None

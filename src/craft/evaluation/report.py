@@ -1,4 +1,4 @@
-"""The result of one evaluation, and of several averaged."""
+"""The result of one evaluation, and the mean of several."""
 
 import json
 from collections.abc import Sequence
@@ -24,27 +24,27 @@ FIGURES = (
     "agreement",
     "agreement_parseable",
 )
-"""The figures that are averaged over seeds."""
+"""The figures of a report that `merge` averages over seeds."""
 
 
 @dataclass
 class Report:
-    """Accuracy of one LVLM on one data set; all figures are fractions in [0, 1].
+    """Accuracy of one LVLM on one data set. All figures are fractions in [0, 1].
 
     Attributes:
-        accuracy: strict exact match, over all samples (§4.1).
+        accuracy: strict exact match over all samples (§4.1).
         seen, unseen: the same over classes kept in, or held out of, training; None without such samples.
-        lenient, lenient_seen, lenient_unseen: the right option by letter or text.
-        unparseable: share of replies that name none of the options, or several.
+        lenient, lenient_seen, lenient_unseen: share of replies that name the correct option.
+        unparseable: share of replies that name none or several of the options.
         interval: 95 % bootstrap interval of `accuracy`.
-        chance: accuracy of picking an option at random; None for open questions.
-        samples: per sample: id, image_hash, prompt, answer, prediction, strict, lenient, unparseable, seen,
-            label, correct and choices; where options were scored also scored, agrees and scores.
-        settings: backbone, encoder, data, seed, keep ratio and what else makes the result.
-        scored, scored_seen, scored_unseen: share of questions whose right option is the likeliest; None where
+        chance: accuracy of choosing an option at random; None for open questions.
+        samples: one row per sample: id, image_hash, prompt, answer, prediction, strict, lenient, unparseable,
+            seen, label, correct and choices; with scored options also scored, agrees and scores.
+        settings: backbone, encoder, data, seed, keep ratio and everything else that the result depends on.
+        scored, scored_seen, scored_unseen: share of questions whose correct option is the likeliest; None if
             options were not scored.
-        agreement: share of questions whose written answer names the likeliest option.
-        agreement_parseable: the same among written answers that name an option.
+        agreement: share of questions whose generated answer names the likeliest option.
+        agreement_parseable: the same among generated answers that name an option.
     """
 
     accuracy: float
@@ -66,7 +66,7 @@ class Report:
 
     @classmethod
     def of(cls, samples: list[dict[str, Any]], settings: dict[str, Any] | None = None) -> "Report":
-        """The figures of a list of per-sample results."""
+        """The report on a list of per-sample results."""
 
         def share(
             name: str, seen: bool | None = None, among: Sequence[dict[str, Any]] = samples
@@ -95,7 +95,7 @@ class Report:
         )
 
     def to_json(self, samples: bool = False) -> dict[str, Any]:
-        """A JSON-able dict, with the per-sample list if asked."""
+        """As a dict for JSON; `samples` adds the per-sample list."""
         result: dict[str, Any] = {name: getattr(self, name) for name in FIGURES}
         result |= {"interval": list(self.interval), "chance": self.chance, "count": len(self.samples)}
         result |= {"settings": self.settings}
@@ -105,7 +105,7 @@ class Report:
         """Write the per-sample list as JSONL.
 
         Raises:
-            ConfigError: the place cannot be written to.
+            ConfigError: the file cannot be written.
         """
         rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in self.samples)
         atomic_write_text(path, "".join(rows))
@@ -115,13 +115,13 @@ def read_samples(path: str | Path) -> list[dict[str, Any]]:
     """The per-sample list that `Report.save_samples` wrote.
 
     Raises:
-        DataError: the file is missing, or a line of it is not one of ours; the line is named.
+        DataError: the file is missing, or one of its lines (which the message names) is not a sample.
     """
     try:
         with open(path, encoding="utf-8") as file:
             lines = list(file)  # str.splitlines would split at U+2028 too
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path} ({error}); give what `craft eval --out` wrote.") from error
+        raise DataError(f"cannot read {path} ({error}); use a file that `craft eval --out` wrote.") from error
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -136,28 +136,31 @@ def read_samples(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def samples_in(place: str | Path) -> dict[str, list[dict[str, Any]]]:
-    """The answers that `craft eval --out` left, by data set; rows of several seeds carry a `seed`.
+def samples_in(path: str | Path) -> dict[str, list[dict[str, Any]]]:
+    """The answers that `craft eval --out` wrote, by data set. Rows from a folder also have their `seed`.
 
     Args:
-        place: its folder, or one file of samples.
+        path: the folder, or one file of samples.
 
     Raises:
-        DataError: there are none, or a file is damaged.
+        DataError: there are no answers, or a file is damaged.
     """
-    place = Path(place)
-    if place.is_file():
-        return {"all": read_samples(place)}
-    found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(place.glob("samples-*.jsonl")) or sorted(place.glob("*/samples-*.jsonl")):
-        seed = path.stem.removeprefix("samples-")
-        name = "all" if path.parent == place else path.parent.name
-        found.setdefault(name, []).extend({**row, "seed": seed} for row in read_samples(path))
-    if not found:
-        raise DataError(f"{place} holds no samples-*.jsonl; give what `craft eval --out` wrote.")
-    return found
+    path = Path(path)
+    if path.is_file():
+        return {"all": read_samples(path)}
+    answers: dict[str, list[dict[str, Any]]] = {}
+    for file in sorted(path.glob("samples-*.jsonl")) or sorted(path.glob("*/samples-*.jsonl")):
+        seed = file.stem.removeprefix("samples-")
+        name = "all" if file.parent == path else file.parent.name
+        answers.setdefault(name, []).extend({**row, "seed": seed} for row in read_samples(file))
+    if not answers:
+        raise DataError(f"{path} has no samples-*.jsonl; use a folder that `craft eval --out` wrote.")
+    return answers
 
 
 def merge(reports: Sequence[Report]) -> dict[str, dict[str, float | int] | None]:
-    """Mean and spread over several reports (seeds), by figure. Source: §4.1, "the average over 3 seeds"."""
+    """Mean and spread of each figure over several reports, one per seed.
+
+    Source: §4.1, "the average over 3 seeds".
+    """
     return {name: spread([getattr(report, name) for report in reports]) for name in FIGURES}

@@ -11,8 +11,6 @@ keep ratios and five backbones cost one pass of the vision tower over the images
 FOLDER/<key>/{cache.json: what the key covers, part-*.safetensors: digests, codes, residuals}
 """
 
-import hashlib
-import json
 import os
 import secrets
 from collections.abc import Iterable, Sequence
@@ -30,6 +28,7 @@ from craft.core.errors import CheckpointError
 from craft.core.files import PathLike, write_json
 from craft.core.progress import say, track
 from craft.core.tensors import hash_tensors, load_tensors, save_tensors
+from craft.core.text import json_digest
 from craft.core.tokens import VisionTokens
 from craft.data.images import image_bytes_hash, open_image
 from craft.models.visual_tokenizer import VisualTokenizer
@@ -135,7 +134,7 @@ class CodeCache:
             ConfigError: the folder cannot be written to, or the search does not run here.
         """
         description = describe_visual(visual) | ({} if search == "exact" else {"search": search})
-        key = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:24]
+        key = json_digest(description)[:24]
         folder = None if self.folder is None else self.folder / key
         if key not in self._stored:
             self._stored[key] = {} if folder is None else _read_parts(folder, visual)

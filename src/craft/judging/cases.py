@@ -6,7 +6,6 @@ judges; `run` puts many cases to one of them.
 
 import hashlib
 import io
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from craft.core.errors import ConfigError
 from craft.core.files import sha256_file, user_path
+from craft.core.text import json_digest
 from craft.data import DIRECTIVES, LETTERS
 from craft.data.images import ImageSource, open_image
 
@@ -97,7 +97,7 @@ class Case:
     def content(self) -> str:
         """SHA-256 (hex) over everything that a judge sees of the case."""
         picture = None if self.image is None else sha256_file(self.image)
-        return digest([self.task, self.options, self.truth, self.response, picture])
+        return json_digest([self.task, self.options, self.truth, self.response, picture], compact=True)
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class Judge:
 
     def key(self, case: Case) -> str:
         """The key of the stored verdict on `case`: SHA-256 (hex) of judge and content."""
-        return digest([dict(self.identity), case.content])
+        return json_digest([dict(self.identity), case.content], compact=True)
 
 
 def read_rubric(path: str | Path | None = None) -> Rubric:
@@ -277,9 +277,3 @@ def reply_of(text: str, model: str, tokens: tuple[int, int], cut: bool = False) 
         return Reply(status, model=model, tokens=tokens, detail=f"{error}; it said: {text[:300]!r}")
     scores = {name: getattr(verdict, name) for name in DIMENSIONS}
     return Reply("ok", scores, verdict.notes, model, tokens)
-
-
-def digest(value: Any) -> str:
-    """SHA-256 (hex) of a JSON-able value, independent of the order of its keys."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()

@@ -1,6 +1,5 @@
 """Answers before a judge: which judge, the verdicts and their report, and what they will cost (§4.3, §7)."""
 
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 from craft.core.errors import ConfigError
 from craft.core.files import read_json, write_json
+from craft.core.text import slug
 from craft.data import ImageSource, open_image
 from craft.data.images import image_bytes_hash
 from craft.judging.answers import Answers, Preview, preview_of, read_cases
@@ -75,13 +75,8 @@ def judge_answers(answers: Answers, judge: Judge, overwrite: bool = False) -> Ju
     }
     report = JudgeReport.of(cases, replies, settings)
     report.judge, report.folder = judge.name, answers.folder
-    write_json(answers.folder / f"report-{slug(judge.name)}.json", report.to_json())
+    write_json(answers.folder / f"report-{slug(judge.name, 'judge')}.json", report.to_json())
     return report
-
-
-def slug(name: str) -> str:
-    """A name as a file name."""
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "judge"
 
 
 def _clear(answers: Answers) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from craft.core.files import atomic_write_bytes, atomic_write_text, write_json
-from craft.core.text import table_row
+from craft.core.text import percent, signed, table_row
 from craft.evaluation.metrics import grouped_interval
 from craft.evaluation.report import Report, merge
 
@@ -219,7 +219,7 @@ def _about(matrix: Record) -> str:
     ]
     if chance:
         lines.append(
-            f"A blind guess scores {' to '.join(_percent(c) for c in {chance[0]: 0, chance[-1]: 0})}."
+            f"A blind guess scores {' to '.join(percent(c) for c in {chance[0]: 0, chance[-1]: 0})}."
         )
     limit = settings.get("limit")
     lines.append(
@@ -253,14 +253,14 @@ def _accuracy(cell: Record | None) -> str:
     if cell is None:
         return "-"
     spread, gain = cell["accuracy"], cell["gain"]["accuracy"]
-    text = _percent(spread["mean"]) + (f" ± {_percent(spread['std'])}" if spread["runs"] > 1 else "")
-    return text if gain is None else f"{text} ({_signed(gain['mean'])})"
+    text = percent(spread["mean"]) + (f" ± {percent(spread['std'])}" if spread["runs"] > 1 else "")
+    return text if gain is None else f"{text} ({signed(gain['mean'])})"
 
 
 def _mean_accuracy(cells: list[Record]) -> str:
     mean = sum(cell["accuracy"]["mean"] for cell in cells) / len(cells)
     gains = [gain["mean"] for cell in cells if (gain := cell["gain"]["accuracy"]) is not None]
-    return _percent(mean) + (f" ({_signed(sum(gains) / len(gains))})" if gains else "")
+    return percent(mean) + (f" ({signed(sum(gains) / len(gains))})" if gains else "")
 
 
 def _gains(matrix: Record) -> str:
@@ -283,7 +283,7 @@ def _with_interval(gain: Mapping[str, Any] | None) -> str:
     if gain is None:
         return "-"
     low, high = gain["interval"]
-    return f"{_signed(gain['mean'])} [{_signed(low)}, {_signed(high)}]"
+    return f"{signed(gain['mean'])} [{signed(low)}, {signed(high)}]"
 
 
 def _means(matrix: Record) -> str:
@@ -291,9 +291,9 @@ def _means(matrix: Record) -> str:
         [
             row["data"],
             "same LLM" if row["diagonal"] else "another LLM",
-            *(_signed(row[name]) for name in GROUPS),
+            *(signed(row[name]) for name in GROUPS),
             f"{row['positive']} of {row['cells']}",
-            _signed(row["lowest"]),
+            signed(row["lowest"]),
         ]
         for row in matrix["summary"]
     ]
@@ -302,14 +302,6 @@ def _means(matrix: Record) -> str:
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(map(table_row, [head, ["---"] * len(head), *rows]))
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
-def _signed(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:+.1f}"
 
 
 # The heat map
@@ -404,7 +396,7 @@ def _draw_panel(axes: Any, matrix: TransferMatrix, panel: _Panel, norm: Any) -> 
             continue
         gain = panel.gain[i, j]
         dark = np.isfinite(gain) and abs(norm(100 * gain) - 0.5) > 0.33
-        text = f"{100 * value:.1f}" + ("" if np.isnan(gain) else f"\n{100 * gain:+.1f}")
+        text = percent(value) + ("" if np.isnan(gain) else f"\n{signed(float(gain))}")
         axes.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
         if panel.diagonal[i, j] and np.isfinite(gain):
             axes.add_patch(Rectangle((j - 0.48, i - 0.48), 0.96, 0.96, fill=False, linewidth=1.4))

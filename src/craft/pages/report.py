@@ -17,7 +17,7 @@ from markupsafe import Markup
 from craft.core.errors import CheckpointError, DataError
 from craft.core.files import atomic_write_text, read_json
 from craft.core.provenance import machine
-from craft.core.trees import flat
+from craft.core.text import flat, percent
 from craft.data import open_image
 from craft.judging.answers import read_rows
 from craft.judging.cases import BINARY, DIMENSIONS
@@ -197,4 +197,5 @@ MARKDOWN.add_render_rule("link_open", lambda *_: "")
 MARKDOWN.add_render_rule("link_close", lambda *_: "")
 
 PAGES = Environment(loader=PackageLoader("craft.pages", ""), autoescape=True, undefined=StrictUndefined)
-VIEWS: Any = PAGES.get_template("report.html", globals={"DIMENSIONS": DIMENSIONS, "BINARY": BINARY}).module
+GLOBALS = {"DIMENSIONS": DIMENSIONS, "BINARY": BINARY, "percent": percent}
+VIEWS: Any = PAGES.get_template("report.html", globals=GLOBALS).module

@@ -7,6 +7,7 @@ from typing import Any
 
 from craft.core.errors import ConfigError
 from craft.core.files import read_json, user_path
+from craft.core.text import json_digest, slug
 from craft.data import Sample, stratified
 from craft.data.load import as_setting
 from craft.formats.artefact import FORMAT, Artefact
@@ -24,9 +25,9 @@ from craft.judging.answers import (
     read_rows,
 )
 from craft.judging.answers import row_of as answer_row
-from craft.judging.cases import DIRECTIVE, Case, Judge, digest
+from craft.judging.cases import DIRECTIVE, Case, Judge
 from craft.judging.config import JudgeConfig
-from craft.judging.judge import CostEstimate, estimate_cost, judge_answers, make_judge, slug
+from craft.judging.judge import CostEstimate, estimate_cost, judge_answers, make_judge
 from craft.judging.report import JudgeReport
 from craft.models.freezing import answer_hashes
 from craft.models.lvlm import LVLM
@@ -187,7 +188,7 @@ def _asked_answers(settings: JudgeConfig, backbone: str | LVLM, artefact: Artefa
     samples = take(questions.samples("test"), settings.limit, questions.seed)
     name = backbone.name if isinstance(backbone, LVLM) else backbone
     parent = Path("runs" if artefact is None or settings.run is None else settings.run) / "judge"
-    folder = user_path(settings.out or parent / (slug(name) + ("-zero-shot" if zero_shot else "")))
+    folder = user_path(settings.out or parent / (slug(name, "judge") + ("-zero-shot" if zero_shot else "")))
 
     def collect() -> list[Case]:
         lvlm = model()
@@ -206,7 +207,7 @@ def _asked_answers(settings: JudgeConfig, backbone: str | LVLM, artefact: Artefa
             "data": questions.name,
             "seed": questions.seed,
             "held_out": list(questions.held_out),
-            "samples": digest(questions_asked),
+            "samples": json_digest(questions_asked, compact=True),
         }
         return explain(
             lvlm,

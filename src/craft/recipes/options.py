@@ -1,4 +1,4 @@
-"""Hard wrong options by CLIP: the classes whose names come nearest to each picture (FOCI; §4.1, §11)."""
+"""Hard wrong options by CLIP: the classes whose names are most similar to each picture (FOCI; §4.1, §11)."""
 
 from pathlib import Path
 from typing import Any
@@ -14,49 +14,53 @@ from craft.data.check import distinct
 from craft.data.sample import Raw
 
 PROMPT = "an image of a {}"
-"""What CLIP reads for a class. Source: FOCI."""
+"""The text that CLIP reads for a class. Source: FOCI."""
 
 
 @torch.no_grad()
 def clip_options(
     raw: Raw, model: str | Path, count: int = 7, device: str | None = None, batch_size: int = 64
 ) -> dict[str, list[dict[str, Any]]]:
-    """For each picture its class and the `count` other classes that CLIP finds most like it, the most alike
-    last: {class: [{"image", "options": [right, wrong, ...], "groundtruth"}]}.
+    """For each picture, its class and the `count` other classes that CLIP finds most similar.
 
-    FOCI keeps three; more are kept here since training questions must not name held-out classes.
+    FOCI keeps three wrong options. CRAFT keeps more, since training questions must not name held-out classes.
 
     Args:
-        raw: pictures that are files, with classes.
-        model: a folder or hub id that transformers reads as CLIP or SigLIP.
-        count: wrong options for each picture.
-        device, batch_size: where, and how many pictures at a time.
+        raw: data with classes, whose pictures are files.
+        model: a folder or hub id that transformers can load as CLIP or SigLIP.
+        count: the number of wrong options for each picture.
+        device: as for `craft.load`.
+        batch_size: pictures per forward pass.
+
+    Returns:
+        `{class: [{"image", "options": [correct, wrong, ...], "groundtruth"}]}`, with the most similar wrong
+        option last.
 
     Raises:
-        DataError: pictures without classes, or that are no files (prepare the data first).
-        CheckpointError: the model is not there, or not of this kind.
+        DataError: pictures have no classes, or are not files (prepare the data first).
+        CheckpointError: there is no such model, or it is of another kind.
 
-    Source: FOCI, with its prompt; the number kept is ours.
+    Source: FOCI, with its prompt; the number of options is ours.
     """
     samples = distinct(raw.samples)
     if any(sample.label is None or not isinstance(sample.image, str) for sample in samples):
         raise DataError(
-            f"{raw.name}: options need classes, and pictures that are files; `craft data prepare` writes "
-            "pictures of other kinds out."
+            f"{raw.name}: options need classes and pictures that are files; `craft data prepare` writes "
+            "other pictures to files."
         )
-    where = resolve_device(device)
+    target = resolve_device(device)
     clip, processor = _load(model)
-    clip.to(where)
+    clip.to(target)
     names = sorted({str(sample.label) for sample in samples})
     prompts = [PROMPT.format(name) for name in names]
-    texts = processor(text=prompts, truncation=True, return_tensors="pt", **_padding(clip)).to(where)
-    words = _unit(clip.get_text_features(**texts))
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    texts = processor(text=prompts, truncation=True, return_tensors="pt", **_padding(clip)).to(target)
+    class_features = _unit(clip.get_text_features(**texts))
+    options: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for start in track(range(0, len(samples), batch_size), "asking CLIP"):
         chosen = samples[start : start + batch_size]
         images = [open_image(sample.image, sample.origin) for sample in chosen]
-        pixels = processor(images=images, return_tensors="pt").to(where)
-        ranks = (_unit(clip.get_image_features(**pixels)) @ words.T).argsort(dim=1).tolist()
+        pixels = processor(images=images, return_tensors="pt").to(target)
+        ranks = (_unit(clip.get_image_features(**pixels)) @ class_features.T).argsort(dim=1).tolist()
         for sample, rank in zip(chosen, ranks, strict=True):
             wrong = [names[index] for index in rank if names[index] != sample.label][-count:]
             entry = {
@@ -64,8 +68,8 @@ def clip_options(
                 "options": [sample.label, *wrong],
                 "groundtruth": sample.label,
             }
-            found[str(sample.label)].append(entry)
-    return found
+            options[str(sample.label)].append(entry)
+    return options
 
 
 def _load(model: str | Path) -> tuple[Any, Any]:
@@ -85,11 +89,11 @@ def _load(model: str | Path) -> tuple[Any, Any]:
 
 
 def _padding(clip: Any) -> dict[str, Any]:
-    """SigLIP takes a text's features where its padding ends, and knows one length: that of its training."""
+    """SigLIP reads the end of a text's padding, so the length must be that of its training."""
     if "siglip" not in clip.config.model_type:
         return {"padding": True}
-    most = clip.config.text_config.max_position_embeddings
-    return {"padding": "max_length", "max_length": most, "return_attention_mask": False}
+    length = clip.config.text_config.max_position_embeddings
+    return {"padding": "max_length", "max_length": length, "return_attention_mask": False}
 
 
 def _unit(features: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Data for a recipe: loaded with the settings of a config, or with those an encoder was trained under."""
+"""Data for a recipe, loaded with the settings of a config or with those of an encoder's training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,11 +15,11 @@ from craft.training.config import AdaptConfig, DataConfig
 def open_data(
     settings: DataConfig, seed: int, lvlm: Callable[[], LVLM], held_out: Sequence[str] | None = None
 ) -> Data:
-    """`load_data` with a config's settings; `lvlm` is called where hard distractors need its text encoder.
+    """`load_data` with the settings of a config. It calls `lvlm` if hard distractors need its text encoder.
 
     Raises:
-        DataError: as `load_data`.
-        ConfigError: hard distractors are wanted and there is no text encoder.
+        DataError: as for `load_data`.
+        ConfigError: hard distractors need a text encoder, and the LVLM has none.
     """
     return load_data(
         settings.name,
@@ -35,7 +35,7 @@ def open_data(
 
 
 def text_similarity(lvlm: LVLM, names: Sequence[str]) -> np.ndarray:
-    """Cosines `[C, C]` of the names under the frozen text encoder: which classes are hard to tell apart.
+    """Cosines `[C, C]` between the class names under the frozen text encoder.
 
     Raises:
         ConfigError: the visual tokenizer came without a text encoder.
@@ -49,7 +49,7 @@ def text_similarity(lvlm: LVLM, names: Sequence[str]) -> np.ndarray:
 
 
 def describe(data: Data, settings: DataConfig) -> dict[str, Any]:
-    """What an artefact's manifest says about its training data: enough to ask the same questions again."""
+    """The record of the training data for a manifest, from which the same questions can be asked again."""
     return {
         "name": data.name,
         "task": data.task,
@@ -65,55 +65,63 @@ def describe(data: Data, settings: DataConfig) -> dict[str, Any]:
 
 
 def training_data_of(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The `describe` part of a manifest, or None where it was not made by `adapt`."""
-    told = manifest.get("data")
-    return dict(told) if isinstance(told, Mapping) and "settings" in told else None
+    """The record that `describe` made in a manifest; None if `adapt` did not make the artefact."""
+    record = manifest.get("data")
+    return dict(record) if isinstance(record, Mapping) and "settings" in record else None
 
 
 def is_training_data(
-    given: Mapping[str, Any], told: Mapping[str, Any], held_out: Sequence[str], lvlm: Callable[[], LVLM]
+    settings: Mapping[str, Any], record: Mapping[str, Any], held_out: Sequence[str], lvlm: Callable[[], LVLM]
 ) -> bool:
-    """Whether the data that `given` names (`name`, `root`) is what an encoder learned from: by content,
-    wherever it lies now.
+    """Whether the data that `settings` names is the data that an encoder was trained on.
+
+    CRAFT compares contents, so the data may have moved.
+
+    Args:
+        settings: `name` and `root`; if they are absent, those of the record.
+        record: the `describe` record of the encoder's manifest.
+        held_out: the classes that the encoder's training held out.
+        lvlm: called if hard distractors need its text encoder.
 
     Raises:
-        DataError: it is called the same, but files were added, removed or changed since. Then its test images
-            may be among those that the encoder was trained on.
+        DataError: the data has the recorded name, but files were added, removed or changed since. Its test
+            images may then be among those that the encoder was trained on.
     """
-    learned = told["settings"]["name"]
-    name = given.get("name", learned)
-    if name in EMBEDDED or learned in EMBEDDED:
-        return name == learned
-    place = {"name": name, "root": given.get("root", told["settings"]["root"])}
-    settings = DataConfig.model_validate({**told["settings"], **place})
+    trained_on = record["settings"]["name"]
+    name = settings.get("name", trained_on)
+    if name in EMBEDDED or trained_on in EMBEDDED:
+        return name == trained_on
+    source = {"name": name, "root": settings.get("root", record["settings"]["root"])}
+    config = DataConfig.model_validate({**record["settings"], **source})
     try:
-        again = open_data(settings, told["seed"], lvlm, held_out)
+        data = open_data(config, record["seed"], lvlm, held_out)
     except DataError:
-        if name == learned:
+        if name == trained_on:
             raise
         return False  # other classes, for instance
-    if again.fingerprint == told["fingerprint"]:
+    if data.fingerprint == record["fingerprint"]:
         return True
-    if again.name == told["name"]:
+    if data.name == record["name"]:
         raise DataError(
-            f"{again.name} has changed since this encoder was adapted to it, so its test images may be among "
-            "those it was trained on. Restore the data, adapt again, or give the test images as data of "
+            f"{data.name} has changed since this encoder was adapted to it, so its test images may be among "
+            "those it was trained on. Restore the data, adapt again, or pass the test images as data with "
             "another name."
         )
     return False
 
 
 def check_limit(limit: int | None) -> None:
-    """
+    """Refuse a limit that leaves nothing to measure.
+
     Raises:
-        ConfigError: nothing would be left to measure.
+        ConfigError: `limit` is below 1.
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit must be at least 1, not {limit}.")
 
 
 def take(samples: Sequence[Sample], limit: int | None, seed: int) -> list[Sample]:
-    """At most `limit` samples, evenly from the classes, in the given order.
+    """At most `limit` samples, evenly from the classes, in their original order.
 
     Raises:
         ConfigError: `limit` is below 1.
@@ -127,59 +135,59 @@ def take(samples: Sequence[Sample], limit: int | None, seed: int) -> list[Sample
 
 
 def with_seen(data: Data, held_out: Sequence[str]) -> Data:
-    """The same data with `held_out` as the unseen classes (a division of the test set; questions stay).
+    """The same data with `held_out` as the unseen classes of the test set. The questions stay the same.
 
     Raises:
         ConfigError: one of them is not a class of the data.
     """
-    if strangers := sorted(set(held_out) - set(data.classes)):
-        raise ConfigError(f"{data.name} has no class {', '.join(strangers)}, which was held out of training.")
+    if unknown := sorted(set(held_out) - set(data.classes)):
+        raise ConfigError(f"{data.name} has no class {', '.join(unknown)}, which was held out of training.")
     test = [replace(sample, seen=sample.label not in held_out) for sample in data.test]
     return replace(data, test=test, held_out=tuple(sorted(held_out)))
 
 
 def questions_for(
-    wanted: Mapping[str, Any], seed: int | None, manifest: Mapping[str, Any], lvlm: Callable[[], LVLM]
+    settings: Mapping[str, Any], seed: int | None, manifest: Mapping[str, Any], lvlm: Callable[[], LVLM]
 ) -> Data:
-    """The data set to ask; with a manifest's settings and held-out classes where its encoder learned from it.
+    """The data set to ask. Data that an encoder was trained on is asked as in its training.
 
     Args:
-        wanted: settings of the config's `data` section; those that are None are not given.
-        seed: of the questions; None is the encoder's, or 0.
-        manifest: of the encoder in use or to compare with; empty without one.
-        lvlm: called where hard distractors need its text encoder.
+        settings: settings of the config's `data` section; those that are None have no effect.
+        seed: for the questions; None means the encoder's, or 0.
+        manifest: the manifest of the encoder to use or to compare with; empty if there is none.
+        lvlm: called if hard distractors need its text encoder.
 
     Raises:
         ConfigError: a setting is unknown, or contradicts the encoder's training.
         DataError: the data is missing, or changed since the encoder was trained on it.
     """
-    given = {key: value for key, value in wanted.items() if value is not None}
-    told, held_out = training_data_of(manifest), manifest.get("held_out") or ()
-    if told is not None and is_training_data(given, told, held_out, lvlm):
-        learned = told["settings"]["unseen_fraction"]
-        if given.get("unseen_fraction", learned) != learned:
+    settings = {key: value for key, value in settings.items() if value is not None}
+    record, held_out = training_data_of(manifest), manifest.get("held_out") or ()
+    if record is not None and is_training_data(settings, record, held_out, lvlm):
+        trained_with = record["settings"]["unseen_fraction"]
+        if settings.get("unseen_fraction", trained_with) != trained_with:
             raise ConfigError(
                 "unseen_fraction cannot be chosen for an encoder that was adapted to this data: its training "
                 f"held out {', '.join(held_out) or 'nothing'}. Leave it out."
             )
-        settings = _data_config({**told["settings"], "limit": None, **given})
-        return open_data(settings, told["seed"] if seed is None else seed, lvlm, held_out)
-    return checked(open_data(_data_config(given), seed or 0, lvlm), manifest)
+        config = _data_config({**record["settings"], "limit": None, **settings})
+        return open_data(config, record["seed"] if seed is None else seed, lvlm, held_out)
+    return checked(open_data(_data_config(settings), seed or 0, lvlm), manifest)
 
 
-def _data_config(given: Mapping[str, Any]) -> DataConfig:
-    return AdaptConfig.build({"data": dict(given)}).data
+def _data_config(settings: Mapping[str, Any]) -> DataConfig:
+    return AdaptConfig.build({"data": dict(settings)}).data
 
 
 def checked(data: Data, manifest: Mapping[str, Any]) -> Data:
-    """The data, with its unseen classes set right.
+    """The data with the unseen classes of an encoder's training, if the encoder was trained on it.
 
-    Data that did not come by the manifest's settings: if it is what the encoder learned all the same, its
-    unseen classes are the manifest's; if not, the encoder has seen no class of it.
+    This is for data that was not loaded with the manifest's settings. If it is other data, the encoder has
+    seen none of its classes, and it stays as it is.
     """
-    told = training_data_of(manifest)
-    if told is None or told["name"] != data.name or not data.classes:
+    record = training_data_of(manifest)
+    if record is None or record["name"] != data.name or not data.classes:
         return data
-    if told["fingerprint"] == data.fingerprint or set(manifest.get("held_out") or ()) <= set(data.classes):
+    if record["fingerprint"] == data.fingerprint or set(manifest.get("held_out") or ()) <= set(data.classes):
         return with_seen(data, manifest.get("held_out") or ())
     return data

@@ -5,9 +5,7 @@ file, so that an interrupted matrix continues where it stopped; codes are comput
 """
 
 import functools
-import hashlib
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +17,7 @@ from craft.core.progress import say
 from craft.core.provenance import machine
 from craft.core.settings import without_idle
 from craft.core.tensors import hash_tensors
-from craft.core.trees import flat
+from craft.core.text import flat, json_digest
 from craft.data import EMBEDDED, Data
 from craft.data.load import as_setting, short_name
 from craft.evaluation.config import TransferConfig
@@ -363,7 +361,7 @@ class _Asker:
     def __call__(self, lvlm: LVLM, encoder: Artefact | None, questions: Data, like: Artefact) -> Report:
         """The report of one backbone with an encoder, or with the base tower."""
         key = self._key(lvlm, encoder, questions)
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        digest = json_digest(key)[:16]
         if digest not in self._known:
             self._known[digest] = self._read_or_ask(key, digest, lvlm, encoder, questions, like)
         return self._known[digest]

@@ -20,7 +20,7 @@ from craft.core.interrupt import Interrupted
 from craft.core.processes import is_main, on_main
 from craft.core.provenance import machine
 from craft.core.settings import Settings, removed_fault, without_idle
-from craft.core.trees import flat
+from craft.core.text import flat
 
 _OURS = (
     "config.resolved.yaml",
