@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parent
-PRELOAD = ["builders", "tiny_data", "together", "craft.training", "accelerate", "torch.distributed.fsdp"]
+PRELOAD = [
+    "builders",
+    "tiny_data",
+    "together",
+    "craft.training.run_folder",
+    "accelerate",
+    "torch.distributed.fsdp",
+]
 
 
 def together(count: int, work: Callable[..., Any], *args: Any, **environment: str) -> list[Any]:
