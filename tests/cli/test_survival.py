@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cli.conftest import FAST
-from craft.training import RunFolder
+from craft.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 ACCELERATE = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--config_file"]

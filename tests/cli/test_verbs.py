@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from cli.conftest import FAST
-from craft.core.files import load_tensors
+from craft.core.tensors import load_tensors
 from craft.data import EMBEDDED
 from craft.formats.load import load
 
@@ -363,17 +363,57 @@ def test_demo(craft, family, pictures, tmp_path):
     assert [row["figures"] for row in again["rows"]] == [row["figures"] for row in found["rows"]]
 
 
-def test_help_is_light(environment):
-    code = (
-        "import sys; from craft.cli import main; status = main(['--help']); "
-        "heavy = {'torch', 'transformers', 'accelerate', 'matplotlib', 'numpy'} & set(sys.modules); "
-        "print(status, sorted(heavy))"
-    )
+LIGHT = """
+import contextlib, io, json, sys
+from craft.cli.main import app, main
+
+def verbs(app, before=()):
+    for name in app:
+        if not name.startswith("-"):
+            yield from verbs(app[name], (*before, name))
+    yield before
+
+HEAVY = {"torch", "transformers", "accelerate", "matplotlib", "numpy", "scipy", "PIL", "safetensors"}
+answers = {}
+for words in [(*verb, *end) for verb in CHOSEN or verbs(app) for end in ENDS]:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        status = main(list(words))
+    answers[" ".join(words)] = [status, sorted(HEAVY & set(sys.modules))]
+print(json.dumps(answers))
+"""
+
+
+def light(environment, *ends, chosen=()):
+    """Status of each command line, and the heavy libraries imported so far; all run in one process.
+
+    Args:
+        ends: the words after the verb.
+        chosen: the verbs; all if there are none.
+    """
+    code = f"CHOSEN, ENDS = {[[verb] for verb in chosen]!r}, {ends!r}\n{LIGHT}"
     command = [sys.executable, "-c", code]
     said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert said.stdout.splitlines()[-1] == "0 []"
-    for verb in ("demo", "adapt", "eval", "transfer", "inspect", "export", "data"):
-        assert f" {verb} " in said.stdout
+    return json.loads(said.stdout)
+
+
+def test_help_imports_nothing_heavy(environment):
+    answers = light(environment, ["--help"])
+    assert answers == {words: [0, []] for words in answers}
+    assert {"--help", "adapt --help", "eval --help", "judge --help", "data check --help"} <= answers.keys()
+
+
+def test_mistakes_in_flags_import_nothing_heavy(environment):
+    answers = light(environment, ["--no-such-flag"], ["--seed", "x"])
+    assert "transfer --seed x" in answers
+    assert answers == {words: [2, []] for words in answers}
+
+
+def test_mistakes_in_settings_import_nothing_heavy(environment):
+    answers = light(
+        environment, ["--set", "no_such=1"], chosen=["adapt", "align", "eval", "judge", "transfer"]
+    )
+    assert len(answers) == 5
+    assert answers == {words: [2, []] for words in answers}
 
 
 @pytest.mark.parametrize("verb", ["demo", "adapt", "eval", "transfer", "inspect", "export", "data list"])

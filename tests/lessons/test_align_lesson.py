@@ -15,10 +15,10 @@ from craft.losses.sal import BLOCK, surrogate_alignment
 from craft.models.decoding import generate
 from craft.models.freezing import part_hashes
 from craft.models.prompts import build_dialogue
-from craft.training import RunFolder
 from craft.training.config import AlignConfig, LoraConfig
 from craft.training.fit import fit
 from craft.training.lora import add_lora, lora_targets, take_lora
+from craft.training.run_folder import RunFolder
 
 WORDS = ("red bag", "blue coat", "green shoe", "grey dress")
 FAST = {"llm": "tiny", "max_steps": 2, "batch_size": 4, "device": "cpu", "learning_rate": 1e-2}

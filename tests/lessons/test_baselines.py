@@ -9,7 +9,7 @@ import torch
 
 from builders import tiny_continuous, tiny_images, tiny_lvlm
 from craft.core.errors import CheckpointError, CodebookMismatchError, ConfigError, CraftError
-from craft.core.files import hash_tensors
+from craft.core.tensors import hash_tensors
 from craft.formats.artefact import Artefact
 from craft.formats.encoder import load_artefact
 from craft.formats.llm_source import Borrowed

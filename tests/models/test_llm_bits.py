@@ -28,8 +28,9 @@ from craft.models.memory import weight_bytes
 from craft.models.paper_sizes import paper_lvlm
 from craft.recipes import adapt, evaluate
 from craft.recipes.opening import Model
-from craft.training import AdaptConfig, RunFolder
+from craft.training.config import AdaptConfig
 from craft.training.fit import fit
+from craft.training.run_folder import RunFolder
 from paper.bench.plan import Run, plan
 from tiny_data import tiny_data
 

@@ -13,14 +13,14 @@ import craft
 import together as workers
 from builders import tiny_lvlm
 from craft.core.errors import CheckpointError, ConfigError, CraftError, DataError
-from craft.core.files import hash_tensors, load_tensors, save_tensors
+from craft.core.interrupt import Interrupted
+from craft.core.tensors import hash_tensors, load_tensors, save_tensors
 from craft.data.chats import Conversation
 from craft.formats.llm_source import open_llm
 from craft.formats.native import save_native
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.recipes.align import align, rehearse
 from craft.recipes.align_data import read_sets
-from craft.training import Interrupted
 from craft.training.config import AlignConfig
 from together import together
 

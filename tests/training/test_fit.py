@@ -14,7 +14,8 @@ import torch
 
 from builders import tiny_lvlm
 from craft.core.errors import ConfigError, DataError, TrainingError
-from craft.core.files import hash_tensors
+from craft.core.interrupt import Interrupted
+from craft.core.tensors import hash_tensors
 from craft.lessons import adapt as adapting
 from craft.lessons.adapt import adaptation, settle
 from craft.lessons.batches import ImageBatches
@@ -23,11 +24,13 @@ from craft.models.freezing import part_hashes
 from craft.quantize import search
 from craft.quantize.search import SEARCHES, Choice, choose, exact
 from craft.recipes import adapt
-from craft.training import AdaptConfig, Interrupted, RunFolder, checkpoint
+from craft.training import checkpoint
 from craft.training.checks import check_frozen, check_gradients, choose_trainable
+from craft.training.config import AdaptConfig
 from craft.training.engine import Engine
 from craft.training.fit import fit
 from craft.training.lesson import Settled
+from craft.training.run_folder import RunFolder
 from tiny_data import tiny_data
 
 FAST = {

@@ -22,10 +22,11 @@ from craft.models.memory import kept_per_token
 from craft.models.recompute import recompute
 from craft.quantize import search
 from craft.quantize.search import SEARCHES, Choice, exact, kept_bytes
-from craft.training import AdaptConfig, RunFolder
 from craft.training import micro_batch as memory
+from craft.training.config import AdaptConfig
 from craft.training.fit import fit
 from craft.training.image_cache import ImageCache
+from craft.training.run_folder import RunFolder
 from tiny_data import tiny_data
 
 FAST = {
@@ -287,7 +288,8 @@ from torch._dynamo.utils import counters
 torch.nn.Module.compile = partialmethod(torch.nn.Module.compile, backend="aot_eager")  # no C++ to build
 from builders import tiny_lvlm
 from training.test_levers import FAST, samples_with, same, step
-from craft.training import AdaptConfig, RunFolder
+from craft.training.config import AdaptConfig
+from craft.training.run_folder import RunFolder
 from craft.training.fit import fit
 lvlm = tiny_lvlm(tower="siglip")
 plain = step(lvlm, samples_with(), [0, 1])

@@ -12,8 +12,9 @@ from craft.core.errors import TrainingError
 from craft.lessons.adapt import adaptation
 from craft.lessons.batches import ImageBatches
 from craft.lessons.rehearsal import rehearse_step
-from craft.training import AdaptConfig, RunFolder
+from craft.training.config import AdaptConfig
 from craft.training.fit import fit
+from craft.training.run_folder import RunFolder
 from tiny_data import tiny_data
 
 limited = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, where a limit of memory holds")

@@ -11,9 +11,8 @@ from craft.core.files import read_json, write_json
 from craft.core.settings import REMOVED, REMOVED_VALUES, leaves, resolve_name
 from craft.formats.artefact import Artefact
 from craft.recipes.transfer import _kind
-from craft.training import AdaptConfig, RunFolder
-from craft.training.config import AlignConfig
-from craft.training.run_folder import FREE
+from craft.training.config import AdaptConfig, AlignConfig
+from craft.training.run_folder import FREE, RunFolder
 
 KINDS = (AdaptConfig, AlignConfig)
 IDLE = [(name, value) for name, removed in REMOVED.items() for value in removed.idle]

@@ -11,7 +11,8 @@ from accelerate.tracking import GeneralTracker
 from builders import tiny_lvlm
 from craft.core.errors import ConfigError, DataError
 from craft.lessons.batches import ImageBatches
-from craft.training import AdaptConfig, checkpoint
+from craft.training import checkpoint
+from craft.training.config import AdaptConfig
 from craft.training.engine import Engine
 from craft.training.lesson import Objective
 from training.test_fit import FAST, losses, tower_hash, train

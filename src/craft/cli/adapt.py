@@ -4,6 +4,7 @@ import shlex
 
 from craft.cli.options import COMMON, TRAINING, Common, Training
 from craft.cli.training import show_rehearsals, show_trained
+from craft.training.config import AdaptConfig
 
 
 def adapt(surrogate: str | None = None, *, training: Training = TRAINING, common: Common = COMMON) -> None:
@@ -15,12 +16,13 @@ def adapt(surrogate: str | None = None, *, training: Training = TRAINING, common
     Args:
         surrogate: a shipped model (craft-tiny/llama), a folder, or a hub id; its LLM scores the answers.
     """
+    config = AdaptConfig.build(common.config, training.overrides(common))
+
+    # Late, for these import torch: a mistake in the settings is reported at once.
     from craft.core.processes import leave
     from craft.recipes.adapt import adapt as run
     from craft.recipes.adapt import rehearse
-    from craft.training.config import AdaptConfig
 
-    config = AdaptConfig.build(common.config, training.overrides(common))
     if training.dry_run:
         rehearsal = rehearse(
             surrogate, training.data, seed=common.seed, max_steps=training.max_steps, config=config

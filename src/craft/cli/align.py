@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from craft.cli.options import COMMON, Common, Flag, Several, settings_of
 from craft.cli.output import show_json, show_pairs, show_table
 from craft.cli.training import show_rehearsals
+from craft.training.config import AlignConfig
 
 
 @Parameter(name="*")
@@ -67,16 +68,15 @@ def align(
         dry_run: load, show what trains, run one batch, estimate memory; write only the codes. With
             paper/qwen2-0.5b and --visual paper/vila-u, the sizes of §8 without any weights.
     """
-    from craft.core.processes import leave
-    from craft.recipes.align import align as run
-    from craft.training.config import AlignConfig
-
     overrides: dict[str, Any] = settings_of(common)
     if flags.lora is not None:
         overrides["lora.rank"] = flags.lora
     if flags.micro_batch is not None:
         overrides["micro_batch"] = flags.micro_batch
     config = AlignConfig.build(common.config, overrides)
+    from craft.core.processes import leave
+    from craft.recipes.align import align as run
+
     sources: dict[str, Any] = {name: getattr(flags, name) for name in ("visual", "data", "captions", "text")}
     sources["llm"] = llm
     arguments: dict[str, Any] = {name: getattr(flags, name) for name in ("stage", "out", "max_steps")}

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
+from craft.core.errors import ConfigError
+
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 """True if present; there is no `--no-…`."""
 
@@ -106,8 +108,6 @@ def named_values(entries: list[str] | None) -> dict[str, str]:
     for entry in entries or []:
         name, equals, value = entry.partition("=")
         if not (equals and name and value):
-            from craft.core.errors import ConfigError
-
             raise ConfigError(
                 f"--set takes NAME=VALUE, as in --set learning_rate=1e-4 (null is none), not {entry!r}."
             )
@@ -130,8 +130,6 @@ def numbers(text: str | None, flag: str) -> list[int] | None:
     try:
         return [int(part) for part in text.replace(" ", ",").split(",") if part]
     except ValueError:
-        from craft.core.errors import ConfigError
-
         raise ConfigError(
             f"{flag} takes whole numbers with commas, as in {flag} 0,1,2; not {text!r}."
         ) from None
@@ -143,8 +141,6 @@ def seeds_of(seeds: str | None, common: Common) -> list[int] | None:
     Raises:
         ConfigError: both are set, or a seed occurs twice.
     """
-    from craft.core.errors import ConfigError
-
     listed = numbers(seeds, "--seeds")
     if listed and common.seed is not None:
         raise ConfigError("Use --seed or --seeds, not both.")

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from craft.core.device import autocast, resolve_device, resolve_dtype
 from craft.core.errors import CheckpointError, ConfigError
-from craft.core.files import atomic_write_text, load_tensors, read_json, user_path
+from craft.core.files import atomic_write_text, read_json, user_path
 from craft.core.processes import on_main
 from craft.core.progress import say
 from craft.core.seeding import generator
+from craft.core.tensors import load_tensors
 from craft.evaluation.language import INSTRUCTIONS, check_language
 from craft.formats.code_cache import ImageCodes
 from craft.formats.llm_source import Borrowed, open_llm

@@ -15,7 +15,7 @@ from craft.core.processes import world
 from craft.core.progress import say
 from craft.data import Data, verify_images
 from craft.data.load import as_setting, short_name
-from craft.evaluation import evaluate_lvlm
+from craft.evaluation.run import evaluate_lvlm
 from craft.formats.load import load
 from craft.models.backbone import Backbone
 from craft.models.llm_bits import bits_of, check_bits

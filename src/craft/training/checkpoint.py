@@ -12,14 +12,8 @@ import torch
 from torch import Tensor
 
 from craft.core.errors import CheckpointError, TrainingError
-from craft.core.files import (
-    atomic_directory,
-    load_tensors,
-    read_json,
-    remove_directory,
-    save_tensors,
-    write_json,
-)
+from craft.core.files import atomic_directory, read_json, remove_directory, write_json
+from craft.core.tensors import load_tensors, save_tensors
 
 VERSION = 2
 

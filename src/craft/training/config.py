@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from craft.core.settings import Section, Settings
-from craft.quantize.search import Search
+
+Search = Literal["auto", "exact", "fused"]
+"""Values of the setting `search`: "auto", or a search of `craft.quantize.search`."""
 
 
 class DataConfig(Section):
