@@ -13,9 +13,9 @@ from torch import Tensor
 from craft.core.files import hash_tensors
 from craft.evaluation import Report, lenient, strict, unparseable
 from craft.formats.code_cache import ImageCodes
-from craft.models.attention import cls_attention, received_attention
 from craft.pruning import PruningSettings, prune_tokens
 from craft.recipes.prior import GENERAL, chosen_prior
+from paper.attention import cls_attention, received_attention
 from paper.cells import CRAFT, Cell, Method
 from paper.plan import Plan
 from paper.work import Work

@@ -1,7 +1,7 @@
 """The processes of one distributed run. With a single process all functions are the identity.
 
-`accelerate launch` or `torchrun` starts them; `craft.training.engine` joins them. The last two functions are
-for processes that a run starts itself, to decode images or to measure in parallel.
+`accelerate launch` or `torchrun` starts them; `craft.training.engine` joins them. `follow_parent` is
+for processes that a run starts itself, to decode images.
 """
 
 import multiprocessing
@@ -213,9 +213,3 @@ def follow_parent(ctrl_c: bool = True) -> None:
 
     if parent is not None:
         threading.Thread(target=watch, daemon=True).start()
-
-
-def orphaned() -> bool:
-    """Whether the process that started this one has ended."""
-    parent = multiprocessing.parent_process()
-    return parent is not None and not parent.is_alive()
