@@ -21,8 +21,7 @@ from craft.core.tensors import hash_tensors
 from craft.data import BENCHMARKS, Data, Sample
 from craft.formats.artefact import Artefact
 from craft.formats.code_cache import CodeCache
-from craft.formats.encoder import load_artefact
-from craft.formats.load import load
+from craft.formats.load import load, load_artefact
 from craft.judging.rules import RULES
 from craft.models.freezing import answer_hashes
 from craft.models.lvlm import LVLM

@@ -15,10 +15,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from craft.core.errors import ConfigError
+from craft.models.layers import Recompute
 from craft.models.lvlm import LVLM
 from craft.models.memory import kept_per_token, weight_bytes
 from craft.models.paper_sizes import LLMS, paper_lvlm
-from craft.models.recompute import Recompute
 from paper.bench.flops import LORA, Step, flops_per_image, lengths
 from paper.bench.shapes import SHAPES
 

@@ -83,7 +83,7 @@ def _run(path: Path, common: Common) -> dict[str, Any]:
 
 def _encoder(path: Path) -> dict[str, Any]:
     """An adapted encoder or the tuned parts of a baseline; loading them checks the weights."""
-    from craft.formats.encoder import load_artefact
+    from craft.formats.load import load_artefact
     from craft.formats.tuned import Tuned
 
     artefact = load_artefact(path)

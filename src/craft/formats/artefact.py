@@ -16,13 +16,12 @@ from craft.core.errors import CheckpointError, CodebookMismatchError
 from craft.core.files import PathLike, atomic_directory, atomic_write_text, read_json, write_json
 from craft.core.tensors import hash_tensors, load_tensors, save_tensors
 from craft.core.text import flat
-from craft.formats.manifest import read_manifest
+from craft.formats.checks import load_strict, read_manifest
 from craft.formats.names import shipped, shipped_folder
 from craft.formats.visual_folder import read_prior
 from craft.models.lvlm import LVLM
 from craft.models.vision_tower import VisionTower
 from craft.models.visual_tokenizer import VisualTokenizer
-from craft.models.weights import load_strict
 
 FORMAT, VERSION = "craft-encoder", 1
 _ENTRIES = ("surrogate", "base_tower", "data", "held_out", "config", "metrics")

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from craft.core.device import resolve_device, resolve_dtype
 from craft.core.errors import CheckpointError
 from craft.core.files import read_json
-from craft.formats.llm_folder import in_dtype, load_tokenizer, quiet
+from craft.formats.llm_source import in_dtype, load_tokenizer, quiet
 from craft.formats.weight_folder import WeightFolder
 from craft.models.backbone import Backbone
 from craft.models.images import BARS

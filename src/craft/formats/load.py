@@ -1,4 +1,4 @@
-"""`craft.load`: a model by name, from a folder or from the hub."""
+"""Models by name, from a folder or from the hub (`craft.load`); adapted encoders and tuned parts."""
 
 import difflib
 from pathlib import Path
@@ -7,7 +7,9 @@ import torch
 
 from craft.core.device import resolve_device
 from craft.core.errors import CheckpointError, ConfigError
-from craft.core.files import read_json, user_path
+from craft.core.files import PathLike, read_json, user_path
+from craft.formats import artefact, tuned
+from craft.formats.artefact import Artefact
 from craft.formats.names import hub_folder, is_hub_id, shipped, shipped_folder
 from craft.models.llm_bits import check_bits
 from craft.models.lvlm import LVLM
@@ -143,3 +145,49 @@ def _says_vila_u(folder: Path) -> bool:
     path = folder / "config.json"
     config = read_json(path) if path.is_file() else None
     return isinstance(config, dict) and "vision_tower_cfg" in config
+
+
+def load_artefact(path: PathLike) -> Artefact:
+    """Read an adapted encoder, or a baseline's tuned parts (a `Tuned`), and check it against its manifest.
+
+    Args:
+        path: the artefact's folder, or a run folder with `encoder/` or `tuned/`.
+
+    Raises:
+        CheckpointError: there is no artefact, the run has not finished, a file is missing or damaged, or the
+            weights are not those of the manifest.
+    """
+    folder = find_artefact(path)
+    manifest = read_json(folder / "craft.json")
+    if isinstance(manifest, dict) and manifest.get("format") == tuned.FORMAT:
+        return tuned.read_tuned(folder)
+    return artefact.read_artefact(folder)
+
+
+def find_artefact(path: PathLike) -> Path:
+    """The artefact's folder, for a run folder or the artefact's folder itself.
+
+    Raises:
+        CheckpointError: there is no artefact; the message says what is there instead.
+    """
+    path = user_path(path)
+    for name in ("encoder", "tuned"):
+        if (path / name / "craft.json").is_file():
+            return path / name
+    if not path.exists():
+        raise CheckpointError(
+            f"{path} does not exist; give a run folder of `craft adapt`, or its encoder/ folder."
+        )
+    if (path / "run.json").is_file() or (path / "checkpoints").is_dir():
+        raise CheckpointError(
+            f"The run in {path} has not finished: it has no encoder/ or tuned/ yet. Run the same `craft "
+            "adapt` or `craft baseline` again with --resume."
+        )
+    if not (path / "craft.json").is_file():
+        raise CheckpointError(
+            f"{path} is not an adapted encoder: it has no craft.json. Give a run folder of `craft adapt`."
+        )
+    return path
+
+
+LVLM.read_encoder = staticmethod(load_artefact)

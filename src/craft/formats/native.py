@@ -21,9 +21,8 @@ from craft.core.device import resolve_device, resolve_dtype
 from craft.core.errors import CheckpointError, CodebookMismatchError, ConfigError
 from craft.core.files import PathLike, atomic_directory, read_json, write_json
 from craft.core.tensors import hash_tensors, load_tensors, save_tensors
-from craft.formats.llm_folder import load_tokenizer, quiet, read_llm
-from craft.formats.llm_source import load_borrowed, save_borrowed
-from craft.formats.manifest import read_manifest
+from craft.formats.checks import cast, dtype_named, load_strict, read_manifest, stored_dtype, under
+from craft.formats.llm_source import load_borrowed, load_tokenizer, quiet, read_llm, save_borrowed
 from craft.formats.visual_folder import (
     VISUAL_FORMAT,
     load_visual,
@@ -39,7 +38,6 @@ from craft.models.lvlm import LVLM
 from craft.models.projector import Projector
 from craft.models.prompts import FORMATS
 from craft.models.visual_tokenizer import VisualTokenizer
-from craft.models.weights import cast, dtype_named, load_strict, stored_dtype, under
 from craft.quantize.continuous import TOWER
 
 __all__ = ["NATIVE_FORMAT", "load_native", "load_visual", "save_native", "save_visual"]

@@ -19,12 +19,11 @@ from craft.core.errors import CheckpointError, CodebookMismatchError
 from craft.core.files import PathLike, atomic_directory, atomic_write_text, write_json
 from craft.core.tensors import hash_rounded, hash_tensors, load_tensors, save_tensors
 from craft.formats.artefact import Artefact, describe_tensors
-from craft.formats.manifest import read_manifest
+from craft.formats.checks import add_factors, load_strict, read_manifest, under
 from craft.models.backbone import Backbone
 from craft.models.freezing import parts as parts_of
 from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
-from craft.models.weights import add_factors, load_strict, under
 
 FORMAT, VERSION = "craft-tuned", 1
 

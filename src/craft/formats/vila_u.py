@@ -17,9 +17,9 @@ from craft.core.device import resolve_device, resolve_dtype
 from craft.core.errors import CheckpointError, CodebookMismatchError
 from craft.core.files import atomic_directory, read_json
 from craft.formats.artefact import Artefact
-from craft.formats.llm_folder import load_llm
+from craft.formats.llm_source import load_llm
 from craft.formats.siglip_config import siglip_text_config, siglip_vision_config
-from craft.formats.text_encoder import siglip_text_encoder
+from craft.formats.visual_folder import siglip_text_encoder
 from craft.formats.weight_folder import WeightFolder
 from craft.models.backbone import Backbone
 from craft.models.llm_bits import refuse_packed

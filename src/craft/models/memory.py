@@ -7,8 +7,8 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from craft.losses.sal import BLOCK
+from craft.models.layers import Recompute
 from craft.models.lvlm import LVLM
-from craft.models.recompute import Recompute
 from craft.quantize import ResidualCodebook
 from craft.quantize.search import ROW_BLOCK, code_block, kept_bytes
 
