@@ -100,10 +100,6 @@ def jointly(work: Callable[[], T], doing: str) -> T:
     `work` may communicate only by `on_main`, which first checks whether another process has failed. Any other
     exchange would wait for a process that has left `work`.
 
-    Args:
-        work: the function.
-        doing: what it does, for the message.
-
     Raises:
         Exception: the error of `work` in this process.
         TrainingError: it failed in another process; the message has the reason.

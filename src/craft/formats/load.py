@@ -2,6 +2,7 @@
 
 import difflib
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -55,7 +56,13 @@ def load(
         raise CheckpointError(f"{path} is a file; give the folder of the model.")
     if is_hub_id(name):
         return _load_folder(hub_folder(name), device, dtype, llm_bits)
-    raise CheckpointError(_unknown(name))
+    names = shipped()
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    listed = f" Shipped models: {', '.join(names)}." if names else ""
+    raise CheckpointError(
+        f"There is no model {name!r}: it is neither a folder nor a shipped model.{hint}{listed}"
+    )
 
 
 def load_visual_tokenizer(
@@ -81,8 +88,7 @@ def load_visual_tokenizer(
     if not path.is_dir() and is_hub_id(name):
         path = hub_folder(name)
     for folder in (path, path / "visual", path.parent / "visual"):
-        config = folder / "config.json"
-        if config.is_file() and read_json(config).get("format") == VISUAL_FORMAT:
+        if _config_of(folder).get("format") == VISUAL_FORMAT:
             return load_visual(folder, target, dtype or "auto")
     if path.is_dir() and is_vila_u(path):
         return load_vila_u_visual(path, target, dtype)
@@ -90,14 +96,6 @@ def load_visual_tokenizer(
         f"There is no visual tokenizer at {name!r}. Shipped: {', '.join(sorted(families)) or 'none'}; or "
         "give a family's folder (with visual/), or a VILA-U checkpoint."
     )
-
-
-def _unknown(name: str) -> str:
-    names = shipped()
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    listed = f" Shipped models: {', '.join(names)}." if names else ""
-    return f"There is no model {name!r}: it is neither a folder nor a shipped model.{hint}{listed}"
 
 
 def _load_folder(
@@ -128,7 +126,7 @@ def _load_folder(
                 "llm_bits out."
             )
         return load_llava(folder, device, dtype)
-    if _says_vila_u(folder) or is_vila_u(folder):
+    if "vision_tower_cfg" in _config_of(folder) or is_vila_u(folder):
         return load_vila_u(folder, device, dtype, llm_bits)
     members = sorted(path.parent.name for path in folder.glob("*/craft.json"))
     if len(members) == 1:
@@ -141,10 +139,11 @@ def _load_folder(
     )
 
 
-def _says_vila_u(folder: Path) -> bool:
+def _config_of(folder: Path) -> dict[str, Any]:
+    """The folder's config.json, or nothing."""
     path = folder / "config.json"
     config = read_json(path) if path.is_file() else None
-    return isinstance(config, dict) and "vision_tower_cfg" in config
+    return config if isinstance(config, dict) else {}
 
 
 def load_artefact(path: PathLike) -> Artefact:

@@ -22,7 +22,7 @@ from craft.core.errors import CheckpointError, CodebookMismatchError, ConfigErro
 from craft.core.files import PathLike, atomic_directory, read_json, write_json
 from craft.core.tensors import hash_tensors, load_tensors, save_tensors
 from craft.formats.checks import cast, dtype_named, load_strict, read_manifest, stored_dtype, under
-from craft.formats.llm_source import load_borrowed, load_tokenizer, quiet, read_llm, save_borrowed
+from craft.formats.llm_source import load_borrowed, load_tokenizer, quiet, read_llm
 from craft.formats.visual_folder import (
     VISUAL_FORMAT,
     load_visual,
@@ -50,9 +50,6 @@ def save_native(family: PathLike, name: str, lvlm: LVLM, dtype: str | None = Non
     """Write an LVLM as backbone `name` of a family; the family's visual tokenizer is written if it is new.
 
     Args:
-        family: the family's folder.
-        name: the backbone's folder in it.
-        lvlm: the model.
         dtype: of all weights on disk; by default the dtype each part was read in, bfloat16 for a new part.
 
     Returns:
@@ -183,8 +180,8 @@ def _save_backbone(target: Path, backbone: Backbone, dtype: str) -> None:
         if borrowed is None:
             _save_llm(building / "llm", backbone.llm, precision)
             _save_tokenizer(building / "llm", backbone.tokenizer)
-        else:
-            save_borrowed(building, borrowed)
+        elif borrowed.lora:
+            save_tensors(building / "lora" / "model.safetensors", borrowed.lora)
         write_card(target, building, _backbone_card(target, backbone))
 
 

@@ -26,8 +26,6 @@ def save_visual(folder: PathLike, visual: VisualTokenizer, dtype: str | None = N
     """Write a visual tokenizer completely or not at all. An existing `README.md` is not replaced.
 
     Args:
-        folder: usually `FAMILY/visual`.
-        visual: the visual tokenizer.
         dtype: of tower and text encoder on disk; by default the dtype each was read in, bfloat16 for a new
             one.
     """
@@ -61,8 +59,6 @@ def load_visual(
     """Read a visual tokenizer.
 
     Args:
-        folder: what `save_visual` wrote.
-        device: the device to load to.
         dtype: of the vision tower; codebook, log τ and text encoder are always float32.
 
     Raises:
@@ -202,8 +198,6 @@ def save_text_encoder(folder: PathLike, encoder: TextEncoder, dtype: str | None 
     """Write `config.json`, `model.safetensors` and `tokenizer.json` into `folder`.
 
     Args:
-        folder: made when missing.
-        encoder: the text encoder.
         dtype: of the weights on disk; by default the dtype they were read in, bfloat16 for a new encoder.
     """
     folder, dtype = Path(folder), dtype or stored_dtype(encoder)

@@ -31,7 +31,6 @@ def freeze_all_but(lvlm: LVLM, names: Collection[str]) -> list[nn.Parameter]:
     """Freeze everything, then let the named parts train.
 
     Args:
-        lvlm: the model.
         names: `vision_tower`, `projector`, `llm`, `text_encoder`, `log_temperature`, or dotted names below
             them, such as `vision_tower.layers`.
 
@@ -77,7 +76,6 @@ def parameter_table(
     The codebook's codewords are a buffer; they count as parameters that never train.
 
     Args:
-        lvlm: the model.
         trainable: the parameters that train; None: those that require gradient.
     """
     if trainable is None:

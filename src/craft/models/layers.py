@@ -66,9 +66,6 @@ class Compiled:
     Validation between training steps has other shapes and caches, for which each layer would be compiled
     again. A layer is compiled at its first call.
 
-    Args:
-        layers: the layers.
-
     Source: ours.
     """
 

@@ -68,7 +68,6 @@ def refuse_packed(llm: nn.Module, what: str) -> None:
     """Refuse an operation that needs the LLM's original weights.
 
     Args:
-        llm: the LLM.
         what: predicate of the message, such as "cannot be saved".
 
     Raises:

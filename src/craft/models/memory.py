@@ -105,7 +105,6 @@ def kept_per_token(
 
     Args:
         config: with `hidden_size` and, if it has one, `intermediate_size`.
-        layers: number of layers.
         checkpointing: as `gradient_checkpointing` of `estimate_memory`.
         trained: the weights of the layers train, which needs more.
     """
