@@ -130,6 +130,22 @@ def test_other_settings_are_still_refused(release, capsys):
     assert "seed was 0 and is 1" in capsys.readouterr().err
 
 
+def test_a_run_that_used_a_removed_setting_is_told_which(release, capsys):
+    """The old command, given again: its file names the setting, and so does the run's record."""
+    path = release / "adapt" / "config.resolved.yaml"
+    old = path.read_text()
+    path.write_text(old.replace("prefix_cache: false", "prefix_cache: true"))
+    assert path.read_text() != old
+    assert main(["adapt", "--config", "adapt/config.resolved.yaml", "--resume"]) == 2
+    assert "'prefix_cache' was removed" in capsys.readouterr().err
+    path.write_text(old)
+    record = json.loads((release / "adapt" / "run.json").read_text())
+    record["config"]["prefix_cache"] = True
+    (release / "adapt" / "run.json").write_text(json.dumps(record))
+    assert main(["adapt", "--config", "adapt/config.resolved.yaml", "--resume"]) == 2
+    assert "prefix_cache" in capsys.readouterr().err
+
+
 def test_the_fixture_names_no_machine():
     """Absolute paths would tie it to the machine that wrote it."""
     texts = [path for path in FIXTURE.rglob("*") if path.suffix in {".json", ".jsonl", ".yaml", ".md"}]
