@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from craft.core.errors import DataError
 from craft.core.seeding import rng
+from craft.data.captions import class_text
 from craft.data.images import image_key
 from craft.data.sample import Raw, Sample
 
@@ -107,7 +108,8 @@ def divide(raw: Raw, seed: int = 0) -> tuple[list[Sample], list[Sample], list[Sa
     """Training, validation and test samples as the source divides them.
 
     If the source names no test samples, a stratified fifth of the pictures is for testing; all questions
-    about a picture stay together. The training samples are cut to `raw.train_limit`.
+    about a picture stay together. The training samples are cut to `raw.train_limit`. Labelled pictures
+    without a text get the class text.
 
     Raises:
         DataError: two samples have the same id.
@@ -125,7 +127,18 @@ def divide(raw: Raw, seed: int = 0) -> tuple[list[Sample], list[Sample], list[Sa
         train, test = take_pictures(train, TEST_FRACTION, seed, "test", every_group=every_group)
     if raw.train_limit is not None:
         train = limit_images(train, raw.train_limit, seed)
+    train, validation, test = (_with_class_text(part, raw.domain) for part in (train, validation, test))
     return with_split(train, "train"), with_split(validation, "validation"), with_split(test, "test")
+
+
+def _with_class_text(samples: list[Sample], domain: str) -> list[Sample]:
+    """The samples with a text for each labelled picture that has neither a text nor an answer."""
+    return [
+        replace(sample, text=class_text(domain, sample.label))
+        if sample.label is not None and not sample.text and not sample.answer
+        else sample
+        for sample in samples
+    ]
 
 
 def split_off_validation(train: list[Sample], seed: int) -> tuple[list[Sample], list[Sample]]:

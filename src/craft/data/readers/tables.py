@@ -11,9 +11,8 @@ from typing import Any
 from craft.core.errors import DataError
 from craft.core.progress import track
 from craft.data.problems import Problems
-from craft.data.readers.parquet import parquet_files, read_parquet
+from craft.data.readers.packed import parquet_files, read_parquet, read_tar
 from craft.data.readers.rows import LISTS, Fetch, Row, RowReader, list_in, parse_json
-from craft.data.readers.tars import read_tar
 from craft.data.sample import Raw, Sample, Task
 from craft.data.spelling import words
 from craft.data.splits import SPLIT_NAMES, split_of
