@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from cyclopts import Parameter
 
+from craft.cli.adapt import show_rehearsals
 from craft.cli.options import COMMON, Common, Flag, Several, settings_of
 from craft.cli.output import show_json, show_pairs, show_table
-from craft.cli.training import show_rehearsals
 
 
 @Parameter(name="*")

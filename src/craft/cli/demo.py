@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from cyclopts import Parameter
 
+from craft.cli.adapt import show_rehearsals
 from craft.cli.options import COMMON, Common, Flag, Limit, settings_of
 from craft.cli.output import listed, show_json, show_table
-from craft.cli.training import show_rehearsals
 from craft.core.text import percent, signed
 
 if TYPE_CHECKING:

@@ -11,21 +11,18 @@ from typing import Any
 from cyclopts import App, CycloptsError, UnknownOptionError
 
 from craft import __version__
-from craft.cli.adapt import adapt
+from craft.cli.adapt import adapt, baseline
 from craft.cli.align import align
-from craft.cli.arguments import expand
-from craft.cli.baseline import baseline
+from craft.cli.codes import prior, show
 from craft.cli.compare import compare
 from craft.cli.data import check, list_domains, prepare, stats
 from craft.cli.demo import demo
 from craft.cli.evaluate import evaluate
 from craft.cli.export import export
-from craft.cli.flags import resolve
+from craft.cli.flags import expand, resolve
 from craft.cli.inspect import inspect
 from craft.cli.judge import judge
-from craft.cli.prior import prior
 from craft.cli.report import report
-from craft.cli.show import show
 from craft.cli.texts import captions, options, statements
 from craft.cli.transfer import transfer
 
