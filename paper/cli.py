@@ -87,7 +87,7 @@ def seeds_of(seeds: str | None, common: Common) -> list[int] | None:
     """The seeds that `--seeds` ("0,1,2") or `--seed` name, or None.
 
     Raises:
-        ConfigError: both are given, a seed twice, or something that is not a whole number.
+        ConfigError: both are set, a seed occurs twice, or something is not a whole number.
     """
     from craft.core.errors import ConfigError
 
@@ -98,7 +98,7 @@ def seeds_of(seeds: str | None, common: Common) -> list[int] | None:
             f"--seeds takes whole numbers with commas, as in --seeds 0,1,2; not {seeds!r}."
         ) from None
     if listed and common.seed is not None:
-        raise ConfigError("Give --seed or --seeds, not both.")
+        raise ConfigError("Use --seed or --seeds, not both.")
     if len(set(listed)) < len(listed):  # it would narrow every interval
         raise ConfigError(f"--seeds {seeds} names a seed twice; each counts once.")
     return listed or (None if common.seed is None else [common.seed])

@@ -10,7 +10,8 @@ from PIL import Image
 
 import craft
 from craft.cli import main
-from craft.core.files import hash_tensors, load_tensors, read_json
+from craft.core.files import read_json
+from craft.core.tensors import hash_tensors, load_tensors
 from craft.core.text import flat
 from craft.formats.artefact import save_artefact
 from craft.formats.encoder import load_artefact

@@ -22,8 +22,9 @@ from craft.formats.load import load
 from craft.formats.native import save_native
 from craft.lessons.adapt import adaptation
 from craft.lessons.retention import base_features
-from craft.training import AdaptConfig, RunFolder
+from craft.training.config import AdaptConfig
 from craft.training.fit import fit
+from craft.training.run_folder import RunFolder
 from training.test_levers import asked, same
 
 PLAIN = {

@@ -1,29 +1,37 @@
-"""`craft adapt` and `craft baseline`, and what every dry run of a training shows."""
+"""`craft adapt` and `craft baseline`, and how every training prints its dry run."""
 
 import shlex
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from craft.cli.options import COMMON, TRAINING, Common, Training
 from craft.cli.output import listed, show_json, show_pairs, show_table, size
 from craft.core.text import percent
+from craft.training.config import AdaptConfig
+
+if TYPE_CHECKING:
+    from craft.lessons.rehearsal import Rehearsal
+    from craft.recipes.adapt import AdaptResult
+    from craft.recipes.baseline import BaselineResult
 
 
 def adapt(surrogate: str | None = None, *, training: Training = TRAINING, common: Common = COMMON) -> None:
     """Adapt the vision tower of a surrogate LVLM to your pictures; LLM, projector and codebook stay frozen.
 
-    Any setting can be given as --set learning_rate=1e-4 or in full as --losses.commitment.weight 0.2; the
-    run folder's config.resolved.yaml shows them all.
+    You can change any setting, as in --set learning_rate=1e-4, or with its full name, as in
+    --losses.commitment.weight 0.2. The run folder's config.resolved.yaml lists all settings.
 
     Args:
         surrogate: a shipped model (craft-tiny/llama), a folder, or a hub id; its LLM scores the answers.
     """
+    config = AdaptConfig.build(common.config, training.overrides(common))
+
+    # Late, for these import torch: a mistake in the settings is reported at once.
     from craft.recipes.adapt import adapt as run
     from craft.recipes.adapt import rehearse
-    from craft.training.config import AdaptConfig
 
-    result = _train(run, rehearse, AdaptConfig, surrogate, training, common)
+    result = _train(run, rehearse, surrogate, config, training, common)
     if result is None:
         return
     used, before = result.metrics["codes_used"], result.metrics.get("codes_used_before")
@@ -32,12 +40,12 @@ def adapt(surrogate: str | None = None, *, training: Training = TRAINING, common
         result,
         common.json,
         facts={"out": str(result.out), "encoder": str(result.encoder)},
-        made={"adapted encoder": result.encoder},
+        paths={"adapted encoder": result.encoder},
         more={"level-1 codes in use": codes},
     )
     if not common.json:
-        place = shlex.quote(str(result.out))
-        print(f"      (any backbone of this codebook; `craft inspect {place}` names those at hand)")
+        folder = shlex.quote(str(result.out))
+        print(f"      (any backbone of this codebook; `craft inspect {folder}` names those at hand)")
 
 
 def baseline(
@@ -47,7 +55,7 @@ def baseline(
 
     Methods: vision-ft and ldifs (for a continuous LVLM, such as craft-tiny/continuous-qwen2 or a LLaVA
     checkpoint), projector-ft and llm-lora (for any LVLM), vision-ft-codebook (for a discrete one). Zero-shot
-    is `craft eval`. Settings are those of `craft adapt`, with ldifs.weight and ldifs.layers.
+    is `craft eval`. The settings are those of `craft adapt`, plus ldifs.weight and ldifs.layers.
 
     Args:
         method: vision-ft, projector-ft, ldifs, llm-lora or vision-ft-codebook.
@@ -55,52 +63,50 @@ def baseline(
     """
     from craft.recipes.baseline import find_baseline, rehearse, tune
 
-    kind = find_baseline(method, trains=True).config_class
-    result = _train(partial(tune, method), partial(rehearse, method), kind, model, training, common)
+    config_class = find_baseline(method, trains=True).config_class
+    config = config_class.build(common.config, training.overrides(common))
+    result = _train(partial(tune, method), partial(rehearse, method), model, config, training, common)
     if result is None:
         return
     facts = {"method": method, "out": str(result.out)}
-    _show_trained(result, common.json, facts, made={"tuned": result.out}, more={})
+    _show_trained(result, common.json, facts, paths={"tuned": result.out}, more={})
 
 
 def _train(
     run: Callable[..., Any],
-    rehearse: Callable[..., Any],
-    kind: Any,
+    rehearse: Callable[..., "Rehearsal"],
     model: str | None,
-    flags: Training,
+    config: AdaptConfig,
+    training: Training,
     common: Common,
 ) -> Any:
-    """The result of the run; None where there is nothing more to show: of a dry run, that is shown here.
-
-    Args:
-        run, rehearse: called as `craft.recipes.adapt` and `craft.recipes.rehearse` are.
-        kind: the class of the config.
-        model: what trains.
-        flags, common: of the command line.
-    """
+    """The result of a run. None if there is nothing more to print: after a dry run, and in all but the main
+    process of a distributed run."""
     from craft.core.processes import leave
 
-    config = kind.build(common.config, flags.overrides(common))
-    budget = {"seed": common.seed, "max_steps": flags.max_steps}
-    if flags.dry_run:
-        show_rehearsals({"": rehearse(model, flags.data, config=config, **budget)}, common.json)
+    budget = {"seed": common.seed, "max_steps": training.max_steps}
+    if training.dry_run:
+        show_rehearsals({"": rehearse(model, training.data, config=config, **budget)}, common.json)
         return None
-    resumption = {"resume": flags.resume, "overwrite": flags.overwrite}
-    result = run(model, flags.data, flags.out, config=config, **budget, **resumption)
-    return result if leave() == 0 else None  # one process of a distributed run speaks for all
+    resumption = {"resume": training.resume, "overwrite": training.overwrite}
+    result = run(model, training.data, training.out, config=config, **budget, **resumption)
+    return result if leave() == 0 else None
 
 
 def _show_trained(
-    result: Any, as_json: bool, facts: Mapping[str, Any], made: Mapping[str, Any], more: Mapping[str, Any]
+    result: "AdaptResult | BaselineResult",
+    as_json: bool,
+    facts: Mapping[str, Any],
+    paths: Mapping[str, Any],
+    more: Mapping[str, Any],
 ) -> None:
-    """Print what a run came to: an `AdaptResult` or a `BaselineResult`.
+    """Print the result of a run.
 
     Args:
-        result: the run's.
+        result: the result.
         as_json: print JSON.
-        facts: what its JSON begins with.
-        made: what its lines begin with.
+        facts: the first entries of the JSON.
+        paths: the first lines of the text.
         more: lines that only this kind of result has.
     """
     metrics, config = result.metrics, result.config
@@ -108,26 +114,28 @@ def _show_trained(
         outcome = {"held_out": list(result.held_out), "metrics": metrics}
         show_json({**facts, **outcome, "config": config.model_dump(mode="json")})
         return
-    best, kept = metrics.get("best_step"), ""
+    best, choice = metrics.get("best_step"), ""
     if best is not None:
-        kept = f", that of step {best} kept (validation {percent(metrics['best_validation'])} %)"
+        choice = (
+            f"; the weights are those of step {best} (validation {percent(metrics['best_validation'])} %)"
+        )
     show_pairs(
         {
-            **made,
-            "steps": f"{metrics['steps']}{kept}",
+            **paths,
+            "steps": f"{metrics['steps']}{choice}",
             "minutes": f"{metrics['minutes']:.1f}",
             **more,
             "never trained on": listed(result.held_out),
         }
     )
-    name, place = shlex.quote(config.surrogate), shlex.quote(str(result.out))
+    name, run = shlex.quote(config.surrogate), shlex.quote(str(result.out))
     data = shlex.quote(config.data.name)
     data += f" --root {shlex.quote(config.data.root)}" if config.data.root else ""
-    print(f"\nNext: craft eval {name} --encoder {place} --data {data}")
+    print(f"\nNext: craft eval {name} --encoder {run} --data {data}")
 
 
-def _rehearsal_facts(rehearsal: Any) -> dict[str, Any]:
-    """A `craft.lessons.rehearsal.Rehearsal` for JSON."""
+def _rehearsal_facts(rehearsal: "Rehearsal") -> dict[str, Any]:
+    """A dry run for JSON."""
     rows = [{"part": part, "parameters": n, "trainable": t} for part, n, t in rehearsal.parameters]
     return {
         "parameters": rows,
@@ -140,38 +148,38 @@ def _rehearsal_facts(rehearsal: Any) -> dict[str, Any]:
 
 
 def show_rehearsals(
-    rehearsals: Mapping[str, Any], as_json: bool, written: str = "nothing was written"
+    rehearsals: Mapping[str, "Rehearsal"], as_json: bool, written: str = "nothing was written"
 ) -> None:
-    """Print what a dry run reports.
+    """Print the results of a dry run.
 
     Args:
         rehearsals: by stage; "" if there is only one.
         as_json: print JSON.
-        written: what the dry run left behind.
+        written: a clause about the files that the dry run wrote.
     """
     if as_json:
-        facts = {name: _rehearsal_facts(one) for name, one in rehearsals.items()}
+        facts = {name: _rehearsal_facts(rehearsal) for name, rehearsal in rehearsals.items()}
         show_json(facts.get("", facts))
         return
-    for name, one in rehearsals.items():
+    for name, rehearsal in rehearsals.items():
         if name:
             print(name[0].upper() + name[1:])
-        _show_rehearsal(one)
+        _show_rehearsal(rehearsal)
     print(f"\nA dry run: {written}. Leave --dry-run out to train.")
 
 
-def _show_rehearsal(rehearsal: Any) -> None:
+def _show_rehearsal(rehearsal: "Rehearsal") -> None:
     rows = [
         (part, f"{count:,}", f"{trained:,}" if trained else "frozen")
         for part, count, trained in rehearsal.parameters
     ]
-    show_table("Who trains", ("part", "parameters", "trainable"), rows)
+    show_table("What trains", ("part", "parameters", "trainable"), rows)
     memory = [(name, size(count)) for name, count in rehearsal.memory.items()]
     show_table("Memory of a step (estimate)", ("what", "size"), memory, sections=[len(memory) - 2])
     losses = ", ".join(f"{name} {value:.4g}" for name, value in rehearsal.parts.items())
     show_pairs(
         {
-            "first batch": losses or "sizes without values: no step was taken",
+            "first batch": losses or "the model has no weights: no step was taken",
             "longest sequence": f"{rehearsal.tokens} tokens",
             "the run": f"{rehearsal.samples} training samples, {rehearsal.steps} steps",
         }

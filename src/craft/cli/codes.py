@@ -4,6 +4,8 @@ from pathlib import Path
 
 from craft.cli.options import COMMON, Common, Limit
 from craft.cli.output import show_json, show_pairs
+from craft.core.errors import ConfigError
+from craft.core.files import check_writable
 from craft.core.text import percent
 
 
@@ -29,15 +31,14 @@ def show(
         prior: code counts that define rarity, as for `craft eval`; by default those of each tower.
         out: the folder to write to.
     """
-    from craft.core.errors import ConfigError
-    from craft.recipes.show import show as run
-
     try:
         ratios = [float(part) for part in keep_ratios.split(",") if part.strip()]
     except ValueError:
         raise ConfigError(
             f"--keep-ratios takes numbers with commas, as in 0.8,0.4; not {keep_ratios!r}."
         ) from None
+    from craft.recipes.show import show as run
+
     shown = run(images, model, encoder, ratios, out, prior=prior, device=common.device, dtype=common.dtype)
     pictures = [str(path) for path in shown.pictures]
     if common.json:
@@ -87,7 +88,6 @@ def prior(
         limit: at most this many pictures.
         root: the folder of a benchmark; for other data, the folder to which relative paths refer.
     """
-    from craft.core.files import check_writable
     from craft.recipes.prior import build_prior
 
     if out is not None:

@@ -1,15 +1,13 @@
 """Flags and settings: flags made from a class of settings, and settings of the command line made flags.
 
-A verb marked with `takes` has a parameter `flags`. Before the words are parsed, `resolve` makes it a
-dataclass with one flag for each setting (the setting's last name, or the section's name for its `name`), so
-that each name, default and description is written once; and `expand` rewrites dotted settings and, for a verb
-without a class of settings, `--config` and `--set`.
+A verb with `takes` has a parameter `flags`, a dataclass with one flag for each setting (the setting's last
+name, or the section's name for its `name`), so that each name, default and description is written once.
+Before the words are parsed, `expand` rewrites dotted settings and, for verbs without such a class, `--config`.
 """
 
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import field, fields, is_dataclass, make_dataclass
-from importlib import import_module
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
@@ -17,6 +15,8 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 from cyclopts import Parameter, validators
 
 from craft.cli.options import Common, Flag, settings_of
+from craft.core.settings import Section, Settings, read_yaml
+from craft.core.text import flat
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -27,26 +27,14 @@ _COMMON = ("seed", "device", "dtype")  # settings that are flags of every verb
 _LIMITS = {"Ge": ("ge", "gte"), "Gt": ("gt", "gt"), "Le": ("le", "lte"), "Lt": ("lt", "lt")}
 
 
-def takes(config: str) -> Callable[[F], F]:
-    """Mark a verb whose parameter `flags` has the settings of a class.
+def takes(kind: type[Settings]) -> Callable[[F], F]:
+    """Make the parameter `flags` of a verb a dataclass with the settings of a class, as `flags_of` does.
 
     Args:
-        config: "module:Class". It is imported when the verb is named, since it may import torch.
+        kind: the class. Settings that are other parameters of the verb get no flag.
     """
 
-    def mark(verb: F) -> F:
-        verb.__dict__["config"] = config
-        return verb
-
-    return mark
-
-
-def resolve(verb: Callable[..., Any]) -> None:
-    """Give a verb that `takes` settings its flags; other verbs have theirs already."""
-    config = verb.__dict__.get("config")
-    if config is not None:
-        module, _, kind_name = config.partition(":")
-        kind = getattr(import_module(module), kind_name)
+    def with_flags(verb: F) -> F:
         form = signature(verb)
         flags = flags_of(kind, {*form.parameters, *_COMMON})
         parameters = [
@@ -55,6 +43,9 @@ def resolve(verb: Callable[..., Any]) -> None:
         ]
         verb.__dict__["__signature__"] = form.replace(parameters=parameters)
         verb.__annotations__["flags"] = flags
+        return verb
+
+    return with_flags
 
 
 def config_of(kind: Any, flags: Any, common: Common, **arguments: Any) -> Any:
@@ -86,8 +77,6 @@ def flags_of(kind: Any, without: Collection[str]) -> Any:
         kind: the class of the settings; its docstring describes the flags.
         without: names of settings that get no flag.
     """
-    from craft.core.settings import Section, Settings
-
     inherited = [name for name in kind.model_fields if name in kind.__base__.model_fields]
     entries: list[Any] = []
     for name in sorted(kind.model_fields, key=inherited.__contains__):  # these last
@@ -202,22 +191,16 @@ def _settings_as_flags(words: list[str]) -> list[str]:
             continue
         value = value if equals else waiting.pop()
         if name == "--config":  # below what `--set` says, wherever it stands
-            entries = {**_file_entries(value), **entries}
+            file = flat(read_yaml(Path(value)))
+            entries = {_named_flag(name): item for name, item in file.items()} | entries
         else:
             setting, _, text = value.partition("=")
-            entries[_flag_of(setting)] = text
+            entries[_named_flag(setting)] = text
     named = {word.partition("=")[0] for word in others}
     return others + [w for flag, value in entries.items() if flag not in named for w in _words(flag, value)]
 
 
-def _file_entries(path: str) -> dict[str, Any]:
-    from craft.core.settings import read_yaml  # late: it imports torch
-    from craft.core.text import flat
-
-    return {_flag_of(name): value for name, value in flat(read_yaml(Path(path))).items()}
-
-
-def _flag_of(setting: str) -> str:
+def _named_flag(setting: str) -> str:
     """The flag of a setting: its last name; `data.name` is `--data`."""
     return _dashed("--data" if setting == "data.name" else f"--{setting.rpartition('.')[2]}")
 

@@ -14,17 +14,18 @@ from torch import Tensor, nn
 
 from craft.core.device import autocast, resolve_device, resolve_dtype
 from craft.core.errors import CheckpointError, ConfigError
-from craft.core.files import atomic_write_text, load_tensors, read_json, user_path
+from craft.core.files import atomic_write_text, read_json, user_path
 from craft.core.processes import on_main
 from craft.core.progress import say
 from craft.core.seeding import generator
+from craft.core.tensors import load_tensors
 from craft.evaluation.language import INSTRUCTIONS, check_language
 from craft.formats.code_cache import ImageCodes
 from craft.formats.llm_source import Borrowed, open_llm
 from craft.formats.load import load, load_visual_tokenizer
 from craft.formats.native import save_native
 from craft.lessons.align import alignment
-from craft.lessons.packing import Row
+from craft.lessons.packing import PackedRow
 from craft.lessons.rehearsal import Rehearsal, rehearse_alignment, rehearse_sizes
 from craft.models import paper_sizes
 from craft.models.backbone import Backbone
@@ -33,7 +34,7 @@ from craft.models.projector import Projector
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.models.weights import load_strict
 from craft.recipes.align_data import (
-    Source,
+    ConversationSource,
     check_turns,
     encode_sets,
     leave_out_cut_off,
@@ -81,14 +82,14 @@ class AlignResult:
 def align(
     llm: str | Path | None = None,
     visual: str | Path | VisualTokenizer | None = None,
-    data: Source = None,
+    data: ConversationSource = None,
     stage: str | None = None,
     out: str | Path | None = None,
     seed: int | None = None,
     max_steps: int | None = None,
     config: AlignConfig | Mapping[str, Any] | str | Path | None = None,
-    captions: Source = None,
-    text: Source = None,
+    captions: ConversationSource = None,
+    text: ConversationSource = None,
     codes: ImageCodes | str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -152,7 +153,7 @@ def align(
     before = _language(lvlm, settings, run.record.get("language_before"))
     run.update(language_before=before)
 
-    with run.noting_failure():
+    with run.recording_failure():
         # 3. Stage 1: projector. Stage 2: projector and LLM.
         metrics = {
             name: _train(lvlm, rows, settings, run, int(name), codes, resume) for name, rows in stages.items()
@@ -161,10 +162,10 @@ def align(
         # 4. The backbone: LoRA merged or separate, the LLM's language after, the model card.
         factors = take_lora(lvlm.backbone.llm, merge=True)
         after = _language(lvlm, settings, None)
-        as_it_was = settings.stage == "1" or settings.lora.rank > 0
-        if as_it_was and not settings.lora.merge:
+        llm_unchanged = settings.stage == "1" or settings.lora.rank > 0  # except for LoRA
+        if llm_unchanged and not settings.lora.merge:
             half = {name: value.to(torch.bfloat16) for name, value in factors.items()}
-            lvlm.backbone.borrowed = Borrowed(_lasting(settings.llm), half)
+            lvlm.backbone.borrowed = Borrowed(_lasting_name(settings.llm), half)
         folder = on_main(lambda: save_native(run.path, BACKBONE, _unrounded(lvlm, settings, visual)))
         language = {"before": before, "after": after}
         card = _backbone_card(settings, lvlm, metrics, language, counts)
@@ -176,12 +177,12 @@ def align(
 def rehearse(
     llm: str | Path | None = None,
     visual: str | Path | None = None,
-    data: Source = None,
+    data: ConversationSource = None,
     stage: str | None = None,
     out: str | Path | None = None,
     config: AlignConfig | Mapping[str, Any] | str | Path | None = None,
-    captions: Source = None,
-    text: Source = None,
+    captions: ConversationSource = None,
+    text: ConversationSource = None,
     **overrides: Any,
 ) -> dict[str, Rehearsal]:
     """The dry run of `align`: one batch of each stage forward and backward. CRAFT writes nothing but codes.
@@ -214,7 +215,7 @@ def rehearse(
     sets = leave_out_cut_off(sets, lvlm, settings)
     sets, codes = encode_sets(sets, tokenizer, settings)
     return {
-        name: rehearse_alignment(lvlm, rows, settings, _lesson(lvlm, settings, int(name), codes))
+        name: rehearse_alignment(lvlm, rows, settings, _lesson_maker(lvlm, settings, int(name), codes))
         for name, rows in stage_rows(settings, sets, lvlm).items()
     }
 
@@ -222,10 +223,10 @@ def rehearse(
 def _settings(
     llm: str | Path | None,
     visual: str | Path | VisualTokenizer | None,
-    data: Source,
+    data: ConversationSource,
     config: Any,
-    captions: Source,
-    text: Source,
+    captions: ConversationSource,
+    text: ConversationSource,
     overrides: Mapping[str, Any],
 ) -> AlignConfig:
     """The config, with the arguments of `align` on top of it."""
@@ -259,14 +260,14 @@ def _with_lora(settings: AlignConfig) -> bool:
     return settings.lora.rank > 0 and settings.stage != "1"
 
 
-def _visual(settings: AlignConfig, visual: Any) -> VisualTokenizer:
+def _visual(settings: AlignConfig, visual: str | Path | VisualTokenizer | None) -> VisualTokenizer:
     if not isinstance(visual, VisualTokenizer):
         visual = load_visual_tokenizer(settings.visual, settings.device, settings.dtype)
     visual.need_codes("Aligning an LLM")
     return visual
 
 
-def _unrounded(lvlm: LVLM, settings: AlignConfig, visual: Any) -> LVLM:
+def _unrounded(lvlm: LVLM, settings: AlignConfig, visual: str | Path | VisualTokenizer | None) -> LVLM:
     """The result with the visual tokenizer in its original precision, which in memory may be lower."""
     if isinstance(visual, VisualTokenizer):
         return lvlm
@@ -277,26 +278,28 @@ def _lvlm(settings: AlignConfig, visual: VisualTokenizer) -> LVLM:
     """The LLM with a new projector, or with the projector of an earlier result."""
     device = resolve_device(loading_device(settings.device))
     dtype = resolve_dtype(settings.dtype, device)
-    llm, words = open_llm(settings.llm, dtype)
+    llm, text_tokenizer = open_llm(settings.llm, dtype)
     if _with_lora(settings):
         lora_targets(llm, settings.lora)  # a wrong name fails before stage 1, not after it
-    prompt = settings.prompt or ("chat-template" if getattr(words, "chat_template", None) else "plain")
+    prompt = settings.prompt
+    if prompt is None:
+        prompt = "chat-template" if getattr(text_tokenizer, "chat_template", None) else "plain"
     table = cast(nn.Embedding, llm.get_input_embeddings()).weight
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         config = {"type": settings.projector, "in": visual.codebook.dim, "out": table.shape[1]}
         projector = Projector(config)
     if settings.start is not None:
-        _start(projector, user_path(settings.start), settings.llm)
-        _start_factors(llm, settings)
+        _load_projector(projector, user_path(settings.start), settings.llm)
+        _earlier_factors(llm, settings)
     else:
         _scale(projector, visual, float(table.detach().float().pow(2).mean().sqrt()))
-    backbone = Backbone(projector.to(dtype), llm, words, prompt, visual.codebook.fingerprint)
+    backbone = Backbone(projector.to(dtype), llm, text_tokenizer, prompt, visual.codebook.fingerprint)
     name = _short(settings.llm) if user_path(settings.llm).exists() else settings.llm
     return LVLM(visual, backbone.to(device), name).eval()  # the tokenizer encodes where it is
 
 
-def _start(projector: Projector, folder: Path, llm: str) -> None:
+def _load_projector(projector: Projector, folder: Path, llm: str) -> None:
     """Take the projector of an earlier result, with a note if it was trained for an LLM of another name."""
     for source in (folder / BACKBONE / "projector", folder / "projector"):
         if (source / "config.json").is_file():
@@ -307,13 +310,13 @@ def _start(projector: Projector, folder: Path, llm: str) -> None:
             load_strict(projector, weights, path)
             manifest = source.parent / "craft.json"
             before = read_json(manifest).get("llm") if manifest.is_file() else None
-            if before not in (None, _lasting(llm)):  # it may be the same LLM in another folder
-                say(f"note: {folder} was made with the LLM {before}, and this run uses {_lasting(llm)}")
+            if before not in (None, _lasting_name(llm)):  # it may be the same LLM in another folder
+                say(f"note: {folder} was made with the LLM {before}, and this run uses {_lasting_name(llm)}")
             return
     raise CheckpointError(f"{folder} holds no projector; give an earlier result of `craft align`.")
 
 
-def _start_factors(llm: torch.nn.Module, settings: AlignConfig) -> dict[str, Tensor]:
+def _earlier_factors(llm: torch.nn.Module, settings: AlignConfig) -> dict[str, Tensor]:
     """The LoRA of an earlier result, if it has one; a stage without LoRA cannot continue from it."""
     if settings.start is None:
         return {}
@@ -333,24 +336,24 @@ def _start_factors(llm: torch.nn.Module, settings: AlignConfig) -> dict[str, Ten
 def _scale(projector: Projector, visual: VisualTokenizer, target: float) -> None:
     """Give projected codeword sums the root mean square of the LLM's embeddings. Source: ours."""
     codebook = visual.codebook
-    drawn = torch.randint(codebook.size, (512, codebook.num_levels), generator=generator("scale"))
-    projected = projector(codebook.lookup(drawn.to(codebook.codewords.device)).cpu().float())
+    codes = torch.randint(codebook.size, (512, codebook.num_levels), generator=generator("scale"))
+    projected = projector(codebook.lookup(codes.to(codebook.codewords.device)).cpu().float())
     last = projector.layers[-1] if isinstance(projector.layers, torch.nn.Sequential) else projector.layers
     for parameter in last.parameters():
         parameter.mul_(target / float(projected.pow(2).mean().sqrt()))
 
 
-def _lesson(
+def _lesson_maker(
     lvlm: LVLM, settings: AlignConfig, stage: int, codes: ImageCodes | None
-) -> Callable[[LVLM, Sequence[Row], AlignConfig], Lesson]:
+) -> Callable[[LVLM, Sequence[PackedRow], AlignConfig], Lesson]:
     """The lesson of a stage, with the LoRA factors that it starts from."""
-    factors = _start_factors(lvlm.backbone.llm, settings)
+    factors = _earlier_factors(lvlm.backbone.llm, settings)
     return partial(alignment, stage=stage, codes=codes, factors=factors)
 
 
 def _train(
     lvlm: LVLM,
-    rows: list[Row],
+    rows: list[PackedRow],
     settings: AlignConfig,
     run: RunFolder,
     stage: int,
@@ -361,8 +364,8 @@ def _train(
     folder = RunFolder(run.path / f"stage-{stage}")
     folder.open(settings, resume=resume, overwrite=True)
     say(f"stage {stage}: {lvlm.name}, {len(rows)} rows, {settings.steps(len(rows))} steps")
-    lesson = _lesson(lvlm, settings, stage, codes)
-    result = fit(lvlm, rows, settings, folder, lesson=lesson, resume=resume)
+    make_lesson = _lesson_maker(lvlm, settings, stage, codes)
+    result = fit(lvlm, rows, settings, folder, make_lesson=make_lesson, resume=resume)
     folder.update(status="finished")
     losses = on_main(lambda: [line["loss"] for line in folder.metrics() if "loss" in line])
     return {
@@ -384,7 +387,7 @@ def _language(lvlm: LVLM, settings: AlignConfig, recorded: Any) -> dict[str, Any
     return {"perplexity": round(language.perplexity, 3), "answers": list(language.answers)}
 
 
-def _lasting(name: str) -> str:
+def _lasting_name(name: str) -> str:
     """The LLM's name, as an absolute path if it is one: valid in every working folder."""
     path = user_path(name)
     return str(path.resolve()) if path.exists() else name
