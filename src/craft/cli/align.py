@@ -41,14 +41,10 @@ class AlignFlags:
     lora: int | None = None
 
 
-FLAGS = AlignFlags()
-"""No flags."""
-
-
 def align(
     llm: str | None = None,
     *,
-    flags: AlignFlags = FLAGS,
+    flags: AlignFlags = AlignFlags(),
     resume: Flag = False,
     overwrite: Flag = False,
     dry_run: Flag = False,

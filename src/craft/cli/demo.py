@@ -40,12 +40,8 @@ class DemoFlags:
     keep_ratio: float = 1.0
 
 
-FLAGS = DemoFlags()
-"""The flags if none is given."""
-
-
 def demo(
-    *, flags: DemoFlags = FLAGS, resume: Flag = False, dry_run: Flag = False, common: Common = COMMON
+    *, flags: DemoFlags = DemoFlags(), resume: Flag = False, dry_run: Flag = False, common: Common = COMMON
 ) -> None:
     """The main job from end to end: adapt with one LLM, and measure what another LLM gains from the encoder.
 

@@ -2,7 +2,7 @@
 
 A verb with `takes` has a parameter `flags`, a dataclass with one flag for each setting (the setting's last
 name, or the section's name for its `name`), so that each name, default and description is written once.
-Before the words are parsed, `expand` rewrites dotted settings and, for verbs without such a class, `--config`.
+Before the words are parsed, `expand` rewrites dotted settings, and `--config` for verbs without such a class.
 """
 
 import os

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -81,6 +81,11 @@ class Sample:
 def labelled(id: str, image: ImageSource, label: str, split: str = "", origin: str = "") -> Sample:
     """A labelled picture, whose question and text are written later (`multiple_choice`, `divide`)."""
     return Sample(id, image, question="", answer="", label=label, split=split, origin=origin or id)
+
+
+def distinct(samples: Sequence[Sample]) -> list[Sample]:
+    """One sample for each picture: the first."""
+    return list({image_key(sample.image): sample for sample in reversed(samples)}.values())[::-1]
 
 
 @dataclass
