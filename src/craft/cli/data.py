@@ -82,22 +82,17 @@ def list_domains(*, common: Common = COMMON) -> None:
     from craft.data import BENCHMARKS, catalogue
 
     rows = catalogue()
+    shared = ("classes", "counted", "task", "licence", "source", "get", "hub")
     benchmarks = [
         {
             "name": name,
             "needs": "--root",
-            "train": it.sizes.get("train"),
-            "test": it.sizes.get("test"),
-            "images": it.sizes.get("all"),
-            "classes": it.classes,
-            "counted": it.counted,
-            "task": it.task,
-            "licence": it.licence,
-            "source": it.source,
-            "get": it.get,
-            "hub": list(it.hub),
+            "train": benchmark.sizes.get("train"),
+            "test": benchmark.sizes.get("test"),
+            "images": benchmark.sizes.get("all"),
+            **{key: getattr(benchmark, key) for key in shared},
         }
-        for name, it in BENCHMARKS.items()
+        for name, benchmark in BENCHMARKS.items()
     ]
     if common.json:
         show_json([*rows, *benchmarks])

@@ -171,16 +171,9 @@ EMBEDDED: dict[str, Domain] = {
 
 def catalogue() -> list[dict[str, str | int]]:
     """One row per embedded domain: name, images (train + test), classes, task, licence, source."""
+    shared = ("name", "train", "test", "task", "licence", "source")
     return [
-        {
-            "name": domain.name,
-            "train": domain.train,
-            "test": domain.test,
-            "images": domain.train + domain.test,
-            "classes": len(domain.classes),
-            "task": domain.task,
-            "licence": domain.licence,
-            "source": domain.source,
-        }
+        {key: getattr(domain, key) for key in shared}
+        | {"images": domain.train + domain.test, "classes": len(domain.classes)}
         for domain in EMBEDDED.values()
     ]

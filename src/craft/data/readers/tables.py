@@ -176,10 +176,10 @@ def read_rows(
         yield from read_tar(path, split)
     elif kind in SEPARATORS:
         yield from _csv(path, SEPARATORS[kind], split)
+    elif kind == ".json" and (text := _text(path)).lstrip()[:1] == "[":
+        yield from _json(path, text, split)
     else:
-        text = _text(path)
-        one_list = kind == ".json" and text.lstrip()[:1] == "["
-        yield from _json(path, text, split) if one_list else _lines(path, text, split, problems)
+        yield from json_lines(path, problems, split)
 
 
 def _text(path: Path) -> str:
@@ -189,8 +189,19 @@ def _text(path: Path) -> str:
         raise DataError(f"{path} cannot be read as UTF-8 text ({error}).") from error
 
 
-def _lines(path: Path, text: str, split: str, problems: Problems) -> Iterator[Row]:
-    lines = text.split("\n")
+def json_lines(path: Path, problems: Problems, split: str = "", example: str = EXAMPLE) -> Iterator[Row]:
+    """The objects of a JSONL file. Lines that are not objects are recorded in `problems`.
+
+    Args:
+        path: the file.
+        problems: collects the mistakes.
+        split: of the rows.
+        example: a row, for messages.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    lines = _text(path).split("\n")
     shown = track(lines, f"reading {path.name}") if len(lines) >= MANY else lines
     for number, line in enumerate(shown, start=1):
         if not line.strip():
@@ -205,7 +216,7 @@ def _lines(path: Path, text: str, split: str, problems: Problems) -> Iterator[Ro
                 yield Row(origin, value, split)
                 continue
             problem = f"a {type(value).__name__}, not an object"
-        problems.add(DataError(f"{origin}: {problem}. Every line must be one object, like {EXAMPLE}"))
+        problems.add(DataError(f"{origin}: {problem}. Every line must be one object, like {example}"))
 
 
 def _json(path: Path, text: str, split: str) -> Iterator[Row]:
