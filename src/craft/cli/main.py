@@ -62,12 +62,8 @@ for _order, (_name, _verb) in enumerate(_verbs.items()):
     app.command(_verb, name=_name, sort_key=_order)
 data = App(name="data", help="List data sets; check, prepare and count data.", sort_key=len(_verbs))
 data.command(list_domains, name="list")
-data.command(check)
-data.command(prepare)
-data.command(stats)
-data.command(captions)
-data.command(statements)
-data.command(options)
+for _verb in (check, prepare, stats, captions, statements, options):
+    data.command(_verb)
 app.command(data)
 
 # Error numbers of the system for a path that cannot be used.

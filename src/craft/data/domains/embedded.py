@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
-from craft.data.domains.scenes import draw_scenes, scene_words
+from craft.data.domains.scenes import NUMBERS, draw_scenes, scene_words
 from craft.data.sample import Raw, Task, labelled
 
 APPAREL_WORDS = (
@@ -27,7 +27,7 @@ APPAREL_WORDS = (
 )
 """The word for each Fashion-MNIST label, 0 to 9."""
 
-DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGIT_WORDS = NUMBERS
 """The word for each digit."""
 
 Picture: TypeAlias = tuple[str, str, np.ndarray, int]

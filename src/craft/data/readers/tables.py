@@ -117,23 +117,30 @@ def read_tables(
     source = str(paths[0]) if len(paths) == 1 else str(paths[0].parent)
     if not samples:
         raise DataError(f"{source} has no rows. Write one JSON object per line, like {EXAMPLE}")
-    _check_images(samples, paths[0].parent if root is None else root)
+    check_images(samples, paths[0].parent if root is None else root)
     return Raw(name, _task(samples), domain or words(name), samples, source=source)
 
 
-def _check_images(samples: Sequence[Sample], base: Path) -> None:
-    """Refuse rows whose image file does not exist."""
-    exists: dict[str, bool] = {}
-    for sample in samples:
-        if isinstance(sample.image, str) and sample.image not in exists:
-            exists[sample.image] = os.path.isfile(sample.image)
-    missing = [s for s in samples if isinstance(s.image, str) and not exists[s.image]]
+def check_images(rows: Sequence[Any], base: Path, fix: str = "correct them, or put the files there") -> None:
+    """Refuse rows whose image file does not exist.
+
+    Args:
+        rows: what the rows became; each has an `image` and an `origin`.
+        base: the folder that paths start from.
+        fix: what a user can do, for the message.
+
+    Raises:
+        DataError: there are such rows. The message names the first five, with file and line.
+    """
+    files = {row.image for row in rows if isinstance(row.image, str)}
+    gone = {file for file in files if not os.path.isfile(file)}
+    missing = [row for row in rows if isinstance(row.image, str) and row.image in gone]
     if missing:
-        examples = "; ".join(f"{s.image} ({s.origin})" for s in missing[:5])
+        examples = "; ".join(f"{row.image} ({row.origin})" for row in missing[:5])
         more = f"; and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise DataError(
-            f"{len(missing)} of the {len(samples)} rows name an image that does not exist: {examples}{more}. "
-            f"Paths are relative to {base}; correct them, or put the files there."
+            f"{len(missing)} of the {len(rows)} rows name an image that does not exist: {examples}{more}. "
+            f"Paths are relative to {base}; {fix}."
         )
 
 
