@@ -287,6 +287,7 @@ import torch
 from torch._dynamo.utils import counters
 torch.nn.Module.compile = partialmethod(torch.nn.Module.compile, backend="aot_eager")  # no C++ to build
 from builders import tiny_lvlm
+from craft.lessons.adapt import adaptation
 from training.test_levers import FAST, samples_with, same, step
 from craft.training.config import AdaptConfig
 from craft.training.run_folder import RunFolder
