@@ -12,8 +12,7 @@ from craft.data import Sample, stratified
 from craft.data.load import as_setting
 from craft.formats.artefact import FORMAT, Artefact
 from craft.formats.code_cache import image_names
-from craft.formats.encoder import load_artefact
-from craft.formats.load import load
+from craft.formats.load import load, load_artefact
 from craft.judging.answers import (
     Answers,
     adopt,

@@ -11,8 +11,7 @@ from craft.core.errors import ConfigError, DataError
 from craft.core.files import check_writable
 from craft.core.tokens import VisionTokens
 from craft.data import EMBEDDED, load_data
-from craft.formats.encoder import load_artefact
-from craft.formats.load import load
+from craft.formats.load import load, load_artefact
 from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.pages.code_map import CodeMap, ShownImage, draw_codes
