@@ -60,11 +60,11 @@ def answers(work: Work, cell: Cell) -> dict[str, Any]:
 
 
 def codes(work: Work, cell: Cell) -> dict[str, Any]:
-    """How many codes of the test pictures the adapted tower changed.
+    """How many codes of the test images the adapted tower changed.
 
     Returns:
         first: the share of level-1 codes that differ from the base tower's; all: the same over all levels;
-        used, used_before: number of different level-1 codes in these pictures.
+        used, used_before: number of different level-1 codes in these images.
     """
     base = work.lvlm(cell.backbone, cell.method.fraction, cell.seed)
 
@@ -99,7 +99,7 @@ def judged(work: Work, cell: Cell) -> dict[str, Any]:
             "samples": digest([[one.id, one.prompt(DIRECTIVE), one.seen] for one in samples]),
             "data": work.questions(cell.questions, cell.seed).fingerprint,
         }
-        name = digest([settings, tokens])[:8]  # other weights, questions, pictures or lengths: another folder
+        name = digest([settings, tokens])[:8]  # other weights, questions, images or lengths: another folder
         folder = work.plan.work / "judged" / work.file(cell).stem / name
         cases = explain(lvlm, samples, folder, settings, tokens, _keep_ratio(work, cell), batch_size=16)
         replies = judge_cases(offline_judge(), cases, VerdictCache(folder / "verdicts.jsonl"))

@@ -238,7 +238,7 @@ class Work:
     # Measurements
 
     def file(self, cell: Cell) -> Path:
-        """The file of a cell. Each has one of its own, so that no two processes write the same one."""
+        """The file of a cell. Each cell has a separate one, so that no two processes write the same file."""
         identity = [asdict(cell), self.plan.adapt, self.plan.keep_ratio, self.plan.dtype]
         other = "" if cell.questions == cell.domain else f"-on-{plain(cell.questions)}"
         words = (cell.measure, plain(cell.domain) + other, str(cell.seed), cell.method.name)

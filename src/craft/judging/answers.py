@@ -100,8 +100,8 @@ def explain(
             append(path, _jsonl(rows))
             if wish.requested:  # after the last batch too, since a paid judge may come next
                 raise Interrupted(
-                    f"stopped after {start + len(batch)} of {len(samples)} answers; the same command goes on "
-                    "from there."
+                    f"stopped after {start + len(batch)} of {len(samples)} answers; the same command "
+                    "continues from there."
                 )
     return read_cases(folder)
 

@@ -241,7 +241,7 @@ def _resumed(lvlm: LVLM, case: _Case, config: EvalConfig, identity: dict[str, An
     ]
     if all(map(answers_to, (report.samples for report in reports), now)):
         return reports
-    say(f"questions or pictures are not those of {case.folder} any more; they are asked anew")
+    say(f"questions or images differ from those in {case.folder}; CRAFT asks them again")
     return None
 
 
@@ -297,24 +297,24 @@ def _task(report: Report) -> str:
 
 
 def _counts(lvlm: LVLM, encoder: Artefact | None, prior: str | Path | None) -> str | None:
-    """A hash of the code counts that tokens are pruned by: a file of one name may hold others tomorrow."""
+    """A hash of the code counts that prune tokens, since a file may hold other counts next time."""
     usual = lvlm.visual.prior if encoder is None else encoder.prior
     counts = usual if prior is None else chosen_prior(prior, lvlm)
     return None if counts is None else hash_tensors({"counts": counts})
 
 
 def _kept(place: Path, asked: dict[str, Any]) -> list[Report] | None:
-    """The reports that `save` wrote of the same settings, or None."""
+    """The reports that `save` wrote for the same settings, or None."""
     try:
-        told = read_json(place / "report.json")
-        if told.get("asked") != asked:
+        record = read_json(place / "report.json")
+        if record.get("asked") != asked:
             return None
         found = []
-        for report in told["reports"]:
+        for report in record["reports"]:
             rows = read_samples(place / f"samples-{report['settings']['seed']}.jsonl")
             found.append(Report.of(rows, report["settings"]))
         return found
-    except (CraftError, KeyError, TypeError):  # not there, or not whole: ask again
+    except (CraftError, KeyError, TypeError):  # missing or incomplete: ask again
         return None
 
 

@@ -33,13 +33,13 @@ LIMIT = 500
 """Test questions for each of the four evaluations."""
 
 SHOWN = 10
-"""Test images in the picture."""
+"""Test images in the figure."""
 
 GROUPS = {"all": (True, False), "seen": (True,), "unseen": (False,)}
 """Groups of test questions: the values of `Sample.seen` in each."""
 
 TEXT_ONLY = ("Name a colour.", "What is a coat?", "Which is larger?\nA. an ant\nB. a horse", "Explain: bag")
-"""Questions without a picture, asked before and after."""
+"""Questions without an image, asked before and after."""
 
 FROZEN = ("codebook", "projector", "llm")
 
@@ -85,7 +85,7 @@ class DemoResult:
         data: the name of the data set.
         rows: the table; zero-shot, then adapted, for each backbone.
         frozen: for each backbone and frozen part, whether its bytes are the same as before.
-        text_unchanged: for each backbone, whether answers and logits without a picture are as before,
+        text_unchanged: for each backbone, whether answers and logits without an image are as before,
             bit for bit.
         codes_changed: share of the shown images' patches whose level-1 code changed.
         held_out: the classes that were held out of training.

@@ -1,4 +1,4 @@
-"""`craft.transfer`: every adapted encoder with every backbone, beside zero-shot (Tables 3 and 7).
+"""`craft.transfer`: every adapted encoder with every backbone, and zero-shot (Tables 3 and 7).
 
 Encoders are named, or made here: one for every surrogate, data set and seed. Every answer sheet is a separate
 file, so that an interrupted matrix continues where it stopped; codes are computed once for all backbones.
@@ -379,7 +379,7 @@ class _Asker:
         }
 
     def _prior(self, lvlm: LVLM, encoder: Artefact | None) -> str | None:
-        """A hash of the code counts, where tokens are pruned by them."""
+        """A hash of the code counts; None if they prune no tokens."""
         counts: Any = lvlm.visual.prior if encoder is None else encoder.prior
         return None if counts is None or self.how["keep_ratio"] == 1 else hash_tensors({"prior": counts})
 
