@@ -22,7 +22,7 @@ class Source:
 
     Attributes:
         root: the folder of a benchmark; otherwise the folder that relative paths in the data start from.
-        domain: what the images are of, in words, for data of your own.
+        domain: in words, what the images of your own data show.
         column: CRAFT=YOURS for a table whose columns have other names, as in --column answer=caption.
     """
 
@@ -67,7 +67,7 @@ class Preparation:
         train_limit: train on at most this many images, with all their questions (OCR-VQA: 30000 by default,
             as in the paper).
         download: fetch images that are given as URLs.
-        split_seed: of the division into training and test, if the data has none.
+        split_seed: the seed of the division into training and test, if the data has none.
     """
 
     texts: Several = None

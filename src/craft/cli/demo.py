@@ -43,11 +43,11 @@ class DemoFlags:
 def demo(
     *, flags: DemoFlags = DemoFlags(), resume: Flag = False, dry_run: Flag = False, common: Common = COMMON
 ) -> None:
-    """The main job from end to end: adapt with one LLM, and measure what another LLM gains from the encoder.
+    """Do the main job end to end: adapt with one LLM, and measure what another LLM gains from the encoder.
 
     Args:
         resume: continue an interrupted demo.
-        dry_run: show who trains and the memory that it takes; write nothing.
+        dry_run: show what trains and how much memory it takes; write nothing.
     """
     from craft.recipes.demo import LIMIT, demo_settings
     from craft.recipes.demo import demo as run

@@ -34,8 +34,8 @@ def evaluate(
 
     Args:
         backbone: a shipped model, a folder, or a hub id.
-        classes: show figures per class, and which is taken for which.
-        card: write the figures into the encoder's model card (Hugging Face's model-index).
+        classes: show the numbers of each class, and which classes are mistaken for which.
+        card: write the numbers into the encoder's model card (Hugging Face's model-index).
         resume: skip data sets whose results with the same settings are in --out.
         dry_run: load everything and ask a few questions only; write nothing.
     """

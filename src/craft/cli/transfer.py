@@ -16,14 +16,14 @@ REHEARSED = 8
 
 @takes(TransferConfig)
 def transfer(*, flags: Any = None, dry_run: Flag = False, common: Common = COMMON) -> None:
-    """Every adapted encoder with every backbone, and zero-shot: the matrix of Tables 3 and 7.
+    """Evaluate every adapted encoder with every backbone, and zero-shot: the matrix of Tables 3 and 7.
 
-    Settings of the adaptations go as --adapt.batch_size 24, or as --set max_steps=100 if no other setting has
-    that last name.
+    Give settings of the adaptations as --adapt.batch_size 24, or as --set max_steps=100 if no other setting
+    has that last name.
 
     Args:
-        dry_run: check that all fits together: one step with every surrogate on every data set, or a few
-            questions to every backbone; write nothing.
+        dry_run: check that everything fits: run one step with every surrogate on every data set, or ask every
+            backbone a few questions; write nothing.
     """
     config: TransferConfig = config_of(TransferConfig, flags, common)
     if config.out is not None:

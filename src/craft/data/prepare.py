@@ -34,7 +34,7 @@ class Wanted:
         options: an option file in FOCI's format: see `with_options`.
         train_limit: train on at most this many images, instead of the benchmark's own limit.
         download: fetch images that are given as URLs.
-        split_seed: of the division into training and test, if the source has none.
+        split_seed: the seed of the division into training and test, if the source has none.
     """
 
     domain: str | None = None
