@@ -8,6 +8,7 @@ from typing import Any
 
 from craft.core.errors import DataError
 from craft.core.files import atomic_write_text
+from craft.core.store import json_lines
 from craft.evaluation.metrics import bootstrap_interval, mean, spread
 
 FIGURES = (
@@ -107,8 +108,7 @@ class Report:
         Raises:
             ConfigError: the file cannot be written.
         """
-        rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in self.samples)
-        atomic_write_text(path, "".join(rows))
+        atomic_write_text(path, json_lines(self.samples))
 
 
 def read_samples(path: str | Path) -> list[dict[str, Any]]:

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import CheckpointError, ConfigError, DataError
-from craft.core.files import atomic_write_bytes, read_json, write_json
+from craft.core.files import append_text, atomic_write_bytes, atomic_write_text, read_json, write_json
 from craft.core.interrupt import Interrupted, stop_wish
 from craft.core.progress import say, track
+from craft.core.store import json_lines, whole_lines
 from craft.data import LETTERS, Sample
 from craft.data.images import ImageSource, image_bytes_hash
 from craft.data.spelling import is_text
 from craft.judging.cases import DIRECTIVE, Case, png
-from craft.judging.run import append, whole_lines
 from craft.models.lvlm import LVLM
 
 Preview = list[tuple[Case, ImageSource | None]]
@@ -97,7 +97,7 @@ def explain(
                 {**row_of(sample, answer), "image": _copy_image(sample.image, folder)}
                 for sample, answer in zip(batch, answers, strict=True)
             ]
-            append(path, _jsonl(rows))
+            append_text(path, json_lines(rows))
             if wish.requested:  # after the last batch too, since a paid judge may come next
                 raise Interrupted(
                     f"stopped after {start + len(batch)} of {len(samples)} answers; the same command goes on "
@@ -126,7 +126,7 @@ def adopt(
     for row in rows:
         image = image_of(row, source, samples)
         copies.append({**row, "image": None if image is None else _copy_image(image, folder)})
-    atomic_write_bytes(folder / "answers.jsonl", _jsonl(copies).encode("utf-8"))
+    atomic_write_text(folder / "answers.jsonl", json_lines(copies))
     return read_cases(folder)
 
 
@@ -233,10 +233,6 @@ def _truth(row: Mapping[str, Any]) -> str:
         if isinstance(value, str | int | float) and not isinstance(value, bool) and str(value).strip():
             return str(value)
     return ""
-
-
-def _jsonl(rows: Sequence[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _copy_image(image: ImageSource, folder: Path) -> str:
