@@ -349,7 +349,13 @@ def test_a_stage_reads_what_it_trains_on_and_no_more():
 
     def read(stage, *given):
         settings = AlignConfig.build({"stage": stage, "captions": ["(given)"] if given[1] else []})
-        return {name: [c.id for c in part] for name, part in read_sets(settings, *given).items() if part}
+        return {
+            name: [c.id for c in part]
+            for name, part in read_sets(
+                settings, dict(zip(("data", "captions", "text"), given, strict=True))
+            ).items()
+            if part
+        }
 
     assert read("1", own, captions, text) == read("1", None, captions, None) == {"captions": ["caption"]}
     assert read("1", own, None, text) == {"data": ["own"]}

@@ -1,4 +1,4 @@
-"""Results that are valid until what decided them changes: JSON records in a folder, and logs of JSON lines."""
+"""Stored results, each with what decides it: JSON records in a folder, and logs of JSON lines."""
 
 import json
 import os
@@ -86,8 +86,8 @@ def _as_json(value: Any) -> Any:
 class JsonLog(Generic[T]):
     """Values by key in an append-only JSONL file, `values`; the last value of a key counts.
 
-    If the machine stopped in the middle of a row, that row is removed. A complete last row without a line end,
-    as some editors leave it, gets one.
+    If the machine stopped in the middle of a row, that row is removed. A complete last row without a line
+    end, as some editors leave it, gets one.
 
     Args:
         path: the file; the first row creates it.

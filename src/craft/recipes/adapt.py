@@ -23,15 +23,16 @@ from craft.lessons.rehearsal import Rehearsal, rehearse_step
 from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.quantize.usage import code_counts
+from craft.recipes.arguments import DataSource, ModelSource
 from craft.recipes.opening import (
     Config,
     Model,
     begin,
+    open_run,
     run_folder,
     run_manifest,
     run_metrics,
     run_settings,
-    training_data,
     validation,
 )
 from craft.training.config import AdaptConfig
@@ -48,8 +49,8 @@ class AdaptResult:
     Attributes:
         out: the run folder.
         encoder: the artefact in it; `with_encoder`, `evaluate` and `craft export` take either.
-        metrics: steps, losses at the end, the kept step and its validation score where validation chose,
-            minutes, how many level-1 codes are in use (and were before, where the surrogate has a prior).
+        metrics: steps, losses at the end, the selected step and its validation score if validation selects
+            one, minutes, how many level-1 codes are in use (and were before, if the surrogate has a prior).
         prior: level-1 code counts int64 `[K]` of the training images under the adapted tower (§3.3).
         held_out: the classes that training never saw.
         config: every setting.
@@ -85,8 +86,8 @@ def adapt(
         out: the run folder (default: `runs/` and the data's name).
         seed: of held-out classes, options, order, sampled texts.
         max_steps: optimiser steps; None leaves it to the config.
-        config: a YAML file, dict or `AdaptConfig`; what is given besides goes before it.
-        resume: continue the interrupted run in `out`; the result is that of an unbroken run.
+        config: a YAML file, dict or `AdaptConfig`; all other arguments override it.
+        resume: continue the interrupted run in `out`; the result is that of an uninterrupted run.
         overwrite: replace the run in `out`.
         **overrides: any other setting by its last name (`learning_rate=1e-4`) or in full with `__` for the
             dot (`losses__commitment__weight=0.1`); also `**{"losses.commitment.weight": 0.1}`.
@@ -105,27 +106,22 @@ def adapt(
     if finished:
         return _finished(run, settings, surrogate)
 
-    # 1. The data: every image is opened once before anything is trained.
-    model = Model(surrogate, settings)
-    given = training_data(data, settings, model)
-
-    # 2. The surrogate, with a tower of its own to train.
-    lvlm = model()
-    lvlm.visual.need_codes("CRAFT's adaptation")
+    # 1. The surrogate, with a copy of its tower to train, and the data.
+    lvlm, training_data = _open(surrogate, data, settings)
     base_prior = lvlm.visual.prior
-    _begin_tau(lvlm, settings, given.task)
-    begin(run, settings, lvlm, given, resume, overwrite)
-    say(_announcement(lvlm, given, settings))
+    begin(run, settings, lvlm, training_data, resume, overwrite)
+    say(_announcement(lvlm, training_data, settings))
 
-    # 3. Training (Eq. 5).
-    lesson = partial(adaptation, task=given.task, earlier=Settled.of(run.record))
-    validate = validation(given, settings)
+    # 2. Training (Eq. 5).
+    lesson = partial(adaptation, task=training_data.task, earlier=Settled.of(run.record))
+    validate = validation(training_data, settings)
     with run.noting_failure():
-        result = fit(lvlm, given.train, settings, run, lesson=lesson, resume=resume, validate=validate)
+        samples = training_data.train
+        result = fit(lvlm, samples, settings, run, lesson=lesson, resume=resume, validate=validate)
 
-        # 4. The artefact: tower, code prior under the adapted tower, manifest.
+        # 3. The artefact: tower, code prior under the adapted tower, manifest.
         assert result.images is not None
-        prior = code_prior(lvlm.visual, given.train, result.images)
+        prior = code_prior(lvlm.visual, samples, result.images)
         metrics = {
             **run_metrics(run, result),
             "codes_used": int((prior > 0).sum()),
@@ -136,7 +132,7 @@ def adapt(
         encoder = on_main(lambda: save_artefact(run.encoder, lvlm.visual, prior=prior, manifest=manifest))
         run.update(status="finished", metrics=metrics)
     lvlm.visual.prior = prior
-    return AdaptResult(run.path, encoder, metrics, prior, given.held_out, settings, lvlm)
+    return AdaptResult(run.path, encoder, metrics, prior, training_data.held_out, settings, lvlm)
 
 
 def rehearse(
@@ -150,23 +146,23 @@ def rehearse(
     """The dry run of `adapt`: build, check the data, one batch forward and backward; nothing is written.
 
     Raises:
-        CraftError: whatever `adapt` with the same arguments would stumble over at its start.
+        CraftError: any error at the start of `adapt` with the same arguments.
     """
     overrides = {"seed": seed, "max_steps": max_steps, **overrides}
     settings = run_settings(AdaptConfig, surrogate, data, None, config, overrides)
-    model = Model(surrogate, settings)
-    given = training_data(data, settings, model)
-    lvlm = model()
+    lvlm, training_data = _open(surrogate, data, settings)
+    lesson = partial(adaptation, task=training_data.task)
+    return rehearse_step(lvlm, training_data.train, settings, lesson)
+
+
+def _open(surrogate: ModelSource | None, data: DataSource | None, settings: AdaptConfig) -> tuple[LVLM, Data]:
+    """The surrogate, whose τ of Eq. 4 has its initial value if it trains, and the data."""
+    lvlm, opened = open_run(data, settings, Model(surrogate, settings))
     lvlm.visual.need_codes("CRAFT's adaptation")
-    _begin_tau(lvlm, settings, given.task)
-    return rehearse_step(lvlm, given.train, settings, partial(adaptation, task=given.task))
-
-
-def _begin_tau(lvlm: LVLM, settings: AdaptConfig, task: str) -> None:
-    """Set τ of Eq. 4 to where the settings have it start, if it trains."""
     start = settings.losses.contrastive.temperature
-    if start is not None and settings.contrastive_weight(task) > 0:
+    if start is not None and settings.contrastive_weight(opened.task) > 0:
         lvlm.visual.log_temperature.data.fill_(math.log(start))
+    return lvlm, opened
 
 
 @torch.no_grad()
@@ -175,7 +171,7 @@ def code_prior(
 ) -> Tensor:
     """How often each level-1 code occurs in the distinct images of `samples`: int64 `[K]`. Source: §3.3.
 
-    Where there are several processes, each counts a part of the images.
+    With several processes, each counts a part of the images.
     """
     distinct = list({image_key(sample.image): sample for sample in samples}.values())[rank() :: world()]
     counts = torch.zeros(visual.codebook.size, dtype=torch.long)
@@ -197,8 +193,8 @@ def _announcement(lvlm: LVLM, data: Data, settings: AdaptConfig) -> str:
     )
 
 
-def _finished(run: RunFolder, settings: AdaptConfig, surrogate: str | Path | LVLM | None) -> AdaptResult:
-    """The result of a run that had come to its end before."""
+def _finished(run: RunFolder, settings: AdaptConfig, surrogate: ModelSource | None) -> AdaptResult:
+    """The result of a run that finished earlier."""
     artefact = load_artefact(run.path)
     lvlm = Model(surrogate, settings)().with_encoder(artefact)
     held_out = tuple(run.record.get("held_out") or ())

@@ -43,7 +43,8 @@ from craft.recipes.align_data import (
     stage_rows,
     unused,
 )
-from craft.recipes.opening import OPTIONAL, run_folder, without_none
+from craft.recipes.arguments import without_none
+from craft.recipes.opening import OPTIONAL, run_folder
 from craft.training.config import AlignConfig
 from craft.training.engine import loading_device
 from craft.training.fit import fit
@@ -123,7 +124,8 @@ def align(
     if isinstance(codes, str | Path):
         overrides, codes = {**overrides, "codes": str(codes)}, None
     overrides = {"stage": stage, "out": out, "seed": seed, "max_steps": max_steps, **overrides}
-    settings = _settings(llm, visual, data, config, captions, text, overrides)
+    sources = {"data": data, "captions": captions, "text": text}
+    settings = _settings(llm, visual, sources, config, overrides)
     if settings.llm in paper_sizes.LLMS:
         raise ConfigError(
             f"{settings.llm} is a size without weights, for --dry-run; give an LLM's folder or hub id."
@@ -132,22 +134,16 @@ def align(
     if finished:
         return _finished(run, settings)
 
-    # 1. The conversations, and the LLM that will read the codes.
-    sets = read_sets(settings, data, captions, text)
-    tokenizer = _visual(settings, visual)
-    lvlm = _lvlm(settings, tokenizer)  # a wrong name fails before the hours of encoding
-    check_turns(sets, lvlm)
-    sets = leave_out_cut_off(sets, lvlm, settings)
+    # 1. The LLM that will read the codes, the conversations, and the codes of their images.
+    lvlm, stages, codes = _open(settings, visual, sources, codes)
 
-    # 2. The codes of all images, for which the vision tower runs once per image. The LLM's language before.
-    sets, codes = encode_sets(sets, tokenizer, settings, codes)
-    stages = stage_rows(settings, sets, lvlm)
+    # 2. The start of the run, with the LLM's language before.
     run.open(settings, resume, overwrite)
     fingerprint = rows_fingerprint(stages, codes)
     if run.record.get("data_fingerprint", fingerprint) != fingerprint:
         raise ConfigError(f"The run in {run.path} began with other data; restore it.")
     counts = {name: len(rows) for name, rows in stages.items()}
-    codebook = tokenizer.codebook.fingerprint
+    codebook = lvlm.visual.codebook.fingerprint
     run.update(status="running", data_fingerprint=fingerprint, codebook=codebook, rows=counts)
     before = _language(lvlm, settings, run.record.get("language_before"))
     run.update(language_before=before)
@@ -196,7 +192,8 @@ def rehearse(
         CraftError: everything that `align` with the same arguments would raise at its start.
     """
     overrides = {"stage": stage, "out": out, **overrides}
-    settings = _settings(llm, visual, data, config, captions, text, overrides)
+    sources = {"data": data, "captions": captions, "text": text}
+    settings = _settings(llm, visual, sources, config, overrides)
     if settings.llm in paper_sizes.LLMS:
         if settings.visual != paper_sizes.VISUAL:
             raise ConfigError(
@@ -207,34 +204,40 @@ def rehearse(
             for name, count in paper_sizes.DATA.items()
             if settings.stage in (name, "both")
         }
-    sets = read_sets(settings, data, captions, text)
-    tokenizer = _visual(settings, visual)
-    lvlm = _lvlm(settings, tokenizer)
-    check_turns(sets, lvlm)
-    sets = leave_out_cut_off(sets, lvlm, settings)
-    sets, codes = encode_sets(sets, tokenizer, settings)
+    lvlm, stages, codes = _open(settings, visual, sources)
     return {
         name: rehearse_alignment(lvlm, rows, settings, _lesson(lvlm, settings, int(name), codes))
-        for name, rows in stage_rows(settings, sets, lvlm).items()
+        for name, rows in stages.items()
     }
+
+
+def _open(
+    settings: AlignConfig, visual: Any, sources: Mapping[str, Source], codes: ImageCodes | None = None
+) -> tuple[LVLM, dict[str, list[Row]], ImageCodes | None]:
+    """The LVLM, the rows of each stage, and the codes. The vision tower runs once per image."""
+    sets = read_sets(settings, sources)
+    if not isinstance(visual, VisualTokenizer):
+        visual = load_visual_tokenizer(settings.visual, settings.device, settings.dtype)
+    visual.need_codes("Aligning an LLM")
+    lvlm = _lvlm(settings, visual)  # a wrong name fails before the hours of encoding
+    check_turns(sets, lvlm)
+    sets = leave_out_cut_off(sets, lvlm, settings)
+    sets, codes = encode_sets(sets, visual, settings, codes)
+    return lvlm, stage_rows(settings, sets, lvlm), codes
 
 
 def _settings(
     llm: str | Path | None,
     visual: str | Path | VisualTokenizer | None,
-    data: Source,
+    sources: Mapping[str, Source],
     config: Any,
-    captions: Source,
-    text: Source,
     overrides: Mapping[str, Any],
 ) -> AlignConfig:
     """The config, with the arguments of `align` on top of it."""
     named = {
         "llm": llm and str(llm),
         "visual": None if isinstance(visual, VisualTokenizer) else visual and str(visual),
-        "data": source_names(data),
-        "captions": source_names(captions),
-        "text": source_names(text),
+        **{name: source_names(source) for name, source in sources.items()},
     }
     others = without_none(overrides, (*OPTIONAL, "stage", "out"))
     others |= {name: str(others[name]) for name in ("stage", "out") if name in others}
@@ -257,13 +260,6 @@ def _short(llm: str) -> str:
 
 def _with_lora(settings: AlignConfig) -> bool:
     return settings.lora.rank > 0 and settings.stage != "1"
-
-
-def _visual(settings: AlignConfig, visual: Any) -> VisualTokenizer:
-    if not isinstance(visual, VisualTokenizer):
-        visual = load_visual_tokenizer(settings.visual, settings.device, settings.dtype)
-    visual.need_codes("Aligning an LLM")
-    return visual
 
 
 def _unrounded(lvlm: LVLM, settings: AlignConfig, visual: Any) -> LVLM:
@@ -392,9 +388,8 @@ def _lasting(name: str) -> str:
 
 def _finished(run: RunFolder, settings: AlignConfig) -> AlignResult:
     """The result of a run that finished earlier."""
-    record = run.record
-    lvlm = load(run.path / BACKBONE, settings.device, settings.dtype)
-    folder = run.path / BACKBONE
+    folder, record = run.path / BACKBONE, run.record
+    lvlm = load(folder, settings.device, settings.dtype)
     return AlignResult(run.path, folder, record["metrics"], record["language"], settings, lvlm)
 
 

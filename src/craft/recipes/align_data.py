@@ -2,7 +2,9 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from pathlib import Path
+from typing import cast
 
 from craft.core.errors import ConfigError, DataError
 from craft.core.files import user_path
@@ -22,7 +24,7 @@ Sets = dict[str, list[Conversation]]
 
 
 def source_names(source: Source) -> tuple[str, ...] | None:
-    """Sources by name; conversations that are given as such have none."""
+    """Sources by name; loaded conversations have none."""
     if source is None:
         return None
     listed = [source] if isinstance(source, str | Path) else list(source)
@@ -36,21 +38,21 @@ def unused(settings: AlignConfig) -> set[str]:
     return {"captions"} if settings.stage == "2" else set()
 
 
-def read_sets(settings: AlignConfig, data: Source, captions: Source, text: Source) -> Sets:
-    """The conversations of "data", "captions" and "text", from files or as given; of what the stage does not
-    train on there are none, so that its images are not encoded.
+def read_sets(settings: AlignConfig, sources: Mapping[str, Source]) -> Sets:
+    """The conversations of "data", "captions" and "text". `sources` that are conversations already are used
+    as they are; the settings name the others. A set that the stage does not train on is empty, so its images
+    are not encoded.
 
     Raises:
         DataError: there is no data, or text has an image.
     """
     sets: Sets = {}
-    for name, given in (("data", data), ("captions", captions), ("text", text)):
+    for name, source in sources.items():
+        conversations = [] if source is None or isinstance(source, str | Path) else list(source)
         if name in unused(settings):
             sets[name] = []
-            continue
-        items = [] if given is None or isinstance(given, str | Path) else list(given)
-        if items and all(isinstance(item, Conversation) for item in items):
-            sets[name] = [item for item in items if isinstance(item, Conversation)]
+        elif conversations and all(isinstance(item, Conversation) for item in conversations):
+            sets[name] = cast(list[Conversation], conversations)
         else:
             names = getattr(settings, name)
             sets[name] = read_conversations(names, settings.root, settings.seed, settings.limit)
@@ -66,10 +68,10 @@ def read_sets(settings: AlignConfig, data: Source, captions: Source, text: Sourc
 
 
 def check_turns(sets: Sets, lvlm: LVLM) -> None:
-    """See that the backbone's prompt format can write several turns, where there are any.
+    """Check that the backbone's prompt format can write several turns, if a conversation has several.
 
     Raises:
-        ConfigError: it cannot; told now, and not when stage 2 comes to such a row.
+        ConfigError: it cannot. Without this check, stage 2 would fail at the first such row.
     """
     prompt, tokenizer = lvlm.backbone.prompt, lvlm.backbone.tokenizer
     for listed in sets.values():
@@ -83,36 +85,36 @@ def check_turns(sets: Sets, lvlm: LVLM) -> None:
 
 
 def leave_out_cut_off(sets: Sets, lvlm: LVLM, settings: AlignConfig) -> Sets:
-    """The conversations of which something is learned within `max_length`; a line names the others.
+    """The conversations whose first answer begins within `max_length`; a message names the others.
 
     Raises:
-        DataError: of a set none is left.
+        DataError: none of a set remains.
     """
     rows, columns = lvlm.visual.grid
-    begins, kept = answers_within(lvlm.backbone, settings.max_length, rows * columns), Sets()
+    begins, remaining = answers_within(lvlm.backbone, settings.max_length, rows * columns), Sets()
     for name, listed in sets.items():
-        kept[name] = [conversation for conversation in listed if begins(conversation)]
-        if len(kept[name]) == len(listed):
+        begun = [begins(conversation) for conversation in listed]
+        remaining[name] = list(compress(listed, begun))
+        if all(begun):
             continue
-        there = {id(conversation) for conversation in kept[name]}
-        gone = [conversation.id for conversation in listed if id(conversation) not in there]
-        shown = ", ".join(gone[:5]) + (", …" if len(gone) > 5 else "")
-        told = f"{len(gone)} of the {len(listed)} conversations in `{name}` ({shown})"
+        cut_off = [conversation.id for conversation, whole in zip(listed, begun, strict=True) if not whole]
+        shown = ", ".join(cut_off[:5]) + (", …" if len(cut_off) > 5 else "")
+        which = f"{len(cut_off)} of the {len(listed)} conversations in `{name}` ({shown})"
         why = f"the first answer does not begin within max_length={settings.max_length} tokens"
-        if not kept[name]:
-            raise DataError(f"In {told} {why}; raise it (--set max_length=…), or shorten the questions.")
-        say(f"left out: {told}, where {why}")
-    return kept
+        if not remaining[name]:
+            raise DataError(f"In {which} {why}; raise it (--set max_length=…), or shorten the questions.")
+        say(f"left out: {which}, where {why}")
+    return remaining
 
 
 def encode_sets(
     sets: Sets, visual: VisualTokenizer, settings: AlignConfig, codes: ImageCodes | None = None
 ) -> tuple[Sets, ImageCodes | None]:
-    """The conversations with rows of the codes in place of their images, and the codes (None: no images).
+    """The conversations with rows of the codes instead of their images, and the codes (None: no images).
 
     Raises:
-        DataError: an image cannot be read, or is not a row of the given codes.
-        ConfigError: the given codes are of another codebook.
+        DataError: an image cannot be read, or is not a row of `codes`.
+        ConfigError: `codes` are of another codebook.
     """
     seeing = [c for part in sets.values() for c in part if c.image is not None]
     if not seeing:
@@ -125,8 +127,8 @@ def encode_sets(
             raise ConfigError("The given codes are of another codebook than the visual tokenizer's.")
         return sets, codes
     assert settings.out is not None
-    place = user_path(settings.codes or Path(settings.out).parent / "codes")
-    cache, images = CodeCache(place), [c.image for c in seeing]
+    cache = CodeCache(user_path(settings.codes or Path(settings.out).parent / "codes"))
+    images = [c.image for c in seeing]
     on_main(lambda: len(cache.encode(visual, images)))  # the others read what it wrote
     codes = cache.encode(visual, images, progress=False)
     first: dict[int, int] = {}
@@ -139,7 +141,7 @@ def encode_sets(
 
 
 def stage_rows(settings: AlignConfig, sets: Sets, lvlm: LVLM) -> dict[str, list[Row]]:
-    """The rows of each stage that is to be run, by its name; what shares a row is whole in it.
+    """The rows of each stage to run, by its name. Conversations that share a row are whole in it.
 
     Raises:
         DataError: stage 1 has no images.
@@ -161,8 +163,9 @@ def stage_rows(settings: AlignConfig, sets: Sets, lvlm: LVLM) -> dict[str, list[
         main, text = rows(sets["data"]), rows(sets["text"])
         share = settings.text_share if text else 0.0
         wanted = round(len(main) * share / (1 - share))
-        lot = rng(settings.seed, "text rows")
-        mixed = [row for _ in range(-(-wanted // max(len(text), 1))) for row in lot.sample(text, len(text))]
+        random = rng(settings.seed, "text rows")
+        passes = -(-wanted // max(len(text), 1))
+        mixed = [row for _ in range(passes) for row in random.sample(text, len(text))]
         stages["2"] = main + mixed[:wanted]
     return stages
 

@@ -15,7 +15,6 @@ from craft.core.processes import on_main
 from craft.core.progress import say
 from craft.data import Data
 from craft.formats.encoder import load_artefact
-from craft.formats.load import load
 from craft.formats.tuned import part_fingerprint, save_tuned
 from craft.lessons.baselines import BASELINES, Baseline
 from craft.lessons.batches import image_groups
@@ -24,16 +23,17 @@ from craft.models.freezing import part_hashes, parts
 from craft.models.lvlm import LVLM
 from craft.recipes.adapt import AdaptResult, adapt
 from craft.recipes.adapt import rehearse as rehearse_adapt
+from craft.recipes.arguments import DataSource, ModelSource, loaded
 from craft.recipes.opening import (
     Config,
     Model,
     begin,
+    open_run,
     run_data,
     run_folder,
     run_manifest,
     run_metrics,
     run_settings,
-    training_data,
     validation,
 )
 from craft.training.config import BaselineConfig
@@ -103,13 +103,12 @@ def tune(
     if baseline.lesson is None:
         return adapt(model, data, config=settings, resume=resume, overwrite=overwrite)
     run, finished = run_folder(settings, resume, overwrite)
-    opened = Model(model, settings, baseline.parts)
+    source = Model(model, settings, baseline.parts)
     if finished:
-        return _finished(run, settings, opened())
+        return _finished(run, settings, source())
 
-    # 1. Data, model, and a record of what is about to be tuned.
-    opened_data = training_data(data, settings, opened)
-    lvlm = opened()
+    # 1. Model, data, and a record of what is about to be tuned.
+    lvlm, opened_data = open_run(data, settings, source)
     baseline.check(lvlm)
     base = {name: part_fingerprint(parts(lvlm)[name]) for name in baseline.parts}
     begin(run, settings, lvlm, opened_data, resume, overwrite, method=method)
@@ -157,9 +156,7 @@ def rehearse(
     settings = _settings(baseline, model, data, None, config, overrides)
     if baseline.lesson is None:
         return rehearse_adapt(model, data, config=settings)
-    opened = Model(model, settings, baseline.parts)
-    opened_data = training_data(data, settings, opened)
-    lvlm = opened()
+    lvlm, opened_data = open_run(data, settings, Model(model, settings, baseline.parts))
     baseline.check(lvlm)
     return rehearse_step(lvlm, opened_data.train, settings, baseline.lesson)
 
@@ -177,8 +174,7 @@ def load_tuned(out: str | Path, model: str | Path | LVLM | None = None, **option
         CodebookMismatchError: it has another codebook.
     """
     artefact = load_artefact(out)
-    source = model if model is not None else str(artefact.surrogate)
-    return (source if isinstance(source, LVLM) else load(source, **options)).with_encoder(artefact)
+    return loaded(model or str(artefact.surrogate), **options).with_encoder(artefact)
 
 
 def find_baseline(method: str, *, trains: bool = False) -> Baseline:
@@ -198,8 +194,8 @@ def find_baseline(method: str, *, trains: bool = False) -> Baseline:
 
 def _settings(
     baseline: Baseline,
-    model: str | Path | LVLM | None,
-    data: str | Path | Data | None,
+    model: ModelSource | None,
+    data: DataSource | None,
     out: str | Path | None,
     config: Config,
     overrides: Mapping[str, Any],
@@ -211,13 +207,13 @@ def _settings(
 
 
 def _zero_shot(
-    settings: BaselineConfig, model: str | Path | LVLM | None, data: str | Path | Data | None
+    settings: BaselineConfig, model: ModelSource | None, data: DataSource | None
 ) -> BaselineResult:
     """The model as it is, with the classes that the other methods of this seed would not see."""
     settings = settings.model_copy(update={"out": None})
-    opened = Model(model, settings, parts=())
-    held_out = run_data(data, settings, opened).held_out
-    return BaselineResult(None, None, {"steps": 0}, held_out, settings, opened())
+    source = Model(model, settings, parts=())
+    held_out = run_data(data, settings, source).held_out
+    return BaselineResult(None, None, {"steps": 0}, held_out, settings, source())
 
 
 def _finished(run: RunFolder, settings: BaselineConfig, lvlm: LVLM) -> BaselineResult:

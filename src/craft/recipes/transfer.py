@@ -6,29 +6,38 @@ file, so that an interrupted matrix continues where it stopped; codes are comput
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from craft.core.errors import ConfigError, DataError
-from craft.core.files import hash_tensors, read_json, write_json
+from craft.core.files import hash_tensors, read_json
 from craft.core.progress import say
 from craft.core.provenance import machine
 from craft.core.settings import without_idle
+from craft.core.store import RecordStore
 from craft.core.text import flat, json_digest
 from craft.data import EMBEDDED, Data
-from craft.data.load import as_setting, short_name
+from craft.data.load import short_name
 from craft.evaluation import Report
 from craft.evaluation.config import TransferConfig
 from craft.formats.artefact import Artefact
 from craft.formats.code_cache import CodeCache
 from craft.formats.encoder import load_artefact
-from craft.formats.load import load
 from craft.models.freezing import answer_hashes, part_hashes
 from craft.models.lvlm import LVLM
 from craft.pages.matrix import ZERO_SHOT, TransferCell, TransferMatrix
 from craft.recipes.adapt import adapt
+from craft.recipes.arguments import (
+    DataSource,
+    ModelSource,
+    data_name,
+    loaded,
+    model_name,
+    surrogate_name,
+    without_none,
+)
 from craft.recipes.evaluate import evaluate
 from craft.recipes.questions import checked, questions_for
 from craft.training.config import AdaptConfig
@@ -40,7 +49,6 @@ WORK = "runs/transfer"
 SEEDS = (0, 1, 2)
 """Of the encoders that are made (§4.1: "the average over 3 seeds")."""
 
-Source = str | Path | Data
 TransferSettings = TransferConfig | Mapping[str, Any] | str | Path | None
 
 
@@ -57,12 +65,12 @@ class _Row:
 
 def transfer(
     encoders: Sequence[str | Path | Artefact] = (),
-    backbones: Sequence[str | Path | LVLM] = (),
-    data: Source | Sequence[Source] | None = None,
+    backbones: Sequence[ModelSource] = (),
+    data: DataSource | Sequence[DataSource] | None = None,
     keep_ratio: float | None = None,
     limit: int | None = None,
     *,
-    surrogates: Sequence[str | Path | LVLM] = (),
+    surrogates: Sequence[ModelSource] = (),
     config: TransferSettings = None,
     **overrides: Any,
 ) -> TransferMatrix:
@@ -91,12 +99,12 @@ def transfer(
 
     Source: Tables 3 and 7.
     """
-    sources: list[Source] = [data] if isinstance(data, str | Path | Data) else list(data or ())
+    sources: list[DataSource] = [data] if isinstance(data, str | Path | Data) else list(data or ())
     arguments = {
         "encoders": [str(e.folder) if isinstance(e, Artefact) else str(e) for e in encoders],
-        "backbones": list(map(_name, backbones)),
-        "surrogates": list(map(_name, surrogates)),
-        "data": [source.name if isinstance(source, Data) else as_setting(source) for source in sources],
+        "backbones": list(map(model_name, backbones)),
+        "surrogates": list(map(model_name, surrogates)),
+        "data": list(map(data_name, sources)),
         "ask.keep_ratio": keep_ratio,
         "ask.limit": limit,
     }
@@ -105,9 +113,9 @@ def transfer(
     encoders, surrogates = encoders or settings.encoders, surrogates or settings.surrogates
     backbones = backbones or settings.backbones or surrogates
     _check(encoders, surrogates, backbones, settings)
-    loaded = functools.cache(lambda model: load(model, settings.device, settings.dtype))
+    once = functools.cache(lambda model: loaded(model, settings.device, settings.dtype))
     lvlms, makers = (
-        [model if isinstance(model, LVLM) else loaded(str(model)) for model in models]
+        [once(model if isinstance(model, LVLM) else str(model)) for model in models]
         for models in (backbones, surrogates)
     )
     _apart(lvlms)
@@ -118,29 +126,27 @@ def transfer(
     if makers:
         plan = _plan_of_surrogates(makers, sources, lvlms, settings)
     else:
-        rows, seeds = _named_rows(encoders, lvlms, own_data=not sources), settings.all_seeds()
+        rows, seeds = _named_rows(encoders, lvlms, same_questions=bool(sources)), settings.all_seeds()
         plan = _Plan(rows, len(encoders), sources or [None], seeds or [None], settings.work)
-    how = settings.ask.model_dump(include={"keep_ratio", "limit", "max_new_tokens"})
-    ask = _Asker(None if plan.work is None else Path(plan.work), how, settings.ask.batch_size)
+    limits = settings.ask.model_dump(include={"keep_ratio", "limit", "max_new_tokens"})
+    ask = _Asker(None if plan.work is None else Path(plan.work), limits, settings.ask.batch_size)
     answers = _answers(plan, lvlms, ask, settings)
     record = {
         "seeds": sorted(answers.seeds),
-        **ask.how,
+        **limits,
         "adaptation": adaptation_settings(settings).model_dump(
             mode="json", exclude={"surrogate", "out", "seed", "data"}
         ),
         "commits": sorted({*answers.commits, *ask.commits} - {"None"}),
         "machine": machine(),
     }
-    return _matrix(answers.reports, answers.surrogates, [lvlm.name for lvlm in lvlms], record)
+    return _matrix(answers, [lvlm.name for lvlm in lvlms], record)
 
 
 def adaptation_settings(settings: TransferConfig) -> AdaptConfig:
     """The settings of the adaptations, with the root, device and dtype of the whole."""
     shared = {"data.root": settings.root, "device": settings.device, "dtype": settings.dtype}
-    return AdaptConfig.build(
-        settings.adapt, {name: value for name, value in shared.items() if value is not None}
-    )
+    return AdaptConfig.build(settings.adapt, without_none(shared))
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,7 @@ class _Plan:
 
     rows: Iterable[_Row]
     total: int
-    sources: Sequence[Source | None]
+    sources: Sequence[DataSource | None]
     seeds: Sequence[int | None]
     work: str | None
 
@@ -183,12 +189,17 @@ def _answers(plan: _Plan, lvlms: Sequence[LVLM], ask: "_Asker", settings: Transf
     """Ask every backbone with every encoder of a plan, and with the base tower."""
     answers = _Answers()
     made_here = bool(settings.surrogates)
-    wanted = {"root": None if made_here else settings.root}
+    root = None if made_here else settings.root
     for number, row in enumerate(plan.rows, start=1):
         answers.surrogates[row.label] = row.surrogate
         answers.commits.add(str((row.artefact.manifest.get("made_with") or {}).get("commit")))
         for source, seed in itertools.product(plan.sources, plan.seeds):
-            questions = _questions(row.artefact, row.data or source, seed, wanted, lambda: lvlms[0])
+            data, manifest = row.data or source, row.artefact.manifest
+            if isinstance(data, Data):
+                questions = checked(data, manifest)
+            else:
+                named = {"root": root, "name": data_name(data)}
+                questions = questions_for(named, seed, manifest, lambda: lvlms[0])
             answers.seeds.add(questions.seed)
             if made_here and (row.data is not None or settings.adapt.data.limit is None):
                 _check_data(row.artefact, questions)
@@ -202,7 +213,7 @@ def _answers(plan: _Plan, lvlms: Sequence[LVLM], ask: "_Asker", settings: Transf
 
 
 def _plan_of_surrogates(
-    makers: Sequence[LVLM], sources: Sequence[Source], lvlms: Sequence[LVLM], settings: TransferConfig
+    makers: Sequence[LVLM], sources: Sequence[DataSource], lvlms: Sequence[LVLM], settings: TransferConfig
 ) -> _Plan:
     """Encoders that are adapted here: with every surrogate, on every data set, for every seed."""
     names, seeds = sources or list(EMBEDDED), settings.all_seeds() or SEEDS
@@ -226,10 +237,6 @@ def _check(
         raise ConfigError("Settings of `adapt` are for the adaptations that surrogates need; leave them out.")
 
 
-def _name(model: str | Path | LVLM) -> str:
-    return model.name if isinstance(model, LVLM) else str(model)
-
-
 def _apart(lvlms: Sequence[LVLM]) -> None:
     """
     Raises:
@@ -244,7 +251,7 @@ def _apart(lvlms: Sequence[LVLM]) -> None:
 
 
 def _named_rows(
-    encoders: Sequence[str | Path | Artefact], lvlms: Sequence[LVLM], own_data: bool
+    encoders: Sequence[str | Path | Artefact], lvlms: Sequence[LVLM], same_questions: bool
 ) -> list[_Row]:
     """The encoders of a list by surrogate; also by what they were adapted to, if that is several data sets
     and all are asked the same; also by folder if they differ in more than the seed, or not even in that."""
@@ -257,11 +264,15 @@ def _named_rows(
     folders = [a.folder.parent if a.folder.name in ("encoder", "tuned") else a.folder for a in artefacts]
     names = [folder.name for folder in folders]
     rows = []
-    for artefact, (surrogate, data, how), folder in zip(artefacts, kinds, folders, strict=True):
-        alike = [(h, s) for (o, d, h), s in zip(kinds, seeds, strict=True) if (o, d) == (surrogate, data)]
-        several = not own_data and len({d for o, d, _ in kinds if o == surrogate}) > 1
+    for artefact, (surrogate, data, settings), folder in zip(artefacts, kinds, folders, strict=True):
+        alike = [
+            (other, seed)
+            for (*pair, other), seed in zip(kinds, seeds, strict=True)
+            if pair == [surrogate, data]
+        ]
+        several = same_questions and len({learned for name, learned, _ in kinds if name == surrogate}) > 1
         label = f"{surrogate} on {data}" if several else surrogate
-        if any(h != how for h, _ in alike) or len({s for _, s in alike}) < len(alike):
+        if any(other != settings for other, _ in alike) or len({seed for _, seed in alike}) < len(alike):
             label += f" ({folder.name if names.count(folder.name) == 1 else folder})"
         rows.append(_Row(label, surrogate, artefact))
     return rows
@@ -272,13 +283,13 @@ def _kind(artefact: Artefact) -> tuple[str, str, dict[str, Any]]:
     learned = artefact.manifest.get("data") or {}
     config = flat(without_idle(artefact.manifest.get("config") or {}))
     apart = {*FREE, "seed", "surrogate", "micro_batch", "data.name", "data.root"}
-    how = {name: value for name, value in config.items() if name not in apart}
-    return str(artefact.manifest.get("surrogate") or "adapted"), str(learned.get("name")), how
+    settings = {name: value for name, value in config.items() if name not in apart}
+    return surrogate_name(artefact), str(learned.get("name")), settings
 
 
 def _made(
     surrogates: Sequence[LVLM],
-    data: Sequence[Source],
+    data: Sequence[DataSource],
     seeds: Sequence[int],
     backbones: Sequence[LVLM],
     folder: Path,
@@ -307,8 +318,8 @@ def _made(
                 result = adapt(
                     surrogate, source, run.path, seed, config=settings, resume=not stale, overwrite=stale
                 )
-                loaded = source if isinstance(source, Data) else None
-                yield _Row(surrogate.name, surrogate.name, load_artefact(result.out), loaded)
+                data_in_memory = source if isinstance(source, Data) else None
+                yield _Row(surrogate.name, surrogate.name, load_artefact(result.out), data_in_memory)
 
 
 def _check_data(artefact: Artefact, questions: Data) -> None:
@@ -328,111 +339,73 @@ def _plain(name: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
 
 
-def _questions(
-    artefact: Artefact,
-    source: Source | None,
-    seed: int | None,
-    wanted: Mapping[str, Any],
-    lvlm: Callable[[], LVLM],
-) -> Data:
-    """The data set that an encoder is asked, with the classes unseen that its training held out."""
-    if isinstance(source, Data):
-        return checked(source, artefact.manifest)
-    name = None if source is None else as_setting(source)
-    return questions_for({**wanted, "name": name}, seed, artefact.manifest, lvlm)
-
-
 class _Asker:
-    """Asks, and keeps every answer sheet: in memory, and as one JSON each below `work`.
+    """Asks questions and stores every report, in memory and in the work folder.
 
-    A sheet is known by everything that decides the answers: weights, questions, limits.
+    The identity of a report is everything that decides its answers: weights, questions, limits.
     """
 
-    def __init__(self, work: Path | None, how: Mapping[str, Any], batch_size: int) -> None:
-        self.cells = None if work is None else work / "cells"
+    def __init__(self, work: Path | None, settings: Mapping[str, Any], batch_size: int) -> None:
+        self.records = RecordStore(None if work is None else work / "cells")
         self.codes = CodeCache(None if work is None else work / "codes")
-        self.how = dict(how)
+        self.settings = dict(settings)
         self.batch_size = batch_size
         self.commits = set[str]()
-        self._known: dict[str, Report] = {}
-        self._parts: dict[int, dict[str, str]] = {}
+        self._reports: dict[str, Report] = {}
+        self._hashes: dict[int, dict[str, str]] = {}
 
     def __call__(self, lvlm: LVLM, encoder: Artefact | None, questions: Data, like: Artefact) -> Report:
         """The report of one backbone with an encoder, or with the base tower."""
-        key = self._key(lvlm, encoder, questions)
-        digest = json_digest(key)[:16]
-        if digest not in self._known:
-            self._known[digest] = self._read_or_ask(key, digest, lvlm, encoder, questions, like)
-        return self._known[digest]
+        identity = self._identity(lvlm, encoder, questions)
+        name = ZERO_SHOT if encoder is None else surrogate_name(encoder)
+        label = "-".join(map(_plain, (questions.name, name, lvlm.name, json_digest(identity)[:16])))
+        if label not in self._reports:
+            record = self.records.get(label, identity)
+            if record is None:
+                options = {"like": like, "batch_size": self.batch_size, "cache": self.codes, **self.settings}
+                report = evaluate(lvlm, encoder, questions, **options)
+                record = {"commit": machine()["commit"], **report.to_json(samples=True)}
+                self.records.put(label, identity, record)
+            self.commits.add(str(record["commit"]))
+            self._reports[label] = Report.of(record["samples"], record["settings"])
+        return self._reports[label]
 
-    def _key(self, lvlm: LVLM, encoder: Artefact | None, questions: Data) -> dict[str, Any]:
-        if id(lvlm) not in self._parts:
-            self._parts[id(lvlm)] = answer_hashes(lvlm)
-        parts = self._parts[id(lvlm)]
+    def _identity(self, lvlm: LVLM, encoder: Artefact | None, questions: Data) -> dict[str, Any]:
+        if id(lvlm) not in self._hashes:
+            self._hashes[id(lvlm)] = answer_hashes(lvlm)
+        hashes = self._hashes[id(lvlm)]
+        prior: Any = lvlm.visual.prior if encoder is None else encoder.prior
+        pruned = prior is not None and self.settings["keep_ratio"] != 1
         return {
-            "backbone": {name: parts[name] for name in ("projector", "llm", "codebook", "words")},
-            "tower": parts["vision_tower"] if encoder is None else encoder.manifest["tower"],
-            "prior": self._prior(lvlm, encoder),
+            "backbone": {name: hashes[name] for name in ("projector", "llm", "codebook", "words")},
+            "tower": hashes["vision_tower"] if encoder is None else encoder.manifest["tower"],
+            "prior": hash_tensors({"prior": prior}) if pruned else None,
             "questions": questions.fingerprint,
             "held_out": list(questions.held_out),
-            **self.how,
+            **self.settings,
         }
 
-    def _prior(self, lvlm: LVLM, encoder: Artefact | None) -> str | None:
-        """A hash of the code counts, where tokens are pruned by them."""
-        counts: Any = lvlm.visual.prior if encoder is None else encoder.prior
-        return None if counts is None or self.how["keep_ratio"] == 1 else hash_tensors({"prior": counts})
 
-    def _read_or_ask(
-        self,
-        key: dict[str, Any],
-        digest: str,
-        lvlm: LVLM,
-        encoder: Artefact | None,
-        questions: Data,
-        like: Artefact,
-    ) -> Report:
-        label = ZERO_SHOT if encoder is None else str(encoder.manifest.get("surrogate") or "adapted")
-        name = "-".join(_plain(part) for part in (questions.name, label, lvlm.name, digest))
-        place = None if self.cells is None else self.cells / f"{name}.json"
-        if place is not None and place.is_file():
-            kept = read_json(place)
-            self.commits.add(str(kept["commit"]))
-            return Report.of(kept["samples"], kept["settings"])
-        report = evaluate(
-            lvlm, encoder, questions, like=like, batch_size=self.batch_size, cache=self.codes, **self.how
-        )
-        commit = machine()["commit"]
-        self.commits.add(str(commit))
-        if place is not None:
-            write_json(place, {"key": key, "commit": commit, **report.to_json(samples=True)})
-        return report
-
-
-def _matrix(
-    found: Mapping[tuple[str, str, str], Sequence[tuple[Report, Report]]],
-    surrogate_of: Mapping[str, str],
-    backbones: Sequence[str],
-    settings: dict[str, Any],
-) -> TransferMatrix:
-    """Sort the pairs (adapted, zero-shot) into cells; a zero-shot report that encoders share counts once."""
-    data = list(dict.fromkeys(name for name, _, _ in found))
+def _matrix(answers: _Answers, backbones: Sequence[str], settings: dict[str, Any]) -> TransferMatrix:
+    """Sort the pairs (adapted, zero-shot) into cells."""
+    data = list(dict.fromkeys(name for name, _, _ in answers.reports))
+    encoders = [ZERO_SHOT, *answers.surrogates]
     cells: dict[tuple[str, str, str], TransferCell] = {}
-    for name in data:
-        for encoder in (ZERO_SHOT, *surrogate_of):
-            for backbone in backbones:
-                if encoder == ZERO_SHOT:
-                    pairs = [
-                        pair for (d, _, b), own in found.items() if (d, b) == (name, backbone) for pair in own
-                    ]
-                    reports = list({id(before): before for _, before in pairs}.values())
-                    before = reports
-                else:
-                    pairs = found.get((name, encoder, backbone), ())
-                    reports, before = [after for after, _ in pairs], [zero for _, zero in pairs]
-                if reports:
-                    diagonal = surrogate_of.get(encoder) == backbone
-                    cells[name, encoder, backbone] = TransferCell(
-                        name, encoder, backbone, diagonal, reports, before
-                    )
-    return TransferMatrix(data, [ZERO_SHOT, *surrogate_of], list(backbones), cells, settings)
+    for name, encoder, backbone in itertools.product(data, encoders, backbones):
+        key = (name, encoder, backbone)
+        if encoder == ZERO_SHOT:
+            pairs = _zero_shot_pairs(answers, name, backbone)
+        else:
+            pairs = answers.reports.get(key, [])
+        if pairs:
+            diagonal = answers.surrogates.get(encoder) == backbone
+            adapted, before = map(list, zip(*pairs, strict=True))
+            cells[key] = TransferCell(name, encoder, backbone, diagonal, adapted, before)
+    return TransferMatrix(data, encoders, list(backbones), cells, settings)
+
+
+def _zero_shot_pairs(answers: _Answers, data: str, backbone: str) -> list[tuple[Report, Report]]:
+    """The zero-shot reports, paired with themselves; a report that encoders share counts once."""
+    keys = [key for key in answers.reports if (key[0], key[2]) == (data, backbone)]
+    reports = [before for key in keys for _, before in answers.reports[key]]
+    return [(report, report) for report in {id(report): report for report in reports}.values()]
