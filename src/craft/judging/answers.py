@@ -29,10 +29,10 @@ class Answers:
     """The answers to be judged; creating this asks no LVLM.
 
     Attributes:
-        folder: where they are, or will be.
+        folder: the folder that has them, or will have them.
         collect: returns them, after asking an LVLM for those that are missing.
-        preview: what will be judged, as far as it is known: cases (with an empty response if the LVLM has not
-            answered yet) and their images.
+        preview: returns the cases as far as they are known (with an empty response if the LVLM has not
+            answered yet), and their images.
         disposable: whether `collect` can make them again.
         written: whether all of them exist already, so that an empty response is an answer too.
     """
@@ -58,9 +58,8 @@ def explain(
     Rows are written in whole batches, so a resumed file equals an uninterrupted one, byte for byte.
 
     Args:
-        lvlm: the model.
-        samples: with questions.
-        folder: where the answers are, or will be.
+        lvlm, samples: the model, and the samples with their questions.
+        folder: the folder of the answers.
         settings: of model and data; answers in the folder count only if these are the same.
         max_new_tokens: the cap on an answer (§4.1: 1024).
         keep_ratio: share of the visual tokens that the LLM sees.
@@ -100,8 +99,8 @@ def explain(
             append_text(path, json_lines(rows))
             if wish.requested:  # after the last batch too, since a paid judge may come next
                 raise Interrupted(
-                    f"stopped after {start + len(batch)} of {len(samples)} answers; the same command goes on "
-                    "from there."
+                    f"stopped after {start + len(batch)} of {len(samples)} answers; the same command "
+                    "continues from there."
                 )
     return read_cases(folder)
 
@@ -112,7 +111,7 @@ def adopt(
     """Copy existing answers and their images into a folder.
 
     Args:
-        source: the file that they come from.
+        source: the file of the answers.
         rows: as `read_rows` returned them.
         samples: by id, for the images of rows that have no `image`; may be empty.
         folder: the destination.
@@ -257,12 +256,11 @@ def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
         return
     before = read_json(path)
     if before != settings:
-        changed = [
+        shown = "; ".join(
             f"{name} was {before.get(name)!r} and is {settings.get(name)!r}"
             for name in sorted({*before, *settings})
             if before.get(name) != settings.get(name)
-        ]
-        shown = "; ".join(changed)
+        )
         raise ConfigError(
             f"{folder} holds answers under other settings ({shown[:400]}). Choose another --out, or give "
             "--overwrite."

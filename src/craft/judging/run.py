@@ -154,7 +154,7 @@ class _Calls:
                 raise reply
             return reply
         say("stopping: waiting for the calls under way; Ctrl-C again exits at once")
-        raise Interrupted("stopped; the verdicts so far are stored. The same command goes on from there.")
+        raise Interrupted("stopped; the verdicts so far are stored. The same command continues from there.")
 
     def finish(self) -> None:
         """Ask nothing more, and wait until the replies under way are stored."""

@@ -102,30 +102,20 @@ class _Case:
     """One data set of a row.
 
     Attributes:
-        artefact: the encoder in use, or to compare with.
-        in_use: whether the encoder is used.
+        encoder: the encoder in use.
+        like: the encoder to compare with.
         name: the data set; None is the one that the encoder was adapted to.
         root: its folder.
         label: the name of the case.
         folder: of its results; None stores none.
     """
 
-    artefact: Artefact | None
-    in_use: bool
+    encoder: Artefact | None
+    like: Artefact | None
     name: str | None
     root: str | None
     label: str
     folder: Path | None
-
-    @property
-    def encoder(self) -> Artefact | None:
-        """The encoder in use."""
-        return self.artefact if self.in_use else None
-
-    @property
-    def like(self) -> Artefact | None:
-        """The encoder to compare with."""
-        return None if self.in_use else self.artefact
 
     def settings(self, config: EvalConfig) -> list[EvalConfig]:
         """The settings of each evaluation of this case, one per seed."""
@@ -210,7 +200,7 @@ def evaluate_all(
 
 
 def _identity(lvlm: LVLM, case: _Case, config: EvalConfig, weights: dict[str, str]) -> dict[str, Any]:
-    """What must be the same for an evaluation to count as done already."""
+    """Everything that decides the stored results of a case."""
     bits, pruned = bits_of(lvlm.backbone.llm), config.keep_ratio != 1
     settings = {**vars(config), **vars(config.data)}
     return {
@@ -233,7 +223,7 @@ def _resumed(lvlm: LVLM, case: _Case, config: EvalConfig, identity: dict[str, An
     reports = None if case.folder is None else _stored(case.folder, identity)
     if reports is None:
         return None
-    now = [questions_asked(lambda: lvlm, case.artefact, one)[1] for one in case.settings(config)]
+    now = [questions_asked(lambda: lvlm, case.encoder or case.like, one)[1] for one in case.settings(config)]
     if all(map(answers_to, (report.samples for report in reports), now)):
         return reports
     say(f"the questions or images are no longer those of {case.folder}; they are evaluated again")
@@ -250,7 +240,8 @@ def _cases(artefacts: Sequence[Artefact], config: EvalConfig) -> list[_Case]:
     cases = []
     for (artefact, name), label, root in zip(pairs, _folders(pairs), roots, strict=True):
         folder = None if config.out is None else Path(config.out) / (label if len(pairs) > 1 else ".")
-        cases.append(_Case(artefact, bool(config.encoder), name, root, label, folder))
+        encoder, like = (artefact, None) if config.encoder else (None, artefact)
+        cases.append(_Case(encoder, like, name, root, label, folder))
     return cases
 
 
@@ -335,7 +326,7 @@ def _pairs(
 
 
 def _folders(pairs: Sequence[tuple[Artefact | None, str | None]]) -> list[str]:
-    """A name for each: its data's; numbers distinguish those of one name."""
+    """A folder name for each, after its data; numbers distinguish equal names."""
     names: list[str] = []
     for artefact, name in pairs:
         learned = (artefact.manifest.get("data") or {}).get("name") if artefact is not None else None

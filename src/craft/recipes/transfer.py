@@ -1,7 +1,7 @@
-"""`craft.transfer`: every adapted encoder with every backbone, beside zero-shot (Tables 3 and 7).
+"""`craft.transfer`: every backbone with every adapted encoder, and zero-shot (Tables 3 and 7).
 
-Encoders are named, or made here: one for every surrogate, data set and seed. Every answer sheet is a separate
-file, so that an interrupted matrix continues where it stopped; codes are computed once for all backbones.
+Encoders are named, or adapted here: one for every surrogate, data set and seed. CRAFT stores every report in
+a file of its own, so an interrupted matrix continues. Codes are computed once for all backbones.
 """
 
 import functools
@@ -44,18 +44,24 @@ from craft.training.config import AdaptConfig
 from craft.training.run_folder import FREE, RunFolder
 
 WORK = "runs/transfer"
-"""The default folder of encoders that are made here, codes and answers."""
+"""The default folder of the encoders that are adapted here, of codes and of answers."""
 
 SEEDS = (0, 1, 2)
-"""Of the encoders that are made (§4.1: "the average over 3 seeds")."""
+"""The default seeds of the encoders that are adapted here (§4.1: "the average over 3 seeds")."""
 
 TransferSettings = TransferConfig | Mapping[str, Any] | str | Path | None
 
 
 @dataclass(frozen=True)
 class _Row:
-    """An encoder: its name in the matrix, the name of the LVLM that it was adapted with, and what it is asked
-    (None: what its manifest names)."""
+    """An encoder of the matrix.
+
+    Attributes:
+        label: its name in the matrix.
+        surrogate: the name of the LVLM that it was adapted with.
+        artefact: the encoder.
+        data: the data that it was adapted to, if that is in memory.
+    """
 
     label: str
     surrogate: str
@@ -77,12 +83,12 @@ def transfer(
     """Ask every backbone the same questions with every encoder, and with the base tower.
 
     Args:
-        encoders: run folders or artefacts; those that differ only in their seed are averaged. If one
-            surrogate's were adapted to several data sets, and `data` says what all are asked, the matrix
-            names them by what they were adapted to.
+        encoders: run folders or artefacts; those that differ only in their seed are averaged. If the
+            encoders of one surrogate were adapted to several data sets, and `data` is set, the matrix names
+            them by the data that they were adapted to.
         backbones: names, folders or loaded LVLMs; none means the surrogates.
-        data: one or several: what encoders are asked (None: each what it was adapted to), or with surrogates
-            what to adapt to (None: every embedded domain).
+        data: one or several data sets to ask about (None: each encoder's training data), or with surrogates
+            to adapt to (None: every embedded domain).
         keep_ratio, limit: as in `evaluate`.
         surrogates: instead of `encoders`: LVLMs to adapt one with, for every data set and seed (None:
             `SEEDS`).
@@ -91,7 +97,7 @@ def transfer(
             `ask__batch_size=32`), and of the adaptations (`adapt__losses__sal__weight=0`, `max_steps=100`).
 
     Raises:
-        ConfigError: there is no encoder or no backbone, encoders and surrogates are both given, two models
+        ConfigError: there is no encoder or no backbone, there are both encoders and surrogates, two models
             have one name, a setting is unknown, or an encoder in `work` was made with other settings.
         CodebookMismatchError: a codebook does not fit; before the first adaptation or question.
         CraftError: `keep_ratio` is impossible, or a backbone has no code prior to prune by; before them too.
@@ -101,7 +107,7 @@ def transfer(
     """
     sources: list[DataSource] = [data] if isinstance(data, str | Path | Data) else list(data or ())
     arguments = {
-        "encoders": [str(e.folder) if isinstance(e, Artefact) else str(e) for e in encoders],
+        "encoders": [str(e.folder if isinstance(e, Artefact) else e) for e in encoders],
         "backbones": list(map(model_name, backbones)),
         "surrogates": list(map(model_name, surrogates)),
         "data": list(map(data_name, sources)),
@@ -151,13 +157,13 @@ def adaptation_settings(settings: TransferConfig) -> AdaptConfig:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is asked of whom.
+    """Which encoders are asked which questions.
 
     Attributes:
         rows: the encoders.
-        total: how many there are.
-        sources: what each is asked; None is what it was adapted to.
-        seeds: of the questions; None is the encoder's own.
+        total: the number of encoders.
+        sources: the data sets of the questions; None is the one that the encoder was adapted to.
+        seeds: of the questions; None is the seed of the encoder's training.
         work: where codes and answers are stored, or None.
     """
 
@@ -170,7 +176,7 @@ class _Plan:
 
 @dataclass(frozen=True)
 class _Answers:
-    """What a plan came to.
+    """The results of a plan.
 
     Attributes:
         reports: adapted and zero-shot, by data set, encoder and backbone.
@@ -188,8 +194,8 @@ class _Answers:
 def _answers(plan: _Plan, lvlms: Sequence[LVLM], ask: "_Asker", settings: TransferConfig) -> _Answers:
     """Ask every backbone with every encoder of a plan, and with the base tower."""
     answers = _Answers()
-    made_here = bool(settings.surrogates)
-    root = None if made_here else settings.root
+    adapted_here = bool(settings.surrogates)
+    root = None if adapted_here else settings.root
     for number, row in enumerate(plan.rows, start=1):
         answers.surrogates[row.label] = row.surrogate
         answers.commits.add(str((row.artefact.manifest.get("made_with") or {}).get("commit")))
@@ -201,7 +207,7 @@ def _answers(plan: _Plan, lvlms: Sequence[LVLM], ask: "_Asker", settings: Transf
                 named = {"root": root, "name": data_name(data)}
                 questions = questions_for(named, seed, manifest, lambda: lvlms[0])
             answers.seeds.add(questions.seed)
-            if made_here and (row.data is not None or settings.adapt.data.limit is None):
+            if adapted_here and (row.data is not None or settings.adapt.data.limit is None):
                 _check_data(row.artefact, questions)
             for lvlm in lvlms:
                 say(f"encoder {number} of {plan.total}, {row.label} on {questions.name}: {lvlm.name}")
@@ -210,16 +216,6 @@ def _answers(plan: _Plan, lvlms: Sequence[LVLM], ask: "_Asker", settings: Transf
                 cell = (questions.name, row.label, lvlm.name)
                 answers.reports.setdefault(cell, []).append((after, before))
     return answers
-
-
-def _plan_of_surrogates(
-    makers: Sequence[LVLM], sources: Sequence[DataSource], lvlms: Sequence[LVLM], settings: TransferConfig
-) -> _Plan:
-    """Encoders that are adapted here: with every surrogate, on every data set, for every seed."""
-    names, seeds = sources or list(EMBEDDED), settings.all_seeds() or SEEDS
-    work = settings.work or WORK
-    rows = _made(makers, names, seeds, lvlms, Path(work) / "runs", adaptation_settings(settings))
-    return _Plan(rows, len(makers) * len(names) * len(seeds), [None], [None], work)
 
 
 def _check(
@@ -253,8 +249,8 @@ def _apart(lvlms: Sequence[LVLM]) -> None:
 def _named_rows(
     encoders: Sequence[str | Path | Artefact], lvlms: Sequence[LVLM], same_questions: bool
 ) -> list[_Row]:
-    """The encoders of a list by surrogate; also by what they were adapted to, if that is several data sets
-    and all are asked the same; also by folder if they differ in more than the seed, or not even in that."""
+    """The encoders by surrogate. The label also names the data if there are several data sets and
+    `same_questions` for all, and the folder if encoders differ in more than the seed, or not even in that."""
     artefacts = [e if isinstance(e, Artefact) else load_artefact(e) for e in encoders]
     for lvlm in lvlms:
         for artefact in artefacts:
@@ -287,39 +283,42 @@ def _kind(artefact: Artefact) -> tuple[str, str, dict[str, Any]]:
     return surrogate_name(artefact), str(learned.get("name")), settings
 
 
-def _made(
-    surrogates: Sequence[LVLM],
-    data: Sequence[DataSource],
-    seeds: Sequence[int],
-    backbones: Sequence[LVLM],
-    folder: Path,
-    settings: AdaptConfig,
+def _plan_of_surrogates(
+    surrogates: Sequence[LVLM], sources: Sequence[DataSource], lvlms: Sequence[LVLM], settings: TransferConfig
+) -> _Plan:
+    """Encoders that are adapted here: with every surrogate, on every data set, for every seed.
+
+    Raises:
+        CodebookMismatchError: surrogates and backbones do not share a codebook.
+    """
+    for surrogate, lvlm in itertools.product(surrogates, lvlms):
+        LVLM(surrogate.visual, lvlm.backbone, lvlm.name)  # one codebook, or an error
+    seeds, work = settings.all_seeds() or SEEDS, settings.work or WORK
+    trainings = list(itertools.product(sources or EMBEDDED, seeds, surrogates))
+    rows = _adapted_rows(trainings, Path(work) / "runs", adaptation_settings(settings))
+    return _Plan(rows, len(trainings), [None], [None], work)
+
+
+def _adapted_rows(
+    trainings: Sequence[tuple[DataSource, int, LVLM]], folder: Path, settings: AdaptConfig
 ) -> Iterator[_Row]:
     """Adapt encoders one after the other, or take those that are in `folder` already.
 
     Raises:
-        CodebookMismatchError: surrogates and backbones do not share a codebook.
         CraftError: as `craft.adapt`.
     """
-    for surrogate in surrogates:
-        for lvlm in backbones:
-            LVLM(surrogate.visual, lvlm.backbone, lvlm.name)  # one codebook, or an error
-    hashes = {surrogate.name: part_hashes(surrogate) for surrogate in surrogates}
-    for source in data:
+    hashes = {surrogate.name: part_hashes(surrogate) for _, _, surrogate in trainings}
+    for source, seed, surrogate in trainings:
+        data = source if isinstance(source, Data) else None
         name = source.name if isinstance(source, Data) else short_name(source)
-        for seed in seeds:
-            for surrogate in surrogates:
-                run = RunFolder(folder / f"{_plain(name)}-{_plain(surrogate.name)}-{seed}")
-                record = run.path / "run.json"
-                before = read_json(record).get("hashes_before") if record.is_file() else None
-                stale = before is not None and before != hashes[surrogate.name]
-                if stale:
-                    say(f"{run.path} was made with other weights of {surrogate.name}; it is made again")
-                result = adapt(
-                    surrogate, source, run.path, seed, config=settings, resume=not stale, overwrite=stale
-                )
-                data_in_memory = source if isinstance(source, Data) else None
-                yield _Row(surrogate.name, surrogate.name, load_artefact(result.out), data_in_memory)
+        run = RunFolder(folder / f"{_plain(name)}-{_plain(surrogate.name)}-{seed}")
+        record = run.path / "run.json"
+        before = read_json(record).get("hashes_before") if record.is_file() else None
+        stale = before is not None and before != hashes[surrogate.name]
+        if stale:
+            say(f"{run.path} was made with other weights of {surrogate.name}; it is made again")
+        result = adapt(surrogate, source, run.path, seed, config=settings, resume=not stale, overwrite=stale)
+        yield _Row(surrogate.name, surrogate.name, load_artefact(result.out), data)
 
 
 def _check_data(artefact: Artefact, questions: Data) -> None:
@@ -375,11 +374,11 @@ class _Asker:
             self._hashes[id(lvlm)] = answer_hashes(lvlm)
         hashes = self._hashes[id(lvlm)]
         prior: Any = lvlm.visual.prior if encoder is None else encoder.prior
-        pruned = prior is not None and self.settings["keep_ratio"] != 1
+        pruning = self.settings["keep_ratio"] != 1
         return {
             "backbone": {name: hashes[name] for name in ("projector", "llm", "codebook", "words")},
             "tower": hashes["vision_tower"] if encoder is None else encoder.manifest["tower"],
-            "prior": hash_tensors({"prior": prior}) if pruned else None,
+            "prior": hash_tensors({"prior": prior}) if pruning and prior is not None else None,
             "questions": questions.fingerprint,
             "held_out": list(questions.held_out),
             **self.settings,
