@@ -294,35 +294,38 @@ def _lvlm(settings: AlignConfig, visual: VisualTokenizer) -> LVLM:
 
 def _start(projector: Projector, folder: Path, llm: str) -> None:
     """Take the projector of an earlier result, with a note if it was trained for an LLM of another name."""
-    for source in (folder / BACKBONE / "projector", folder / "projector"):
-        if (source / "config.json").is_file():
-            if read_json(source / "config.json") != projector.config:
-                raise CheckpointError(f"The projector in {source} does not fit this LLM and codebook.")
-            path = source / "model.safetensors"
-            weights = {name: value.float() for name, value in load_tensors(path).items()}
-            load_strict(projector, weights, path)
-            manifest = source.parent / "craft.json"
-            before = read_json(manifest).get("llm") if manifest.is_file() else None
-            if before not in (None, _lasting(llm)):  # it may be the same LLM in another folder
-                say(f"note: {folder} was made with the LLM {before}, and this run uses {_lasting(llm)}")
-            return
-    raise CheckpointError(f"{folder} holds no projector; give an earlier result of `craft align`.")
+    source = _earlier(folder, "projector")
+    if source is None:
+        raise CheckpointError(f"{folder} holds no projector; give an earlier result of `craft align`.")
+    if read_json(source / "config.json") != projector.config:
+        raise CheckpointError(f"The projector in {source} does not fit this LLM and codebook.")
+    path = source / "model.safetensors"
+    load_strict(projector, {name: value.float() for name, value in load_tensors(path).items()}, path)
+    manifest = source.parent / "craft.json"
+    before = read_json(manifest).get("llm") if manifest.is_file() else None
+    if before not in (None, _lasting(llm)):  # it may be the same LLM in another folder
+        say(f"note: {folder} was made with the LLM {before}, and this run uses {_lasting(llm)}")
 
 
 def _start_factors(llm: torch.nn.Module, settings: AlignConfig) -> dict[str, Tensor]:
     """The LoRA of an earlier result, if it has one; a stage without LoRA cannot continue from it."""
-    if settings.start is None:
+    folder = None if settings.start is None else user_path(settings.start)
+    source = None if folder is None else _earlier(folder, "lora")
+    if source is None:
         return {}
-    folder = user_path(settings.start)
-    for source in (folder / BACKBONE / "lora", folder / "lora"):
-        path = source / "model.safetensors"
-        if path.is_file():
-            if settings.stage != "2" or not _with_lora(settings):
-                raise ConfigError(f"{folder} has LoRA; continue from it with stage 2 and lora.rank.")
-            factors = load_tensors(path)
-            check_factors(llm, settings.lora, factors, path)
-            return factors
-    return {}
+    if settings.stage != "2" or not _with_lora(settings):
+        raise ConfigError(f"{folder} has LoRA; continue from it with stage 2 and lora.rank.")
+    path = source / "model.safetensors"
+    factors = load_tensors(path)
+    check_factors(llm, settings.lora, factors, path)
+    return factors
+
+
+def _earlier(folder: Path, part: str) -> Path | None:
+    """The folder of a part ("projector" or "lora") of an earlier result: a run folder or a backbone."""
+    file = "config.json" if part == "projector" else "model.safetensors"
+    paths = (folder / BACKBONE / part, folder / part)
+    return next((path for path in paths if (path / file).is_file()), None)
 
 
 @torch.no_grad()

@@ -246,7 +246,7 @@ def _cases(artefacts: Sequence[Artefact], config: EvalConfig) -> list[_Case]:
 
 
 def summary(reports: Sequence[Report], classes: bool = False) -> dict[str, Any]:
-    """Means over seeds on top, then each report; the interval is of one seed's samples.
+    """Means over seeds, then each report; the interval is that of the samples of a single seed.
 
     Args:
         reports: one data set's, one per seed.
@@ -271,7 +271,7 @@ def summary(reports: Sequence[Report], classes: bool = False) -> dict[str, Any]:
 
 
 def save(folder: Path, reports: Sequence[Report], identity: dict[str, Any]) -> None:
-    """Write a data set's reports: `report.json` last, as it says that all is there."""
+    """Write a data set's reports. `report.json` comes last, since it states that they are complete."""
     for report in reports:
         report.save_samples(_samples_file(folder, report.settings["seed"]))
     write_json(folder / "lmms_eval.json", to_lmms({_task(report): report for report in reports}))

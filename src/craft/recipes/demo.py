@@ -87,8 +87,7 @@ class DemoResult:
         data: the name of the data set.
         rows: the table; zero-shot, then adapted, for each backbone.
         frozen: for each backbone and frozen part, whether its bytes are the same as before.
-        text_unchanged: for each backbone, whether answers and logits without a picture are as before,
-            bit for bit.
+        text_unchanged: for each backbone, whether answers and logits without a picture are bit-identical.
         codes_changed: share of the shown images' patches whose level-1 code changed.
         held_out: the classes that were held out of training.
         metrics: the metrics of the adaptation.
@@ -110,10 +109,7 @@ class DemoResult:
     keep_ratio: float
 
     def gain(self, role: str, group: str = "all") -> float | None:
-        """Adapted minus zero-shot accuracy of the "surrogate" or the "other" backbone.
-
-        None if the group has no questions.
-        """
+        """Adapted minus zero-shot accuracy of a role's backbone; None if the group has no questions."""
         accuracies = {row.encoder: row.figures.get(group) for row in self.rows if row.role == role}
         before, after = accuracies.get("zero-shot"), accuracies.get("adapted")
         return None if before is None or after is None else after.accuracy - before.accuracy
