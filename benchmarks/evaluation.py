@@ -18,7 +18,8 @@ import torch
 from _measure import arguments, counted, fastest, report
 
 import craft
-from craft.evaluation import Report, evaluate_lvlm
+from craft.evaluation.report import Report
+from craft.evaluation.run import evaluate_lvlm
 from craft.formats.code_cache import CodeCache
 from craft.models import decoding
 from craft.models.lvlm import LVLM

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from craft.core.progress import say
-from craft.evaluation import grouped_interval
+from craft.evaluation.metrics import grouped_interval
 from paper.cells import CRAFT, ZERO_SHOT, Cell, Method, marks_of
 from paper.measures import fill
 from paper.plan import Plan

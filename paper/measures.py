@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from craft.data import Sample
-from craft.evaluation import evaluate_lvlm
+from craft.evaluation.run import evaluate_lvlm
 from craft.judging.answers import explain
 from craft.judging.cases import BINARY, DIRECTIVE
 from craft.judging.rules import offline_judge

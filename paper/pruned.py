@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from craft.core.files import hash_tensors
-from craft.evaluation import Report, lenient, strict, unparseable
+from craft.core.tensors import hash_tensors
+from craft.evaluation.matching import lenient, strict, unparseable
+from craft.evaluation.report import Report
 from craft.formats.code_cache import ImageCodes
 from craft.models.attention import cls_attention, received_attention
 from craft.pruning import PruningSettings, prune_tokens

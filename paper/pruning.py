@@ -10,7 +10,7 @@ from PIL import Image
 
 from craft.core.files import atomic_write_bytes
 from craft.core.progress import say
-from craft.evaluation import bootstrap_interval
+from craft.evaluation.metrics import bootstrap_interval
 from craft.pruning import STRATEGIES
 from paper.cells import marks_of
 from paper.pruned import Pruning, subjects

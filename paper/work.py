@@ -11,10 +11,11 @@ from typing import Any
 
 from craft.core.device import total_memory
 from craft.core.errors import ConfigError
-from craft.core.files import hash_tensors, read_json, write_json
+from craft.core.files import read_json, write_json
 from craft.core.progress import say
 from craft.core.provenance import machine
 from craft.core.store import RecordStore
+from craft.core.tensors import hash_tensors
 from craft.data import BENCHMARKS, Data, Sample
 from craft.formats.artefact import Artefact
 from craft.formats.code_cache import CodeCache

@@ -16,7 +16,7 @@ import yaml
 
 import craft
 from craft.data import Sample, load_data
-from craft.evaluation import evaluate_lvlm
+from craft.evaluation.run import evaluate_lvlm
 
 
 def development_set(domain: str, seed: int, limit: int, unseen: float) -> list[Sample]:

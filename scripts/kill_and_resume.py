@@ -28,7 +28,7 @@ import torch
 
 import craft
 from craft.core.files import is_leftover, write_json
-from craft.training import RunFolder
+from craft.training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 

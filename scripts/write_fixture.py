@@ -35,7 +35,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 import craft
 from builders import TEXT, tiny_codebook, tiny_text_encoder, tiny_tokenizer
 from craft.cli import main
-from craft.core.files import hash_tensors, load_tensors
+from craft.core.tensors import hash_tensors, load_tensors
 from craft.formats.native import save_native
 from craft.models.backbone import Backbone
 from craft.models.lvlm import LVLM

@@ -10,7 +10,8 @@ from PIL import Image
 
 import craft
 from craft.cli import main
-from craft.core.files import hash_tensors, load_tensors, read_json
+from craft.core.files import read_json
+from craft.core.tensors import hash_tensors, load_tensors
 from craft.core.text import flat
 from craft.formats.artefact import save_artefact
 from craft.formats.encoder import load_artefact
@@ -127,6 +128,22 @@ def test_other_settings_are_still_refused(release, capsys):
     words = ("--config", "adapt/config.resolved.yaml", "--resume", "--seed", "1")
     assert main(["adapt", *words]) == 2
     assert "seed was 0 and is 1" in capsys.readouterr().err
+
+
+def test_a_run_that_used_a_removed_setting_is_told_which(release, capsys):
+    """The old command, given again: its file names the setting, and so does the run's record."""
+    path = release / "adapt" / "config.resolved.yaml"
+    old = path.read_text()
+    path.write_text(old.replace("prefix_cache: false", "prefix_cache: true"))
+    assert path.read_text() != old
+    assert main(["adapt", "--config", "adapt/config.resolved.yaml", "--resume"]) == 2
+    assert "'prefix_cache' was removed" in capsys.readouterr().err
+    path.write_text(old)
+    record = json.loads((release / "adapt" / "run.json").read_text())
+    record["config"]["prefix_cache"] = True
+    (release / "adapt" / "run.json").write_text(json.dumps(record))
+    assert main(["adapt", "--config", "adapt/config.resolved.yaml", "--resume"]) == 2
+    assert "prefix_cache" in capsys.readouterr().err
 
 
 def test_the_fixture_names_no_machine():

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parent
-PRELOAD = ["builders", "tiny_data", "together", "craft.training", "accelerate", "torch.distributed.fsdp"]
+PRELOAD = [
+    "builders",
+    "tiny_data",
+    "together",
+    "craft.training.run_folder",
+    "accelerate",
+    "torch.distributed.fsdp",
+]
 
 
 def together(count: int, work: Callable[..., Any], *args: Any, **environment: str) -> list[Any]:
@@ -79,9 +86,10 @@ def train(
     from craft.core.processes import rank
     from craft.lessons.adapt import adaptation
     from craft.models.freezing import part_hashes
-    from craft.training import AdaptConfig, RunFolder
+    from craft.training.config import AdaptConfig
     from craft.training.engine import join_processes
     from craft.training.fit import fit
+    from craft.training.run_folder import RunFolder
     from tiny_data import tiny_data
 
     join_processes("cpu")
@@ -91,7 +99,7 @@ def train(
     config = AdaptConfig.build(settings, {"out": out})
     run = RunFolder(out)
     run.open(config, resume=resume)
-    fit(lvlm, samples, config, run, lesson=adaptation, resume=resume)
+    fit(lvlm, samples, config, run, make_lesson=adaptation, resume=resume)
     lines = [{k: v for k, v in line.items() if k != "samples_per_s"} for line in run.metrics()]
     tower = {name: value.numpy() for name, value in lvlm.visual.vision_tower.state_dict().items()}
     return {"lines": lines, "hashes": part_hashes(lvlm), "tower": tower, "record": run.record}
@@ -182,7 +190,7 @@ def fitting_into(gibibytes: float, most: int) -> int:
 
 def aligned(llm: str, visual: str, chat: str, out: str, settings: dict[str, Any]) -> dict[str, Any]:
     """`craft.align` on files; the losses of both stages, and a hash of the backbone."""
-    from craft.core.files import hash_tensors
+    from craft.core.tensors import hash_tensors
     from craft.recipes.align import align
     from craft.training.run_folder import RunFolder
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from craft.core.files import load_tensors
+from craft.core.tensors import load_tensors
 from craft.formats.native import save_native, save_visual
 from craft.formats.text_encoder import load_text_encoder
 from craft.models.backbone import Backbone

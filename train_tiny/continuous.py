@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from craft.core.device import resolve_device
-from craft.core.files import atomic_write_text, load_tensors, save_tensors, write_json
+from craft.core.files import atomic_write_text, write_json
+from craft.core.tensors import load_tensors, save_tensors
 from craft.core.text import table_row
 from craft.models.projector import Projector
 from craft.quantize import ResidualCodebook

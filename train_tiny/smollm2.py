@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from craft.core.device import resolve_device
-from craft.core.files import atomic_write_text, load_tensors, read_json, save_tensors, write_json
+from craft.core.files import atomic_write_text, read_json, write_json
 from craft.core.progress import say
 from craft.core.seeding import generator
+from craft.core.tensors import load_tensors, save_tensors
 from craft.core.tokens import VisionTokens
 from craft.data.chats import Conversation
 from craft.formats.code_cache import ImageCodes

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import get_cosine_schedule_with_warmup
 
 from craft.core.device import resolve_device
-from craft.core.files import load_tensors, save_tensors
+from craft.core.tensors import load_tensors, save_tensors
 from craft.formats.text_encoder import save_text_encoder
 from craft.models.text_encoder import TextEncoder
 from train_tiny.names import concepts

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from craft.core.device import resolve_device
-from craft.core.files import load_tensors, save_tensors
+from craft.core.tensors import load_tensors, save_tensors
 from craft.models.vision_tower import HybridTower
 from craft.quantize import straight_through, usage
 from train_tiny.codebook import CodebookLearner

@@ -10,7 +10,7 @@ import pytest
 
 from cli.conftest import FAST
 from craft.cli import main
-from craft.training import RunFolder
+from craft.training.run_folder import RunFolder
 
 
 def words_of(family, pictures, steps):

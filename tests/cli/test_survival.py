@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cli.conftest import FAST
-from craft.training import RunFolder
+from craft.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 ACCELERATE = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--config_file"]
@@ -86,7 +86,7 @@ def test_ddp_by_torchrun_and_a_failing_process(family, pictures, tmp_path, envir
     assert "craft eval" in said.stdout and said.stdout.count("adapted encoder") == 1
     said = launch([*TORCHRUN, *verb, "--out", tmp_path / "bad", "--set", "batch_size=1"], environment)
     assert said.returncode != 0
-    assert "craft: A batch of 1 cannot be cut" in said.stderr
+    assert "craft: A batch of 1 cannot be divided" in said.stderr
     assert not (tmp_path / "bad").exists()  # said before anything is read
 
 

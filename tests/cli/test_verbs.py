@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from cli.conftest import FAST
-from craft.core.files import load_tensors
+from craft.core.tensors import load_tensors
 from craft.data import EMBEDDED
 from craft.formats.load import load
 
@@ -47,7 +47,7 @@ def test_adapt_dry_run_writes_nothing(craft, family, pictures, tmp_path):
     words = ("adapt", family / "llama", "--data", pictures, "--out", tmp_path / "run", "--dry-run", *FAST)
     said = craft(*words)
     assert said.status == 0, said.err
-    for word in ("Who trains", "frozen", "activations", "total", "commitment"):
+    for word in ("What trains", "frozen", "activations", "total", "commitment"):
         assert word in said.out
     found = craft(*words, "--json").json
     assert found["memory"]["total"] > found["memory"]["weights"] > 0
@@ -363,17 +363,57 @@ def test_demo(craft, family, pictures, tmp_path):
     assert [row["figures"] for row in again["rows"]] == [row["figures"] for row in found["rows"]]
 
 
-def test_help_is_light(environment):
-    code = (
-        "import sys; from craft.cli import main; status = main(['--help']); "
-        "heavy = {'torch', 'transformers', 'accelerate', 'matplotlib', 'numpy'} & set(sys.modules); "
-        "print(status, sorted(heavy))"
-    )
+LIGHT = """
+import contextlib, io, json, sys
+from craft.cli.main import app, main
+
+def verbs(app, before=()):
+    for name in app:
+        if not name.startswith("-"):
+            yield from verbs(app[name], (*before, name))
+    yield before
+
+HEAVY = {"torch", "transformers", "accelerate", "matplotlib", "numpy", "scipy", "PIL", "safetensors"}
+answers = {}
+for words in [(*verb, *end) for verb in CHOSEN or verbs(app) for end in ENDS]:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        status = main(list(words))
+    answers[" ".join(words)] = [status, sorted(HEAVY & set(sys.modules))]
+print(json.dumps(answers))
+"""
+
+
+def light(environment, *ends, chosen=()):
+    """Status of each command line, and the heavy libraries imported so far; all run in one process.
+
+    Args:
+        ends: the words after the verb.
+        chosen: the verbs; all if there are none.
+    """
+    code = f"CHOSEN, ENDS = {[[verb] for verb in chosen]!r}, {ends!r}\n{LIGHT}"
     command = [sys.executable, "-c", code]
     said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert said.stdout.splitlines()[-1] == "0 []"
-    for verb in ("demo", "adapt", "eval", "transfer", "inspect", "export", "data"):
-        assert f" {verb} " in said.stdout
+    return json.loads(said.stdout)
+
+
+def test_help_imports_nothing_heavy(environment):
+    answers = light(environment, ["--help"])
+    assert answers == {words: [0, []] for words in answers}
+    assert {"--help", "adapt --help", "eval --help", "judge --help", "data check --help"} <= answers.keys()
+
+
+def test_mistakes_in_flags_import_nothing_heavy(environment):
+    answers = light(environment, ["--no-such-flag"], ["--seed", "x"])
+    assert "transfer --seed x" in answers
+    assert answers == {words: [2, []] for words in answers}
+
+
+def test_mistakes_in_settings_import_nothing_heavy(environment):
+    answers = light(
+        environment, ["--set", "no_such=1"], chosen=["adapt", "align", "eval", "judge", "transfer"]
+    )
+    assert len(answers) == 5
+    assert answers == {words: [2, []] for words in answers}
 
 
 @pytest.mark.parametrize("verb", ["demo", "adapt", "eval", "transfer", "inspect", "export", "data list"])
@@ -440,7 +480,7 @@ def test_align_dry_run_of_the_papers_size(craft, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = craft("align", "paper/qwen2-0.5b", "--visual", "paper/vila-u", "--dry-run")
     assert said.status == 0, said.err
-    assert said.out.count("Who trains") == 2 and "494,032,768" in said.out and "595375" in said.out
+    assert said.out.count("What trains") == 2 and "494,032,768" in said.out and "595375" in said.out
     assert said.out.count("A dry run: nothing was written. Leave") == 1
     told = craft("align", "paper/qwen2-0.5b", "--visual", "paper/vila-u", "--dry-run", "--json").json
     assert told["stage 2"]["memory"]["optimiser"] > told["stage 1"]["memory"]["optimiser"] > 0

@@ -13,7 +13,7 @@ import craft
 from craft.cli.main import app
 from craft.core import errors
 from craft.data import Data, Sample
-from craft.evaluation import Report
+from craft.evaluation.report import Report
 from craft.formats.artefact import Artefact
 from craft.models.backbone import Backbone
 from craft.models.lvlm import LVLM

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from builders import tiny_lvlm
 from craft.core.errors import ConfigError, DataError
 from craft.evaluation import ask as asking
-from craft.evaluation import evaluate_lvlm
 from craft.evaluation.ask import ask, plan
+from craft.evaluation.run import evaluate_lvlm
 from craft.formats.code_cache import CodeCache
 from craft.models import decoding
 from craft.quantize import search

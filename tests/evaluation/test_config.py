@@ -10,7 +10,8 @@ from craft.cli.flags import config_of, flags_of
 from craft.cli.options import Common
 from craft.core.errors import ConfigError
 from craft.core.settings import leaves
-from craft.evaluation import EvalConfig, TransferConfig, evaluate_lvlm
+from craft.evaluation.config import EvalConfig, TransferConfig
+from craft.evaluation.run import evaluate_lvlm
 from craft.recipes import evaluate, transfer
 from craft.recipes.benchmarks import evaluate_all
 from tiny_data import tiny_data

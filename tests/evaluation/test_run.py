@@ -6,10 +6,10 @@ import pytest
 
 from builders import tiny_lvlm
 from craft.core.errors import DataError
-from craft.evaluation import Report, evaluate_lvlm, read_samples
 from craft.evaluation import run as running
 from craft.evaluation.ask import Replies
-from craft.evaluation.run import option_texts
+from craft.evaluation.report import Report, read_samples
+from craft.evaluation.run import evaluate_lvlm, option_texts
 from tiny_data import tiny_data
 
 

@@ -7,7 +7,7 @@ import torch
 
 from builders import tiny_codebook, tiny_images, tiny_lvlm, tiny_tower, tiny_visual
 from craft.core.errors import CheckpointError, CodebookMismatchError
-from craft.core.files import hash_tensors, load_tensors, save_tensors
+from craft.core.tensors import hash_tensors, load_tensors, save_tensors
 from craft.formats.artefact import save_artefact
 from craft.formats.encoder import load_artefact
 from craft.models.freezing import part_hashes

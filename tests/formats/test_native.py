@@ -9,7 +9,7 @@ from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from builders import tiny_backbone, tiny_codebook, tiny_images, tiny_lvlm, tiny_tower, tiny_visual
 from craft.core.errors import CheckpointError, CodebookMismatchError
-from craft.core.files import load_tensors, save_tensors
+from craft.core.tensors import load_tensors, save_tensors
 from craft.formats.native import load_native, load_visual, save_native, save_visual
 from craft.models.freezing import part_hashes
 from craft.models.lvlm import LVLM

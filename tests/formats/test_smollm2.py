@@ -9,7 +9,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from builders import tiny_codebook
-from craft.core.files import load_tensors, read_json
+from craft.core.files import read_json
+from craft.core.tensors import load_tensors
 from craft.evaluation.language import INSTRUCTIONS
 from craft.formats import llm_source
 from craft.formats.artefact import save_artefact

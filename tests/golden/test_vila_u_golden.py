@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from craft.core.files import load_tensors
+from craft.core.tensors import load_tensors
 from craft.formats.vila_u import load_vila_u
 from craft.losses import commitment_cumulative, surrogate_alignment
 from craft.models.decoding import generate_ids

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from builders import tiny_codebook, tiny_images, tiny_lvlm
-from craft.core.files import hash_tensors
+from craft.core.tensors import hash_tensors
 from craft.formats.artefact import save_artefact
 from craft.formats.encoder import load_artefact
 from craft.models.freezing import part_hashes

@@ -15,10 +15,10 @@ from craft.losses.sal import BLOCK, surrogate_alignment
 from craft.models.decoding import generate
 from craft.models.freezing import part_hashes
 from craft.models.prompts import build_dialogue
-from craft.training import RunFolder
 from craft.training.config import AlignConfig, LoraConfig
 from craft.training.fit import fit
 from craft.training.lora import add_lora, lora_targets, take_lora
+from craft.training.run_folder import RunFolder
 
 WORDS = ("red bag", "blue coat", "green shoe", "grey dress")
 FAST = {"llm": "tiny", "max_steps": 2, "batch_size": 4, "device": "cpu", "learning_rate": 1e-2}
@@ -55,7 +55,7 @@ def train(tmp_path, codes, stage, rows=None, **settings):
     run.open(config)
     lesson = partial(alignment, stage=stage, codes=codes)
     before = part_hashes(lvlm)
-    fit(lvlm, rows or rows_of(), config, run, lesson=lesson)
+    fit(lvlm, rows or rows_of(), config, run, make_lesson=lesson)
     return lvlm, run, before
 
 
@@ -151,10 +151,10 @@ def test_what_shares_a_row_is_whole_in_it(codes, length):
         for row in rows:
             config = AlignConfig.build(None, {**FAST, "max_length": length})
             batches = RowBatches(lvlm.backbone, [row], config, codes)
-            kept = batches.make([0], 0).rows[0][1]
+            dialogues = batches.make([0], 0).rows[0][1]
             words = lvlm.backbone.prompt, lvlm.backbone.tokenizer
             full = [build_dialogue(*words, c.turns, not text) for c in row.conversations]
-            assert len(kept) == len(full) and (len(full) == 1 or list(kept) == full)
+            assert len(dialogues) == len(full) and (len(full) == 1 or list(dialogues) == full)
     assert len(rows) == 4 if length == 8192 else len(rows) >= 4
 
 

@@ -9,7 +9,7 @@ import torch
 
 from builders import tiny_continuous, tiny_images, tiny_lvlm
 from craft.core.errors import CheckpointError, CodebookMismatchError, ConfigError, CraftError
-from craft.core.files import hash_tensors
+from craft.core.tensors import hash_tensors
 from craft.formats.artefact import Artefact
 from craft.formats.encoder import load_artefact
 from craft.formats.llm_source import Borrowed
@@ -158,12 +158,15 @@ def test_a_frozen_tower_in_bfloat16_is_read_behind_its_stem(tmp_path):
 
 @each_method
 def test_compile_is_for_every_method(method):
-    lesson, settings = BASELINES[method].lesson, {"compile": True, "lora": {"rank": 2}, "device": "cpu"}
-    work = lesson(tiny_continuous(), tiny_data().train, BaselineConfig.build(settings))
-    assert getattr(work.objective, "inner", work.objective).compiled
+    make_lesson, settings = (
+        BASELINES[method].make_lesson,
+        {"compile": True, "lora": {"rank": 2}, "device": "cpu"},
+    )
+    lesson = make_lesson(tiny_continuous(), tiny_data().train, BaselineConfig.build(settings))
+    assert getattr(lesson.objective, "inner", lesson.objective).compiled
     both = BaselineConfig.build(settings, {"gradient_checkpointing": True})
     with pytest.raises(ConfigError, match="set one of them to false"):
-        lesson(tiny_continuous(), tiny_data().train, both)
+        make_lesson(tiny_continuous(), tiny_data().train, both)
 
 
 @pytest.mark.parametrize("method, model", [("ldifs", tiny_continuous), ("vision-ft-codebook", tiny_lvlm)])

@@ -52,10 +52,10 @@ def test_without_labels_answers_count():
 def test_run_and_artefact_tell_the_share(tmp_path):
     """And it is the share that a run with this number gives, to the bit."""
     none = {**FAST, "config": {"losses": {"retention": {"weight": 0}}}}
-    told = adapt(tiny_lvlm(), tiny_data(), tmp_path / "auto", **none)
-    given = adapt(tiny_lvlm(), tiny_data(), tmp_path / "given", **none, blend=BLEND_OF_FEW)
-    assert read_json(tmp_path / "auto" / "run.json")["blend"] == BLEND_OF_FEW == told.metrics["blend"]
-    card = (told.encoder / "README.md").read_text()
+    default = adapt(tiny_lvlm(), tiny_data(), tmp_path / "auto", **none)
+    explicit = adapt(tiny_lvlm(), tiny_data(), tmp_path / "given", **none, blend=BLEND_OF_FEW)
+    assert read_json(tmp_path / "auto" / "run.json")["blend"] == BLEND_OF_FEW == default.metrics["blend"]
+    card = (default.encoder / "README.md").read_text()
     assert f"- blend: {BLEND_OF_FEW}" in card
-    tower = [json.loads((one.encoder / "craft.json").read_text())["tower"] for one in (told, given)]
+    tower = [json.loads((one.encoder / "craft.json").read_text())["tower"] for one in (default, explicit)]
     assert tower[0] == tower[1]

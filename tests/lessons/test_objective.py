@@ -106,14 +106,14 @@ def test_frozen_stem_gives_the_same_loss():
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_cls_runs_only_for_the_contrastive_loss(weight, monkeypatch):
-    lvlm, asked = tiny_lvlm(), []
+    lvlm, requests = tiny_lvlm(), []
     run = lvlm.visual.vision_tower._run
-    monkeypatch.setattr(lvlm.visual.vision_tower, "_run", lambda x, cls: asked.append(cls) or run(x, cls))
+    monkeypatch.setattr(lvlm.visual.vision_tower, "_run", lambda x, cls: requests.append(cls) or run(x, cls))
     config = AdaptConfig(augment=0)
     _, batch = batch_of(lvlm, config)
     CraftObjective(lvlm, paper_terms(config.losses, weight))(batch)
     lvlm.answer(batch.images, batch.questions)
-    assert asked == [bool(weight), False]
+    assert requests == [bool(weight), False]
 
 
 def test_image_cache_changes_no_bit_and_keeps_its_limit():

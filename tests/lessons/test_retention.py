@@ -38,22 +38,22 @@ def test_few_classes_are_held(classes, weight, capsys):
 
 def test_a_third_gets_a_partner_of_another_class():
     samples = labelled(8, 150)
-    found = partners(samples, 0)
-    assert len(found) / len(samples) == pytest.approx(MIXED, abs=0.05)
-    assert all(samples[one].label != samples[other].label for one, other in found.items())
-    assert len({samples[other].label for other in found.values()}) == 8
-    assert found == partners(samples, 0) != partners(samples, 1)
+    result = partners(samples, 0)
+    assert len(result) / len(samples) == pytest.approx(MIXED, abs=0.05)
+    assert all(samples[one].label != samples[other].label for one, other in result.items())
+    assert len({samples[other].label for other in result.values()}) == 8
+    assert result == partners(samples, 0) != partners(samples, 1)
     assert partners(labelled(1, 30), 0) == {}  # there is no other class
 
 
 def test_mixing_is_a_function_of_seed_step_and_id():
     images, others = tiny_images(3), tiny_images(3, seed=1)
-    found = mix(images, others, ["a", "b", "c"], 0, 0)
-    share = ((found - others) / (images - others)).flatten(1).median(1).values
+    result = mix(images, others, ["a", "b", "c"], 0, 0)
+    share = ((result - others) / (images - others)).flatten(1).median(1).values
     assert ((share > 0.34) & (share < 0.66)).all() and len(set(share.tolist())) == 3
-    torch.testing.assert_close(mix(images[1:2], others[1:2], ["b"], 0, 0), found[1:2])
-    assert not torch.equal(mix(images, others, ["a", "b", "c"], 0, 1), found)
-    assert not torch.equal(mix(images, others, ["a", "b", "c"], 1, 0), found)
+    torch.testing.assert_close(mix(images[1:2], others[1:2], ["b"], 0, 0), result[1:2])
+    assert not torch.equal(mix(images, others, ["a", "b", "c"], 0, 1), result)
+    assert not torch.equal(mix(images, others, ["a", "b", "c"], 1, 0), result)
 
 
 def test_mixed_pictures_do_not_depend_on_their_batch():
@@ -72,13 +72,15 @@ def test_mixed_pictures_do_not_depend_on_their_batch():
 def test_what_images_are_mixed_with_is_prepared_too(monkeypatch):
     lvlm, config = tiny_lvlm(), AdaptConfig()
     batches = ImageBatches(lvlm, tiny_data().train, config, ImageCache(lvlm.visual, 2**20), with_mixed=True)
-    expected, asked = [], []
+    expected, requested = [], []
     monkeypatch.setattr(batches.images, "expect", lambda samples: expected.append(tuple(samples)))
     get = batches.images.get
-    monkeypatch.setattr(batches.images, "get", lambda samples: asked.append(tuple(samples)) or get(samples))
+    monkeypatch.setattr(
+        batches.images, "get", lambda samples: requested.append(tuple(samples)) or get(samples)
+    )
     batches.expect(range(8))
     batches.make(range(8), 0)
-    assert len(expected) == 2 and expected == asked
+    assert len(expected) == 2 and expected == requested
     index = next(iter(batches.partners))
     alone = ImageBatches(lvlm, tiny_data().train, config, batches.images)
     assert batches.length(index) > alone.length(index)

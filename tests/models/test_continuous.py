@@ -8,9 +8,9 @@ import torch
 
 from builders import tiny_backbone, tiny_continuous, tiny_images, tiny_lvlm, tiny_visual
 from craft.core.errors import CheckpointError, CodebookMismatchError, CraftError
-from craft.core.files import load_tensors
+from craft.core.tensors import load_tensors
 from craft.data.chats import Conversation
-from craft.evaluation import evaluate_lvlm
+from craft.evaluation.run import evaluate_lvlm
 from craft.formats.code_cache import CodeCache
 from craft.formats.native import load_native, load_visual, save_native, save_visual
 from craft.models.freezing import part_hashes

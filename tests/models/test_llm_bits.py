@@ -28,8 +28,9 @@ from craft.models.memory import weight_bytes
 from craft.models.paper_sizes import paper_lvlm
 from craft.recipes import adapt, evaluate
 from craft.recipes.opening import Model
-from craft.training import AdaptConfig, RunFolder
+from craft.training.config import AdaptConfig
 from craft.training.fit import fit
+from craft.training.run_folder import RunFolder
 from paper.bench.plan import Run, plan
 from tiny_data import tiny_data
 
@@ -98,7 +99,7 @@ def test_a_tower_learns_and_the_packed_llm_stays(family, installed, tmp_path, bi
     config = AdaptConfig.build(settings, {"out": str(tmp_path / "run"), "llm_bits": bits})
     run = RunFolder(tmp_path / "run")
     run.open(config)
-    fit(lvlm, tiny_data().train, config, run, lesson=adaptation)  # compares the hashes itself
+    fit(lvlm, tiny_data().train, config, run, make_lesson=adaptation)  # compares the hashes itself
     changed = {part for part, value in part_hashes(lvlm).items() if before[part] != value}
     assert changed == {"vision_tower"}
 

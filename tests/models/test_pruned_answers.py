@@ -7,7 +7,7 @@ import torch
 
 from builders import tiny_codebook, tiny_images, tiny_lvlm, tiny_visual
 from craft.core.errors import CheckpointError, CodebookMismatchError, CraftError
-from craft.core.files import save_tensors
+from craft.core.tensors import save_tensors
 from craft.formats.artefact import save_artefact
 from craft.formats.load import load
 from craft.formats.prior import load_prior, save_prior

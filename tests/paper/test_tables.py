@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from craft.core.errors import ConfigError
 from craft.core.files import read_json, write_json
-from craft.evaluation import strict
+from craft.evaluation.matching import strict
 from craft.formats.load import load
 from craft.models.memory import weight_bytes
 from craft.pages.matrix import TransferMatrix

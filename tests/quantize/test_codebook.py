@@ -33,13 +33,13 @@ def book(levels: int = 4, size: int = 37, dim: int = 9, seed: int = 0) -> Residu
 def test_codes_equal_the_slow_reference(seed: int, levels: int, size: int, dim: int) -> None:
     codebook = book(levels, size, dim, seed)
     z = torch.randn(23, dim, generator=torch.Generator().manual_seed(seed + 1))
-    found = codebook.quantize(z)
+    result = codebook.quantize(z)
     codes, sums = reference(z, codebook.levels)
-    assert torch.equal(found.codes, codes)
-    torch.testing.assert_close(found.quantized.double(), sums, atol=1e-5, rtol=0)
-    assert torch.equal(found.quantized, codebook.lookup(found.codes))
+    assert torch.equal(result.codes, codes)
+    torch.testing.assert_close(result.quantized.double(), sums, atol=1e-5, rtol=0)
+    assert torch.equal(result.quantized, codebook.lookup(result.codes))
     first = (z - codebook.levels[0][codes[:, 0]]).square().sum(-1)
-    torch.testing.assert_close(found.residual, first)
+    torch.testing.assert_close(result.residual, first)
 
 
 def test_blocks_of_codewords_do_not_change_the_result() -> None:

@@ -13,14 +13,14 @@ import craft
 import together as workers
 from builders import tiny_lvlm
 from craft.core.errors import CheckpointError, ConfigError, CraftError, DataError
-from craft.core.files import hash_tensors, load_tensors, save_tensors
+from craft.core.interrupt import Interrupted
+from craft.core.tensors import hash_tensors, load_tensors, save_tensors
 from craft.data.chats import Conversation
 from craft.formats.llm_source import open_llm
 from craft.formats.native import save_native
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.recipes.align import align, rehearse
 from craft.recipes.align_data import read_sets
-from craft.training import Interrupted
 from craft.training.config import AlignConfig
 from together import together
 
@@ -98,8 +98,8 @@ def test_a_second_llm_never_runs_the_vision_tower(aligned, family, chat, monkeyp
 
     monkeypatch.setattr(VisualTokenizer, "forward", refuse)
     out = aligned.out.parent / "qwen2"
-    kept = aligned.out.parent / "codes"
-    second = align(family / "qwen2", family, chat / "chat.json", "1", out, codes=kept, **FAST)
+    cached = aligned.out.parent / "codes"
+    second = align(family / "qwen2", family, chat / "chat.json", "1", out, codes=cached, **FAST)
     assert set(second.metrics) == {"1"}
 
 
@@ -179,8 +179,8 @@ def test_lora_apart(family, chat, tmp_path):
         "lora",
         "README.md",
     }
-    told = json.loads((result.backbone / "craft.json").read_text())
-    assert told["llm"] == str(family / "llama")
+    manifest = json.loads((result.backbone / "craft.json").read_text())
+    assert manifest["llm"] == str(family / "llama")
     loaded = craft.load(result.out)
     for name, value in result.lvlm.backbone.llm.state_dict().items():
         torch.testing.assert_close(loaded.backbone.llm.state_dict()[name], value, atol=1e-2, rtol=1e-2)
@@ -245,7 +245,7 @@ def test_lora_that_cannot_go_on_is_refused_before_images_are_encoded(
     monkeypatch.setattr("craft.recipes.align.encode_sets", None)
     for changed, message in [
         ({"lora.rank": 1}, r"has rank 2; set lora\.rank"),
-        ({"lora.targets": ["q_proj"]}, "other linear maps than this run's"),
+        ({"lora.targets": ["q_proj"]}, "other linear maps than that of this run"),
         ({"lora.rank": 0}, "has LoRA; continue from it with stage 2"),
         ({"stage": "1"}, "has LoRA; continue from it with stage 2"),
     ]:
@@ -266,7 +266,7 @@ def test_lora_that_cannot_go_on_is_refused_before_images_are_encoded(
 @pytest.mark.parametrize("start", [align, rehearse], ids=["run", "dry run"])
 def test_lora_that_cannot_be_is_refused_before_any_work(family, chat, tmp_path, monkeypatch, start):
     words = (family / "llama", family, chat / "chat.json", "both", tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"called q \(lora\.targets\); its layers have down_proj, "):
+    with pytest.raises(ConfigError, match=r"called q \(lora\.targets\); the layers have down_proj, "):
         start(*words, **FAST, **{"lora.rank": 2, "lora.targets": ["q"]})
     monkeypatch.setattr("craft.training.lora.find_spec", lambda name: None)
     monkeypatch.setattr("craft.recipes.align.read_sets", None)  # data are not even read
@@ -283,9 +283,9 @@ def test_the_dot_in_a_size_is_no_suffix(family, chat, tmp_path, monkeypatch):
 
 
 def test_dry_run(family, chat, tmp_path):
-    found = rehearse(family / "llama", family, chat / "chat.json", out=tmp_path / "run", **FAST)
-    assert set(found) == {"1", "2"} and all(r.parts["loss"] > 0 for r in found.values())
-    trained = {stage: {part: t for part, _, t in r.parameters if t} for stage, r in found.items()}
+    rehearsals = rehearse(family / "llama", family, chat / "chat.json", out=tmp_path / "run", **FAST)
+    assert set(rehearsals) == {"1", "2"} and all(r.parts["loss"] > 0 for r in rehearsals.values())
+    trained = {stage: {part: t for part, _, t in r.parameters if t} for stage, r in rehearsals.items()}
     assert set(trained["1"]) == {"projector"} and set(trained["2"]) == {"projector", "llm"}
 
 
@@ -296,17 +296,17 @@ def test_places_in_the_home_folder(family, chat, tmp_path, aligned, monkeypatch)
     words = family / "llama", family, chat / "chat.json", "1", "~/runs/a"
     rehearse(*words, start="~/earlier", **FAST)
     rehearse(*words, codes="~/kept", **FAST)
-    assert sorted(place.name for place in tmp_path.iterdir()) == ["earlier", "kept", "runs"]
-    assert [place.name for place in (tmp_path / "runs").iterdir()] == ["codes"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier", "kept", "runs"]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["codes"]
 
 
 def test_the_papers_setting_on_the_meta_device():
-    found = rehearse("paper/qwen2-0.5b", "paper/vila-u", batch_size=128, micro_batch=16)
-    rows = {part: (count, trained) for part, count, trained in found["2"].parameters}
+    rehearsals = rehearse("paper/qwen2-0.5b", "paper/vila-u", batch_size=128, micro_batch=16)
+    rows = {part: (count, trained) for part, count, trained in rehearsals["2"].parameters}
     assert rows["llm"] == (494_032_768, 494_032_768)  # Qwen2-0.5B's published count
     assert rows["codebook"] == (4 * 16384 * 1024, 0) and rows["vision_tower"][1] == 0
-    assert found["1"].samples == 595_375 and found["2"].samples == 1_150_000
-    memory = found["2"].memory
+    assert rehearsals["1"].samples == 595_375 and rehearsals["2"].samples == 1_150_000
+    memory = rehearsals["2"].memory
     assert memory["optimiser"] == 2 * memory["gradients"] == 8 * (494_032_768 + rows["projector"][0])
     assert memory["search"] == 0 and memory["total"] < 40 * 2**30  # fits the paper's A100 of 40 GB
     with pytest.raises(ConfigError, match="without weights"):
@@ -314,21 +314,21 @@ def test_the_papers_setting_on_the_meta_device():
 
 
 def test_mistakes(family, chat, tmp_path):
-    place = {"out": tmp_path / "run", **FAST}
+    options = {"out": tmp_path / "run", **FAST}
     with pytest.raises(ConfigError, match="Which LLM"):
-        align(visual=family, data=chat / "chat.json", **place)
+        align(visual=family, data=chat / "chat.json", **options)
     with pytest.raises(ConfigError, match=r"eval_every .* an alignment has none"):
-        align(family / "llama", family, chat / "chat.json", eval_every=1, **place)
+        align(family / "llama", family, chat / "chat.json", eval_every=1, **options)
     with pytest.raises(DataError, match="No data"):
-        align(family / "llama", family, **place)
+        align(family / "llama", family, **options)
     with pytest.raises(CheckpointError, match="no visual tokenizer"):
-        align(family / "llama", "./nothing", chat / "chat.json", **place)
+        align(family / "llama", "./nothing", chat / "chat.json", **options)
     with pytest.raises(CheckpointError, match="There is no LLM"):
-        align("./nothing", family, chat / "chat.json", **place)
-    with pytest.raises(DataError, match=r"chat\.json, entry 1 has an image \(and so have 11 more\)"):
-        align(family / "llama", family, chat / "chat.json", text=chat / "chat.json", **place)
+        align("./nothing", family, chat / "chat.json", **options)
+    with pytest.raises(DataError, match=r"chat\.json, entry 1 has an image \(as have 11 more\)"):
+        align(family / "llama", family, chat / "chat.json", text=chat / "chat.json", **options)
     with pytest.raises(DataError, match="Stage 1"):
-        align(family / "llama", family, chat / "text.json", "1", **place)
+        align(family / "llama", family, chat / "text.json", "1", **options)
     assert not (tmp_path / "run" / "stage-1").exists()
 
 
@@ -345,23 +345,17 @@ def test_an_llm_that_cannot_be_is_refused_before_images_are_encoded(
 
 
 def test_a_stage_reads_what_it_trains_on_and_no_more():
-    own, captions, text = ([Conversation(name, (("q", "a"),))] for name in ("own", "caption", "text"))
+    data, captions, text = ([Conversation(name, (("q", "a"),))] for name in ("own", "caption", "text"))
 
-    def read(stage, *given):
-        settings = AlignConfig.build({"stage": stage, "captions": ["(given)"] if given[1] else []})
-        return {
-            name: [c.id for c in part]
-            for name, part in read_sets(
-                settings, dict(zip(("data", "captions", "text"), given, strict=True))
-            ).items()
-            if part
-        }
+    def read(stage, *arguments):
+        settings = AlignConfig.build({"stage": stage, "captions": ["(given)"] if arguments[1] else []})
+        return {name: [c.id for c in part] for name, part in read_sets(settings, *arguments).items() if part}
 
-    assert read("1", own, captions, text) == read("1", None, captions, None) == {"captions": ["caption"]}
-    assert read("1", own, None, text) == {"data": ["own"]}
-    assert read("2", own, captions, text) == {"data": ["own"], "text": ["text"]}
+    assert read("1", data, captions, text) == read("1", None, captions, None) == {"captions": ["caption"]}
+    assert read("1", data, None, text) == {"data": ["own"]}
+    assert read("2", data, captions, text) == {"data": ["own"], "text": ["text"]}
     both = {"data": ["own"], "captions": ["caption"], "text": ["text"]}
-    assert read("both", own, captions, text) == both
+    assert read("both", data, captions, text) == both
     for stage in ("2", "both"):
         with pytest.raises(DataError, match="No data"):
             read(stage, None, captions, text)
@@ -373,8 +367,8 @@ def test_turns_that_a_chat_template_rewrites_are_refused_before_images_are_encod
 ):
     """As Qwen3's does; with both stages it would stop when the first is done."""
 
-    def templated(*given):
-        llm, words = open_llm(*given)
+    def templated(*arguments):
+        llm, words = open_llm(*arguments)
         words.chat_template = (
             "{% for m in messages %}{{ m.role }}:{{ m.content }}{{ '!' if loop.last else '.' }}{% endfor %}"
             "{% if add_generation_prompt %}assistant:{% endif %}"
@@ -400,9 +394,9 @@ def test_two_processes_are_one(family, chat, tmp_path, environment, lora):
     settings = {**FAST, "batch_size": 5, "lora.rank": lora, "questions_per_row": 2}
     words = (str(family / "llama"), str(family), str(chat / "chat.json"))
     alone = workers.aligned(*words, str(tmp_path / "alone"), settings)
-    told = together(2, workers.aligned, *words, str(tmp_path / "run"), settings, **environment)
-    assert all(isinstance(one, dict) for one in told), told
-    assert told[0] == told[1]
-    assert told[0]["losses"] == pytest.approx(alone["losses"], rel=1e-3)
+    results = together(2, workers.aligned, *words, str(tmp_path / "run"), settings, **environment)
+    assert all(isinstance(one, dict) for one in results), results
+    assert results[0] == results[1]
+    assert results[0]["losses"] == pytest.approx(alone["losses"], rel=1e-3)
     lvlm = craft.load(tmp_path / "run")
     assert lvlm.answer([Image.new("RGB", (32, 32), COLOURS["red"])], ["What colour?"])

@@ -22,7 +22,7 @@ from craft.judging.judge import make_judge
 from craft.models.lvlm import LVLM
 from craft.recipes import adapt, evaluate
 from craft.recipes.judge import answers_of, estimate, judge, judge_settings
-from craft.training import RunFolder
+from craft.training.run_folder import RunFolder
 from tiny_data import tiny_data
 
 SHORT = {"max_new_tokens": 6, "batch_size": 4}

@@ -6,7 +6,7 @@ import torch
 from builders import tiny_lvlm
 from cli.conftest import COLOURS, paint
 from craft.core.errors import CodebookMismatchError, ConfigError, CraftError
-from craft.core.files import load_tensors
+from craft.core.tensors import load_tensors
 from craft.recipes import adapt, build_prior, evaluate
 from craft.recipes.prior import chosen_prior
 from tiny_data import tiny_data

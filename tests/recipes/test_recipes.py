@@ -11,7 +11,7 @@ from PIL import Image
 
 from builders import tiny_lvlm
 from craft.core.errors import CodebookMismatchError, ConfigError, DataError
-from craft.core.files import hash_tensors, load_tensors
+from craft.core.tensors import hash_tensors, load_tensors
 from craft.formats.encoder import load_artefact
 from craft.formats.prior import save_prior
 from craft.models.lvlm import LVLM
@@ -22,8 +22,8 @@ from craft.recipes import adapt, evaluate, opening, rehearse, transfer
 from craft.recipes.benchmarks import _folders, evaluate_all
 from craft.recipes.demo import demo_settings
 from craft.recipes.opening import Model, run_folder, run_settings
-from craft.training import RunFolder
 from craft.training.config import AdaptConfig
+from craft.training.run_folder import RunFolder
 from tiny_data import tiny_data
 
 FAST = {"max_steps": 3, "batch_size": 4, "learning_rate": 1e-3, "device": "cpu"}

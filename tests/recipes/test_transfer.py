@@ -11,7 +11,7 @@ from PIL import Image
 
 from builders import tiny_lvlm
 from craft.core.errors import CodebookMismatchError, ConfigError, CraftError, DataError
-from craft.evaluation import Report
+from craft.evaluation.report import Report
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.pages.matrix import ZERO_SHOT, TransferCell, TransferMatrix
 from craft.recipes import adapt, transfer

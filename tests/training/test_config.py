@@ -3,8 +3,8 @@
 import pytest
 
 from craft.core.errors import ConfigError
-from craft.core.settings import leaves, resolve_name
-from craft.training.config import AdaptConfig
+from craft.core.settings import Section, Settings, leaves, resolve_name
+from craft.training.config import AdaptConfig, AlignConfig
 
 
 def test_defaults():
@@ -32,8 +32,8 @@ def test_file_and_overrides(tmp_path):
 
 
 def test_a_list_of_texts_is_read_as_yaml_and_a_text_is_not():
-    given = {"lora.targets": "[q_proj, v_proj]", "data.name": "[a]", "trackers": "[tensorboard]"}
-    config = AdaptConfig.build(None, given)
+    overrides = {"lora.targets": "[q_proj, v_proj]", "data.name": "[a]", "trackers": "[tensorboard]"}
+    config = AdaptConfig.build(None, overrides)
     assert config.lora.targets == ("q_proj", "v_proj") and config.data.name == "[a]"
     assert config.trackers == ("tensorboard",)
 
@@ -97,3 +97,36 @@ def test_bad_files(tmp_path):
     assert AdaptConfig.build(tmp_path / "empty.yaml") == AdaptConfig()
     with pytest.raises(ConfigError, match="is a section"):
         AdaptConfig.build({"optimizer": 3}, {"learning_rate": 1.0})
+
+
+def test_a_section_set_in_part_keeps_the_other_defaults_of_its_verb(tmp_path):
+    """`craft align` has a learning rate of its own; setting another key of the section must not reset it."""
+    path = tmp_path / "c.yaml"
+    path.write_text("optimizer:\n  weight_decay: 0.1\n")
+    for config in (
+        AlignConfig.build(None, {"optimizer.max_grad_norm": "1"}),
+        AlignConfig.build({"optimizer": {"fused": True}}),
+        AlignConfig.build(path),
+    ):
+        assert config.optimizer.learning_rate == AlignConfig().optimizer.learning_rate == 1e-4
+    assert AlignConfig.build(path).optimizer.weight_decay == 0.1
+    assert AlignConfig.build(path, {"learning_rate": "2e-4"}).optimizer.learning_rate == 2e-4
+
+
+def test_defaults_of_nested_sections_are_kept_too():
+    class Inner(Section):
+        x: int = 0
+        y: int = 0
+
+    class Outer(Section):
+        inner: Inner = Inner()
+        z: int = 0
+
+    class Verb(Settings):
+        outer: Outer = Outer(inner=Inner(x=1, y=2), z=3)
+
+    assert Verb.build(None, {"outer.inner.x": "5"}).outer == Outer(inner=Inner(x=5, y=2), z=3)
+    with pytest.raises(ConfigError, match=r"'outer\.inner' cannot be 4"):
+        Verb.build({"outer": {"inner": 4}})
+    with pytest.raises(ConfigError, match=r"no setting 'outer\.inner\.w'"):
+        Verb.build({"outer": {"inner": {"w": 4}}})

@@ -64,8 +64,8 @@ def test_resumed_equals_unbroken(tmp_path, environment):
     settings = {**SETTINGS, "max_steps": 3, "checkpoint_every": 1, "micro_batch": 2}
     whole, _ = together(2, workers.train, str(tmp_path / "whole"), settings, **environment)
     together(2, workers.train, str(tmp_path / "broken"), settings, **environment)
-    for place in (tmp_path / "broken" / "checkpoints" / "step-00000003").iterdir():
-        place.unlink()  # killed before the last checkpoint
+    for file in (tmp_path / "broken" / "checkpoints" / "step-00000003").iterdir():
+        file.unlink()  # killed before the last checkpoint
     (tmp_path / "broken" / "checkpoints" / "step-00000003").rmdir()
     again, _ = together(2, workers.train, str(tmp_path / "broken"), settings, True, **environment)
     assert again["lines"] == whole["lines"]
@@ -76,15 +76,15 @@ def test_gathered_negatives_have_gradient_and_uneven_shares_count_by_size():
     draw = np.random.default_rng(0)
     sizes, labels = (3, 2), [[0, 1, 0], [1, 2]]
     rows = [[draw.normal(size=(n, 4)).astype(np.float32).tolist() for _ in range(2)] for n in sizes]
-    found = together(2, workers.gathered, rows, labels)
+    results = together(2, workers.gathered, rows, labels)
     image, text = (torch.tensor(rows[0][i] + rows[1][i], requires_grad=True) for i in range(2))
     temperature = torch.tensor(0.7, requires_grad=True)
     loss = contrastive(image, text, torch.tensor(labels[0] + labels[1]), temperature)
     loss.backward()
-    assert [part["loss"] for part in found] == pytest.approx([loss.item()] * 2, rel=1e-5)
-    assert found[0]["temperature"] == pytest.approx(temperature.grad.item(), rel=1e-4)
+    assert [part["loss"] for part in results] == pytest.approx([loss.item()] * 2, rel=1e-5)
+    assert results[0]["temperature"] == pytest.approx(temperature.grad.item(), rel=1e-4)
     for name, expected in (("image", image.grad), ("text", text.grad)):
-        np.testing.assert_allclose(np.concatenate([p[name] for p in found]), expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(np.concatenate([p[name] for p in results]), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("environment", [{}, FSDP2], ids=["ddp", "fsdp2"])
@@ -104,12 +104,12 @@ MORE = [{0: "before"}, {1: "between"}, {0: "between", 1: "before"}]
     "stumbles", [{1: "before"}, *(pytest.param(one, marks=pytest.mark.slow) for one in MORE)]
 )
 def test_a_failure_before_what_the_main_process_does_alone_ends_all(stumbles):
-    told = together(2, workers.joint, stumbles)
+    outcomes = together(2, workers.joint, stumbles)
     first = min(stumbles, key=lambda rank: stumbles[rank])  # "before" comes before "between"
     other = 1 - first
-    assert told[first] == f"{stumbles[first]} in {first}"
-    assert told[other] == (
-        f"Another process failed at the start, so this one stops. process {first}: {told[first]}"
+    assert outcomes[first] == f"{stumbles[first]} in {first}"
+    assert outcomes[other] == (
+        f"Another process failed at the start, so this one stops. process {first}: {outcomes[first]}"
     )
 
 
@@ -136,5 +136,5 @@ def test_a_process_that_vanishes_ends_all(tmp_path):
 
 @pytest.mark.slow
 def test_fewer_samples_than_processes_are_refused(tmp_path):
-    told = together(2, workers.train, str(tmp_path / "run"), {**SETTINGS, "batch_size": 1})
-    assert all(isinstance(error, ConfigError) and "2 processes" in str(error) for error in told)
+    outcomes = together(2, workers.train, str(tmp_path / "run"), {**SETTINGS, "batch_size": 1})
+    assert all(isinstance(error, ConfigError) and "2 processes" in str(error) for error in outcomes)

@@ -14,7 +14,8 @@ import torch
 
 from builders import tiny_lvlm
 from craft.core.errors import ConfigError, DataError, TrainingError
-from craft.core.files import hash_tensors
+from craft.core.interrupt import Interrupted
+from craft.core.tensors import hash_tensors
 from craft.lessons import adapt as adapting
 from craft.lessons.adapt import adaptation, settle
 from craft.lessons.batches import ImageBatches
@@ -23,11 +24,13 @@ from craft.models.freezing import part_hashes
 from craft.quantize import search
 from craft.quantize.search import SEARCHES, Choice, choose, exact
 from craft.recipes import adapt
-from craft.training import AdaptConfig, Interrupted, RunFolder, checkpoint
+from craft.training import checkpoint
 from craft.training.checks import check_frozen, check_gradients, choose_trainable
+from craft.training.config import AdaptConfig
 from craft.training.engine import Engine
 from craft.training.fit import fit
 from craft.training.lesson import Settled
+from craft.training.run_folder import RunFolder
 from tiny_data import tiny_data
 
 FAST = {
@@ -48,7 +51,7 @@ def train(out, overrides=None, lvlm=None, resume=False, validate=None, data=None
     run.open(config, resume=resume)
     lesson = partial(adaptation, earlier=Settled.of(run.record))
     result = fit(
-        lvlm, (data or tiny_data()).train, config, run, lesson=lesson, resume=resume, validate=validate
+        lvlm, (data or tiny_data()).train, config, run, make_lesson=lesson, resume=resume, validate=validate
     )
     return lvlm, run, result
 
@@ -162,7 +165,7 @@ def test_resumed_after_a_crash_between_checkpoints(tmp_path):
     whole, whole_run, _ = train(tmp_path / "whole", settings)
     _, run, _ = train(tmp_path / "crashed", settings)
     last = sorted((tmp_path / "crashed" / "checkpoints").glob("step-*"))
-    assert [place.name for place in last] == ["step-00000004", "step-00000006"]  # the newest two
+    assert [path.name for path in last] == ["step-00000004", "step-00000006"]  # the newest two
     for file in last[-1].iterdir():
         assert file.suffix in (".safetensors", ".json")
         file.unlink()
@@ -215,8 +218,8 @@ def test_a_run_that_began_before_the_retention_loss_goes_on_without():
     without = settle(tiny_lvlm(), samples, config, Settled.of(begun))
     assert (without.retention, without.blend) == (0.0, BLEND_OF_FEW)
     for record in ({}, {**begun, "retention": 3.0}):  # it begins now; it has the loss
-        kept = settle(tiny_lvlm(), samples, config, Settled.of(record))
-        assert (kept.retention, kept.blend) == (RETENTION_OF_FEW, 1.0)
+        settled = settle(tiny_lvlm(), samples, config, Settled.of(record))
+        assert (settled.retention, settled.blend) == (RETENTION_OF_FEW, 1.0)
 
 
 def test_what_was_settled_survives_the_record():
@@ -268,7 +271,7 @@ def test_what_a_killed_process_left_is_swept_away(tmp_path):
         lines.write('{"step": 7, "lo')
     again, resumed, _ = train(run, {"checkpoint_every": 2}, resume=True)
     assert tower_hash(again) == tower_hash(whole) and losses(resumed) == losses(whole_run)
-    assert not [place.name for place in run.rglob(".*")]
+    assert not [path.name for path in run.rglob(".*")]
 
 
 def test_killed_before_the_first_checkpoint(tmp_path):
@@ -298,8 +301,8 @@ def test_trackers(tmp_path):
     (events,) = (tmp_path / "run" / "trackers").rglob("events.*")
     read = EventAccumulator(str(events.parent))
     read.Reload()
-    told = [(event.step, event.value) for event in read.Scalars("loss")]
-    assert told == [(line["step"], pytest.approx(line["loss"])) for line in run.metrics()]
+    logged = [(event.step, event.value) for event in read.Scalars("loss")]
+    assert logged == [(line["step"], pytest.approx(line["loss"])) for line in run.metrics()]
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -327,7 +330,7 @@ def test_gradient_checkpointing_changes_no_bit(tmp_path, what):
 
 def test_keeps_so_many_checkpoints(tmp_path):
     train(tmp_path / "run", {"checkpoint_every": 1, "keep_checkpoints": 3})
-    names = [place.name for place in sorted((tmp_path / "run" / "checkpoints").iterdir())]
+    names = [path.name for path in sorted((tmp_path / "run" / "checkpoints").iterdir())]
     assert names == ["step-00000004", "step-00000005", "step-00000006"]
 
 
@@ -384,8 +387,8 @@ def test_weights_that_are_not_finite_are_neither_scored_nor_written(tmp_path, mo
         patched.setattr(Engine, "step", broken)
         train(tmp_path / "run", settings, validate=validate)
     assert scored == list(range(2, bad, 2))
-    found = checkpoint.load_latest(tmp_path / "run" / "checkpoints")
-    assert found.step == bad - 2 and all(value.isfinite().all() for value in found.weights.values())
+    newest = checkpoint.load_latest(tmp_path / "run" / "checkpoints")
+    assert newest.step == bad - 2 and all(value.isfinite().all() for value in newest.weights.values())
     with monkeypatch.context() as patched, pytest.raises(TrainingError, match=f"In step {bad} the loss was"):
         patched.setattr(Engine, "step", broken)
         done.clear()
@@ -426,7 +429,7 @@ def test_the_best_weights_are_none_of_a_step_that_was_lost(tmp_path, monkeypatch
     lvlm, run, result = train(tmp_path / "run", settings, resume=True, validate=validate)
     assert (result.best_step, result.best_validation) == (2, 0.5)
     assert tower_hash(lvlm) == seen[0]
-    assert [place.name for place in run.checkpoints.glob("best*")] == ["best-00000002.safetensors"]
+    assert [path.name for path in run.checkpoints.glob("best*")] == ["best-00000002.safetensors"]
 
 
 def test_a_run_of_version_0_1_0_goes_on(tmp_path):

@@ -45,11 +45,11 @@ def test_images_that_are_expected_are_decoded_elsewhere(files: list[str], tmp_pa
     cache = ImageCache(visual, 0, pool=decoders(1))
     cache.expect(samples[:3])
     cache.expect(samples[:3])
-    wanted = visual.preprocess([sample.image for sample in samples])
-    assert torch.equal(cache.get(samples), wanted)
+    expected = visual.preprocess([sample.image for sample in samples])
+    assert torch.equal(cache.get(samples), expected)
     cache.expect(samples[:1])
     cache.close()
-    assert torch.equal(cache.get(samples[:1]), wanted[:1])
+    assert torch.equal(cache.get(samples[:1]), expected[:1])
 
 
 def test_ctrl_c_is_not_for_the_processes() -> None:
@@ -62,16 +62,16 @@ def test_ctrl_c_is_not_for_the_processes() -> None:
 def test_a_run_outlives_its_processes(files: list[str]) -> None:
     """`timeout` and clusters send SIGTERM to all processes of a run; its last step is finished yet."""
     samples, visual = read_data(Path(files[0]).parents[1]).samples, tiny_lvlm().visual
-    wanted = visual.preprocess([sample.image for sample in samples])
+    expected = visual.preprocess([sample.image for sample in samples])
     pool = decoders(1)
     cache = ImageCache(visual, 0, pool=pool)
     cache.expect(samples[:2])
-    assert torch.equal(cache.get(samples[:2]), wanted[:2])
+    assert torch.equal(cache.get(samples[:2]), expected[:2])
     for process in list(pool._processes):
         os.kill(process, signal.SIGTERM)
     for start in (2, 5):
         cache.expect(samples[start : start + 3])
-        assert torch.equal(cache.get(samples[start : start + 3]), wanted[start : start + 3])
+        assert torch.equal(cache.get(samples[start : start + 3]), expected[start : start + 3])
     assert cache.pool is None
     cache.close()
 

@@ -22,9 +22,10 @@ from craft.formats.load import load
 from craft.formats.native import save_native
 from craft.lessons.adapt import adaptation
 from craft.lessons.retention import base_features
-from craft.training import AdaptConfig, RunFolder
+from craft.training.config import AdaptConfig
 from craft.training.fit import fit
-from training.test_levers import asked, same
+from craft.training.run_folder import RunFolder
+from training.test_levers import same, samples_with
 
 PLAIN = {
     "max_steps": 1,
@@ -86,7 +87,7 @@ def take_step(monkeypatch, tmp_path):
     """
     whole, gradients = tiny_lvlm(), {}
     # Answers of different lengths: micro-batches have different shares of the loss.
-    samples = [replace(s, answer="a bag " * n) for n, s in enumerate(asked((3, 3)), start=1)]
+    samples = [replace(s, answer="a bag " * n) for n, s in enumerate(samples_with((3, 3)), start=1)]
     other = tiny_lvlm(seed=1).visual.vision_tower
     other.stem.load_state_dict(whole.visual.vision_tower.stem.state_dict())
 
@@ -101,7 +102,7 @@ def take_step(monkeypatch, tmp_path):
         run = RunFolder(out)
         run.open(config)
         gradients.clear()
-        fit(model(config), samples, config, run, lesson=adaptation)
+        fit(model(config), samples, config, run, make_lesson=adaptation)
         return torch.tensor(run.metrics()[0]["loss"]), dict(gradients)
 
     def model(config):

@@ -22,10 +22,11 @@ from craft.models.memory import kept_per_token
 from craft.models.recompute import recompute
 from craft.quantize import search
 from craft.quantize.search import SEARCHES, Choice, exact, kept_bytes
-from craft.training import AdaptConfig, RunFolder
 from craft.training import micro_batch as memory
+from craft.training.config import AdaptConfig
 from craft.training.fit import fit
 from craft.training.image_cache import ImageCache
+from craft.training.run_folder import RunFolder
 from tiny_data import tiny_data
 
 FAST = {
@@ -39,7 +40,7 @@ FAST = {
 }
 
 
-def asked(questions=(3, 3, 3)):
+def samples_with(questions=(3, 3, 3)):
     """Some questions about each of a few images."""
     samples = tiny_data().train[: len(questions)]
     return [
@@ -52,12 +53,12 @@ def asked(questions=(3, 3, 3)):
 def step(lvlm, samples, indices, again=False, **settings):
     """Loss and gradients of one batch."""
     config = AdaptConfig.build(FAST, settings)
-    work = adaptation(lvlm, samples, config)
-    batch = work.batches.make(indices, 0)
+    lesson = adaptation(lvlm, samples, config)
+    batch = lesson.batches.make(indices, 0)
     with recompute(lvlm, again):
-        loss, parts = work.objective(batch)
-    gradients = torch.autograd.grad(loss, list(work.trained.values()), allow_unused=True)
-    return loss.detach(), dict(zip(work.trained, gradients, strict=True)), parts
+        loss, parts = lesson.objective(batch)
+    gradients = torch.autograd.grad(loss, list(lesson.trained.values()), allow_unused=True)
+    return loss.detach(), dict(zip(lesson.trained, gradients, strict=True)), parts
 
 
 def same(one, other, rtol=1e-4):
@@ -75,7 +76,7 @@ def same(one, other, rtol=1e-4):
 @pytest.mark.parametrize("per_image", [1, 3])
 @pytest.mark.parametrize("again", ["selective", True])
 def test_checkpointed_layers_do_the_same(kind, per_image, again):
-    lvlm, samples = tiny_lvlm(kind, prompt="chat-template"), asked((3, 2, 3))
+    lvlm, samples = tiny_lvlm(kind, prompt="chat-template"), samples_with((3, 2, 3))
     plain = step(lvlm, samples, [0, 1, 2], questions_per_image=per_image)
     same(plain, step(lvlm, samples, [0, 1, 2], again, questions_per_image=per_image))
 
@@ -83,7 +84,7 @@ def test_checkpointed_layers_do_the_same(kind, per_image, again):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_questions_about_one_image_share_it(attention):
     """The same loss and gradients as with one row per question: images have equally many."""
-    lvlm, samples = tiny_lvlm(), asked((3, 3))
+    lvlm, samples = tiny_lvlm(), samples_with((3, 3))
     lvlm.backbone.llm.set_attn_implementation(attention)
     apart = step(lvlm, samples, range(6))
     same(apart, step(lvlm, samples, [0, 1], questions_per_image=3))
@@ -99,7 +100,7 @@ def test_a_sliding_window_slides_where_questions_share_an_image(layers, reductio
         vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=8, initializer_range=0.2, sliding_window=8, **layers,
     )  # fmt: skip
-    lvlm, samples = tiny_lvlm(prompt="chat-template"), asked((3, 3))
+    lvlm, samples = tiny_lvlm(prompt="chat-template"), samples_with((3, 3))
     lvlm.backbone.llm = kind(config).eval()
     how = {"losses.sal.reduction": reduction}
     apart = step(lvlm, samples, range(6), **how)
@@ -112,14 +113,14 @@ def test_a_sliding_window_slides_where_questions_share_an_image(layers, reductio
 
 @pytest.mark.parametrize("kind", ["bloom", "mpt", "falcon"])
 def test_llms_that_count_positions_themselves_learn_from_questions_about_one_image(kind):
-    lvlm, samples = tiny_lvlm(), asked((3, 3))
+    lvlm, samples = tiny_lvlm(), samples_with((3, 3))
     lvlm.backbone.llm = alibi_llm(kind)
     apart = step(lvlm, samples, range(6))
     same(apart, step(lvlm, samples, [0, 1], questions_per_image=3))
 
 
 def test_uneven_groups_keep_the_mean_over_answer_tokens():
-    lvlm, samples = tiny_lvlm(), asked((1, 3, 2))
+    lvlm, samples = tiny_lvlm(), samples_with((1, 3, 2))
     apart, packed = (
         step(lvlm, samples, indices, questions_per_image=most)[2]
         for indices, most in ((range(6), 1), (range(3), 3))
@@ -128,7 +129,7 @@ def test_uneven_groups_keep_the_mean_over_answer_tokens():
 
 
 def test_groups():
-    samples = asked((3, 1, 2))
+    samples = samples_with((3, 1, 2))
     assert image_groups(samples, 1) == [(s,) for s in samples]
     assert [len(group) for group in image_groups(samples, 2)] == [2, 1, 1, 2]
     groups = image_groups(samples, 5)
@@ -143,7 +144,7 @@ def test_batch_size_counts_images(tmp_path):
     )
     run = RunFolder(tmp_path / "run")
     run.open(config)
-    assert fit(lvlm, asked((3, 3, 2, 2, 1, 3)), config, run, lesson=adaptation).steps == 2
+    assert fit(lvlm, samples_with((3, 3, 2, 2, 1, 3)), config, run, make_lesson=adaptation).steps == 2
 
 
 @pytest.mark.parametrize("choice", ["fused", "auto"])
@@ -153,17 +154,17 @@ def test_the_search_of_a_run(monkeypatch, choice):
     monkeypatch.setattr(search, "obstacle", lambda name, tables: None)
     monkeypatch.setattr(search, "choose", lambda tables: Choice("fused", "another machine"))
     monkeypatch.setitem(SEARCHES, "fused", lambda x, tables: used.append(len(x)) or exact(x, tables))
-    plain = step(lvlm, asked(), [0, 1])
+    plain = step(lvlm, samples_with(), [0, 1])
     assert not used
-    same(plain, step(lvlm, asked(), [0, 1], search=choice))
-    settled = adaptation(lvlm, asked(), AdaptConfig.build(FAST, {"search": choice})).settled
+    same(plain, step(lvlm, samples_with(), [0, 1], search=choice))
+    settled = adaptation(lvlm, samples_with(), AdaptConfig.build(FAST, {"search": choice})).settled
     assert used and settled.search.name == "fused"
 
 
 def test_auto_says_what_it_took_whatever_it_is(capsys):
-    adaptation(tiny_lvlm(), asked(), AdaptConfig.build(FAST, {"search": "auto"}))
+    adaptation(tiny_lvlm(), samples_with(), AdaptConfig.build(FAST, {"search": "auto"}))
     assert "search: exact (cpu, K=32, d=16, 2 tables)" in capsys.readouterr().err
-    adaptation(tiny_lvlm(), asked(), AdaptConfig.build(FAST))
+    adaptation(tiny_lvlm(), samples_with(), AdaptConfig.build(FAST))
     assert "search" not in capsys.readouterr().err
 
 
@@ -173,14 +174,14 @@ def test_what_a_search_keeps_is_estimated(monkeypatch):
     monkeypatch.setitem(SEARCHES, "fused", exact)
     lvlm, config = tiny_lvlm(), AdaptConfig.build(FAST)
     plain = rehearsed(config, lvlm).memory
-    found = rehearsed(config.model_copy(update={"search": "fused"}), lvlm).memory
-    assert found["search"] - plain["search"] == found["total"] - plain["total"]
-    assert found["search"] - plain["search"] == kept_bytes("fused", lvlm.visual.codebook) > 0
+    fused = rehearsed(config.model_copy(update={"search": "fused"}), lvlm).memory
+    assert fused["search"] - plain["search"] == fused["total"] - plain["total"]
+    assert fused["search"] - plain["search"] == kept_bytes("fused", lvlm.visual.codebook) > 0
 
 
 def test_a_search_that_does_not_fit_is_refused():
     with pytest.raises(ConfigError, match="kernel for CUDA"):
-        step(tiny_lvlm(), asked(), [0, 1], search="fused")
+        step(tiny_lvlm(), samples_with(), [0, 1], search="fused")
 
 
 def test_the_fused_optimiser_does_the_same(tmp_path):
@@ -190,7 +191,7 @@ def test_the_fused_optimiser_does_the_same(tmp_path):
         config = AdaptConfig.build(FAST, {"optimizer.fused": fused, "out": str(tmp_path / str(fused))})
         run = RunFolder(config.out)
         run.open(config)
-        fit(lvlm, asked(), config, run, lesson=adaptation)
+        fit(lvlm, samples_with(), config, run, make_lesson=adaptation)
         towers.append(torch.cat([p.detach().flatten() for p in lvlm.visual.vision_tower.parameters()]))
     torch.testing.assert_close(*towers, rtol=1e-4, atol=2e-5)  # a fifteenth of one step
     assert not torch.equal(
@@ -213,7 +214,7 @@ def test_checkpointing_by_the_memory_there_is(tmp_path, monkeypatch, again):
     config = AdaptConfig.build(FAST, {"gradient_checkpointing": "auto", "out": str(tmp_path / "run")})
     run = RunFolder(config.out)
     run.open(config)
-    fit(lvlm, asked(), config, run, lesson=adaptation)
+    fit(lvlm, samples_with(), config, run, make_lesson=adaptation)
     assert run.record["gradient_checkpointing"] == again
     fixed = config.model_copy(update={"gradient_checkpointing": again})
     assert rehearsed(config).memory == rehearsed(fixed).memory
@@ -221,11 +222,11 @@ def test_checkpointing_by_the_memory_there_is(tmp_path, monkeypatch, again):
 
 def rehearsed(config, lvlm=None):
     lvlm = tiny_lvlm() if lvlm is None else lvlm
-    return rehearse_step(lvlm, asked(), config, partial(adaptation, task="vqa"))
+    return rehearse_step(lvlm, samples_with(), config, partial(adaptation, task="vqa"))
 
 
 def test_tokens_of_a_sample_are_those_of_its_batch():
-    samples = asked((3, 1))
+    samples = samples_with((3, 1))
     for most, index, window in ((1, 0, 0), (3, 0, 0), (3, 1, 0), (3, 0, 8), (3, 1, 8), (3, 0, 4096)):
         lvlm = tiny_lvlm()
         lvlm.backbone.llm.config.sliding_window = window  # beyond a short one each question has its own row
@@ -253,27 +254,29 @@ def test_questions_that_a_short_window_keeps_apart_take_the_memory_of_rows_apart
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_stem_is_kept_in_main_memory():
-    lvlm, samples = tiny_lvlm().to("cuda"), asked()
+    lvlm, samples = tiny_lvlm().to("cuda"), samples_with()
     config = AdaptConfig.build(FAST, {"trainable": "layers", "device": "cuda"})
-    work = adaptation(lvlm, samples, config)
-    assert work.images is not None and work.images.through_stem
-    assert work.images.get(samples[:2]).device.type == "cpu"
-    assert work.batches.make([0, 1], 0).images.device.type == "cuda"
+    lesson = adaptation(lvlm, samples, config)
+    assert lesson.images is not None and lesson.images.through_stem
+    assert lesson.images.get(samples[:2]).device.type == "cpu"
+    assert lesson.batches.make([0, 1], 0).images.device.type == "cuda"
 
 
 def test_several_processes_find_no_micro_batch_where_one_would_wait_for_another(monkeypatch):
     monkeypatch.setattr("craft.lessons.adapt.world", lambda: 2)
     auto = {"micro_batch": "auto", "losses.contrastive.weight": 1.0}
     with pytest.raises(ConfigError, match="Give a number"):
-        adaptation(tiny_lvlm(), asked(), AdaptConfig.build(FAST, auto))
+        adaptation(tiny_lvlm(), samples_with(), AdaptConfig.build(FAST, auto))
     auto["losses.contrastive.weight"] = 0.0
-    assert adaptation(tiny_lvlm(), asked(), AdaptConfig.build(FAST, auto)).verb == "adapting"
+    assert adaptation(tiny_lvlm(), samples_with(), AdaptConfig.build(FAST, auto)).verb == "adapting"
 
 
 def test_compile_and_checkpointing_exclude_each_other():
     with pytest.raises(ConfigError, match="set one of them to false"):
         adaptation(
-            tiny_lvlm(), asked(), AdaptConfig.build(FAST, {"compile": True, "gradient_checkpointing": True})
+            tiny_lvlm(),
+            samples_with(),
+            AdaptConfig.build(FAST, {"compile": True, "gradient_checkpointing": True}),
         )
 
 
@@ -284,19 +287,20 @@ import torch
 from torch._dynamo.utils import counters
 torch.nn.Module.compile = partialmethod(torch.nn.Module.compile, backend="aot_eager")  # no C++ to build
 from builders import tiny_lvlm
-from training.test_levers import FAST, asked, same, step
-from craft.training import AdaptConfig, RunFolder
+from training.test_levers import FAST, samples_with, same, step
+from craft.training.config import AdaptConfig
+from craft.training.run_folder import RunFolder
 from craft.training.fit import fit
 lvlm = tiny_lvlm(tower="siglip")
-plain = step(lvlm, asked(), [0, 1])
+plain = step(lvlm, samples_with(), [0, 1])
 assert not counters["frames"]["ok"]
-compiled = step(lvlm, asked(), [0, 1], compile=True)
+compiled = step(lvlm, samples_with(), [0, 1], compile=True)
 assert counters["frames"]["ok"] > 0, counters["frames"]
 same(plain, compiled)
 config = AdaptConfig.build(FAST, {"compile": True, "out": sys.argv[1]})
 run = RunFolder(config.out)
 run.open(config)
-fit(lvlm, asked(), config, run, lesson=adaptation)
+fit(lvlm, samples_with(), config, run, make_lesson=adaptation)
 assert all(module._compiled_call_impl is None for module in lvlm.modules())
 """
 

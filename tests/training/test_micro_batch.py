@@ -12,8 +12,9 @@ from craft.core.errors import TrainingError
 from craft.lessons.adapt import adaptation
 from craft.lessons.batches import ImageBatches
 from craft.lessons.rehearsal import rehearse_step
-from craft.training import AdaptConfig, RunFolder
+from craft.training.config import AdaptConfig
 from craft.training.fit import fit
+from craft.training.run_folder import RunFolder
 from tiny_data import tiny_data
 
 limited = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, where a limit of memory holds")
@@ -38,7 +39,7 @@ def run(out, resume=False, **settings):
     config = AdaptConfig.build({**base, **settings}, {"out": str(out)})
     folder = RunFolder(out)
     folder.open(config, resume=resume)
-    fit(tiny_lvlm(), tiny_data().train, config, folder, lesson=adaptation, resume=resume)
+    fit(tiny_lvlm(), tiny_data().train, config, folder, make_lesson=adaptation, resume=resume)
     return folder
 
 
@@ -60,19 +61,19 @@ def tried(monkeypatch):
 def test_a_dry_run_tries_what_fits_too(tried):
     config = AdaptConfig.build({"batch_size": 6, "device": "cpu", "micro_batch": "auto"})
     lesson, samples = partial(adaptation, task="classification"), tiny_data().train
-    found = rehearse_step(tiny_lvlm(), samples, config, lesson)
-    assert tried == [6, 3, 3] and found.parts["loss"] > 0
+    result = rehearse_step(tiny_lvlm(), samples, config, lesson)
+    assert tried == [6, 3, 3] and result.parts["loss"] > 0
     three = rehearse_step(tiny_lvlm(), samples, config.model_copy(update={"micro_batch": 3}), lesson)
-    assert (found.parts, found.memory) == (three.parts, three.memory)
+    assert (result.parts, result.memory) == (three.parts, three.memory)
 
 
 def test_what_was_found_is_kept(tmp_path, tried):
-    found = run(tmp_path / "run")
-    assert found.record["micro_batch"] == 3
+    result = run(tmp_path / "run")
+    assert result.record["micro_batch"] == 3
     assert tried == [6, 3] + [3, 3] * 2
     tried.clear()
-    for place in (tmp_path / "run" / "checkpoints" / "step-00000002").iterdir():
-        place.unlink()
+    for file in (tmp_path / "run" / "checkpoints" / "step-00000002").iterdir():
+        file.unlink()
     (tmp_path / "run" / "checkpoints" / "step-00000002").rmdir()
     run(tmp_path / "run", resume=True)
     assert tried == [3, 3]  # nothing is tried again, and nothing else taken

@@ -11,9 +11,8 @@ from craft.core.files import read_json, write_json
 from craft.core.settings import REMOVED, REMOVED_VALUES, leaves, resolve_name
 from craft.formats.artefact import Artefact
 from craft.recipes.transfer import _kind
-from craft.training import AdaptConfig, RunFolder
-from craft.training.config import AlignConfig
-from craft.training.run_folder import FREE
+from craft.training.config import AdaptConfig, AlignConfig
+from craft.training.run_folder import FREE, RunFolder
 
 KINDS = (AdaptConfig, AlignConfig)
 IDLE = [(name, value) for name, removed in REMOVED.items() for value in removed.idle]
@@ -51,22 +50,22 @@ def test_a_removed_setting_that_did_nothing_is_dropped(kind, name, value, tmp_pa
 
 @pytest.mark.parametrize("name", list(REMOVED))
 def test_a_removed_setting_that_did_something_is_refused(name, tmp_path):
-    told = rf"setting '{name}' was removed .*'odd'.*: {REMOVED[name].instead}"
+    message = rf"setting '{name}' was removed .*'odd'.*: {REMOVED[name].instead}"
     (tmp_path / "c.yaml").write_text(json.dumps(nested(name, "odd")))
-    for given in ((tmp_path / "c.yaml",), (nested(name, "odd"),), (None, {name: "odd"})):
-        with pytest.raises(ConfigError, match=told):
-            AdaptConfig.build(*given)
+    for arguments in ((tmp_path / "c.yaml",), (nested(name, "odd"),), (None, {name: "odd"})):
+        with pytest.raises(ConfigError, match=message):
+            AdaptConfig.build(*arguments)
     with pytest.raises(ConfigError, match=f"setting '{name}' was removed"):
         resolve_name(name, AdaptConfig)
 
 
 @pytest.mark.parametrize(("name", "value"), REFUSED)
 def test_a_removed_value_is_refused(name, value, tmp_path):
-    told = rf"'{name}' cannot be '{value}' any more: {REMOVED_VALUES[name].instead}"
+    message = rf"'{name}' cannot be '{value}' any more: {REMOVED_VALUES[name].instead}"
     (tmp_path / "c.yaml").write_text(json.dumps(nested(name, value)))
-    for given in ((tmp_path / "c.yaml",), (nested(name, value),), (None, {name: value})):
-        with pytest.raises(ConfigError, match=told):
-            AdaptConfig.build(*given)
+    for arguments in ((tmp_path / "c.yaml",), (nested(name, value),), (None, {name: value})):
+        with pytest.raises(ConfigError, match=message):
+            AdaptConfig.build(*arguments)
 
 
 def earlier(folder, **settings):

@@ -8,10 +8,13 @@ import pytest
 import torch
 from accelerate.tracking import GeneralTracker
 
+from builders import tiny_lvlm
 from craft.core.errors import ConfigError, DataError
 from craft.lessons.batches import ImageBatches
-from craft.training import AdaptConfig, checkpoint
+from craft.training import checkpoint
+from craft.training.config import AdaptConfig
 from craft.training.engine import Engine
+from craft.training.lesson import Objective
 from training.test_fit import FAST, losses, tower_hash, train
 
 
@@ -40,10 +43,10 @@ class Kept(GeneralTracker):
 
 
 def test_trackers_get_the_lines_of_metrics_and_are_closed_after_a_failure_too(tmp_path, monkeypatch):
-    make, kept = ImageBatches.make, Kept()
-    monkeypatch.setattr("craft.training.engine._trackers", lambda names: [kept])
+    make, tracker = ImageBatches.make, Kept()
+    monkeypatch.setattr("craft.training.engine._trackers", lambda names: [tracker])
     _, run, _ = train(tmp_path / "run", {"trackers": "[wandb]", "max_steps": 2})
-    assert kept.lines == run.metrics() and kept.config["seed"] == "0" and kept.finished == 1
+    assert tracker.lines == run.metrics() and tracker.config["seed"] == "0" and tracker.finished == 1
 
     def gone(self, indices, step):
         if step == 1:
@@ -53,7 +56,7 @@ def test_trackers_get_the_lines_of_metrics_and_are_closed_after_a_failure_too(tm
     monkeypatch.setattr(ImageBatches, "make", gone)
     with pytest.raises(DataError):
         train(tmp_path / "failed", {"trackers": "[wandb]", "max_steps": 2})
-    assert kept.finished == 2
+    assert tracker.finished == 2
 
 
 @pytest.mark.parametrize("main", [True, False])
@@ -67,8 +70,8 @@ def test_one_process_alone_puts_a_sharded_optimiser_together(tmp_path, monkeypat
             most.append(len(held))
             return self
 
-        def to(self, place):
-            assert place == "cpu"
+        def to(self, device):
+            assert device == "cpu"
             held.clear()
             return torch.ones(6)
 
@@ -76,8 +79,10 @@ def test_one_process_alone_puts_a_sharded_optimiser_together(tmp_path, monkeypat
     engine.sharded = True
     moments = {"exp_avg": Shard(), "exp_avg_sq": Shard()}
     engine.optimizer = SimpleNamespace(state_dict=lambda: {"state": {0: moments}, "param_groups": []})
-    whole = torch.nn.Parameter(torch.ones(2, 3))
-    engine._whole = SimpleNamespace(lvlm=SimpleNamespace(parameters=lambda: [whole]))
+    objective = Objective()
+    objective.lvlm = tiny_lvlm().requires_grad_(False)
+    objective.lvlm.register_parameter("learned", torch.nn.Parameter(torch.ones(2, 3)))
+    engine._whole = objective
     monkeypatch.setattr("craft.training.engine.is_main", lambda: main)
     state = engine.optimizer_state()["state"]
     if main:
@@ -96,17 +101,17 @@ def test_killed_before_old_checkpoints_are_deleted(tmp_path, monkeypatch):
         train(tmp_path / "run", settings)
     assert len(list(folder.glob("step-*"))) == 6
 
-    def killed(place, **_):
-        next(iter(sorted(place.iterdir()))).unlink()
+    def killed(path, **_):
+        next(iter(sorted(path.iterdir()))).unlink()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr("craft.core.files.shutil.rmtree", killed)
         train(tmp_path / "run", settings, resume=True)
     whole = {"state.json", "model.safetensors", "optimizer.safetensors"}
-    assert all({file.name for file in place.iterdir()} == whole for place in folder.glob("step-*"))
+    assert all({file.name for file in path.iterdir()} == whole for path in folder.glob("step-*"))
     train(tmp_path / "run", settings, resume=True)
-    assert [place.name for place in folder.iterdir()] == ["step-00000006"]
+    assert [path.name for path in folder.iterdir()] == ["step-00000006"]
 
 
 def test_a_full_disk_is_what_a_failed_run_tells(tmp_path, monkeypatch):

@@ -7,8 +7,8 @@ from builders import tiny_images, tiny_lvlm
 from craft.formats.encoder import load_artefact
 from craft.lessons.adapt import adaptation
 from craft.recipes import adapt
-from craft.training import AdaptConfig
 from craft.training.checks import choose_trainable
+from craft.training.config import AdaptConfig
 from craft.training.lora import take_lora
 from tiny_data import tiny_data
 

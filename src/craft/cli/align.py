@@ -10,23 +10,24 @@ from cyclopts import Parameter
 from craft.cli.options import COMMON, Common, Flag, Several, settings_of
 from craft.cli.output import show_json, show_pairs, show_table
 from craft.cli.training import show_rehearsals
+from craft.training.config import AlignConfig
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class AlignFlags:
-    """What is aligned with what.
+    """The models, the data and the budget of an alignment.
 
     Attributes:
         visual: the visual tokenizer: a shipped family (by default craft-tiny), a folder, or a hub id.
         stage: 1 trains the projector, 2 projector and LLM, both (the default) one after the other.
-        data: the training data; several may follow.
+        data: the training data; several values may follow.
         captions: the training data of stage 1, if it is different.
         text: conversations without images, mixed into stage 2 so that the LLM keeps its language.
         out: the run folder; by default runs/align- and the LLM's name.
         max_steps: optimiser steps of each stage; by default one pass.
-        micro_batch: most rows in memory at once, or auto: the largest number that fits; same result.
-        lora: rank of LoRA instead of training the whole LLM; merged when saved.
+        micro_batch: the largest number of rows in memory at once, or auto, which finds it; same result.
+        lora: the rank of LoRA, instead of training the whole LLM; merged when saved.
     """
 
     visual: str | None = None
@@ -41,7 +42,7 @@ class AlignFlags:
 
 
 FLAGS = AlignFlags()
-"""The flags if none is given."""
+"""No flags."""
 
 
 def align(
@@ -64,19 +65,18 @@ def align(
         llm: a folder, a .gguf file, a hub id, a shipped backbone (its LLM), or smollm2.
         resume: continue the interrupted run in the run folder.
         overwrite: replace the run in the run folder.
-        dry_run: build, show who trains, take one batch, estimate memory; write nothing but the codes. With
-            paper/qwen2-0.5b and --visual paper/vila-u: the sizes of §8, without any weights.
+        dry_run: load, show what trains, run one batch, estimate memory; write only the codes. With
+            paper/qwen2-0.5b and --visual paper/vila-u, the sizes of §8 without any weights.
     """
-    from craft.core.processes import leave
-    from craft.recipes.align import align as run
-    from craft.training.config import AlignConfig
-
     overrides: dict[str, Any] = settings_of(common)
     if flags.lora is not None:
         overrides["lora.rank"] = flags.lora
     if flags.micro_batch is not None:
         overrides["micro_batch"] = flags.micro_batch
     config = AlignConfig.build(common.config, overrides)
+    from craft.core.processes import leave
+    from craft.recipes.align import align as run
+
     sources: dict[str, Any] = {name: getattr(flags, name) for name in ("visual", "data", "captions", "text")}
     sources["llm"] = llm
     arguments: dict[str, Any] = {name: getattr(flags, name) for name in ("stage", "out", "max_steps")}
@@ -86,7 +86,7 @@ def align(
         return
     result = run(**sources, config=config, resume=resume, overwrite=overwrite, **arguments)
     if leave() != 0:
-        return  # one process of a distributed run speaks for all
+        return  # in a distributed run, only the main process prints
     if common.json:
         show_json(
             {

@@ -5,6 +5,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from craft.core.settings import read_yaml
+from craft.core.text import flat
+
 PLAIN = ("bench", "compare", "data", "export", "inspect", "prior", "report", "show")
 """Verbs with a few flags and no class of settings: their flags are their settings. `paper` has bench."""
 
@@ -65,9 +68,6 @@ def _settings_as_flags(words: list[str]) -> list[str]:
 
 
 def _file(path: str) -> dict[str, Any]:
-    from craft.core.settings import read_yaml  # late: it imports torch
-    from craft.core.text import flat
-
     return {_flag(name): value for name, value in flat(read_yaml(Path(path))).items()}
 
 

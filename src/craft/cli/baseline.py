@@ -1,9 +1,7 @@
 """`craft baseline`."""
 
-from functools import partial
-
 from craft.cli.options import COMMON, TRAINING, Common, Training
-from craft.cli.training import show_trained, train
+from craft.cli.training import show_rehearsals, show_trained
 
 
 def baseline(
@@ -13,17 +11,33 @@ def baseline(
 
     Methods: vision-ft and ldifs (for a continuous LVLM, such as craft-tiny/continuous-qwen2 or a LLaVA
     checkpoint), projector-ft and llm-lora (for any LVLM), vision-ft-codebook (for a discrete one). Zero-shot
-    is `craft eval`. Settings are those of `craft adapt`, with ldifs.weight and ldifs.layers.
+    is `craft eval`. The settings are those of `craft adapt`, plus ldifs.weight and ldifs.layers.
 
     Args:
         method: vision-ft, projector-ft, ldifs, llm-lora or vision-ft-codebook.
         model: a shipped model, a folder, or a hub id.
     """
-    from craft.recipes.baseline import find_baseline, rehearse, tune
+    from craft.core.processes import leave
+    from craft.recipes import baseline as recipe
 
-    kind = find_baseline(method, trains=True).config_class
-    result = train(partial(tune, method), partial(rehearse, method), kind, model, training, common)
-    if result is None:
+    config_class = recipe.find_baseline(method, trains=True).config_class
+    config = config_class.build(common.config, training.overrides(common))
+    budget = {"seed": common.seed, "max_steps": training.max_steps}
+    if training.dry_run:
+        rehearsal = recipe.rehearse(method, model, training.data, config=config, **budget)
+        show_rehearsals({"": rehearsal}, common.json)
         return
+    result = recipe.tune(
+        method,
+        model,
+        training.data,
+        training.out,
+        config=config,
+        resume=training.resume,
+        overwrite=training.overwrite,
+        **budget,
+    )
+    if leave() != 0:
+        return  # in a distributed run, only the main process prints
     facts = {"method": method, "out": str(result.out)}
-    show_trained(result, common.json, facts, made={"tuned": result.out}, more={})
+    show_trained(result, common.json, facts, paths={"tuned": result.out}, more={})

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Literal
 
 from craft.cli.options import COMMON, Common
 from craft.cli.output import show_json, show_table
+from craft.core.errors import DataError
 from craft.core.text import percent, signed
 
 if TYPE_CHECKING:
-    from craft.evaluation import Comparison
+    from craft.evaluation.compare import Comparison
 
 
 def compare(
@@ -28,9 +29,8 @@ def compare(
         b: the folder or file to compare with.
         metric: the mark to compare: exact match (as in the paper), lenient match, or the likeliest option.
     """
-    from craft.core.errors import DataError
-    from craft.evaluation import compare as run
-    from craft.evaluation import samples_in
+    from craft.evaluation.compare import compare as run
+    from craft.evaluation.report import samples_in
 
     first, second = samples_in(a), samples_in(b)
     if first.keys() != second.keys():

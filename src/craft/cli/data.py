@@ -8,6 +8,8 @@ from cyclopts import Parameter
 
 from craft.cli.options import COMMON, Common, Flag, Several
 from craft.cli.output import listed, show_json, show_pairs, show_table
+from craft.core.errors import ConfigError
+from craft.core.files import check_writable, write_json
 
 _MOST_LISTED = 8
 """The most classes that `stats` lists."""
@@ -234,7 +236,6 @@ def stats(
         data: as for `craft data check`.
         out: a folder for stats.json, stats.png and contact_sheet.png.
     """
-    from craft.core.files import check_writable, write_json
     from craft.data import contact_sheet, data_stats, draw_stats, load_data, showcase
 
     if out is not None:
@@ -282,7 +283,6 @@ def columns_of(entries: list[str] | None) -> dict[str, str] | None:
     """
     if not entries:
         return None
-    from craft.core.errors import ConfigError
     from craft.data.readers.rows import OPTIONAL, REQUIRED
 
     columns = {}

@@ -6,7 +6,9 @@ from typing import Any
 from craft.cli.flags import config_of, takes
 from craft.cli.options import COMMON, Common, Flag
 from craft.cli.output import between, listed, show_json, show_table, spread
-from craft.core.text import percent
+from craft.core.errors import ConfigError
+from craft.core.text import percent, table_row
+from craft.evaluation.config import EvalConfig
 
 REHEARSED = 8
 """Samples that a dry run asks."""
@@ -15,7 +17,7 @@ _WORST = 12
 """Pairs of confused classes that are shown."""
 
 
-@takes("craft.evaluation.config:EvalConfig")
+@takes(EvalConfig)
 def evaluate(
     backbone: str | None = None,
     *,
@@ -37,10 +39,6 @@ def evaluate(
         resume: skip data sets whose results with the same settings are in --out.
         dry_run: load everything and ask a few questions only; write nothing.
     """
-    from craft.core.errors import ConfigError
-    from craft.evaluation.config import EvalConfig
-    from craft.recipes.benchmarks import evaluate_all
-
     config: EvalConfig = config_of(EvalConfig, flags, common, backbone=backbone)
     if config.encoder and config.like:
         raise ConfigError("Give --encoder to use an adapted encoder, or --like to compare with it; not both.")
@@ -48,6 +46,8 @@ def evaluate(
         raise ConfigError("--card writes into an encoder's model card; name the --encoder.")
     if resume and config.out is None:
         raise ConfigError("--resume needs --out: the folder that has the results of the stopped command.")
+    from craft.recipes.benchmarks import evaluate_all
+
     if dry_run:
         limit = min(config.limit or REHEARSED, REHEARSED)
         config = config.model_copy(update={"limit": limit, "out": None})
@@ -83,7 +83,7 @@ def _show_json(row: Any, classes: bool) -> None:
 
 
 def _show(reports: list[Any]) -> None:
-    from craft.evaluation import merge
+    from craft.evaluation.report import merge
 
     settings, means = reports[0].settings, merge(reports)
     used = [name for name in dict.fromkeys(report.settings["encoder"] for report in reports) if name]
@@ -113,8 +113,7 @@ def _show(reports: list[Any]) -> None:
 
 def _show_row(row: Any) -> None:
     """A benchmark per line, and the whole as the line of Table 1 that it is."""
-    from craft.core.text import table_row
-    from craft.evaluation import merge
+    from craft.evaluation.report import merge
 
     names = ["accuracy", "seen", "unseen", "lenient", "unparseable"]
     if all(reports[0].settings["protocol"] == "both" for reports in row.reports.values()):
@@ -137,7 +136,7 @@ def _show_row(row: Any) -> None:
 
 
 def _show_classes(samples: list[dict[str, Any]], about: str) -> None:
-    from craft.evaluation import class_table, confusion
+    from craft.evaluation.classes import class_table, confusion
 
     table = [
         [row["label"], "seen" if row["seen"] else "unseen", str(row["count"])]

@@ -1,18 +1,18 @@
 """Flags that come from a class of settings, so that each name, default and description is written once.
 
-A verb marked with `takes` has a parameter `flags`. Before the words are parsed, `resolve` makes it a
-dataclass with one flag for each setting: the setting's last name, or the section's name for its `name`.
+A verb with `takes` has a parameter `flags`, a dataclass with one flag for each setting: the setting's last
+name, or the section's name for its `name`.
 """
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import field, fields, is_dataclass, make_dataclass
-from importlib import import_module
 from inspect import signature
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from cyclopts import Parameter, validators
 
 from craft.cli.options import Common, Flag, settings_of
+from craft.core.settings import Section, Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -20,26 +20,14 @@ _COMMON = ("seed", "device", "dtype")  # settings that are flags of every verb
 _LIMITS = {"Ge": ("ge", "gte"), "Gt": ("gt", "gt"), "Le": ("le", "lte"), "Lt": ("lt", "lt")}
 
 
-def takes(config: str) -> Callable[[F], F]:
-    """Mark a verb whose parameter `flags` has the settings of a class.
+def takes(kind: type[Settings]) -> Callable[[F], F]:
+    """Make the parameter `flags` of a verb a dataclass with the settings of a class, as `flags_of` does.
 
     Args:
-        config: "module:Class". It is imported when the verb is named, since it may import torch.
+        kind: the class. Settings that are other parameters of the verb get no flag.
     """
 
-    def mark(verb: F) -> F:
-        verb.__dict__["config"] = config
-        return verb
-
-    return mark
-
-
-def resolve(verb: Callable[..., Any]) -> None:
-    """Give a verb that `takes` settings its flags; other verbs have theirs already."""
-    config = verb.__dict__.get("config")
-    if config is not None:
-        module, _, kind_name = config.partition(":")
-        kind = getattr(import_module(module), kind_name)
+    def with_flags(verb: F) -> F:
         form = signature(verb)
         flags = flags_of(kind, {*form.parameters, *_COMMON})
         parameters = [
@@ -48,6 +36,9 @@ def resolve(verb: Callable[..., Any]) -> None:
         ]
         verb.__dict__["__signature__"] = form.replace(parameters=parameters)
         verb.__annotations__["flags"] = flags
+        return verb
+
+    return with_flags
 
 
 def config_of(kind: Any, flags: Any, common: Common, **arguments: Any) -> Any:
@@ -79,8 +70,6 @@ def flags_of(kind: Any, without: Collection[str]) -> Any:
         kind: the class of the settings; its docstring describes the flags.
         without: names of settings that get no flag.
     """
-    from craft.core.settings import Section, Settings
-
     inherited = [name for name in kind.model_fields if name in kind.__base__.model_fields]
     entries: list[Any] = []
     for name in sorted(kind.model_fields, key=inherited.__contains__):  # these last

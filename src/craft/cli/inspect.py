@@ -5,6 +5,7 @@ from typing import Any
 
 from craft.cli.options import COMMON, Common
 from craft.cli.output import listed, show_json, show_pairs, show_table
+from craft.core.files import read_json, user_path
 from craft.core.text import percent
 
 
@@ -27,7 +28,6 @@ def describe(thing: str, common: Common = COMMON) -> dict[str, Any]:
     Raises:
         CraftError: nothing has that name, or it is damaged.
     """
-    from craft.core.files import read_json, user_path
     from craft.formats.artefact import FORMAT
     from craft.formats.names import shipped
     from craft.formats.tuned import FORMAT as TUNED
@@ -47,7 +47,6 @@ def describe(thing: str, common: Common = COMMON) -> dict[str, Any]:
 
 def _run(path: Path, common: Common) -> dict[str, Any]:
     """A run folder: its state, and its result if there is one."""
-    from craft.core.files import read_json
     from craft.training.run_folder import RunFolder
 
     record = read_json(path / "run.json")
@@ -151,7 +150,6 @@ def _model(thing: str, common: Common) -> dict[str, Any]:
 
 def _fitting_models(fingerprint: str, surrogate: str | None = None) -> list[str]:
     """The shipped models with this codebook, and the surrogate if it is not one of them."""
-    from craft.core.files import read_json
     from craft.formats.names import shipped, shipped_folder
 
     names = [

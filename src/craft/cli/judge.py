@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 from craft.cli.flags import config_of, takes
 from craft.cli.options import COMMON, Common, Flag
 from craft.cli.output import show_json, show_pairs, show_table
+from craft.judging.config import JudgeConfig
 
 if TYPE_CHECKING:
     from craft.judging.judge import CostEstimate
     from craft.judging.report import JudgeReport
 
 
-@takes("craft.judging.config:JudgeConfig")
+@takes(JudgeConfig)
 def judge(
     run: str | None = None,
     *,
@@ -33,11 +34,10 @@ def judge(
         overwrite: start over in that folder.
         dry_run: count, and estimate tokens and cost; ask no model and write nothing.
     """
-    from craft.judging.config import JudgeConfig
+    config: JudgeConfig = config_of(JudgeConfig, flags, common, run=run)
     from craft.recipes.judge import estimate
     from craft.recipes.judge import judge as run_judge
 
-    config: JudgeConfig = config_of(JudgeConfig, flags, common, run=run)
     if dry_run:
         _show_estimate(estimate(config=config), common)
         return

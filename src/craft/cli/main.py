@@ -20,7 +20,6 @@ from craft.cli.data import check, list_domains, prepare, stats
 from craft.cli.demo import demo
 from craft.cli.evaluate import evaluate
 from craft.cli.export import export
-from craft.cli.flags import resolve
 from craft.cli.inspect import inspect
 from craft.cli.judge import judge
 from craft.cli.prior import prior
@@ -28,6 +27,8 @@ from craft.cli.report import report
 from craft.cli.show import show
 from craft.cli.texts import captions, options, statements
 from craft.cli.transfer import transfer
+from craft.core.errors import CraftError
+from craft.core.interrupt import Interrupted
 
 DONE, OURS, USERS, STOPPED = 0, 1, 2, 130
 """Exit statuses: done; a fault in CRAFT; the user's mistake; stopped with Ctrl-C."""
@@ -108,8 +109,6 @@ def run(app: Callable[[list[str]], Any], tokens: Sequence[str], program: str, st
         stopped: the message after Ctrl-C.
     """
     try:
-        if tokens and tokens[0] in _verbs:
-            resolve(_verbs[tokens[0]])
         app(expand(tokens))
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -125,7 +124,7 @@ def run(app: Callable[[list[str]], Any], tokens: Sequence[str], program: str, st
             _complain("this is a fault in CRAFT, not in what you did; please report it with the text above.")
             return OURS
         _complain(paragraph)
-        return STOPPED if _is(error, "craft.core.interrupt", "Interrupted") else USERS
+        return STOPPED if isinstance(error, Interrupted) else USERS
     return DONE
 
 
@@ -136,7 +135,7 @@ def explain(error: Exception, program: str = "craft") -> str | None:
         if isinstance(error, UnknownOptionError) and chain and "Did you mean" not in reason:
             reason += " Settings go as --set NAME=VALUE."
         return f"{reason} `{' '.join([program, *chain])} --help` lists what there is."
-    if _is(error, "craft.core.errors", "CraftError"):
+    if isinstance(error, CraftError):
         return _line(error)
     if _is(error, "torch", "OutOfMemoryError"):
         return (

@@ -6,8 +6,10 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
+from craft.core.errors import ConfigError
+
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
-"""On when named; there is no `--no-...`."""
+"""True if present; there is no `--no-…`."""
 
 Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 """A whole number from 1 on."""
@@ -18,26 +20,26 @@ Limit = Annotated[int | None, Parameter(validator=validators.Number(gte=1))]
 Several = Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")]
 """One or more values behind one flag."""
 
-Settings = Annotated[list[str] | None, Parameter(name="--set", negative="")]
+SetFlags = Annotated[list[str] | None, Parameter(name="--set", negative="")]
 """`--set NAME=VALUE`, any number of times."""
 
 
 @Parameter(name="*", group="Common")
 @dataclass(frozen=True)
 class Common:
-    """What every verb takes.
+    """The flags of every verb.
 
     Attributes:
         config: a YAML file of settings, nested or with dotted names; the command line takes precedence.
         settings: NAME=VALUE, any setting; may be given several times. --data.root DIR is --set data.root=DIR.
-        seed: of everything that is random.
+        seed: the seed of everything random.
         device: auto, cpu, cuda, cuda:1 or mps.
-        dtype: auto (bfloat16 where the device has it), float32 or bfloat16.
+        dtype: auto (bfloat16 if the device has it), float32 or bfloat16.
         json: print JSON, and nothing else, on standard output.
     """
 
     config: Path | None = None
-    settings: Settings = None
+    settings: SetFlags = None
     seed: int | None = None
     device: str | None = None
     dtype: str | None = None
@@ -45,24 +47,24 @@ class Common:
 
 
 COMMON = Common()
-"""As when none is given."""
+"""No flags."""
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Training:
-    """What the verbs that train on labelled pictures take.
+    """The flags of the verbs that train on labelled pictures.
 
     Attributes:
         data: an embedded domain or a benchmark (`craft data list`), a folder of class folders, a table of
             questions, or a folder of `craft data prepare`.
         root: the folder of a benchmark; otherwise the folder that relative paths in the data start from.
         out: the run folder; by default runs/ and the data's name (with the method's for a baseline).
-        max_steps: optimiser steps; by default the config's.
-        micro_batch: most samples in memory at once, or auto: the largest number that fits; same result.
-        resume: continue the interrupted run in the run folder; the result is that of an unbroken run.
+        max_steps: optimiser steps; by default those of the config.
+        micro_batch: the largest number of samples in memory at once, or auto, which finds it; same result.
+        resume: continue the interrupted run in the run folder; the result is that of an uninterrupted run.
         overwrite: replace the run in the run folder.
-        dry_run: build, show who trains, take one batch forward and backward, estimate memory; write nothing.
+        dry_run: load, show what trains, run one batch forward and backward, estimate memory; write nothing.
     """
 
     data: str | None = None
@@ -84,7 +86,7 @@ class Training:
 
 
 TRAINING = Training()
-"""As when none is given."""
+"""No flags."""
 
 
 def settings_of(common: Common) -> dict[str, str]:
@@ -106,8 +108,6 @@ def named_values(entries: list[str] | None) -> dict[str, str]:
     for entry in entries or []:
         name, equals, value = entry.partition("=")
         if not (equals and name and value):
-            from craft.core.errors import ConfigError
-
             raise ConfigError(
                 f"--set takes NAME=VALUE, as in --set learning_rate=1e-4 (null is none), not {entry!r}."
             )
@@ -130,8 +130,6 @@ def numbers(text: str | None, flag: str) -> list[int] | None:
     try:
         return [int(part) for part in text.replace(" ", ",").split(",") if part]
     except ValueError:
-        from craft.core.errors import ConfigError
-
         raise ConfigError(
             f"{flag} takes whole numbers with commas, as in {flag} 0,1,2; not {text!r}."
         ) from None
@@ -141,13 +139,11 @@ def seeds_of(seeds: str | None, common: Common) -> list[int] | None:
     """The seeds that `--seeds` or `--seed` name, or None.
 
     Raises:
-        ConfigError: both are given, or a seed twice.
+        ConfigError: both are set, or a seed occurs twice.
     """
-    from craft.core.errors import ConfigError
-
     listed = numbers(seeds, "--seeds")
     if listed and common.seed is not None:
-        raise ConfigError("Give --seed or --seeds, not both.")
+        raise ConfigError("Use --seed or --seeds, not both.")
     if listed and len(set(listed)) < len(listed):  # it would narrow every interval
         raise ConfigError(f"--seeds {seeds} names a seed twice; each counts once.")
     return listed or (None if common.seed is None else [common.seed])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from craft.cli.options import COMMON, Common
 from craft.cli.output import show_json, show_pairs, size
+from craft.core.errors import ConfigError
 
 
 def report(
@@ -22,11 +23,10 @@ def report(
         out: the page.
         title: its heading.
     """
-    from craft.core.errors import ConfigError
-    from craft.pages.report import report as write
-
     if not paths:
         raise ConfigError("Name at least one run folder or result, as in `craft report runs/apparel`.")
+    from craft.pages.report import report as write
+
     written = write(paths, out, title)
     count = written.stat().st_size
     if common.json:

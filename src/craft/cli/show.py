@@ -4,6 +4,7 @@ from pathlib import Path
 
 from craft.cli.options import COMMON, Common
 from craft.cli.output import show_json, show_pairs
+from craft.core.errors import ConfigError
 
 
 def show(
@@ -28,15 +29,14 @@ def show(
         prior: code counts that define rarity, as for `craft eval`; by default those of each tower.
         out: the folder to write to.
     """
-    from craft.core.errors import ConfigError
-    from craft.recipes.show import show as run
-
     try:
         ratios = [float(part) for part in keep_ratios.split(",") if part.strip()]
     except ValueError:
         raise ConfigError(
             f"--keep-ratios takes numbers with commas, as in 0.8,0.4; not {keep_ratios!r}."
         ) from None
+    from craft.recipes.show import show as run
+
     shown = run(images, model, encoder, ratios, out, prior=prior, device=common.device, dtype=common.dtype)
     pictures = [str(path) for path in shown.pictures]
     if common.json:

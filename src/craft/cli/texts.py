@@ -1,5 +1,6 @@
 """`craft data captions`, `statements` and `options`: what a model adds to a data set."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,6 +9,9 @@ from cyclopts import Parameter
 
 from craft.cli.options import COMMON, Common, Count, Flag
 from craft.cli.output import show_json
+from craft.core.errors import ConfigError
+from craft.core.files import atomic_write_text, check_writable, write_json
+from craft.core.service import Service
 
 
 @Parameter(name="*")
@@ -51,7 +55,6 @@ def captions(
         count: captions for each picture, 1 to 3.
         root: the folder of a benchmark; otherwise the folder that relative paths in the data start from.
     """
-    from craft.core.service import Service
     from craft.data import read_data
     from craft.data.texts import caption_requests, write_texts
 
@@ -81,11 +84,6 @@ def statements(
         rules: use the fixed rules instead of a model.
         root: the folder of a benchmark; otherwise the folder that relative paths in the data start from.
     """
-    import json
-
-    from craft.core.errors import ConfigError
-    from craft.core.files import atomic_write_text
-    from craft.core.service import Service
     from craft.data import read_data
     from craft.data.texts import rule_statements, statement_requests, write_texts
 
@@ -122,7 +120,6 @@ def options(
         count: wrong options for each picture; a question uses the hardest three that are allowed.
         root: the folder of a benchmark; otherwise the folder that relative paths in the data start from.
     """
-    from craft.core.files import check_writable, write_json
     from craft.data import read_data
     from craft.recipes.options import clip_options
 

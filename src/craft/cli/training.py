@@ -1,52 +1,32 @@
-"""What `craft adapt` and `craft baseline` have in common: run or rehearse, and say what came of it."""
+"""How `craft adapt`, `align`, `baseline` and `demo` print results and dry runs of training."""
 
 import shlex
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from craft.cli.options import Common, Training
 from craft.cli.output import listed, show_json, show_pairs, show_table, size
 from craft.core.text import percent
 
-
-def train(
-    run: Callable[..., Any],
-    rehearse: Callable[..., Any],
-    kind: Any,
-    model: str | None,
-    flags: Training,
-    common: Common,
-) -> Any:
-    """The result of the run; None where there is nothing more to show: of a dry run, that is shown here.
-
-    Args:
-        run, rehearse: called as `craft.recipes.adapt` and `craft.recipes.rehearse` are.
-        kind: the class of the config.
-        model: what trains.
-        flags, common: of the command line.
-    """
-    from craft.core.processes import leave
-
-    config = kind.build(common.config, flags.overrides(common))
-    budget = {"seed": common.seed, "max_steps": flags.max_steps}
-    if flags.dry_run:
-        show_rehearsals({"": rehearse(model, flags.data, config=config, **budget)}, common.json)
-        return None
-    resumption = {"resume": flags.resume, "overwrite": flags.overwrite}
-    result = run(model, flags.data, flags.out, config=config, **budget, **resumption)
-    return result if leave() == 0 else None  # one process of a distributed run speaks for all
+if TYPE_CHECKING:
+    from craft.lessons.rehearsal import Rehearsal
+    from craft.recipes.adapt import AdaptResult
+    from craft.recipes.baseline import BaselineResult
 
 
 def show_trained(
-    result: Any, as_json: bool, facts: Mapping[str, Any], made: Mapping[str, Any], more: Mapping[str, Any]
+    result: "AdaptResult | BaselineResult",
+    as_json: bool,
+    facts: Mapping[str, Any],
+    paths: Mapping[str, Any],
+    more: Mapping[str, Any],
 ) -> None:
-    """Print what a run came to: an `AdaptResult` or a `BaselineResult`.
+    """Print the result of a run.
 
     Args:
-        result: the run's.
+        result: the result.
         as_json: print JSON.
-        facts: what its JSON begins with.
-        made: what its lines begin with.
+        facts: the first entries of the JSON.
+        paths: the first lines of the text.
         more: lines that only this kind of result has.
     """
     metrics, config = result.metrics, result.config
@@ -54,26 +34,28 @@ def show_trained(
         outcome = {"held_out": list(result.held_out), "metrics": metrics}
         show_json({**facts, **outcome, "config": config.model_dump(mode="json")})
         return
-    best, kept = metrics.get("best_step"), ""
+    best, choice = metrics.get("best_step"), ""
     if best is not None:
-        kept = f", that of step {best} kept (validation {percent(metrics['best_validation'])} %)"
+        choice = (
+            f"; the weights are those of step {best} (validation {percent(metrics['best_validation'])} %)"
+        )
     show_pairs(
         {
-            **made,
-            "steps": f"{metrics['steps']}{kept}",
+            **paths,
+            "steps": f"{metrics['steps']}{choice}",
             "minutes": f"{metrics['minutes']:.1f}",
             **more,
             "never trained on": listed(result.held_out),
         }
     )
-    name, place = shlex.quote(config.surrogate), shlex.quote(str(result.out))
+    name, run = shlex.quote(config.surrogate), shlex.quote(str(result.out))
     data = shlex.quote(config.data.name)
     data += f" --root {shlex.quote(config.data.root)}" if config.data.root else ""
-    print(f"\nNext: craft eval {name} --encoder {place} --data {data}")
+    print(f"\nNext: craft eval {name} --encoder {run} --data {data}")
 
 
-def _rehearsal_facts(rehearsal: Any) -> dict[str, Any]:
-    """A `craft.lessons.rehearsal.Rehearsal` for JSON."""
+def _rehearsal_facts(rehearsal: "Rehearsal") -> dict[str, Any]:
+    """A dry run for JSON."""
     rows = [{"part": part, "parameters": n, "trainable": t} for part, n, t in rehearsal.parameters]
     return {
         "parameters": rows,
@@ -86,38 +68,38 @@ def _rehearsal_facts(rehearsal: Any) -> dict[str, Any]:
 
 
 def show_rehearsals(
-    rehearsals: Mapping[str, Any], as_json: bool, written: str = "nothing was written"
+    rehearsals: Mapping[str, "Rehearsal"], as_json: bool, written: str = "nothing was written"
 ) -> None:
-    """Print what a dry run reports.
+    """Print the results of a dry run.
 
     Args:
         rehearsals: by stage; "" if there is only one.
         as_json: print JSON.
-        written: what the dry run left behind.
+        written: a clause about the files that the dry run wrote.
     """
     if as_json:
-        facts = {name: _rehearsal_facts(one) for name, one in rehearsals.items()}
+        facts = {name: _rehearsal_facts(rehearsal) for name, rehearsal in rehearsals.items()}
         show_json(facts.get("", facts))
         return
-    for name, one in rehearsals.items():
+    for name, rehearsal in rehearsals.items():
         if name:
             print(name[0].upper() + name[1:])
-        _show_rehearsal(one)
+        _show_rehearsal(rehearsal)
     print(f"\nA dry run: {written}. Leave --dry-run out to train.")
 
 
-def _show_rehearsal(rehearsal: Any) -> None:
+def _show_rehearsal(rehearsal: "Rehearsal") -> None:
     rows = [
         (part, f"{count:,}", f"{trained:,}" if trained else "frozen")
         for part, count, trained in rehearsal.parameters
     ]
-    show_table("Who trains", ("part", "parameters", "trainable"), rows)
+    show_table("What trains", ("part", "parameters", "trainable"), rows)
     memory = [(name, size(count)) for name, count in rehearsal.memory.items()]
     show_table("Memory of a step (estimate)", ("what", "size"), memory, sections=[len(memory) - 2])
     losses = ", ".join(f"{name} {value:.4g}" for name, value in rehearsal.parts.items())
     show_pairs(
         {
-            "first batch": losses or "sizes without values: no step was taken",
+            "first batch": losses or "the model has no weights: no step was taken",
             "longest sequence": f"{rehearsal.tokens} tokens",
             "the run": f"{rehearsal.samples} training samples, {rehearsal.steps} steps",
         }

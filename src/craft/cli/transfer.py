@@ -6,13 +6,15 @@ from typing import Any
 from craft.cli.flags import config_of, takes
 from craft.cli.options import COMMON, Common, Flag
 from craft.cli.output import show_json, show_table, size, spread
+from craft.core.files import check_writable
 from craft.core.text import percent, signed
+from craft.evaluation.config import TransferConfig
 
 REHEARSED = 8
 """Questions per cell in a dry run."""
 
 
-@takes("craft.evaluation.config:TransferConfig")
+@takes(TransferConfig)
 def transfer(*, flags: Any = None, dry_run: Flag = False, common: Common = COMMON) -> None:
     """Every adapted encoder with every backbone, and zero-shot: the matrix of Tables 3 and 7.
 
@@ -23,13 +25,11 @@ def transfer(*, flags: Any = None, dry_run: Flag = False, common: Common = COMMO
         dry_run: check that all fits together: one step with every surrogate on every data set, or a few
             questions to every backbone; write nothing.
     """
-    from craft.core.files import check_writable
-    from craft.evaluation.config import TransferConfig
-    from craft.recipes.transfer import transfer as run
-
     config: TransferConfig = config_of(TransferConfig, flags, common)
     if config.out is not None:
         check_writable(Path(config.out) / "transfer.json")
+    from craft.recipes.transfer import transfer as run
+
     if dry_run and config.surrogates:
         _rehearse(config, common)
         return

@@ -70,6 +70,15 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
+    def _complete(cls, tree: Any) -> Any:
+        """Sections that set only some of their keys, with the other defaults that they have in this model."""
+        if not isinstance(tree, Mapping):
+            return tree
+        defaults = {name: field.default for name, field in cls.model_fields.items()}
+        return _over(defaults, tree)
+
+    @model_validator(mode="before")
+    @classmethod
     def _as_lists(cls, tree: Any) -> Any:
         """One text is a list of one, and None an empty list, if the setting takes several texts."""
         if not isinstance(tree, dict):
@@ -127,6 +136,18 @@ class Settings(Section):
 
         tree = self.model_dump(mode="json")
         atomic_write_text(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+
+def _over(defaults: Mapping[str, Any], tree: Mapping[Any, Any]) -> dict[Any, Any]:
+    """`tree`, where a section that is a mapping is laid over its default, at any depth."""
+    complete: dict[Any, Any] = {}
+    for name, value in tree.items():
+        default = defaults.get(name)
+        if isinstance(default, Section) and isinstance(value, Mapping):
+            complete[name] = {**dict(default), **_over(dict(default), value)}
+        else:
+            complete[name] = value
+    return complete
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

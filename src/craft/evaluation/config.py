@@ -11,8 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from craft.core.errors import ConfigError
 from craft.core.settings import Section, Settings
-from craft.quantize.search import Search
-from craft.training.config import AdaptConfig
+from craft.training.config import AdaptConfig, Search
 
 Protocol = Literal["generate", "options", "both"]
 """How an answer is obtained: written by the LLM (the paper's), the likeliest option, or both."""

@@ -20,7 +20,8 @@ from craft.evaluation.report import Report
 from craft.formats.code_cache import CodeCache, image_names
 from craft.models.lvlm import LVLM
 from craft.quantize import Continuous
-from craft.quantize.search import Choice, Search, search_for
+from craft.quantize.search import Choice, search_for
+from craft.training.config import Search
 
 
 def evaluate_lvlm(

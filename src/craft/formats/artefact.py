@@ -13,16 +13,8 @@ import torch
 from torch import Tensor
 
 from craft.core.errors import CheckpointError, CodebookMismatchError
-from craft.core.files import (
-    PathLike,
-    atomic_directory,
-    atomic_write_text,
-    hash_tensors,
-    load_tensors,
-    read_json,
-    save_tensors,
-    write_json,
-)
+from craft.core.files import PathLike, atomic_directory, atomic_write_text, read_json, write_json
+from craft.core.tensors import hash_tensors, load_tensors, save_tensors
 from craft.core.text import flat
 from craft.formats.manifest import read_manifest
 from craft.formats.names import shipped, shipped_folder

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from craft.core.device import rounds_products
 from craft.core.errors import CheckpointError
-from craft.core.files import PathLike, hash_tensors, load_tensors, save_tensors, write_json
+from craft.core.files import PathLike, write_json
 from craft.core.progress import say, track
+from craft.core.tensors import hash_tensors, load_tensors, save_tensors
 from craft.core.text import json_digest
 from craft.core.tokens import VisionTokens
 from craft.data.images import image_bytes_hash, open_image

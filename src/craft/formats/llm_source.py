@@ -23,8 +23,9 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from craft.core.errors import CheckpointError, ConfigError, CraftError
-from craft.core.files import atomic_directory, load_tensors, save_tensors, sha256_file, user_path
+from craft.core.files import atomic_directory, sha256_file, user_path
 from craft.core.progress import say
+from craft.core.tensors import load_tensors, save_tensors
 from craft.formats.llm_folder import in_dtype, load_tokenizer, quiet, read_llm
 from craft.formats.names import hub_folder, is_hub_id, shipped, shipped_folder
 from craft.models.backbone import Borrowed

@@ -19,15 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from craft.core.device import resolve_device, resolve_dtype
 from craft.core.errors import CheckpointError, CodebookMismatchError, ConfigError
-from craft.core.files import (
-    PathLike,
-    atomic_directory,
-    hash_tensors,
-    load_tensors,
-    read_json,
-    save_tensors,
-    write_json,
-)
+from craft.core.files import PathLike, atomic_directory, read_json, write_json
+from craft.core.tensors import hash_tensors, load_tensors, save_tensors
 from craft.formats.llm_folder import load_tokenizer, quiet, read_llm
 from craft.formats.llm_source import load_borrowed, save_borrowed
 from craft.formats.manifest import read_manifest

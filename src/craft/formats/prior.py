@@ -6,7 +6,8 @@ from pathlib import Path
 from torch import Tensor
 
 from craft.core.errors import CheckpointError, CodebookMismatchError
-from craft.core.files import PathLike, read_json, save_tensors, user_path
+from craft.core.files import PathLike, read_json, user_path
+from craft.core.tensors import save_tensors
 from craft.formats.artefact import FORMAT
 from craft.formats.visual_folder import VISUAL_FORMAT, read_prior
 from craft.quantize import ResidualCodebook

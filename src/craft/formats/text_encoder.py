@@ -9,7 +9,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from craft.core.errors import CheckpointError
-from craft.core.files import PathLike, load_tensors, read_json, save_tensors, write_json
+from craft.core.files import PathLike, read_json, write_json
+from craft.core.tensors import load_tensors, save_tensors
 from craft.models.text_encoder import TextEncoder
 from craft.models.weights import cast, dtype_named, load_strict, stored_dtype
 

@@ -16,16 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from craft.core.errors import CheckpointError, CodebookMismatchError
-from craft.core.files import (
-    PathLike,
-    atomic_directory,
-    atomic_write_text,
-    hash_rounded,
-    hash_tensors,
-    load_tensors,
-    save_tensors,
-    write_json,
-)
+from craft.core.files import PathLike, atomic_directory, atomic_write_text, write_json
+from craft.core.tensors import hash_rounded, hash_tensors, load_tensors, save_tensors
 from craft.formats.artefact import Artefact, describe_tensors
 from craft.formats.manifest import read_manifest
 from craft.models.backbone import Backbone

@@ -9,14 +9,8 @@ from torch import Tensor, nn
 
 from craft.core.device import resolve_device, resolve_dtype
 from craft.core.errors import CheckpointError
-from craft.core.files import (
-    PathLike,
-    atomic_directory,
-    atomic_write_text,
-    load_tensors,
-    save_tensors,
-    write_json,
-)
+from craft.core.files import PathLike, atomic_directory, atomic_write_text, write_json
+from craft.core.tensors import load_tensors, save_tensors
 from craft.formats.manifest import read_manifest
 from craft.formats.text_encoder import load_text_encoder, save_text_encoder
 from craft.models.vision_tower import build_tower

@@ -1,1 +1,1 @@
-"""What is learned: the objectives and batches that `craft.training.fit` trains."""
+"""What runs learn: objectives and batches for `craft.training.fit`."""

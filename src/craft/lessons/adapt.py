@@ -1,7 +1,6 @@
-"""What `craft adapt` trains: the vision tower, by Eq. 5, on labelled pictures (§3.2)."""
+"""The lesson of `craft adapt`: the vision tower learns by Eq. 5 from labelled images (§3.2)."""
 
 from collections.abc import Sequence
-from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +13,8 @@ from craft.lessons.batches import ImageBatches, image_cache
 from craft.lessons.objective import CraftObjective, Term, paper_terms, retention_loss
 from craft.lessons.retention import MIXED, base_features, blended, kept_share, retention_weight
 from craft.models.lvlm import LVLM
-from craft.models.vision_tower import HybridTower
+from craft.models.vision_tower import ClsTower, HybridTower, forward_of
+from craft.quantize import Continuous
 from craft.quantize.search import SEARCHES, Choice, obstacle, search_for
 from craft.training.checks import choose_trainable
 from craft.training.config import AdaptConfig
@@ -24,7 +24,7 @@ from craft.training.lora import take_lora
 from craft.training.order import batch_indices
 
 PROBE = 32
-"""Images of the fixed batch on which changed codes are counted."""
+"""The number of images in the fixed batch on which CRAFT counts changed codes."""
 
 
 def adaptation(
@@ -34,14 +34,14 @@ def adaptation(
     task: str = "classification",
     earlier: Settled | None = None,
 ) -> Lesson:
-    """The vision tower of `lvlm` learns from `samples`; everything else is frozen.
+    """The lesson in which the vision tower of `lvlm` learns from `samples`; everything else is frozen.
 
     Args:
         lvlm: the surrogate with the base tower, on its device.
         samples: the training set.
         config: all settings.
-        task: "classification" or "vqa"; it decides λ_con.
-        earlier: what the run that is resumed decided.
+        task: "classification" or "vqa"; λ_con depends on it.
+        earlier: the choices of the run to resume.
 
     Raises:
         ConfigError: the settings contradict the model, or each other.
@@ -50,20 +50,20 @@ def adaptation(
     check_settings(config, contrastive_weight)
     lvlm.visual.vision_tower.float()
     settled = settle(lvlm, samples, config, earlier)
-    tower: Any = lvlm.visual.vision_tower
+    tower = lvlm.visual.vision_tower
     stem_frozen = config.trainable != "all" and isinstance(tower, HybridTower)
     cached_stem = stem_frozen and stem_suffices(lvlm, config)
     terms, base = paper_terms(config.losses, contrastive_weight), None
     if settled.retention:
         terms.append(Term("retention", settled.retention, retention_loss))
-        base = base_features(tower, stem_frozen)  # before LoRA is added
+        base = base_features(tower, stem_frozen)  # a copy, before LoRA is added
     trained = choose_trainable(lvlm, config, contrastive_weight)
     images = image_cache(lvlm, config, cached_stem)
     batches = ImageBatches(
         lvlm, samples, config, images, with_texts=contrastive_weight > 0, with_mixed=base is not None
     )
-    probe = _Probe(lvlm, batches, config)  # sees the base tower
-    if config.cls_attention:
+    probe = _Probe(lvlm, batches, config)  # computes the codes of the base tower
+    if config.cls_attention and isinstance(tower, ClsTower):
         tower.cls_attention = config.cls_attention
     return Lesson(
         objective=CraftObjective(
@@ -83,7 +83,7 @@ def adaptation(
         finish=lambda: _finish(lvlm, config, images),
         verb="adapting",
         images=images,
-        ahead=batches.expect,
+        expect=batches.expect,
         count=len(batches.groups),
         settled=settled,
         mixed=0.0 if base is None else MIXED,
@@ -94,34 +94,32 @@ def check_settings(config: AdaptConfig, contrastive_weight: float = 0.0) -> None
     """Refuse settings that exclude each other.
 
     Raises:
-        ConfigError: layers are to be compiled and checkpointed, or several processes look for their
-            micro-batch with a loss that gathers texts from all of them.
+        ConfigError: both compile and gradient_checkpointing are set, or micro_batch=auto and the contrastive
+            loss in several processes.
     """
     if config.compile and config.gradient_checkpointing:
-        raise ConfigError(
-            "compile and gradient_checkpointing both take the layers apart; set one of them to false."
-        )
+        raise ConfigError("compile and gradient_checkpointing exclude each other; set one of them to false.")
     if contrastive_weight and config.micro_batch == "auto" and world() > 1:
         raise ConfigError(
-            "micro_batch=auto and the contrastive loss do not go together in several processes: when one is "
-            "out of memory, the others would wait for its texts. Give a number."
+            "micro_batch=auto and the contrastive loss exclude each other in several processes: if one "
+            "process is out of memory, the others wait for its texts. Give a number."
         )
 
 
 def settle(
     lvlm: LVLM, samples: Sequence[Sample], config: AdaptConfig, earlier: Settled | None = None
 ) -> Settled:
-    """Search, retention weight and blend: as set, or as data and machine suggest.
+    """Choose search, retention weight and blend: the settings, or the defaults for this data and machine.
 
-    A resumed run keeps the search that `auto` chose when it began: another machine could choose another
-    one, which may find other codes at near-ties. A run that began before there was the retention loss goes
-    on without it.
+    A resumed run keeps the search that `auto` chose at its start: another machine might choose another
+    search, which may find other codes at near-ties. A run that a version without the retention loss started
+    continues without it.
 
     Args:
         lvlm: the model, on its device.
         samples: the training set.
         config: all settings.
-        earlier: what the run that is resumed decided.
+        earlier: the choices of the run to resume.
 
     Raises:
         ConfigError: the search cannot run here, or was removed.
@@ -138,37 +136,37 @@ def settle(
 
 
 def chosen_search(lvlm: LVLM, config: AdaptConfig, earlier: Settled | None = None) -> Choice:
-    """How codewords are found, and why so; a continuous LVLM has none to find.
+    """The search for codewords and the reason for it; a continuous LVLM has no codewords.
 
     Raises:
-        ConfigError: the search that the settings name, or that a resumed run began with, cannot run here.
+        ConfigError: the search of the settings, or of the run to resume, cannot run here.
     """
-    if lvlm.visual.continuous:
+    tables = lvlm.visual.codebook
+    if isinstance(tables, Continuous):
         return Choice("exact", "a continuous LVLM has no codebook")
-    tables: Any = lvlm.visual.codebook
     if config.search != "auto":
         return search_for(config.search, tables)
     if earlier is None:
-        return on_main(lambda: search_for("auto", tables))  # one for all processes
+        return on_main(lambda: search_for("auto", tables))  # the same for all processes
     name = earlier.search.name
     if name not in SEARCHES:
         raise ConfigError(
             f"search=auto chose {name} when this run began, and that search was removed: exact may find "
-            "other codewords where two are equally near. Finish the run with the version that began it, or "
-            "begin again (--overwrite, or another folder)."
+            "other codewords if two are equally near. Finish the run with the version that began it, or "
+            "start again (--overwrite, or another folder)."
         )
     if fault := obstacle(name, tables):
         raise ConfigError(
             f"search=auto chose {name} when this run began, and a resumed run keeps it; but {name} "
-            f"{fault}. Resume where it can run, or begin again (--overwrite, or another folder)."
+            f"{fault}. Resume on a machine that can run it, or start again (--overwrite, or another folder)."
         )
     return search_for(name, tables)
 
 
 def stem_suffices(lvlm: LVLM, config: AdaptConfig) -> bool:
-    """Whether the output of a frozen stem can stand for the pixels; then it is computed once per image."""
+    """Whether batches can contain the output of a frozen stem, computed once per image, instead of pixels."""
     stem = isinstance(lvlm.visual.vision_tower, HybridTower)
-    return stem and config.augment == 0  # augmented pixels are new in each step
+    return stem and config.augment == 0  # augmentation changes pixels in every step
 
 
 def _finish(lvlm: LVLM, config: AdaptConfig, images: ImageCache) -> None:
@@ -178,9 +176,11 @@ def _finish(lvlm: LVLM, config: AdaptConfig, images: ImageCache) -> None:
 
 
 class _Probe:
-    """How far the tower has moved from the base tower, on a fixed batch of training images: the share of
-    level-1 codes that differ; of a continuous LVLM the mean distance of a token's feature, relative to its
-    size."""
+    """The change of the tower since the start, on a fixed batch of training images.
+
+    It is the fraction of level-1 codes that differ from those of the base tower; for a continuous LVLM, the
+    mean distance of a token's features, relative to their norm.
+    """
 
     def __init__(self, lvlm: LVLM, batches: ImageBatches, config: AdaptConfig) -> None:
         count = len(batches.samples)
@@ -188,17 +188,17 @@ class _Probe:
         self.lvlm = lvlm
         self.images = batches.images.get([batches.samples[index] for index in chosen]).to(lvlm.device)
         self.from_stem = batches.images.through_stem
-        self.base = self._look()
+        self.base = self._encode()
 
     @torch.no_grad()
-    def _look(self) -> Tensor:
-        """Level-1 codes int64 `[B, N]`; of a continuous LVLM features float32 `[B, N, d]`."""
-        visual, tower = self.lvlm.visual, cast(Any, self.lvlm.visual.vision_tower)
-        features, _ = (tower.after_stem if self.from_stem else tower)(self.images, with_cls=False)
+    def _encode(self) -> Tensor:
+        """Level-1 codes int64 `[B, N]`; for a continuous LVLM, features float32 `[B, N, d]`."""
+        visual = self.lvlm.visual
+        features, _ = forward_of(visual.vision_tower, self.from_stem)(self.images, with_cls=False)
         return features.float() if visual.continuous else visual.quantize(features, None).codes[..., 0]
 
     def __call__(self) -> dict[str, float]:
-        now = self._look()
+        now = self._encode()
         if self.lvlm.visual.continuous:
             moved = (now - self.base).norm(dim=-1) / self.base.norm(dim=-1).clamp(min=1e-12)
             return {"features_moved": float(moved.mean())}

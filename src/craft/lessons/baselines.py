@@ -1,4 +1,4 @@
-"""The baselines of CRAFT (§4.2, §12.1) as data: what each one trains, by which objective, on which models.
+"""The methods that CRAFT is compared with (§4.2, §12.1): what each one trains, and by which objective.
 
 `craft.recipes.baseline` runs them. All use the loop, data and settings of `craft adapt`.
 """
@@ -21,6 +21,7 @@ from craft.lessons.objective import CraftObjective, paper_terms
 from craft.lessons.retention import blended
 from craft.models.freezing import freeze_all_but
 from craft.models.lvlm import LVLM
+from craft.models.vision_tower import VisionTower, forward_of
 from craft.training.config import (
     AdaptConfig,
     BaselineConfig,
@@ -30,7 +31,7 @@ from craft.training.config import (
     LossesConfig,
     RetentionConfig,
 )
-from craft.training.lesson import Lesson, Settled
+from craft.training.lesson import Lesson, Objective, Settled
 from craft.training.lora import add_lora
 
 
@@ -40,22 +41,22 @@ class Baseline:
 
     Attributes:
         name: its key in `BASELINES`.
-        parts: the parts that it trains: of `vision_tower`, `projector`, `llm`; zero-shot trains none.
-        lesson: LVLM, training set, settings, what a resumed run decided -> the lesson that `fit` trains; None
-            if nothing trains, or if the method is `craft.adapt` with other settings.
-        continuous: whether it is defined on continuous LVLMs only.
-        settings: settings of `craft.adapt` that define the method, by their full names.
+        parts: the parts that it trains, of `vision_tower`, `projector`, `llm`; none for zero-shot.
+        make_lesson: LVLM, training set, settings, `earlier` (the choices of the run to resume) -> the lesson
+            for `fit`; None if nothing trains, or if the method is `craft.adapt` with other settings.
+        continuous: whether the method applies only to continuous LVLMs.
+        settings: the settings of `craft.adapt` that define the method, by dotted names.
     """
 
     name: str
     parts: tuple[str, ...] = ()
-    lesson: Callable[..., Lesson] | None = None
+    make_lesson: Callable[..., Lesson] | None = None
     continuous: bool = False
     settings: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def config_class(self) -> type[AdaptConfig]:
-        """The class of all its settings."""
+        """The class of the settings of a run."""
         return AdaptConfig if self.settings else BaselineConfig
 
     def check(self, lvlm: LVLM) -> None:
@@ -78,7 +79,7 @@ class Baseline:
 def vision_ft(
     lvlm: LVLM, samples: Sequence[Sample], config: BaselineConfig, earlier: Settled | None = None
 ) -> Lesson:
-    """The vision tower learns by the autoregressive loss alone: CRAFT's lesson on features, not on codewords.
+    """The vision tower learns by the autoregressive loss alone, from features instead of codewords.
 
     Source: §12.1, "the naive … method of fine-tuning the continuous vision encoder".
     """
@@ -88,21 +89,21 @@ def vision_ft(
 def ldifs(
     lvlm: LVLM, samples: Sequence[Sample], config: BaselineConfig, earlier: Settled | None = None
 ) -> Lesson:
-    """Vision FT that also keeps the tower's features, at several layers, near those of the initial tower.
+    """Vision FT with a second loss, which keeps features of several layers close to the initial tower's.
 
     Source: §12.1; Mukhoti et al., *Fine-tuning can cripple your foundation model; preserving features may be
     the solution*, arXiv 2308.13320.
     """
-    initial = copy.deepcopy(lvlm.visual.vision_tower).float()  # before the lesson may add LoRA
+    initial = copy.deepcopy(lvlm.visual.vision_tower).float()  # a copy, before the lesson may add LoRA
     lesson = vision_ft(lvlm, samples, config, earlier)
-    inner: Any = lesson.objective
-    return replace(lesson, objective=LdifsObjective(inner, initial, config.ldifs))
+    assert isinstance(lesson.objective, CraftObjective)
+    return replace(lesson, objective=LdifsObjective(lesson.objective, initial, config.ldifs))
 
 
 def projector_ft(
     lvlm: LVLM, samples: Sequence[Sample], config: BaselineConfig, earlier: Settled | None = None
 ) -> Lesson:
-    """The projector learns by the autoregressive loss; discrete LVLMs can be tuned too.
+    """The projector learns by the autoregressive loss; also applies to discrete LVLMs.
 
     Source: §12.1.
     """
@@ -113,15 +114,15 @@ def projector_ft(
 def llm_lora(
     lvlm: LVLM, samples: Sequence[Sample], config: BaselineConfig, earlier: Settled | None = None
 ) -> Lesson:
-    """LoRA on the LLM (`config.lora`) learns by the autoregressive loss; discrete LVLMs can be tuned too.
+    """LoRA on the LLM (`config.lora`) learns by the autoregressive loss; also applies to discrete LVLMs.
 
     Raises:
-        ConfigError: peft is not installed, or no linear map has a name of `lora.targets`.
+        ConfigError: peft is not installed, or no linear map has a name in `lora.targets`.
 
     Source: §12.2, "VILA-LLM-LoRA that modifies the weights of the language model"; rank and targets are ours.
     """
     freeze_all_but(lvlm, [])
-    llm: Any = lvlm.backbone.llm
+    llm = lvlm.backbone.llm
     add_lora(llm, config.lora)
     for name, parameter in llm.named_parameters():
         parameter.requires_grad_("lora_" in name)
@@ -146,17 +147,17 @@ def _frozen_tower_lesson(
     part: str,
     earlier: Settled | None,
 ) -> Lesson:
-    """Parameters of `part` learn to answer behind the frozen tower. Images are augmented as for all methods.
+    """The lesson in which `part` learns to answer, with a frozen tower. Augmentation is that of all methods.
 
     Args:
-        lvlm: with `requires_grad` set; the parameters that train become float32 here.
+        lvlm: with `requires_grad` set; the parameters that train become float32.
         samples: the training set.
         config: all settings.
         part: the part of the LVLM that trains.
-        earlier: what the run that is resumed decided.
+        earlier: the choices of the run to resume.
 
     Raises:
-        ConfigError: settings contradict each other, or the model.
+        ConfigError: the settings contradict each other or the model.
     """
     check_settings(config)
     trained = {name: parameter for name, parameter in lvlm.named_parameters() if parameter.requires_grad}
@@ -182,7 +183,7 @@ def _frozen_tower_lesson(
         finish=images.close,
         verb="tuning",
         images=images,
-        ahead=lambda indices: images.expect([batches.groups[index][0] for index in indices]),
+        expect=lambda indices: images.expect([batches.groups[index][0] for index in indices]),
         count=len(batches.groups),
         settled=settled,
     )
@@ -191,45 +192,44 @@ def _frozen_tower_lesson(
 # The objective of LDIFS
 
 
-class LdifsObjective(nn.Module):
+class LdifsObjective(Objective):
     """The autoregressive loss plus `ldifs.weight` times the distance of features to the initial tower's.
 
-    It is a module so that data parallelism can wrap it.
+    It is a module, so that data parallelism can wrap it.
 
     Args:
         inner: the autoregressive loss of `inner.lvlm`, whose tower trains.
-        initial: that tower before training; it is frozen here.
-        config: weight and number of layers.
+        initial: a copy of that tower before training; this class freezes it.
+        config: the weight and the number of layers.
     """
 
-    def __init__(self, inner: CraftObjective, initial: nn.Module, config: LdifsConfig) -> None:
+    def __init__(self, inner: CraftObjective, initial: VisionTower, config: LdifsConfig) -> None:
         super().__init__()
         self.inner = inner
         self.lvlm = inner.lvlm
-        self.initial = initial.requires_grad_(False).eval()
+        self.initial: VisionTower = initial.requires_grad_(False).eval()
         self.config = config
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss (a scalar with gradient), and its parts by name, as `CraftObjective` returns them."""
-        initial: Any = self.initial
+        """The loss (a scalar with gradient) and its parts by name, as for `CraftObjective`."""
         with _layer_outputs(self.lvlm.visual.vision_tower, self.config.layers) as now:
             loss, parts = self.inner(batch)
-        with torch.no_grad(), _layer_outputs(initial, self.config.layers) as before:
-            (initial.after_stem if self.inner.cached_stem else initial)(batch.images, with_cls=False)
+        with torch.no_grad(), _layer_outputs(self.initial, self.config.layers) as before:
+            forward_of(self.initial, self.inner.cached_stem)(batch.images, with_cls=False)
         distance = batch.share.samples * feature_distance(now, before)
         loss = loss + self.config.weight * distance
         return loss, {**parts, "loss": loss.detach(), "ldifs": distance.detach()}
 
 
 def feature_distance(now: Sequence[Tensor], before: Sequence[Tensor]) -> Tensor:
-    """The squared ℓ2 distance of features at several layers: a scalar.
+    """The squared ℓ2 distance of features of several layers, a scalar.
 
     Args:
-        now: per layer `[B, N, h]`; gradient flows here.
+        now: per layer `[B, N, h]`, with gradient.
         before: those of the initial tower.
 
-    The feature of each token is normalised at each layer, and the layers are concatenated. As in the
-    authors' code, the mean is taken over all elements. (Their norm is over tokens, the channel axis of
+    The features of each token are normalised in each layer, and the layers are concatenated. As in the
+    authors' code, the distance is the mean over all elements. (Their norm is over tokens, the channel axis of
     convolutional features; ours is over the width.)
     """
 
@@ -240,8 +240,8 @@ def feature_distance(now: Sequence[Tensor], before: Sequence[Tensor]) -> Tensor:
 
 
 @contextmanager
-def _layer_outputs(tower: Any, count: int) -> Iterator[list[Tensor]]:
-    """A list that collects, within the block, the patches `[B, N, h]` after `count` evenly spaced layers."""
+def _layer_outputs(tower: VisionTower, count: int) -> Iterator[list[Tensor]]:
+    """A context whose list collects the patches `[B, N, h]` after `count` evenly spaced layers."""
     layers = list(tower.layers)
     count = min(count, len(layers))
     chosen = [layers[(number + 1) * len(layers) // count - 1] for number in range(count)]
@@ -275,8 +275,7 @@ BASELINES = {
         Baseline("projector-ft", ("projector",), projector_ft),
         Baseline("ldifs", ("vision_tower",), ldifs, continuous=True),
         Baseline("llm-lora", ("llm",), llm_lora),
-        # CRAFT without regularisation, as in Table 5 without commitment. The paper does not use it as a
-        # baseline: it leaves open how the method compares.
+        # CRAFT without regularisation, as in Table 5 without commitment. The paper does not compare with it.
         Baseline("vision-ft-codebook", ("vision_tower",), settings=WITHOUT_REGULARISATION),
     )
 }

@@ -1,9 +1,8 @@
-"""Labelled pictures as the batches of an adaptation: images, questions, answers, texts, mixed pictures."""
+"""Batches of labelled images: pixels, questions, answers, texts and mixed images."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,14 +26,15 @@ class Batch:
     """One (micro-)batch.
 
     Attributes:
-        ids: the samples', for messages.
+        ids: the ids of the samples, for messages.
         images: pixels `[B, 3, S, S]`, or the frozen stem's maps `[B, C, h, w]`.
         questions, answers: t and y of Eq. 2, one of each per image.
-        dialogues: per image the dialogues that SAL learns in their place, where there are several.
+        dialogues: all dialogues about each image, which SAL uses instead of `questions` and `answers`; None
+            if `questions_per_image` is 1.
         texts: embeddings `[B, d]` of the sampled texts, or None without a contrastive loss.
         classes: int64 `[B]`, y of Eq. 4.
-        mixed: `[M, …]`, pictures of no class for the retention loss; None where there are none.
-        share: how much of the step's whole batch this is.
+        mixed: `[M, …]`, images of no class, for the retention loss; None if there are none.
+        share: the share of the step's whole batch.
     """
 
     ids: tuple[str, ...]
@@ -49,10 +49,10 @@ class Batch:
 
 
 def image_groups(samples: Sequence[Sample], most: int) -> list[tuple[Sample, ...]]:
-    """Samples of one image together, at most `most` of them; in the order of their first ones."""
+    """Samples grouped by image, at most `most` in a group, in the order of their first samples."""
     if most == 1:
         return [(sample,) for sample in samples]
-    by_image: dict[Any, list[Sample]] = {}
+    by_image: dict[Hashable, list[Sample]] = {}
     for sample in samples:
         by_image.setdefault(image_key(sample.image), []).append(sample)
     return [
@@ -63,21 +63,21 @@ def image_groups(samples: Sequence[Sample], most: int) -> list[tuple[Sample, ...
 
 
 def image_cache(lvlm: LVLM, config: AdaptConfig, through_stem: bool) -> ImageCache:
-    """The images of a run: in memory, and decoded ahead if the config has `workers`."""
+    """The image cache of a run, with processes that decode in advance if the config has `workers`."""
     pool = decoders(config.workers) if config.workers else None
     return ImageCache(lvlm.visual, config.cache_mib * 2**20, through_stem, pool)
 
 
 class ImageBatches:
-    """The training set as batches on the device: a pure function of the step.
+    """The training set as batches on the device, each a pure function of the step.
 
     Args:
         lvlm: the model.
         samples: the training set.
         config: all settings.
-        images: gives the images.
-        with_texts: each image comes with a text, for the contrastive loss.
-        with_mixed: some images also come mixed with others, for the retention loss.
+        images: the cache that decodes the images.
+        with_texts: add a text for each image, for the contrastive loss.
+        with_mixed: add some mixed images, for the retention loss.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class ImageBatches:
         self.device = lvlm.device
 
     def make(self, indices: Sequence[int], step: int) -> Batch:
-        """The batch of these groups; `step` seeds which of its texts each image gets."""
+        """The batch of these groups; `step` selects the text of each image and seeds the augmentation."""
         groups = [self.groups[index] for index in indices]
         samples = [group[step % len(group)] for group in groups]
         classes = torch.tensor([self.classes[class_of(sample)] for sample in samples])
@@ -119,19 +119,19 @@ class ImageBatches:
         )
 
     def expect(self, indices: Sequence[int]) -> None:
-        """Prepare the images of a batch that will be made soon."""
+        """Decode in advance the images of a batch that `make` will need soon."""
         self.images.expect([self.groups[index][0] for index in indices])
         if others := self._partners(indices):
             self.images.expect(others)
 
     def _augmented(self, images: Tensor, ids: Sequence[str], step: int) -> Tensor:
         """The images on the device, augmented."""
-        ahead = self.device.type == "cuda"  # page-locked memory is copied while the step before still runs
-        images = (images.pin_memory() if ahead else images).to(self.device, non_blocking=ahead)
+        pinned = self.device.type == "cuda"  # page-locked memory is copied while the previous step runs
+        images = (images.pin_memory() if pinned else images).to(self.device, non_blocking=pinned)
         return augment(images, ids, self.config.seed, step, self.config.augment)
 
     def _mixed(self, images: Tensor, indices: Sequence[int], step: int) -> Tensor | None:
-        """The mixed pictures of a batch, augmented by draws of their own; None where it has none."""
+        """The mixed images of a batch, with an augmentation of their own; None if it has none."""
         rows = [row for row, index in enumerate(indices) if index in self.partners]
         if not rows:
             return None
@@ -140,24 +140,24 @@ class ImageBatches:
         return self._augmented(mix(images[rows], others, ids, self.config.seed, step), ids, step)
 
     def _partners(self, indices: Sequence[int]) -> list[Sample]:
-        """What some of the groups' images are mixed with."""
+        """The samples with which images of these groups are mixed."""
         chosen = (self.partners[index] for index in indices if index in self.partners)
         return [self.groups[partner][0] for partner in chosen]
 
     def answer_tokens(self, batch: Batch) -> int:
-        """How many answer tokens SAL takes its mean over."""
+        """The number of answer tokens over which SAL is averaged."""
         if batch.dialogues is not None:
             return sum(sum(dialogue.learned) for listed in batch.dialogues for dialogue in listed)
         pairs = zip(batch.questions, batch.answers, strict=True)
         return sum(len(self.backbone.tokenized(*pair).answer) for pair in pairs)
 
     def length(self, index: int) -> int:
-        """Characters of questions and answers; a mixed picture counts as four for each of its patches."""
-        picture = 4 * math.prod(self.images.visual.grid) if index in self.partners else 0
-        return picture + sum(len(sample.prompt()) + len(sample.answer) for sample in self.groups[index])
+        """The number of characters in questions and answers, plus four for each patch of a mixed image."""
+        mixed = 4 * math.prod(self.images.visual.grid) if index in self.partners else 0
+        return mixed + sum(len(sample.prompt()) + len(sample.answer) for sample in self.groups[index])
 
     def tokens(self, index: int) -> tuple[int, int, int]:
-        """As `packed_size` says of the questions about an image."""
+        """The result of `packed_size` for the questions about an image."""
         rows, columns = self.images.visual.grid
         return packed_size(self.backbone, rows * columns, self._dialogues(self.groups[index]))
 
@@ -169,27 +169,27 @@ class TextTable:
     """Embeddings of every text of a training set under the frozen text encoder, computed once.
 
     Args:
-        visual: its text encoder is used.
+        visual: the visual tokenizer with the text encoder.
         samples: the training set.
-        seed: of the choice among a sample's texts.
+        seed: the seed of the choice among a sample's texts.
 
     Raises:
         ConfigError: there is no text encoder, or its width is not d.
 
-    Source: §3.2, T_i = {ground-truth text} ∪ {captions}, one of them per step.
+    Source: §3.2, T_i = {ground-truth text} ∪ {captions}, one text per step.
     """
 
     @torch.no_grad()
     def __init__(self, visual: VisualTokenizer, samples: Sequence[Sample], seed: int) -> None:
         if visual.text_encoder is None:
             raise ConfigError(
-                "The contrastive loss needs the visual tokenizer's frozen text encoder, and this one came "
-                "without; use a surrogate that has it, or set losses.contrastive.weight to 0."
+                "The contrastive loss needs the visual tokenizer's frozen text encoder, and this one has "
+                "none; use a surrogate that has it, or set losses.contrastive.weight to 0."
             )
         self.seed = seed
         texts = sorted({text for sample in samples for text in sample.texts()})
         self.rows = {text: row for row, text in enumerate(texts)}
-        encode: Any = visual.text_encoder.encode
+        encode = visual.text_encoder.encode
         parts = [encode(texts[start : start + 256]).float() for start in range(0, len(texts), 256)]
         self.embeddings = torch.cat(parts)
         width = int(visual.vision_tower.dim)  # type: ignore[arg-type]
@@ -206,10 +206,10 @@ class TextTable:
 
 
 def class_numbers(samples: Sequence[Sample]) -> dict[str, int]:
-    """A number for every class of Eq. 4: the label, or without labels the ground-truth text."""
+    """A number for every class of Eq. 4 (see `class_of`)."""
     return {name: number for number, name in enumerate(sorted({class_of(sample) for sample in samples}))}
 
 
 def class_of(sample: Sample) -> str:
-    """y_i of Eq. 4: two samples that share it are never each other's negatives."""
+    """y_i of Eq. 4: the label, or without labels the ground-truth text. Equal classes are never negatives."""
     return sample.label if sample.label is not None else sample.texts()[0]

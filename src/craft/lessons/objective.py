@@ -1,15 +1,15 @@
-"""The training objective: Eq. 5 of the paper as a list of terms, for one batch.
+"""The training objective for one batch: Eq. 5 of the paper as a list of terms.
 
-A further loss is a file in `craft.losses` and a term here.
+To add a loss, add a function to `craft.losses` and a `Term` to this file.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from craft.core.processes import gather, world
 from craft.core.tokens import VisionTokens
@@ -20,19 +20,21 @@ from craft.losses import commitment, commitment_cumulative, contrastive, retenti
 from craft.models.backbone import Backbone
 from craft.models.compiled import Compiled, layers_of
 from craft.models.lvlm import LVLM
+from craft.models.vision_tower import HybridTower, forward_of
 from craft.training.config import CommitmentConfig, LossesConfig, SalConfig
+from craft.training.lesson import Objective
 
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """What the vision tower and the quantiser made of one batch; every term reads it.
+    """The output of vision tower and quantiser for one batch, which all terms read.
 
     Attributes:
         lvlm: the surrogate whose tower trains.
         batch: the batch.
         tokens: z, codes, z̃ and [CLS] of its images (Eq. 1).
-        mixed: features `[M, N, d]` of its mixed pictures, or None if it has none.
-        mixed_base: the same pictures under the base tower.
+        mixed: features `[M, N, d]` of its mixed images, or None if it has none.
+        mixed_base: the features of the same images under the base tower.
     """
 
     lvlm: LVLM
@@ -47,10 +49,10 @@ class Term:
     """One summand of Eq. 5: weight · loss.
 
     Attributes:
-        name: in metrics.jsonl.
-        weight: λ. A term of weight 0 is not computed and is reported as 0.
-        loss: forward pass -> a scalar, scaled by the batch's share of the whole step.
-        reads: what it needs beside features and codewords.
+        name: the key in metrics.jsonl.
+        weight: λ. A term with weight 0 is not computed, and reported as 0.
+        loss: forward pass -> a scalar, scaled by the batch's `Share` of the whole step.
+        reads: what the term needs in addition to features and codes.
     """
 
     name: str
@@ -64,38 +66,39 @@ def paper_terms(losses: LossesConfig, contrastive_weight: float) -> list[Term]:
 
     Args:
         losses: weights and reductions.
-        contrastive_weight: λ_con, which may depend on the task.
+        contrastive_weight: λ_con, which may depend on the task (`AdaptConfig.contrastive_weight`).
     """
     return [
-        sal_term(losses.sal),
-        commitment_term(losses.commitment),
-        Term("contrastive", contrastive_weight, contrastive_loss, reads=("cls",)),
+        sal_term(losses.sal),  # Eq. 2
+        commitment_term(losses.commitment),  # Eq. 3
+        Term("contrastive", contrastive_weight, contrastive_loss, reads=("cls",)),  # Eq. 4
     ]
 
 
 def sal_term(config: SalConfig) -> Term:
-    """Eq. 2: how unlikely the frozen LLM finds the correct answers, given the image and the question."""
+    """Eq. 2: the cross-entropy of the correct answers under the frozen LLM, given image and question."""
 
     def loss(forward: ForwardPass) -> Tensor:
         backbone, batch = forward.lvlm.backbone, forward.batch
         inputs = answer_inputs(backbone, forward.tokens, batch)
         hidden, labels = backbone.hidden_states(inputs), inputs["labels"]
-        rows = len(labels) / len(batch.ids)  # per image: `pack` may give each dialogue its own
-        share = batch.share.answers if config.reduction == "mean" else batch.share.samples * rows
-        return share * surrogate_alignment(hidden, backbone.lm_head, labels, config.reduction)
+        share = batch.share.answers
+        if config.reduction == "sum":  # averaged over rows; `pack` may give an image several
+            share = batch.share.samples * (len(labels) / len(batch.ids))
+        return share * surrogate_alignment(hidden, backbone.lm_head, labels, config.reduction)  # Eq. 2
 
     return Term("sal", config.weight, loss)
 
 
 def answer_inputs(backbone: Backbone, tokens: VisionTokens, batch: Batch) -> dict[str, Tensor]:
-    """Images, questions and answers of a batch as the LLM reads them (`Backbone.inputs`)."""
+    """The LLM's inputs for images, questions and answers of a batch (`Backbone.inputs`)."""
     if batch.dialogues is None:
         return backbone.inputs(tokens, batch.questions, batch.answers)
     return pack(backbone, tokens, [(True, dialogues) for dialogues in batch.dialogues])
 
 
 def commitment_term(config: CommitmentConfig) -> Term:
-    """Eq. 3: the distance of features to their codewords."""
+    """Eq. 3: the squared distance of features to their codewords."""
 
     def loss(forward: ForwardPass) -> Tensor:
         tokens = forward.tokens
@@ -103,7 +106,7 @@ def commitment_term(config: CommitmentConfig) -> Term:
             assert tokens.partial_sums is not None
             value = commitment_cumulative(tokens.features, tokens.partial_sums, config.reduction)
         else:
-            value = commitment(tokens.features, tokens.quantized, config.reduction)
+            value = commitment(tokens.features, tokens.quantized, config.reduction)  # Eq. 3
         return forward.batch.share.samples * value
 
     reads = ("partial_sums",) if config.form == "cumulative" else ()
@@ -111,37 +114,36 @@ def commitment_term(config: CommitmentConfig) -> Term:
 
 
 def contrastive_loss(forward: ForwardPass) -> Tensor:
-    """Eq. 4: [CLS] near the text of its own image, and far from those of other classes."""
+    """Eq. 4: attracts [CLS] to the text of its image, and repels it from the texts of other classes."""
     tokens, batch = forward.tokens, forward.batch
     assert tokens.cls is not None and batch.texts is not None
     others = (gather(batch.texts), gather(batch.classes)) if world() > 1 else None
     temperature = forward.lvlm.visual.log_temperature
-    return batch.share.samples * contrastive(
-        tokens.cls, batch.texts, batch.classes, temperature, others=others
-    )
+    value = contrastive(tokens.cls, batch.texts, batch.classes, temperature, others=others)  # Eq. 4
+    return batch.share.samples * value
 
 
 def retention_loss(forward: ForwardPass) -> Tensor:
-    """Features of mixed pictures stay near the base tower's. Source: ours (`craft.lessons.retention`)."""
+    """Keeps features of mixed images close to the base tower's. Source: ours (`craft.lessons.retention`)."""
     batch = forward.batch
     if forward.mixed is None or forward.mixed_base is None:
         return forward.tokens.features.new_zeros(())
     value = retention(forward.mixed, forward.mixed_base)
-    # Scaled by how many mixed pictures there are, so that micro-batches add up to the whole batch.
+    # Relative to the expected number of mixed images, so that micro-batches add up to the whole batch.
     return batch.share.samples * (value * len(forward.mixed) / (MIXED * len(batch.ids)))
 
 
-class CraftObjective(nn.Module):
+class CraftObjective(Objective):
     """The weighted sum of the terms (Eq. 5), as a module so that data parallelism can wrap it.
 
     Args:
-        lvlm: the surrogate; which of its parameters train is settled elsewhere.
+        lvlm: the surrogate, with `requires_grad` set (`craft.training.checks.choose_trainable`).
         terms: the summands.
-        cached_stem: batches hold the frozen stem's maps instead of pixels.
-        search: how codewords are found (`craft.quantize.search.SEARCHES`).
-        compiled: torch.compile runs the layers of tower and LLM.
-        base: images -> features of the tower before training, for mixed pictures.
-        stem_frozen: no training changes the stem, and `base` takes its maps.
+        cached_stem: batches contain the maps of the frozen stem instead of pixels.
+        search: the search for codewords, a key of `craft.quantize.search.SEARCHES`.
+        compiled: run the layers of tower and LLM with torch.compile.
+        base: images -> features of the base tower, for mixed images (`base_features`).
+        stem_frozen: the stem does not train, and `base` takes its maps.
     """
 
     def __init__(
@@ -166,21 +168,24 @@ class CraftObjective(nn.Module):
         self._layers: Compiled | None = None
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss (a scalar with gradient) and its parts, unweighted and detached, with `distance`: the mean
-        squared distance of features to z̃, whatever the reduction. All are scaled by the batch's share:
-        those of a step's micro-batches, in all processes, add up to those of the whole batch."""
+        """The loss (a scalar with gradient), and its parts by name, unweighted and detached.
+
+        The part `distance` is the mean squared distance of features to z̃, for every form of the commitment
+        loss. All values are scaled by the batch's `Share`, so that those of a step's micro-batches, over all
+        processes, add up to the values of the whole batch.
+        """
         with self._compiled_layers():
             forward = self._forward_pass(batch)
             zero = forward.tokens.features.new_zeros(())
             parts = {term.name: term.loss(forward) if term.weight else zero for term in self.terms}
-            loss: Any = sum(term.weight * parts[term.name] for term in self.terms)  # Eq. 5
+            loss = sum((term.weight * parts[term.name] for term in self.terms), start=zero)  # Eq. 5
         tokens = forward.tokens
         distance = commitment(tokens.features.detach(), tokens.quantized.detach(), "mean")
         parts = {"loss": loss, **parts, "distance": batch.share.samples * distance}
         return loss, {name: value.detach() for name, value in parts.items()}
 
     def _compiled_layers(self) -> AbstractContextManager[None]:
-        """Made late, since under FSDP2 the objective that trains is a copy of the one that was made."""
+        """The compiled layers, from the first call on: under FSDP2 a copy of this objective trains."""
         if not self.compiled:
             return nullcontext()
         if self._layers is None:
@@ -191,12 +196,13 @@ class CraftObjective(nn.Module):
 
     def _forward_pass(self, batch: Batch) -> ForwardPass:
         visual = self.lvlm.visual
-        tower: Any = visual.vision_tower
-        run: Any = tower.after_stem if self.cached_stem else tower
+        tower = visual.vision_tower
+        run = forward_of(tower, self.cached_stem)
         images, count = batch.images, len(batch.images)
         if self.base is not None and batch.mixed is not None:
-            images = torch.cat([images, batch.mixed])  # one pass: half the launches of two
+            images = torch.cat([images, batch.mixed])  # one pass instead of two
             if self.stem_frozen and not self.cached_stem:
+                assert isinstance(tower, HybridTower)
                 images, run = tower.run_stem(images), tower.after_stem
         reads = {name for term in self.terms if term.weight for name in term.reads}
         features, cls = run(images, "cls" in reads)

@@ -1,16 +1,15 @@
-"""What keeps the classes that training never sees. Source: ours.
+"""Retention of the classes that training never sees. Source: ours.
 
-Trained on few classes, a tower pulls every picture to one of them. Two remedies:
+A tower that trains on few classes assigns every image to one of them. There are two remedies:
 
-- the retention loss: some pictures of the domain are made to show none of the classes (two of different
-  classes, one laid over the other), and on those the tower keeps the base tower's features;
-- blending: only a share of what was trained is kept, the rest is the base tower (WiSE-FT).
+- the retention loss: CRAFT mixes two images of different classes, so that the result shows neither, and
+  keeps the tower's features of such mixed images close to the base tower's;
+- blending: the result is a weighted mean of the trained tower and the base tower (WiSE-FT).
 """
 
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,26 +17,27 @@ from torch import Tensor, nn
 from craft.core.progress import say
 from craft.core.seeding import rng
 from craft.data import Sample
-from craft.training.lesson import nothing
+from craft.models.vision_tower import VisionTower, forward_of
+from craft.training.lesson import do_nothing
 
 FEW = 30
-"""With fewer classes than this a tower learns to tell those apart and forgets what would tell others; with
-more it learns the domain. The border was found on development images (`docs/results/development.md`)."""
+"""The number of classes below which both remedies apply. With fewer, a tower learns to distinguish only these
+classes; with more, it learns the domain. Chosen on development images (`docs/results/development.md`)."""
 
 RETENTION_OF_FEW = 3.0
 """The weight of the retention loss with few classes."""
 
 BLEND_OF_FEW, BLEND_OF_MANY = 0.3, 1.0
-"""The shares of what was trained that are kept without the retention loss."""
+"""The share of the trained weights in the result without the retention loss, for few and many classes."""
 
 MIXED = 1 / 3
-"""Mixed pictures per training image: each costs the tower a pass more."""
+"""The number of mixed images per training image. Each costs one more pass of the tower."""
 
-_SHARES = 0.35, 0.65  # of the first picture
+_SHARES = 0.35, 0.65  # the range of the weight of the first image
 
 
 def class_count(samples: Sequence[Sample]) -> int:
-    """The number of classes in training; of answers, if samples have no labels."""
+    """The number of classes in training, or of distinct answers if samples have no labels."""
     return len({sample.concept for sample in samples})
 
 
@@ -45,10 +45,10 @@ def class_count(samples: Sequence[Sample]) -> int:
 
 
 def retention_weight(weight: float | None, samples: Sequence[Sample]) -> float:
-    """The weight of the retention loss. Says so if the number of classes decides it and it is not 0.
+    """The weight of the retention loss. Prints a line if the number of classes decides it and it is not 0.
 
     Args:
-        weight: as set; None is `RETENTION_OF_FEW` with fewer than `FEW` classes, else 0.
+        weight: the setting; None is `RETENTION_OF_FEW` with fewer than `FEW` classes, else 0.
         samples: the training set.
 
     The default was chosen on development images (`docs/results/development.md`).
@@ -62,18 +62,17 @@ def retention_weight(weight: float | None, samples: Sequence[Sample]) -> float:
     return RETENTION_OF_FEW
 
 
-def base_features(tower: nn.Module, from_stem: bool) -> Callable[[Tensor], Tensor]:
+def base_features(tower: VisionTower, from_stem: bool) -> Callable[[Tensor], Tensor]:
     """A function that returns the features `[B, N, d]` of a copy of `tower` as it is now, without gradient.
 
     Args:
         tower: the vision tower before training.
         from_stem: the function takes the frozen stem's maps instead of pixels.
 
-    It is a function and no module, so that the copy is neither sharded nor sent around: processes without
-    mixed pictures do not run it.
+    It is a function and not a module, so that data parallelism neither shards nor synchronises the copy:
+    processes without mixed images do not run it.
     """
-    base: Any = copy.deepcopy(tower).requires_grad_(False).eval()
-    run = base.after_stem if from_stem else base
+    run = forward_of(copy.deepcopy(tower).requires_grad_(False).eval(), from_stem)
 
     @torch.no_grad()
     def features(images: Tensor) -> Tensor:
@@ -83,35 +82,35 @@ def base_features(tower: nn.Module, from_stem: bool) -> Callable[[Tensor], Tenso
 
 
 def partners(samples: Sequence[Sample], seed: int) -> dict[int, int]:
-    """The images that get mixed, each with a random one of another class: from index to index.
+    """A random choice of images, each with a random image of another class: index -> index.
 
-    They are the same in every epoch, so that both images can be decoded ahead.
+    It is the same in every epoch, so that both images can be decoded in advance.
 
     Args:
         samples: one for each image.
-        seed: the run's.
+        seed: the seed of the run.
     """
     pairs = {}
     for index, sample in enumerate(samples):
         draw = rng(seed, "partner", sample.id)
         if draw.random() < MIXED:
             tries = (draw.randrange(len(samples)) for _ in range(100))
-            other = next((one for one in tries if samples[one].concept != sample.concept), None)
+            other = next((i for i in tries if samples[i].concept != sample.concept), None)
             if other is not None:
                 pairs[index] = other
     return pairs
 
 
 def mix(images: Tensor, others: Tensor, ids: Sequence[str], seed: int, step: int) -> Tensor:
-    """Each image laid over another, about half of each: a pure function of seed, step and sample id.
+    """Blend each image with another, about half of each: a pure function of seed, step and sample id.
 
     Args:
-        images, others: `[B, C, h, w]`, pixels or the frozen stem's maps.
-        ids: of the B samples whose images come first.
-        seed: the run's.
+        images, others: `[B, C, h, w]`, pixels or maps of the frozen stem.
+        ids: the ids of the B samples of `images`.
+        seed: the seed of the run.
         step: the optimiser step.
 
-    Source: mixup (arXiv 1710.09412); its pictures serve another purpose here.
+    Source: mixup (arXiv 1710.09412), which uses such images for another purpose.
     """
     shares = [rng(seed, "mix", step, name).uniform(*_SHARES) for name in ids]
     return torch.lerp(others, images, images.new_tensor(shares)[:, None, None, None])
@@ -121,12 +120,14 @@ def mix(images: Tensor, others: Tensor, ids: Sequence[str], seed: int, step: int
 
 
 def kept_share(blend: float | None, samples: Sequence[Sample], retention: float = 0.0) -> float:
-    """The share of what is trained that is kept, in (0, 1]. Says so if the number of classes decides it.
+    """The share of the trained weights in the result, in (0, 1].
+
+    Prints a line if the number of classes decides it.
 
     Args:
-        blend: as set; None leaves it to the number of classes.
+        blend: the setting; with None it depends on the number of classes.
         samples: the training set.
-        retention: the weight of the retention loss. With it, everything is kept.
+        retention: the weight of the retention loss. If it is not 0, the default share is 1.
 
     Both shares were chosen on development images (`docs/results/development.md`).
     """
@@ -136,27 +137,29 @@ def kept_share(blend: float | None, samples: Sequence[Sample], retention: float 
         return 1.0
     classes = class_count(samples)
     share = BLEND_OF_FEW if classes < FEW else BLEND_OF_MANY
-    say(f"blend: {share:g} of what is trained will be kept, for {classes} classes (1 from {FEW} on)")
+    say(f"blend: {share:g} of the trained weights, for {classes} classes (1 from {FEW} on)")
     return share
 
 
 def blended(trained: dict[str, nn.Parameter], share: float | None) -> Callable[[], None]:
-    """A function that turns the trained weights, in place, into those to keep.
+    """A function that replaces the trained weights, in place, by those of the result.
 
     Args:
-        trained: the parameters, which still have the base tower's values.
-        share: of the trained weights; 1 or None keeps them as they are.
+        trained: the parameters, before training.
+        share: the share of the trained weights; with 1 or None the function does nothing.
     """
     if share is None or share == 1:
-        return nothing
+        return do_nothing
     base = {name: parameter.detach().clone() for name, parameter in trained.items()}
     return partial(_blend, trained, base, share)
 
 
 @torch.no_grad()
 def _blend(trained: dict[str, nn.Parameter], base: dict[str, Tensor], share: float) -> None:
-    """`share` of the trained weights with `1 - share` of the base's (WiSE-FT, arXiv 2109.01903). For
-    LoRA it is that share of the update: W + B A becomes W + share · B A."""
+    """Set weights to share · trained + (1 - share) · base (WiSE-FT, arXiv 2109.01903).
+
+    For LoRA this scales the update: W + B A becomes W + share · B A.
+    """
     for name, parameter in trained.items():
         if "lora_B" in name:
             parameter.mul_(share)

@@ -10,8 +10,7 @@ def retention(features: Tensor, initial: Tensor) -> Tensor:
         features: `[B, N, d]` of the trained tower, with gradient.
         initial: `[B, N, d]` of the base tower for the same images; no gradient flows into it.
 
-    Source: ours. The distance is that of LDIFS (arXiv 2308.13320) for the last layer only; what matters is
-        the
-    choice of images (`craft.lessons.retention`).
+    Source: ours. The distance is that of LDIFS (arXiv 2308.13320) for the last layer only. The choice of
+    images is what matters (`craft.lessons.retention`).
     """
     return (features.float() - initial.detach().float()).square().mean()

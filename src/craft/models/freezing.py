@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from craft.core.errors import ConfigError
-from craft.core.files import hash_tensors
+from craft.core.tensors import hash_tensors
 from craft.models.llm_bits import values
 from craft.models.lvlm import LVLM
 

@@ -5,7 +5,7 @@ convolutional stem under the same layers; without it, a small tower learns too l
 `LlavaTower` is the vision model of a LLaVA checkpoint.
 """
 
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +58,7 @@ class VisionTower(nn.Module):
         def __call__(self, pixel_values: Tensor, with_cls: bool = True) -> tuple[Tensor, Tensor | None]: ...
 
 
-class _ClsTower(VisionTower):
+class ClsTower(VisionTower):
     """SigLIP layers with a learnable [CLS] token, and how the two attend to each other."""
 
     def __init__(self, config: dict[str, Any], layers: int) -> None:
@@ -88,6 +88,7 @@ class _ClsTower(VisionTower):
 
     @cls_attention.setter
     def cls_attention(self, mode: ClsAttention) -> None:
+        """Set it in `config`."""
         if mode != self.cls_attention:
             self.config["cls_attention"] = mode
 
@@ -106,6 +107,15 @@ class _ClsTower(VisionTower):
         for layer in self.layers:
             patches, read = layer(patches, read)
         return patches, read
+
+
+@runtime_checkable
+class Forward(Protocol):
+    """What `VisionTower.forward` does, for pixels or other input."""
+
+    def __call__(self, pixel_values: Tensor, /, with_cls: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Features `[B, N, d]` and [CLS] `[B, d]` or None."""
+        ...
 
 
 class TowerLayer(SiglipEncoderLayer):
@@ -142,7 +152,7 @@ class TowerLayer(SiglipEncoderLayer):
         return x + self.mlp(self.layer_norm2(x))
 
 
-class SiglipTower(_ClsTower):
+class SiglipTower(ClsTower):
     """SigLIP ViT whose features are those of the penultimate layer, as in VILA-U.
 
     The last layer, the post layer norm and the pooling head never run, so they are not built.
@@ -170,7 +180,7 @@ class SiglipTower(_ClsTower):
         return patches, None if cls is None else cls[:, 0]
 
 
-class HybridTower(_ClsTower):
+class HybridTower(ClsTower):
     """Convolutional stem, SigLIP layers, a linear map to the codebook's width d.
 
     Args:
@@ -250,6 +260,19 @@ class LlavaTower(VisionTower):
         for layer in self.layers:
             hidden = layer(hidden, None)
         return (hidden[:, 1:] if self.class_token else hidden), None
+
+
+def forward_of(tower: VisionTower, from_stem: bool = False) -> Forward:
+    """The forward pass of a tower, from pixels or from the maps of its convolutional stem.
+
+    Args:
+        tower: a `HybridTower` if `from_stem` is set.
+        from_stem: the input is what `HybridTower.run_stem` returns.
+    """
+    if not from_stem:
+        return tower
+    assert isinstance(tower, HybridTower)
+    return tower.after_stem
 
 
 def _vision_model(config: dict[str, Any]) -> PreTrainedModel:

@@ -11,7 +11,8 @@ import numpy as np
 
 from craft.core.files import atomic_write_bytes, atomic_write_text, write_json
 from craft.core.text import percent, signed, table_row
-from craft.evaluation import Report, grouped_interval, merge
+from craft.evaluation.metrics import grouped_interval
+from craft.evaluation.report import Report, merge
 
 ZERO_SHOT = "zero-shot"
 """The name of the base encoder, which was not adapted."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from craft.core.errors import CraftError
-from craft.core.files import hash_rounded
+from craft.core.tensors import hash_rounded
 from craft.quantize.codebook import Quantized
 
 TOWER = "tower:"

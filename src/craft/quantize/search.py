@@ -7,7 +7,6 @@ choose(codebook).name                    # the search that "auto" selects; .why 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,8 +17,6 @@ from craft.quantize.tables import DEPTH, Tables
 
 ROW_BLOCK = 4096
 CODE_BLOCK = 1024
-Search = Literal["auto", "exact", "fused"]
-"""Values of the setting `search`: a key of `SEARCHES`, or "auto" for the one that `choose` selects."""
 
 
 @contextmanager

@@ -123,9 +123,8 @@ def nearest(x: Tensor, parts: Tensor, units: Tensor, half_norms: Tensor) -> Tens
     Returns:
         int64 `[n]`.
 
-    Source: Eq. 1; the kernels are ours, with the running maximum of FlashAttention. Sums of two float16 for
-        one
-    float32: Ootomo and Yokota, "Recovering single precision accuracy from Tensor Cores", 2022.
+    Source: Eq. 1; the kernels are ours, with the running maximum of FlashAttention. Sums of two float16
+    for one float32: Ootomo and Yokota, "Recovering single precision accuracy from Tensor Cores", 2022.
     """
     n, size = len(x), len(parts)
     if not n:

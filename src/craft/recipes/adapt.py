@@ -1,6 +1,7 @@
-"""`craft.adapt`: tune the vision tower of a surrogate LVLM to a domain, and write the adapted encoder.
+"""`craft.adapt`: adapt the vision tower of a surrogate LVLM to a domain, and write the adapted encoder.
 
-Read `adapt` from top to bottom: it is the paper's method in one page.
+`adapt` is the paper's method on one page; read it from top to bottom. The loss of a batch (Eq. 5) is
+`craft.lessons.objective.CraftObjective`.
 """
 
 import math
@@ -21,6 +22,7 @@ from craft.lessons.adapt import adaptation
 from craft.lessons.batches import image_groups
 from craft.lessons.rehearsal import Rehearsal, rehearse_step
 from craft.models.lvlm import LVLM
+from craft.models.vision_tower import forward_of
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.quantize.usage import code_counts
 from craft.recipes.arguments import DataSource, ModelSource
@@ -48,11 +50,11 @@ class AdaptResult:
 
     Attributes:
         out: the run folder.
-        encoder: the artefact in it; `with_encoder`, `evaluate` and `craft export` take either.
-        metrics: steps, losses at the end, the selected step and its validation score if validation selects
-            one, minutes, how many level-1 codes are in use (and were before, if the surrogate has a prior).
+        encoder: the artefact in it; `with_encoder`, `evaluate` and `craft export` accept either path.
+        metrics: steps, last losses, the best step and its validation score (if validation chose it), minutes,
+            the number of level-1 codes in use, and that before adaptation (if the surrogate has a prior).
         prior: level-1 code counts int64 `[K]` of the training images under the adapted tower (§3.3).
-        held_out: the classes that training never saw.
+        held_out: the classes that were held out of training.
         config: every setting.
         lvlm: the surrogate with the adapted tower, ready to answer.
     """
@@ -77,26 +79,26 @@ def adapt(
     overwrite: bool = False,
     **overrides: Any,
 ) -> AdaptResult:
-    """Adapt the vision tower of a discrete LVLM to a domain. Projector, LLM and codebook stay bit for bit.
+    """Adapt the vision tower of a discrete LVLM to a domain. Projector, LLM and codebook do not change.
 
     Args:
         surrogate: a shipped model, a folder, a hub id, or a loaded LVLM (which is not changed).
         data: an embedded domain, a benchmark, a folder of class folders, a table of questions, a folder of
             `craft data prepare`, or a `Data`.
         out: the run folder (default: `runs/` and the data's name).
-        seed: of held-out classes, options, order, sampled texts.
-        max_steps: optimiser steps; None leaves it to the config.
+        seed: the seed of held-out classes, options, order, sampled texts and everything else random.
+        max_steps: optimiser steps; with None the config decides.
         config: a YAML file, dict or `AdaptConfig`; all other arguments override it.
         resume: continue the interrupted run in `out`; the result is that of an uninterrupted run.
         overwrite: replace the run in `out`.
-        **overrides: any other setting by its last name (`learning_rate=1e-4`) or in full with `__` for the
-            dot (`losses__commitment__weight=0.1`); also `**{"losses.commitment.weight": 0.1}`.
+        **overrides: any other setting by its last name (`learning_rate=1e-4`) or its full name with `__` for
+            the dot (`losses__commitment__weight=0.1`); also `**{"losses.commitment.weight": 0.1}`.
 
     Raises:
-        ConfigError: a setting is unknown or impossible, or `out` is taken.
+        ConfigError: a setting is unknown or impossible, or `out` is in use.
         DataError: the data is missing, empty, has a single class, or an image cannot be read.
         CheckpointError: the surrogate is missing or damaged.
-        TrainingError: training went wrong (see `craft.training.fit`), or was interrupted (`Interrupted`).
+        TrainingError: training failed (see `craft.training.fit.fit`), or was interrupted (`Interrupted`).
 
     Source: §3.2, Eq. 2 to 5; §4.1.
     """
@@ -106,22 +108,28 @@ def adapt(
     if finished:
         return _finished(run, settings, surrogate)
 
-    # 1. The surrogate, with a copy of its tower to train, and the data.
-    lvlm, training_data = _open(surrogate, data, settings)
+    # 1. The data, without the held-out classes, and the surrogate, with a copy of its tower to train.
+    lvlm, dataset = _open(surrogate, data, settings)
     base_prior = lvlm.visual.prior
-    begin(run, settings, lvlm, training_data, resume, overwrite)
-    say(_announcement(lvlm, training_data, settings))
+    begin(run, settings, lvlm, dataset, resume, overwrite)
+    say(_announcement(lvlm, dataset, settings))
 
-    # 2. Training (Eq. 5).
-    lesson = partial(adaptation, task=training_data.task, earlier=Settled.of(run.record))
-    validate = validation(training_data, settings)
-    with run.noting_failure():
-        samples = training_data.train
-        result = fit(lvlm, samples, settings, run, lesson=lesson, resume=resume, validate=validate)
+    # 2. Training: the tower learns by Eq. 5, and the frozen LLM scores the answers (Eq. 2).
+    make_lesson = partial(adaptation, task=dataset.task, earlier=Settled.of(run.record))
+    with run.recording_failure():
+        result = fit(
+            lvlm,
+            dataset.train,
+            settings,
+            run,
+            make_lesson=make_lesson,
+            resume=resume,
+            validate=validation(dataset, settings),
+        )
 
-        # 3. The artefact: tower, code prior under the adapted tower, manifest.
+        # 3. The artefact: the adapted tower, its code prior (§3.3), and a manifest.
         assert result.images is not None
-        prior = code_prior(lvlm.visual, samples, result.images)
+        prior = code_prior(lvlm.visual, dataset.train, result.images)
         metrics = {
             **run_metrics(run, result),
             "codes_used": int((prior > 0).sum()),
@@ -132,7 +140,7 @@ def adapt(
         encoder = on_main(lambda: save_artefact(run.encoder, lvlm.visual, prior=prior, manifest=manifest))
         run.update(status="finished", metrics=metrics)
     lvlm.visual.prior = prior
-    return AdaptResult(run.path, encoder, metrics, prior, training_data.held_out, settings, lvlm)
+    return AdaptResult(run.path, encoder, metrics, prior, dataset.held_out, settings, lvlm)
 
 
 def rehearse(
@@ -143,48 +151,59 @@ def rehearse(
     config: Config = None,
     **overrides: Any,
 ) -> Rehearsal:
-    """The dry run of `adapt`: build, check the data, one batch forward and backward; nothing is written.
+    """The dry run of `adapt`: check the data, load the model, one batch forward and backward. Writes nothing.
+
+    Args:
+        surrogate, data, seed, max_steps, config, **overrides: as for `adapt`.
 
     Raises:
         CraftError: any error at the start of `adapt` with the same arguments.
     """
     overrides = {"seed": seed, "max_steps": max_steps, **overrides}
     settings = run_settings(AdaptConfig, surrogate, data, None, config, overrides)
-    lvlm, training_data = _open(surrogate, data, settings)
-    lesson = partial(adaptation, task=training_data.task)
-    return rehearse_step(lvlm, training_data.train, settings, lesson)
+    lvlm, dataset = _open(surrogate, data, settings)
+    return rehearse_step(lvlm, dataset.train, settings, partial(adaptation, task=dataset.task))
 
 
 def _open(surrogate: ModelSource | None, data: DataSource | None, settings: AdaptConfig) -> tuple[LVLM, Data]:
-    """The surrogate, whose τ of Eq. 4 has its initial value if it trains, and the data."""
-    lvlm, opened = open_run(data, settings, Model(surrogate, settings))
+    """The surrogate, whose τ of Eq. 4 gets its initial value if it trains, and the data."""
+    lvlm, dataset = open_run(data, settings, Model(surrogate, settings))
     lvlm.visual.need_codes("CRAFT's adaptation")
-    start = settings.losses.contrastive.temperature
-    if start is not None and settings.contrastive_weight(opened.task) > 0:
-        lvlm.visual.log_temperature.data.fill_(math.log(start))
-    return lvlm, opened
+    temperature = settings.losses.contrastive.temperature
+    if temperature is not None and settings.contrastive_weight(dataset.task) > 0:
+        lvlm.visual.log_temperature.data.fill_(math.log(temperature))
+    return lvlm, dataset
 
 
 @torch.no_grad()
 def code_prior(
     visual: VisualTokenizer, samples: list[Sample], images: ImageCache, batch_size: int = 64
 ) -> Tensor:
-    """How often each level-1 code occurs in the distinct images of `samples`: int64 `[K]`. Source: §3.3.
+    """The level-1 code counts of the distinct images of `samples` under the current tower: int64 `[K]`.
 
     With several processes, each counts a part of the images.
+
+    Args:
+        visual: the visual tokenizer.
+        samples: the training set.
+        images: the cache that decodes its images.
+        batch_size: images per pass of the tower.
+
+    Source: p_dom of §3.3, before normalisation.
     """
     distinct = list({image_key(sample.image): sample for sample in samples}.values())[rank() :: world()]
     counts = torch.zeros(visual.codebook.size, dtype=torch.long)
-    tower: Any = visual.vision_tower
+    forward = forward_of(visual.vision_tower, images.through_stem)
     for start in range(0, len(distinct), batch_size):
-        values = images.get(distinct[start : start + batch_size]).to(visual.device)
-        features, _ = (tower.after_stem if images.through_stem else tower)(values, with_cls=False)
+        batch = images.get(distinct[start : start + batch_size]).to(visual.device)
+        features, _ = forward(batch, with_cls=False)
         codes = visual.codebook.quantize(features.float()).codes
         counts += code_counts(codes, visual.codebook.size).cpu()
     return total(counts)
 
 
 def _announcement(lvlm: LVLM, data: Data, settings: AdaptConfig) -> str:
+    """The line that CRAFT prints before training."""
     unseen = f", held out: {', '.join(data.held_out)}" if data.held_out else ""
     rows = image_groups(data.train, settings.questions_per_image)
     return (

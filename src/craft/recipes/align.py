@@ -14,17 +14,18 @@ from torch import Tensor, nn
 
 from craft.core.device import autocast, resolve_device, resolve_dtype
 from craft.core.errors import CheckpointError, ConfigError
-from craft.core.files import atomic_write_text, load_tensors, read_json, user_path
+from craft.core.files import atomic_write_text, read_json, user_path
 from craft.core.processes import on_main
 from craft.core.progress import say
 from craft.core.seeding import generator
+from craft.core.tensors import load_tensors
 from craft.evaluation.language import INSTRUCTIONS, check_language
 from craft.formats.code_cache import ImageCodes
 from craft.formats.llm_source import Borrowed, open_llm
 from craft.formats.load import load, load_visual_tokenizer
 from craft.formats.native import save_native
 from craft.lessons.align import alignment
-from craft.lessons.packing import Row
+from craft.lessons.packing import PackedRow
 from craft.lessons.rehearsal import Rehearsal, rehearse_alignment, rehearse_sizes
 from craft.models import paper_sizes
 from craft.models.backbone import Backbone
@@ -33,7 +34,7 @@ from craft.models.projector import Projector
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.models.weights import load_strict
 from craft.recipes.align_data import (
-    Source,
+    ConversationSource,
     check_turns,
     encode_sets,
     leave_out_cut_off,
@@ -82,14 +83,14 @@ class AlignResult:
 def align(
     llm: str | Path | None = None,
     visual: str | Path | VisualTokenizer | None = None,
-    data: Source = None,
+    data: ConversationSource = None,
     stage: str | None = None,
     out: str | Path | None = None,
     seed: int | None = None,
     max_steps: int | None = None,
     config: AlignConfig | Mapping[str, Any] | str | Path | None = None,
-    captions: Source = None,
-    text: Source = None,
+    captions: ConversationSource = None,
+    text: ConversationSource = None,
     codes: ImageCodes | str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -134,7 +135,7 @@ def align(
     if finished:
         return _finished(run, settings)
 
-    # 1. The LLM that will read the codes, the conversations, and the codes of their images.
+    # 1. The conversations, the LLM that will read the codes, and the codes of all images.
     lvlm, stages, codes = _open(settings, visual, sources, codes)
 
     # 2. The start of the run, with the LLM's language before.
@@ -148,7 +149,7 @@ def align(
     before = _language(lvlm, settings, run.record.get("language_before"))
     run.update(language_before=before)
 
-    with run.noting_failure():
+    with run.recording_failure():
         # 3. Stage 1: projector. Stage 2: projector and LLM.
         metrics = {
             name: _train(lvlm, rows, settings, run, int(name), codes, resume) for name, rows in stages.items()
@@ -157,10 +158,10 @@ def align(
         # 4. The backbone: LoRA merged or separate, the LLM's language after, the model card.
         factors = take_lora(lvlm.backbone.llm, merge=True)
         after = _language(lvlm, settings, None)
-        as_it_was = settings.stage == "1" or settings.lora.rank > 0
-        if as_it_was and not settings.lora.merge:
+        llm_unchanged = settings.stage == "1" or settings.lora.rank > 0  # except for LoRA
+        if llm_unchanged and not settings.lora.merge:
             half = {name: value.to(torch.bfloat16) for name, value in factors.items()}
-            lvlm.backbone.borrowed = Borrowed(_lasting(settings.llm), half)
+            lvlm.backbone.borrowed = Borrowed(_lasting_name(settings.llm), half)
         folder = on_main(lambda: save_native(run.path, BACKBONE, _unrounded(lvlm, settings, visual)))
         language = {"before": before, "after": after}
         card = _backbone_card(settings, lvlm, metrics, language, counts)
@@ -172,12 +173,12 @@ def align(
 def rehearse(
     llm: str | Path | None = None,
     visual: str | Path | None = None,
-    data: Source = None,
+    data: ConversationSource = None,
     stage: str | None = None,
     out: str | Path | None = None,
     config: AlignConfig | Mapping[str, Any] | str | Path | None = None,
-    captions: Source = None,
-    text: Source = None,
+    captions: ConversationSource = None,
+    text: ConversationSource = None,
     **overrides: Any,
 ) -> dict[str, Rehearsal]:
     """The dry run of `align`: one batch of each stage forward and backward. CRAFT writes nothing but codes.
@@ -206,16 +207,19 @@ def rehearse(
         }
     lvlm, stages, codes = _open(settings, visual, sources)
     return {
-        name: rehearse_alignment(lvlm, rows, settings, _lesson(lvlm, settings, int(name), codes))
+        name: rehearse_alignment(lvlm, rows, settings, _lesson_maker(lvlm, settings, int(name), codes))
         for name, rows in stages.items()
     }
 
 
 def _open(
-    settings: AlignConfig, visual: Any, sources: Mapping[str, Source], codes: ImageCodes | None = None
-) -> tuple[LVLM, dict[str, list[Row]], ImageCodes | None]:
+    settings: AlignConfig,
+    visual: str | Path | VisualTokenizer | None,
+    sources: Mapping[str, ConversationSource],
+    codes: ImageCodes | None = None,
+) -> tuple[LVLM, dict[str, list[PackedRow]], ImageCodes | None]:
     """The LVLM, the rows of each stage, and the codes. The vision tower runs once per image."""
-    sets = read_sets(settings, sources)
+    sets = read_sets(settings, **sources)
     if not isinstance(visual, VisualTokenizer):
         visual = load_visual_tokenizer(settings.visual, settings.device, settings.dtype)
     visual.need_codes("Aligning an LLM")
@@ -229,7 +233,7 @@ def _open(
 def _settings(
     llm: str | Path | None,
     visual: str | Path | VisualTokenizer | None,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, ConversationSource],
     config: Any,
     overrides: Mapping[str, Any],
 ) -> AlignConfig:
@@ -262,7 +266,7 @@ def _with_lora(settings: AlignConfig) -> bool:
     return settings.lora.rank > 0 and settings.stage != "1"
 
 
-def _unrounded(lvlm: LVLM, settings: AlignConfig, visual: Any) -> LVLM:
+def _unrounded(lvlm: LVLM, settings: AlignConfig, visual: str | Path | VisualTokenizer | None) -> LVLM:
     """The result with the visual tokenizer in its original precision, which in memory may be lower."""
     if isinstance(visual, VisualTokenizer):
         return lvlm
@@ -273,28 +277,30 @@ def _lvlm(settings: AlignConfig, visual: VisualTokenizer) -> LVLM:
     """The LLM with a new projector, or with the projector of an earlier result."""
     device = resolve_device(loading_device(settings.device))
     dtype = resolve_dtype(settings.dtype, device)
-    llm, words = open_llm(settings.llm, dtype)
+    llm, text_tokenizer = open_llm(settings.llm, dtype)
     if _with_lora(settings):
         lora_targets(llm, settings.lora)  # a wrong name fails before stage 1, not after it
-    prompt = settings.prompt or ("chat-template" if getattr(words, "chat_template", None) else "plain")
+    prompt = settings.prompt
+    if prompt is None:
+        prompt = "chat-template" if getattr(text_tokenizer, "chat_template", None) else "plain"
     table = cast(nn.Embedding, llm.get_input_embeddings()).weight
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         config = {"type": settings.projector, "in": visual.codebook.dim, "out": table.shape[1]}
         projector = Projector(config)
     if settings.start is not None:
-        _start(projector, user_path(settings.start), settings.llm)
-        _start_factors(llm, settings)
+        _load_projector(projector, user_path(settings.start), settings.llm)
+        _earlier_factors(llm, settings)
     else:
         _scale(projector, visual, float(table.detach().float().pow(2).mean().sqrt()))
-    backbone = Backbone(projector.to(dtype), llm, words, prompt, visual.codebook.fingerprint)
+    backbone = Backbone(projector.to(dtype), llm, text_tokenizer, prompt, visual.codebook.fingerprint)
     name = _short(settings.llm) if user_path(settings.llm).exists() else settings.llm
     return LVLM(visual, backbone.to(device), name).eval()  # the tokenizer encodes where it is
 
 
-def _start(projector: Projector, folder: Path, llm: str) -> None:
+def _load_projector(projector: Projector, folder: Path, llm: str) -> None:
     """Take the projector of an earlier result, with a note if it was trained for an LLM of another name."""
-    source = _earlier(folder, "projector")
+    source = _earlier_part(folder, "projector")
     if source is None:
         raise CheckpointError(f"{folder} holds no projector; give an earlier result of `craft align`.")
     if read_json(source / "config.json") != projector.config:
@@ -303,14 +309,14 @@ def _start(projector: Projector, folder: Path, llm: str) -> None:
     load_strict(projector, {name: value.float() for name, value in load_tensors(path).items()}, path)
     manifest = source.parent / "craft.json"
     before = read_json(manifest).get("llm") if manifest.is_file() else None
-    if before not in (None, _lasting(llm)):  # it may be the same LLM in another folder
-        say(f"note: {folder} was made with the LLM {before}, and this run uses {_lasting(llm)}")
+    if before not in (None, _lasting_name(llm)):  # it may be the same LLM in another folder
+        say(f"note: {folder} was made with the LLM {before}, and this run uses {_lasting_name(llm)}")
 
 
-def _start_factors(llm: torch.nn.Module, settings: AlignConfig) -> dict[str, Tensor]:
+def _earlier_factors(llm: torch.nn.Module, settings: AlignConfig) -> dict[str, Tensor]:
     """The LoRA of an earlier result, if it has one; a stage without LoRA cannot continue from it."""
     folder = None if settings.start is None else user_path(settings.start)
-    source = None if folder is None else _earlier(folder, "lora")
+    source = None if folder is None else _earlier_part(folder, "lora")
     if source is None:
         return {}
     if settings.stage != "2" or not _with_lora(settings):
@@ -321,7 +327,7 @@ def _start_factors(llm: torch.nn.Module, settings: AlignConfig) -> dict[str, Ten
     return factors
 
 
-def _earlier(folder: Path, part: str) -> Path | None:
+def _earlier_part(folder: Path, part: str) -> Path | None:
     """The folder of a part ("projector" or "lora") of an earlier result: a run folder or a backbone."""
     file = "config.json" if part == "projector" else "model.safetensors"
     paths = (folder / BACKBONE / part, folder / part)
@@ -332,24 +338,24 @@ def _earlier(folder: Path, part: str) -> Path | None:
 def _scale(projector: Projector, visual: VisualTokenizer, target: float) -> None:
     """Give projected codeword sums the root mean square of the LLM's embeddings. Source: ours."""
     codebook = visual.codebook
-    drawn = torch.randint(codebook.size, (512, codebook.num_levels), generator=generator("scale"))
-    projected = projector(codebook.lookup(drawn.to(codebook.codewords.device)).cpu().float())
+    codes = torch.randint(codebook.size, (512, codebook.num_levels), generator=generator("scale"))
+    projected = projector(codebook.lookup(codes.to(codebook.codewords.device)).cpu().float())
     last = projector.layers[-1] if isinstance(projector.layers, torch.nn.Sequential) else projector.layers
     for parameter in last.parameters():
         parameter.mul_(target / float(projected.pow(2).mean().sqrt()))
 
 
-def _lesson(
+def _lesson_maker(
     lvlm: LVLM, settings: AlignConfig, stage: int, codes: ImageCodes | None
-) -> Callable[[LVLM, Sequence[Row], AlignConfig], Lesson]:
+) -> Callable[[LVLM, Sequence[PackedRow], AlignConfig], Lesson]:
     """The lesson of a stage, with the LoRA factors that it starts from."""
-    factors = _start_factors(lvlm.backbone.llm, settings)
+    factors = _earlier_factors(lvlm.backbone.llm, settings)
     return partial(alignment, stage=stage, codes=codes, factors=factors)
 
 
 def _train(
     lvlm: LVLM,
-    rows: list[Row],
+    rows: list[PackedRow],
     settings: AlignConfig,
     run: RunFolder,
     stage: int,
@@ -360,8 +366,8 @@ def _train(
     folder = RunFolder(run.path / f"stage-{stage}")
     folder.open(settings, resume=resume, overwrite=True)
     say(f"stage {stage}: {lvlm.name}, {len(rows)} rows, {settings.steps(len(rows))} steps")
-    lesson = _lesson(lvlm, settings, stage, codes)
-    result = fit(lvlm, rows, settings, folder, lesson=lesson, resume=resume)
+    make_lesson = _lesson_maker(lvlm, settings, stage, codes)
+    result = fit(lvlm, rows, settings, folder, make_lesson=make_lesson, resume=resume)
     folder.update(status="finished")
     losses = on_main(lambda: [line["loss"] for line in folder.metrics() if "loss" in line])
     return {
@@ -383,7 +389,7 @@ def _language(lvlm: LVLM, settings: AlignConfig, recorded: Any) -> dict[str, Any
     return {"perplexity": round(language.perplexity, 3), "answers": list(language.answers)}
 
 
-def _lasting(name: str) -> str:
+def _lasting_name(name: str) -> str:
     """The LLM's name, as an absolute path if it is one: valid in every working folder."""
     path = user_path(name)
     return str(path.resolve()) if path.exists() else name

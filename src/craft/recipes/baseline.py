@@ -1,6 +1,6 @@
 """`craft baseline`: tune a model by a method that CRAFT is compared with (§4.2, §12.1).
 
-The recipe is that of `craft.adapt`, with another lesson and other parts written. `METHODS` has one function
+The recipe is that of `craft.adapt` with another lesson, and it saves other parts. `METHODS` has one function
 for each method.
 """
 
@@ -53,7 +53,7 @@ class BaselineResult:
             either.
         metrics: steps, losses at the end, the step whose weights were kept and its validation score (if
             validation chose), minutes.
-        held_out: the classes that training never saw.
+        held_out: the classes that were held out of training.
         config: every setting.
         lvlm: the model with the tuned parts, ready to answer.
     """
@@ -77,12 +77,12 @@ def tune(
     overwrite: bool = False,
     **overrides: Any,
 ) -> BaselineResult | AdaptResult:
-    """Tune a model by one method, with the data, order, budget and settings that `craft.adapt` would have.
+    """Tune a model by one method, with the data, order, budget and settings of `craft.adapt`.
 
     Args:
-        method: a key of `METHODS`. zero-shot trains and writes nothing; its result is the model as it is,
-            with the classes that the other methods would hold out. vision-ft-codebook is `craft.adapt` with
-            the autoregressive loss alone, and its result is an adapted encoder.
+        method: a key of `METHODS`. zero-shot trains and writes nothing; its result is the unchanged model,
+            with the classes that the other methods hold out. vision-ft-codebook is `craft.adapt` with the
+            autoregressive loss alone, and its result is an adapted encoder.
         model: a shipped model, a folder, a hub id, or a loaded LVLM (which is not changed).
         data: as for `craft.adapt`.
         out: the run folder (default: `runs/` and the names of data and method).
@@ -90,7 +90,7 @@ def tune(
         **overrides: any other setting, as for `craft.adapt`: `seed=1`, `max_steps=100`, `lora__rank=4`.
 
     Raises:
-        ConfigError: there is no such method, a setting is unknown or impossible, `out` is taken, or the
+        ConfigError: there is no such method, a setting is unknown or impossible, `out` is in use, or the
             method does not apply to this kind of model.
         DataError, CheckpointError, TrainingError: as for `craft.adapt`.
 
@@ -100,26 +100,28 @@ def tune(
     settings = _settings(baseline, model, data, out, config, overrides)
     if not baseline.parts:
         return _zero_shot(settings, model, data)
-    if baseline.lesson is None:
+    if baseline.make_lesson is None:
         return adapt(model, data, config=settings, resume=resume, overwrite=overwrite)
     run, finished = run_folder(settings, resume, overwrite)
     source = Model(model, settings, baseline.parts)
     if finished:
         return _finished(run, settings, source())
 
-    # 1. Model, data, and a record of what is about to be tuned.
-    lvlm, opened_data = open_run(data, settings, source)
+    # 1. Data, model, and the fingerprints of the parts that train.
+    lvlm, dataset = open_run(data, settings, source)
     baseline.check(lvlm)
     base = {name: part_fingerprint(parts(lvlm)[name]) for name in baseline.parts}
-    begin(run, settings, lvlm, opened_data, resume, overwrite, method=method)
-    steps = settings.steps(len(image_groups(opened_data.train, settings.questions_per_image)))
-    say(f"{method}: {lvlm.name} on {opened_data.name}, {steps} steps of {settings.batch_size}")
+    begin(run, settings, lvlm, dataset, resume, overwrite, method=method)
+    steps = settings.steps(len(image_groups(dataset.train, settings.questions_per_image)))
+    say(f"{method}: {lvlm.name} on {dataset.name}, {steps} steps of {settings.batch_size}")
 
     # 2. Training, and the tuned parts.
-    lesson = partial(baseline.lesson, earlier=Settled.of(run.record))
-    validate = validation(opened_data, settings)
-    with run.noting_failure():
-        result = fit(lvlm, opened_data.train, settings, run, lesson=lesson, resume=resume, validate=validate)
+    make_lesson = partial(baseline.make_lesson, earlier=Settled.of(run.record))
+    validate = validation(dataset, settings)
+    with run.recording_failure():
+        result = fit(
+            lvlm, dataset.train, settings, run, make_lesson=make_lesson, resume=resume, validate=validate
+        )
         factors = {}
         if "llm" in baseline.parts:
             factors = take_lora(lvlm.backbone.llm, merge=True)
@@ -132,7 +134,7 @@ def tune(
             lambda: save_tuned(tuned, lvlm, baseline.parts, base=base, factors=factors, manifest=manifest)
         )
         run.update(status="finished", metrics=metrics)
-    return BaselineResult(run.path, tuned, metrics, opened_data.held_out, settings, lvlm)
+    return BaselineResult(run.path, tuned, metrics, dataset.held_out, settings, lvlm)
 
 
 METHODS: dict[str, Callable[..., Any]] = {name: partial(tune, name) for name in BASELINES}
@@ -147,18 +149,21 @@ def rehearse(
     config: Config = None,
     **overrides: Any,
 ) -> Rehearsal:
-    """The dry run of `tune`: build, check the data, one batch forward and backward; nothing is written.
+    """The dry run of `tune`: check the data, load the model, one batch forward and backward. Writes nothing.
+
+    Args:
+        method, model, data, config, **overrides: as for `tune`.
 
     Raises:
-        CraftError: any error at the start of `tune` with the same arguments; for zero-shot, nothing trains.
+        CraftError: any error at the start of `tune` with the same arguments, or the method is zero-shot.
     """
     baseline = find_baseline(method, trains=True)
     settings = _settings(baseline, model, data, None, config, overrides)
-    if baseline.lesson is None:
+    if baseline.make_lesson is None:
         return rehearse_adapt(model, data, config=settings)
-    lvlm, opened_data = open_run(data, settings, Model(model, settings, baseline.parts))
+    lvlm, dataset = open_run(data, settings, Model(model, settings, baseline.parts))
     baseline.check(lvlm)
-    return rehearse_step(lvlm, opened_data.train, settings, baseline.lesson)
+    return rehearse_step(lvlm, dataset.train, settings, baseline.make_lesson)
 
 
 def load_tuned(out: str | Path, model: str | Path | LVLM | None = None, **options: Any) -> LVLM:
@@ -166,8 +171,8 @@ def load_tuned(out: str | Path, model: str | Path | LVLM | None = None, **option
 
     Args:
         out: the run folder.
-        model: the model that was tuned; None loads the one that the run names.
-        options: `device` and `dtype`, as for `craft.load`.
+        model: the model that was tuned; None loads the model that the run names.
+        **options: `device` and `dtype`, as for `craft.load`.
 
     Raises:
         CheckpointError: the run has not finished, or the model is not the one that was tuned.
@@ -200,7 +205,7 @@ def _settings(
     config: Config,
     overrides: Mapping[str, Any],
 ) -> Any:
-    """The config, with the arguments of `tune` on top of it, and on top of these what defines the method."""
+    """The config, overridden by the arguments of `tune`, and these by the settings that define the method."""
     overrides = {**overrides, **(baseline.settings or {"method": baseline.name})}
     suffix = f"-{baseline.name}"
     return run_settings(baseline.config_class, model, data, out, config, overrides, suffix)
@@ -209,7 +214,7 @@ def _settings(
 def _zero_shot(
     settings: BaselineConfig, model: ModelSource | None, data: DataSource | None
 ) -> BaselineResult:
-    """The model as it is, with the classes that the other methods of this seed would not see."""
+    """The unchanged model, with the classes that the other methods hold out with this seed."""
     settings = settings.model_copy(update={"out": None})
     source = Model(model, settings, parts=())
     held_out = run_data(data, settings, source).held_out

@@ -8,21 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import ConfigError, CraftError
-from craft.core.files import check_writable, hash_tensors, write_json
+from craft.core.files import check_writable, write_json
 from craft.core.progress import say
 from craft.core.store import RecordStore
+from craft.core.tensors import hash_tensors
 from craft.data import BENCHMARKS
-from craft.evaluation import (
-    Report,
-    add_to_card,
-    answers_to,
-    class_table,
-    confusion,
-    merge,
-    read_samples,
-    to_lmms,
-)
+from craft.evaluation.classes import class_table, confusion
 from craft.evaluation.config import EvalConfig, EvalSettings
+from craft.evaluation.export import add_to_card, to_lmms
+from craft.evaluation.report import Report, merge, read_samples
+from craft.evaluation.run import answers_to
 from craft.formats.artefact import Artefact
 from craft.formats.code_cache import CodeCache
 from craft.formats.encoder import load_artefact

@@ -14,7 +14,8 @@ from craft.core.files import user_path, write_json
 from craft.core.progress import say
 from craft.data import Data, Sample
 from craft.data.load import short_name
-from craft.evaluation import Report, bootstrap_interval
+from craft.evaluation.metrics import bootstrap_interval
+from craft.evaluation.report import Report
 from craft.formats.encoder import load_artefact
 from craft.models.freezing import part_hashes
 from craft.models.lvlm import LVLM

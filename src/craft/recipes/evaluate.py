@@ -7,8 +7,9 @@ from typing import Any
 from craft.core.errors import ConfigError
 from craft.core.files import check_writable
 from craft.data import Data, Sample
-from craft.evaluation import Report, evaluate_lvlm
 from craft.evaluation.config import EvalConfig, EvalSettings
+from craft.evaluation.report import Report
+from craft.evaluation.run import evaluate_lvlm
 from craft.formats.artefact import Artefact
 from craft.formats.code_cache import CodeCache
 from craft.formats.encoder import load_artefact

@@ -15,7 +15,7 @@ from craft.core.processes import world
 from craft.core.progress import say
 from craft.data import Data, verify_images
 from craft.data.load import short_name
-from craft.evaluation import evaluate_lvlm
+from craft.evaluation.run import evaluate_lvlm
 from craft.formats.load import load
 from craft.models.backbone import Backbone
 from craft.models.llm_bits import bits_of, check_bits
@@ -24,7 +24,7 @@ from craft.models.visual_tokenizer import VisualTokenizer
 from craft.recipes.arguments import DataSource, ModelSource, data_name, model_name, without_none
 from craft.recipes.questions import describe, open_data, take
 from craft.training.config import AdaptConfig, LoopConfig
-from craft.training.engine import join_processes, loading_device, sharding_asked
+from craft.training.engine import join_processes, loading_device, sharding_requested
 from craft.training.fit import FitResult
 from craft.training.order import micro_batches
 from craft.training.run_folder import RunFolder
@@ -174,7 +174,7 @@ def _check_bits(source: ModelSource | None, settings: AdaptConfig, parts: Collec
         return
     if "llm" in parts:
         raise ConfigError(f"llm_bits={bits} needs a frozen LLM, and this run trains it; leave llm_bits out.")
-    if sharding_asked():
+    if sharding_requested():
         raise ConfigError(
             f"llm_bits={bits} is not offered with FSDP2, which takes weights apart; use DDP "
             "(configs/ddp.yaml), or leave llm_bits out."

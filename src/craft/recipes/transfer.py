@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import ConfigError, DataError
-from craft.core.files import hash_tensors, read_json
+from craft.core.files import read_json
 from craft.core.progress import say
 from craft.core.provenance import machine
 from craft.core.settings import without_idle
 from craft.core.store import RecordStore
+from craft.core.tensors import hash_tensors
 from craft.core.text import flat, json_digest
 from craft.data import EMBEDDED, Data
 from craft.data.load import short_name
-from craft.evaluation import Report
 from craft.evaluation.config import TransferConfig
+from craft.evaluation.report import Report
 from craft.formats.artefact import Artefact
 from craft.formats.code_cache import CodeCache
 from craft.formats.encoder import load_artefact

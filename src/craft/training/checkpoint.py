@@ -1,6 +1,6 @@
-"""Resumable training state as safetensors + JSON: weights that train, optimiser, schedule.
+"""Resumable training state as safetensors and JSON: trained weights, optimiser, schedule.
 
-Order of data and random numbers are pure functions of seed and step, so they need not be saved.
+The order of samples and all random numbers are pure functions of seed and step, so they are not saved.
 """
 
 from collections.abc import Mapping
@@ -12,28 +12,22 @@ import torch
 from torch import Tensor
 
 from craft.core.errors import CheckpointError, TrainingError
-from craft.core.files import (
-    atomic_directory,
-    load_tensors,
-    read_json,
-    remove_directory,
-    save_tensors,
-    write_json,
-)
+from craft.core.files import atomic_directory, read_json, remove_directory, write_json
+from craft.core.tensors import load_tensors, save_tensors
 
 VERSION = 2
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `load_latest` found.
+    """The state of training after a step.
 
     Attributes:
-        step: optimiser steps done.
-        weights: the parameters that train, by name.
+        step: the number of optimiser steps done.
+        weights: the trained parameters by name.
         optimizer: a state dict for `Optimizer.load_state_dict`.
         scheduler: a state dict for the learning-rate schedule.
-        notes: further plain values that were saved.
+        notes: other plain values.
     """
 
     step: int
@@ -52,8 +46,11 @@ def save(
     notes: Mapping[str, Any],
     keep: int,
 ) -> Path:
-    """Write one checkpoint below `folder`, whole or not at all, and delete all but the newest `keep`; of the
-    best weights, all but those of `notes["best_step"]`."""
+    """Write one checkpoint into `folder`, atomically, and return its path.
+
+    Delete all older checkpoints except the newest `keep`, and all best weights except those of
+    `notes["best_step"]`.
+    """
     moments = {
         f"{index}.{name}": torch.as_tensor(value)
         for index, state in optimizer["state"].items()
@@ -67,71 +64,73 @@ def save(
         "scheduler": dict(scheduler),
         "notes": dict(notes),
     }
-    place = folder / f"step-{step:08d}"
-    with atomic_directory(place) as building:
+    path = folder / f"step-{step:08d}"
+    with atomic_directory(path) as building:
         save_tensors(building / "model.safetensors", weights)
         save_tensors(building / "optimizer.safetensors", moments)
         write_json(building / "state.json", state)
     keep_newest(folder, keep)
     _keep_best(folder, notes.get("best_step"))
-    return place
+    return path
 
 
 def keep_newest(folder: Path, keep: int) -> None:
-    """Delete all checkpoints below `folder` but the newest `keep`."""
+    """Delete all checkpoints in `folder` except the newest `keep`."""
     for old in sorted(folder.glob("step-*"))[:-keep]:
         remove_directory(old)
 
 
-def best(folder: Path, step: int) -> Path:
-    """Where the weights of `step` lie, if they are the best."""
+def best_path(folder: Path, step: int) -> Path:
+    """The path of the weights of `step`, if they are the best."""
     return folder / f"best-{step:08d}.safetensors"
 
 
 def load_best(folder: Path, step: int) -> dict[str, Tensor]:
-    """The weights of `step`, which are the best; version 0.1.0 wrote them under a name without the step.
+    """The weights of `step`, which are the best. (Version 0.1.0 wrote them under a name without the step.)
 
     Raises:
         CheckpointError: they are missing or damaged.
     """
-    place, old = best(folder, step), folder / "best.safetensors"
-    return load_tensors(old if old.is_file() and not place.is_file() else place)
+    path, old = best_path(folder, step), folder / "best.safetensors"
+    return load_tensors(old if old.is_file() and not path.is_file() else path)
 
 
-def save_best(folder: Path, step: int, weights: Mapping[str, Tensor], noted: int | None) -> None:
-    """Write the weights of `step` as the best. Those of step `noted`, which the newest checkpoint has for the
-    best, stay: a run that is killed goes on from there."""
-    save_tensors(best(folder, step), weights)
-    _keep_best(folder, step, noted)
+def save_best(folder: Path, step: int, weights: Mapping[str, Tensor], checkpointed: int | None) -> None:
+    """Write the weights of `step` as the best.
+
+    The weights of step `checkpointed`, the best of the newest checkpoint, are not deleted: a run that is
+    killed now resumes from them.
+    """
+    save_tensors(best_path(folder, step), weights)
+    _keep_best(folder, step, checkpointed)
 
 
 def _keep_best(folder: Path, *steps: int | None) -> None:
-    kept = {best(folder, step) for step in steps if step is not None}
-    for place in set(folder.glob("best-*.safetensors")) - kept:
-        place.unlink()
+    current = {best_path(folder, step) for step in steps if step is not None}
+    for path in set(folder.glob("best-*.safetensors")) - current:
+        path.unlink()
 
 
 def load_latest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint below `folder`, or None.
+    """The newest checkpoint in `folder`, or None.
 
     Raises:
-        CheckpointError: it is damaged, or of another format.
+        CheckpointError: it is damaged, or has another format.
     """
-    found = sorted(folder.glob("step-*"))
-    if not found:
+    path = max(folder.glob("step-*"), default=None)
+    if path is None:
         return None
-    place = found[-1]
-    state = read_json(place / "state.json")
+    state = read_json(path / "state.json")
     if state.get("format") != "craft-checkpoint" or state.get("version") != VERSION:
-        raise CheckpointError(f"{place} is no checkpoint of this version; delete it to use an older one.")
+        raise CheckpointError(f"{path} is not a checkpoint of this version; delete it to use an older one.")
     moments: dict[int, dict[str, Tensor]] = {}
-    for name, value in load_tensors(place / "optimizer.safetensors").items():
+    for name, value in load_tensors(path / "optimizer.safetensors").items():
         index, _, key = name.partition(".")
         moments.setdefault(int(index), {})[key] = value
     groups = [{**group, "betas": tuple(group["betas"])} for group in state["param_groups"]]
     return Checkpoint(
         step=state["step"],
-        weights=load_tensors(place / "model.safetensors"),
+        weights=load_tensors(path / "model.safetensors"),
         optimizer={"state": moments, "param_groups": groups},
         scheduler=state["scheduler"],
         notes=state["notes"],
@@ -139,13 +138,20 @@ def load_latest(folder: Path) -> Checkpoint | None:
 
 
 @torch.no_grad()
-def put_weights(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor], where: str) -> None:
+def put_weights(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor], origin: str) -> None:
     """Copy saved weights into parameters, in place.
 
+    Args:
+        parameters: by name.
+        weights: by the same names.
+        origin: of the weights, for the message.
+
     Raises:
-        TrainingError: names or shapes differ: the run had another model, or trained other parts.
+        TrainingError: names or shapes differ, because the run had another model or trained other parts.
     """
     if {n: t.shape for n, t in parameters.items()} != {n: t.shape for n, t in weights.items()}:
-        raise TrainingError(f"{where} does not fit this model; resume with the surrogate the run began with.")
+        raise TrainingError(
+            f"{origin} does not fit this model; resume with the surrogate that the run began with."
+        )
     for name, parameter in parameters.items():
         parameter.copy_(weights[name])

@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from craft.core.settings import Section, Settings
-from craft.quantize.search import Search
+
+Search = Literal["auto", "exact", "fused"]
+"""Values of the setting `search`: "auto", or a search of `craft.quantize.search`."""
 
 
 class DataConfig(Section):
@@ -81,7 +83,8 @@ class CommitmentConfig(Section):
 class ContrastiveConfig(Section):
     """Eq. 4.
 
-    The default weight leaves the term out: on craft-tiny it costs 11.9 points (docs/results/table5.md).
+    The default weight leaves the term out: on craft-tiny it costs 11.9 points, and unseen classes do not gain
+    (docs/results/table5.md).
 
     Attributes:
         weight: λ_con; None is the paper's: 1.0 for classification, 0.1 for VQA (§4.1).
@@ -130,7 +133,7 @@ class LoraConfig(Section):
 
 
 class LoopConfig(Settings):
-    """The settings of the training loop, whatever it trains.
+    """The settings that all kinds of training have in common.
 
     Attributes:
         out: the run folder.
@@ -176,7 +179,7 @@ class LoopConfig(Settings):
     dtype: Literal["auto", "float32", "fp32", "bfloat16", "bf16"] = "auto"
 
     def steps(self, samples: int) -> int:
-        """Optimiser steps for a training set of so many samples."""
+        """The number of optimiser steps for a training set of `samples` samples."""
         return self.max_steps or max(1, round(self.epochs * samples / self.batch_size))
 
 
@@ -229,8 +232,10 @@ class AdaptConfig(LoopConfig):
 
     def contrastive_weight(self, task: str) -> float:
         """λ_con for "classification" or "vqa" (§4.1), unless the config names one."""
-        given = self.losses.contrastive.weight
-        return given if given is not None else (1.0 if task == "classification" else 0.1)
+        weight = self.losses.contrastive.weight
+        if weight is not None:
+            return weight
+        return 1.0 if task == "classification" else 0.1
 
 
 class LdifsConfig(Section):
@@ -246,7 +251,7 @@ class LdifsConfig(Section):
 
 
 class BaselineConfig(AdaptConfig):
-    """Everything `craft baseline` needs: the settings of `craft adapt`, so that both can be equal.
+    """Everything `craft baseline` needs: the settings of `craft adapt`, so that both can use equal ones.
 
     Of `losses` only `sal` applies. `trainable`, `augment`, `cls_attention` and `lora` are about the vision
     tower, if that trains; `lora` is also that of llm-lora; `blend` mixes whatever trained with its initial

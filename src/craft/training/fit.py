@@ -1,4 +1,4 @@
-"""The training loop: one for every device and number of processes. Read `fit` from top to bottom."""
+"""The training loop, one for all lessons, devices and numbers of processes. Read `fit` from top to bottom."""
 
 import math
 import time
@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LRScheduler
 
 from craft.core import processes
 from craft.core.errors import ConfigError, TrainingError
@@ -22,27 +24,28 @@ from craft.training.checks import check_finite, check_frozen, check_gradients, f
 from craft.training.config import LoopConfig
 from craft.training.engine import Engine
 from craft.training.image_cache import ImageCache
-from craft.training.lesson import Lesson, Share, nothing
-from craft.training.micro_batch import ballast, checkpointing, fitting
+from craft.training.lesson import Lesson, Share, do_nothing
+from craft.training.micro_batch import checkpointing, fitting, moments_placeholder
 from craft.training.order import batch_indices, micro_batches
 from craft.training.run_folder import RunFolder
 
 C = TypeVar("C", bound=LoopConfig)
 
 AHEAD = 2
-"""Steps whose samples a lesson is told in advance."""
+"""The number of future steps whose samples a lesson gets in advance, to decode their images."""
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What training came to.
+    """The result of training.
 
     Attributes:
-        steps: optimiser steps done (all of them, over all resumptions).
+        steps: optimiser steps of the whole run, over all resumptions.
         metrics: the last line of metrics.jsonl.
-        best_step, best_validation: which step's tower was kept, where validation chose; else None.
-        minutes: that it took, over all resumptions; steps that were lost and done again count once.
-        images: the cache of an adaptation, for those who go on with the training images.
+        best_step, best_validation: the step whose weights the model now has, and its score; None without
+            validation.
+        minutes: the time of training, over all resumptions; repeated steps count once.
+        images: the image cache of the lesson, for further use of the training images.
     """
 
     steps: int
@@ -59,81 +62,80 @@ def fit(
     config: C,
     run: RunFolder,
     *,
-    lesson: Callable[[LVLM, Sequence[Any], C], Lesson],
+    make_lesson: Callable[[LVLM, Sequence[Any], C], Lesson],
     resume: bool = False,
     validate: Callable[[LVLM], float] | None = None,
 ) -> FitResult:
     """Train `lvlm` in place.
 
     Args:
-        lvlm: the model. Everything but what the lesson trains stays bit for bit as it is.
+        lvlm: the model. Only what the lesson trains changes; everything else stays bit for bit the same.
         samples: the training set.
         config: all settings.
-        run: an open run folder; it gets metrics, checkpoints, hashes.
-        lesson: decides what trains and the loss of a batch; it is called when the model is on its device.
+        run: an open run folder, for metrics, checkpoints and hashes.
+        make_lesson: model, samples and settings -> what trains and the loss of a batch; called once the model
+            is on its device.
         resume: continue from the newest checkpoint in `run`, if there is one.
-        validate: LVLM -> a score, the higher the better; called each `config.eval_every` steps and at the
-            end.
+        validate: LVLM -> a score, higher is better; called every `config.eval_every` steps and at the end.
 
     Raises:
         ConfigError: the settings contradict each other, the model or the machine.
-        TrainingError: a loss is not finite (the samples are named), or what was learned is not; gradient went
-            where it must not, frozen weights changed, or another process of the run failed.
+        TrainingError: a loss is not finite (the message names the samples), or the trained weights are not;
+            gradient reached frozen weights, frozen weights changed, or another process of the run failed.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
 
     Source: §3.2 and §4.1.
     """
-    # 1. What is frozen, hashed to prove it, and what trains (in float32).
-    began = time.monotonic()
+    # 1. The lesson: what trains (in float32). Everything else is frozen, and hashed to prove it.
+    started = time.monotonic()
     engine = Engine(config, run.path / "trackers")
     seed_everything(config.seed)
-    engine.place(lvlm)
-    hashes = part_hashes(lvlm)  # as it came: what trains becomes float32, or gets LoRA
-    work = processes.jointly(lambda: lesson(lvlm, samples, config), "the start")
-    count = work.count or len(samples)
+    engine.move(lvlm)
+    hashes = part_hashes(lvlm)  # before what trains becomes float32 or gets LoRA
+    lesson = processes.jointly(lambda: make_lesson(lvlm, samples, config), "the start")
+    count = lesson.count or len(samples)
     total = config.steps(count)
-    _note_start(run, engine, work, hashes, resume, total)
-    engine.again = checkpointing(
-        lvlm, work, count, config, -(-config.batch_size // processes.world()), engine.dtype
-    )
-    run.update(gradient_checkpointing=engine.again)
+    _record_start(run, engine, lesson, hashes, resume, total)
+    share = math.ceil(config.batch_size / processes.world())
+    engine.recompute = checkpointing(lvlm, lesson, count, config, share, engine.dtype)
+    run.update(gradient_checkpointing=engine.recompute)
     say(freeze_report(lvlm))
 
-    # 2. Where an earlier run stopped.
-    state = _resumed(run, work, config, total, began) if resume else _State(began)
+    # 2. The state of an interrupted run.
+    state = _resumed(run, lesson, config, total, started) if resume else _State(started)
 
-    # 3. Optimiser and schedule; one process or many, whole or sharded.
-    trainee = engine.trainee(work.objective)
+    # 3. Optimiser and schedule, for one process or several, with a whole or a sharded model.
+    trainee = engine.trainee(lesson.objective)
     optimizer, schedule = _optimizer(trainee, config, total)
     engine.prepare(trainee, optimizer)
-    if state.resumed is not None:
-        engine.restore(state.resumed.optimizer)
-        schedule.load_state_dict(state.resumed.scheduler)
-        state.resumed = None  # its tensors are not needed any more
-    size = _micro_batch(engine, work, count, config, run)
+    if state.newest is not None:
+        engine.restore(state.newest.optimizer)
+        schedule.load_state_dict(state.newest.scheduler)
+        state.newest = None  # frees its tensors
+    plan = _Plan(count, total, _micro_batch(engine, lesson, count, config, run))
     engine.start_trackers(config)
 
     # 4. The steps.
-    loop = _Loop(lvlm, work, config, run, engine, schedule, state, count, total, size, validate)
-    progress: Any = track(range(state.step, total), work.verb, total - state.step)
-    with run.noting_failure(), stop_wish() as wish, closing(engine), closing(progress) as indices:
+    loop = _Loop(lesson, config, run, engine, schedule, state, plan, validate)
+    progress: Any = track(range(state.step, total), lesson.verb, total - state.step)
+    with run.recording_failure(), stop_wish() as wish, closing(engine), closing(progress) as indices:
         for index in indices:
             loop.step(index)
             loop.measure(index + 1)
             loop.save_or_stop(index + 1, processes.agree(wish.requested))
 
-    # 5. The weights to keep, and the proof that nothing else moved.
+    # 5. The weights of the result, and the proof that the frozen parts did not change.
     engine.collect(everything=True)
     processes.wait()
     if state.best_step is not None and state.best_step != total:
         best = checkpoint.load_best(run.checkpoints, state.best_step)
-        checkpoint.put_weights(work.trained, best, str(run.checkpoints))
-    work.blend()
-    work.finish()
-    for parameter in work.trained.values():
+        checkpoint.put_weights(lesson.trained, best, str(run.checkpoints))
+    lesson.blend()
+    lesson.finish()
+    for parameter in lesson.trained.values():
         parameter.requires_grad_(False).grad = None
     after = part_hashes(lvlm)
-    check_frozen(hashes, after, work.parts)
+    check_frozen(hashes, after, lesson.parts)
     minutes = state.minutes()
     run.update(
         hashes_after=after,
@@ -142,99 +144,115 @@ def fit(
         training_minutes=minutes,
     )
     last = processes.on_main(lambda: (run.metrics() or [{}])[-1])
-    return FitResult(total, last, state.best_step, state.best_score, minutes, work.images)
+    return FitResult(total, last, state.best_step, state.best_score, minutes, lesson.images)
 
 
 @dataclass
 class _State:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes:
-        began: the moment of `time.monotonic` when it began, as if it had never been interrupted.
-        step: steps done before this process began.
-        best_step, best_score: of the best weights so far, if validation chooses.
-        noted: the best step that the newest checkpoint names.
-        resumed: the checkpoint to continue from.
+        started: the value of `time.monotonic` at the start of the run, less the time between resumptions.
+        step: the steps done before this process started.
+        best_step, best_score: of the best weights so far; None without validation.
+        checkpointed_step: the best step according to the newest checkpoint.
+        newest: the checkpoint to continue from, until its tensors are loaded.
     """
 
-    began: float
+    started: float
     step: int = 0
     best_step: int | None = None
     best_score: float | None = None
-    noted: int | None = None
-    resumed: checkpoint.Checkpoint | None = None
+    checkpointed_step: int | None = None
+    newest: checkpoint.Checkpoint | None = None
 
     def minutes(self) -> float:
         """Minutes of training, over all resumptions."""
-        return round((time.monotonic() - self.began) / 60, 3)
+        return round((time.monotonic() - self.started) / 60, 3)
 
 
-def _note_start(
-    run: RunFolder, engine: Engine, work: Lesson, hashes: dict[str, str], resume: bool, total: int
+def _record_start(
+    run: RunFolder, engine: Engine, lesson: Lesson, hashes: dict[str, str], resume: bool, total: int
 ) -> None:
-    """Write into run.json what the run begins with; what a resumed run has decided stays.
+    """Write into run.json what the run starts with; a resumed run keeps the choices in its record.
 
     Raises:
-        ConfigError: the run that is resumed began with other weights.
+        ConfigError: the run to resume started with other weights.
     """
-    before = run.record if resume else {}
-    if before.get("hashes_before", hashes) != hashes:
-        raise ConfigError("The model's weights are not those this run began with; give the same one.")
+    record = run.record if resume else {}
+    if record.get("hashes_before", hashes) != hashes:
+        raise ConfigError("The model's weights are not those this run began with; use the same model.")
     run.update(status="running", device=str(engine.device), processes=processes.world(), steps=total)
-    settled = {} if work.settled is None else work.settled.to_record()
-    kept = {name: before[name] for name in settled if name in before}
-    run.update(hashes_before=hashes, **{**settled, **kept})
+    settled = {} if lesson.settled is None else lesson.settled.to_record()
+    recorded = {name: record[name] for name in settled if name in record}
+    run.update(hashes_before=hashes, **{**settled, **recorded})
 
 
-def _resumed(run: RunFolder, work: Lesson, config: LoopConfig, total: int, began: float) -> _State:
-    """The state of the newest checkpoint, whose weights are put into the model; what came after it in the
-    run folder is dropped."""
-    state = _State(began)
-    found = checkpoint.load_latest(run.checkpoints)
-    if found is not None:
-        checkpoint.put_weights(work.trained, found.weights, str(run.checkpoints))
-        notes = found.notes
-        earlier = 60 * notes.get("minutes", 0.0)  # old checkpoints do not say
+def _resumed(run: RunFolder, lesson: Lesson, config: LoopConfig, total: int, started: float) -> _State:
+    """The state of the newest checkpoint. Loads its weights, and deletes what the run folder has after it."""
+    state = _State(started)
+    newest = checkpoint.load_latest(run.checkpoints)
+    if newest is not None:
+        checkpoint.put_weights(lesson.trained, newest.weights, str(run.checkpoints))
+        notes = newest.notes
+        earlier = 60 * notes.get("minutes", 0.0)  # version 0.1.0 did not record them
         state = _State(
-            began - earlier, found.step, notes["best_step"], notes["best_score"], notes["best_step"], found
+            started=started - earlier,
+            step=newest.step,
+            best_step=notes["best_step"],
+            best_score=notes["best_score"],
+            checkpointed_step=notes["best_step"],
+            newest=newest,
         )
         say(f"resuming after step {state.step} of {total}")
     run.rewind(state.step)
-    if processes.is_main():  # the run may have been killed before it deleted them
+    if processes.is_main():  # the run may have been killed before it deleted old checkpoints
         checkpoint.keep_newest(run.checkpoints, config.keep_checkpoints)
     return state
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """The sizes of a run.
+
+    Attributes:
+        count: samples in the training set.
+        total: optimiser steps.
+        micro_batch: the largest number of samples in one forward pass; None is the whole share of a process.
+    """
+
+    count: int
+    total: int
+    micro_batch: int | None
+
+
 @dataclass
 class _Loop:
-    """The steps of a run: each is taken, measured, and then saved if it is time."""
+    """The steps of a run. For each one call `step`, `measure` and `save_or_stop`."""
 
-    lvlm: LVLM
-    work: Lesson
+    lesson: Lesson
     config: LoopConfig
     run: RunFolder
     engine: Engine
-    schedule: Any
+    schedule: LRScheduler
     state: _State
-    count: int
-    total: int
-    size: int | None
+    plan: _Plan
     validate: Callable[[LVLM], float] | None
 
     def __post_init__(self) -> None:
-        self.probe_every = self.config.probe_every or max(1, self.total // 20)
+        self.probe_every = self.config.probe_every or max(1, self.plan.total // 20)
         self.clock, self.seen = time.monotonic(), 0
         self.line: dict[str, Any] = {}
 
     def step(self, index: int) -> None:
-        """One optimiser step; `line` holds the parts of its loss."""
-        config, work = self.config, self.work
-        batch = batch_indices(self.count, config.batch_size, index, config.seed)
-        for later in range(index + 1, min(index + 1 + AHEAD, self.total)):
-            coming = batch_indices(self.count, config.batch_size, later, config.seed)
-            for share in micro_batches(coming, processes.rank(), processes.world(), self.size):
-                work.ahead(share)
-        parts = _step(self.engine, work, batch, index, self.size, config)
+        """Take one optimiser step; `line` then has the parts of its loss."""
+        config, plan = self.config, self.plan
+        batch = batch_indices(plan.count, config.batch_size, index, config.seed)
+        for later in range(index + 1, min(index + 1 + AHEAD, plan.total)):
+            later_batch = batch_indices(plan.count, config.batch_size, later, config.seed)
+            for share in micro_batches(later_batch, processes.rank(), processes.world(), plan.micro_batch):
+                self.lesson.expect(share)
+        parts = _backward(self.engine, self.lesson, batch, index, plan.micro_batch, config.seed)
         if index == self.state.step:
             check_gradients(self.engine.model)
         self.engine.step()
@@ -243,16 +261,16 @@ class _Loop:
         self.seen += config.batch_size
 
     def measure(self, step: int) -> None:
-        """Probe and validate if it is time, and write the line of metrics.jsonl."""
-        every, last = self.config.eval_every, step == self.total
+        """Probe and validate if they are due, and write the line of metrics.jsonl."""
+        every, last = self.config.eval_every, step == self.plan.total
         probing = step % self.probe_every == 0 or last
         evaluating = every is not None and (step % every == 0 or last)
         if probing or evaluating:
             self.engine.collect()
         if evaluating or last:
-            check_finite(self.work.trained, step)
+            check_finite(self.lesson.trained, step)
         if probing:
-            self.line |= self.work.probe()
+            self.line |= self.lesson.probe()
         if evaluating and self.validate is not None:
             self._score(step, self.validate)
         self.line["samples_per_s"] = round(self.seen / (time.monotonic() - self.clock), 2)
@@ -260,26 +278,26 @@ class _Loop:
         self.engine.log(self.line, step)
 
     def _score(self, step: int, validate: Callable[[LVLM], float]) -> None:
-        """Validate, and keep the weights if none were better."""
-        state = self.state
-        with _as_kept(self.work):
-            score = self.line["validation"] = processes.everyone(validate(self.lvlm))[0]
+        """Validate, and save the weights if they are the best so far."""
+        state, lesson = self.state, self.lesson
+        with _blended(lesson):
+            score = self.line["validation"] = processes.everyone(validate(lesson.objective.lvlm))[0]
         if state.best_score is None or score > state.best_score:
             state.best_step, state.best_score = step, score
             if processes.is_main():
-                checkpoint.save_best(self.run.checkpoints, step, self.work.trained, state.noted)
+                checkpoint.save_best(self.run.checkpoints, step, lesson.trained, state.checkpointed_step)
 
     def save_or_stop(self, step: int, stopping: bool) -> None:
-        """Write a checkpoint if it is time.
+        """Write a checkpoint if it is due.
 
         Raises:
-            Interrupted: the user wants the run to stop.
+            Interrupted: the run is to stop before its last step.
         """
         config, run, state = self.config, self.run, self.state
         due = config.checkpoint_every and step % config.checkpoint_every == 0
-        if due or stopping or step == self.total:
+        if due or stopping or step == self.plan.total:
             self.engine.collect()
-            check_finite(self.work.trained, step)
+            check_finite(self.lesson.trained, step)
             moments = self.engine.optimizer_state(), self.schedule.state_dict()
             notes = {
                 "best_step": state.best_step,
@@ -288,128 +306,143 @@ class _Loop:
             }
             if processes.is_main():
                 checkpoint.save(
-                    run.checkpoints, step, self.work.trained, *moments, notes, config.keep_checkpoints
+                    run.checkpoints, step, self.lesson.trained, *moments, notes, config.keep_checkpoints
                 )
-            state.noted = state.best_step
-        if stopping and step < self.total:
+            state.checkpointed_step = state.best_step
+        if stopping and step < self.plan.total:
             processes.wait()
             run.update(status="interrupted", interrupted_at=step)
             raise Interrupted(
-                f"Stopped at step {step} of {self.total}; the state is in {run.checkpoints}. The same "
-                "command with --resume (in Python: resume=True) goes on from here; the result is that of an "
-                "unbroken run."
+                f"Stopped at step {step} of {self.plan.total}; the state is in {run.checkpoints}. The same "
+                "command with --resume (in Python: resume=True) continues from here; the result is that of "
+                "an uninterrupted run."
             )
 
 
 @contextmanager
-def _as_kept(work: Lesson) -> Iterator[None]:
-    """The model as it would be if training ended here: what is scored is what would be kept."""
-    if work.blend is nothing:
+def _blended(lesson: Lesson) -> Iterator[None]:
+    """The model as it would be if training ended now, so that validation scores the weights of the result."""
+    if lesson.blend is do_nothing:
         yield
         return
-    training = {name: parameter.detach().clone() for name, parameter in work.trained.items()}
-    work.blend()
+    weights = {name: parameter.detach().clone() for name, parameter in lesson.trained.items()}
+    lesson.blend()
     try:
         yield
     finally:
-        checkpoint.put_weights(work.trained, training, "what trains")
+        checkpoint.put_weights(lesson.trained, weights, "the state before blending")
 
 
-def _step(
-    engine: Engine, work: Lesson, batch: list[int], index: int, size: int | None, config: LoopConfig
+def _backward(
+    engine: Engine, lesson: Lesson, batch: list[int], index: int, size: int | None, seed: int
 ) -> dict[str, float]:
-    """The gradients of one step's batch; returns the parts of its loss, over all processes.
+    """Compute the gradients of one step's batch; returns the parts of its loss, over all processes.
 
     Random numbers are a function of seed, step and process, so that a resumed run draws the same ones.
     """
-    seed_everything(stable_seed(config.seed, "step", index, processes.rank()))
+    seed_everything(stable_seed(seed, "step", index, processes.rank()))
     engine.optimizer.zero_grad(set_to_none=True)
-    batches = _batches(work, micro_batches(batch, processes.rank(), processes.world(), size), index)
-    found: list[dict[str, Tensor]] = []
-    for number, micro in enumerate(batches, start=1):
+    shares = micro_batches(batch, processes.rank(), processes.world(), size)
+    batches = _make_batches(lesson, shares, index)
+    parts: list[dict[str, Tensor]] = []
+    for number, micro_batch in enumerate(batches, start=1):
         with engine.micro_batch(last=number == len(batches)):
-            loss, parts = engine.loss(micro)
+            loss, micro_parts = engine.loss(micro_batch)  # lesson.objective; Eq. 5 in CraftObjective
             engine.backward(loss)
-        found.append(parts)
-    return _summed(found, batches, index + 1)
+        parts.append(micro_parts)
+    return _sum_parts(parts, batches, index + 1)
 
 
-def _batches(work: Lesson, shares: list[list[int]], index: int) -> list[Any]:
-    """This process's micro-batches, each with its share of the whole batch.
+def _make_batches(lesson: Lesson, shares: list[list[int]], index: int) -> list[Any]:
+    """This process's micro-batches, each with its `Share` of the whole batch.
 
     Raises:
-        TrainingError: another process cannot make one of its own, for the reason that is given.
+        TrainingError: another process cannot make its micro-batches; the message gives the reason.
     """
-    alone = processes.world() == len(shares) == 1
+    whole = processes.world() == len(shares) == 1
 
     def make() -> tuple[list[Any], list[tuple[int, int]]]:
-        made = [work.batches.make(share, index) for share in shares]
-        return made, [] if alone else [(len(micro.ids), work.batches.answer_tokens(micro)) for micro in made]
+        batches = [lesson.batches.make(share, index) for share in shares]
+        if whole:
+            return batches, []
+        return batches, [(len(batch.ids), lesson.batches.answer_tokens(batch)) for batch in batches]
 
-    made, counted = processes.jointly(make, f"step {index + 1}")
-    if alone:
-        return made
-    counts = torch.tensor(counted, dtype=torch.float64)
-    rows = (counts / processes.total(counts.sum(0))).tolist()
-    return [replace(micro, share=Share(*row)) for micro, row in zip(made, rows, strict=True)]
+    batches, counts = processes.jointly(make, f"step {index + 1}")
+    if whole:
+        return batches
+    sizes = torch.tensor(counts, dtype=torch.float64)
+    fractions = (sizes / processes.total(sizes.sum(0))).tolist()
+    return [replace(batch, share=Share(*row)) for batch, row in zip(batches, fractions, strict=True)]
 
 
-def _summed(found: list[dict[str, Tensor]], batches: list[Any], step: int) -> dict[str, float]:
+def _sum_parts(parts: list[dict[str, Tensor]], batches: list[Any], step: int) -> dict[str, float]:
     """The parts of the loss of the whole batch, as numbers.
 
+    Args:
+        parts: those of each micro-batch of this process.
+        batches: its micro-batches.
+        step: the number of the step, from 1.
+
     Raises:
-        TrainingError: one is NaN or infinite; it and the samples of its micro-batches are named.
+        TrainingError: one is NaN or infinite; the message names it and the samples of its micro-batches.
     """
-    table = torch.stack([torch.stack([value.float() for value in parts.values()]) for parts in found])
-    values = dict(zip(found[0], processes.total(table.sum(0)).tolist(), strict=True))
+    table = torch.stack([torch.stack([value.float() for value in row.values()]) for row in parts])
+    values = dict(zip(parts[0], processes.total(table.sum(0)).tolist(), strict=True))
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
-        mine = [micro.ids for micro, row in zip(batches, table, strict=True) if not row.isfinite().all()]
-        ids = [name for listed in processes.everyone(mine) for names in listed for name in names]
+        bad_batches = [b.ids for b, row in zip(batches, table, strict=True) if not row.isfinite().all()]
+        ids = [name for listed in processes.everyone(bad_batches) for names in listed for name in names]
         raise TrainingError(
             f"At step {step} {', '.join(bad)} is not finite ({values[bad[0]]}). The batch: "
-            f"{', '.join(ids)}. A lower optimizer.learning_rate, optimizer.max_grad_norm=1, or leaving "
-            "out a broken sample helps; the last checkpoint is intact."
+            f"{', '.join(ids)}. Use a lower optimizer.learning_rate or optimizer.max_grad_norm=1, or leave "
+            "out a broken sample; the last checkpoint is intact."
         )
     return values
 
 
-def _micro_batch(engine: Engine, work: Lesson, count: int, config: LoopConfig, run: RunFolder) -> int | None:
-    """Most samples in one forward pass; where it is to be found out, a resumed run keeps what was found."""
+def _micro_batch(
+    engine: Engine, lesson: Lesson, count: int, config: LoopConfig, run: RunFolder
+) -> int | None:
+    """The largest number of samples in one forward pass; "auto" is resolved, once for all resumptions.
+
+    Raises:
+        ConfigError: "auto" with FSDP2.
+        TrainingError: a single sample does not fit into memory.
+    """
     if config.micro_batch != "auto":
         return config.micro_batch
     if engine.sharded:
         raise ConfigError("micro_batch=auto is not offered with FSDP2; give a number.")
-    longest = sorted(range(count), key=work.batches.length, reverse=True)
+    longest = sorted(range(count), key=lesson.batches.length, reverse=True)
 
     def trial(samples: int) -> None:
-        weight = ballast(list(work.trained.values()))
-        micro = work.batches.make([longest[number % count] for number in range(samples)], 0)
+        placeholder = moments_placeholder(list(lesson.trained.values()))
+        batch = lesson.batches.make([longest[number % count] for number in range(samples)], 0)
         with engine.micro_batch(last=False):
-            loss, _ = engine.loss(micro)
+            loss, _ = engine.loss(batch)
             engine.backward(loss)
-        del weight
+        del placeholder
 
-    known = run.record.get("micro_batch")
-    if known is None:
-        known = fitting(trial, -(-config.batch_size // processes.world()))
+    size = run.record.get("micro_batch")
+    if size is None:
+        size = fitting(trial, math.ceil(config.batch_size / processes.world()))
         engine.optimizer.zero_grad(set_to_none=True)
-        run.update(micro_batch=known)
-    return known
+        run.update(micro_batch=size)
+    return size
 
 
-def _optimizer(trainee: nn.Module, config: LoopConfig, total: int) -> tuple[Any, Any]:
+def _optimizer(trainee: nn.Module, config: LoopConfig, total: int) -> tuple[AdamW, LRScheduler]:
     """AdamW and the cosine schedule with warm-up (§4.1)."""
     from transformers import get_cosine_schedule_with_warmup
 
-    o = config.optimizer
+    settings = config.optimizer
     learning = [parameter for parameter in trainee.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
+    optimizer = AdamW(
         learning,
-        lr=o.learning_rate,
-        betas=o.betas,
-        weight_decay=o.weight_decay,
-        fused=o.fused or None,
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+        fused=settings.fused or None,
     )
-    warmup = round(o.warmup_ratio * total)  # very short runs have none: their first step counts too
+    warmup = round(settings.warmup_ratio * total)  # 0 in very short runs
     return optimizer, get_cosine_schedule_with_warmup(optimizer, warmup, total)

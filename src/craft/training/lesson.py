@@ -1,25 +1,26 @@
-"""What a run trains and how: all that `fit` does not know itself."""
+"""A `Lesson` tells `craft.training.fit` what a run trains and how."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
+from craft.models.lvlm import LVLM
 from craft.quantize.search import Choice
 from craft.training.image_cache import ImageCache
 
 
 @dataclass(frozen=True)
 class Share:
-    """How much of a whole step's batch, over all processes, one micro-batch is: fractions in (0, 1].
+    """The fraction of a step's batch, over all processes, that is in one micro-batch; both in (0, 1].
 
     Attributes:
-        samples: of its samples.
-        answers: of its answer tokens.
+        samples: the fraction of the batch's samples.
+        answers: the fraction of its answer tokens.
 
-    A mean over samples (or answer tokens) of the micro-batch times this is what it contributes to the mean
-    over the whole batch, however unevenly that was divided.
+    The mean over the samples (or answer tokens) of a micro-batch times this fraction is its contribution to
+    the mean over the whole batch, even if the micro-batches differ in size.
     """
 
     samples: float = 1.0
@@ -31,45 +32,66 @@ WHOLE = Share()
 
 @runtime_checkable
 class Batches(Protocol):
-    """The training set as batches: pure functions of the step."""
+    """The training set as batches, each a pure function of the step."""
 
     def make(self, indices: Sequence[int], step: int) -> Any:
         """The batch of these samples, on the device: a frozen dataclass.
 
-        It has `ids`, for messages, and `share`, `WHOLE` at first.
+        It has `ids`, for messages, and `share`, initially `WHOLE`.
         """
         ...
 
     def answer_tokens(self, batch: Any) -> int:
-        """How many tokens of the batch are learned."""
+        """The number of tokens in the batch that have a loss."""
         ...
 
     def length(self, index: int) -> int:
-        """How much memory a sample takes compared with others, by any measure: that of its text."""
+        """A measure of a sample's memory relative to other samples, such as the length of its text."""
         ...
 
     def tokens(self, index: int) -> tuple[int, int, int]:
-        """How many rows of the LLM a sample takes by itself, how many tokens the longest of them has, image
-        included, and how many tokens are learned in all."""
+        """The size of one sample.
+
+        Returns:
+            The number of LLM rows, the number of tokens in the longest (including the image), and the number
+            of tokens with a loss in all of them.
+        """
         ...
 
 
-def nothing() -> None:
-    """What a lesson does where there is nothing to do."""
+class Objective(nn.Module):
+    """The loss of a batch, as a module that data parallelism can wrap.
+
+    Attributes:
+        lvlm: the model that trains.
+    """
+
+    lvlm: LVLM
+
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss (a scalar with gradient) and its parts by name, detached.
+
+        Both are contributions of the batch to those of the whole step (see `Share`); `fit` adds them up.
+        """
+        raise NotImplementedError
 
 
-def _ignored(indices: Sequence[int]) -> None: ...
+def do_nothing() -> None:
+    """The default of `Lesson.blend` and `Lesson.finish`."""
+
+
+def _ignore(indices: Sequence[int]) -> None: ...
 
 
 @dataclass(frozen=True)
 class Settled:
-    """What a run on labelled pictures decides when it begins; a resumed run keeps it.
+    """The choices that a run on labelled images makes at its start; a resumed run keeps them.
 
     Attributes:
-        search: how codewords are found, and why so.
-        blend: the share of what is trained that is kept, in (0, 1].
-        retention: weight of the retention loss; None if the vision tower does not train, or in the record
-            of a run that began before there was this loss.
+        search: the search for codewords, and the reason for it.
+        blend: the share of the trained weights in the result, in (0, 1].
+        retention: the weight of the retention loss; None if the vision tower does not train, or if a version
+            without this loss started the run.
     """
 
     search: Choice
@@ -78,7 +100,7 @@ class Settled:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Settled | None":
-        """What a run's `run.json` says, or None if the run has decided nothing yet."""
+        """The choices in a run's `run.json`, or None if the run has not made them yet."""
         if "search" not in record:
             return None
         return cls(Choice(**record["search"]), record.get("blend"), record.get("retention"))
@@ -91,41 +113,40 @@ class Settled:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What one run trains.
+    """What one run trains, and by which objective.
 
     Attributes:
-        objective: batch -> (loss, its parts by name); `objective.lvlm` is the model. Loss and parts are what
-            the batch, by its `share`, contributes to those of the whole step: `fit` adds them up.
-        trained: the parameters that train, by their names in the model; float32.
+        objective: the loss of a batch.
+        trained: the parameters that train, float32, by their names in the model.
         batches: the training set.
         parts: the parts of the LVLM (as `craft.models.freezing` names them) whose bytes may change.
-        probe: further figures for metrics.jsonl, asked for now and then.
-        blend: trained weights become those to keep, in place: for each validation, which undoes it, and once
-            behind the last step.
-        finish: called once behind that.
-        verb: what the progress bar says.
-        images: the cache of decoded images, where one is used.
-        ahead: told the samples of micro-batches that will be made soon.
-        count: how many samples `batches` has, where that is not how many were given.
-        settled: what was decided at the start, for run.json; None if there was nothing to decide.
-        mixed: mixed pictures that the retention loss takes beside each image.
+        probe: returns further metrics for metrics.jsonl; called every `probe_every` steps.
+        blend: replaces the trained weights, in place, by those of the result. `fit` calls it for each
+            validation, which restores them, and once after the last step.
+        finish: called once after the last `blend`.
+        verb: the label of the progress bar.
+        images: the cache of decoded images, if the lesson has one.
+        expect: called with the samples of micro-batches that `batches` will make soon.
+        count: the number of samples in `batches`; None if it is that of the training set.
+        settled: the choices made at the start, for run.json; None if there were none.
+        mixed: the number of mixed images per training image, for the retention loss.
     """
 
-    objective: nn.Module
+    objective: Objective
     trained: dict[str, nn.Parameter]
     batches: Batches
     parts: Collection[str]
     probe: Callable[[], dict[str, float]] = dict
-    blend: Callable[[], None] = nothing
-    finish: Callable[[], None] = nothing
+    blend: Callable[[], None] = do_nothing
+    finish: Callable[[], None] = do_nothing
     verb: str = "training"
     images: ImageCache | None = None
-    ahead: Callable[[Sequence[int]], None] = _ignored
+    expect: Callable[[Sequence[int]], None] = _ignore
     count: int | None = None
     settled: Settled | None = None
     mixed: float = 0.0
 
     @property
     def search(self) -> str:
-        """How codewords are found, where features are quantised in training."""
+        """The name of the search for codewords in training (`craft.quantize.search.SEARCHES`)."""
         return "exact" if self.settled is None else self.settled.search.name

@@ -1,4 +1,4 @@
-"""What fits into memory: how many samples at once (`micro_batch=auto`), and what of a layer runs twice."""
+"""What fits into memory: the size of micro-batches, and whether layers run again in the backward pass."""
 
 from collections.abc import Callable
 
@@ -18,16 +18,16 @@ _MARGIN = 1.3  # the estimate of activations is good to 30 %
 
 
 def fitting(trial: Callable[[int], object], most: int) -> int:
-    """The largest of `most`, its half, its quarter, … samples with which `trial` finds enough memory.
+    """The largest of `most`, `most // 2`, … samples for which `trial` has enough memory.
 
-    All processes try together and take the smallest that all can.
+    All processes try together and use the largest number that fits in all of them.
 
     Args:
-        trial: one forward and backward pass with so many samples, those that need the most memory.
-        most: where to begin.
+        trial: runs one forward and backward pass with that many samples, those that need the most memory.
+        most: the first number to try.
 
     Raises:
-        TrainingError: a single sample is too much.
+        TrainingError: a single sample does not fit.
     """
     from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
@@ -39,39 +39,40 @@ def fitting(trial: Callable[[int], object], most: int) -> int:
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
-            failed = True  # the memory is freed behind this block, with the error's frames
+            failed = True  # memory is freed after this block, with the frames of the error
         clear_device_cache(garbage_collection=True)
         if not agree(failed):
             return size
         if size == 1:
             raise TrainingError(
-                "Memory does not suffice for a single sample. gradient_checkpointing=true needs less, and so "
-                "do FSDP2 over several devices or a smaller surrogate; --dry-run estimates it."
+                "Memory does not suffice for a single sample. gradient_checkpointing=true needs less, as do "
+                "FSDP2 over several devices or a smaller surrogate; --dry-run estimates it."
             )
         say(f"micro-batches of {size} do not fit into memory; trying {size // 2}")
         size //= 2
 
 
 def checkpointing(
-    lvlm: LVLM, work: Lesson, count: int, config: LoopConfig, samples: int, dtype: torch.dtype
+    lvlm: LVLM, lesson: Lesson, count: int, config: LoopConfig, samples: int, dtype: torch.dtype
 ) -> Recompute:
-    """What `gradient_checkpointing` comes to; "auto": the least with which the longest samples would fit.
+    """The parts of the layers that run again in the backward pass: `gradient_checkpointing`, with "auto"
+    resolved to the least recomputation with which the longest samples fit into memory.
 
     Args:
-        lvlm: the model, on its device, with `requires_grad` set as it trains.
-        work: what trains.
-        count: size of the training set.
-        config: the settings.
-        samples: in one process's share of a step.
-        dtype: of activations.
+        lvlm: the model on its device, with `requires_grad` set for training.
+        lesson: what trains.
+        count: the size of the training set.
+        config: all settings.
+        samples: the number of samples of a step in one process.
+        dtype: the dtype of activations.
     """
     if config.gradient_checkpointing != "auto":
         return config.gradient_checkpointing
-    longest = max(range(count), key=work.batches.length)
-    rows, tokens, answers = work.batches.tokens(longest)
+    longest = max(range(count), key=lesson.batches.length)
+    rows, tokens, answers = lesson.batches.tokens(longest)
     most = config.micro_batch if isinstance(config.micro_batch, int) else samples
     free = free_memory(lvlm.device)
-    again: Recompute = True
+    choice: Recompute = True
     for lighter in (False, "selective"):
         needed = estimate_memory(
             lvlm,
@@ -80,21 +81,21 @@ def checkpointing(
             dtype,
             answers,
             gradient_checkpointing=lighter,
-            search=None if isinstance(config, AlignConfig) else work.search,
-            mixed=work.mixed,
+            search=None if isinstance(config, AlignConfig) else lesson.search,
+            mixed=lesson.mixed,
         )
-        more = needed["total"] - needed["weights"]
-        if not agree(more * _MARGIN > free):
-            again = lighter
+        activations = needed["total"] - needed["weights"]
+        if not agree(activations * _MARGIN > free):
+            choice = lighter
             break
-    told = "off" if again is False else "on" if again is True else again
+    name = "off" if choice is False else "on" if choice is True else choice
     say(
-        f"gradient checkpointing: {told} (with {'off' if lighter is False else lighter} a step takes about "
-        f"{more / 2**20:.0f} MiB beside the weights, and {free / 2**20:.0f} MiB are free)"
+        f"gradient checkpointing: {name} (with {'off' if lighter is False else lighter} a step takes about "
+        f"{activations / 2**20:.0f} MiB in addition to the weights, and {free / 2**20:.0f} MiB are free)"
     )
-    return again
+    return choice
 
 
-def ballast(parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
-    """As much memory as AdamW will take for its two moments, which it makes in its first step only."""
+def moments_placeholder(parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
+    """As much memory as the two moments of AdamW, which it allocates only in its first step."""
     return [torch.empty(2 * p.numel(), dtype=torch.float32, device=p.device) for p in parameters]

@@ -1,4 +1,4 @@
-"""The order of training: pure functions of a seed, so that any step can be asked for at any time."""
+"""The order of training samples: pure functions of a seed, so that a run can resume at any step."""
 
 import itertools
 import math
@@ -10,10 +10,10 @@ from craft.core.seeding import generator
 
 
 def batch_indices(count: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """Which of `count` samples step number `step` (from 0) trains on.
+    """The indices, among `count` samples, of the batch of step number `step` (from 0).
 
-    The samples come in a new seeded permutation each epoch; epochs follow one another without a gap, so a
-    batch may end one epoch and begin the next, and no sample is ever dropped.
+    Each epoch is a new seeded permutation of the samples. A batch may contain the end of one epoch and the
+    beginning of the next, so no sample is ever dropped.
     """
     first = step * batch_size
     chosen: list[int] = []
@@ -25,9 +25,15 @@ def batch_indices(count: int, batch_size: int, step: int, seed: int) -> list[int
 
 
 def micro_batches(indices: list[int], rank: int, world: int, size: int | None = None) -> list[list[int]]:
-    """This process's share of a batch, cut into micro-batches of at most `size` samples (None: in one piece).
+    """This process's share of a batch, divided into micro-batches of at most `size` samples (None: one).
 
     Shares and micro-batches may differ by one sample; every process has the same number of micro-batches.
+
+    Args:
+        indices: the batch.
+        rank: the number of this process.
+        world: the number of processes.
+        size: the largest number of samples in a micro-batch.
 
     Raises:
         ConfigError: there are fewer samples than micro-batches.
@@ -36,9 +42,9 @@ def micro_batches(indices: list[int], rank: int, world: int, size: int | None = 
     pieces = 1 if size is None else math.ceil(largest / size)
     if len(indices) // world < pieces:
         raise ConfigError(
-            f"A batch of {len(indices)} cannot be cut into {pieces} micro-batches for each of {world} "
+            f"A batch of {len(indices)} cannot be divided into {pieces} micro-batches for each of {world} "
             "processes: raise batch_size to a multiple of processes x micro_batch, or start fewer processes."
         )
-    mine = indices[rank::world]
-    cuts = [len(mine) * piece // pieces for piece in range(pieces + 1)]
-    return [mine[start:end] for start, end in itertools.pairwise(cuts)]
+    share = indices[rank::world]
+    bounds = [len(share) * piece // pieces for piece in range(pieces + 1)]
+    return [share[start:end] for start, end in itertools.pairwise(bounds)]

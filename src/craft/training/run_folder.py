@@ -22,31 +22,28 @@ from craft.core.provenance import machine
 from craft.core.settings import Settings, removed_fault, without_idle
 from craft.core.text import flat
 
-_OURS = (
-    "config.resolved.yaml",
-    "metrics.jsonl",
-    "checkpoints",
-    "encoder",
-    "tuned",
-    "trackers",
-)  # and run.json
-_OURS += ("stage-1", "stage-2", "visual", "backbone")  # of an alignment
+_OUTPUTS = ("config.resolved.yaml", "metrics.jsonl", "checkpoints", "encoder", "tuned", "trackers")
+_OUTPUTS += ("stage-1", "stage-2", "visual", "backbone")  # of an alignment
 FREE = frozenset(
     {"out", "device", "checkpoint_every", "keep_checkpoints", "trackers", "cache_mib"}
     | {"gradient_checkpointing", "workers"}
     | {"pixel_cache", "log_every"}  # of runs that an earlier version began
 )
-"""Settings that may differ between a run and its continuation: they do not change the result."""
+"""Settings that may change when a run is resumed, because they do not change the result."""
 
 
 class RunFolder:
-    """One run's place on disk. Its `run.json` says `status`: starting, running, interrupted, failed or
-    finished.
+    """The folder of one run.
 
-    In a distributed run the main process alone reads and writes it; all know the same.
+    The `status` in its `run.json` is starting, running, interrupted, failed or finished.
+
+    In a distributed run only the main process reads and writes files; all processes have the same `record`.
 
     Args:
-        path: the folder; made by `open`.
+        path: the folder, which `open` creates.
+
+    Attributes:
+        record: the content of `run.json`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -57,49 +54,49 @@ class RunFolder:
 
     @property
     def under_way(self) -> bool:
-        """Whether the run in this folder got so far that something would be lost."""
+        """Whether the run in this folder has results that overwriting would lose."""
         if self.record.get("status") == "starting":
-            return False  # what lies here is of the run before, which was to be replaced
+            return False  # the files are those of an older run, which this one replaces
         logs = [self.path / "metrics.jsonl", *self.path.glob("stage-*/metrics.jsonl")]
         return self.finished or any(log.exists() for log in logs) or self.checkpoints.exists()
 
     @property
     def finished(self) -> bool:
-        """Whether the run in this folder has come to its end."""
+        """Whether the run in this folder is complete."""
         return self.record.get("status") == "finished"
 
     def check(self, config: Settings, resume: bool = False, overwrite: bool = False) -> bool:
-        """Whether `open` would continue a run that is here (True) or start one (False). Writes nothing.
+        """Whether `open` would continue a run (True) or start one (False). Writes nothing.
 
         Raises:
-            ConfigError: something is here already and neither `resume` nor `overwrite` says what to do with
-                it; or the run to be continued had other settings.
+            ConfigError: the folder is not empty and neither `resume` nor `overwrite` is set, or the run to
+                resume has other settings.
         """
-        found, self.record = on_main(lambda: (self._check(config, resume, overwrite), self.record))
-        return found
+        continues, self.record = on_main(lambda: (self._check(config, resume, overwrite), self.record))
+        return continues
 
     def _check(self, config: Settings, resume: bool, overwrite: bool) -> bool:
         if (self.path / "run.json").is_file():
             self.record = read_json(self.path / "run.json")
             if not self.under_way:
-                return False  # stopped by a mistake at its start
+                return False  # a mistake stopped it at its start
             if resume:
                 self._same_settings(config)
                 return True
             if not overwrite:
-                way = "resume=True (--resume) to continue it, " if not self.finished else ""
+                resume_hint = "" if self.finished else "resume=True (--resume) to continue it, "
                 raise ConfigError(
                     f"{self.path} holds a run that is {self.record.get('status', 'unknown')}; choose another "
-                    f"folder, {way}or overwrite=True (--overwrite) to replace it."
+                    f"folder, {resume_hint}or overwrite=True (--overwrite) to replace it."
                 )
         elif self.path.exists() and not (
-            self.path.is_dir() and all(is_leftover(place) for place in self.path.iterdir())
+            self.path.is_dir() and all(is_leftover(path) for path in self.path.iterdir())
         ):
-            raise ConfigError(f"{self.path} is there already and is not a run folder; choose another place.")
+            raise ConfigError(f"{self.path} exists and is not a run folder; choose another folder.")
         return False
 
     def open(self, config: Settings, resume: bool = False, overwrite: bool = False) -> None:
-        """Start a new run here, or continue the one that is here.
+        """Start a new run in this folder, or continue the one that it has.
 
         Raises:
             ConfigError: as `check` says.
@@ -112,28 +109,29 @@ class RunFolder:
         self.update(status="running")
 
     def _start(self, config: Settings) -> None:
-        """Kill it anywhere in here: run.json comes first and says that nothing is here to be continued."""
+        """Replace the files of an older run; run.json first, so that a run killed here is not `under_way`."""
         self.update()
         self._sweep()
-        for name in _OURS:
-            place = self.path / name
-            if place.is_dir():
-                shutil.rmtree(place)
+        for name in _OUTPUTS:
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
             else:
-                place.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
         config.save(self.path / "config.resolved.yaml")
 
     def _sweep(self) -> None:
-        """Delete what a killed process left half written."""
+        """Delete files that a killed process left incomplete."""
         for folder in (self.path, self.checkpoints):
             clear_leftovers(folder)
 
     def _same_settings(self, config: Settings) -> None:
+        """Raise a ConfigError if the run to resume has other settings, except those in `FREE`."""
         before, now = flat(without_idle(self.record.get("config", {}))), flat(config.model_dump(mode="json"))
         if fault := removed_fault({name: value for name, value in before.items() if name not in FREE}):
             raise ConfigError(
                 f"The run in {self.path} cannot be resumed by this version. {fault} Finish the run with the "
-                "version that began it, or begin again (--overwrite, or another folder)."
+                "version that began it, or start again (--overwrite, or another folder)."
             )
         changed = [
             f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
@@ -143,11 +141,11 @@ class RunFolder:
         if changed:
             raise ConfigError(
                 f"The run in {self.path} cannot be resumed with other settings: {'; '.join(changed)}. "
-                "Give the same settings, or another folder."
+                "Use the same settings, or another folder."
             )
 
     def update(self, **fields: Any) -> None:
-        """Add fields to run.json; what goes on has no end yet."""
+        """Add fields to run.json; `status="running"` removes those of an earlier stop."""
         if fields.get("status") == "running":
             for name in ("reason", "interrupted_at"):
                 self.record.pop(name, None)
@@ -156,16 +154,16 @@ class RunFolder:
             write_json(self.path / "run.json", self.record)
 
     @contextmanager
-    def noting_failure(self) -> Iterator[None]:
-        """A block whose error is written into run.json before it goes on its way; so is a stop."""
+    def recording_failure(self) -> Iterator[None]:
+        """A context that records an error, or a stop, in run.json before it raises it again."""
         try:
             yield
         except Exception as error:
-            ended = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+            outcome = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
             if isinstance(error, Interrupted):
-                ended = {"status": "interrupted"}
-            with suppress(ConfigError):  # on a full disk: what failed is told, not that it cannot be noted
-                self.update(**ended)
+                outcome = {"status": "interrupted"}
+            with suppress(ConfigError):  # a full disk must not hide the first error
+                self.update(**outcome)
             raise
 
     def log(self, line: Mapping[str, Any]) -> None:
@@ -177,17 +175,15 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
-        place = self.path / "metrics.jsonl"
-        if not place.is_file():
+        path = self.path / "metrics.jsonl"
+        if not path.is_file():
             return []
-        lines = place.read_text(encoding="utf-8").splitlines()
-        return [
-            json.loads(line) for line in lines if line.endswith("}")
-        ]  # a crash may cut the last one short
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line.endswith("}")]  # a crash may cut off the last one
 
     def rewind(self, step: int) -> None:
-        """Drop what metrics.jsonl says about steps after `step`: they are done again."""
+        """Delete the lines of metrics.jsonl after `step`, which the run repeats."""
         if not is_main() or not self.under_way:
             return
-        kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
-        atomic_write_text(self.path / "metrics.jsonl", "".join(kept))
+        lines = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
+        atomic_write_text(self.path / "metrics.jsonl", "".join(lines))
