@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 
 from craft import __version__
 from craft.cli.main import run
-from craft.cli.options import COMMON, Common, Flag, Several, named_values, seeds_of
+from craft.cli.options import COMMON, Common, Flag, Several, named_values
 from craft.cli.output import show_json, show_pairs, show_table, size
 from paper.bench.cli import bench
 
@@ -81,6 +81,27 @@ class PlanFlags:
 
 PLAN = PlanFlags()
 """The flags if none is given."""
+
+
+def seeds_of(seeds: str | None, common: Common) -> list[int] | None:
+    """The seeds that `--seeds` ("0,1,2") or `--seed` name, or None.
+
+    Raises:
+        ConfigError: both are set, a seed occurs twice, or something is not a whole number.
+    """
+    from craft.core.errors import ConfigError
+
+    try:
+        listed = [int(part) for part in (seeds or "").replace(" ", ",").split(",") if part]
+    except ValueError:
+        raise ConfigError(
+            f"--seeds takes whole numbers with commas, as in --seeds 0,1,2; not {seeds!r}."
+        ) from None
+    if listed and common.seed is not None:
+        raise ConfigError("Use --seed or --seeds, not both.")
+    if len(set(listed)) < len(listed):  # it would narrow every interval
+        raise ConfigError(f"--seeds {seeds} names a seed twice; each counts once.")
+    return listed or (None if common.seed is None else [common.seed])
 
 
 @dataclass(frozen=True)

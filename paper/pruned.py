@@ -14,9 +14,9 @@ from craft.core.tensors import hash_tensors
 from craft.evaluation.matching import lenient, strict, unparseable
 from craft.evaluation.report import Report
 from craft.formats.code_cache import ImageCodes
-from craft.models.attention import cls_attention, received_attention
 from craft.pruning import PruningSettings, prune_tokens
 from craft.recipes.prior import GENERAL, chosen_prior
+from paper.attention import cls_attention, received_attention
 from paper.cells import CRAFT, Cell, Method
 from paper.plan import Plan
 from paper.work import Work

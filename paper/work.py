@@ -9,7 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from craft.core.device import total_memory
+import psutil
+import torch
+
+from craft.core.device import container_memory
 from craft.core.errors import ConfigError
 from craft.core.files import read_json, write_json
 from craft.core.progress import say
@@ -19,8 +22,7 @@ from craft.core.tensors import hash_tensors
 from craft.data import BENCHMARKS, Data, Sample
 from craft.formats.artefact import Artefact
 from craft.formats.code_cache import CodeCache
-from craft.formats.encoder import load_artefact
-from craft.formats.load import load
+from craft.formats.load import load, load_artefact
 from craft.judging.rules import RULES
 from craft.models.freezing import answer_hashes
 from craft.models.lvlm import LVLM
@@ -31,11 +33,19 @@ from craft.recipes.questions import open_data, take
 from craft.training.config import AdaptConfig, BaselineConfig, DataConfig
 from paper.cells import CRAFT, ZERO_SHOT, Cell, Method, digest, plain
 from paper.plan import Plan
+from paper.subsample import subsampled_codebook
 
 _ANSWERING = ("vision_tower", "codebook", "projector", "llm", "words")
 MODEL_SHARE = 0.5
 """Share of a device's memory that loaded models may take while they wait for a later cell. The rest is for
 the work itself, and for the adapted LVLM of the last cell."""
+
+
+def total_memory(device: torch.device) -> int:
+    """Total bytes of a device; on the CPU, at most the limit of a container."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    return min(int(psutil.virtual_memory().total), container_memory()[0])
 
 
 class Work:
@@ -76,8 +86,6 @@ class Work:
             self._lvlms[key] = self._lvlms.pop(key)  # the last in order
             return self._lvlms[key]
         if fraction < 1:
-            from craft.models.subsample import subsampled_codebook
-
             lvlm = subsampled_codebook(self.lvlm(name), fraction, seed)
         else:
             lvlm = load(name, self.plan.device, self.plan.dtype)

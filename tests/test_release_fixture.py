@@ -14,7 +14,7 @@ from craft.core.files import read_json
 from craft.core.tensors import hash_tensors, load_tensors
 from craft.core.text import flat
 from craft.formats.artefact import save_artefact
-from craft.formats.encoder import load_artefact
+from craft.formats.load import load_artefact
 from machine import machine_kind
 
 FIXTURE = Path(__file__).parent / "fixtures" / "release_0_1"

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from craft.core.tensors import load_tensors
 from craft.formats.native import save_native, save_visual
-from craft.formats.text_encoder import load_text_encoder
+from craft.formats.visual_folder import load_text_encoder
 from craft.models.backbone import Backbone
 from craft.models.lvlm import LVLM
 from craft.models.projector import Projector

@@ -18,7 +18,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from craft.core.device import resolve_device
 from craft.core.tensors import load_tensors, save_tensors
-from craft.formats.text_encoder import save_text_encoder
+from craft.formats.visual_folder import save_text_encoder
 from craft.models.text_encoder import TextEncoder
 from train_tiny.names import concepts
 from train_tiny.questions import DOMAIN_WORDS

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from craft.core.device import resolve_device
 from craft.core.tensors import load_tensors, save_tensors
+from craft.models.conv_stem import Block, ConvStem
 from craft.models.vision_tower import HybridTower
 from craft.quantize import straight_through, usage
 from train_tiny.codebook import CodebookLearner
@@ -45,6 +46,32 @@ def targets(things: list[Concept], cache: Path) -> tuple[Tensor, Tensor, Tensor]
     return out, mean, axes
 
 
+@torch.no_grad()
+def load_lite0(stem: ConvStem, state: dict[str, Tensor], eps: float = 1e-3) -> None:
+    """Copy EfficientNet-Lite0 weights and fold each batch norm into the convolution before it.
+
+    Args:
+        stem: the stem.
+        state: the state dict of the PyTorch port (`_conv_stem`, `_bn0`, `_blocks.N.*`).
+        eps: the batch norms' epsilon in that port.
+    """
+
+    def fold(conv: nn.Conv2d, weight: str, norm: str) -> None:
+        scale = state[f"{norm}.weight"] / torch.sqrt(state[f"{norm}.running_var"] + eps)
+        conv.weight.copy_(state[f"{weight}.weight"] * scale[:, None, None, None])
+        assert conv.bias is not None
+        conv.bias.copy_(state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale)
+
+    fold(stem.first, "_conv_stem", "_bn0")
+    for i, block in enumerate(stem.blocks):
+        assert isinstance(block, Block)
+        prefix = f"_blocks.{i}"
+        if block.expand is not None:
+            fold(block.expand, f"{prefix}._expand_conv", f"{prefix}._bn0")
+        fold(block.depthwise, f"{prefix}._depthwise_conv", f"{prefix}._bn1")
+        fold(block.project, f"{prefix}._project_conv", f"{prefix}._bn2")
+
+
 class Trainer:
     """The parts that train, and the losses and metrics of one step.
 
@@ -58,7 +85,7 @@ class Trainer:
     def __init__(self, prototypes: Tensor, lite0: Path, frozen_blocks: int, device: torch.device) -> None:
         self.prototypes = prototypes.to(device)
         tower = HybridTower(TOWER)
-        tower.stem.load_lite0(torch.load(lite0, weights_only=True))
+        load_lite0(tower.stem, torch.load(lite0, weights_only=True))
         nn.init.normal_(tower.position_embedding, std=0.02)
         nn.init.normal_(tower.cls_token, std=0.02)
         self.tower = tower.to(device, memory_format=torch.channels_last)

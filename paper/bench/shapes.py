@@ -10,7 +10,7 @@ from zlib import crc32
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from craft.formats.llm_folder import read_llm
+from craft.formats.llm_source import read_llm
 from craft.models.backbone import Backbone
 from craft.models.lvlm import LVLM
 from craft.models.paper_sizes import LLMS

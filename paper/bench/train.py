@@ -22,11 +22,10 @@ from craft.core.progress import say
 from craft.lessons.batches import Batch
 from craft.lessons.objective import CraftObjective, paper_terms
 from craft.losses import commitment, contrastive, surrogate_alignment
-from craft.models.compiled import Compiled, layers_of
+from craft.models.layers import Compiled, Recompute, layers_of, recompute
 from craft.models.lvlm import LVLM
 from craft.models.memory import estimate_memory, weight_bytes
 from craft.models.prompts import build_dialogue
-from craft.models.recompute import Recompute, recompute
 from craft.training.config import CommitmentConfig, ContrastiveConfig, LossesConfig, SalConfig
 from craft.training.lora import add_lora
 from paper.bench.flops import LORA, Step, answer, flops_per_image, lengths, question

@@ -9,8 +9,7 @@ import pytest
 
 from craft.core.errors import DataError
 from craft.data import BENCHMARKS, load_data, prepare, verify_images
-from craft.data.benchmarks.plant_village import FOLDERS, leaf_words
-from craft.data.benchmarks.stanford_dogs import breed
+from craft.data.benchmarks.pictures import FOLDERS, breed, leaf_words
 from replicas import REPLICAS, paint, parquet, png, write
 
 COUNTS = {  # training, validation, test samples as found; None: drawn by us
@@ -211,7 +210,7 @@ def test_dogs_are_words(tmp_path: Path) -> None:
 def test_kvasir_v2_is_told_from_v1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     REPLICAS["kvasir"](tmp_path)
     (tmp_path / "kvasir-dataset").rename(tmp_path / "kvasir-dataset-v2")
-    monkeypatch.setattr("craft.data.benchmarks.kvasir.MOST_IN_V1", 4)
+    monkeypatch.setattr("craft.data.benchmarks.pictures.MOST_IN_V1", 4)
     assert "Kvasir v2" in load_data("kvasir", root=tmp_path).notes[0]
 
 

@@ -1,6 +1,6 @@
 """Figures per class, and which option is taken for which."""
 
-from craft.evaluation.classes import class_table, confusion
+from craft.evaluation.report import class_table, confusion
 
 
 def row(label, prediction, choices=("coat", "bag", "boot", "hat"), seen=True):

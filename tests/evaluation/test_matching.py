@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from craft.data import Sample
-from craft.evaluation.classes import confusion
 from craft.evaluation.matching import lenient, option_meant, option_named, strict, unparseable
+from craft.evaluation.report import confusion
 
 CHOICES = ("T-shirt", "coat", "shirt", "rain coat")
 

@@ -9,7 +9,7 @@ from builders import tiny_codebook, tiny_images, tiny_lvlm, tiny_tower, tiny_vis
 from craft.core.errors import CheckpointError, CodebookMismatchError
 from craft.core.tensors import hash_tensors, load_tensors, save_tensors
 from craft.formats.artefact import save_artefact
-from craft.formats.encoder import load_artefact
+from craft.formats.load import load_artefact
 from craft.models.freezing import part_hashes
 from craft.quantize import code_counts
 

@@ -14,8 +14,7 @@ from builders import tiny_llm, tiny_lvlm, tiny_tokenizer
 from craft.core.errors import CheckpointError, CraftError
 from craft.core.files import sha256_file
 from craft.formats import llm_source
-from craft.formats.llm_folder import load_tokenizer
-from craft.formats.llm_source import PACKAGED, Packaged, find_llm, open_llm
+from craft.formats.llm_source import PACKAGED, Packaged, find_llm, load_tokenizer, open_llm
 from craft.formats.native import save_native
 from craft.models.prompts import build_prompt
 

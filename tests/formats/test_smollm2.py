@@ -14,13 +14,13 @@ from craft.core.tensors import load_tensors
 from craft.evaluation.language import INSTRUCTIONS
 from craft.formats import llm_source
 from craft.formats.artefact import save_artefact
+from craft.formats.checks import load_strict
 from craft.formats.llm_source import add_factors, open_llm
 from craft.formats.load import load
 from craft.formats.names import shipped_folder
 from craft.models.backbone import Backbone
 from craft.models.decoding import generate
 from craft.models.projector import Projector
-from craft.models.weights import load_strict
 from craft.training.config import LoraConfig
 from craft.training.lora import check_factors
 

@@ -13,10 +13,15 @@ from safetensors.torch import load_file, save_file
 
 from craft.core.errors import CheckpointError, CodebookMismatchError, CraftError
 from craft.formats.artefact import save_artefact
-from craft.formats.encoder import load_artefact
-from craft.formats.siglip_config import siglip_vision_config
+from craft.formats.load import load_artefact
 from craft.formats.vila_u import VISION as PREFIX
-from craft.formats.vila_u import export_vision_tower, load_vila_u, read_codebook, save_vila_u
+from craft.formats.vila_u import (
+    export_vision_tower,
+    load_vila_u,
+    read_codebook,
+    save_vila_u,
+    siglip_vision_config,
+)
 from craft.formats.weight_folder import WeightFolder
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vila_u_small"

@@ -6,7 +6,7 @@ import torch
 from builders import tiny_codebook, tiny_images, tiny_lvlm
 from craft.core.tensors import hash_tensors
 from craft.formats.artefact import save_artefact
-from craft.formats.encoder import load_artefact
+from craft.formats.load import load_artefact
 from craft.models.freezing import part_hashes
 from craft.pruning import prune_tokens
 from craft.quantize import straight_through

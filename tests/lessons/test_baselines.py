@@ -11,8 +11,8 @@ from builders import tiny_continuous, tiny_images, tiny_lvlm
 from craft.core.errors import CheckpointError, CodebookMismatchError, ConfigError, CraftError
 from craft.core.tensors import hash_tensors
 from craft.formats.artefact import Artefact
-from craft.formats.encoder import load_artefact
 from craft.formats.llm_source import Borrowed
+from craft.formats.load import load_artefact
 from craft.formats.native import load_native, save_native
 from craft.formats.tuned import Tuned
 from craft.lessons.baselines import BASELINES, LdifsObjective, feature_distance, ldifs

@@ -22,8 +22,8 @@ from craft.formats.vila_u import save_vila_u
 from craft.lessons.adapt import adaptation
 from craft.losses.sal import surrogate_alignment
 from craft.models import llm_bits
-from craft.models.freezing import freeze, parameter_table, part_hashes
-from craft.models.llm_bits import bits_of, check_bits, packed_saving
+from craft.models.freezing import parameter_table, part_hashes
+from craft.models.llm_bits import bits_of, check_bits
 from craft.models.memory import weight_bytes
 from craft.models.paper_sizes import paper_lvlm
 from craft.recipes import adapt, evaluate
@@ -31,7 +31,7 @@ from craft.recipes.opening import Model
 from craft.training.config import AdaptConfig
 from craft.training.fit import fit
 from craft.training.run_folder import RunFolder
-from paper.bench.plan import Run, plan
+from paper.bench.plan import Run, packed_saving, plan
 from tiny_data import tiny_data
 
 CPU = torch.device("cpu")
@@ -54,7 +54,10 @@ def installed():
 
 def loss_and_gradient(lvlm):
     """SAL of two questions, and its gradient with respect to what the projector reads."""
-    backbone, tokens = lvlm.backbone, freeze(lvlm).encode(tiny_images(2, size=lvlm.visual.image_size))
+    backbone, tokens = (
+        lvlm.backbone,
+        lvlm.requires_grad_(False).eval().encode(tiny_images(2, size=lvlm.visual.image_size)),
+    )
     given = tokens.quantized.clone().requires_grad_(True)
     inputs = backbone.inputs(replace(tokens, quantized=given), QUESTIONS, ANSWERS)
     loss = surrogate_alignment(backbone.hidden_states(inputs), backbone.lm_head, inputs["labels"])

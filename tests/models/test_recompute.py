@@ -6,7 +6,7 @@ import torch
 from builders import tiny_lvlm
 from craft.losses import surrogate_alignment
 from craft.models.freezing import freeze_all_but
-from craft.models.recompute import recompute
+from craft.models.layers import recompute
 from paper.bench.measure import counted, held_bytes
 
 QUESTIONS, ANSWERS = ["what?", "is it a red bag or a blue one?"], ["a cat", "red"]

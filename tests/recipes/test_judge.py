@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from builders import tiny_codebook, tiny_lvlm
-from craft.cli.arguments import expand
+from craft.cli.flags import expand
 from craft.core.errors import CheckpointError, ConfigError, DataError
 from craft.core.interrupt import Interrupted
 from craft.formats.prior import load_prior, save_prior

@@ -12,12 +12,11 @@ from PIL import Image
 from builders import tiny_lvlm
 from craft.core.errors import CodebookMismatchError, ConfigError, DataError
 from craft.core.tensors import hash_tensors, load_tensors
-from craft.formats.encoder import load_artefact
+from craft.formats.load import load_artefact
 from craft.formats.prior import save_prior
 from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
-from craft.quantize import search
-from craft.quantize.usage import code_counts
+from craft.quantize import code_counts, search
 from craft.recipes import adapt, evaluate, opening, rehearse, transfer
 from craft.recipes.benchmarks import _folders, evaluate_all
 from craft.recipes.demo import demo_settings

@@ -18,8 +18,8 @@ from craft.lessons.adapt import adaptation
 from craft.lessons.batches import ImageBatches, image_groups
 from craft.lessons.objective import answer_inputs
 from craft.lessons.rehearsal import rehearse_step
+from craft.models.layers import recompute
 from craft.models.memory import kept_per_token
-from craft.models.recompute import recompute
 from craft.quantize import search
 from craft.quantize.search import SEARCHES, Choice, exact, kept_bytes
 from craft.training import micro_batch as memory

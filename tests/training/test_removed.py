@@ -16,7 +16,7 @@ from craft.training.run_folder import FREE, RunFolder
 
 KINDS = (AdaptConfig, AlignConfig)
 IDLE = [(name, value) for name, removed in REMOVED.items() for value in removed.idle]
-REFUSED = [(name, value) for name, removed in REMOVED_VALUES.items() for value in removed.values]
+REFUSED = [(name, value) for name, (values, _) in REMOVED_VALUES.items() for value in values]
 
 
 def nested(name, value):
@@ -61,7 +61,7 @@ def test_a_removed_setting_that_did_something_is_refused(name, tmp_path):
 
 @pytest.mark.parametrize(("name", "value"), REFUSED)
 def test_a_removed_value_is_refused(name, value, tmp_path):
-    message = rf"'{name}' cannot be '{value}' any more: {REMOVED_VALUES[name].instead}"
+    message = rf"'{name}' cannot be '{value}' any more: {REMOVED_VALUES[name][1]}"
     (tmp_path / "c.yaml").write_text(json.dumps(nested(name, value)))
     for arguments in ((tmp_path / "c.yaml",), (nested(name, value),), (None, {name: value})):
         with pytest.raises(ConfigError, match=message):

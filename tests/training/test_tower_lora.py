@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from builders import tiny_images, tiny_lvlm
-from craft.formats.encoder import load_artefact
+from craft.formats.load import load_artefact
 from craft.lessons.adapt import adaptation
 from craft.recipes import adapt
 from craft.training.checks import choose_trainable

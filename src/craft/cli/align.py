@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from cyclopts import Parameter
 
+from craft.cli.adapt import show_rehearsals
 from craft.cli.options import COMMON, Common, Flag, Several, settings_of
 from craft.cli.output import show_json, show_pairs, show_table
-from craft.cli.training import show_rehearsals
 from craft.training.config import AlignConfig
 
 
@@ -41,14 +41,10 @@ class AlignFlags:
     lora: int | None = None
 
 
-FLAGS = AlignFlags()
-"""No flags."""
-
-
 def align(
     llm: str | None = None,
     *,
-    flags: AlignFlags = FLAGS,
+    flags: AlignFlags = AlignFlags(),
     resume: Flag = False,
     overwrite: Flag = False,
     dry_run: Flag = False,

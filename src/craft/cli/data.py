@@ -36,11 +36,24 @@ class Source:
         Raises:
             ConfigError: an entry is not of that form, or names a field that rows do not have.
         """
-        return columns_of(self.column)
+        if not self.column:
+            return None
+        from craft.data.readers.rows import OPTIONAL, REQUIRED
 
-
-SOURCE = Source()
-"""No flags."""
+        known = (*REQUIRED, *OPTIONAL, "conversations", "messages", "images")
+        columns = {}
+        for entry in self.column:
+            field, equals, column = entry.partition("=")
+            if not equals or not column:
+                raise ConfigError(
+                    f"--column takes CRAFT=YOURS, as in --column answer=caption, not {entry!r}."
+                )
+            if field not in known:
+                raise ConfigError(
+                    f"--column {entry}: there is no field '{field}'; there are {', '.join(known)}."
+                )
+            columns[field] = column
+        return columns
 
 
 @Parameter(name="*")
@@ -64,31 +77,22 @@ class Preparation:
     split_seed: int = 0
 
 
-PREPARATION = Preparation()
-"""No flags."""
-
-
 def list_domains(*, common: Common = COMMON) -> None:
     """List the embedded domains, which need no download, and the benchmarks of the paper, which do."""
     from craft.data import BENCHMARKS, catalogue
 
     rows = catalogue()
+    shared = ("classes", "counted", "task", "licence", "source", "get", "hub")
     benchmarks = [
         {
             "name": name,
             "needs": "--root",
-            "train": it.sizes.get("train"),
-            "test": it.sizes.get("test"),
-            "images": it.sizes.get("all"),
-            "classes": it.classes,
-            "counted": it.counted,
-            "task": it.task,
-            "licence": it.licence,
-            "source": it.source,
-            "get": it.get,
-            "hub": list(it.hub),
+            "train": benchmark.sizes.get("train"),
+            "test": benchmark.sizes.get("test"),
+            "images": benchmark.sizes.get("all"),
+            **{key: getattr(benchmark, key) for key in shared},
         }
-        for name, it in BENCHMARKS.items()
+        for name, benchmark in BENCHMARKS.items()
     ]
     if common.json:
         show_json([*rows, *benchmarks])
@@ -113,7 +117,7 @@ def list_domains(*, common: Common = COMMON) -> None:
 def check(
     data: str,
     *,
-    source: Source = SOURCE,
+    source: Source = Source(),
     answer_with: Literal["letter", "option"] = "option",
     unseen_fraction: float = 0.2,
     decode: bool = True,
@@ -129,8 +133,8 @@ def check(
         decode: open every picture; --no-decode only reads and compares the files.
     """
     from craft.data import BENCHMARKS, check_data, read_data
-    from craft.data.check import distinct
     from craft.data.compose import Composition, compose, whole
+    from craft.data.sample import distinct
     from craft.data.stats import expected
 
     raw = read_data(data, source.root, source.domain, source.columns())
@@ -177,8 +181,8 @@ def prepare(
     data: str,
     *,
     out: Path | None = None,
-    source: Source = SOURCE,
-    preparation: Preparation = PREPARATION,
+    source: Source = Source(),
+    preparation: Preparation = Preparation(),
     common: Common = COMMON,
 ) -> None:
     """Write any data set to a folder: samples, splits, texts, image hashes, fingerprint.
@@ -226,7 +230,7 @@ def prepare(
 def stats(
     data: str,
     *,
-    source: Source = SOURCE,
+    source: Source = Source(),
     out: Path | None = None,
     common: Common = COMMON,
 ) -> None:
@@ -273,24 +277,3 @@ def stats(
     show_table("", ("", "least", "median", "most"), rows)
     if out is not None:
         print(f"drawn: {out / 'stats.png'}, {out / 'contact_sheet.png'}")
-
-
-def columns_of(entries: list[str] | None) -> dict[str, str] | None:
-    """`--column CRAFT=YOURS` as a mapping.
-
-    Raises:
-        ConfigError: an entry is not of that form, or names a field that rows do not have.
-    """
-    if not entries:
-        return None
-    from craft.data.readers.rows import OPTIONAL, REQUIRED
-
-    columns = {}
-    for entry in entries:
-        field, equals, column = entry.partition("=")
-        if not equals or not column:
-            raise ConfigError(f"--column takes CRAFT=YOURS, as in --column answer=caption, not {entry!r}.")
-        if field not in (known := (*REQUIRED, *OPTIONAL, "conversations", "messages", "images")):
-            raise ConfigError(f"--column {entry}: there is no field '{field}'; there are {', '.join(known)}.")
-        columns[field] = column
-    return columns

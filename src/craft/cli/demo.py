@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from cyclopts import Parameter
 
+from craft.cli.adapt import show_rehearsals
 from craft.cli.options import COMMON, Common, Flag, Limit, settings_of
 from craft.cli.output import listed, show_json, show_table
-from craft.cli.training import show_rehearsals
 from craft.core.text import percent, signed
 
 if TYPE_CHECKING:
@@ -40,12 +40,8 @@ class DemoFlags:
     keep_ratio: float = 1.0
 
 
-FLAGS = DemoFlags()
-"""The flags if none is given."""
-
-
 def demo(
-    *, flags: DemoFlags = FLAGS, resume: Flag = False, dry_run: Flag = False, common: Common = COMMON
+    *, flags: DemoFlags = DemoFlags(), resume: Flag = False, dry_run: Flag = False, common: Common = COMMON
 ) -> None:
     """The main job from end to end: adapt with one LLM, and measure what another LLM gains from the encoder.
 

@@ -136,7 +136,7 @@ def _show_row(row: Any) -> None:
 
 
 def _show_classes(samples: list[dict[str, Any]], about: str) -> None:
-    from craft.evaluation.classes import class_table, confusion
+    from craft.evaluation.report import class_table, confusion
 
     table = [
         [row["label"], "seen" if row["seen"] else "unseen", str(row["count"])]

@@ -23,7 +23,7 @@ def export(
         out: the folder to write; OUT/vision_tower/ replaces the folder of that name in the checkpoint.
         format: the layout to write.
     """
-    from craft.formats.encoder import load_artefact
+    from craft.formats.load import load_artefact
     from craft.formats.vila_u import export_vision_tower
 
     written = export_vision_tower(load_artefact(encoder), base, out)

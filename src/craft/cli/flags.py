@@ -1,20 +1,27 @@
-"""Flags that come from a class of settings, so that each name, default and description is written once.
+"""Flags and settings: flags made from a class of settings, and settings of the command line made flags.
 
-A verb with `takes` has a parameter `flags`, a dataclass with one flag for each setting: the setting's last
-name, or the section's name for its `name`.
+A verb with `takes` has a parameter `flags`, a dataclass with one flag for each setting (the setting's last
+name, or the section's name for its `name`), so that each name, default and description is written once.
+Before the words are parsed, `expand` rewrites dotted settings, and `--config` for verbs without such a class.
 """
 
-from collections.abc import Callable, Collection, Iterator
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import field, fields, is_dataclass, make_dataclass
 from inspect import signature
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from cyclopts import Parameter, validators
 
 from craft.cli.options import Common, Flag, settings_of
-from craft.core.settings import Section, Settings
+from craft.core.settings import Section, Settings, read_yaml
+from craft.core.text import flat
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+PLAIN = ("bench", "compare", "data", "export", "inspect", "prior", "report", "show")
+"""Verbs with a few flags and no class of settings: their flags are their settings. `paper` has bench."""
 
 _COMMON = ("seed", "device", "dtype")  # settings that are flags of every verb
 _LIMITS = {"Ge": ("ge", "gte"), "Gt": ("gt", "gt"), "Le": ("le", "lte"), "Lt": ("lt", "lt")}
@@ -133,3 +140,74 @@ def _given(flags: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _given(value, f"{prefix}{item.name}.")
         elif value is not None and value is not False:
             yield prefix + item.name, value
+
+
+def expand(tokens: Sequence[str]) -> list[str]:
+    """The words as the parser takes them.
+
+    A dotted setting, `--losses.commitment.weight 0.2`, becomes `--set losses.commitment.weight=0.2`. For a
+    verb of `PLAIN` the entries of `--config` and `--set` become flags, unless that flag is among the words.
+
+    Raises:
+        ConfigError: the config file is missing or not a YAML file of settings.
+    """
+    if not tokens or tokens[0].startswith("-"):
+        return list(tokens)
+    words = list(_dotted_as_set(tokens))
+    return _settings_as_flags(words) if tokens[0] in PLAIN else words
+
+
+def _dotted_as_set(tokens: Sequence[str]) -> Iterator[str]:
+    waiting = list(reversed(tokens))
+    while waiting:
+        token = waiting.pop()
+        name, equals, value = token.partition("=")
+        if not (name.startswith("--") and "." in name):
+            yield _dashed(token)
+            continue
+        if not equals and waiting and not waiting[-1].startswith("--"):  # a flag is no value
+            value = waiting.pop()
+        yield "--set"
+        yield f"{name[2:]}={value}"
+
+
+def _dashed(token: str) -> str:
+    """`--max_steps` is `--max-steps`; "~" in `--out=~/runs`, which shells leave alone, is the home folder."""
+    name, equals, value = token.partition("=")
+    value = os.path.expanduser(value) if value.startswith("~/") else value
+    return name.replace("_", "-") + equals + value if name.startswith("--") else token
+
+
+def _settings_as_flags(words: list[str]) -> list[str]:
+    """Replace `--config FILE` and `--set NAME=VALUE` by flags."""
+    entries: dict[str, Any] = {}
+    others: list[str] = []
+    waiting = list(reversed(words))
+    while waiting:
+        word = waiting.pop()
+        name, equals, value = word.partition("=")
+        if name not in ("--config", "--set") or not (equals or waiting):
+            others.append(word)
+            continue
+        value = value if equals else waiting.pop()
+        if name == "--config":  # below what `--set` says, wherever it stands
+            file = flat(read_yaml(Path(value)))
+            entries = {_named_flag(name): item for name, item in file.items()} | entries
+        else:
+            setting, _, text = value.partition("=")
+            entries[_named_flag(setting)] = text
+    named = {word.partition("=")[0] for word in others}
+    return others + [w for flag, value in entries.items() if flag not in named for w in _words(flag, value)]
+
+
+def _named_flag(setting: str) -> str:
+    """The flag of a setting: its last name; `data.name` is `--data`."""
+    return _dashed("--data" if setting == "data.name" else f"--{setting.rpartition('.')[2]}")
+
+
+def _words(flag: str, value: Any) -> list[str]:
+    if value is None or value == "null":
+        return []
+    if isinstance(value, bool):
+        return [f"{flag}={str(value).lower()}"]
+    return [f"{flag}={item}" for item in (value if isinstance(value, list) else [value])]

@@ -83,34 +83,25 @@ def _run(path: Path, common: Common) -> dict[str, Any]:
 
 def _encoder(path: Path) -> dict[str, Any]:
     """An adapted encoder or the tuned parts of a baseline; loading them checks the weights."""
-    from craft.formats.encoder import load_artefact
+    from craft.formats.load import load_artefact
     from craft.formats.tuned import Tuned
 
     artefact = load_artefact(path)
     manifest = artefact.manifest
     sizes = {"vision_tower": sum(tensor.numel() for tensor in artefact.state.values())}
+    shared = ("codebook", "surrogate", "data", "held_out", "metrics", "seed", "tower")
+    facts = {"path": str(path), **{key: manifest.get(key) for key in shared}}
     if isinstance(artefact, Tuned):
-        return {
-            "kind": "set of tuned parts",
-            "path": str(path),
-            **{key: manifest.get(key) for key in ("method", "parts", "codebook", "surrogate", "data")},
-            **{key: manifest.get(key) for key in ("held_out", "metrics", "seed", "tower")},
-            "parameters": {**sizes, "rest": sum(tensor.numel() for tensor in artefact.rest.values())},
-        }
+        sizes["rest"] = sum(tensor.numel() for tensor in artefact.rest.values())
+        more = {key: manifest.get(key) for key in ("method", "parts")}
+        return {"kind": "set of tuned parts", **facts, **more, "parameters": sizes}
     return {
         "kind": "adapted encoder",
-        "path": str(path),
-        "codebook": manifest["codebook"],
-        "fits": _fitting_models(artefact.codebook_fingerprint, manifest.get("surrogate")),
-        "surrogate": manifest.get("surrogate"),
-        "data": manifest.get("data"),
-        "held_out": manifest.get("held_out"),
-        "metrics": manifest.get("metrics"),
-        "seed": manifest.get("seed"),
-        "parameters": sizes,
-        "tower": manifest.get("tower"),
+        **facts,
         "base_tower": manifest.get("base_tower"),
+        "fits": _fitting_models(artefact.codebook_fingerprint, manifest.get("surrogate")),
         "codes_used": int((artefact.prior > 0).sum()),
+        "parameters": sizes,
     }
 
 

@@ -11,20 +11,18 @@ from typing import Any
 from cyclopts import App, CycloptsError, UnknownOptionError
 
 from craft import __version__
-from craft.cli.adapt import adapt
+from craft.cli.adapt import adapt, baseline
 from craft.cli.align import align
-from craft.cli.arguments import expand
-from craft.cli.baseline import baseline
+from craft.cli.codes import prior, show
 from craft.cli.compare import compare
 from craft.cli.data import check, list_domains, prepare, stats
 from craft.cli.demo import demo
 from craft.cli.evaluate import evaluate
 from craft.cli.export import export
+from craft.cli.flags import expand
 from craft.cli.inspect import inspect
 from craft.cli.judge import judge
-from craft.cli.prior import prior
 from craft.cli.report import report
-from craft.cli.show import show
 from craft.cli.texts import captions, options, statements
 from craft.cli.transfer import transfer
 from craft.core.errors import CraftError
@@ -64,12 +62,8 @@ for _order, (_name, _verb) in enumerate(_verbs.items()):
     app.command(_verb, name=_name, sort_key=_order)
 data = App(name="data", help="List data sets; check, prepare and count data.", sort_key=len(_verbs))
 data.command(list_domains, name="list")
-data.command(check)
-data.command(prepare)
-data.command(stats)
-data.command(captions)
-data.command(statements)
-data.command(options)
+for _verb in (check, prepare, stats, captions, statements, options):
+    data.command(_verb)
 app.command(data)
 
 # Error numbers of the system for a path that cannot be used.

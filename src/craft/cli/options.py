@@ -117,33 +117,3 @@ def named_values(entries: list[str] | None) -> dict[str, str]:
 
 def _named(flags: dict[str, str | None]) -> dict[str, str]:
     return {name: value for name, value in flags.items() if value is not None}
-
-
-def numbers(text: str | None, flag: str) -> list[int] | None:
-    """`0,1,2` as a list of numbers.
-
-    Raises:
-        ConfigError: something in it is not a whole number.
-    """
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.replace(" ", ",").split(",") if part]
-    except ValueError:
-        raise ConfigError(
-            f"{flag} takes whole numbers with commas, as in {flag} 0,1,2; not {text!r}."
-        ) from None
-
-
-def seeds_of(seeds: str | None, common: Common) -> list[int] | None:
-    """The seeds that `--seeds` or `--seed` name, or None.
-
-    Raises:
-        ConfigError: both are set, or a seed occurs twice.
-    """
-    listed = numbers(seeds, "--seeds")
-    if listed and common.seed is not None:
-        raise ConfigError("Use --seed or --seeds, not both.")
-    if listed and len(set(listed)) < len(listed):  # it would narrow every interval
-        raise ConfigError(f"--seeds {seeds} names a seed twice; each counts once.")
-    return listed or (None if common.seed is None else [common.seed])

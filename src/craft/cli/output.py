@@ -36,6 +36,7 @@ def show_table(
         rows: the cells.
         sections: numbers of the rows after which a line is drawn.
     """
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -46,7 +47,8 @@ def show_table(
         table.add_column(Text(name), justify="left" if words else "right", no_wrap=not prose, overflow="fold")
     for number, row in enumerate(rows):
         table.add_row(*(Text(cell) for cell in row), end_section=number in sections)
-    _console().print(table)
+    width = None if sys.stdout.isatty() else _WIDTH
+    Console(highlight=False, width=width).print(table)
 
 
 def show_pairs(pairs: Mapping[str, Any]) -> None:
@@ -55,12 +57,6 @@ def show_pairs(pairs: Mapping[str, Any]) -> None:
     width = max((len(name) for name in lines), default=0) + 2
     for name, value in lines.items():
         print(f"{name:<{width}}{value}")
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
 
 
 def spread(figure: Mapping[str, Any] | None) -> str:

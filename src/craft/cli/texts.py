@@ -30,16 +30,12 @@ class Server:
     concurrency: Count = 4
 
 
-SERVER = Server()
-"""No flags."""
-
-
 def captions(
     data: str,
     *,
     out: Path,
     model: str,
-    server: Server = SERVER,
+    server: Server = Server(),
     count: int = 1,
     root: str | None = None,
     common: Common = COMMON,
@@ -68,7 +64,7 @@ def statements(
     *,
     out: Path,
     model: str | None = None,
-    server: Server = SERVER,
+    server: Server = Server(),
     rules: Flag = False,
     root: str | None = None,
     common: Common = COMMON,

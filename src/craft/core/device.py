@@ -117,20 +117,11 @@ def free_memory(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     import psutil
 
-    limit, used = _container()
+    limit, used = container_memory()
     return min(int(psutil.virtual_memory().available), max(0, limit - used))
 
 
-def total_memory(device: torch.device) -> int:
-    """Total bytes of a device; on the CPU, at most the limit of a container."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[1])
-    import psutil
-
-    return min(int(psutil.virtual_memory().total), _container()[0])
-
-
-def _container() -> tuple[int, int]:
+def container_memory() -> tuple[int, int]:
     """The memory limit of this process's control group (Docker, Kubernetes, SLURM) and its use, in bytes.
 
     File caches that the system can drop do not count. Of nested groups, the one with the least free memory

@@ -1,7 +1,7 @@
 """The processes of one distributed run. With a single process all functions are the identity.
 
-`accelerate launch` or `torchrun` starts them; `craft.training.engine` joins them. The last two functions are
-for processes that a run starts itself, to decode images or to measure in parallel.
+`accelerate launch` or `torchrun` starts them; `craft.training.engine` joins them. `follow_parent` is
+for processes that a run starts itself, to decode images.
 """
 
 import multiprocessing
@@ -99,10 +99,6 @@ def jointly(work: Callable[[], T], doing: str) -> T:
 
     `work` may communicate only by `on_main`, which first checks whether another process has failed. Any other
     exchange would wait for a process that has left `work`.
-
-    Args:
-        work: the function.
-        doing: what it does, for the message.
 
     Raises:
         Exception: the error of `work` in this process.
@@ -213,9 +209,3 @@ def follow_parent(ctrl_c: bool = True) -> None:
 
     if parent is not None:
         threading.Thread(target=watch, daemon=True).start()
-
-
-def orphaned() -> bool:
-    """Whether the process that started this one has ended."""
-    parent = multiprocessing.parent_process()
-    return parent is not None and not parent.is_alive()

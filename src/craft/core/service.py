@@ -111,12 +111,6 @@ def _guarded(send: Write, sdk: Any, key: str | None, client: Any) -> Write:
 def client_of(sdk: Any, make: Any, key: str | None, service: Any) -> Any:
     """An SDK's client.
 
-    Args:
-        sdk: the SDK's module.
-        make: its class.
-        key: the key.
-        service: has `base_url`, `timeout` and `retries`.
-
     Raises:
         ConfigError: the address is not valid.
     """

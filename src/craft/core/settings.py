@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Literal, TypeVar, cast, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -33,19 +33,6 @@ class Removed:
     instead: str
 
 
-@dataclass(frozen=True)
-class RemovedValues:
-    """Values of a setting that an earlier version had.
-
-    Attributes:
-        values: refused now.
-        instead: what to use instead.
-    """
-
-    values: tuple[Any, ...]
-    instead: str
-
-
 REMOVED = {
     "prefix_cache": Removed((False,), "leave it out; the loss is the same but for rounding."),
     "pixel_cache": Removed((None,), "use workers, which decode ahead, and cache_mib, which keeps images."),
@@ -57,10 +44,8 @@ REMOVED = {
 }
 """Removed settings by dotted name."""
 
-REMOVED_VALUES = {
-    "search": RemovedValues(("gram", "rerank"), "use exact, or auto, which takes fused on a GPU."),
-}
-"""Removed values by the dotted name of their setting."""
+REMOVED_VALUES = {"search": (("gram", "rerank"), "use exact, or auto, which takes fused on a GPU.")}
+"""Values that a setting had in an earlier version, by its dotted name, and what to use instead."""
 
 
 class Section(BaseModel):
@@ -153,8 +138,8 @@ def _over(defaults: Mapping[str, Any], tree: Mapping[Any, Any]) -> dict[Any, Any
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """The dotted names of all settings."""
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from leaves(field.annotation, f"{prefix}{name}.")
+        if _is_section(field.annotation):
+            yield from leaves(cast("type[BaseModel]", field.annotation), f"{prefix}{name}.")
         else:
             yield prefix + name
 
@@ -206,10 +191,8 @@ def removed_fault(tree: Mapping[str, Any]) -> str | None:
             faults.append(
                 f"The setting {dotted!r} was removed (here it is {value!r}): {REMOVED[dotted].instead}"
             )
-        elif dotted in REMOVED_VALUES and value in REMOVED_VALUES[dotted].values:
-            faults.append(
-                f"The setting {dotted!r} cannot be {value!r} any more: {REMOVED_VALUES[dotted].instead}"
-            )
+        elif dotted in REMOVED_VALUES and value in REMOVED_VALUES[dotted][0]:
+            faults.append(f"The setting {dotted!r} cannot be {value!r} any more: {REMOVED_VALUES[dotted][1]}")
     return " ".join(faults) or None
 
 
@@ -298,16 +281,12 @@ def _value(value: Any, kind: Any) -> Any:
         return value
     if _takes_texts(kind) and not value.lstrip().startswith("["):
         return value
-    return _parsed(value)
-
-
-def _parsed(text: str) -> Any:
     import yaml
 
     try:
-        return _numbers(yaml.safe_load(text))
+        return _numbers(yaml.safe_load(value))
     except yaml.YAMLError:
-        return text
+        return value
 
 
 def _numbers(value: Any, kind: Any = None) -> Any:

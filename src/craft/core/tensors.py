@@ -38,8 +38,8 @@ def _with_metadata(data: bytes, metadata: Mapping[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
-def load_tensors(path: PathLike, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Read every tensor of one safetensors file.
+def load_tensors(path: PathLike) -> dict[str, Tensor]:
+    """Read every tensor of one safetensors file, to the CPU.
 
     Raises:
         CheckpointError: the file is missing, truncated, or not safetensors.
@@ -48,7 +48,7 @@ def load_tensors(path: PathLike, device: torch.device | str = "cpu") -> dict[str
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; check the path, or copy the folder again")
     try:
-        return load_file(path, device=str(device))
+        return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path} is damaged or not a safetensors file ({error}); copy or download it again"

@@ -40,7 +40,6 @@ def json_digest(value: Any, *, compact: bool = False) -> str:
     """SHA-256 (64 hex digits) of a value as JSON, independent of the order of its keys.
 
     Args:
-        value: anything that JSON can hold.
         compact: write the JSON without spaces and without escapes. Both forms name results on disk, so
             neither may change.
     """

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import DataError
+from craft.data.problems import Problems
 from craft.data.readers.rows import parse_json
+from craft.data.readers.tables import json_lines
 from craft.data.sample import Sample
 from craft.data.spelling import is_text, squeezed
 
@@ -27,7 +29,10 @@ def with_texts(samples: Sequence[Sample], path: Path) -> list[Sample]:
         if isinstance(sample.image, str):
             by_name.setdefault(Path(sample.image).name, []).append(n)
     changed = list(samples)
-    for origin, row in _json_lines(path):
+    problems = Problems("rows")
+    rows = list(json_lines(path, problems, example='{"id": "a.jpg", "captions": ["An oak in a field."]}'))
+    problems.stop(len(rows) + len(problems.messages))
+    for origin, row in ((row.origin, row.values) for row in rows):
         if "id" in row:
             matches = [by_id[str(row["id"])]] if str(row["id"]) in by_id else []
         else:
@@ -127,22 +132,3 @@ def _named(samples: Sequence[Sample], candidates: Sequence[int], name: str) -> l
 def _check_one_picture(samples: Sequence[Sample], matches: Sequence[int], name: str, origin: str) -> None:
     if len({str(samples[n].image) for n in matches}) > 1:
         raise DataError(f"{origin}: several pictures are called {name}; add their folder to the name.")
-
-
-def _json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The objects of a JSONL file, each with its file and line."""
-    rows = []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read ({error}).") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = parse_json(line) if line.strip() else None
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: not valid JSON ({error.msg}).") from error
-        if row is not None and not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: a {type(row).__name__}, not an object.")
-        if row is not None:
-            rows.append((f"{path}:{number}", row))
-    return rows

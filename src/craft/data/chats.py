@@ -25,7 +25,7 @@ from craft.data.load import is_tar, load_data, located, not_prepared
 from craft.data.problems import Problems
 from craft.data.readers.conversations import conversation
 from craft.data.readers.rows import Row, read_picture
-from craft.data.readers.tables import TABLES, read_rows
+from craft.data.readers.tables import TABLES, check_images, read_rows
 from craft.data.spelling import is_text
 
 ASK_CAPTION = (
@@ -114,14 +114,8 @@ def _read(path: Path, base: Path, seed: int, limit: int | None) -> list[Conversa
     problems.stop(len(conversations) + len(problems.messages))
     if not conversations:
         raise DataError(f"{path} contains no conversation.")
-    with_file = [c for c in conversations if isinstance(c.image, str)]
-    missing = [c for c in with_file if not Path(str(c.image)).is_file()]
-    if missing:
-        examples = "; ".join(f"{c.image} ({c.origin})" for c in missing[:3])
-        raise DataError(
-            f"{len(missing)} of {len(with_file)} images do not exist: {examples}. Paths start from {base}; "
-            "name another folder with --set root=FOLDER, put the files there, or leave these rows out."
-        )
+    fix = "name another folder with --set root=FOLDER, put the files there, or leave these rows out"
+    check_images(conversations, base, fix)
     return conversations
 
 

@@ -22,7 +22,7 @@ from craft.data.images import (
     orientation,
 )
 from craft.data.problems import Problems
-from craft.data.sample import Data, Sample
+from craft.data.sample import Data, Sample, distinct
 
 LONG_ANSWER, RARE, IMBALANCE, NEAR, CLOSE = 5, 2, 20, 3, 4.0
 """Limits of the findings: an answer of more words cannot be exact in 5 tokens; a class with fewer pictures is
@@ -107,11 +107,6 @@ def check_data(data: Data, decode: bool = True, progress: bool = True) -> list[F
             data.hashes[sample.image] = look.sha256
     problems.stop(len(samples))
     return [*_traits(results), *_duplicates(data, results), *_classes(data), *_answers(data)]
-
-
-def distinct(samples: Sequence[Sample]) -> list[Sample]:
-    """One sample for each picture: the first."""
-    return list({image_key(sample.image): sample for sample in reversed(samples)}.values())[::-1]
 
 
 def looks(

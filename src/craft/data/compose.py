@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -53,8 +54,18 @@ def compose(raw: Raw, composition: Composition = Composition()) -> Data:
         unseen = _unseen(raw.name, train, classes, composition)
         if train:
             _check_training_classes(where, train, unseen)
-        write = _Writer(classes, unseen, composition)
-        train, validation, test = write.training(train), write.training(validation), write.test(test)
+        similarity = composition.similarity
+        write = partial(
+            multiple_choice,
+            class_names=classes,
+            distractors=composition.distractors,
+            seed=seed,
+            answer_with=composition.answer_with,
+            similarity=similarity(classes) if callable(similarity) else similarity,
+        )
+        train, validation = _without(unseen, train, write), _without(unseen, validation, write)
+        test = [sample if sample.choices else write(sample) for sample in test]
+        test = [replace(sample, seen=sample.label not in unseen) for sample in test]
     elif raw.draw is not None:
         classes = raw.classes
         unseen = _unseen(raw.name, [], classes, composition)
@@ -144,53 +155,21 @@ def _check_training_classes(where: str, train: Sequence[Sample], unseen: Sequenc
     )
 
 
-class _Writer:
-    """Writes the questions of labelled pictures."""
-
-    def __init__(self, classes: tuple[str, ...], unseen: tuple[str, ...], composition: Composition) -> None:
-        similarity = composition.similarity
-        self.classes, self.unseen, self.composition = classes, unseen, composition
-        self.similarity = similarity(classes) if callable(similarity) else similarity
-
-    def training(self, samples: list[Sample]) -> list[Sample]:
-        """Questions about seen classes, no option of which names a held-out class."""
-        questions = []
-        for sample in samples:
-            if sample.label in self.unseen:
-                continue
-            if not sample.choices:
-                questions.append(self._question(sample, exclude=self.unseen))
-            elif (reduced := self._without_unseen(sample)) is not None:
-                questions.append(reduced)
-        return [s if s.seen else replace(s, seen=True) for s in questions]
-
-    def test(self, samples: list[Sample]) -> list[Sample]:
-        """Questions about all classes."""
-        questions = [s if s.choices else self._question(s, exclude=()) for s in samples]
-        seen = [s.label not in self.unseen for s in questions]
-        return [
-            s if s.seen == flag else replace(s, seen=flag) for s, flag in zip(questions, seen, strict=True)
-        ]
-
-    def _question(self, sample: Sample, exclude: tuple[str, ...]) -> Sample:
-        return multiple_choice(
-            sample,
-            self.classes,
-            self.composition.distractors,
-            seed=self.composition.seed,
-            answer_with=self.composition.answer_with,
-            similarity=self.similarity,
-            exclude=exclude,
-        )
-
-    def _without_unseen(self, sample: Sample) -> Sample | None:
-        """The sample without options that name a held-out class; None if no wrong option remains."""
-        names = set(map(normalise, self.unseen))
+def _without(unseen: tuple[str, ...], samples: list[Sample], write: Callable[..., Sample]) -> list[Sample]:
+    """Questions about seen classes for training, no option of which names a held-out class. A question that
+    would have no wrong option is left out."""
+    names, questions = set(map(normalise, unseen)), []
+    for sample in samples:
+        if sample.label in unseen:
+            continue
+        if not sample.choices:
+            questions.append(write(sample, exclude=unseen))
+            continue
         options = tuple(choice for choice in sample.choices if normalise(choice) not in names)
-        if len(options) < 2:
-            return None
-        answer = answer_for(options, sample.answer_text, self.composition.answer_with)
-        return replace(sample, choices=options, answer=answer, correct=options.index(sample.answer_text))
+        if len(options) > 1:
+            correct = options.index(sample.answer_text)
+            questions.append(replace(sample, choices=options, correct=correct))
+    return questions
 
 
 def _worded(sample: Sample, answer_with: AnswerWith) -> Sample:

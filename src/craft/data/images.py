@@ -170,8 +170,6 @@ def image_bytes_hash(source: ImageSource) -> str:
     Raises:
         DataError: the file is missing or unreadable.
     """
-    if isinstance(source, str):
-        return hashlib.sha256(image_bytes(source)).hexdigest()
     digest = hashlib.sha256()
     if isinstance(source, np.ndarray):
         digest.update(f"array {source.dtype.str} {source.shape}".encode())

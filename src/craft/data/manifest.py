@@ -68,8 +68,9 @@ def write_manifest(
         raise DataError(f"{out} contains other files. Choose a new folder for the manifest.")
     samples = [sample for part in parts for sample in part]
     files = all(isinstance(sample.image, str) for sample in samples)
-    files = files and not any(_is_inside(folder, out) for folder in _folders(samples))
-    root = Path(os.path.commonpath(_folders(samples))) if files else Path(".")
+    folders = {os.path.dirname(os.path.abspath(str(sample.image))) for sample in samples} if files else set()
+    files = files and not any(Path(folder).resolve().is_relative_to(out.resolve()) for folder in folders)
+    root = Path(os.path.commonpath(folders)) if files else Path(".")
     with atomic_directory(out) as folder:
         digest, hashes, paths = hashlib.sha256(), dict[Hashable, str](), dict[Hashable, str]()
         with open(folder / ROWS, "w", encoding="utf-8", newline="\n") as rows:
@@ -174,15 +175,6 @@ def _unpack(image: ImageSource, folder: Path) -> tuple[str, str]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return digest, path.relative_to(folder.parent).as_posix()
-
-
-def _folders(samples: list[Sample]) -> set[str]:
-    """The folders of the pictures."""
-    return {os.path.dirname(os.path.abspath(str(sample.image))) for sample in samples}
-
-
-def _is_inside(folder: str, parent: Path) -> bool:
-    return Path(folder).resolve().is_relative_to(parent.resolve())
 
 
 def _ids(samples: list[Sample], split: str) -> str:

@@ -6,6 +6,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from craft.core.errors import DataError
@@ -65,7 +66,7 @@ def prepare(
         ConfigError: `out` cannot be written.
     """
     out = user_path(out)
-    fetch = Downloads(out.with_name(f"{out.name}-pictures")) if wanted.download else None
+    fetch = partial(_download, folder=out.with_name(f"{out.name}-pictures")) if wanted.download else None
     data, root = _fetched(as_setting(data), root)
     raw = read_data(data, root, wanted.domain, wanted.columns, fetch=fetch, tars=True)
     if wanted.train_limit is not None:
@@ -98,35 +99,25 @@ def _rule(raw: Raw, official: bool, seed: int) -> str:
     return rule
 
 
-class Downloads:
-    """Fetches pictures into a folder, each once.
+def _download(url: str, folder: Path) -> Path:
+    """The file with the picture of a URL, which is fetched once into the folder.
 
-    Args:
-        folder: for the pictures; created when needed.
+    Raises:
+        DataError: the server does not answer, refuses, or sends too much or too little.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __call__(self, url: str) -> Path:
-        """The file with the picture of a URL.
-
-        Raises:
-            DataError: the server does not answer, refuses, or sends too much or too little.
-        """
-        path = self.folder / hashlib.sha256(url.encode("utf-8")).hexdigest()[:32]
-        if path.is_file():
-            return path
-        try:
-            request = urllib.request.Request(url, headers={"User-Agent": "craft"})
-            with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as response:
-                content = response.read(DOWNLOAD_MOST + 1)
-                missing = response.length or 0
-        except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
-            raise DataError(f"{url} cannot be downloaded ({error}). Remove it, or try again.") from error
-        if len(content) > DOWNLOAD_MOST:
-            raise DataError(f"{url} sends more than {DOWNLOAD_MOST // 2**20} MiB; no picture is so large.")
-        if missing:
-            raise DataError(f"{url} was cut short by {missing} bytes. Try again.")
-        atomic_write_bytes(path, content)
+    path = folder / hashlib.sha256(url.encode("utf-8")).hexdigest()[:32]
+    if path.is_file():
         return path
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "craft"})
+        with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as response:
+            content = response.read(DOWNLOAD_MOST + 1)
+            missing = response.length or 0
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+        raise DataError(f"{url} cannot be downloaded ({error}). Remove it, or try again.") from error
+    if len(content) > DOWNLOAD_MOST:
+        raise DataError(f"{url} sends more than {DOWNLOAD_MOST // 2**20} MiB; no picture is so large.")
+    if missing:
+        raise DataError(f"{url} was cut short by {missing} bytes. Try again.")
+    atomic_write_bytes(path, content)
+    return path

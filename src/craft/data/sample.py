@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,7 +34,8 @@ class Sample:
             asks for none. None leaves it to `load_data`, which puts the usual one below options.
         origin: where the sample was declared ("questions.jsonl:12"), for messages.
         correct: the index of the correct choice; None for an open question.
-        text: the ground-truth text of the contrastive loss; if empty, the question and answer rewritten.
+        text: the ground-truth text of the contrastive loss; if empty, the class text (for a labelled picture
+            without a question of its own), or the question and answer rewritten.
         kind: the kind of question, if the data set distinguishes them ("open", "closed").
         distractors: wrong options that this sample must get, the best last (from an option file); if empty,
             `multiple_choice` chooses them.
@@ -75,6 +76,16 @@ class Sample:
     def texts(self) -> tuple[str, ...]:
         """The texts of the contrastive loss, ground truth first (T_i of §3.2)."""
         return (self.text or declarative(self.question, self.answer_text), *self.captions)
+
+
+def labelled(id: str, image: ImageSource, label: str, split: str = "", origin: str = "") -> Sample:
+    """A labelled picture, whose question and text are written later (`multiple_choice`, `divide`)."""
+    return Sample(id, image, question="", answer="", label=label, split=split, origin=origin or id)
+
+
+def distinct(samples: Sequence[Sample]) -> list[Sample]:
+    """One sample for each picture: the first."""
+    return list({image_key(sample.image): sample for sample in reversed(samples)}.values())[::-1]
 
 
 @dataclass

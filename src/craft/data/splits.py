@@ -11,8 +11,9 @@ from typing import TypeVar
 
 from craft.core.errors import DataError
 from craft.core.seeding import rng
+from craft.data.captions import class_text
 from craft.data.images import image_key
-from craft.data.sample import Raw, Sample
+from craft.data.sample import Raw, Sample, distinct
 
 T = TypeVar("T")
 
@@ -107,7 +108,8 @@ def divide(raw: Raw, seed: int = 0) -> tuple[list[Sample], list[Sample], list[Sa
     """Training, validation and test samples as the source divides them.
 
     If the source names no test samples, a stratified fifth of the pictures is for testing; all questions
-    about a picture stay together. The training samples are cut to `raw.train_limit`.
+    about a picture stay together. The training samples are cut to `raw.train_limit`. Labelled pictures
+    without a text get the class text.
 
     Raises:
         DataError: two samples have the same id.
@@ -125,7 +127,18 @@ def divide(raw: Raw, seed: int = 0) -> tuple[list[Sample], list[Sample], list[Sa
         train, test = take_pictures(train, TEST_FRACTION, seed, "test", every_group=every_group)
     if raw.train_limit is not None:
         train = limit_images(train, raw.train_limit, seed)
+    train, validation, test = (_with_class_text(part, raw.domain) for part in (train, validation, test))
     return with_split(train, "train"), with_split(validation, "validation"), with_split(test, "test")
+
+
+def _with_class_text(samples: list[Sample], domain: str) -> list[Sample]:
+    """The samples with a text for each labelled picture that has neither a text nor an answer."""
+    return [
+        replace(sample, text=class_text(domain, sample.label))
+        if sample.label is not None and not sample.text and not sample.answer
+        else sample
+        for sample in samples
+    ]
 
 
 def split_off_validation(train: list[Sample], seed: int) -> tuple[list[Sample], list[Sample]]:
@@ -140,9 +153,7 @@ def split_off_validation(train: list[Sample], seed: int) -> tuple[list[Sample], 
             trained.add(sample.label)
             returned.add(image_key(sample.image))
     if returned:
-        moved = {key for sample in taken if (key := image_key(sample.image)) not in returned}
-        rest = [sample for sample in train if image_key(sample.image) not in moved]
-        taken = [sample for sample in taken if image_key(sample.image) in moved]
+        rest, taken = _by_pictures(train, {image_key(sample.image) for sample in taken} - returned)
     return rest, with_split(taken, "validation")
 
 
@@ -156,15 +167,20 @@ def take_pictures(
 ) -> tuple[list[Sample], list[Sample]]:
     """(the rest, the taken): a share of the pictures, at least one, evenly from the classes, with all their
     questions. A single picture is not taken."""
-    keys = [image_key(sample.image) for sample in samples]
-    firsts = list(dict(zip(reversed(keys), reversed(samples), strict=True)).values())[::-1]
+    firsts = distinct(samples)
     if len(firsts) < 2:
         return samples, []
     count = max(1, round(fraction * len(firsts)))
     _, taken = take(firsts, count if most is None else min(most, count), seed, purpose, every_group)
-    chosen = {image_key(sample.image) for sample in taken}
-    pairs = list(zip(keys, samples, strict=True))
-    return [s for key, s in pairs if key not in chosen], [s for key, s in pairs if key in chosen]
+    return _by_pictures(samples, {image_key(sample.image) for sample in taken})
+
+
+def _by_pictures(samples: list[Sample], chosen: set[Hashable]) -> tuple[list[Sample], list[Sample]]:
+    """(the rest, the chosen): the samples of these pictures, by `image_key`, apart from the others."""
+    rest, taken = [], []
+    for sample in samples:
+        (taken if image_key(sample.image) in chosen else rest).append(sample)
+    return rest, taken
 
 
 def take(
@@ -188,8 +204,8 @@ def limit_images(samples: list[Sample], count: int, seed: int) -> list[Sample]:
     for sample in sorted(samples, key=lambda s: s.id):
         firsts.setdefault(image_key(sample.image), sample.id)
     pictures = sorted(firsts, key=lambda key: firsts[key])  # in an order that does not depend on paths
-    chosen = set(rng(seed, "training subset").sample(pictures, min(count, len(pictures))))
-    return [sample for sample in samples if image_key(sample.image) in chosen]
+    chosen = rng(seed, "training subset").sample(pictures, min(count, len(pictures)))
+    return _by_pictures(samples, set(chosen))[1]
 
 
 def with_split(samples: list[Sample], split: str) -> list[Sample]:

@@ -12,9 +12,8 @@ from PIL import Image, ImageDraw
 from craft.core.errors import DataError
 from craft.core.progress import track
 from craft.data.benchmarks.base import Benchmark
-from craft.data.check import distinct
 from craft.data.images import Packed, image_bytes, open_image
-from craft.data.sample import Data, Sample
+from craft.data.sample import Data, Sample, distinct
 
 SHOWN = 40
 """The most classes, and pictures of the contact sheet, that are shown."""

@@ -51,13 +51,9 @@ def ask(
 
     Args:
         lvlm: the model; only its backbone runs.
-        images: the questions' images, encoded.
-        questions: the texts, one per image.
         options: the answers to score for each question; None scores nothing.
         max_new_tokens: the maximum length of an answer; 0 generates none.
         keep_ratio, keep_positions: as for `LVLM.answer`.
-        batch_size: questions per forward pass.
-        progress: show a progress bar.
 
     Raises:
         CraftError: the LVLM cannot prune to `keep_ratio`, or an option's probability is undefined.
@@ -107,11 +103,6 @@ def ask(
 
 def plan(images: Sequence[Hashable], lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Group questions into batches: by image, and images by the length of their longest question.
-
-    Args:
-        images: what identifies the image of each question.
-        lengths: the length of each question.
-        batch_size: questions per batch.
 
     Returns:
         Batches of question indices; every question is in one batch.

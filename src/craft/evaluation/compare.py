@@ -148,19 +148,19 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return min(1.0, 2 * tail / 2**count)
 
 
-def sign_flips(sums: np.ndarray, flips: int = FLIPS, seed: int = 0) -> float:
+def sign_flips(sums: np.ndarray) -> float:
     """Two-sided p-value of a sum of independent differences: how often random signs reach its size.
+
+    The observed signs count as one more draw.
 
     Args:
         sums: one difference per independent unit.
-        flips: random draws; the observed signs count as one more.
-        seed: of the random signs.
 
     Source: Fisher's randomisation test.
     """
     sums = sums[sums != 0]
-    draw, observed, reached = np.random.default_rng(seed), abs(float(sums.sum())), 0
-    for start in range(0, flips, 1000):
-        signs = draw.integers(0, 2, size=(min(1000, flips - start), len(sums))) * 2 - 1
+    draw, observed, reached = np.random.default_rng(0), abs(float(sums.sum())), 0
+    for start in range(0, FLIPS, 1000):
+        signs = draw.integers(0, 2, size=(min(1000, FLIPS - start), len(sums))) * 2 - 1
         reached += int((np.abs(signs @ sums) >= observed - 1e-9).sum())
-    return (reached + 1) / (flips + 1)
+    return (reached + 1) / (FLIPS + 1)

@@ -34,7 +34,6 @@ class CraftLVLM(lmms):
         encoder: a run folder or adapted encoder; None evaluates the base tower (zero-shot).
         keep_ratio: share of visual tokens that the LLM sees.
         cache: a folder for the codes of images; None keeps them in memory.
-        batch_size: questions per forward pass.
         device, dtype: as for `craft.load`; each process of `accelerate launch` uses its own device instead.
         max_batch_size: ignored; lmms-eval passes it.
 

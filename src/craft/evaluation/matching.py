@@ -33,8 +33,6 @@ def option_named(prediction: str, choices: Sequence[str], by_letter: bool = Fals
     Numbers match only as a whole: "1.5" and "-5" do not name "5".
 
     Args:
-        prediction: the reply.
-        choices: the texts of the options.
         by_letter: the question asks for a letter, so a letter alone is tried before the options' texts, which
             may be letters too.
 

@@ -21,7 +21,6 @@ from craft.formats.code_cache import CodeCache, image_names
 from craft.models.lvlm import LVLM
 from craft.quantize import Continuous
 from craft.quantize.search import Choice, search_for
-from craft.training.config import Search
 
 
 def evaluate_lvlm(
@@ -41,13 +40,11 @@ def evaluate_lvlm(
     what was cached.
 
     Args:
-        lvlm: the model.
         samples: with questions written.
         config: an `EvalConfig`, dict or YAML file. Of its settings `batch_size`, `max_new_tokens`,
             `keep_ratio` (by the code prior `lvlm.visual.prior`), `keep_positions`, `protocol` and `search`
             count here.
         settings: recorded in the report, which also names the search, unless that is "exact".
-        progress: show it.
         cache: codes of images that were encoded before; new ones are added. None: a cache for this call.
         **overrides: any of these settings by name.
 
@@ -65,7 +62,11 @@ def evaluate_lvlm(
         raise DataError(
             f"The protocol 'options' needs questions with options, and {bare.id} has none; use 'generate'."
         )
-    search = _search_in(lvlm, config.search)
+    codebook = lvlm.visual.codebook
+    if isinstance(codebook, Continuous):
+        search = Choice("exact", "a continuous LVLM has no codebook")
+    else:
+        search = search_for(config.search, codebook)
     if config.search != "exact":
         say(f"search: {search.name} ({search.why})")
     sources = [sample.image for sample in samples]
@@ -107,10 +108,6 @@ def option_texts(sample: Sample) -> list[str]:
 
 def answers_to(rows: Sequence[dict[str, Any]], samples: Sequence[Sample]) -> bool:
     """Whether stored results are for exactly these questions, answers, images and unseen classes.
-
-    Args:
-        rows: a report's `samples`.
-        samples: what would be asked now.
 
     Raises:
         DataError: an image cannot be read.
@@ -159,14 +156,3 @@ def _row(sample: Sample, prompt: str, replies: Replies, index: int, protocol: Pr
             "scores": [round(score, 4) for score in scores],
         }
     return row
-
-
-def _search_in(lvlm: LVLM, search: Search) -> Choice:
-    """The search that evaluation of an LVLM uses; a continuous one has no codewords to find.
-
-    Raises:
-        ConfigError: it does not run here.
-    """
-    if isinstance(lvlm.visual.codebook, Continuous):
-        return Choice("exact", "a continuous LVLM has no codebook")
-    return search_for(search, lvlm.visual.codebook)

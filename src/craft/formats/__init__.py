@@ -1,5 +1,5 @@
 """Everything on disk, one file per layout. Importing it lets `LVLM.with_encoder` read folders."""
 
-from craft.formats import encoder
+from craft.formats import load
 
-__all__ = ["encoder"]
+__all__ = ["load"]

@@ -16,13 +16,12 @@ from craft.core.errors import CheckpointError, CodebookMismatchError
 from craft.core.files import PathLike, atomic_directory, atomic_write_text, read_json, write_json
 from craft.core.tensors import hash_tensors, load_tensors, save_tensors
 from craft.core.text import flat
-from craft.formats.manifest import read_manifest
+from craft.formats.checks import load_strict, read_manifest
 from craft.formats.names import shipped, shipped_folder
 from craft.formats.visual_folder import read_prior
 from craft.models.lvlm import LVLM
 from craft.models.vision_tower import VisionTower
 from craft.models.visual_tokenizer import VisualTokenizer
-from craft.models.weights import load_strict
 
 FORMAT, VERSION = "craft-encoder", 1
 _ENTRIES = ("surrogate", "base_tower", "data", "held_out", "config", "metrics")
@@ -34,7 +33,6 @@ class Artefact:
     """An adapted encoder, read and checked.
 
     Attributes:
-        folder: the folder it was read from.
         manifest: `craft.json`.
         state: the adapted tower's state dict.
         prior: level-1 code counts int64 `[K]` of the training images under the adapted tower (§3.3).
@@ -132,19 +130,15 @@ class Artefact:
 def save_artefact(
     folder: PathLike, visual: VisualTokenizer, *, prior: Tensor, manifest: Mapping[str, Any]
 ) -> Path:
-    """Write an adapted encoder, as a whole or not at all.
+    """Write an adapted encoder, as a whole or not at all; an existing one is replaced.
 
     Args:
-        folder: the target; an existing one is replaced.
         visual: with the adapted tower (saved in its dtype), the codebook and log τ.
         prior: level-1 code counts int64 `[K]` of the training images under the adapted tower.
         manifest: JSON-able; `surrogate` (a model's name), `base_tower` (`hash_tensors` of the base tower's
             state), `data` (name, fingerprint, licence, source, task, domain), `held_out` (class names),
             `config`, `metrics`. Missing entries become null; other entries are written too. This function
             adds format, version, codebook, tower and log τ.
-
-    Returns:
-        The folder.
 
     Raises:
         CheckpointError: the prior does not have one count per codeword, or weights are not finite.
@@ -195,15 +189,10 @@ def describe_tensors(visual: VisualTokenizer, state: Mapping[str, Tensor], targe
 def read_artefact(folder: Path) -> Artefact:
     """Read an adapted encoder and check it against its manifest.
 
-    Args:
-        folder: the artefact's folder.
-
     Raises:
         CheckpointError: a file is missing or damaged, or the weights are not those of the manifest.
     """
     manifest = read_manifest(folder / "craft.json", FORMAT, VERSION, "an adapted encoder")
-    weights = folder / "model.safetensors"
-    state = load_tensors(weights)
     try:
         size = int(manifest["codebook"]["size"])
         str(manifest["codebook"]["fingerprint"])
@@ -211,12 +200,24 @@ def read_artefact(folder: Path) -> Artefact:
         raise CheckpointError(
             f"{folder / 'craft.json'} does not describe a codebook; copy it again."
         ) from error
-    if hash_tensors(state) != manifest["tower"]:
+    state = checked_weights(folder, manifest)
+    return Artefact(folder, manifest, state, read_prior(folder / "prior.safetensors", size))
+
+
+def checked_weights(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of an encoder or of tuned parts, which have the hash in the manifest.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or has other weights.
+    """
+    path = folder / "model.safetensors"
+    tensors = load_tensors(path)
+    if hash_tensors(tensors) != manifest["tower"]:
         raise CheckpointError(
-            f"{weights} does not hold the weights that {folder / 'craft.json'} was written for; the file is "
+            f"{path} does not hold the weights that {folder / 'craft.json'} was written for; the file is "
             "damaged or from another run, so copy the whole folder again."
         )
-    return Artefact(folder, manifest, state, read_prior(folder / "prior.safetensors", size))
+    return tensors
 
 
 def model_card(manifest: Mapping[str, Any], folder: Path) -> str:
@@ -226,57 +227,52 @@ def model_card(manifest: Mapping[str, Any], folder: Path) -> str:
     book, surrogate = manifest["codebook"], manifest.get("surrogate") or "the surrogate"
     domain, licence = data.get("name") or "a new domain", data.get("licence")
     run = folder.parent.name if folder.name == "encoder" else folder.name
-    lines = [
-        "---",
-        "library_name: craft-vlm",
-        "tags: [vision-language, domain-adaptation, discrete-tokens]",
-        "---",
-        f"# Vision encoder adapted to {domain}",
-        "",
-        f"A vision tower tuned on {domain} with {surrogate} as a frozen surrogate (CRAFT). It works "
-        "unchanged with every backbone that shares the codebook below; codebook, projector and LLM did not "
-        "change.",
-        "",
-        "```python",
-        "import craft",
-        f'lvlm = craft.load("{surrogate}").with_encoder("{run}")',
-        'lvlm.answer(["picture.png"], ["What is shown?"])',
-        "```",
-        "",
-        "## Codebook",
-        "",
-        f"{book['levels']} levels of {book['size']} codewords, d = {book['dim']}; fingerprint "
-        f"`{book['fingerprint']}`.",
-        f"Base vision tower `{manifest.get('base_tower') or 'not recorded'}`, adapted vision tower "
-        f"`{manifest['tower']}`.",
-        "",
-        "## Data",
-        "",
-        *_rows(
-            {
-                "name": domain,
-                "task": data.get("task"),
-                "source": data.get("source"),
-                "licence": licence or "not recorded: check it before you share these weights",
-                "fingerprint": data.get("fingerprint"),
-                "held-out classes": ", ".join(map(str, manifest.get("held_out") or [])) or "none",
-            }
-        ),
-        "",
-        "## Metrics",
-        "",
-        *(_rows(flat(manifest.get("metrics") or {})) or ["None were recorded."]),
-        "",
-        "## Licence",
-        "",
-        f"The images: {licence or 'not recorded'}. The weights are also subject to the terms of the base "
-        f"model, {surrogate}.",
-        "",
-    ]
-    return "\n".join(lines)
+    about = {
+        "name": domain,
+        "task": data.get("task"),
+        "source": data.get("source"),
+        "licence": licence or "not recorded: check it before you share these weights",
+        "fingerprint": data.get("fingerprint"),
+        "held-out classes": ", ".join(map(str, manifest.get("held_out") or [])) or "none",
+    }
+    return f"""---
+library_name: craft-vlm
+tags: [vision-language, domain-adaptation, discrete-tokens]
+---
+# Vision encoder adapted to {domain}
+
+A vision tower tuned on {domain} with {surrogate} as a frozen surrogate (CRAFT). \
+It works unchanged with every backbone that shares the codebook below; \
+codebook, projector and LLM did not change.
+
+```python
+import craft
+lvlm = craft.load("{surrogate}").with_encoder("{run}")
+lvlm.answer(["picture.png"], ["What is shown?"])
+```
+
+## Codebook
+
+{book["levels"]} levels of {book["size"]} codewords, d = {book["dim"]}; fingerprint `{book["fingerprint"]}`.
+Base vision tower `{manifest.get("base_tower") or "not recorded"}`, \
+adapted vision tower `{manifest["tower"]}`.
+
+## Data
+
+{_rows(about)}
+
+## Metrics
+
+{_rows(flat(manifest.get("metrics") or {})) or "None were recorded."}
+
+## Licence
+
+The images: {licence or "not recorded"}. \
+The weights are also subject to the terms of the base model, {surrogate}.
+"""
 
 
-def _rows(values: Mapping[str, Any]) -> list[str]:
+def _rows(values: Mapping[str, Any]) -> str:
     """Lines of name and value, for texts and numbers only."""
     shown = {key: f"{v:.4g}" if isinstance(v, float) else v for key, v in values.items()}
-    return [f"- {key}: {value}" for key, value in shown.items() if isinstance(value, str | int)]
+    return "\n".join(f"- {key}: {value}" for key, value in shown.items() if isinstance(value, str | int))

@@ -122,10 +122,7 @@ class CodeCache:
         """The codes of images; the vision tower runs once for each image that is not in the cache.
 
         Args:
-            visual: the visual tokenizer.
             images: paths, bytes, PIL images or arrays, as for `VisualTokenizer.encode`.
-            batch_size: images per forward pass of the tower.
-            progress: show progress.
             search: how codewords are found, as from `craft.quantize.search.search_for`. Codes of different
                 searches are stored separately.
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from craft.core.device import resolve_device, resolve_dtype
 from craft.core.errors import CheckpointError
 from craft.core.files import read_json
-from craft.formats.llm_folder import in_dtype, load_tokenizer, quiet
+from craft.formats.llm_source import in_dtype, load_tokenizer, quiet, reason_of
 from craft.formats.weight_folder import WeightFolder
 from craft.models.backbone import Backbone
 from craft.models.images import BARS
@@ -79,8 +79,9 @@ def _read(root: Path) -> Any:
             )
         llava, report = loaded
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise CheckpointError(f"The LLaVA checkpoint in {root} cannot be loaded: {reason}") from error
+        raise CheckpointError(
+            f"The LLaVA checkpoint in {root} cannot be loaded: {reason_of(error)}"
+        ) from error
     if missing := sorted(report["missing_keys"]):
         raise CheckpointError(
             f"{root} lacks {len(missing)} tensors, among them {missing[0]}; the checkpoint is incomplete."

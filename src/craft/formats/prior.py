@@ -19,7 +19,6 @@ def save_prior(
     """Write a code prior as one safetensors file.
 
     Args:
-        path: the file.
         counts: level-1 code counts int64 `[K]`.
         codebook: the codebook whose codes were counted; its fingerprint is saved with the counts.
         about: further metadata, such as data and tower.
@@ -43,7 +42,6 @@ def load_prior(path: PathLike, codebook: ResidualCodebook) -> Tensor:
     Args:
         path: a file of `save_prior`, or a folder with a `prior.safetensors`: an adapted encoder, its run
             folder, or a visual tokenizer.
-        codebook: the codebook it will be used with.
 
     Returns:
         Level-1 code counts int64 `[K]`.

@@ -17,14 +17,13 @@ from torch import Tensor, nn
 
 from craft.core.errors import CheckpointError, CodebookMismatchError
 from craft.core.files import PathLike, atomic_directory, atomic_write_text, write_json
-from craft.core.tensors import hash_rounded, hash_tensors, load_tensors, save_tensors
-from craft.formats.artefact import Artefact, describe_tensors
-from craft.formats.manifest import read_manifest
+from craft.core.tensors import hash_rounded, save_tensors
+from craft.formats.artefact import Artefact, checked_weights, describe_tensors
+from craft.formats.checks import add_factors, load_strict, read_manifest, under
 from craft.models.backbone import Backbone
 from craft.models.freezing import parts as parts_of
 from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
-from craft.models.weights import add_factors, load_strict, under
 
 FORMAT, VERSION = "craft-tuned", 1
 
@@ -111,18 +110,12 @@ def save_tuned(
     factors: Mapping[str, Tensor],
     manifest: Mapping[str, Any],
 ) -> Path:
-    """Write the tuned parts of an LVLM, as a whole or not at all.
+    """Write the tuned parts of an LVLM, as a whole or not at all; existing ones are replaced.
 
     Args:
-        folder: the target; an existing one is replaced.
-        lvlm: with the tuned parts.
-        parts: names of the tuned parts.
         base: `part_fingerprint` of each part before tuning.
         factors: LoRA factors of the LLM (`craft.training.lora.take_lora`).
         manifest: as for `craft.formats.artefact.save_artefact`, with `method`.
-
-    Returns:
-        The folder.
 
     Raises:
         CheckpointError: weights are not finite.
@@ -155,13 +148,7 @@ def read_tuned(folder: Path) -> Tuned:
         CheckpointError: a file is missing or damaged, or the weights are not those of the manifest.
     """
     manifest = read_manifest(folder / "craft.json", FORMAT, VERSION, "a baseline's tuned parts")
-    path = folder / "model.safetensors"
-    tensors = load_tensors(path)
-    if hash_tensors(tensors) != manifest["tower"]:
-        raise CheckpointError(
-            f"{path} does not hold the weights that {folder / 'craft.json'} was written for; the file is "
-            "damaged or from another run, so copy the whole folder again."
-        )
+    tensors = checked_weights(folder, manifest)
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("vision_tower.")}
     none = torch.zeros(0, dtype=torch.long)  # a baseline has no code prior
     return Tuned(folder, manifest, under(tensors, "vision_tower."), none, rest)

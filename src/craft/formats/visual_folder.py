@@ -3,19 +3,20 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from craft.core.device import resolve_device, resolve_dtype
 from craft.core.errors import CheckpointError
-from craft.core.files import PathLike, atomic_directory, atomic_write_text, write_json
+from craft.core.files import PathLike, atomic_directory, atomic_write_text, read_json, write_json
 from craft.core.tensors import load_tensors, save_tensors
-from craft.formats.manifest import read_manifest
-from craft.formats.text_encoder import load_text_encoder, save_text_encoder
+from craft.formats.checks import cast, dtype_named, load_strict, read_manifest, stored_dtype, under
+from craft.models.text_encoder import TextEncoder
 from craft.models.vision_tower import build_tower
 from craft.models.visual_tokenizer import VisualTokenizer
-from craft.models.weights import cast, dtype_named, load_strict, stored_dtype, under
 from craft.quantize import Continuous, ResidualCodebook, tower_fingerprint
 
 VISUAL_FORMAT, VERSION = "craft-visual", 1
@@ -25,8 +26,6 @@ def save_visual(folder: PathLike, visual: VisualTokenizer, dtype: str | None = N
     """Write a visual tokenizer completely or not at all. An existing `README.md` is not replaced.
 
     Args:
-        folder: usually `FAMILY/visual`.
-        visual: the visual tokenizer.
         dtype: of tower and text encoder on disk; by default the dtype each was read in, bfloat16 for a new
             one.
     """
@@ -60,8 +59,6 @@ def load_visual(
     """Read a visual tokenizer.
 
     Args:
-        folder: what `save_visual` wrote.
-        device: the device to load to.
         dtype: of the vision tower; codebook, log τ and text encoder are always float32.
 
     Raises:
@@ -176,3 +173,92 @@ def _visual_card(visual: VisualTokenizer) -> str:
         f"Vision tower ({visual.vision_tower.config['type']}, {millions(visual.vision_tower.state_dict())} "
         f"parameters): {visual.image_size} px, {rows} × {columns} tokens. {read}.\n"
     )
+
+
+# The text encoder, a folder in that of the visual tokenizer
+
+
+def read_tokenizer(path: PathLike) -> Tokenizer:
+    """Read one `tokenizer.json`.
+
+    Raises:
+        CheckpointError: the file is missing or not a tokenizer.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path} does not exist, and the text encoder needs it; copy the folder again.")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(
+            f"{path} is damaged or not a tokenizer.json ({error}); copy it again."
+        ) from error
+
+
+def save_text_encoder(folder: PathLike, encoder: TextEncoder, dtype: str | None = None) -> None:
+    """Write `config.json`, `model.safetensors` and `tokenizer.json` into `folder`.
+
+    Args:
+        dtype: of the weights on disk; by default the dtype they were read in, bfloat16 for a new encoder.
+    """
+    folder, dtype = Path(folder), dtype or stored_dtype(encoder)
+    config: dict[str, Any] = {"format": "craft-text-encoder", "version": 1, **encoder.config, "dtype": dtype}
+    config["tokenizer"] = encoder.tokenizer is not None
+    write_json(folder / "config.json", config)
+    save_tensors(folder / "model.safetensors", cast(encoder.weights(), dtype_named(dtype, folder)))
+    if encoder.tokenizer is not None:
+        encoder.tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def load_text_encoder(folder: PathLike) -> TextEncoder:
+    """Read what `save_text_encoder` wrote, into float32.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or does not fit the others.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    tokenizer = read_tokenizer(folder / "tokenizer.json") if config.get("tokenizer", True) else None
+    encoder = TextEncoder(config, tokenizer)
+    dtype = config.get("dtype", "float32")
+    dtype_named(dtype, folder / "config.json")
+    path = folder / "model.safetensors"
+    _load_weights(encoder, load_tensors(path), path)
+    encoder.stored_dtype = dtype
+    return encoder
+
+
+def siglip_text_encoder(
+    state: Mapping[str, Tensor],
+    config: dict[str, Any],
+    tokenizer: PathLike | None = None,
+    where: PathLike = "the checkpoint",
+) -> TextEncoder:
+    """The text tower inside a larger checkpoint (VILA-U: `rqvaesiglip.siglip_model.text_model.*`).
+
+    Args:
+        state: tensors. Only those with `text_model.` in their names are used, without all up to it.
+        config: the `text_config` of the SigLIP config.
+        tokenizer: a `tokenizer.json`; with None the encoder cannot encode texts.
+        where: the checkpoint's name in messages.
+
+    Raises:
+        CheckpointError: weights or tokenizer are missing or do not fit.
+    """
+    mark = "text_model."
+    weights = {name.split(mark, 1)[1]: tensor for name, tensor in state.items() if mark in name}
+    if not weights:
+        raise CheckpointError(
+            f"{where} holds no text tower (no tensor is named *.text_model.*); "
+            "losses.contrastive.weight=0 trains without one."
+        )
+    head = weights.get("head.weight")
+    width = {} if head is None or config.get("projection_size") else {"projection_size": head.shape[0]}
+    encoder = TextEncoder({**config, **width}, None if tokenizer is None else read_tokenizer(tokenizer))
+    _load_weights(encoder, weights, Path(where))
+    return encoder
+
+
+def _load_weights(encoder: TextEncoder, state: Mapping[str, Tensor], where: Path) -> None:
+    """Load weights with SigLIP's names, in float32. Position ids, which older versions saved, are ignored."""
+    weights = {name: tensor for name, tensor in state.items() if not name.endswith("position_ids")}
+    load_strict(encoder.model, cast(weights, torch.float32), where)

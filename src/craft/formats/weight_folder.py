@@ -41,7 +41,6 @@ class WeightFolder:
         folder: holds `model.safetensors`, or `model.safetensors.index.json` and its shards.
 
     Attributes:
-        folder: the path.
         where: tensor name -> file.
         shapes: tensor name -> shape.
 

@@ -18,7 +18,7 @@ from craft.lessons.packing import pack
 from craft.lessons.retention import MIXED
 from craft.losses import commitment, commitment_cumulative, contrastive, retention, surrogate_alignment
 from craft.models.backbone import Backbone
-from craft.models.compiled import Compiled, layers_of
+from craft.models.layers import Compiled, layers_of
 from craft.models.lvlm import LVLM
 from craft.models.vision_tower import HybridTower, forward_of
 from craft.training.config import CommitmentConfig, LossesConfig, SalConfig

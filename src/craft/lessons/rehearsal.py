@@ -10,9 +10,9 @@ from craft.core.device import autocast, resolve_device, resolve_dtype
 from craft.data import Sample
 from craft.lessons.packing import PackedRow, pack
 from craft.models.freezing import freeze_all_but, parameter_table
+from craft.models.layers import Recompute, recompute
 from craft.models.lvlm import LVLM
 from craft.models.memory import estimate_memory
-from craft.models.recompute import Recompute, recompute
 from craft.training.checks import check_gradients, freeze_report
 from craft.training.config import AdaptConfig, AlignConfig, LoopConfig
 from craft.training.lesson import Lesson

@@ -39,7 +39,7 @@ def _convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
     return F.conv2d(padded, conv.weight, conv.bias, stride, pads[0] if even else 0, groups=conv.groups)
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """Inverted residual: expand 1×1, depthwise, project 1×1; ReLU6 after the first two."""
 
     def __init__(self, inputs: int, expansion: int, kernel: int, stride: int, outputs: int) -> None:
@@ -76,7 +76,7 @@ class ConvStem(nn.Module):
         self.channels, self.stride = _STEM_CHANNELS, 2
         plan = [(e, k, s if i == 0 else 1, c) for e, k, s, c, n in _LITE0 for i in range(n)]
         for expansion, kernel, stride, channels in plan[:blocks]:
-            self.blocks.append(_Block(self.channels, expansion, kernel, stride, channels))
+            self.blocks.append(Block(self.channels, expansion, kernel, stride, channels))
             self.channels, self.stride = channels, self.stride * stride
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -92,27 +92,3 @@ class ConvStem(nn.Module):
         for block in self.blocks:
             x = block(x)
         return x
-
-    @torch.no_grad()
-    def load_lite0(self, state: dict[str, Tensor], eps: float = 1e-3) -> None:
-        """Copy EfficientNet-Lite0 weights and fold each batch norm into the convolution before it.
-
-        Args:
-            state: the state dict of the PyTorch port (`_conv_stem`, `_bn0`, `_blocks.N.*`).
-            eps: the batch norms' epsilon in that port.
-        """
-
-        def fold(conv: nn.Conv2d, weight: str, norm: str) -> None:
-            scale = state[f"{norm}.weight"] / torch.sqrt(state[f"{norm}.running_var"] + eps)
-            conv.weight.copy_(state[f"{weight}.weight"] * scale[:, None, None, None])
-            assert conv.bias is not None
-            conv.bias.copy_(state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale)
-
-        fold(self.first, "_conv_stem", "_bn0")
-        for i, block in enumerate(self.blocks):
-            assert isinstance(block, _Block)
-            prefix = f"_blocks.{i}"
-            if block.expand is not None:
-                fold(block.expand, f"{prefix}._expand_conv", f"{prefix}._bn0")
-            fold(block.depthwise, f"{prefix}._depthwise_conv", f"{prefix}._bn1")
-            fold(block.project, f"{prefix}._project_conv", f"{prefix}._bn2")

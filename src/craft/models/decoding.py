@@ -47,7 +47,6 @@ def prefill(backbone: Backbone, inputs: dict[str, Tensor], cache: Cache | None =
     """Read left-padded inputs, as `Backbone.inputs` returns them without answers.
 
     Args:
-        backbone: the backbone.
         inputs: embeddings, positions, and the mask of all positions, including those in the cache.
         cache: keys and values of what was read before, to which this appends; None for a new cache.
     """
@@ -67,7 +66,6 @@ def generate(
     """Greedy answers.
 
     Args:
-        backbone: the backbone.
         tokens: one image per question, or None for text only.
         questions: B texts.
         max_new_tokens: maximum length; generation also stops at an end token.
@@ -89,9 +87,7 @@ def generate_ids(backbone: Backbone, inputs: dict[str, Tensor], max_new_tokens: 
     """Greedy token ids per row, without the end token.
 
     Args:
-        backbone: the backbone.
         inputs: left-padded, as `Backbone.inputs` returns them without answers.
-        max_new_tokens: maximum number of tokens per row.
     """
     return write(backbone, prefill(backbone, inputs), max_new_tokens)[0]
 
@@ -112,7 +108,6 @@ def read(
     in the middle, which not every LLM supports (`takes_masks`).
 
     Args:
-        backbone: the backbone.
         tokens: the images' tokens, or None for text only.
         questions: B texts.
         image_of: per question the index of its image in `tokens`; None: one image each, in order.
@@ -190,7 +185,6 @@ def score(
     options (letters) need no pass, because the prompt's logits already have their probabilities.
 
     Args:
-        backbone: the backbone.
         reading: of B prompts; `write` may have been called with it.
         options: per prompt the token ids of its options, as from `option_ids`; a prompt may have none.
 
@@ -325,9 +319,6 @@ def option_ids(
     """Token ids of options as answers in the backbone's prompt format.
 
     Args:
-        backbone: the backbone.
-        question: the question.
-        options: the answers.
         image: whether the question is about an image.
         end: with the end token, so that "red" is not always likelier than "red cat". If all options are one
             token long (letters), it is left out in any case.

@@ -14,15 +14,6 @@ from craft.models.llm_bits import values
 from craft.models.lvlm import LVLM
 
 
-def freeze(module: nn.Module) -> nn.Module:
-    """Switch off gradients of all parameters, set evaluation mode, and return the module.
-
-    Gradient still flows *through* the module to its inputs.
-    """
-    module.requires_grad_(False)
-    return module.eval()
-
-
 def parts(lvlm: LVLM) -> dict[str, nn.Module]:
     """The LVLM's parts by the names that are used in tables, configs and hashes."""
     modules: dict[str, nn.Module] = {
@@ -40,7 +31,6 @@ def freeze_all_but(lvlm: LVLM, names: Collection[str]) -> list[nn.Parameter]:
     """Freeze everything, then let the named parts train.
 
     Args:
-        lvlm: the model.
         names: `vision_tower`, `projector`, `llm`, `text_encoder`, `log_temperature`, or dotted names below
             them, such as `vision_tower.layers`.
 
@@ -50,7 +40,7 @@ def freeze_all_but(lvlm: LVLM, names: Collection[str]) -> list[nn.Parameter]:
     Raises:
         ConfigError: a name is unknown, or it is the codebook, which never trains.
     """
-    freeze(lvlm)
+    lvlm.requires_grad_(False).eval()
     modules = parts(lvlm)
     for name in names:
         head, _, below = name.partition(".")
@@ -86,7 +76,6 @@ def parameter_table(
     The codebook's codewords are a buffer; they count as parameters that never train.
 
     Args:
-        lvlm: the model.
         trainable: the parameters that train; None: those that require gradient.
     """
     if trainable is None:

@@ -11,12 +11,9 @@ from importlib.util import find_spec
 
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig
 
 from craft.core.errors import CheckpointError, ConfigError
-
-BLOCK = 64
-"""Number of weights that share one float32 scale in 4 bits."""
 
 
 def check_bits(bits: int, device: torch.device) -> None:
@@ -71,7 +68,6 @@ def refuse_packed(llm: nn.Module, what: str) -> None:
     """Refuse an operation that needs the LLM's original weights.
 
     Args:
-        llm: the LLM.
         what: predicate of the message, such as "cannot be saved".
 
     Raises:
@@ -88,15 +84,3 @@ def values(parameter: torch.Tensor) -> int:
     """Number of values in a parameter; in 4 bits, one byte holds two."""
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else math.prod(state.shape)
-
-
-def packed_saving(llm: PreTrainedModel, bits: int) -> int:
-    """Bytes that packing saves, for all linear maps but the output embedding; works on the meta device."""
-    head = llm.get_output_embeddings()
-    saving = 0
-    for module in llm.modules():
-        if isinstance(module, nn.Linear) and module is not head:
-            count = module.weight.numel()
-            packed = count + 4 * module.out_features if bits == 8 else count // 2 + 4 * -(-count // BLOCK)
-            saving += count * module.weight.element_size() - packed
-    return saving

@@ -39,7 +39,7 @@ class LVLM(nn.Module):
     """
 
     read_encoder: ClassVar[Callable[[str | Path], Encoder]]
-    """Reads an encoder from disk. `craft.formats.encoder` sets it: `craft.models` does not touch the disk."""
+    """Reads an encoder from disk. `craft.formats.load` sets it: `craft.models` does not touch the disk."""
 
     def __init__(
         self, visual: VisualTokenizer, backbone: Backbone, name: str, origin: Path | None = None

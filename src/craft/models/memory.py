@@ -7,8 +7,8 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from craft.losses.sal import BLOCK
+from craft.models.layers import Recompute
 from craft.models.lvlm import LVLM
-from craft.models.recompute import Recompute
 from craft.quantize import ResidualCodebook
 from craft.quantize.search import ROW_BLOCK, code_block, kept_bytes
 
@@ -105,7 +105,6 @@ def kept_per_token(
 
     Args:
         config: with `hidden_size` and, if it has one, `intermediate_size`.
-        layers: number of layers.
         checkpointing: as `gradient_checkpointing` of `estimate_memory`.
         trained: the weights of the layers train, which needs more.
     """

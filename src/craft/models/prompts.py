@@ -63,6 +63,11 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str, bos: bool) -> list[int]:
     return ids
 
 
+def _bare_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a piece of text without special tokens."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
 def _special_id(tokenizer: PreTrainedTokenizerBase, name: Literal["bos", "eos"]) -> int | None:
     """The id of the beginning or end token, or None; transformers declares a wider type."""
     return cast("int | None", getattr(tokenizer, f"{name}_token_id"))
@@ -141,30 +146,23 @@ def chat_template(
     text = _filled(tokenizer, turns, add_generation_prompt=True, **_NO_THINKING)
     before, _, after = text.partition(_SLOT) if image else (text, "", "")
 
-    def ids(piece: str) -> list[int]:
-        return list(tokenizer(piece, add_special_tokens=False)["input_ids"]) if piece else []
-
     tail: list[int] = []
     if answer is not None:
         whole = _filled(tokenizer, [*turns, {"role": "assistant", "content": answer}], **_NO_THINKING)
         ending = whole[len(text) :] if whole.startswith(text) else answer
-        tail = _ended(tokenizer, ids(ending.rstrip("\n")))
-    return Prompt(ids(before), ids(after), tail)
+        tail = _ended(tokenizer, _bare_ids(tokenizer, ending.rstrip("\n")))
+    return Prompt(_bare_ids(tokenizer, before), _bare_ids(tokenizer, after), tail)
 
 
 def plain(
     tokenizer: PreTrainedTokenizerBase, question: str, answer: str | None = None, image: bool = True
 ) -> Prompt:
     """craft-tiny's format: BOS, image, `User: QUESTION\\nAssistant:`, ` ANSWER`, EOS. Source: ours."""
-
-    def ids(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
     start, stop = _special_id(tokenizer, "bos"), _special_id(tokenizer, "eos")
     before = [] if start is None else [start]
-    after = ids(f"User: {question}\nAssistant:")
+    after = _bare_ids(tokenizer, f"User: {question}\nAssistant:")
     end = [] if stop is None else [stop]
-    tail = [] if answer is None else ids(f" {answer}") + end
+    tail = [] if answer is None else _bare_ids(tokenizer, f" {answer}") + end
     return Prompt(before, after, tail) if image else Prompt(before + after, [], tail)
 
 
@@ -201,7 +199,7 @@ def llava(
     mark = tokenizer.get_vocab().get(_LLAVA_IMAGE)
     if mark is None:  # not a LLaVA checkpoint's tokenizer: each side of the mark is tokenised separately
         front, _, back = text.partition(_LLAVA_IMAGE)
-        return Prompt(ids(front), list(tokenizer(back, add_special_tokens=False)["input_ids"]), tail)
+        return Prompt(ids(front), _bare_ids(tokenizer, back), tail)
     index = before.index(mark)
     return Prompt(before[:index], before[index + 1 :], tail)
 
@@ -225,7 +223,6 @@ def build_prompt(
 
     Args:
         name: a key of `FORMATS`.
-        tokenizer: the LLM's text tokenizer (transformers).
         question: the user's text, without an image mark.
         answer: the text to be learned, or None at inference.
         image: False for a text-only prompt, which is entirely in `before`.
@@ -276,7 +273,6 @@ def build_dialogue(
 
     Args:
         name: a key of `FORMATS`.
-        tokenizer: the LLM's text tokenizer.
         turns: (question, answer) pairs, at least one.
         image: whether the first question is about an image.
 
@@ -331,11 +327,8 @@ def _next_chat(
             "train on a conversation of several turns in one sequence; give one turn per conversation, or "
             "use the prompt format 'plain' (--set prompt=plain)."
         )
-    request, tail = (
-        list(tokenizer(piece, add_special_tokens=False)["input_ids"])
-        for piece in (prompt[len(old) :], whole[len(prompt) :])
-    )
-    return request, _ended(tokenizer, tail)
+    request, tail = prompt[len(old) :], whole[len(prompt) :]
+    return _bare_ids(tokenizer, request), _ended(tokenizer, _bare_ids(tokenizer, tail))
 
 
 def _next_llava(

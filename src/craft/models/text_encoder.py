@@ -113,10 +113,6 @@ class TextEncoder(nn.Module):
     def encode(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Embed texts.
 
-        Args:
-            texts: n texts.
-            batch_size: texts per forward pass.
-
         Returns:
             float32 `[n, d]` on the encoder's device, not normalised (Eq. 4 takes cosines).
 

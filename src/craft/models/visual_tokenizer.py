@@ -1,6 +1,7 @@
 """The visual tokenizer: vision tower and frozen codebook, image -> `VisionTokens` (§3.1)."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -191,16 +192,7 @@ def concatenate(parts: Sequence[VisionTokens]) -> VisionTokens:
         values = [getattr(part, name) for part in parts]
         return None if any(value is None for value in values) else torch.cat(values)
 
-    first = parts[0]
-    return VisionTokens(
-        features=torch.cat([part.features for part in parts]),
-        codes=torch.cat([part.codes for part in parts]),
-        quantized=torch.cat([part.quantized for part in parts]),
-        residual=torch.cat([part.residual for part in parts]),
-        positions=torch.cat([part.positions for part in parts]),
-        grid=first.grid,
-        cls=join("cls"),
-        partial_sums=join("partial_sums"),
-        attention_mask=join("attention_mask"),
-        floor_hit=join("floor_hit"),
-    )
+    joined: dict[str, Any] = {
+        field.name: join(field.name) for field in fields(VisionTokens) if field.name != "grid"
+    }
+    return VisionTokens(**joined, grid=parts[0].grid)

@@ -1,7 +1,6 @@
 """The picture of `craft show`: codes, their rarity and what pruning keeps, over one image per tower."""
 
 import colorsys
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from craft.core.files import atomic_write_bytes
+from craft.pages.figure import png_of
 from craft.pruning import budget_of
 
 # All lengths are in inches.
@@ -79,14 +79,6 @@ def code_colours(maps: Sequence[CodeMap]) -> dict[int, Colour]:
 def draw_codes(path: str | Path, image: ShownImage, keep_ratios: Sequence[float]) -> Path:
     """Write the picture of one image as PNG; the same arguments give the same bytes.
 
-    Args:
-        path: the file.
-        image: the image, with one map per tower.
-        keep_ratios: drawn in one panel each, if there is a prior.
-
-    Returns:
-        The path.
-
     Raises:
         ConfigError: the path cannot be written to.
     """
@@ -120,9 +112,7 @@ def draw_codes(path: str | Path, image: ShownImage, keep_ratios: Sequence[float]
         _rarity(figure, panels[1], image, code_map.share)
         for axes, ratio in zip(panels[2:], keep_ratios, strict=True):
             _pruned(axes, image, code_map.rank, ratio)
-    data = io.BytesIO()
-    figure.savefig(data, format="png", metadata={"Software": None})
-    atomic_write_bytes(path, data.getvalue())
+    atomic_write_bytes(path, png_of(figure))
     return Path(path)
 
 

@@ -54,14 +54,9 @@ def draw_demo(
     """Write the figure as PNG; the same arguments give the same bytes.
 
     Args:
-        path: the file.
-        title: the line at the top.
         lines: names of the entries of `Example.replies`, such as "craft-tiny/llama, adapted".
         examples: at least one.
         metrics: the lines of metrics.jsonl.
-
-    Returns:
-        The path.
 
     Raises:
         ConfigError: the path cannot be written to.
@@ -105,12 +100,17 @@ def draw_demo(
         )
         for column, (name, points) in enumerate(curves.items()):
             plot_curve(figure.add_subplot(lower[0, column]), *_CURVES[name], *points)
-    stream = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # answers may be in any script
-        figure.savefig(stream, format="png", metadata={"Software": None})
-    atomic_write_bytes(path, stream.getvalue())
+        atomic_write_bytes(path, png_of(figure))
     return Path(path)
+
+
+def png_of(figure: Any) -> bytes:
+    """A figure of matplotlib as PNG; equal figures give equal bytes."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", metadata={"Software": None})
+    return stream.getvalue()
 
 
 def _labels(figure: Any, grid: Any, lines: Sequence[str]) -> None:
@@ -206,9 +206,6 @@ def plot_curve(axes: Any, title: str, colour: str, steps: np.ndarray, values: np
     """Draw the values as a thin line and their running mean as a thick one.
 
     Args:
-        axes: of matplotlib.
-        title: above the curve, on the left.
-        colour: of both lines.
         steps: float64 `[T]`.
         values: float64 `[T]`.
     """
@@ -259,6 +256,4 @@ def draw_curves(metrics: Sequence[Mapping[str, Any]]) -> tuple[bytes, str]:
     for number, (name, points) in enumerate(curves.items(), start=1):
         titles.append(f"{name}: {points[0, 1]:.4g} → {points[-1, 1]:.4g}")
         plot_curve(figure.add_subplot(rows, 3, number), titles[-1], "#0550ae", points[:, 0], points[:, 1])
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", metadata={"Software": None})
-    return stream.getvalue(), "; ".join(titles)
+    return png_of(figure), "; ".join(titles)

@@ -1,6 +1,5 @@
 """The transfer matrix of Tables 3 and 7: reports by data set, encoder and backbone; its page and heat map."""
 
-import io
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from craft.core.files import atomic_write_bytes, atomic_write_text, write_json
 from craft.core.text import percent, signed, table_row
 from craft.evaluation.metrics import grouped_interval
 from craft.evaluation.report import Report, merge
+from craft.pages.figure import png_of
 
 ZERO_SHOT = "zero-shot"
 """The name of the base encoder, which was not adapted."""
@@ -327,9 +327,6 @@ def draw_heat_map(matrix: TransferMatrix, path: str | Path) -> Path:
     Colours are gains over zero-shot in points, on one scale for all panels; zero-shot itself is grey. A frame
     marks encoders that were adapted with the backbone's own LLM. The same matrix gives the same bytes.
 
-    Returns:
-        The path.
-
     Raises:
         ConfigError: the path cannot be written to.
     """
@@ -360,9 +357,7 @@ def draw_heat_map(matrix: TransferMatrix, path: str | Path) -> Path:
     bar.set_label("gain over zero-shot (points)", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     figure.suptitle(_CAPTION, fontsize=10)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", metadata={"Software": None})
-    atomic_write_bytes(path, stream.getvalue())
+    atomic_write_bytes(path, png_of(figure))
     return Path(path)
 
 

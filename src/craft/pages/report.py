@@ -45,8 +45,6 @@ def report(paths: Sequence[str | Path], out: str | Path, title: str = "CRAFT rep
     Args:
         paths: run folders; what `craft demo`, `craft eval --out`, `craft transfer --out`, `craft judge` and
             `python -m paper` wrote (files or folders); or folders with such folders.
-        out: the page.
-        title: its heading.
 
     Raises:
         DataError: a path does not exist or holds nothing of these kinds, or a judged picture cannot be read.

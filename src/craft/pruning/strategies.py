@@ -120,7 +120,7 @@ def divprune(tokens: VisionTokens, size: int, settings: PruningSettings) -> Tens
 def highest(tokens: VisionTokens, size: int, settings: PruningSettings) -> Tensor:
     """The tokens with the highest `scores`. Nested over budgets.
 
-    With [CLS] attention of the vision tower (`craft.models.attention.cls_attention`), these are the dominant
+    With [CLS] attention of the vision tower (`cls_attention` in paper/attention.py), these are the dominant
     tokens of VisionZip (arXiv 2412.04467); its merged tokens would not be codewords. With the attention that
     tokens receive at an early layer of the LLM (`received_attention`), it is the criterion of FastV
     (arXiv 2403.06764).
@@ -133,7 +133,7 @@ def highest(tokens: VisionTokens, size: int, settings: PruningSettings) -> Tenso
         fault = "there are none" if scores is None else f"these have shape {list(scores.shape)}"
         raise CraftError(
             f"This strategy needs scores [B, N] = {list(tokens.codes.shape[:2])}, and {fault}; "
-            "craft.models.attention computes them."
+            "paper/attention.py in the repository computes them."
         )
     return scores.to(tokens.codes.device).argsort(dim=1, descending=True, stable=True)[:, :size]
 

@@ -1,9 +1,7 @@
 """Residual quantisation with a frozen codebook (§3.1, §9)."""
 
-from craft.quantize.codebook import Quantized, ResidualCodebook
+from craft.quantize.codebook import Quantized, ResidualCodebook, code_counts, straight_through, usage
 from craft.quantize.continuous import Continuous, tower_fingerprint
-from craft.quantize.straight_through import straight_through
-from craft.quantize.usage import code_counts, usage
 
 __all__ = [
     "Continuous",

@@ -1,4 +1,4 @@
-"""The frozen residual codebook: L levels of K codewords (§3.1, §9)."""
+"""The frozen residual codebook (§3.1, §9), the gradient past it (§3.2), and how often codes occur (§3.3)."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -183,3 +183,56 @@ class ResidualCodebook(nn.Module):
         if self.codewords.dtype != torch.float32:  # .half(), .to(bfloat16): move, but keep the values
             self.codewords = exact.to(self.codewords.device)
         return self
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, quantized: Tensor) -> Tensor:
+        ctx.features_dtype = features.dtype
+        return quantized.view_as(quantized)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return grad_outputs[0].to(ctx.features_dtype), None
+
+
+def straight_through(features: Tensor, quantized: Tensor) -> Tensor:
+    """Return `quantized` unchanged; pass its gradient to `features` unchanged.
+
+    The usual `z + (q - z).detach()` rounds: in bfloat16, 17 % of its elements differ from the codeword sum,
+    so the LLM no longer sees codewords. Here the forward value is bit-identical to `quantized`.
+
+    Args:
+        features: `[..., d]`, any float dtype; gets the gradient.
+        quantized: `[..., d]`, the codeword sum; gets none.
+
+    Returns:
+        `[..., d]` equal to `quantized`.
+
+    Source: §3.2 ("straight-through estimator"); the form is ours.
+    """
+    return _StraightThrough.apply(features, quantized)  # type: ignore[no-any-return]
+
+
+def code_counts(codes: Tensor, size: int) -> Tensor:
+    """Count level-1 codes: int64 `[K]` from codes int64 `[..., L]` (p_dom before normalising, §3.3)."""
+    return torch.bincount(codes[..., 0].reshape(-1), minlength=size)
+
+
+def usage(codes: Tensor, size: int) -> list[dict[str, float]]:
+    """Per level, the fraction of codewords that occur and the perplexity of their distribution.
+
+    Args:
+        codes: int64 `[..., L]`.
+        size: K.
+
+    Returns:
+        One dict per level with `used` in [0, 1] and `perplexity` in [1, K].
+    """
+    rows = []
+    for level in range(codes.shape[-1]):
+        counts = torch.bincount(codes[..., level].reshape(-1), minlength=size).double()
+        p = counts / counts.sum().clamp(min=1)
+        entropy = -(p[p > 0] * p[p > 0].log()).sum()
+        rows.append({"used": float((counts > 0).double().mean()), "perplexity": float(entropy.exp())})
+    return rows

@@ -84,7 +84,6 @@ def exact(x: Tensor, tables: Tables) -> Tensor:
 
     Args:
         x: float32 `[n, d]`.
-        tables: the codebook.
 
     Returns:
         int64 `[n, L]`.
@@ -102,7 +101,6 @@ def fused(x: Tensor, tables: Tables) -> Tensor:
 
     Args:
         x: float32 `[n, d]` on a CUDA device.
-        tables: the codebook.
 
     Returns:
         int64 `[n, L]`; these differ from `exact` only between codewords that are equally near in float32.

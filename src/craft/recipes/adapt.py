@@ -17,14 +17,14 @@ from craft.core.processes import on_main, rank, total, world
 from craft.core.progress import say
 from craft.data import Data, Sample
 from craft.formats.artefact import save_artefact
-from craft.formats.encoder import load_artefact
+from craft.formats.load import load_artefact
 from craft.lessons.adapt import adaptation
 from craft.lessons.batches import image_groups
 from craft.lessons.rehearsal import Rehearsal, rehearse_step
 from craft.models.lvlm import LVLM
 from craft.models.vision_tower import forward_of
 from craft.models.visual_tokenizer import VisualTokenizer
-from craft.quantize.usage import code_counts
+from craft.quantize import code_counts
 from craft.recipes.arguments import DataSource, ModelSource
 from craft.recipes.opening import (
     Config,

@@ -20,6 +20,7 @@ from craft.core.progress import say
 from craft.core.seeding import generator
 from craft.core.tensors import load_tensors
 from craft.evaluation.language import INSTRUCTIONS, check_language
+from craft.formats.checks import load_strict
 from craft.formats.code_cache import ImageCodes
 from craft.formats.llm_source import Borrowed, open_llm
 from craft.formats.load import load, load_visual_tokenizer
@@ -32,7 +33,6 @@ from craft.models.backbone import Backbone
 from craft.models.lvlm import LVLM
 from craft.models.projector import Projector
 from craft.models.visual_tokenizer import VisualTokenizer
-from craft.models.weights import load_strict
 from craft.recipes.align_data import (
     ConversationSource,
     check_turns,

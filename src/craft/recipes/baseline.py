@@ -14,7 +14,7 @@ from craft.core.errors import ConfigError
 from craft.core.processes import on_main
 from craft.core.progress import say
 from craft.data import Data
-from craft.formats.encoder import load_artefact
+from craft.formats.load import load_artefact
 from craft.formats.tuned import part_fingerprint, save_tuned
 from craft.lessons.baselines import BASELINES, Baseline
 from craft.lessons.batches import image_groups

@@ -13,14 +13,13 @@ from craft.core.progress import say
 from craft.core.store import RecordStore
 from craft.core.tensors import hash_tensors
 from craft.data import BENCHMARKS
-from craft.evaluation.classes import class_table, confusion
 from craft.evaluation.config import EvalConfig, EvalSettings
 from craft.evaluation.export import add_to_card, to_lmms
-from craft.evaluation.report import Report, merge, read_samples
+from craft.evaluation.report import Report, class_table, confusion, merge, read_samples
 from craft.evaluation.run import answers_to
 from craft.formats.artefact import Artefact
 from craft.formats.code_cache import CodeCache
-from craft.formats.encoder import load_artefact
+from craft.formats.load import load_artefact
 from craft.models.freezing import answer_hashes
 from craft.models.llm_bits import bits_of
 from craft.models.lvlm import LVLM

@@ -16,7 +16,7 @@ from craft.data import Data, Sample
 from craft.data.load import short_name
 from craft.evaluation.metrics import bootstrap_interval
 from craft.evaluation.report import Report
-from craft.formats.encoder import load_artefact
+from craft.formats.load import load_artefact
 from craft.models.freezing import part_hashes
 from craft.models.lvlm import LVLM
 from craft.pages.figure import Example, draw_demo

@@ -12,8 +12,7 @@ from craft.evaluation.report import Report
 from craft.evaluation.run import evaluate_lvlm
 from craft.formats.artefact import Artefact
 from craft.formats.code_cache import CodeCache
-from craft.formats.encoder import load_artefact
-from craft.formats.load import load
+from craft.formats.load import load, load_artefact
 from craft.models.llm_bits import bits_of
 from craft.models.lvlm import LVLM
 from craft.recipes.arguments import ModelSource, data_name, model_name, without_none

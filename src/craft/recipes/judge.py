@@ -11,7 +11,7 @@ from craft.core.text import json_digest, slug
 from craft.data import Sample, stratified
 from craft.formats.artefact import FORMAT, Artefact
 from craft.formats.code_cache import image_names
-from craft.formats.encoder import load_artefact
+from craft.formats.load import load_artefact
 from craft.judging.answers import (
     Answers,
     adopt,

@@ -10,8 +10,7 @@ from craft.core.device import resolve_device
 from craft.core.errors import CheckpointError, DataError
 from craft.core.progress import track
 from craft.data import open_image
-from craft.data.check import distinct
-from craft.data.sample import Raw
+from craft.data.sample import Raw, distinct
 
 PROMPT = "an image of a {}"
 """The text that CLIP reads for a class. Source: FOCI."""

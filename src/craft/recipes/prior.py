@@ -8,7 +8,7 @@ from torch import Tensor
 from craft.core.errors import ConfigError, DataError
 from craft.formats.artefact import Artefact
 from craft.formats.code_cache import CodeCache
-from craft.formats.encoder import load_artefact
+from craft.formats.load import load_artefact
 from craft.formats.prior import load_prior, save_prior
 from craft.models.lvlm import LVLM
 from craft.quantize import ResidualCodebook, code_counts, usage

@@ -25,7 +25,7 @@ from craft.evaluation.config import TransferConfig
 from craft.evaluation.report import Report
 from craft.formats.artefact import Artefact
 from craft.formats.code_cache import CodeCache
-from craft.formats.encoder import load_artefact
+from craft.formats.load import load_artefact
 from craft.models.freezing import answer_hashes, part_hashes
 from craft.models.lvlm import LVLM
 from craft.pages.matrix import ZERO_SHOT, TransferCell, TransferMatrix

@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from craft.core.device import autocast, resolve_device, resolve_dtype
 from craft.core.errors import ConfigError
 from craft.core.processes import is_main, peers_needed, world
+from craft.models.layers import Recompute, recompute
 from craft.models.lvlm import LVLM
-from craft.models.recompute import Recompute, recompute
 from craft.models.vision_tower import TowerLayer
 from craft.training.config import LoopConfig
 from craft.training.lesson import Objective

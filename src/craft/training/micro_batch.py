@@ -8,9 +8,9 @@ from craft.core.device import free_memory
 from craft.core.errors import TrainingError
 from craft.core.processes import agree
 from craft.core.progress import say
+from craft.models.layers import Recompute
 from craft.models.lvlm import LVLM
 from craft.models.memory import estimate_memory
-from craft.models.recompute import Recompute
 from craft.training.config import AlignConfig, LoopConfig
 from craft.training.lesson import Lesson
 

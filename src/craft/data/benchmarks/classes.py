@@ -5,11 +5,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from craft.core.errors import DataError
-from craft.data.benchmarks.reading import Note, column, folders_in, row_id
-from craft.data.captions import class_text
-from craft.data.images import SUFFIXES, ImageSource
+from craft.data.benchmarks.base import Note, column, row_id
+from craft.data.images import SUFFIXES
+from craft.data.readers.folder import folders_in
 from craft.data.readers.rows import Row
-from craft.data.sample import Sample
+from craft.data.sample import Sample, labelled
 from craft.data.spelling import squeezed
 
 
@@ -59,28 +59,7 @@ class ClassNames:
         return self._by_spelling[near[0] if near else key]
 
 
-def labelled(
-    id: str,
-    image: ImageSource,
-    label: str,
-    domain: str,
-    split: str = "",
-    origin: str = "",
-) -> Sample:
-    """A labelled picture, whose four-option question is written later."""
-    return Sample(
-        id=id,
-        image=image,
-        question="",
-        answer="",
-        label=label,
-        split=split,
-        origin=origin or id,
-        text=class_text(domain, label),
-    )
-
-
-def class_folders(root: Path, classes: ClassNames, prefer: str = "") -> Path | None:
+def class_folders(root: Path, classes: ClassNames, prefer: str) -> Path | None:
     """The folder (`root`, or up to three levels below) that contains folders of at least two classes.
 
     Raises:
@@ -103,42 +82,28 @@ def class_folders(root: Path, classes: ClassNames, prefer: str = "") -> Path | N
     return preferred[0] if preferred else None
 
 
-def pictures(folder: Path, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
-    """The pictures directly in a folder, sorted, without hidden files (macOS' "._x.jpg")."""
-    return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")
-    )
-
-
-def from_class_folders(
-    root: Path, classes: ClassNames, domain: str, note: Note, prefer: str = ""
-) -> Iterator[Sample]:
-    """Pictures in class folders, without a split; nothing if there are no such folders."""
+def from_class_folders(root: Path, note: Note, classes: ClassNames, prefer: str) -> Iterator[Sample]:
+    """Pictures directly in class folders, without a split; nothing if there are no such folders."""
     folder = class_folders(root, classes, prefer)
-    if folder is None:
-        return
-    for child in folders_in(folder):
+    for child in folders_in(folder) if folder is not None else ():
         label = classes.find(child.name, str(child), note)
         if label is None:
             continue
-        for path in pictures(child):
-            yield labelled(f"{child.name}/{path.name}", str(path), label, domain, origin=str(path))
+        for path in sorted(child.iterdir()):
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):  # macOS' "._x.jpg"
+                yield labelled(f"{child.name}/{path.name}", str(path), label, origin=str(path))
 
 
-def from_copy(
-    row: Row, find: Callable[[str, str, Note], str | None], domain: str, note: Note
-) -> Iterator[Sample]:
-    """The sample of a row with a picture and a class name.
+def from_copy(row: Row, note: Note, classes: ClassNames | Callable[[str], str]) -> Iterator[Sample]:
+    """The sample of a row with a picture and a class name, unless the class is left out.
 
     Args:
         row: the row.
-        find: takes a spelling, its origin and `note`; returns the class, or None to leave the row out.
-        domain: what the images are of, in words.
         note: takes notes.
-
+        classes: the classes, or a function from the name in the copy to the class.
 
     Raises:
-        DataError: the label is a number without a name.
+        DataError: the label is a number without a name, or the benchmark has no such class.
     """
     spelling = column(row, "label", "labels", "class", "fine_label")
     if not isinstance(spelling, str):
@@ -146,6 +111,7 @@ def from_copy(
             f"{row.origin}: the label {spelling!r} is not a name, and the order of classes differs between "
             "copies. Use a copy whose files name their classes."
         )
-    label = find(spelling, row.origin, note)
+    known = isinstance(classes, ClassNames)
+    label = classes.find(spelling, row.origin, note) if known else classes(spelling)
     if label is not None:
-        yield labelled(row_id(row), column(row, "image", "img"), label, domain, row.split, row.origin)
+        yield labelled(row_id(row), column(row, "image", "img"), label, row.split, row.origin)

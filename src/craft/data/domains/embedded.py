@@ -10,9 +10,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
-from craft.data.captions import class_text
-from craft.data.domains.scenes import draw_scenes, scene_words
-from craft.data.sample import Raw, Sample, Task
+from craft.data.domains.scenes import NUMBERS, draw_scenes, scene_words
+from craft.data.sample import Raw, Task, labelled
 
 APPAREL_WORDS = (
     "t-shirt",
@@ -28,7 +27,7 @@ APPAREL_WORDS = (
 )
 """The word for each Fashion-MNIST label, 0 to 9."""
 
-DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGIT_WORDS = NUMBERS
 """The word for each digit."""
 
 Picture: TypeAlias = tuple[str, str, np.ndarray, int]
@@ -45,7 +44,7 @@ class Domain:
         classes: the words for its labels, in the order of the original label numbers.
         train, test: the number of images.
         licence, source: of the pictures.
-        read: makes its samples.
+        pictures: reads its pictures; None for those that are drawn by `draw_scenes`.
         task: "classification", or "vqa" if each picture comes with a question of its own.
     """
 
@@ -56,40 +55,22 @@ class Domain:
     test: int
     licence: str
     source: str
-    read: Callable[["Domain"], Raw]
+    pictures: Callable[[], Iterator[Picture]] | None = None
     task: Task = "classification"
 
     def load(self) -> Raw:
         """Every sample of the domain, with its fixed split."""
-        return self.read(self)
-
-
-def _labelled(pictures: Callable[[], Iterator[Picture]]) -> Callable[[Domain], Raw]:
-    """A reader of labelled pictures, whose questions are written later."""
-
-    def read(domain: Domain) -> Raw:
-        samples = []
-        for split, id, image, number in pictures():
-            word = domain.classes[number]
-            text = class_text(domain.domain, word)
-            samples.append(Sample(id, image, "", "", label=word, split=split, origin=id, text=text))
-        return Raw(domain.name, domain.task, domain.domain, samples, domain.licence, domain.source)
-
-    return read
-
-
-def _scenes(domain: Domain) -> Raw:
-    """Scenes of all things. Training scenes are drawn again once the held-out things are known."""
-    return Raw(
-        domain.name,
-        domain.task,
-        domain.domain,
-        draw_scenes(domain.train) + draw_scenes(domain.test, split="test"),
-        domain.licence,
-        domain.source,
-        classes=domain.classes,
-        draw=lambda unseen: draw_scenes(domain.train, without=unseen),
-    )
+        raw = Raw(self.name, self.task, self.domain, licence=self.licence, source=self.source)
+        if self.pictures is not None:
+            raw.samples = [
+                labelled(id, image, self.classes[number], split)
+                for split, id, image, number in self.pictures()
+            ]
+        else:  # training scenes are drawn again once the held-out things are known
+            raw.samples = draw_scenes(self.train) + draw_scenes(self.test, split="test")
+            raw.classes = self.classes
+            raw.draw = lambda unseen: draw_scenes(self.train, without=unseen)
+        return raw
 
 
 def _apparel() -> Iterator[Picture]:
@@ -151,7 +132,7 @@ EMBEDDED: dict[str, Domain] = {
             test=1000,
             licence="MIT",
             source="Fashion-MNIST, Zalando SE, 2017: a fixed subset, 28 x 28 grey",
-            read=_labelled(_apparel),
+            pictures=_apparel,
         ),
         Domain(
             name="digits",
@@ -161,7 +142,7 @@ EMBEDDED: dict[str, Domain] = {
             test=797,
             licence="CC BY 4.0",
             source="Optical Recognition of Handwritten Digits, Alpaydin and Kaynak, UCI, 1998: 8 x 8 grey",
-            read=_labelled(_digits),
+            pictures=_digits,
         ),
         Domain(
             name="sketch",
@@ -171,7 +152,7 @@ EMBEDDED: dict[str, Domain] = {
             test=len(SKETCH_WORDS) * _RENDERINGS["test"],
             licence="CC BY-SA 4.0",
             source="OpenMoji 17, the OpenMoji contributors: black drawings, several renderings each",
-            read=_labelled(_sketch),
+            pictures=_sketch,
         ),
         Domain(
             name="scenes",
@@ -181,7 +162,6 @@ EMBEDDED: dict[str, Domain] = {
             test=600,
             licence="CC BY-SA 4.0",
             source="drawn by program from OpenMoji 17's colour drawings and Computer Modern",
-            read=_scenes,
             task="vqa",
         ),
     )
@@ -191,16 +171,9 @@ EMBEDDED: dict[str, Domain] = {
 
 def catalogue() -> list[dict[str, str | int]]:
     """One row per embedded domain: name, images (train + test), classes, task, licence, source."""
+    shared = ("name", "train", "test", "task", "licence", "source")
     return [
-        {
-            "name": domain.name,
-            "train": domain.train,
-            "test": domain.test,
-            "images": domain.train + domain.test,
-            "classes": len(domain.classes),
-            "task": domain.task,
-            "licence": domain.licence,
-            "source": domain.source,
-        }
+        {key: getattr(domain, key) for key in shared}
+        | {"images": domain.train + domain.test, "classes": len(domain.classes)}
         for domain in EMBEDDED.values()
     ]

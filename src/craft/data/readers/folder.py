@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from craft.core.errors import DataError
-from craft.data.captions import class_text
 from craft.data.images import PICTURES, refuse_unreadable, suffixes
-from craft.data.sample import Raw, Sample
+from craft.data.sample import Raw, Sample, labelled
 from craft.data.spelling import is_text, words
 from craft.data.splits import SPLIT_NAMES
 
@@ -22,9 +21,8 @@ def read_folder(root: Path, domain: str | None = None) -> Raw:
         DataError: no pictures, no class folders, class folders next to train/ and test/, two folders with the
             same class word, a name that is not UTF-8, or pictures that this installation cannot open.
     """
-    children = _folders(root)
-    splits = [child for child in children if child.name.lower() in SPLIT_NAMES and _folders(child)]
-    domain = domain or words(root.resolve().name)
+    children = folders_in(root)
+    splits = [child for child in children if child.name.lower() in SPLIT_NAMES and folders_in(child)]
     samples: list[Sample] = []
     names: list[str] = []
     if splits:
@@ -34,23 +32,24 @@ def read_folder(root: Path, domain: str | None = None) -> Raw:
                 f"{', '.join(extra[:5])}. {_LAYOUT}"
             )
         for child in splits:
-            samples += _class_folders(root, child, SPLIT_NAMES[child.name.lower()], domain, names)
+            samples += _class_folders(root, child, SPLIT_NAMES[child.name.lower()], names)
     else:
-        samples = _class_folders(root, root, "", domain, names)
+        samples = _class_folders(root, root, "", names)
     refuse_unreadable(f"the data folder {root}", names)
     if not samples:
         loose = any(path.suffix.lower() in PICTURES for path in root.iterdir())
         problem = "has pictures but no class folders" if loose else "has no pictures in class folders"
         raise DataError(f"the data folder {root} {problem}. {_LAYOUT}")
-    return Raw(root.resolve().name, "classification", domain, samples, source=str(root))
+    name = root.resolve().name
+    return Raw(name, "classification", domain or words(name), samples, source=str(root))
 
 
-def _class_folders(root: Path, parent: Path, split: str, domain: str, seen: list[str]) -> list[Sample]:
+def _class_folders(root: Path, parent: Path, split: str, seen: list[str]) -> list[Sample]:
     """The pictures that this installation can open; `seen` gets the names of all pictures."""
     samples: list[Sample] = []
     names: dict[str, str] = {}
     known = suffixes()
-    for folder in _folders(parent):
+    for folder in folders_in(parent):
         label = words(folder.name)
         if label in names:
             raise DataError(
@@ -68,20 +67,10 @@ def _class_folders(root: Path, parent: Path, split: str, domain: str, seen: list
                 continue
             if not is_text(str(relative)):
                 raise DataError(f"the file name {str(path)!a} is not UTF-8. Rename it.")
-            samples.append(
-                Sample(
-                    id=relative.as_posix(),
-                    image=str(path),
-                    question="",
-                    answer="",
-                    label=label,
-                    split=split,
-                    origin=str(path),
-                    text=class_text(domain, label),
-                )
-            )
+            samples.append(labelled(relative.as_posix(), str(path), label, split, origin=str(path)))
     return samples
 
 
-def _folders(parent: Path) -> list[Path]:
+def folders_in(parent: Path) -> list[Path]:
+    """The folders directly in a folder, sorted, without hidden ones."""
     return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))

@@ -11,9 +11,8 @@ from typing import Any
 from craft.core.errors import DataError
 from craft.core.progress import track
 from craft.data.problems import Problems
-from craft.data.readers.parquet import parquet_files, read_parquet
+from craft.data.readers.packed import parquet_files, read_parquet, read_tar
 from craft.data.readers.rows import LISTS, Fetch, Row, RowReader, list_in, parse_json
-from craft.data.readers.tars import read_tar
 from craft.data.sample import Raw, Sample, Task
 from craft.data.spelling import words
 from craft.data.splits import SPLIT_NAMES, split_of
@@ -118,23 +117,30 @@ def read_tables(
     source = str(paths[0]) if len(paths) == 1 else str(paths[0].parent)
     if not samples:
         raise DataError(f"{source} has no rows. Write one JSON object per line, like {EXAMPLE}")
-    _check_images(samples, paths[0].parent if root is None else root)
+    check_images(samples, paths[0].parent if root is None else root)
     return Raw(name, _task(samples), domain or words(name), samples, source=source)
 
 
-def _check_images(samples: Sequence[Sample], base: Path) -> None:
-    """Refuse rows whose image file does not exist."""
-    exists: dict[str, bool] = {}
-    for sample in samples:
-        if isinstance(sample.image, str) and sample.image not in exists:
-            exists[sample.image] = os.path.isfile(sample.image)
-    missing = [s for s in samples if isinstance(s.image, str) and not exists[s.image]]
+def check_images(rows: Sequence[Any], base: Path, fix: str = "correct them, or put the files there") -> None:
+    """Refuse rows whose image file does not exist.
+
+    Args:
+        rows: what the rows became; each has an `image` and an `origin`.
+        base: the folder that paths start from.
+        fix: what a user can do, for the message.
+
+    Raises:
+        DataError: there are such rows. The message names the first five, with file and line.
+    """
+    files = {row.image for row in rows if isinstance(row.image, str)}
+    gone = {file for file in files if not os.path.isfile(file)}
+    missing = [row for row in rows if isinstance(row.image, str) and row.image in gone]
     if missing:
-        examples = "; ".join(f"{s.image} ({s.origin})" for s in missing[:5])
+        examples = "; ".join(f"{row.image} ({row.origin})" for row in missing[:5])
         more = f"; and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise DataError(
-            f"{len(missing)} of the {len(samples)} rows name an image that does not exist: {examples}{more}. "
-            f"Paths are relative to {base}; correct them, or put the files there."
+            f"{len(missing)} of the {len(rows)} rows name an image that does not exist: {examples}{more}. "
+            f"Paths are relative to {base}; {fix}."
         )
 
 
@@ -177,10 +183,10 @@ def read_rows(
         yield from read_tar(path, split)
     elif kind in SEPARATORS:
         yield from _csv(path, SEPARATORS[kind], split)
+    elif kind == ".json" and (text := _text(path)).lstrip()[:1] == "[":
+        yield from _json(path, text, split)
     else:
-        text = _text(path)
-        one_list = kind == ".json" and text.lstrip()[:1] == "["
-        yield from _json(path, text, split) if one_list else _lines(path, text, split, problems)
+        yield from json_lines(path, problems, split)
 
 
 def _text(path: Path) -> str:
@@ -190,8 +196,19 @@ def _text(path: Path) -> str:
         raise DataError(f"{path} cannot be read as UTF-8 text ({error}).") from error
 
 
-def _lines(path: Path, text: str, split: str, problems: Problems) -> Iterator[Row]:
-    lines = text.split("\n")
+def json_lines(path: Path, problems: Problems, split: str = "", example: str = EXAMPLE) -> Iterator[Row]:
+    """The objects of a JSONL file. Lines that are not objects are recorded in `problems`.
+
+    Args:
+        path: the file.
+        problems: collects the mistakes.
+        split: of the rows.
+        example: a row, for messages.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    lines = _text(path).split("\n")
     shown = track(lines, f"reading {path.name}") if len(lines) >= MANY else lines
     for number, line in enumerate(shown, start=1):
         if not line.strip():
@@ -206,7 +223,7 @@ def _lines(path: Path, text: str, split: str, problems: Problems) -> Iterator[Ro
                 yield Row(origin, value, split)
                 continue
             problem = f"a {type(value).__name__}, not an object"
-        problems.add(DataError(f"{origin}: {problem}. Every line must be one object, like {EXAMPLE}"))
+        problems.add(DataError(f"{origin}: {problem}. Every line must be one object, like {example}"))
 
 
 def _json(path: Path, text: str, split: str) -> Iterator[Row]:

@@ -5,8 +5,8 @@ import torch
 
 from builders import tiny_images, tiny_lvlm
 from craft.core.errors import CraftError
-from craft.models.attention import cls_attention, received_attention
 from craft.pruning import prune_tokens
+from paper.attention import cls_attention, received_attention
 
 ASKED = ["What is shown in the picture?", "Answer in one letter only.", "How many?"]
 

@@ -1,6 +1,6 @@
-"""Gradient checkpointing (§8): layers store little and run again in the backward pass."""
+"""How layers run in training steps: with gradient checkpointing (§8), or compiled by torch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
@@ -8,8 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
-
-from craft.models.compiled import layers_of
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 Recompute = bool | Literal["selective"]
 """What runs again: nothing, whole layers, or all of a layer except its matrix products and attention."""
@@ -26,6 +25,11 @@ _STORED = {
     _aten._scaled_dot_product_cudnn_attention.default,
     _aten._scaled_dot_product_fused_attention_overrideable.default,
 }
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The layers of all vision towers and LLMs in `model`."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 @contextmanager
@@ -54,3 +58,28 @@ def recompute(model: nn.Module, what: Recompute = True) -> Iterator[None]:
 
 def _policy(context: object, operation: object, *args: object, **kwargs: object) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if operation in _STORED else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+class Compiled:
+    """A context in which layers run compiled by `torch.compile`; outside it they run as before.
+
+    Validation between training steps has other shapes and caches, for which each layer would be compiled
+    again. A layer is compiled at its first call.
+
+    Source: ours.
+    """
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        self._calls: dict[nn.Module, Callable[..., object]] = {}
+        for layer in layers:
+            layer.compile()
+            self._calls[layer] = layer._compiled_call_impl  # type: ignore[assignment]
+            layer._compiled_call_impl = None
+
+    def __enter__(self) -> None:
+        for layer, call in self._calls.items():
+            layer._compiled_call_impl = call
+
+    def __exit__(self, *_: object) -> None:
+        for layer in self._calls:
+            layer._compiled_call_impl = None

@@ -1,14 +1,49 @@
-"""Weights between modules and files: casts, and strict loading with messages about what does not fit."""
+"""Manifests and weights of CRAFT's layouts: read, cast, and checked with messages about what does not fit."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from craft.core.errors import CheckpointError
+from craft.core.files import read_json
 
+_ENTRIES = {
+    "craft-visual": ("vision_tower", "levels", "aspect", "dtype", "fingerprint"),
+    "craft-native": ("visual", "codebook", "prompt", "dtype"),
+    "craft-encoder": ("codebook", "vision_tower", "tower"),
+    "craft-tuned": ("codebook", "vision_tower", "tower", "parts", "base"),
+}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def read_manifest(path: Path, kind: str, version: int, what: str) -> dict[str, Any]:
+    """Read a `craft.json` or `config.json` and check its format, version and entries.
+
+    Args:
+        kind: the expected `format`.
+        version: the newest version that this code reads.
+        what: what the file describes, for messages, such as "a backbone".
+
+    Raises:
+        CheckpointError: the file is missing, is not JSON, has another format or a newer version, or lacks an
+            entry.
+    """
+    manifest = read_json(path)
+    stated = manifest.get("format") if isinstance(manifest, dict) else None
+    if stated != kind:
+        raise CheckpointError(f"{path} is not {what}: its format is {stated!r} instead of {kind!r}.")
+    if not isinstance(manifest.get("version"), int) or manifest["version"] > version:
+        raise CheckpointError(
+            f"{path} has format version {manifest.get('version')!r}, and this CRAFT reads up to "
+            f"{version}; update CRAFT."
+        )
+    missing = [key for key in _ENTRIES[kind] if key not in manifest]
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}; copy the folder again.")
+    return manifest
 
 
 def stored_dtype(module: nn.Module, default: str = "bfloat16") -> str:

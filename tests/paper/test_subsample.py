@@ -6,10 +6,9 @@ import torch
 from builders import tiny_codebook, tiny_continuous, tiny_images, tiny_lvlm
 from craft.core.errors import CodebookMismatchError, ConfigError, CraftError
 from craft.models.freezing import part_hashes
-from craft.models.subsample import subsampled_codebook
 from craft.quantize import ResidualCodebook
-from craft.quantize.subsample import subsample
 from craft.recipes import adapt, evaluate
+from paper.subsample import subsample, subsampled_codebook
 from tiny_data import tiny_data
 
 

@@ -1,0 +1,335 @@
+"""The six benchmarks of labelled pictures."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from craft.core.errors import DataError
+from craft.data.benchmarks.base import Benchmark, Note, find_below, need_below, read_mat
+from craft.data.benchmarks.classes import ClassNames, from_class_folders, from_copy
+from craft.data.sample import Sample, labelled
+from craft.data.spelling import words
+
+# EuroSAT: Sentinel-2 pictures of ten kinds of land.
+
+EUROSAT_CLASSES = ClassNames(
+    "EuroSAT",
+    (
+        "annual crop",
+        "forest",
+        "herbaceous vegetation",
+        "highway",
+        "industrial buildings",
+        "pasture",
+        "permanent crop",
+        "residential buildings",
+        "river",
+        "sea or lake",
+    ),
+    {"Industrial": "industrial buildings", "Residential": "residential buildings", "SeaLake": "sea or lake"},
+)
+
+
+EUROSAT = Benchmark(
+    name="eurosat",
+    title="EuroSAT",
+    task="classification",
+    domain="satellite scene",
+    licence="MIT",
+    source="Helber et al., 2019: Sentinel-2, RGB, 64 x 64 (github.com/phelber/EuroSAT)",
+    get="EuroSAT_RGB.zip from zenodo.org/records/7711810 (EuroSAT.zip of 2018 unpacks to 2750/).",
+    layout="2750/<Class>/<Class>_<n>.jpg or EuroSAT_RGB/<Class>/*.jpg",
+    sizes={"all": 27000},
+    classes=10,
+    original=partial(from_class_folders, classes=EUROSAT_CLASSES, prefer="2750"),
+    copy=partial(from_copy, classes=EUROSAT_CLASSES),
+    hub=("timm/eurosat-rgb", "blanchon/EuroSAT_RGB"),
+)
+
+
+# Flowers-102: British flowers. The original names no classes; the names are those its authors published.
+
+FLOWERS = tuple(
+    """pink primrose, hard-leaved pocket orchid, canterbury bells, sweet pea, english marigold, tiger lily,
+    moon orchid, bird of paradise, monkshood, globe thistle, snapdragon, colt's foot, king protea,
+    spear thistle, yellow iris, globe-flower, purple coneflower, peruvian lily, balloon flower,
+    giant white arum lily, fire lily, pincushion flower, fritillary, red ginger, grape hyacinth, corn poppy,
+    prince of wales feathers, stemless gentian, artichoke, sweet william, carnation, garden phlox,
+    love in the mist, mexican aster, alpine sea holly, ruby-lipped cattleya, cape flower, great masterwort,
+    siam tulip, lenten rose, barbeton daisy, daffodil, sword lily, poinsettia, bolero deep blue, wallflower,
+    marigold, buttercup, oxeye daisy, common dandelion, petunia, wild pansy, primula, sunflower, pelargonium,
+    bishop of llandaff, gaura, geranium, orange dahlia, pink-yellow dahlia, cautleya spicata,
+    japanese anemone, black-eyed susan, silverbush, californian poppy, osteospermum, spring crocus,
+    bearded iris, windflower, tree poppy, gazania, azalea, water lily, rose, thorn apple, morning glory,
+    passion flower, lotus, toad lily, anthurium, frangipani, clematis, hibiscus, columbine, desert-rose,
+    tree mallow, magnolia, cyclamen, watercress, canna lily, hippeastrum, bee balm, ball moss, foxglove,
+    bougainvillea, camellia, mallow, mexican petunia, bromelia, blanket flower, trumpet creeper,
+    blackberry lily""".replace("\n", " ").split(",")
+)
+FLOWERS_CLASSES = ClassNames("Flowers-102", (" ".join(name.split()) for name in FLOWERS))
+"""In the order of the original's labels, 1 to 102."""
+
+SETS = {"trnid": "train", "valid": "validation", "tstid": "test"}
+"""The variables of setid.mat, and what they mean."""
+
+
+def _flowers(root: Path, note: Note) -> Iterator[Sample]:
+    setid = find_below(root, "setid.mat")
+    if setid is None:
+        return
+    labels = np.atleast_1d(read_mat(need_below(root, "Flowers-102", "imagelabels.mat", setid))["labels"])
+    images = need_below(root, "Flowers-102", "jpg", setid)
+    sets = read_mat(setid)
+    for variable, split in SETS.items():
+        for number in np.atleast_1d(sets[variable]).tolist():
+            if not 1 <= number <= len(labels):
+                raise DataError(f"{setid}: image {number} has no label; imagelabels.mat has {len(labels)}.")
+            name = f"image_{number:05d}.jpg"
+            label = FLOWERS_CLASSES.names[int(labels[number - 1]) - 1]
+            yield labelled(name, str(images / name), label, split, f"{setid}, image {number}")
+
+
+FLOWERS102 = Benchmark(
+    name="flowers102",
+    title="Flowers-102",
+    task="classification",
+    domain="flower",
+    licence="not stated",
+    source="Nilsback and Zisserman, 2008 (robots.ox.ac.uk/~vgg/data/flowers/102)",
+    get="102flowers.tgz, imagelabels.mat and setid.mat from www.robots.ox.ac.uk/~vgg/data/flowers/102/.",
+    layout="jpg/image_<5 digits>.jpg, imagelabels.mat and setid.mat",
+    sizes={"train": 1020, "validation": 1020, "test": 6149},
+    classes=102,
+    original=_flowers,
+    copy=partial(from_copy, classes=FLOWERS_CLASSES),
+    hub=("nelorth/oxford-flowers", "dpdl-benchmark/oxford_flowers102"),
+)
+
+
+# Kvasir: endoscopic pictures of the gastrointestinal tract, eight classes; version 1 (the paper's) or 2.
+
+KVASIR_CLASSES = ClassNames(
+    "Kvasir",
+    (
+        "dyed lifted polyps",
+        "dyed resection margins",
+        "esophagitis",
+        "normal cecum",
+        "normal pylorus",
+        "normal z-line",
+        "polyps",
+        "ulcerative colitis",
+    ),
+)
+MOST_IN_V1 = 500
+"""The number of pictures of a class in version 1; version 2 has 1,000."""
+
+
+def _kvasir(root: Path, note: Note) -> Iterable[Sample]:
+    samples = list(from_class_folders(root, note, classes=KVASIR_CLASSES, prefer="kvasir-dataset"))
+    if samples and max(Counter(s.label for s in samples).values()) > MOST_IN_V1:
+        note("this is Kvasir v2 (1,000 pictures per class); the paper's is v1 (500 per class)")
+    return samples
+
+
+KVASIR = Benchmark(
+    name="kvasir",
+    title="Kvasir",
+    task="classification",
+    domain="gastrointestinal endoscopy",
+    licence="research and education only",
+    source="Pogorelov et al., 2017 (datasets.simula.no/kvasir)",
+    get="kvasir-dataset.zip (v1, the paper's) or kvasir-dataset-v2.zip from datasets.simula.no/kvasir.",
+    layout="kvasir-dataset/<class>/*.jpg or kvasir-dataset-v2/<class>/*.jpg",
+    sizes={"all": 4000},
+    classes=8,
+    original=_kvasir,
+    copy=partial(from_copy, classes=KVASIR_CLASSES),
+    refused={
+        "SimulaMet-HOST/Kvasir-VQA": "it is another task (questions, not classes)",
+        "sahilur/hyper-kvasir-labeled-images": "it is HyperKvasir, with other classes",
+    },
+)
+
+
+# PlantVillage: leaves of 14 crops, healthy or diseased, 38 classes.
+
+FOLDERS = (
+    "Apple___Apple_scab",
+    "Apple___Black_rot",
+    "Apple___Cedar_apple_rust",
+    "Apple___healthy",
+    "Blueberry___healthy",
+    "Cherry_(including_sour)___Powdery_mildew",
+    "Cherry_(including_sour)___healthy",
+    "Corn_(maize)___Cercospora_leaf_spot Gray_leaf_spot",
+    "Corn_(maize)___Common_rust_",
+    "Corn_(maize)___Northern_Leaf_Blight",
+    "Corn_(maize)___healthy",
+    "Grape___Black_rot",
+    "Grape___Esca_(Black_Measles)",
+    "Grape___Leaf_blight_(Isariopsis_Leaf_Spot)",
+    "Grape___healthy",
+    "Orange___Haunglongbing_(Citrus_greening)",
+    "Peach___Bacterial_spot",
+    "Peach___healthy",
+    "Pepper,_bell___Bacterial_spot",
+    "Pepper,_bell___healthy",
+    "Potato___Early_blight",
+    "Potato___Late_blight",
+    "Potato___healthy",
+    "Raspberry___healthy",
+    "Soybean___healthy",
+    "Squash___Powdery_mildew",
+    "Strawberry___Leaf_scorch",
+    "Strawberry___healthy",
+    "Tomato___Bacterial_spot",
+    "Tomato___Early_blight",
+    "Tomato___Late_blight",
+    "Tomato___Leaf_Mold",
+    "Tomato___Septoria_leaf_spot",
+    "Tomato___Spider_mites Two-spotted_spider_mite",
+    "Tomato___Target_Spot",
+    "Tomato___Tomato_Yellow_Leaf_Curl_Virus",
+    "Tomato___Tomato_mosaic_virus",
+    "Tomato___healthy",
+)
+"""The class folders of the original, `Crop___Disease`."""
+
+
+def leaf_words(folder: str) -> str:
+    """A class folder in words: "Apple___Apple_scab" -> "Apple, apple scab". Brackets after the crop are
+    dropped, and "Pepper,_bell" becomes "Bell pepper". Source: ours."""
+    crop, disease = (words(part) for part in folder.split("___"))
+    crop = re.sub(r" ?\(.*?\)", "", crop)
+    if ", " in crop:
+        noun, kind = crop.split(", ")
+        crop = f"{kind} {noun}".capitalize()
+    return f"{crop}, {disease[:1].lower()}{disease[1:]}"
+
+
+PLANT_CLASSES = ClassNames(
+    "PlantVillage",
+    map(leaf_words, FOLDERS),
+    {
+        spelling: leaf_words(folder)
+        for folder in FOLDERS
+        for spelling in (folder, re.sub(r"_\(.*?\)___", "___", folder))
+    },
+    left_out=("Background_without_leaves", "Background"),
+)
+
+
+PLANT_VILLAGE = Benchmark(
+    name="plantvillage",
+    title="PlantVillage",
+    task="classification",
+    domain="plant leaf",
+    licence="CC0 at Mendeley; GitHub states none",
+    source="Mohanty et al., 2016 (github.com/spMohanty/PlantVillage-Dataset, data.mendeley.com tywbtsjrjv)",
+    get="clone github.com/spMohanty/PlantVillage-Dataset, or the zip without augmentation from "
+    "data.mendeley.com/datasets/tywbtsjrjv/1.",
+    layout="raw/color/<Crop___Disease>/*.JPG, or class folders with these names",
+    sizes={"all": 54303},
+    classes=38,
+    original=partial(from_class_folders, classes=PLANT_CLASSES, prefer="color"),
+    copy=partial(from_copy, classes=PLANT_CLASSES),
+    hub=(
+        "Project-AgML/plant_village_classification",
+        "BrandonFors/Plant-Diseases-PlantVillage-Dataset",
+        "GVJahnavi/PlantVillage_dataset",
+    ),
+)
+
+
+# Stanford Cars: 196 models, with make and year.
+
+ANNOTATIONS = {"train": "cars_train_annos.mat", "test": "cars_test_annos_withlabels.mat"}
+"""The list of each split. `devkit/cars_test_annos.mat` does not serve: it has no classes."""
+
+
+def _cars(root: Path, note: Note) -> Iterator[Sample]:
+    meta = find_below(root, "cars_meta.mat")
+    if meta is None:
+        return
+    names = [words(str(name)) for name in np.atleast_1d(read_mat(meta)["class_names"])]
+    for split, name in ANNOTATIONS.items():
+        path = need_below(root, "Stanford Cars", name, meta)
+        outer = need_below(root, "Stanford Cars", f"cars_{split}", meta)
+        folder = outer / outer.name if (outer / outer.name).is_dir() else outer  # Kaggle's zip nests them
+        for number, row in enumerate(np.atleast_1d(read_mat(path)["annotations"]), start=1):
+            fields: Any = row
+            if "class" not in fields.dtype.names:
+                raise DataError(f"{path} has no classes. Use the list with labels, {name}.")
+            kind = int(fields["class"])
+            if not 1 <= kind <= len(names):
+                raise DataError(
+                    f"{path}, row {number}: there is no class {kind}; {meta.name} names {len(names)}."
+                )
+            file = str(fields["fname"])
+            origin = f"{path}, row {number}"
+            yield labelled(f"{split}/{file}", str(folder / file), names[kind - 1], split, origin)
+
+
+STANFORD_CARS = Benchmark(
+    name="stanford-cars",
+    title="Stanford Cars",
+    task="classification",
+    domain="car",
+    licence="non-commercial research",
+    source="Krause et al., 2013 (ai.stanford.edu/~jkrause/cars; gone)",
+    get="the original address is gone; use the Kaggle copy (jessicali9530/stanford-cars-dataset) and put "
+    "devkit/ and cars_test_annos_withlabels.mat next to it.",
+    layout="devkit/{cars_meta.mat, cars_train_annos.mat}, cars_test_annos_withlabels.mat, cars_train/*.jpg "
+    "and cars_test/*.jpg",
+    sizes={"train": 8144, "test": 8041},
+    classes=196,
+    original=_cars,
+    copy=partial(from_copy, classes=words),
+    hub=("tanganke/stanford_cars", "Donghyun99/Stanford-Cars"),
+    refused={"HuggingFaceM4/Stanford-Cars": "it is a loading script, and CRAFT runs no scripts"},
+)
+
+
+# Stanford Dogs: 120 breeds of ImageNet.
+
+
+def breed(name: str) -> str:
+    """The breed in words: "n02085620-Chihuahua" -> "Chihuahua", "toy_terrier" -> "toy terrier"."""
+    head, dash, tail = name.partition("-")
+    return words(tail if dash and head[:1] == "n" and head[1:].isdigit() else name)
+
+
+def _dogs(root: Path, note: Note) -> Iterator[Sample]:
+    first = find_below(root, "train_list.mat")
+    if first is None:
+        return
+    images = need_below(root, "Stanford Dogs", "Images", first)
+    for split in ("train", "test"):
+        path = first if split == "train" else need_below(root, "Stanford Dogs", "test_list.mat", first)
+        for number, file in enumerate(np.atleast_1d(read_mat(path)["file_list"]), start=1):
+            folder = str(file).split("/")[0]
+            yield labelled(str(file), str(images / str(file)), breed(folder), split, f"{path}, row {number}")
+
+
+STANFORD_DOGS = Benchmark(
+    name="stanford-dogs",
+    title="Stanford Dogs",
+    task="classification",
+    domain="dog",
+    licence="ImageNet's terms: non-commercial research",
+    source="Khosla et al., 2011 (vision.stanford.edu/aditya86/ImageNetDogs)",
+    get="images.tar and lists.tar from vision.stanford.edu/aditya86/ImageNetDogs/.",
+    layout="Images/<n…-breed>/*.jpg, train_list.mat and test_list.mat",
+    sizes={"train": 12000, "test": 8580},
+    classes=120,
+    original=_dogs,
+    copy=partial(from_copy, classes=breed),
+    hub=("Donghyun99/Stanford-Dogs",),
+    refused={"Alanox/stanford-dogs": "it is a loading script, and CRAFT runs no scripts"},
+)

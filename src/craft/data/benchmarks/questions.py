@@ -1,0 +1,257 @@
+"""The four benchmarks that come with questions."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from craft.core.errors import DataError
+from craft.data.benchmarks.base import (
+    Benchmark,
+    Note,
+    choice_sample,
+    column,
+    find_below,
+    need_below,
+    open_sample,
+    read_annotations,
+    row_id,
+)
+from craft.data.images import SUFFIXES, ImageSource, looks_like_image
+from craft.data.readers.rows import Row
+from craft.data.sample import Sample
+from craft.data.splits import SPLIT_NAMES
+
+
+def _problems(root: Path, title: str, task: str = "") -> tuple[Path | None, list[tuple[str, str, Any]]]:
+    """The problems.json of a copy, and (folder, id, problem) of each problem that pid_splits.json lists for a
+    sub-task; (None, []) without this file."""
+    path = find_below(root, "problems.json")
+    if path is None:
+        return None, []
+    pids = read_annotations(need_below(path.parent, title, "pid_splits.json", path))
+    problems = read_annotations(path)
+    folders = ("train", "val", "test")
+    return path, [(folder, pid, problems[pid]) for folder in folders for pid in pids.get(task + folder, [])]
+
+
+# IconQA: questions about abstract diagrams; the sub-task `choose_txt` (options in words), the paper's.
+
+TASK = "choose_txt"
+"""§11's 18,946 and 6,316 questions are those of this sub-task."""
+
+
+def _iconqa(root: Path, note: Note) -> Iterator[Sample]:
+    path, problems = _problems(root, "IconQA", f"{TASK}_")
+    if path is None or not problems:
+        return
+    images = need_below(path.parent, "IconQA", "iconqa", path)
+    for folder, pid, problem in problems:
+        image, question = str(images / folder / TASK / pid / "image.png"), str(problem["question"])
+        split, origin = SPLIT_NAMES[folder], f"{path}, problem {pid}"
+        sample = Sample(f"{folder}/{pid}", image, question, answer="", split=split, origin=origin)
+        yield from choice_sample(sample, problem["choices"], problem["answer"], note)
+
+
+def _iconqa_copy(row: Row, note: Note) -> Iterator[Sample]:
+    if column(row, "ques_type") != TASK:
+        return
+    note("the hub copy has no training split; training needs the original zip")
+    choices = column(row, "choices")
+    options = [word.strip() for word in choices.split(",")] if isinstance(choices, str) else list(choices)
+    id = f"{row.split}/{row.values.get('question_id', row.origin)}"
+    image, question = column(row, "query_image", "image"), str(column(row, "question"))
+    sample = Sample(id, image, question, answer="", split=row.split, origin=row.origin)
+    yield from choice_sample(sample, options, column(row, "answer"), note)
+
+
+ICONQA = Benchmark(
+    name="iconqa",
+    title="IconQA (choose_txt)",
+    task="vqa",
+    domain="diagram",
+    licence="CC BY-NC-SA 4.0",
+    source="Lu et al., 2021 (iconqa.github.io)",
+    get="iconqa_data.zip from iconqa.github.io.",
+    layout="iconqa_data/{problems.json, pid_splits.json} and "
+    "iconqa_data/iconqa/{train,val,test}/choose_txt/<pid>/image.png",
+    sizes={"train": 18946, "validation": 6316, "test": 6316},
+    original=_iconqa,
+    copy=_iconqa_copy,
+    hub=("lmms-lab/ICON-QA", "lmms-lab-encoder/ICON-QA"),
+)
+
+
+# OCR-VQA: questions about book covers. Books whose cover can no longer be downloaded are left out.
+
+OCR_VQA_SPLITS = {1: "train", 2: "validation", 3: "test"}
+SUBSET = 30_000
+"""Training images. §11: "we subsampled 30k out of the 166k training data"; 166k is the number of *images*."""
+
+
+def _ocr_vqa(root: Path, note: Note) -> Iterator[Sample]:
+    annotations = find_below(root, "dataset.json")
+    if annotations is None:
+        return
+    folder = need_below(root, "OCR-VQA", "images", annotations)
+    covers = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
+    books: dict[str, Any] = read_annotations(annotations)
+    missing = broken = 0
+    for id, book in books.items():
+        path = covers.get(id)
+        if path is None or not looks_like_image(path):
+            missing, broken = missing + (path is None), broken + (path is not None)
+            continue
+        origin = f"{annotations}, book {id}"
+        if book.get("split") not in OCR_VQA_SPLITS:
+            raise DataError(f"{origin}: the split must be 1, 2 or 3, not {book.get('split')!r}.")
+        yield from _about_book(
+            id, str(path), book["questions"], book["answers"], OCR_VQA_SPLITS[book["split"]], origin
+        )
+    if missing or broken:
+        note(
+            f"left out: {missing + broken} of {len(books)} books without a usable cover ({missing} missing, "
+            f"{broken} files that are not pictures; many of the addresses are dead)"
+        )
+
+
+def _about_book(
+    id: str, image: ImageSource, questions: list[str], answers: list[str], split: str, origin: str
+) -> Iterator[Sample]:
+    if len(questions) != len(answers):
+        raise DataError(f"{origin}: {len(questions)} questions and {len(answers)} answers.")
+    for number, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+        yield from open_sample(f"{id}/{number}", image, question, answer, split, origin)
+
+
+def _ocr_vqa_copy(row: Row, note: Note) -> Iterator[Sample]:
+    image = column(row, "image")
+    if image is None:
+        note("left out: books without a cover")
+        return
+    id = f"{row.split}/{row.values.get('image_id', row_id(row))}"
+    yield from _about_book(id, image, column(row, "questions"), column(row, "answers"), row.split, row.origin)
+
+
+OCR_VQA = Benchmark(
+    name="ocr-vqa",
+    title="OCR-VQA",
+    task="vqa",
+    domain="book cover",
+    licence="not stated",
+    source="Mishra et al., 2019 (ocr-vqa.github.io)",
+    get="dataset.json and loadDataset.py (which fetches the covers) from ocr-vqa.github.io.",
+    layout="dataset.json and images/<id>.jpg",
+    sizes={"train": 166022, "validation": 20731, "test": 20796},
+    counted="images",
+    original=_ocr_vqa,
+    copy=_ocr_vqa_copy,
+    hub=("howard-hou/OCR-VQA",),
+    train_limit=SUBSET,
+)
+
+
+# ScienceQA: school science; the questions that have a picture.
+
+
+def _hinted(problem: dict[str, Any]) -> str:
+    """The question after its hint, which often says what the picture shows."""
+    hint = str(problem.get("hint") or "").strip()
+    return f"{hint}\n{problem['question']}" if hint else str(problem["question"])
+
+
+def _scienceqa(root: Path, note: Note) -> Iterator[Sample]:
+    path, problems = _problems(root, "ScienceQA")
+    if path is None:
+        return
+    images = find_below(root, "images") or root
+    captions_file = find_below(root, "captions.json")
+    captions = read_annotations(captions_file).get("captions", {}) if captions_file is not None else {}
+    for folder, pid, problem in problems:
+        if not problem.get("image"):
+            continue
+        sample = Sample(
+            id=f"{folder}/{pid}",
+            image=str(images / folder / pid / problem["image"]),
+            question=_hinted(problem),
+            answer="",
+            captions=(str(captions[pid]),) if captions.get(pid) else (),
+            split=SPLIT_NAMES[folder],
+            origin=f"{path}, problem {pid}",
+        )
+        yield from choice_sample(sample, problem["choices"], problem["answer"], note)
+    if text_only := sum(not problem.get("image") for _, _, problem in problems):
+        note(f"left out: {text_only} questions without a picture")
+
+
+def _scienceqa_copy(row: Row, note: Note) -> Iterator[Sample]:
+    image = column(row, "image")
+    if image is None:
+        note("left out: questions without a picture")
+        return
+    id, question = f"{row.split}/{row_id(row)}", _hinted(row.values)
+    sample = Sample(id, image, question, answer="", split=row.split, origin=row.origin)
+    yield from choice_sample(sample, column(row, "choices"), column(row, "answer"), note)
+
+
+SCIENCEQA = Benchmark(
+    name="scienceqa",
+    title="ScienceQA",
+    task="vqa",
+    domain="school science picture",
+    licence="CC BY-NC-SA 4.0",
+    source="Lu et al., 2022 (scienceqa.github.io)",
+    get="problems.json, pid_splits.json and captions.json from github.com/lupantech/ScienceQA, and its "
+    "image zips.",
+    layout="problems.json, pid_splits.json and images/{train,val,test}/<pid>/image.png",
+    sizes={"train": 6218, "validation": 2097, "test": 2017},
+    original=_scienceqa,
+    copy=_scienceqa_copy,
+    hub=("derek-thomas/ScienceQA", "lmms-lab/ScienceQA/ScienceQA-IMG"),
+)
+
+
+# VQA-RAD: questions of clinicians about radiology pictures.
+
+VQA_RAD_IMAGES = "VQA_RAD Image Folder"
+
+
+def _vqa_rad(root: Path, note: Note) -> Iterator[Sample]:
+    annotations = find_below(root, "VQA_RAD Dataset Public.json")
+    if annotations is None:
+        return
+    images = need_below(root, "VQA-RAD", VQA_RAD_IMAGES, annotations)
+    for number, entry in enumerate(read_annotations(annotations)):
+        split = "test" if str(entry["phrase_type"]).strip().startswith("test") else "train"
+        kind = str(entry.get("answer_type", "")).strip().lower() or _open_or_closed(entry["answer"])
+        image = str(images / str(entry["image_name"]).strip())
+        id, origin = str(entry.get("qid", number)), f"{annotations}, entry {number + 1}"
+        yield from open_sample(id, image, entry["question"], entry["answer"], split, origin, kind)
+
+
+def _vqa_rad_copy(row: Row, note: Note) -> Iterator[Sample]:
+    note("the hub copy has no answer_type; questions with the answer yes or no count as closed")
+    id, answer = row_id(row), column(row, "answer")
+    kind = _open_or_closed(answer)
+    yield from open_sample(
+        id, column(row, "image"), column(row, "question"), answer, row.split, row.origin, kind
+    )
+
+
+def _open_or_closed(answer: object) -> str:
+    return "closed" if str(answer).strip().lower() in ("yes", "no") else "open"
+
+
+VQA_RAD = Benchmark(
+    name="vqa-rad",
+    title="VQA-RAD",
+    task="vqa",
+    domain="radiology picture",
+    licence="CC0 1.0",
+    source="Lau et al., 2018 (osf.io/89kps)",
+    get="the files of osf.io/89kps.",
+    layout=f'"VQA_RAD Dataset Public.json" and "{VQA_RAD_IMAGES}/*.jpg"',
+    sizes={"train": 1797, "test": 451},
+    original=_vqa_rad,
+    copy=_vqa_rad_copy,
+    hub=("flaviagiammarino/vqa-rad",),
+)
