@@ -100,7 +100,7 @@ def judged(work: Work, cell: Cell) -> dict[str, Any]:
             "data": work.questions(cell.questions, cell.seed).fingerprint,
         }
         name = digest([settings, tokens])[:8]  # other weights, questions, pictures or lengths: another folder
-        folder = work.plan.work / "judged" / work.file(cell).stem / name
+        folder = work.plan.work / "judged" / work.label(cell) / name
         cases = explain(lvlm, samples, folder, settings, tokens, _keep_ratio(work, cell), batch_size=16)
         replies = judge_cases(offline_judge(), cases, VerdictCache(folder / "verdicts.jsonl"))
         rows = [

@@ -141,7 +141,7 @@ def test_a_stop_while_the_last_answers_are_written_asks_no_judge(run, tmp_path, 
     monkeypatch.setattr(LVLM, "answer", stopped)
     monkeypatch.setattr("craft.judging.judge.judge_cases", lambda *_: pytest.fail("judged all the same"))
     call = partial(judge, run, backbone=tiny_lvlm(), out=tmp_path, max_new_tokens=6, batch_size=64)
-    with pytest.raises(Interrupted, match="the same command goes on"):
+    with pytest.raises(Interrupted, match="the same command continues"):
         call()
     monkeypatch.undo()
     assert len(call().samples) == len(read_rows(tmp_path / "answers.jsonl")) and len(calls) == 1
