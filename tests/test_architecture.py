@@ -37,7 +37,7 @@ PAPER = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted((R
 # What is counted, and the names to avoid, are those of the script that reports them.
 HOUSE = runpy.run_path(str(ROOT / "scripts" / "measure_house.py"))
 
-# Public functions whose settings are named one by one; and a Triton kernel, whose arguments cannot be grouped.
+# Public functions that name their settings one by one; a Triton kernel, whose arguments cannot be grouped.
 LONG_SIGNATURES = {"load_data", "align", "ask", "_best"}
 
 
