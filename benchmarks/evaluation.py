@@ -2,7 +2,7 @@
 
     python benchmarks/evaluation.py [--quick] [--model craft-tiny/qwen2] [--out evaluation.json]
 
-Five questions on each picture of a part of the embedded domain `apparel`, answers of at most 5 tokens. "One
+Five questions on each image of a part of the embedded domain `apparel`, answers of at most 5 tokens. "One
 by one" is a loop over `LVLM.answer`, so the vision tower and the LLM run for each question. All variants must
 give the same answers. Option scoring is another protocol, whose agreement with the answers is reported.
 """
@@ -88,7 +88,7 @@ def main() -> None:
 def _more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="craft-tiny/qwen2", help="a shipped model, a folder or a hub id")
     parser.add_argument("--dtype", default=None, help="float32 or bfloat16")
-    parser.add_argument("--images", type=int, default=60, help="pictures, each with five questions")
+    parser.add_argument("--images", type=int, default=60, help="images, each with five questions")
     parser.add_argument("--batch", type=int, default=64, help="questions per forward pass")
 
 

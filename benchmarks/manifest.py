@@ -1,8 +1,8 @@
-"""`craft data check` and `prepare` on a table of 100,000 rows, each with its own picture file.
+"""`craft data check` and `prepare` on a table of 100,000 rows, each with its own image file.
 
     python benchmarks/manifest.py [--quick] [--out manifest.json]
 
-Runs the commands as a user does, in new processes, without decoding pictures (`--no-decode`). The time
+Runs the commands as a user does, in new processes, without decoding images (`--no-decode`). The time
 includes the start of Python; memory is the largest resident set of the process. Linux reports how long a
 process was ready but had no core, because other jobs used them; "core at hand" is the time without that.
 """
@@ -39,7 +39,7 @@ def png(number: int) -> bytes:
 
 
 def write(folder: Path, rows: int) -> Path:
-    """The table and its pictures, a thousand to a folder."""
+    """The table and its images, a thousand to a folder."""
     lines = []
     for n in range(rows):
         path = folder / "img" / f"{n // 1000:03d}" / f"{n:06d}.png"

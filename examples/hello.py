@@ -1,4 +1,4 @@
-"""Load a shipped model, print the codes of one picture, and ask a question about it."""
+"""Load a shipped model, print the codes of one image, and ask a question about it."""
 
 import craft
 

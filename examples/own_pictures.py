@@ -1,9 +1,9 @@
-"""Adapt to your own pictures with one LLM, and measure the gain for it and for another LLM.
+"""Adapt to your own images with one LLM, and measure the gain for it and for another LLM.
 
     python examples/own_pictures.py PICTURES
 
 PICTURES has one folder per class, named after the class: PICTURES/oak/*.jpg, PICTURES/elm/*.jpg, ... These
-folders may also be in PICTURES/train/ and PICTURES/test/. Otherwise a fifth of the pictures is the test set.
+folders may also be in PICTURES/train/ and PICTURES/test/. Otherwise a fifth of the images is the test set.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Tables of accuracies: a line per LVLM, each beside its own zero-shot on the same questions."""
+"""Tables of accuracies: a row per LVLM, each next to its own zero-shot on the same questions."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -38,7 +38,7 @@ class Cell:
         backbone: the LVLM that answers; for a baseline the one that was trained.
         method: how the LVLM was made.
         questions: the data set of the questions.
-        limit: at most so many questions; None is all.
+        limit: the largest number of questions; None is all.
         detail: further arguments of the measure, as text.
     """
 

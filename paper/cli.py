@@ -136,10 +136,10 @@ class Paper:
         continues where it stopped, and other experiments use the results again.
 
         Args:
-            names: of experiments; all stands for every one.
+            names: the experiments; "all" means every one.
             out: a folder for NAME.json, NAME.md and NAME.png; by default docs/results (at the paper's scale
                 docs/results/paper), with --quick runs/quick.
-            redraw: measure nothing; make pages and pictures again from NAME.json.
+            redraw: measure nothing; make pages and figures again from NAME.json.
             dry_run: show what there is to do and how long it will take; do nothing.
         """
         from craft.core.errors import ConfigError

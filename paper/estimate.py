@@ -1,4 +1,4 @@
-"""What is left to do, and how long it takes."""
+"""What remains to be done, and how long it takes."""
 
 import statistics
 from collections import defaultdict
@@ -21,7 +21,7 @@ class Estimate:
     Attributes:
         trainings, cells: all of them.
         trainings_left, cells_left: those that are missing, or of other weights or questions.
-        seconds: of what is left, by the median of what this work folder holds; None if nothing of that kind
+        seconds: for what remains, by the median times in this work folder; None if nothing of that kind
             was measured there yet.
     """
 
@@ -45,7 +45,7 @@ class Estimate:
         known = self.seconds is not None
         return (
             f"{self.trainings_left} of {self.trainings} trainings and {self.cells_left} of {self.cells} "
-            f"cells are left: {f'about {self.time}' if known else 'the time is unknown so far'}"
+            f"cells remain: {f'about {self.time}' if known else 'the time is unknown so far'}"
         )
 
 

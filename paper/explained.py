@@ -25,10 +25,10 @@ from paper.reported import NOTE, plain_table, reported
 from paper.work import Work
 
 SHOWN = 2
-"""Pictures per domain in Figure 2: the first test questions, none chosen."""
+"""Images per domain in Figure 2: the first test questions, none chosen."""
 
 SIDE = 96
-"""The longest side of a picture in the JSON, in pixels."""
+"""The longest side of an image in the JSON, in pixels."""
 
 
 def lines(plan: Plan) -> list[Line]:
@@ -147,7 +147,7 @@ def cells_fig2(plan: Plan) -> list[Cell]:
 
 
 def measure_fig2(work: Work) -> Data:
-    """`pictures`: domain, question, truth, the picture as base64 PNG, and each line's judged answer."""
+    """`pictures`: domain, question, truth, the image as base64 PNG, and each line's judged answer."""
     plan, seed, pictures = work.plan, work.plan.seeds[0], []
     for domain in plan.domains:
         cells = {line.label: cell_of(plan, line, domain, seed) for line in lines(plan)}
@@ -169,7 +169,7 @@ def measure_fig2(work: Work) -> Data:
 
 
 def small_png(image: ImageSource) -> str:
-    """A picture of at most `SIDE` pixels as PNG in base64."""
+    """An image of at most `SIDE` pixels as PNG in base64."""
     picture = open_image(image).convert("RGB")
     picture.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
@@ -201,7 +201,7 @@ def _marked(answer: Data) -> str:
 
 
 def draw_fig2(data: Data, path: Path) -> list[Path]:
-    """A row per picture: the picture, the question, each line's answer."""
+    """A row per image: the image, the question, each line's answer."""
     from matplotlib.figure import Figure
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""Figures 4 and 7: codes over the patches of pictures, drawn from the JSON alone."""
+"""Figures 4 and 7: codes over the patches of images, drawn from the JSON alone."""
 
 import base64
 import io
@@ -27,7 +27,7 @@ def cells4(plan: Plan) -> list[Cell]:
 
 
 def measure4(work: Work) -> Data:
-    """The first test picture of each domain with the base and the adapted tower, and the codes changed."""
+    """The first test image of each domain with the base and the adapted tower, and the codes changed."""
     images, changed = [], []
     for cell in cells4(work.plan):
         changed.append({"domain": cell.domain, **fill(work, cell)})
@@ -36,7 +36,7 @@ def measure4(work: Work) -> Data:
 
 
 def measure7(work: Work) -> Data:
-    """The first test picture of each domain with the base tower."""
+    """The first test image of each domain with the base tower."""
     return {"images": [one for cell in cells4(work.plan) for one in _shown(work, cell)], "keep": []}
 
 
@@ -48,7 +48,7 @@ def _shown(work: Work, cell: Cell, encoder: Path | None = None) -> list[Data]:
 
 
 def image_json(image: ShownImage, title: str) -> Data:
-    """A picture with its maps as JSON."""
+    """An image with its maps as JSON."""
     buffer = io.BytesIO()
     Image.fromarray(image.pixels).save(buffer, format="PNG")
 
@@ -65,7 +65,7 @@ def image_json(image: ShownImage, title: str) -> Data:
 
 
 def image_of(record: Data) -> ShownImage:
-    """The picture that `image_json` wrote, with level-1 codes only."""
+    """The image that `image_json` wrote, with level-1 codes only."""
 
     def array(values: Any, dtype: Any) -> np.ndarray | None:
         return None if values is None else np.asarray(values, dtype=dtype)
@@ -86,7 +86,7 @@ def image_of(record: Data) -> ShownImage:
 
 
 def draw(data: Data, path: Path) -> list[Path]:
-    """One PNG per picture: NAME-1.png, NAME-2.png, …"""
+    """One PNG per image: NAME-1.png, NAME-2.png, …"""
     return [
         draw_codes(path.with_name(f"{path.stem}-{number}.png"), image_of(record), data["keep"])
         for number, record in enumerate(data["images"], start=1)

@@ -60,11 +60,11 @@ def answers(work: Work, cell: Cell) -> dict[str, Any]:
 
 
 def codes(work: Work, cell: Cell) -> dict[str, Any]:
-    """How many codes of the test pictures the adapted tower changed.
+    """How many codes of the test images the adapted tower changed.
 
     Returns:
         first: the share of level-1 codes that differ from the base tower's; all: the same over all levels;
-        used, used_before: number of different level-1 codes in these pictures.
+        used, used_before: number of different level-1 codes in these images.
     """
     base = work.lvlm(cell.backbone, cell.method.fraction, cell.seed)
 

@@ -22,17 +22,17 @@ class Plan(Settings):
         scale: "tiny" or "paper"; the pages state it.
         file: the user's file that the plan was read from; None is the file of the scale.
         quick: the run only shows that everything works; its figures are not results.
-        work: a folder for trained models, codes and measured cells. What is there is not made again.
+        work: a folder for trained models, codes and measured cells. CRAFT does not make again what is in it.
         domains: data sets to adapt to and to ask about.
         general: data sets of the forgetting check. Each model is asked those that it was not adapted to.
-        root: the folder that holds the benchmarks, each in a folder of its name.
+        root: the folder that holds the benchmarks, each in a folder with its name.
         surrogates: models to adapt with.
         backbones: models that answer.
         continuous: a model without a codebook, for the baselines.
         explainer: a backbone that can justify its answers.
         seeds: of adaptation (held-out classes too) and questions.
-        limit: at most so many test questions per domain and seed, evenly from the classes; a third of them
-            in the forgetting check.
+        limit: the largest number of test questions per domain and seed, drawn evenly from the classes; a
+            third of them in the forgetting check.
         explained, explain_tokens: number of questions to justify, and the most tokens of such an answer.
         lora: settings of LLM LoRA in Table 2: the LLM that can explain is the largest of a plan, and all of
             what the paper's LoRA learned counts (`blend` 1).
@@ -40,7 +40,7 @@ class Plan(Settings):
             Zero-shot and baselines see all of them.
         adapt: settings of every training, by dotted name.
         benches: where `python -m paper bench` writes what Table 4 is made of.
-        device, dtype: where and in what to run.
+        device, dtype: as for `craft.load`.
     """
 
     scale: Scale = "tiny"

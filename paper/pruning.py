@@ -278,7 +278,7 @@ def fig5_picture(data: Data, path: Path) -> list[Path]:
 
 
 def ablation_page(data: Data) -> str:
-    """The ladder at 0.8 as Markdown, with the paper's figures beside it."""
+    """The ladder at 0.8 as Markdown, next to the paper's numbers."""
     rows = []
     for way in dict.fromkeys(row["way"] for row in data["rows"]):
         loss = "" if way == "no pruning" else ahead(data, way, "no pruning")

@@ -1,4 +1,4 @@
-"""A result on disk: JSON with its provenance, and the page and pictures that are made from it."""
+"""A result on disk: JSON with its provenance, and the page and figures that are made from it."""
 
 import json
 import shlex
@@ -29,7 +29,7 @@ class Experiment:
         cells: what it needs, known in advance: for the estimate, and to be measured in parallel.
         measure: puts the cells together; the result is JSON-able.
         page: from the result to Markdown.
-        pictures: draws the result as PNGs at a path and beside it; None if there are none.
+        pictures: draws the result as PNGs at a path and next to it; None if there are none.
         program: the command that runs it, before its name.
     """
 
@@ -41,7 +41,7 @@ class Experiment:
 
 
 def publish(name: str, experiment: Experiment, plan: Plan, out: str | Path) -> list[Path]:
-    """Measure an experiment and write NAME.json, NAME.md and, if it has pictures, NAME.png.
+    """Measure an experiment and write NAME.json, NAME.md and, if it has images, NAME.png.
 
     An interrupted measurement continues where it stopped: cells are stored in `plan.work`.
 
@@ -71,7 +71,7 @@ def publish(name: str, experiment: Experiment, plan: Plan, out: str | Path) -> l
 
 
 def write_result(name: str, experiment: Experiment, data: Data, out: str | Path) -> list[Path]:
-    """Write a result, and its page and pictures."""
+    """Write a result, and its page and figures."""
     folder = Path(out)
     write_json(folder / f"{name}.json", data)
     atomic_write_text(folder / f"{name}.md", experiment.page(data))
@@ -81,7 +81,7 @@ def write_result(name: str, experiment: Experiment, data: Data, out: str | Path)
 
 
 def redraw(name: str, experiment: Experiment, out: str | Path) -> list[Path]:
-    """Make page and pictures again from NAME.json in a folder.
+    """Make page and figures again from NAME.json in a folder.
 
     Raises:
         CheckpointError: it is missing, damaged, or of something else.

@@ -1,4 +1,4 @@
-"""Tables 1, 5 and 6: CRAFT beside its peers, without each loss, and with smaller codebooks."""
+"""Tables 1, 5 and 6: CRAFT compared with other methods, without each loss, and with smaller codebooks."""
 
 from itertools import pairwise
 from statistics import mean

@@ -3,8 +3,8 @@
     pip install -e ".[tiny]"
     python scripts/build_digits.py
 
-Writes, under `src/craft/data/domains/digits/`, one grayscale PNG sheet with all 1797 pictures in
-scikit-learn's order, and one JSON with their labels and the indices of the test pictures. A picture is 8 x 8;
+Writes, under `src/craft/data/domains/digits/`, one grayscale PNG sheet with all 1797 images in
+scikit-learn's order, and one JSON with their labels and the indices of the test images. An image is 8 x 8;
 its values 0 to 16 are stored as 0 to 255, rounded, so that each of the 17 values stays distinct. The output
 is the same on every machine with the same Pillow.
 """

@@ -7,7 +7,7 @@ Fetches npm's `openmoji` (vector files only) into CACHE and writes, below `src/c
 
 - `sketch/train.png`, `test.png`, `classes.json`: OpenMoji's *black* drawings, several renderings a class. A
   test rendering is mirrored, tilted further and drawn with other pens than any training rendering, so that no
-  test picture is a training picture, or one of them moved.
+  test image is a training image, or one of them moved.
 - `scenes/objects.png`, `glyphs.png`, `sprites.json`: OpenMoji's *colour* drawings of some of these classes
   in three sizes, and letters and digits in Computer Modern (from matplotlib), for
   `craft.data.domains.scenes`.
@@ -140,7 +140,7 @@ def sketch(svg: str, split: str, rng: random.Random) -> np.ndarray:
 
 
 def sheet(pictures: list[np.ndarray], columns: int, bits: int) -> bytes:
-    """Grey pictures of one size in rows, as a PNG of `2 ** bits` shades."""
+    """Grey images of one size in rows, as a PNG of `2 ** bits` shades."""
     size = pictures[0].shape[0]
     rows = -(-len(pictures) // columns)
     page = np.zeros((rows * size, columns * size), np.uint8)
@@ -157,7 +157,7 @@ def sheet(pictures: list[np.ndarray], columns: int, bits: int) -> bytes:
 
 
 def build_sketch(art: Path, kinds: list[tuple[str, str, str]]) -> None:
-    """Write the black drawings as white-paper pictures."""
+    """Write the black drawings as white-paper images."""
     out = OUT / "sketch"
     out.mkdir(exist_ok=True)
     for split, count in SPLITS.items():

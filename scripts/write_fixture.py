@@ -6,8 +6,8 @@ Everything is written by `craft` commands with relative paths from the fixture's
 folder works at any place:
 
     models/tiny/               a random family: visual tokenizer, and one backbone ("qwen2")
-    data/blobs/CLASS/*.png     five classes of six pictures; data/chat.json: a question about each
-    adapt/                     `craft adapt`, interrupted after step 3 of 6 (retention loss, mixed pictures)
+    data/blobs/CLASS/*.png     five classes of six images; data/chat.json: a question about each
+    adapt/                     `craft adapt`, interrupted after step 3 of 6 (retention loss, mixed images)
     adapt-whole/               the same run without the interruption
     baseline/                  `craft baseline projector-ft`, finished
     align/                     `craft align --stage 1`, interrupted after step 3 of 6
@@ -110,7 +110,7 @@ def write_model(folder: Path) -> None:
 
 
 def write_data(folder: Path) -> None:
-    """Write noisy pictures of one colour per class, and a file of conversations about them."""
+    """Write noisy images of one colour per class, and a file of conversations about them."""
     draw, rows = np.random.default_rng(0), []
     for name, colour in COLOURS.items():
         (folder / "blobs" / name).mkdir(parents=True)
@@ -149,7 +149,7 @@ def run(words: Sequence[str], out: str, status: int = 0) -> None:
 
 
 def answers(encoder: str) -> list[str]:
-    """What the backbone answers about one picture of each class, with `encoder` (a run folder)."""
+    """What the backbone answers about one image of each class, with `encoder` (a run folder)."""
     lvlm = craft.load("models/tiny/qwen2", "cpu").with_encoder(encoder)
     pictures = [Image.open(f"data/blobs/{name}/0.png") for name in COLOURS]
     return lvlm.answer(pictures, ["What is it?"] * len(pictures), max_new_tokens=8)

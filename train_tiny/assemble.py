@@ -24,7 +24,7 @@ from train_tiny.backbone import load_visual
 
 
 def visual_tokenizer(folder: Path) -> VisualTokenizer:
-    """Tower, codebook, τ, text encoder, and the code prior of the general training pictures."""
+    """Tower, codebook, τ, text encoder, and the code prior of the general training images."""
     tower, codebook = load_visual(folder)
     temperature = load_tensors(folder / "model.safetensors")["log_temperature"]
     codes = load_tensors(folder / "codes.safetensors")["train.codes"].long()

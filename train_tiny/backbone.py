@@ -1,8 +1,8 @@
-"""Train a craft-tiny backbone (projector + small LLM) from scratch on cached codes of general pictures.
+"""Train a craft-tiny backbone (projector + small LLM) from scratch on cached codes of general images.
 
 `python -m train_tiny.backbone --cache CACHE --visual DIR --kind llama --out DIR` (about 40 minutes on one
-core; `--device cuda --steps N` trains longer). The vision tower runs once per picture. Several questions
-about a picture share one image prefix through a block mask.
+core; `--device cuda --steps N` trains longer). The vision tower runs once per image. Several questions
+about an image share one image prefix through a block mask.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from train_tiny.pictures import Sprites, augment
 from train_tiny.questions import Questions, Turn, corpus, name_similarity
 from train_tiny.tokenizer import targets
 
-# Pictures of these groups differ in details that 49 tokens do not resolve; their names still occur as words.
+# Images of these groups differ in details that 49 tokens do not resolve; their names still occur as words.
 PASSED_OVER = {"face", "clock", "arrow", "zodiac sign", "heart", "symbol"}
 # Groups close to the words of the domains are drawn more often.
 FOCUS = {"clothing": 2.5}
@@ -90,7 +90,7 @@ def build_text_tokenizer(lines: list[str], vocabulary: int) -> PreTrainedTokeniz
 def encode_pictures(
     visual: Path, sprites: Sprites, count: int, seed: int, held_out: bool = False, device: str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """Codes int16 `[count, N, L]` and concepts int64 `[count]` of freshly augmented pictures."""
+    """Codes int16 `[count, N, L]` and concepts int64 `[count]` of freshly augmented images."""
     tower, codebook = (part.to(device) for part in load_visual(visual))
     g = torch.Generator().manual_seed(seed)
     codes, labels = [], []
@@ -220,7 +220,7 @@ def dropped_tokens(rows: int, tokens: int, g: torch.Generator) -> Tensor:
 
 def quantised(codebook: ResidualCodebook, codes: Tensor, g: torch.Generator | None) -> Tensor:
     """Codeword sums `[B, N, d]`. With a generator, some rows use only their first levels, and some tokens are
-    swapped between pictures.
+    swapped between images.
 
     Rows with coarse levels keep a backbone from depending on one exact combination of codes.
     """
@@ -290,7 +290,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--kind", choices=sorted(KINDS), required=True)
     parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--copy-steps", type=int, default=300, help="stage 0: copying, without pictures")
+    parser.add_argument("--copy-steps", type=int, default=300, help="stage 0: copying, without images")
     parser.add_argument("--first-steps", type=int, default=400, help="stage 1: naming and plain options")
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--pictures", type=int, default=48000)
@@ -303,7 +303,7 @@ def options() -> argparse.Namespace:
 def training_rows(
     questions: Questions, labels: list[int], blind: list[bool], stage: int, rng: random.Random
 ) -> list[list[Turn]]:
-    """The turns about each picture of a batch: copying in stage 0, text only if the picture is hidden."""
+    """The turns about each image of a batch: copying in stage 0, text only if the image is hidden."""
     rows = []
     for concept in labels:
         if stage == 0:
@@ -318,7 +318,7 @@ def training_rows(
 
 
 def useful_codes(data: dict[str, Tensor], things: list[Concept]) -> tuple[Tensor, Tensor]:
-    """Codes and concepts of the training pictures outside the groups `PASSED_OVER`."""
+    """Codes and concepts of the training images outside the groups `PASSED_OVER`."""
     useful = torch.tensor([things[i].category not in PASSED_OVER for i in data["train.labels"].tolist()])
     return data["train.codes"][useful], data["train.labels"][useful]
 

@@ -2,8 +2,8 @@
 
 `python -m train_tiny.continuous --cache CACHE --visual DIR --start DIR --out DIR` (under an hour on a core).
 Projector and LLM start from those of the discrete backbone, since features differ from its codeword sums only
-by the residual. After 160 steps the twin read pictures less well than the discrete backbone, and after 2,000
-nearly as well. The vision tower runs once per picture and does not train.
+by the residual. After 160 steps the twin read images less well than the discrete backbone, and after 2,000
+nearly as well. The vision tower runs once per image and does not train.
 """
 
 import argparse
@@ -46,14 +46,14 @@ from train_tiny.questions import Questions, name_similarity
 from train_tiny.tokenizer import targets
 
 SETS = {"train": 1, "test": 2, "other_artist": 3}
-"""The sets of pictures and their seeds."""
+"""The sets of images and their seeds."""
 
 
 @torch.no_grad()
 def encode_features(
     tower: torch.nn.Module, sprites: Sprites, count: int, seed: int, held_out: bool
 ) -> tuple[Tensor, Tensor]:
-    """Features bfloat16 `[count, N, d]` and concepts int64 `[count]` of freshly augmented pictures."""
+    """Features bfloat16 `[count, N, d]` and concepts int64 `[count]` of freshly augmented images."""
     g = torch.Generator().manual_seed(seed)
     pool = sprites.held_out.nonzero()[:, 0]
     encoded, labels = [], []
@@ -88,7 +88,7 @@ def picture_features(
 
 
 def swapped(features: Tensor, g: torch.Generator) -> Tensor:
-    """Float32 features with one token in 25 taken from another picture of the batch."""
+    """Float32 features with one token in 25 taken from another image of the batch."""
     swap = torch.rand(features.shape[:2], generator=g) < 0.04
     other = features[torch.randperm(len(features), generator=g)]
     return torch.where(swap[..., None], other, features).float()
@@ -134,7 +134,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--pictures", type=int, default=12000)
-    parser.add_argument("--test", type=int, default=160, help="pictures of each kind for the scores")
+    parser.add_argument("--test", type=int, default=160, help="images of each kind for the scores")
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")

@@ -1,11 +1,11 @@
-"""The concepts of the general pictures: names, categories and keywords, from emoji data and drawings."""
+"""The concepts of the general images: names, categories and keywords, from emoji data and drawings."""
 
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-# Words of the embedded domains, as keywords of the general pictures that show the same thing.
+# Words of the embedded domains, as keywords of the general images that show the same thing.
 SYNONYMS = {
     "t-shirt": ["tee", "top", "shirt"],
     "jeans": ["trousers", "pants", "denim"],
@@ -53,7 +53,7 @@ CATEGORIES = {
 
 @dataclass(frozen=True)
 class Concept:
-    """One thing that pictures show: its name, its group, other words for it, and its emoji file."""
+    """One thing that images show: its name, its group, other words for it, and its emoji file."""
 
     name: str
     category: str

@@ -1,4 +1,4 @@
-"""General training pictures: sprites (emoji art and drawings), strongly augmented in batches."""
+"""General training images: sprites (emoji art and drawings), strongly augmented in batches."""
 
 import glob
 import io
@@ -119,7 +119,7 @@ def vector_art(concepts: list[Concept], cache: Path) -> list[tuple[int, np.ndarr
 
 
 class Sprites:
-    """All source pictures as uint8 RGBA `[S, 4, 64, 64]`, each with the index of its concept.
+    """All source images as uint8 RGBA `[S, 4, 64, 64]`, each with the index of its concept.
 
     Twemoji's drawing of every tenth emoji is held out. Naming it needs generalisation across artists.
     """
@@ -182,7 +182,7 @@ class Sprites:
 
 @dataclass(frozen=True)
 class _Draws:
-    """Random numbers for a batch of `count` pictures; `strength` scales ranges and chances."""
+    """Random numbers for a batch of `count` images; `strength` scales ranges and chances."""
 
     count: int
     generator: torch.Generator
@@ -199,7 +199,7 @@ class _Draws:
 
 
 def augment(rgba: Tensor, upright: Tensor, g: torch.Generator, strength: float = 1.0) -> Tensor:
-    """Sprites uint8 `[B, 4, 64, 64]` -> pictures float `[B, 3, 112, 112]` in [-1, 1], strongly augmented.
+    """Sprites uint8 `[B, 4, 64, 64]` -> images float `[B, 3, 112, 112]` in [-1, 1], strongly augmented.
 
     `strength` in [0, 1] scales ranges and chances. Training starts with light augmentation; with the full
     strength from the start, the tower learns nothing for a long time.
@@ -250,7 +250,7 @@ def _on_background(colour: Tensor, alpha: Tensor, draws: _Draws) -> Tensor:
 
 
 def _relit(image: Tensor, draws: _Draws) -> Tensor:
-    """Grey, inverted or edge pictures now and then; random gain and offset per picture and channel."""
+    """Grey, inverted or edge images now and then; random gain and offset per image and channel."""
     grey = (draws.chance(0.4))[:, None, None, None]
     image = torch.where(grey, image.mean(1, keepdim=True).expand_as(image), image)
     invert = draws.chance(0.12)[:, None, None, None]
@@ -267,7 +267,7 @@ def _relit(image: Tensor, draws: _Draws) -> Tensor:
 
 
 def _degraded(image: Tensor, draws: _Draws) -> Tensor:
-    """Low resolution and noise, each in some of the pictures."""
+    """Low resolution and noise, each in some of the images."""
     b, g = draws.count, draws.generator
     small = draws.chance(0.4)
     for size in (10, 16, 24, 28, 40):

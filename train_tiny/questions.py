@@ -1,4 +1,4 @@
-"""Questions and answers about general pictures, as text for the backbones to learn."""
+"""Questions and answers about general images, as text for the backbones to learn."""
 
 import random
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ ASK_KEYWORDS = ("Give keywords for the image.", "List words that fit the picture
 BY_LETTER = ("Answer in one letter only.", "Answer with the letter from the given choices directly.")
 BY_TEXT = ("Answer with the option only.", "Answer as succinctly as possible.")
 JUSTIFY = "Justify your answer."
-# Words of a user's domains. They occur as options and in texts, without pictures of these domains.
+# Words of a user's domains. They occur as options and in texts, without images of these domains.
 DOMAIN_WORDS = (
     "t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
     "trouser", "sweater", "boot", "shoe", "handbag",
@@ -91,7 +91,7 @@ class Questions:
         self.near = similarity.topk(24, dim=1).indices.tolist()
 
     def row(self, index: int, rng: random.Random, stage: int = 2) -> list[Turn]:
-        """Four turns about the picture of concept `index`: two with options, two short ones."""
+        """Four turns about the image of concept `index`: two with options, two short ones."""
         tables = (LISTED[stage], LISTED[stage], SHORT[stage], SHORT[stage])
         tasks = [rng.choices(list(table), list(table.values()))[0] for table in tables]
         if tasks[2] == tasks[3]:
@@ -99,9 +99,9 @@ class Questions:
         return [self.about(index, task, rng, stage) for task in tasks]
 
     def about(self, index: int, task: str, rng: random.Random, stage: int = 2) -> Turn:
-        """One turn about the picture of concept `index`.
+        """One turn about the image of concept `index`.
 
-        In stage 1, options are plain names, so that the LLM first learns to read pictures. In stage 2, they
+        In stage 1, options are plain names, so that the LLM first learns to read images. In stage 2, they
         also use other words.
         """
         concept = self.concepts[index]
@@ -204,7 +204,7 @@ class Questions:
         return Turn(question, words[order[0]], "pick", more)
 
     def text_only(self, rng: random.Random) -> Turn:
-        """One turn that needs no picture: letters, options, copying, or categories."""
+        """One turn that needs no image: letters, options, copying, or categories."""
         words = rng.sample(self.concepts, 4)
         options = [rng.choice([c.name, *c.keywords]) if rng.random() < 0.7 else invented(rng) for c in words]
         if len(set(options)) < 4:
@@ -213,7 +213,7 @@ class Questions:
         draw = rng.random()
         if draw < 0.4:
             return self.binding(rng)
-        if draw < 0.6:  # the picture is described in words
+        if draw < 0.6:  # the image is described in words
             question = f"It shows {options[index]}. {rng.choice(ASK_OPTIONS)}"
             if rng.random() < 0.6:
                 return Turn(listing(question, options, rng.choice(BY_LETTER)), LETTERS[index], "told")

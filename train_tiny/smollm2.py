@@ -1,9 +1,9 @@
 """SmolLM2-135M-Instruct as a craft-tiny backbone: a projector and LoRA, by craft's own `align`.
 
 `python -m train_tiny.smollm2 --cache CACHE --visual DIR --out DIR` uses a GPU if there is one. It has three
-steps. First, without the LLM, the projector learns to place pictures among the LLM's word embeddings. Then it
+steps. First, without the LLM, the projector learns to place images among the LLM's word embeddings. Then it
 trains with the frozen LLM (stage 1), and then together with LoRA (stage 2). Stage 2 also has the original
-LLM's answers to questions without pictures, so that the LLM keeps its language.
+LLM's answers to questions without images, so that the LLM keeps its language.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from train_tiny.tokenizer import targets
 
 LISTED = {"text": 0.65, "justify": 0.35}
 SHORT = {"name": 0.5, "category": 0.2, "keywords": 0.15, "caption": 0.15}
-ANSWER_TOKENS = 48  # of the original LLM's answers to questions without pictures
+ANSWER_TOKENS = 48  # of the original LLM's answers to questions without images
 PROMPTS = (
     "What is a {name}?",
     "What is a {name}? Answer in one sentence.",
@@ -62,14 +62,14 @@ PROMPTS = (
 
 
 class Lessons:
-    """Random conversations about coded pictures, and questions without pictures."""
+    """Random conversations about coded images, and questions without images."""
 
     def __init__(self, things: list[Concept], questions: Questions, seed: int) -> None:
         self.things, self.questions = things, questions
         self.rng = random.Random(seed)
 
     def turn(self, concept: int, task: str) -> Turn:
-        """One turn about a picture. Questions for a reason come with and without options."""
+        """One turn about an image. Questions for a reason come with and without options."""
         thing, rng = self.things[concept], self.rng
         if task != "justify":
             return self.questions.about(concept, task, rng)
@@ -82,7 +82,7 @@ class Lessons:
         return Turn(turn.question, f"{option}, {why}", task)
 
     def rows(self, labels: list[int], first: bool) -> list[Conversation]:
-        """Two short turns and two with options about each picture, each as a conversation."""
+        """Two short turns and two with options about each image, each as a conversation."""
         conversations = []
         for picture, concept in enumerate(labels):
             if first:
@@ -99,7 +99,7 @@ class Lessons:
         return conversations
 
     def prompts(self, count: int) -> list[str]:
-        """Questions without pictures, for the original LLM."""
+        """Questions without images, for the original LLM."""
         plain = [thing.name for thing in self.things if thing.emoji]
         return [
             self.rng.choice(PROMPTS).format(name=self.rng.choice(plain), other=self.rng.choice(plain))
@@ -109,7 +109,7 @@ class Lessons:
 
 @torch.no_grad()
 def llm_answers(backbone: Backbone, prompts: list[str], batch: int = 128) -> list[Conversation]:
-    """The LLM's greedy answers without pictures. Truncated answers end with their last whole sentence."""
+    """The LLM's greedy answers without images. Truncated answers end with their last whole sentence."""
     conversations = []
     for start in range(0, len(prompts), batch):
         chosen = prompts[start : start + batch]
@@ -137,20 +137,20 @@ def stored_answers(path: Path, backbone: Backbone, prompts: list[str]) -> list[C
 def among_words(
     projector: Projector, tokens: Tensor, labels: Tensor, words: Tensor, steps: int, seed: int
 ) -> float:
-    """Train the projector so that the mean projection of a picture is nearest to the embedding of its name.
+    """Train the projector so that the mean projection of an image is nearest to the embedding of its name.
 
-    Each step uses 16 random tokens of each picture.
+    Each step uses 16 random tokens of each image.
 
     Args:
         projector: it is trained in place.
         tokens: codeword sums `[n, N, d]`.
         labels: concepts int64 `[n]`.
         words: mean LLM embeddings of the names `[C, h]`.
-        steps: the number of steps, with 256 pictures each.
-        seed: for the choice of pictures and tokens.
+        steps: the number of steps, with 256 images each.
+        seed: for the choice of images and tokens.
 
     Returns:
-        The share of pictures whose name is the nearest one, as a moving average at the end.
+        The share of images whose name is the nearest one, as a moving average at the end.
     """
     centre = words.mean(0)
     spread = F.normalize(words - centre, dim=1)
@@ -225,8 +225,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="an earlier result to continue with stage 2 alone")
     parser.add_argument("--word-steps", type=int, default=400, help="the projector alone, among words")
-    parser.add_argument("--first", type=int, default=960, help="pictures of stage 1")
-    parser.add_argument("--pictures", type=int, default=3200, help="pictures of stage 2")
+    parser.add_argument("--first", type=int, default=960, help="images of stage 1")
+    parser.add_argument("--pictures", type=int, default=3200, help="images of stage 2")
     parser.add_argument("--own", type=int, default=320, help="answers of the original LLM for stage 2")
     parser.add_argument("--text-share", type=float, default=0.08, help="share of those answers in stage 2")
     parser.add_argument("--batch", type=int, default=8)
@@ -236,12 +236,12 @@ def options() -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--overfit", type=int, default=0, help="only this many pictures, as a check")
+    parser.add_argument("--overfit", type=int, default=0, help="only this many images, as a check")
     return parser.parse_args()
 
 
 class Pictures:
-    """The coded pictures of all sets.
+    """The coded images of all sets.
 
     Args:
         args: the command line.
@@ -267,7 +267,7 @@ class Pictures:
         self.used = 0
 
     def conversations(self, lessons: Lessons, count: int, first: bool) -> list[Conversation]:
-        """Conversations about the next `count` pictures in a random order; `first` is stage 1."""
+        """Conversations about the next `count` images in a random order; `first` is stage 1."""
         chosen = [int(self.order[(self.used + n) % len(self.order)]) for n in range(count)]
         self.used += count
         rows = lessons.rows([int(self.labels[row]) for row in chosen], first)
@@ -286,7 +286,7 @@ def untrained_backbone(args: argparse.Namespace, coded: Pictures, things: list[C
         torch.manual_seed(args.seed)
         sums = codebook.lookup(coded.codes.long())
         hits = among_words(projector, sums, coded.labels, words, args.word_steps, args.seed)
-        say(f"among words: {hits:.3f} of pictures nearest to their name, {time.monotonic() - start:.0f} s")
+        say(f"among words: {hits:.3f} of images nearest to their name, {time.monotonic() - start:.0f} s")
         write_json(folder / "config.json", projector.config)
         save_tensors(folder / "model.safetensors", projector.state_dict())
     backbone = Backbone(projector, llm, tokenizer, "chat-template", codebook.fingerprint)

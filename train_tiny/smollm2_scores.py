@@ -32,14 +32,14 @@ def score(
     labels: Sequence[int],
     names: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """Scores of greedy answers to new questions, one of each task per picture.
+    """Scores of greedy answers to new questions, one of each task per image.
 
     Args:
         backbone: the backbone to score.
-        images: codes of the pictures; None asks without them.
+        images: codes of the images; None asks without them.
         turn: makes a question with its answer from a concept and a task.
-        labels: the concepts of the pictures.
-        names: the names of the concepts, if a sentence describes the picture in words.
+        labels: the concepts of the images.
+        names: the names of the concepts, if a sentence describes the image in words.
 
     Returns:
         For each task the share of correct answers, word for word (with a reason: of the part before it);
@@ -91,7 +91,7 @@ def card(
     minutes: float,
     hardware: str,
 ) -> str:
-    """The model card. `results` has the scores by set of pictures, `language` those without pictures."""
+    """The model card. `results` has the scores by set of images, `language` those without images."""
     columns = {
         "text": "four options",
         "name": "naming",

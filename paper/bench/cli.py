@@ -120,7 +120,7 @@ class Loading:
     Attributes:
         data: your data, as `craft adapt` takes it; by default JPEGs are made.
         root: the folder of a benchmark; else the base of relative paths in the data.
-        limit: at most this many pictures; by default 480.
+        limit: at most this many images; by default 480.
         workers: processes that decode ahead; 0 leaves them out.
         tower: images/s that the tower takes at most; a pause takes its place.
     """
@@ -143,7 +143,7 @@ def loading(
     """Images/s into the vision tower: decoded as they are needed, or ahead in processes.
 
     Args:
-        size: as for train: of the tower's input, and of the pictures that are made.
+        size: as for train: of the tower's input, and of the images that are made.
         repeats: runs of each loader; the fastest counts.
     """
     from functools import partial
@@ -190,7 +190,7 @@ def plan(*, training: Training = Training(), paper: Flag = False, common: Common
     """Time and memory of a training run on GPUs that you do not have yet. Calculated, not measured.
 
     Args:
-        paper: instead, show Table 4's memory beside what is calculated for it.
+        paper: instead, show Table 4's memory next to the calculated memory.
     """
     from paper.bench.plan import Run, against_paper
     from paper.bench.plan import plan as calculate

@@ -28,16 +28,16 @@ from paper.bench.shapes import SHAPES
 
 BATCH = AdaptConfig().batch_size
 MADE = {"real": (480, 768), "reduced": (96, 768), "tiny": (48, 96)}
-"""By size: the number of pictures that are made, and the pixels of a side."""
+"""By size: the number of images that are made, and the pixels of a side."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """The pictures, and how they are loaded.
+    """The images, and how they are loaded.
 
     Attributes:
-        data, root: whose training pictures, as `craft.load_data` takes them; None makes JPEGs.
-        limit: at most so many pictures; None is as many as would be made.
+        data, root: whose training images, as `craft.load_data` takes them; None makes JPEGs.
+        limit: the largest number of images; None is the number that would be made.
         workers: processes that decode ahead; 0 leaves that row out.
         tower: images/s that the tower takes at most.
     """
@@ -50,13 +50,13 @@ class Source:
 
 
 def measure(size: str, device: torch.device, repeats: int = 3, source: Source = Source()) -> dict[str, Any]:
-    """Load the pictures with each loader in turn. The fastest run counts; all loaders give the same pixels.
+    """Load the images with each loader in turn. The fastest run counts; all loaders give the same pixels.
 
     Args:
-        size: a key of `SHAPES`: of the tower's input, and of the pictures that are made.
+        size: a key of `SHAPES`: of the tower's input, and of the images that are made.
         device: named in the result; images are decoded on the CPU.
         repeats: runs of each loader.
-        source: the pictures.
+        source: the images.
 
     Returns:
         `rows`, `facts` and `machine`.
@@ -109,7 +109,7 @@ def measure(size: str, device: torch.device, repeats: int = 3, source: Source = 
 
 
 def pictures(data: str, root: str | None, count: int) -> list[Sample]:
-    """The first training samples of a data set that have different pictures.
+    """The first training samples of a data set that have different images.
 
     Raises:
         DataError: as `craft.load_data`.

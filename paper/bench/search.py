@@ -65,7 +65,7 @@ def make(tokens: int, size: int, width: int, levels: int, shared: bool) -> tuple
     return features, ResidualCodebook([codewords[0]] * levels if shared else codewords)
 
 
-_ROWS = 2048  # `near_ties` compares so many at once
+_ROWS = 2048  # the number that `near_ties` compares at once
 _MULTIPLIED = {"fused": (torch.float16, 3)}
 """The type that a search multiplies in and how often, if it is not once in float32."""
 

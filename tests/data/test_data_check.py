@@ -46,16 +46,16 @@ def test_unusual_pictures_are_handled_and_named(tmp_path: Path) -> None:
     Image.fromarray(pixels(26, 16)).save(root / "ash" / "g.png", exif=b"broken")  # nothing to say of it
     findings = found(root)
     assert {name: (f.count, f.warning, f.text) for name, f in findings.items()} == {
-        "animated": (1, False, "1 picture is animated: the first frame of an animation is used"),
-        "CMYK": (1, False, "1 picture is CMYK: CMYK is converted to RGB"),
-        "16-bit": (1, False, "1 picture is 16-bit: 16-bit grey is scaled to 8 bits"),
+        "animated": (1, False, "1 image is animated: the first frame of an animation is used"),
+        "CMYK": (1, False, "1 image is CMYK: CMYK is converted to RGB"),
+        "16-bit": (1, False, "1 image is 16-bit: 16-bit grey is scaled to 8 bits"),
         "with transparency": (
             1,
             False,
-            "1 picture is with transparency: transparency is dropped, as VILA-U does",
+            "1 image is with transparency: transparency is dropped, as VILA-U does",
         ),
-        "EXIF-rotated": (1, False, "1 picture is EXIF-rotated: the EXIF rotation is applied"),
-        "tiny": (1, True, "1 picture has a side of fewer than 8 pixels"),
+        "EXIF-rotated": (1, False, "1 image is EXIF-rotated: the EXIF rotation is applied"),
+        "tiny": (1, True, "1 image has a side of fewer than 8 pixels"),
     }
     assert findings["CMYK"].where == (str(root / "ash" / "b.jpg"),)
 

@@ -100,7 +100,7 @@ def test_pictures_that_cannot_be_read_are_not_passed_over(tmp_path: Path) -> Non
     root = folder(tmp_path / "trees", ("ash", "elm"), each=3)
     for name in ("ash/a.HEIC", "ash/b.heic", "elm/c.jxl", "elm/0.heic", "elm/._d.heic"):
         (root / name).write_bytes(b"whatever")  # elm/0.png is there: 0.heic is what it was made of
-    told = r"3 of 9 pictures in .*trees .*\(2 \.heic, 1 \.jxl\): .*ash/a\.HEIC.*[Cc]onvert.*JPEG or PNG"
+    told = r"3 of 9 images in .*trees .*\(2 \.heic, 1 \.jxl\): .*ash/a\.HEIC.*[Cc]onvert.*JPEG or PNG"
     with pytest.raises(DataError, match=told) as caught:
         load_data(root)
     assert "\n" not in str(caught.value)
@@ -109,7 +109,7 @@ def test_pictures_that_cannot_be_read_are_not_passed_over(tmp_path: Path) -> Non
     assert len(load_data(root).all_samples()) == 6
     for path in root.rglob("*.png"):
         path.unlink()
-    with pytest.raises(DataError, match=r"1 of 1 pictures.*elm/0\.heic"):  # and not: no pictures
+    with pytest.raises(DataError, match=r"1 of 1 images.*elm/0\.heic"):  # and not: no images
         load_data(root)
 
 
@@ -144,10 +144,10 @@ def test_the_fingerprint_sees_pixels_and_words(tmp_path: Path) -> None:
 def test_folder_mistakes(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     (empty / "ash").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"empty has no pictures in class folders.*Expected"):
+    with pytest.raises(DataError, match=r"empty has no images in class folders.*Expected"):
         load_data(empty)
     picture(tmp_path / "loose" / "a.png")
-    with pytest.raises(DataError, match="has pictures but no class folders"):
+    with pytest.raises(DataError, match="has images but no class folders"):
         load_data(tmp_path / "loose")
     with pytest.raises(DataError, match="single class, 'oak'"):
         load_data(folder(tmp_path / "one", ("oak",)))
@@ -190,7 +190,7 @@ def test_corrupt_images_are_named_before_training(tmp_path: Path) -> None:
     bad = Path(str(data.train[0].image))
     whole = bad.read_bytes()
     bad.write_bytes(whole[: whole.index(b"IDAT") + 6])
-    with pytest.raises(DataError, match=rf"{bad.name} is (truncated|not a picture)") as caught:
+    with pytest.raises(DataError, match=rf"{bad.name} is (truncated|not an image)") as caught:
         verify_images(data, progress=False)
     assert "\n" not in str(caught.value)
     for sample in data.train[1:7]:
@@ -412,5 +412,5 @@ def test_empty_constant_and_unreadable_files(tmp_path: Path) -> None:
 def test_a_corrupt_image_of_a_row_is_named_with_its_line(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "q.jsonl", [row(n) for n in range(6)])
     (tmp_path / "img" / "3.png").write_text("nothing")
-    with pytest.raises(DataError, match=r"q\.jsonl:4: the image .*3\.png is not a picture"):
+    with pytest.raises(DataError, match=r"q\.jsonl:4: the image .*3\.png is not an image"):
         verify_images(load_data(path), progress=False)

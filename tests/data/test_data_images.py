@@ -109,8 +109,8 @@ def test_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_pa
     [
         ("nowhere.png", "does not exist"),
         (".", "is a folder"),
-        (b"words, not pixels", "not a picture"),
-        (b"", "not a picture"),
+        (b"words, not pixels", "not an image"),
+        (b"", "not an image"),
         (np.zeros((2, 2, 2), np.uint8), r"shape \(2, 2, 2\)"),
         (np.zeros((0, 4), np.uint8), r"shape \(0, 4\)"),
         (np.full((2, 2), 7.0), r"0\.\.1"),
@@ -128,11 +128,11 @@ def test_a_kind_that_cannot_be_read_is_to_be_converted(tmp_path: Path, content: 
     """By its content (telephones name HEIC .jpg at times), or by its name."""
     path = tmp_path / ("a.jpg" if b"ftyp" in content else "a.heic")
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"not a picture that can be opened.*Convert it to JPEG or PNG"):
+    with pytest.raises(DataError, match=r"not an image that can be opened.*Convert it to JPEG or PNG"):
         open_image(path)
 
 
 def test_an_object_of_another_kind_is_refused() -> None:
     unchecked = inspect.unwrap(open_image)  # the tests' runtime type check would speak first
-    with pytest.raises(DataError, match=r"^a\.jsonl:1: cannot make a picture from a float"):
+    with pytest.raises(DataError, match=r"^a\.jsonl:1: cannot make an image from a float"):
         unchecked(3.5, "a.jsonl:1")  # pyright: ignore[reportArgumentType]

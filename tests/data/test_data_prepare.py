@@ -130,7 +130,7 @@ def test_texts_of_one_picture_do_not_go_to_others_of_its_name(tmp_path: Path) ->
     joined = with_texts(samples, tmp_path / "texts.jsonl")
     assert [sample.captions for sample in joined] == [("by its whole path",), (), ()]
     with pytest.raises(
-        DataError, match=r"texts\.jsonl:1: several pictures are called 1\.jpg; add their folder"
+        DataError, match=r"texts\.jsonl:1: several images are called 1\.jpg; add their folder"
     ):
         with_texts(samples[1:], tmp_path / "texts.jsonl")
 
@@ -156,7 +156,7 @@ def test_option_files_of_foci_are_taken_as_they_are(tmp_path: Path) -> None:
     for damage, words in (
         ({"x": [{"image": "image_00014.jpg", "options": ["tulip"]}]}, "the option 'tulip' is not a class"),
         ({"x": ["y"]}, "is not an option file of FOCI's format"),
-        ({}, "names no picture of this data"),
+        ({}, "names no image of this data"),
         ({"x": [{"image": "image_00014.jpg", "options": ["sunflower", "passion flower"]}]}, "the data says"),
     ):
         (tmp_path / "bad.json").write_text(json.dumps(damage))

@@ -178,7 +178,7 @@ def test_pictures_that_cannot_be_read_are_not_fetched(
     files = ["ash/1.jpg", "elm/2.heic", "README.md", "logo.svg", ".x/3.heic"]
     monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: files)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("fetched"))
-    with pytest.raises(DataError, match=r"1 of 2 pictures in the hub data set some/trees.*elm/2\.heic"):
+    with pytest.raises(DataError, match=r"1 of 2 images in the hub data set some/trees.*elm/2\.heic"):
         prepare("hub:some/trees", None, tmp_path / "m", progress=False)
 
 
@@ -193,7 +193,7 @@ def test_a_shard_with_pictures_that_cannot_be_read(tmp_path: Path) -> None:
     samples = read_data(tmp_path / "q.tar", tars=True).samples
     assert sorted(str(s.image).rpartition("/")[2] for s in samples) == ["1.heic", "2.png", "3.jfif"]
     prepare(tmp_path / "q.tar", None, tmp_path / "m", progress=False)
-    with pytest.raises(DataError, match=r"samples\.jsonl.*not a picture that can be opened"):
+    with pytest.raises(DataError, match=r"samples\.jsonl.*not an image that can be opened"):
         verify_images(load_data(tmp_path / "m", unseen_fraction=0), progress=False)
 
 

@@ -169,7 +169,7 @@ def test_a_result_is_its_page_with_pictures_embedded(tmp_path):
     result(tmp_path, "# Codes\n\ntext\n\n![one](table1-1.png)\n\n![two](table1-2.png)\n")
     reader = needs_nothing(report([tmp_path], tmp_path / "page.html").read_text())
     assert [attributes["alt"] for tag, attributes in reader.elements if tag == "img"] == ["one"]
-    assert "Codes" in reader.texts and "The picture table1-2.png is missing." in reader.texts
+    assert "Codes" in reader.texts and "The image table1-2.png is missing." in reader.texts
 
 
 def test_pages_of_results_in_markdown(tmp_path):

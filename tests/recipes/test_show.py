@@ -132,7 +132,7 @@ def test_names_titles_and_mistakes(tmp_path):
     shown = show(files, tiny_lvlm(), out=tmp_path / "out")
     assert [path.name for path in shown.pictures] == ["a-b.png", "a-b~2.png"]
     lvlm = tiny_lvlm()
-    with pytest.raises(DataError, match="no picture"):
+    with pytest.raises(DataError, match="no image"):
         show([], lvlm, out=tmp_path)
     with pytest.raises(DataError, match=r"nowhere\.png"):
         show(["nowhere.png"], lvlm, out=tmp_path)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def adapt(surrogate: str | None = None, *, training: Training = TRAINING, common: Common = COMMON) -> None:
-    """Adapt the vision tower of a surrogate LVLM to your pictures; LLM, projector and codebook stay frozen.
+    """Adapt the vision tower of a surrogate LVLM to your images; LLM, projector and codebook stay frozen.
 
     You can change any setting, as in --set learning_rate=1e-4, or with its full name, as in
     --losses.commitment.weight 0.2. The run folder's config.resolved.yaml lists all settings.

@@ -1,4 +1,4 @@
-"""`craft show` and `craft prior`: which level-1 codes pictures have, drawn and counted."""
+"""`craft show` and `craft prior`: which level-1 codes images have, drawn and counted."""
 
 from pathlib import Path
 
@@ -18,13 +18,13 @@ def show(
     out: Path = Path("runs/show"),
     common: Common = COMMON,
 ) -> None:
-    """Draw the level-1 codes of pictures over their patches, how rare the codes are, and what pruning keeps.
+    """Draw the level-1 codes of images over their patches, how rare the codes are, and what pruning keeps.
 
     Repeated codes have a colour. With an encoder, the base tower and the adapted tower are drawn together.
-    CRAFT writes one PNG per picture.
+    CRAFT writes one PNG per image.
 
     Args:
-        images: picture files; or the name of an embedded domain, for some of its test images.
+        images: image files; or the name of an embedded domain, for some of its test images.
         model: the model whose visual tokenizer is used; by default the encoder's surrogate, or craft-tiny.
         encoder: a run folder of `craft adapt`.
         keep_ratios: keep ratios to draw, as in 0.8,0.4.
@@ -75,9 +75,9 @@ def prior(
     root: Path | None = None,
     common: Common = COMMON,
 ) -> None:
-    """Count how often each level-1 code occurs in training pictures, which tells pruning what is frequent.
+    """Count how often each level-1 code occurs in training images, so that pruning knows which are frequent.
 
-    An adapted encoder comes with the counts of its own training pictures. This verb is for other pictures,
+    An adapted encoder comes with the counts of its own training images. This verb is for other images,
     such as a general corpus, and for models that came without counts.
 
     Args:
@@ -85,7 +85,7 @@ def prior(
         out: the file for the counts, to be passed as --prior to `craft eval`.
         model: the model whose visual tokenizer is used; by default the encoder's surrogate, or craft-tiny.
         encoder: a run folder of `craft adapt` whose tower is used; by default the model's own tower.
-        limit: at most this many pictures.
+        limit: at most this many images.
         root: the folder of a benchmark; for other data, the folder to which relative paths refer.
     """
     from craft.recipes.prior import build_prior
@@ -118,7 +118,7 @@ def prior(
         return
     show_pairs(
         {
-            "pictures": f"{counted.images} of {counted.data}",
+            "images": f"{counted.images} of {counted.data}",
             "codes in use": f"{int((counts > 0).sum())} of {len(counts)}",
             "perplexity": f"{counted.perplexity:.0f}",
             "most common": ", ".join(f"{row['code']} ({percent(row['share'])} %)" for row in frequent),

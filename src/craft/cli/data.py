@@ -22,7 +22,7 @@ class Source:
 
     Attributes:
         root: the folder of a benchmark; otherwise the folder that relative paths in the data start from.
-        domain: what the pictures are of, in words, for data of your own.
+        domain: what the images are of, in words, for data of your own.
         column: CRAFT=YOURS for a table whose columns have other names, as in --column answer=caption.
     """
 
@@ -66,7 +66,7 @@ class Preparation:
         options: wrong options in FOCI's format, used unchanged (`craft data options`).
         train_limit: train on at most this many images, with all their questions (OCR-VQA: 30000 by default,
             as in the paper).
-        download: fetch pictures that are given as URLs.
+        download: fetch images that are given as URLs.
         split_seed: of the division into training and test, if the data has none.
     """
 
@@ -108,7 +108,7 @@ def list_domains(*, common: Common = COMMON) -> None:
         cells.append([row["name"], *numbers, str(row["classes"] or "-"), row["licence"], row["source"]])
     show_table("Benchmarks: --data NAME --root DIR", columns, cells)
     print(
-        "`craft data check NAME` says how to get a benchmark. You can also use your own pictures: --data\n"
+        "`craft data check NAME` says how to get a benchmark. You can also use your own images: --data\n"
         "with a folder of class folders (directly or under train/, test/), or a table of questions (.jsonl,\n"
         ".csv, .parquet). `craft data prepare` writes tars and data sets of the Hugging Face hub to a folder."
     )
@@ -123,14 +123,14 @@ def check(
     decode: bool = True,
     common: Common = COMMON,
 ) -> None:
-    """Read a data set as `craft adapt` does, open every picture, and report what it contains.
+    """Read a data set as `craft adapt` does, open every image, and report what it contains.
 
     Args:
         data: an embedded domain, a benchmark, a folder of class folders, a table of questions, or a folder
             that `craft data prepare` wrote.
         answer_with: ask for the option's letter, or its text.
         unseen_fraction: the share of the classes that is held out of training.
-        decode: open every picture; --no-decode only reads and compares the files.
+        decode: open every image; --no-decode only reads and compares the files.
     """
     from craft.data import BENCHMARKS, check_data, read_data
     from craft.data.compose import Composition, compose, whole
@@ -142,7 +142,7 @@ def check(
     composed = compose(raw, composition)
     everything = whole(raw)
     findings = check_data(everything, decode)
-    composed.hashes = everything.hashes  # no picture is read twice
+    composed.hashes = everything.hashes  # no image is read twice
     notes = list(composed.notes)
     if data in BENCHMARKS:
         notes += expected(everything, BENCHMARKS[data])

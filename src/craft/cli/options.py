@@ -18,7 +18,7 @@ Limit = Annotated[int | None, Parameter(validator=validators.Number(gte=1))]
 """A `Count`, or all of them."""
 
 Several = Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")]
-"""One or more values behind one flag."""
+"""One or more values after one flag."""
 
 SetFlags = Annotated[list[str] | None, Parameter(name="--set", negative="")]
 """`--set NAME=VALUE`, any number of times."""
@@ -53,7 +53,7 @@ COMMON = Common()
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Training:
-    """The flags of the verbs that train on labelled pictures.
+    """The flags of the verbs that train on labelled images.
 
     Attributes:
         data: an embedded domain or a benchmark (`craft data list`), a folder of class folders, a table of

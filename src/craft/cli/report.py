@@ -15,7 +15,7 @@ def report(
 ) -> None:
     """Write runs, evaluations and results as one HTML page that you can send to someone.
 
-    Tables, curves and pictures are in the page: it needs no other file and fetches nothing.
+    Tables, curves and images are in the page: it needs no other file and fetches nothing.
 
     Args:
         paths: run folders; what craft demo, craft eval --out, craft transfer --out, craft judge and python -m

@@ -40,7 +40,7 @@ def captions(
     root: str | None = None,
     common: Common = COMMON,
 ) -> None:
-    """Have a vision model describe every picture; after an interruption, the same command continues.
+    """Have a vision model describe every image; after an interruption, the same command continues.
 
     Look through what it wrote, then run: craft data prepare DATA --texts FILE.
 
@@ -48,7 +48,7 @@ def captions(
         data: as for `craft data check`.
         out: the JSONL file that texts are added to.
         model: the service's name for the model.
-        count: captions for each picture, 1 to 3.
+        count: captions for each image, 1 to 3.
         root: the folder of a benchmark; otherwise the folder that relative paths in the data start from.
     """
     from craft.data import read_data
@@ -105,15 +105,15 @@ def options(
     root: str | None = None,
     common: Common = COMMON,
 ) -> None:
-    """Choose hard wrong options for each picture with CLIP, as FOCI does, and write them in FOCI's format.
+    """Choose hard wrong options for each image with CLIP, as FOCI does, and write them in FOCI's format.
 
     Then run: craft data prepare DATA --options FILE.
 
     Args:
-        data: as for `craft data check`; pictures with classes.
+        data: as for `craft data check`; images with classes.
         out: the JSON file.
         clip: a CLIP (or SigLIP) model: a folder, or a hub id such as laion/CLIP-ViT-L-14-laion2B-s32B-b82K.
-        count: wrong options for each picture; a question uses the hardest three that are allowed.
+        count: wrong options for each image; a question uses the hardest three that are allowed.
         root: the folder of a benchmark; otherwise the folder that relative paths in the data start from.
     """
     from craft.data import read_data

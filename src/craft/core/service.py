@@ -1,4 +1,4 @@
-"""Models behind a service that write texts: any server of OpenAI's chat protocol, or Anthropic's.
+"""Models of a service that write texts: any server of OpenAI's chat protocol, or Anthropic's.
 
 The SDKs handle timeouts, rate limits and retries. Keys come from the environment and go to the SDK alone.
 """

@@ -76,7 +76,7 @@ class Settings(Section):
     """All settings of one verb.
 
     Attributes:
-        flags: flags of the verb that are no settings; a config file that names one is told so.
+        flags: flags of the verb that are not settings; a config file that names one is refused.
     """
 
     flags: ClassVar[tuple[str, ...]] = ("resume", "overwrite", "dry_run", "json")
@@ -124,7 +124,7 @@ class Settings(Section):
 
 
 def _over(defaults: Mapping[str, Any], tree: Mapping[Any, Any]) -> dict[Any, Any]:
-    """`tree`, where a section that is a mapping is laid over its default, at any depth."""
+    """`tree`, in which every section that is a mapping is merged over its default, at any depth."""
     complete: dict[Any, Any] = {}
     for name, value in tree.items():
         default = defaults.get(name)

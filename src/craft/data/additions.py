@@ -17,11 +17,11 @@ from craft.data.spelling import is_text, squeezed
 def with_texts(samples: Sequence[Sample], path: Path) -> list[Sample]:
     """Samples with the captions and statements of a JSONL file: T_i of §3.2.
 
-    Each row names a sample by `id`, or all samples of a picture by `image` (the end of its path), and has
+    Each row names a sample by `id`, or all samples of an image by `image` (the end of its path), and has
     `captions` (a list), `statement` (question and answer as one sentence), or both.
 
     Raises:
-        DataError: a row is broken, names no sample, or names several pictures by the end of a path.
+        DataError: a row is broken, names no sample, or names several images by the end of a path.
     """
     by_id = {sample.id: n for n, sample in enumerate(samples)}
     by_name: dict[str, list[int]] = {}
@@ -65,13 +65,13 @@ def with_options(samples: Sequence[Sample], path: Path) -> list[Sample]:
     """Labelled samples with the wrong options of a file in FOCI's format, unchanged:
     {class: [{"image", "options": [correct, wrong, ...], "groundtruth"}]}.
 
-    Pictures are found by the end of their path. A bare name that several pictures have means the test
-    picture, because FOCI's own files are about those. A sample that the file does not name gets random
+    Images are found by the end of their path. A bare name that several images have means the test
+    image, because FOCI's own files are about those. A sample that the file does not name gets random
     options later.
 
     Raises:
-        DataError: another format, a class that the data does not have, a name that several pictures have, or
-            no picture in common.
+        DataError: another format, a class that the data does not have, a name that several images have, or
+            no image in common.
     """
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
@@ -96,7 +96,7 @@ def with_options(samples: Sequence[Sample], path: Path) -> list[Sample]:
                 )
             changed[n], used = replace(samples[n], distractors=tuple(wrong)), True
     if not used:
-        raise DataError(f"{path} names no picture of this data.")
+        raise DataError(f"{path} names no image of this data.")
     return changed
 
 
@@ -123,7 +123,7 @@ def _class(option: Any, classes: dict[str, str], path: Path) -> str:
 
 
 def _named(samples: Sequence[Sample], candidates: Sequence[int], name: str) -> list[int]:
-    """Which of the candidates have a picture of this path, or otherwise one whose path ends with it."""
+    """Which of the candidates have an image of this path, or otherwise one whose path ends with it."""
     paths = {n: str(samples[n].image) for n in candidates}
     exact = [n for n, path in paths.items() if path == name]
     return exact or [n for n, path in paths.items() if f"/{path}".endswith(f"/{name.lstrip('/')}")]
@@ -131,4 +131,4 @@ def _named(samples: Sequence[Sample], candidates: Sequence[int], name: str) -> l
 
 def _check_one_picture(samples: Sequence[Sample], matches: Sequence[int], name: str, origin: str) -> None:
     if len({str(samples[n].image) for n in matches}) > 1:
-        raise DataError(f"{origin}: several pictures are called {name}; add their folder to the name.")
+        raise DataError(f"{origin}: several images are called {name}; add their folder to the name.")

@@ -106,7 +106,7 @@ def _read(path: Path, base: Path, seed: int, limit: int | None) -> list[Conversa
     conversations: list[Conversation] = []
     for number, row in enumerate(read_rows(path, problems, base), start=1):
         if len(conversations) == limit:
-            break  # the pictures of the remaining rows need not exist
+            break  # the images of the remaining rows need not exist
         try:
             conversations.append(_conversation(row, f"{path.stem}:{number}", base, seed))
         except DataError as error:
@@ -148,7 +148,7 @@ def _conversation(row: Row, default: str, base: Path, seed: int) -> Conversation
 def _mixed(origin: str, what: str) -> DataError:
     return DataError(
         f"{origin}: {what} in a table whose rows are not all questions about an image, or labelled images. "
-        "Put such rows into a table of their own."
+        "Put such rows into a separate table."
     )
 
 

@@ -1,4 +1,4 @@
-"""Checks of every picture of a data set before training: what cannot be used, and what to know."""
+"""Checks of every image of a data set before training: what cannot be used, and what to know."""
 
 import hashlib
 import io
@@ -25,7 +25,7 @@ from craft.data.problems import Problems
 from craft.data.sample import Data, Sample, distinct
 
 LONG_ANSWER, RARE, IMBALANCE, NEAR, CLOSE = 5, 2, 20, 3, 4.0
-"""Limits of the findings: an answer of more words cannot be exact in 5 tokens; a class with fewer pictures is
+"""Limits of the findings: an answer of more words cannot be exact in 5 tokens; a class with fewer images is
 rare; the largest class may be this many times the smallest; near-duplicates differ in at most this many bits
 of 64, and by at most this many grey levels of 255 on average."""
 
@@ -39,7 +39,7 @@ class Finding:
 
     Attributes:
         kind: a word for it ("leakage").
-        count: how many samples, pictures or classes it concerns.
+        count: how many samples, images or classes it concerns.
         text: a sentence.
         where: the origins of some of them.
         warning: False if CRAFT handles it.
@@ -54,7 +54,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Look:
-    """What is known of one picture.
+    """What is known of one image.
 
     Attributes:
         sha256: hash of its file.
@@ -87,15 +87,15 @@ def verify_images(data: Data, progress: bool = True) -> int:
 
 
 def check_data(data: Data, decode: bool = True, progress: bool = True) -> list[Finding]:
-    """Check every picture and every sample.
+    """Check every image and every sample.
 
     Args:
         data: with all its classes (`whole`), so that nothing is missed. Its `hashes` are filled.
-        decode: decode pictures; otherwise, files are only read and compared.
+        decode: decode images; otherwise, files are only read and compared.
         progress: show the progress.
 
     Raises:
-        DataError: pictures that cannot be used, as `verify_images`.
+        DataError: images that cannot be used, as `verify_images`.
     """
     samples = distinct(data.all_samples())
     problems, results = Problems("images"), list[tuple[Sample, Look]]()
@@ -112,7 +112,7 @@ def check_data(data: Data, decode: bool = True, progress: bool = True) -> list[F
 def looks(
     samples: Sequence[Sample], name: str, decode: bool = True, progress: bool = True, hashes: bool = True
 ) -> Iterator[tuple[Sample, Look]]:
-    """Each sample with what is known of its picture, in order. Pictures are decoded in threads, because PIL's
+    """Each sample with what is known of its image, in order. Images are decoded in threads, because PIL's
     decoders release the interpreter's lock."""
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
@@ -141,7 +141,7 @@ def _look(sample: Sample, decode: bool, hashes: bool) -> Look:
 
 
 def _header(content: bytes) -> tuple[str, ...]:
-    """What is unusual about a picture that can be decoded."""
+    """What is unusual about an image that can be decoded."""
     with Image.open(io.BytesIO(content)) as image:
         traits = {
             "animated": image.format != "MPO" and _animated(image),
@@ -166,7 +166,7 @@ def _near(image: Image.Image) -> tuple[int, bytes] | None:
     16 x 16 grey cells."""
     grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
     if np.ptp(grey) < 8:
-        return None  # pictures without contrast all look alike
+        return None  # images without contrast all look alike
     bits = (grey[:, 1:] > grey[:, :-1]).reshape(-1)
     cells = image.convert("L").resize((16, 16), Image.Resampling.BOX).tobytes()
     return int.from_bytes(np.packbits(bits).tobytes(), "big"), cells
@@ -188,13 +188,13 @@ def _traits(results: Sequence[tuple[Sample, Look]]) -> Iterator[Finding]:
             origins[trait].append(sample.origin)
     for trait, where in origins.items():
         if trait == "tiny":
-            yield _finding("tiny", where, "pictures have a side of fewer than 8 pixels")
+            yield _finding("tiny", where, "images have a side of fewer than 8 pixels")
         else:
-            yield _finding(trait, where, f"pictures are {trait}: {_HANDLED[trait]}", warning=False)
+            yield _finding(trait, where, f"images are {trait}: {_HANDLED[trait]}", warning=False)
 
 
 def _duplicates(data: Data, results: Sequence[tuple[Sample, Look]]) -> Iterator[Finding]:
-    """Pictures that are in training and test, in two classes, or nearly the same in both splits."""
+    """Images that are in training and test, in two classes, or nearly the same in both splits."""
     by_image = {image_key(sample.image): look for sample, look in results}
     splits: dict[str, set[str]] = defaultdict(set)
     labels: dict[str, set[str]] = defaultdict(set)
@@ -210,13 +210,13 @@ def _duplicates(data: Data, results: Sequence[tuple[Sample, Look]]) -> Iterator[
         yield _finding(
             "leakage",
             [first[digest] for digest in in_both],
-            "pictures are in the training and in the test set, byte for byte: the test is easier than it "
+            "images are in the training and in the test set, byte for byte: the test is easier than it "
             "should be. Remove them from one, or set the split",
         )
     in_two_classes = [first[digest] for digest, names in labels.items() if len(names) > 1]
     if data.task == "classification" and in_two_classes:
         yield _finding(
-            "two classes", in_two_classes, "pictures are in two classes, byte for byte. Remove one of each"
+            "two classes", in_two_classes, "images are in two classes, byte for byte. Remove one of each"
         )
     near: dict[str, dict[tuple[int, bytes], str]] = {"train": {}, "test": {}}
     for sample in data.all_samples():
@@ -224,11 +224,11 @@ def _duplicates(data: Data, results: Sequence[tuple[Sample, Look]]) -> Iterator[
         if look.near is not None and sample.split in near and look.sha256 not in in_both:
             near[sample.split].setdefault(look.near, sample.origin)
     if origins := _near_duplicates(near["test"], near["train"]):
-        yield _finding("near-duplicates", origins, "test pictures look almost like a training picture")
+        yield _finding("near-duplicates", origins, "test images look almost like a training image")
 
 
 def _near_duplicates(test: dict[tuple[int, bytes], str], train: dict[tuple[int, bytes], str]) -> list[str]:
-    """The origins of test pictures that nearly equal a training picture, by hash and by grey cells."""
+    """The origins of test images that nearly equal a training image, by hash and by grey cells."""
     if not train:
         return []
     hashes = np.array([value for value, _ in train], dtype=np.uint64)
@@ -247,9 +247,7 @@ def _classes(data: Data) -> Iterator[Finding]:
     if data.task != "classification":
         return
     if rare := [f"{name} ({count})" for name, count in counts.items() if count < RARE]:
-        yield _finding(
-            "rare classes", rare, "classes have a single picture: it cannot be in training and test"
-        )
+        yield _finding("rare classes", rare, "classes have a single image: it cannot be in training and test")
     most, least = max(counts.values()), min(counts.values())
     if most > IMBALANCE * least:
         ends = [f"{name} ({count})" for name, count in (counts.most_common(1) + counts.most_common()[-1:])]
@@ -270,7 +268,7 @@ def _answers(data: Data) -> Iterator[Finding]:
         )
 
 
-_ONE = {"pictures are": "picture is", "pictures have": "picture has", "pictures look": "picture looks"}
+_ONE = {"images are": "image is", "images have": "image has", "images look": "image looks"}
 _ONE |= {"classes have": "class has", "classes are": "class is", "answers have": "answer has"}
 
 

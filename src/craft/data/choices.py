@@ -39,7 +39,7 @@ def multiple_choice(
     """The labelled `item` as a question with four lettered options, exactly one of them correct.
 
     Distractors and order depend on (seed, sample id) alone, not on the order of samples or of `class_names`.
-    With fewer than four classes there are as many options as classes. A sample with distractors of its own
+    With fewer than four classes there are as many options as classes. A sample that has distractors
     (from an option file) gets the last three of them that are allowed, and random ones if there are too few.
 
     Args:

@@ -100,7 +100,7 @@ def compose(raw: Raw, composition: Composition = Composition()) -> Data:
 
 
 def whole(raw: Raw, split_seed: int = 0) -> Data:
-    """Every sample in its split, with all classes, and labelled pictures without questions: the data set that
+    """Every sample in its split, with all classes, and labelled images without questions: the data set that
     `check_data` inspects.
 
     Raises:
@@ -150,8 +150,8 @@ def _check_training_classes(where: str, train: Sequence[Sample], unseen: Sequenc
     if len(with_pictures) >= 2:
         raise DataError(f"{where} leaves fewer than two classes for training; hold fewer classes out.")
     raise DataError(
-        f"{where} has training pictures of the class '{train[0].label}' alone; the other classes have test "
-        "or validation pictures only. Use at least two classes with two pictures each."
+        f"{where} has training images of the class '{train[0].label}' alone; the other classes have test "
+        "or validation images only. Use at least two classes with two images each."
     )
 
 

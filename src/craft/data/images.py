@@ -1,4 +1,4 @@
-"""The one place that opens pictures: any `ImageSource` becomes an RGB PIL image, or a `DataError`."""
+"""The one place that opens images: any `ImageSource` becomes an RGB PIL image, or a `DataError`."""
 
 import hashlib
 import io
@@ -16,7 +16,7 @@ from craft.core.errors import DataError
 
 
 class Packed(ABC):
-    """A picture inside a larger file (a tar, a parquet file). Equal objects are the same picture.
+    """An image inside a larger file (a tar, a parquet file). Equal objects are the same image.
 
     Attributes:
         path: the larger file.
@@ -26,7 +26,7 @@ class Packed(ABC):
 
     @abstractmethod
     def read(self) -> bytes:
-        """The bytes of the picture's own file.
+        """The bytes of the image's own file.
 
         Raises:
             DataError: the larger file does not exist any more, or has changed.
@@ -34,23 +34,23 @@ class Packed(ABC):
 
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Packed | Image.Image | np.ndarray
-"""A path, the bytes of an image file, a picture inside a larger file, a PIL image, or an array [H, W] or
+"""A path, the bytes of an image file, an image inside a larger file, a PIL image, or an array [H, W] or
 [H, W, 1|3|4] (uint8, uint16, or floats in 0..1)."""
 
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
     | {".jfif", ".jpe", ".pjpeg", ".pjp", ".mpo", ".apng", ".dib", ".tga"}
 )
-"""File name endings (lower case) that count as pictures in a folder of class folders."""
+"""File name endings (lower case) that count as images in a folder of class folders."""
 
 OTHERS = frozenset(
     {".avif", ".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".svg", ".exr", ".dcm"}
     | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"}
 )
-"""Endings of pictures that Pillow opens only in some installations, or in none."""
+"""Endings of images that Pillow opens only in some installations, or in none."""
 
 PICTURES = SUFFIXES | OTHERS
-"""All endings of picture files."""
+"""All endings of image files."""
 
 _CODECS = {"JPEG2000": "jpg_2000"}
 """Formats that Pillow registers even if it was built without their decoder, with their names in
@@ -65,11 +65,11 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""The transposition that sets a picture upright, by its EXIF orientation."""
+"""The transposition that sets an image upright, by its EXIF orientation."""
 
 
 def suffixes() -> frozenset[str]:
-    """The endings of pictures that this installation can open."""
+    """The endings of images that this installation can open."""
     return SUFFIXES | {ending for ending in OTHERS if _opens(Image.registered_extensions().get(ending))}
 
 
@@ -78,16 +78,16 @@ def _opens(format: str | None) -> bool:
 
 
 def refuse_unreadable(where: str, names: Sequence[str]) -> None:
-    """Refuse pictures that this installation cannot open, instead of ignoring them.
+    """Refuse images that this installation cannot open, instead of ignoring them.
 
-    A picture that also exists in a readable format (a.jpg or a.heic.jpg next to a.heic) is ignored.
+    An image that also exists in a readable format (a.jpg or a.heic.jpg next to a.heic) is ignored.
 
     Args:
         where: what the files belong to, for the message.
         names: their paths inside it, with "/" between folders.
 
     Raises:
-        DataError: there are such pictures. The message says how many, of which kinds, with examples and the
+        DataError: there are such images. The message says how many, of which kinds, with examples and the
             fix.
     """
     known = suffixes()
@@ -98,7 +98,7 @@ def refuse_unreadable(where: str, names: Sequence[str]) -> None:
     if refused:
         kinds = ", ".join(f"{n} {ending}" for ending, n in Counter(map(_ending, refused)).most_common())
         raise DataError(
-            f"{len(refused)} of {len(refused) + len(readable)} pictures in {where} cannot be opened by this "
+            f"{len(refused)} of {len(refused) + len(readable)} images in {where} cannot be opened by this "
             f"installation of Pillow ({kinds}): {', '.join(refused[:3])}{', …' if len(refused) > 3 else ''}. "
             "Convert them to JPEG or PNG, or remove them."
         )
@@ -109,14 +109,14 @@ def _ending(name: str) -> str:
 
 
 def open_image(source: ImageSource, where: str = "") -> Image.Image:
-    """Open and fully decode one picture as 8-bit RGB.
+    """Open and fully decode one image as 8-bit RGB.
 
-    EXIF rotation is applied; grey, palette, alpha and CMYK pictures go through `convert("RGB")` (alpha is
+    EXIF rotation is applied; grey, palette, alpha and CMYK images go through `convert("RGB")` (alpha is
     dropped, as VILA-U's data path does); 16-bit grey is scaled to 8 bits; of an animation, the first frame.
 
     Args:
         source: path, bytes of an image file, PIL image, or array (see `ImageSource`).
-        where: where this picture was declared ("train.jsonl:12"), for the message.
+        where: where this image was declared ("train.jsonl:12"), for the message.
 
     Raises:
         DataError: the file is missing, not an image, truncated, corrupt or a decompression bomb; or the shape
@@ -128,7 +128,7 @@ def open_image(source: ImageSource, where: str = "") -> Image.Image:
     if isinstance(source, np.ndarray):
         return _from_array(source, prefix)
     if isinstance(source, Image.Image):
-        return _decode(source, f"{prefix}the given picture")
+        return _decode(source, f"{prefix}the given image")
     if isinstance(source, bytes | bytearray):
         name, stream = f"{prefix}the given image bytes", io.BytesIO(source)
     elif isinstance(source, Packed):
@@ -137,7 +137,7 @@ def open_image(source: ImageSource, where: str = "") -> Image.Image:
         path = Path(source)
         name = f"{prefix}the image {path}"
         if path.is_dir():
-            raise DataError(f"{name} is a folder. Pass the path of a picture file.")
+            raise DataError(f"{name} is a folder. Pass the path of an image file.")
         if not path.is_file():
             raise DataError(f"{name} does not exist. Correct the path, or put the file there.")
         try:
@@ -147,7 +147,7 @@ def open_image(source: ImageSource, where: str = "") -> Image.Image:
             raise DataError(f"{name} cannot be read: {reason}. Check its permissions.") from error
     else:
         raise DataError(
-            f"{prefix}cannot make a picture from a {type(source).__name__}. "
+            f"{prefix}cannot make an image from a {type(source).__name__}. "
             "Pass a path, the bytes of an image file, a PIL image or a numpy array."
         )
     try:
@@ -155,17 +155,17 @@ def open_image(source: ImageSource, where: str = "") -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name} is too large to decode safely ({error}). Make it smaller first.") from error
     except Exception as error:  # a decoder may raise anything on a broken file
-        foreign = _ending(name) in OTHERS or stream.getvalue()[4:8] == b"ftyp"  # HEIC and its like
+        foreign = _ending(name) in OTHERS or stream.getvalue()[4:8] == b"ftyp"  # HEIC and similar formats
         fix = "Convert it to JPEG or PNG" if foreign else "Replace the file"
         raise DataError(
-            f"{name} is not a picture that can be opened ({_reason(error)}). "
+            f"{name} is not an image that can be opened ({_reason(error)}). "
             f"{fix}, or remove it from the data."
         ) from error
     return _decode(opened, name)
 
 
 def image_bytes_hash(source: ImageSource) -> str:
-    """SHA-256 (hex) of one picture: of the bytes of a file, or of mode, size, palette and pixels if decoded.
+    """SHA-256 (hex) of one image: of the bytes of a file, or of mode, size, palette and pixels if decoded.
 
     Raises:
         DataError: the file is missing or unreadable.
@@ -184,7 +184,7 @@ def image_bytes_hash(source: ImageSource) -> str:
 
 
 def image_bytes(source: str | os.PathLike[str] | bytes | Packed) -> bytes:
-    """The bytes of a picture's file, on its own or inside a larger one.
+    """The bytes of an image's file, on its own or inside a larger one.
 
     Raises:
         DataError: the file is missing or unreadable.
@@ -211,7 +211,7 @@ _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", 
 
 
 def looks_like_image(path: Path) -> bool:
-    """Whether a file starts like a picture (a saved error page does not). Decodes nothing."""
+    """Whether a file starts like an image (a saved error page does not). Decodes nothing."""
     try:
         with open(path, "rb") as file:
             return file.read(8).startswith(_SIGNATURES)
@@ -241,7 +241,7 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation of a picture: 2 to 8 (`TURNS`), or 1, upright. Broken EXIF counts as upright,
+    """The EXIF orientation of an image: 2 to 8 (`TURNS`), or 1, upright. Broken EXIF counts as upright,
     because the pixels may be intact."""
     try:
         value = image.getexif().get(0x0112)
@@ -284,7 +284,7 @@ def _from_array(array: np.ndarray, prefix: str) -> Image.Image:
     channels_ok = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
     if not channels_ok or array.size == 0:
         raise DataError(
-            f"{prefix}an array of shape {array.shape} is not a picture. "
+            f"{prefix}an array of shape {array.shape} is not an image. "
             "Pass [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]."
         )
     try:
@@ -298,7 +298,7 @@ def _from_array(array: np.ndarray, prefix: str) -> Image.Image:
             raise ValueError(f"dtype {array.dtype}")
     except ValueError as error:
         raise DataError(
-            f"{prefix}the array is not a picture ({error}). Pass uint8, uint16, or floats in 0..1."
+            f"{prefix}the array is not an image ({error}). Pass uint8, uint16, or floats in 0..1."
         ) from error
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]

@@ -61,7 +61,7 @@ def load_data(
     Raises:
         DataError: nothing there (with a did-you-mean), a tar or hub data set that must be prepared first, no
             samples, a single class, a broken row, choices without the answer, repeated ids, missing images.
-            Pictures are not decoded here but by `verify_images`.
+            Images are not decoded here but by `verify_images`.
 
     Source: §4.1, §11 (four options after FOCI, 20 % of the labels held out); splits and seeds are ours.
     """
@@ -91,8 +91,8 @@ def read_data(
 
     Args:
         data, root, domain, columns: as in `load_data`.
-        fetch: fetches a picture from a URL; None refuses URLs.
-        tars: read tars in WebDataset's layout; only `prepare` does, because it writes their pictures to
+        fetch: fetches an image from a URL; None refuses URLs.
+        tars: read tars in WebDataset's layout; only `prepare` does, because it writes their images to
             files.
 
     Raises:

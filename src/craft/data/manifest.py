@@ -1,7 +1,7 @@
 """The manifest: any data set as one list of samples with their splits, texts and image hashes.
 
 A manifest is a folder with `samples.jsonl` (a row for each sample), `manifest.json` (what they are, and the
-fingerprint of the rows) and, if pictures had to be unpacked, `images/`.
+fingerprint of the rows) and, if images had to be unpacked, `images/`.
 """
 
 import hashlib
@@ -48,8 +48,8 @@ def write_manifest(
 ) -> Prepared:
     """Write the samples of a data set, divided into splits, as a manifest.
 
-    Pictures that are files stay where they are; their paths are stored relative to the folder that they
-    share. If any picture is not a file (but inside a parquet file, a tar or a row), or is in `out`, which is
+    Images that are files stay where they are; their paths are stored relative to the folder that they
+    share. If any image is not a file (but inside a parquet file, a tar or a row), or is in `out`, which is
     replaced, all are written to `images/`.
 
     Args:
@@ -61,7 +61,7 @@ def write_manifest(
 
     Raises:
         ConfigError: `out` cannot be written.
-        DataError: a picture cannot be read, or `out` is a folder of something else.
+        DataError: an image cannot be read, or `out` is a folder of something else.
     """
     out = Path(out)
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
@@ -110,10 +110,10 @@ def read_manifest(folder: Path, root: Path | None = None) -> Raw:
 
     Args:
         folder: its folder.
-        root: the folder that image paths start from, if the pictures have moved.
+        root: the folder that image paths start from, if the images have moved.
 
     Raises:
-        DataError: it is of another format, its rows have changed since it was written, or pictures are
+        DataError: it is of another format, its rows have changed since it was written, or images are
             missing.
     """
     try:
@@ -161,7 +161,7 @@ def _row(sample: Sample, path: str, sha256: str) -> dict[str, Any]:
 
 
 def _unpack(image: ImageSource, folder: Path) -> tuple[str, str]:
-    """Write a picture as a file named by its content; (hash, path relative to the manifest)."""
+    """Write an image as a file named by its content; (hash, path relative to the manifest)."""
     if isinstance(image, str | bytes) or hasattr(image, "read"):
         content = image_bytes(image)  # type: ignore[arg-type]
     else:  # pixels: as PNG, which is lossless
@@ -178,6 +178,6 @@ def _unpack(image: ImageSource, folder: Path) -> tuple[str, str]:
 
 
 def _ids(samples: list[Sample], split: str) -> str:
-    """SHA-256 over the sorted ids of a split: the same for equal splits, wherever the pictures are."""
+    """SHA-256 over the sorted ids of a split: the same for equal splits, wherever the images are."""
     names = sorted(sample.id for sample in samples if sample.split == split)
     return hashlib.sha256("\n".join(names).encode("utf-8")).hexdigest()

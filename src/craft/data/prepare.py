@@ -20,7 +20,7 @@ from craft.data.sample import Raw
 from craft.data.splits import TEST_FRACTION, divide
 
 DOWNLOAD_MOST, DOWNLOAD_TIMEOUT = 64 * 2**20, 30.0
-"""The most bytes of one downloaded picture, and the seconds to wait for its server."""
+"""The most bytes of one downloaded image, and the seconds to wait for its server."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Wanted:
         texts: JSONL files of {"id" or "image", "captions" and/or "statement"}: see `with_texts`.
         options: an option file in FOCI's format: see `with_options`.
         train_limit: train on at most this many images, instead of the benchmark's own limit.
-        download: fetch pictures that are given as URLs.
+        download: fetch images that are given as URLs.
         split_seed: of the division into training and test, if the source has none.
     """
 
@@ -57,12 +57,12 @@ def prepare(
 
     In addition to what `load_data` reads, `data` may be a tar in WebDataset's layout, a folder of them, or a
     data set of the Hugging Face hub ("hub:OWNER/NAME"); and `root` may be a hub copy of a benchmark.
-    Downloaded pictures stay next to the manifest, in `OUT-pictures`, so that an interrupted download
+    Downloaded images stay next to the manifest, in `OUT-pictures`, so that an interrupted download
     continues.
 
     Raises:
         DataError: as `load_data`; a hub data set that cannot be downloaded; texts or options that belong to
-            no sample; a URL that gives no picture.
+            no sample; a URL that gives no image.
         ConfigError: `out` cannot be written.
     """
     out = user_path(out)
@@ -100,7 +100,7 @@ def _rule(raw: Raw, official: bool, seed: int) -> str:
 
 
 def _download(url: str, folder: Path) -> Path:
-    """The file with the picture of a URL, which is fetched once into the folder.
+    """The file with the image of a URL, which is fetched once into the folder.
 
     Raises:
         DataError: the server does not answer, refuses, or sends too much or too little.
@@ -116,7 +116,7 @@ def _download(url: str, folder: Path) -> Path:
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         raise DataError(f"{url} cannot be downloaded ({error}). Remove it, or try again.") from error
     if len(content) > DOWNLOAD_MOST:
-        raise DataError(f"{url} sends more than {DOWNLOAD_MOST // 2**20} MiB; no picture is so large.")
+        raise DataError(f"{url} sends more than {DOWNLOAD_MOST // 2**20} MiB; no image is so large.")
     if missing:
         raise DataError(f"{url} was cut short by {missing} bytes. Try again.")
     atomic_write_bytes(path, content)

@@ -34,7 +34,7 @@ class Sample:
             asks for none. None leaves it to `load_data`, which puts the usual one below options.
         origin: where the sample was declared ("questions.jsonl:12"), for messages.
         correct: the index of the correct choice; None for an open question.
-        text: the ground-truth text of the contrastive loss; if empty, the class text (for a labelled picture
+        text: the ground-truth text of the contrastive loss; if empty, the class text (for a labelled image
             without a question of its own), or the question and answer rewritten.
         kind: the kind of question, if the data set distinguishes them ("open", "closed").
         distractors: wrong options that this sample must get, the best last (from an option file); if empty,
@@ -79,12 +79,12 @@ class Sample:
 
 
 def labelled(id: str, image: ImageSource, label: str, split: str = "", origin: str = "") -> Sample:
-    """A labelled picture, whose question and text are written later (`multiple_choice`, `divide`)."""
+    """A labelled image, whose question and text are written later (`multiple_choice`, `divide`)."""
     return Sample(id, image, question="", answer="", label=label, split=split, origin=origin or id)
 
 
 def distinct(samples: Sequence[Sample]) -> list[Sample]:
-    """One sample for each picture: the first."""
+    """One sample for each image: the first."""
     return list({image_key(sample.image): sample for sample in reversed(samples)}.values())[::-1]
 
 
@@ -100,7 +100,7 @@ class Raw:
         train_limit: train on at most this many images, with all their questions; the subset is drawn once
             for all seeds.
         classes: the labels of a set that is drawn on demand; empty for every other set.
-        draw: draws the training samples again, without pictures and names of the given classes.
+        draw: draws the training samples again, without images and names of the given classes.
     """
 
     name: str

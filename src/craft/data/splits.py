@@ -21,8 +21,8 @@ OPTIONS = 4
 """The number of options of a multiple-choice question, if there are that many classes (after FOCI, §11)."""
 
 TEST_FRACTION, VALIDATION_FRACTION, VALIDATION_MOST = 0.2, 0.1, 300
-"""The share of the pictures for testing if a source names none; the share of the training pictures for
-validation, and the most pictures it may be."""
+"""The share of the images for testing if a source names none; the share of the training images for
+validation, and the most images it may be."""
 
 SPLIT_NAMES = {
     "train": "train",
@@ -107,8 +107,8 @@ def stratified(
 def divide(raw: Raw, seed: int = 0) -> tuple[list[Sample], list[Sample], list[Sample]]:
     """Training, validation and test samples as the source divides them.
 
-    If the source names no test samples, a stratified fifth of the pictures is for testing; all questions
-    about a picture stay together. The training samples are cut to `raw.train_limit`. Labelled pictures
+    If the source names no test samples, a stratified fifth of the images is for testing; all questions
+    about an image stay together. The training samples are cut to `raw.train_limit`. Labelled images
     without a text get the class text.
 
     Raises:
@@ -132,7 +132,7 @@ def divide(raw: Raw, seed: int = 0) -> tuple[list[Sample], list[Sample], list[Sa
 
 
 def _with_class_text(samples: list[Sample], domain: str) -> list[Sample]:
-    """The samples with a text for each labelled picture that has neither a text nor an answer."""
+    """The samples with a text for each labelled image that has neither a text nor an answer."""
     return [
         replace(sample, text=class_text(domain, sample.label))
         if sample.label is not None and not sample.text and not sample.answer
@@ -142,8 +142,8 @@ def _with_class_text(samples: list[Sample], domain: str) -> list[Sample]:
 
 
 def split_off_validation(train: list[Sample], seed: int) -> tuple[list[Sample], list[Sample]]:
-    """(training, validation): a slice of the training pictures for validation; with fewer than five samples,
-    none. A class that would lose all its training pictures keeps one."""
+    """(training, validation): a slice of the training images for validation; with fewer than five samples,
+    none. A class that would lose all its training images keeps one."""
     if len(train) < 5:
         return train, []
     rest, taken = take_pictures(train, VALIDATION_FRACTION, seed, "validation", most=VALIDATION_MOST)
@@ -165,8 +165,8 @@ def take_pictures(
     most: int | None = None,
     every_group: bool = False,
 ) -> tuple[list[Sample], list[Sample]]:
-    """(the rest, the taken): a share of the pictures, at least one, evenly from the classes, with all their
-    questions. A single picture is not taken."""
+    """(the rest, the taken): a share of the images, at least one, evenly from the classes, with all their
+    questions. A single image is not taken."""
     firsts = distinct(samples)
     if len(firsts) < 2:
         return samples, []
@@ -176,7 +176,7 @@ def take_pictures(
 
 
 def _by_pictures(samples: list[Sample], chosen: set[Hashable]) -> tuple[list[Sample], list[Sample]]:
-    """(the rest, the chosen): the samples of these pictures, by `image_key`, apart from the others."""
+    """(the rest, the chosen): the samples of these images, by `image_key`, apart from the others."""
     rest, taken = [], []
     for sample in samples:
         (taken if image_key(sample.image) in chosen else rest).append(sample)
@@ -199,7 +199,7 @@ def take(
 
 
 def limit_images(samples: list[Sample], count: int, seed: int) -> list[Sample]:
-    """All samples of at most `count` random pictures, in the order of `samples`."""
+    """All samples of at most `count` random images, in the order of `samples`."""
     firsts: dict[Hashable, str] = {}
     for sample in sorted(samples, key=lambda s: s.id):
         firsts.setdefault(image_key(sample.image), sample.id)

@@ -16,16 +16,16 @@ from craft.data.images import Packed, image_bytes, open_image
 from craft.data.sample import Data, Sample, distinct
 
 SHOWN = 40
-"""The most classes, and pictures of the contact sheet, that are shown."""
+"""The most classes, and images of the contact sheet, that are shown."""
 
 
 def data_stats(data: Data, progress: bool = True) -> dict[str, Any]:
-    """Counts by split, class and kind of question; picture sizes; words in questions and answers.
+    """Counts by split, class and kind of question; image sizes; words in questions and answers.
 
-    Sizes come from the headers of the files; no picture is decoded.
+    Sizes come from the headers of the files; no image is decoded.
 
     Raises:
-        DataError: a picture cannot be read.
+        DataError: an image cannot be read.
     """
     samples = data.all_samples()
     pictures = distinct(samples)
@@ -48,7 +48,7 @@ def data_stats(data: Data, progress: bool = True) -> dict[str, Any]:
 
 
 def draw_stats(data: Data, path: str | Path) -> Path:
-    """Draw the class counts, picture sizes and lengths; the ending of `path` (.png) chooses the format."""
+    """Draw the class counts, image sizes and lengths; the ending of `path` (.png) chooses the format."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -67,7 +67,7 @@ def draw_stats(data: Data, path: str | Path) -> Path:
     left, middle, right = (figure.add_subplot(grid[1, n]) for n in range(3))
     most = 1.1 * sizes.max()
     left.scatter(sizes[:, 0], sizes[:, 1], s=9, alpha=0.4, color="#4477aa")
-    left.set(title="pictures", xlabel="width, pixels", ylabel="height, pixels")
+    left.set(title="images", xlabel="width, pixels", ylabel="height, pixels")
     left.set(xlim=(0, most), ylim=(0, most), aspect="equal")
     for axis, title, values in (
         (middle, "prompts: question, options, directive", [len(s.prompt().split()) for s in samples]),
@@ -98,7 +98,7 @@ def expected(data: Data, benchmark: Benchmark) -> list[str]:
         wanted = size if benchmark.train_limit is None or split != "train" else benchmark.train_limit
         if len(samples) != wanted:
             where = "" if split == "all" else f" in {split}"
-            things = "pictures" if benchmark.task == "classification" else benchmark.counted
+            things = "images" if benchmark.task == "classification" else benchmark.counted
             sentences.append(f"{len(samples)} {things}{where}; {benchmark.title} has {wanted}")
     return sentences
 
@@ -111,8 +111,8 @@ def contact_sheet(
     Args:
         samples: what to draw.
         path: a PNG file to write; None writes none.
-        columns: pictures in a row.
-        cell: pixels of a picture's longer side.
+        columns: images in a row.
+        cell: pixels of an image's longer side.
 
 
     Raises:

@@ -23,7 +23,7 @@ CAPTION_PROMPTS = (
     "In one sentence, say what this image shows, with its most telling details.",
     "Write a short caption for this image: its main subject, then what is notable about it.",
 )
-"""The prompts of the first, second and third caption of a picture. Source: ours; the paper gives no
+"""The prompts of the first, second and third caption of an image. Source: ours; the paper gives no
 prompt."""
 
 STATEMENT_PROMPT = (
@@ -33,7 +33,7 @@ STATEMENT_PROMPT = (
 """The prompt of a statement. Source: the task and its example are from §3.2, the wording is ours."""
 
 LONGEST = 768
-"""The most pixels of the longer side of a picture that is sent."""
+"""The most pixels of the longer side of an image that is sent."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Request:
     """One text to be written.
 
     Attributes:
-        key: a hash of the model, the prompts and the picture; equal requests have equal keys.
+        key: a hash of the model, the prompts and the image; equal requests have equal keys.
         rows: the `id` or `image` of each row that gets the text.
         field: "captions" or "statement".
         prompts: the prompts for the model; each gives one text.
-        sample: the sample whose picture is sent with the prompts; None sends none.
+        sample: the sample whose image is sent with the prompts; None sends none.
     """
 
     key: str
@@ -56,12 +56,12 @@ class Request:
 
 
 def caption_requests(samples: Sequence[Sample], model: str, count: int = 1) -> Iterator[Request]:
-    """A request for `count` captions of each distinct picture, however many copies of it there are. Rows name
-    files by their paths, and other pictures by the ids of their samples.
+    """A request for `count` captions of each distinct image, however many copies of it there are. Rows name
+    files by their paths, and other images by the ids of their samples.
 
     Raises:
         ConfigError: more captions than there are prompts.
-        DataError: a picture cannot be read.
+        DataError: an image cannot be read.
     """
     if not 1 <= count <= len(CAPTION_PROMPTS):
         raise ConfigError(f"--count must be 1 to {len(CAPTION_PROMPTS)}, not {count}.")
@@ -80,7 +80,7 @@ def caption_requests(samples: Sequence[Sample], model: str, count: int = 1) -> I
 
 
 def statement_requests(samples: Sequence[Sample], model: str) -> Iterator[Request]:
-    """A request for each sample without a label; labelled pictures have their class text."""
+    """A request for each sample without a label; labelled images have their class text."""
     for sample in samples:
         if sample.label is None:
             prompt = STATEMENT_PROMPT.format(question=sample.question, answer=sample.answer_text)

@@ -56,13 +56,13 @@ class SeededSettings(Settings):
 
 
 class EvalDataConfig(Section):
-    """What is asked. None is as in the training of the encoder, otherwise the default of `DataConfig`.
+    """The data. None means the setting of the encoder's training, without one the default of `DataConfig`.
 
     Attributes:
         name: as `craft adapt` takes it; by default the encoder's data, or apparel. Several make a row of the
             paper's Table 1.
         root: the folder of a benchmark; otherwise the folder that relative paths in the data start from. For
-            several data sets one each, or one folder that has them under their names.
+            several data sets, name one folder for each, or one that has them under their names.
         answer_with: ask for the option's letter, or for its text.
         distractors: random wrong options, or hard ones (similar texts under the frozen text encoder).
         unseen_fraction: share of the classes that count as unseen (without an encoder).
@@ -83,28 +83,28 @@ class EvalConfig(SeededSettings):
         encoder: a run folder of `craft adapt` or `craft baseline`; without one the evaluation is zero-shot.
             Each of several is asked about its own data, or about one of --data each.
         like: an encoder whose questions and unseen classes are used, but not the encoder: the zero-shot
-            figures to compare it with.
+            numbers to compare it with.
         data: the section above.
-        seed: of held-out classes (without an encoder), wrong options and the order of options; by default the
-            encoder's, or 0.
+        seed: the seed of held-out classes (without an encoder), wrong options and the order of options; by
+            default the encoder's, or 0.
         seeds: several seeds, as in 0,1,2: each is evaluated, and the mean reported.
         limit: at most this many questions, drawn evenly from the classes.
-        split: which part of the data.
+        split: the part of the data.
         keep_ratio: share of the visual tokens that the LLM sees, as in 0.8 (§3.3); frequent codes are dropped
             first.
-        prior: the code counts that say what is frequent: by default the encoder's (zero-shot: the model's);
-            "general" is the model's; otherwise a file of `craft prior`, or a folder with one.
+        prior: the code counts that define which codes are frequent: by default the encoder's (zero-shot: the
+            model's); "general" is the model's; otherwise a file of `craft prior`, or a folder with one.
         keep_positions: kept tokens keep their positions in the full grid; by default they are packed.
         batch_size: questions, and images, per forward pass; no answer depends on it.
         max_new_tokens: cap on the length of an answer (§4.1: 5).
-        protocol: generate is the paper's: the LLM writes an answer. options takes the option that the LLM
-            finds likeliest, in one pass, several times faster. both also reports how far the two agree.
+        protocol: with generate, as in the paper, the LLM writes an answer. options takes the option that the
+            LLM finds likeliest, in one pass, several times faster. both also reports how far they agree.
         search: how codewords are found; auto is the fastest on this machine. All but exact may differ if two
             codewords are equally near.
         cache: a folder that keeps the codes of images for the next evaluation with the same encoder.
         llm_bits: hold the LLM in 4 or 8 bits (bitsandbytes): less memory, somewhat different answers.
-        out: a folder for report.json, every answer (samples-SEED.jsonl) and config.resolved.yaml, as
-            `craft compare` reads it. For `craft.evaluate` it is the file of the answers.
+        out: a folder for report.json, every answer (samples-SEED.jsonl) and config.resolved.yaml;
+            `craft compare` reads it. In `craft.evaluate` it is the file for the answers.
         device, dtype: as for `craft.load`.
     """
 
@@ -156,8 +156,9 @@ class TransferConfig(SeededSettings):
         data: as for `craft eval`, by default each encoder's own; with surrogates one or several data sets, by
             default every embedded domain.
         root: the folder of a benchmark; otherwise the folder that relative paths in the data start from.
-        seed, seeds: of the questions, as in 0,1,2; by default each encoder's own. With surrogates also of the
-            adaptations; by default 0,1,2.
+        seed: one seed, instead of `seeds`.
+        seeds: the seeds of the questions, as in 0,1,2; by default each encoder's own. With surrogates also
+            those of the adaptations, by default 0,1,2.
         ask: the section above.
         out: a folder for transfer.json, transfer.md, a heat map transfer.png and config.resolved.yaml.
         work: a folder for adapted encoders (`runs/`), codes (`codes/`) and answers (`cells/`), with which the

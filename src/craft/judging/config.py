@@ -14,7 +14,7 @@ from craft.core.settings import Settings
 def _check_local(name: Any) -> Any:
     if name == "local":
         raise ConfigError(
-            "The judge 'local' was removed. For a model on this machine start a server (vLLM, llama.cpp, "
+            "The judge 'local' was removed. For a model on this machine, start a server (vLLM, llama.cpp, "
             "Ollama) and give --judge openai --model NAME --base-url http://localhost:8000/v1."
         )
     return name
@@ -28,16 +28,16 @@ JudgeName = Annotated[Literal["offline", "anthropic", "openai"], BeforeValidator
 
 
 class JudgeConfig(Settings):
-    """Everything `craft judge` needs: which answers, and who judges them.
+    """Everything `craft judge` needs: the answers, and the judge.
 
     Attributes:
-        run: what is judged: a run of `craft adapt`; an LVLM (zero-shot, with `data`); or answers that exist
-            already, as a .jsonl or the folder of an earlier judging.
+        run: a run of `craft adapt`; an LVLM (zero-shot, with `data`); or existing answers, as a .jsonl or the
+            folder of an earlier judging.
         backbone: the LVLM that answers with the run's encoder; by default the run's surrogate.
         zero_shot: ask the run's questions with the base tower instead.
         data: the data set, as `craft eval` takes it; by default the run's own.
         root: the folder of a benchmark; otherwise the folder that relative paths start from.
-        seed: of questions and of the samples that `limit` draws; by default the run's.
+        seed: the seed of the questions, and of the samples that `limit` draws; by default the run's.
         limit: at most this many samples, drawn evenly from the classes (§4.3: 350).
         max_new_tokens: cap on an answer (§4.1: 1024).
         keep_ratio: share of the visual tokens that the LLM sees.
@@ -45,18 +45,19 @@ class JudgeConfig(Settings):
         out: the folder of answers and verdicts; by default `judge/` in the run folder or in `runs/`, and
             for a .jsonl a folder next to it.
         judge: "offline" (fixed rules, Correctness and Presence only), "anthropic" (by default the paper's
-            judge) or "openai" (any server of that protocol;
-            for vLLM, llama.cpp or Ollama on this machine with `base_url`).
+            judge) or "openai" (any server of that protocol; for vLLM, llama.cpp or
+            Ollama on this machine with `base_url`).
         model: the judge's model, as its service calls it; by default the paper's, which only Anthropic has.
         base_url: another server of the protocol, such as http://localhost:8000/v1.
-        temperature: of the judge (§7: 0.6); null, or none, sends none, since newer models accept none.
+        temperature: the judge's temperature (§7: 0.6); with null, or none, CRAFT sends none, since newer
+            models accept none.
         max_tokens: cap on a reply of the judge.
         timeout: seconds for one attempt to reach the judge.
         retries: further attempts after a rate limit, a timeout or a server error.
         concurrency: simultaneous calls.
         price: US dollars per million tokens read and written, for the estimate.
-        prompt: a file with another rubric, of the form of craft/judging/prompt_v1.md.
-        device, dtype: of the LVLM that answers: "auto", or as `craft.core.device` names them.
+        prompt: a file with another rubric, in the form of craft/judging/prompt_v1.md.
+        device, dtype: where and in which type the LVLM answers: "auto", or a name of `craft.core.device`.
     """
 
     run: str | None = None

@@ -1,4 +1,4 @@
-"""Judges behind a service: Anthropic's SDK (the paper's judge, §7), and OpenAI's for servers of its protocol.
+"""Judges that are services: Anthropic's (the paper's judge, §7), and any server of OpenAI's protocol.
 
 A server on this machine is such a server too: `--judge openai --base-url http://localhost:8000/v1`. The SDKs
 handle timeouts, rate limits and retries. Keys come from the environment and go to the SDK only.
@@ -25,7 +25,7 @@ _WHO, _INSTEAD = "This judge", ", or use --judge offline"
 
 
 def anthropic_judge(config: JudgeConfig) -> Judge:
-    """A judge behind Anthropic's Messages API; by default the paper's: Claude Sonnet 4.5, temperature 0.6.
+    """A judge of Anthropic's Messages API; by default the paper's: Claude Sonnet 4.5, temperature 0.6.
 
     Its `start` raises a ConfigError if the SDK is not installed or ANTHROPIC_API_KEY is not set.
 
@@ -67,7 +67,7 @@ def anthropic_judge(config: JudgeConfig) -> Judge:
 
 
 def openai_judge(config: JudgeConfig) -> Judge:
-    """A judge behind a server of OpenAI's chat protocol: OpenAI's own, or, without a key, that of `base_url`.
+    """A judge on a server of OpenAI's chat protocol: OpenAI's own, or, without a key, that of `base_url`.
 
     Its `start` raises a ConfigError if the SDK is not installed, or if OpenAI itself is called without a key.
 

@@ -131,7 +131,7 @@ class ImageBatches:
         return augment(images, ids, self.config.seed, step, self.config.augment)
 
     def _mixed(self, images: Tensor, indices: Sequence[int], step: int) -> Tensor | None:
-        """The mixed images of a batch, with an augmentation of their own; None if it has none."""
+        """The mixed images of a batch, augmented separately; None if it has none."""
         rows = [row for row, index in enumerate(indices) if index in self.partners]
         if not rows:
             return None

@@ -1,4 +1,4 @@
-"""The picture of `craft show`: codes, their rarity and what pruning keeps, over one image per tower."""
+"""The figure of `craft show`: codes, their rarity and what pruning keeps, over one image per tower."""
 
 import colorsys
 from collections import Counter
@@ -77,7 +77,7 @@ def code_colours(maps: Sequence[CodeMap]) -> dict[int, Colour]:
 
 
 def draw_codes(path: str | Path, image: ShownImage, keep_ratios: Sequence[float]) -> Path:
-    """Write the picture of one image as PNG; the same arguments give the same bytes.
+    """Write the figure of one image as PNG; the same arguments give the same bytes.
 
     Raises:
         ConfigError: the path cannot be written to.
@@ -119,7 +119,7 @@ def draw_codes(path: str | Path, image: ShownImage, keep_ratios: Sequence[float]
 def _corners(small: float, lines: int, count: int) -> list[tuple[float, float]]:
     """The upper left corners of the small panels: right of the large panel, and below its upper edge.
 
-    The first line begins with picture and rarity, and leaves space for the colour bar of the rarity.
+    The first line begins with image and rarity, and leaves space for the colour bar of the rarity.
     """
     corners: list[tuple[float, float]] = []
     for number in range(count):

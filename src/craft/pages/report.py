@@ -25,7 +25,7 @@ from craft.pages.figure import draw_curves
 from craft.pages.matrix import matrix_page
 from craft.training.run_folder import RunFolder
 
-ANSWERS, EDGE = 40, 216  # judged answers that are listed; longest side of their pictures in pixels
+ANSWERS, EDGE = 40, 216  # judged answers that are listed; longest side of their images in pixels
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 DAMAGE = (TemplateError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
 Record = Mapping[str, Any]
@@ -47,7 +47,7 @@ def report(paths: Sequence[str | Path], out: str | Path, title: str = "CRAFT rep
             `python -m paper` wrote (files or folders); or folders with such folders.
 
     Raises:
-        DataError: a path does not exist or holds nothing of these kinds, or a judged picture cannot be read.
+        DataError: a path does not exist or holds nothing of these kinds, or a judged image cannot be read.
         CheckpointError: a file is damaged.
         ConfigError: the page cannot be written.
     """
@@ -69,7 +69,7 @@ def sections_of(path: Path, below: bool = True) -> list[ReportSection]:
     """One section for each run or result in a file or folder and, with `below`, in the folders inside.
 
     Raises:
-        DataError: the path does not exist, or a judged picture cannot be read.
+        DataError: the path does not exist, or a judged image cannot be read.
         CheckpointError: a file is damaged.
     """
     if not path.exists():
@@ -165,7 +165,7 @@ def _img(png: bytes, about: str, size: str = "whole") -> Markup:
 
 
 def _markdown(text: str, folder: Path) -> Markup:
-    """Headings are one level lower, links are text, and pictures of the folder are embedded."""
+    """Headings are one level lower, links are text, and images of the folder are embedded."""
     tokens = MARKDOWN.parse(text.replace("\0", ""))
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
@@ -175,7 +175,7 @@ def _markdown(text: str, folder: Path) -> Markup:
 
 def _markdown_image(_: Any, tokens: Sequence[Any], index: int, options: Any, env: Any) -> Markup:
     name, about = str(tokens[index].attrs["src"]), tokens[index].content
-    missing = Markup('<span class="warn">The picture {} is missing.</span>')
+    missing = Markup('<span class="warn">The image {} is missing.</span>')
     return _picture(env["folder"], name, about) or missing.format(name)
 
 

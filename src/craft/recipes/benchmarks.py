@@ -277,7 +277,7 @@ def _task(report: Report) -> str:
 
 
 def _counts(lvlm: LVLM, encoder: Artefact | None, prior: str | Path | None) -> str | None:
-    """A hash of the code counts that tokens are pruned by: a file of one name may hold others tomorrow."""
+    """A hash of the code counts that prune tokens, since a file may hold other counts next time."""
     usual = lvlm.visual.prior if encoder is None else encoder.prior
     counts = usual if prior is None else chosen_prior(prior, lvlm)
     return None if counts is None else hash_tensors({"counts": counts})

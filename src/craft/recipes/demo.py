@@ -36,13 +36,13 @@ LIMIT = 500
 """Test questions for each of the four evaluations."""
 
 SHOWN = 10
-"""Test images in the picture."""
+"""Test images in the figure."""
 
 GROUPS = {"all": (True, False), "seen": (True,), "unseen": (False,)}
 """Groups of test questions: the values of `Sample.seen` in each."""
 
 TEXT_ONLY = ("Name a colour.", "What is a coat?", "Which is larger?\nA. an ant\nB. a horse", "Explain: bag")
-"""Questions without a picture, asked before and after."""
+"""Questions without an image, asked before and after."""
 
 FROZEN = ("codebook", "projector", "llm")
 

@@ -1,4 +1,4 @@
-"""What a training run on labelled pictures opens before it trains, and what it records.
+"""What a training run on labelled images opens before it trains, and what it records.
 
 It opens settings, run folder, data, and the model with copies of the parts that train. It records the start,
 the metrics and the manifest of the artefact.

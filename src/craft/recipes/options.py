@@ -1,4 +1,4 @@
-"""Hard wrong options by CLIP: the classes whose names are most similar to each picture (FOCI; §4.1, §11)."""
+"""Hard wrong options by CLIP: the classes whose names are most similar to each image (FOCI; §4.1, §11)."""
 
 from pathlib import Path
 from typing import Any
@@ -20,23 +20,23 @@ PROMPT = "an image of a {}"
 def clip_options(
     raw: Raw, model: str | Path, count: int = 7, device: str | None = None, batch_size: int = 64
 ) -> dict[str, list[dict[str, Any]]]:
-    """For each picture, its class and the `count` other classes that CLIP finds most similar.
+    """For each image, its class and the `count` other classes that CLIP finds most similar.
 
     FOCI keeps three wrong options. CRAFT keeps more, since training questions must not name held-out classes.
 
     Args:
-        raw: data with classes, whose pictures are files.
+        raw: data with classes, whose images are files.
         model: a folder or hub id that transformers can load as CLIP or SigLIP.
-        count: the number of wrong options for each picture.
+        count: the number of wrong options for each image.
         device: as for `craft.load`.
-        batch_size: pictures per forward pass.
+        batch_size: images per forward pass.
 
     Returns:
         `{class: [{"image", "options": [correct, wrong, ...], "groundtruth"}]}`, with the most similar wrong
         option last.
 
     Raises:
-        DataError: pictures have no classes, or are not files (prepare the data first).
+        DataError: images have no classes, or are not files (prepare the data first).
         CheckpointError: there is no such model, or it is of another kind.
 
     Source: FOCI, with its prompt; the number of options is ours.
@@ -44,8 +44,8 @@ def clip_options(
     samples = distinct(raw.samples)
     if any(sample.label is None or not isinstance(sample.image, str) for sample in samples):
         raise DataError(
-            f"{raw.name}: options need classes and pictures that are files; `craft data prepare` writes "
-            "other pictures to files."
+            f"{raw.name}: options need classes and images that are files; `craft data prepare` writes "
+            "other images to files."
         )
     target = resolve_device(device)
     clip, processor = _load(model)

@@ -1,4 +1,4 @@
-"""`craft prior`: how often each level-1 code occurs in a set of pictures, for pruning (§3.3)."""
+"""`craft prior`: how often each level-1 code occurs in a set of images, for pruning (§3.3)."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ DEFAULT = "craft-tiny/qwen2"
 """The model whose visual tokenizer is used if neither a model nor an encoder is named."""
 
 GENERAL = "general"
-"""`prior="general"`: the counts that came with the model, on the pictures that trained its tokenizer."""
+"""`prior="general"`: the counts that came with the model, on the images that trained its tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Prior:
     Attributes:
         counts: level-1 code counts int64 `[K]`.
         codebook: the codebook of the codes.
-        images: the number of distinct pictures.
+        images: the number of distinct images.
         data: the name of the data set.
         tower: hash of the adapted vision tower, or "base".
         used: share of the codewords that occur.
@@ -138,7 +138,7 @@ def chosen_prior(prior: str | Path, base: LVLM) -> Tensor:
     counts: Tensor | None = base.visual.prior
     if counts is None:
         raise ConfigError(
-            f"{base.name} came without a general code prior. Count one on varied pictures with `craft "
+            f"{base.name} came without a general code prior. Count one on varied images with `craft "
             "prior DATA --model MODEL --out FILE`, and pass --prior FILE."
         )
     return counts

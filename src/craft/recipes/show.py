@@ -1,4 +1,4 @@
-"""`craft show`: codes drawn over the patches of pictures, before and after adaptation (Figures 4 and 7)."""
+"""`craft show`: codes drawn over the patches of images, before and after adaptation (Figures 4 and 7)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -71,7 +71,7 @@ def show(
         budget_of(ratio, 1)
     titled = _titled(images)
     if not titled:
-        raise DataError("There is no picture to show.")
+        raise DataError("There is no image to show.")
     paths = [Path(out) / f"{name}.png" for name in _file_names([title for title, _ in titled])]
     for path in paths:
         check_writable(path)

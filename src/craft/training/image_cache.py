@@ -46,7 +46,7 @@ def decoders_needed() -> Iterator[None]:
         yield
     except BrokenProcessPool as error:
         raise ConfigError(
-            "The processes that decode pictures ended. A script must call CRAFT inside "
+            "The processes that decode images ended. A script must call CRAFT inside "
             '`if __name__ == "__main__":`; or set workers=0, which decodes without them.'
         ) from error
 
@@ -136,7 +136,7 @@ class ImageCache:
             if not self._pool_worked:
                 raise
             if self.pool is not None:
-                say("the processes that decode pictures ended; the run continues without them")
+                say("the processes that decode images ended; the run continues without them")
             self.pool = None
 
     def _stack(self, samples: Sequence[Sample]) -> Tensor:

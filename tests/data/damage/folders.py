@@ -9,7 +9,7 @@ from replicas import paint
 
 @damage(
     "{root}",
-    "no pictures",
+    "no images",
     "Expected FOLDER/<class>/*.jpg, or FOLDER/train/<class>/*.jpg and FOLDER/test/<class>/*.jpg",
 )
 def empty_folder(root: Path) -> Path:
@@ -32,7 +32,7 @@ def one_class(root: Path) -> Path:
     return folder(root, "ash")
 
 
-@damage("{root}", "'ash' alone", "two classes", "two pictures each")
+@damage("{root}", "'ash' alone", "two classes", "two images each")
 def one_picture_of_each_class(root: Path) -> Path:
     for number, name in enumerate(("ash", "elm")):
         (root / name).mkdir()

@@ -13,7 +13,7 @@ from replicas import parquet, pixels, png
 
 @damage(
     "{root}/ash/0.png",
-    "not a picture that can be opened (cannot identify image file)",
+    "not an image that can be opened (cannot identify image file)",
     "Replace the file, or remove it",
 )
 def text_for_a_picture(root: Path) -> Path:
@@ -22,7 +22,7 @@ def text_for_a_picture(root: Path) -> Path:
 
 @damage(
     "{root}/ash/0.png",
-    "not a picture that can be opened (cannot identify image file)",
+    "not an image that can be opened (cannot identify image file)",
     "Replace the file, or remove it",
 )
 def empty_file(root: Path) -> Path:
@@ -64,7 +64,7 @@ def decompression_bomb(root: Path) -> Path:
 @damage(
     "{root}/q.jsonl:3",
     "{root}/img/2.png",
-    "not a picture that can be opened (cannot identify image file)",
+    "not an image that can be opened (cannot identify image file)",
     "Replace the file, or remove it",
 )
 def bad_picture_of_a_row(root: Path) -> Path:
@@ -76,7 +76,7 @@ def bad_picture_of_a_row(root: Path) -> Path:
 @damage(
     "{root}/p.parquet, row 3",
     "{root}/p.parquet (image, row 2 of group 0)",
-    "not a picture that can be opened (cannot identify image file)",
+    "not an image that can be opened (cannot identify image file)",
     "Replace the file, or remove it",
 )
 def bad_picture_in_parquet(root: Path) -> Path:
@@ -84,7 +84,7 @@ def bad_picture_in_parquet(root: Path) -> Path:
     return parquet(root / "p.parquet", rows)
 
 
-@damage("{root}/q.jsonl:2", "image bytes", "not a picture that can be opened (cannot identify image file)")
+@damage("{root}/q.jsonl:2", "image bytes", "not an image that can be opened (cannot identify image file)")
 def bad_data_uri(root: Path) -> Path:
     return lines(root, row(1, image="data:image/png;base64,bm90aGluZw=="))
 
@@ -93,7 +93,7 @@ def bad_data_uri(root: Path) -> Path:
     "2 of 8 images",
     "{root}/ash/1.png",
     "{root}/elm/0.png",
-    "not a picture that can be opened (cannot identify image file)",
+    "not an image that can be opened (cannot identify image file)",
     "Replace the file, or remove it",
 )
 def two_bad_pictures(root: Path) -> Path:

@@ -108,7 +108,7 @@ def data_uri_without_base64(root: Path) -> Path:
     return lines(root, row(1, image="data:image/png,abc"))
 
 
-@damage("{root}/q.jsonl:3", "labelled picture without an answer", "all rows an answer, or none")
+@damage("{root}/q.jsonl:3", "labelled image without an answer", "all rows an answer, or none")
 def labels_among_answers(root: Path) -> Path:
     return lines(root, row(1), {"image": "img/2.png", "label": "elm"})
 

@@ -193,7 +193,7 @@ def read_mat(path: Path) -> dict[str, Any]:
 
 
 def choice_sample(sample: Sample, choices: Sequence[Any], answer: Any, note: Note) -> Iterator[Sample]:
-    """A question with options of its own. Nothing, with a note, if two options read the same, because then no
+    """A question that has its options. Nothing, with a note, if two options read the same, because then no
     answer is correct by its words alone.
 
     Args:

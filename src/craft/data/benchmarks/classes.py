@@ -83,7 +83,7 @@ def class_folders(root: Path, classes: ClassNames, prefer: str) -> Path | None:
 
 
 def from_class_folders(root: Path, note: Note, classes: ClassNames, prefer: str) -> Iterator[Sample]:
-    """Pictures directly in class folders, without a split; nothing if there are no such folders."""
+    """Images directly in class folders, without a split; nothing if there are no such folders."""
     folder = class_folders(root, classes, prefer)
     for child in folders_in(folder) if folder is not None else ():
         label = classes.find(child.name, str(child), note)
@@ -95,7 +95,7 @@ def from_class_folders(root: Path, note: Note, classes: ClassNames, prefer: str)
 
 
 def from_copy(row: Row, note: Note, classes: ClassNames | Callable[[str], str]) -> Iterator[Sample]:
-    """The sample of a row with a picture and a class name, unless the class is left out.
+    """The sample of a row with an image and a class name, unless the class is left out.
 
     Args:
         row: the row.

@@ -1,4 +1,4 @@
-"""The six benchmarks of labelled pictures."""
+"""The six benchmarks of labelled images."""
 
 import re
 from collections import Counter
@@ -15,7 +15,7 @@ from craft.data.benchmarks.classes import ClassNames, from_class_folders, from_c
 from craft.data.sample import Sample, labelled
 from craft.data.spelling import words
 
-# EuroSAT: Sentinel-2 pictures of ten kinds of land.
+# EuroSAT: Sentinel-2 images of ten kinds of land.
 
 EUROSAT_CLASSES = ClassNames(
     "EuroSAT",
@@ -111,7 +111,7 @@ FLOWERS102 = Benchmark(
 )
 
 
-# Kvasir: endoscopic pictures of the gastrointestinal tract, eight classes; version 1 (the paper's) or 2.
+# Kvasir: endoscopic images of the gastrointestinal tract, eight classes; version 1 (the paper's) or 2.
 
 KVASIR_CLASSES = ClassNames(
     "Kvasir",
@@ -127,7 +127,7 @@ KVASIR_CLASSES = ClassNames(
     ),
 )
 MOST_IN_V1 = 500
-"""The number of pictures of a class in version 1; version 2 has 1,000."""
+"""The number of images of a class in version 1; version 2 has 1,000."""
 
 
 def _kvasir(root: Path, note: Note) -> Iterable[Sample]:

@@ -150,11 +150,11 @@ OCR_VQA = Benchmark(
 )
 
 
-# ScienceQA: school science; the questions that have a picture.
+# ScienceQA: school science; the questions that have an image.
 
 
 def _hinted(problem: dict[str, Any]) -> str:
-    """The question after its hint, which often says what the picture shows."""
+    """The question after its hint, which often says what the image shows."""
     hint = str(problem.get("hint") or "").strip()
     return f"{hint}\n{problem['question']}" if hint else str(problem["question"])
 
@@ -210,7 +210,7 @@ SCIENCEQA = Benchmark(
 )
 
 
-# VQA-RAD: questions of clinicians about radiology pictures.
+# VQA-RAD: questions of clinicians about radiology images.
 
 VQA_RAD_IMAGES = "VQA_RAD Image Folder"
 

@@ -1,1 +1,1 @@
-"""The embedded domains: small sets of pictures that come with the package."""
+"""The embedded domains: small sets of images that come with the package."""

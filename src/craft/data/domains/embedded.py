@@ -1,4 +1,4 @@
-"""The catalogue of embedded domains, and the pictures that come as PNG sheets (all but `scenes`)."""
+"""The catalogue of embedded domains, and the images that come as PNG sheets (all but `scenes`)."""
 
 import functools
 import json
@@ -43,9 +43,9 @@ class Domain:
         domain: what the images are of, in the texts of the contrastive loss.
         classes: the words for its labels, in the order of the original label numbers.
         train, test: the number of images.
-        licence, source: of the pictures.
-        pictures: reads its pictures; None for those that are drawn by `draw_scenes`.
-        task: "classification", or "vqa" if each picture comes with a question of its own.
+        licence, source: of the images.
+        pictures: reads its images; None for those that are drawn by `draw_scenes`.
+        task: "classification", or "vqa" if each image comes with its own question.
     """
 
     name: str
@@ -107,7 +107,7 @@ def _meta(name: str) -> dict[str, Any]:
 
 
 def _sheet(name: str, meta: dict[str, Any]) -> Iterator[np.ndarray]:
-    """The grey pictures uint8 `[size, size]` of a PNG sheet, row by row."""
+    """The grey images uint8 `[size, size]` of a PNG sheet, row by row."""
     size, columns = meta["size"], meta["columns"]
     with files("craft.data.domains").joinpath(name).open("rb") as stream, Image.open(stream) as sheet:
         pixels = np.asarray(sheet.convert("L"))

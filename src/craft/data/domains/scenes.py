@@ -1,7 +1,7 @@
-"""The embedded domain `scenes`: questions about several things in one picture, drawn by program.
+"""The embedded domain `scenes`: questions about several things in one image, drawn by program.
 
 The questions ask to count, compare, read and locate, after IconQA. The things are OpenMoji's colour drawings
-and the letters are Computer Modern; the general training of craft-tiny saw neither. Pictures are composed of
+and the letters are Computer Modern; the general training of craft-tiny saw neither. Images are composed of
 finished drawings in integer arithmetic, so that a seed gives the same bytes on every machine.
 """
 
@@ -19,7 +19,7 @@ from craft.core.seeding import rng
 from craft.data.sample import Sample
 
 SIZE = 112
-"""Height and width of a picture in pixels."""
+"""Height and width of an image in pixels."""
 
 KINDS = {
     "counting": ("count",),
@@ -27,7 +27,7 @@ KINDS = {
     "reading": ("number", "word"),
     "locating": ("ring", "corner"),
 }
-"""The kinds of question by what they ask for. Of four successive pictures, each asks for another."""
+"""The kinds of question by what they ask for. Of four successive images, each asks for another."""
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _PLURALS = {"bus": "buses", "fish": "fish", "fox": "foxes", "tomato": "tomatoes"}
@@ -92,12 +92,12 @@ def scene_words() -> tuple[str, ...]:
 def draw_scenes(
     count: int, seed: int = 0, split: str = "train", without: Collection[str] = ()
 ) -> list[Sample]:
-    """Draw pictures, each with one question, four options and the answer.
+    """Draw images, each with one question, four options and the answer.
 
-    A picture is a pure function of seed, split, its number and `without`; "train" and "test" never share one.
+    An image is a pure function of seed, split, its number and `without`; "train" and "test" never share one.
 
     Args:
-        count: the number of pictures; a longer series begins with the pictures of a shorter one.
+        count: the number of images; a longer series begins with the images of a shorter one.
         seed: of everything random.
         split: "train" or "test".
         without: words for things that are not drawn, written, or named as an option.
@@ -112,7 +112,7 @@ def draw_scenes(
 
 
 def _one(split: str, number: int, seed: int, words: list[str]) -> Sample:
-    """Picture `number`, with its question."""
+    """Image `number`, with its question."""
     families = list(KINDS.values())
     family = families[number % len(families)]
     kind = family[number // len(families) % len(family)]
@@ -124,7 +124,7 @@ def _one(split: str, number: int, seed: int, words: list[str]) -> Sample:
 
 @dataclass
 class _Scene:
-    """An unfinished picture, and its question."""
+    """An unfinished image, and its question."""
 
     draw: random.Random
     words: list[str]
@@ -139,7 +139,7 @@ class _Scene:
         self.pixels[:] = self.draw.choice(_PAPER)
 
     def sample(self) -> Sample:
-        """The finished picture with its options in random order."""
+        """The finished image with its options in random order."""
         options = sorted(self.options)
         self.draw.shuffle(options)
         return Sample(
@@ -202,7 +202,7 @@ def _count(scene: _Scene) -> None:
 
 
 def _most(scene: _Scene) -> None:
-    """Which of two things there is more of; the other options are not in the picture."""
+    """Which of two things there is more of; the other options are not in the image."""
     more, fewer, *absent = scene.others(4, ())
     many = scene.draw.randint(4, 6)
     few = scene.draw.randint(1, many - 2)

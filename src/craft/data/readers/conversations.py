@@ -1,4 +1,4 @@
-"""Conversations about a picture: LLaVA's `conversations` and OpenAI's `messages` as pairs."""
+"""Conversations about an image: LLaVA's `conversations` and OpenAI's `messages` as pairs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,23 +7,23 @@ from craft.core.errors import DataError
 from craft.data.spelling import is_text
 
 TAG = "<image>"
-"""Stands for the picture in the text of a conversation."""
+"""Stands for the image in the text of a conversation."""
 
 
 def conversation(
     values: Mapping[str, Any], origin: str, text: bool = False
 ) -> tuple[Any, list[tuple[str, str]]]:
-    """The picture of a conversation, as the row names it, and its (question, answer) pairs.
+    """The image of a conversation, as the row names it, and its (question, answer) pairs.
 
     System messages are left out, because a backbone has its own.
 
     Args:
         values: a row with `conversations` or `messages`.
         origin: where the row is, for messages.
-        text: allow a conversation without a picture; its picture is None.
+        text: allow a conversation without an image; its image is None.
 
     Raises:
-        DataError: not exactly one picture, or not exactly one tag for it in a question; no turns, or turns
+        DataError: not exactly one image, or not exactly one tag for it in a question; no turns, or turns
             that do not alternate; an empty question or answer.
     """
     images = _as_list(values.get("images") or values.get("image"))  # tables have null for a missing value
@@ -71,7 +71,7 @@ def _llava(value: Any, origin: str) -> list[tuple[str, str]]:
 
 
 def _openai(value: Any, origin: str) -> tuple[list[tuple[str, str]], list[Any]]:
-    """The turns, with a tag for each picture inside them, and those pictures."""
+    """The turns, with a tag for each image inside them, and those images."""
     pictures: list[Any] = []
     if isinstance(value, list):
         value = [_flattened(entry, origin, pictures) for entry in value]
@@ -80,7 +80,7 @@ def _openai(value: Any, origin: str) -> tuple[list[tuple[str, str]], list[Any]]:
 
 
 def _flattened(entry: Any, origin: str, pictures: list[Any]) -> Any:
-    """A message whose content is one text; its pictures are appended to `pictures`."""
+    """A message whose content is one text; its images are appended to `pictures`."""
     content = entry.get("content") if isinstance(entry, dict) else None
     if not isinstance(content, list):
         return entry
@@ -128,7 +128,7 @@ def _turns(
 
 
 def _as_list(value: Any) -> list[Any]:
-    """A value as a list; None and an empty text, which some tables have for no picture, give an empty one."""
+    """A value as a list; None and an empty text, which some tables have for no image, give an empty one."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return []
     return list(value) if isinstance(value, list | tuple) else [value]

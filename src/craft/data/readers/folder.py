@@ -1,4 +1,4 @@
-"""Your own pictures: a folder of class folders, directly or under train/ and test/."""
+"""Your own images: a folder of class folders, directly or under train/ and test/."""
 
 from pathlib import Path
 
@@ -14,12 +14,12 @@ _LAYOUT = "Expected FOLDER/<class>/*.jpg, or FOLDER/train/<class>/*.jpg and FOLD
 def read_folder(root: Path, domain: str | None = None) -> Raw:
     """Read a folder of class folders as labelled samples; the class word is the folder's name, "_" as space.
 
-    Pictures may be at any depth below a class folder. Hidden files and files that are not pictures are
+    Images may be at any depth below a class folder. Hidden files and files that are not images are
     ignored.
 
     Raises:
-        DataError: no pictures, no class folders, class folders next to train/ and test/, two folders with the
-            same class word, a name that is not UTF-8, or pictures that this installation cannot open.
+        DataError: no images, no class folders, class folders next to train/ and test/, two folders with the
+            same class word, a name that is not UTF-8, or images that this installation cannot open.
     """
     children = folders_in(root)
     splits = [child for child in children if child.name.lower() in SPLIT_NAMES and folders_in(child)]
@@ -38,14 +38,14 @@ def read_folder(root: Path, domain: str | None = None) -> Raw:
     refuse_unreadable(f"the data folder {root}", names)
     if not samples:
         loose = any(path.suffix.lower() in PICTURES for path in root.iterdir())
-        problem = "has pictures but no class folders" if loose else "has no pictures in class folders"
+        problem = "has images but no class folders" if loose else "has no images in class folders"
         raise DataError(f"the data folder {root} {problem}. {_LAYOUT}")
     name = root.resolve().name
     return Raw(name, "classification", domain or words(name), samples, source=str(root))
 
 
 def _class_folders(root: Path, parent: Path, split: str, seen: list[str]) -> list[Sample]:
-    """The pictures that this installation can open; `seen` gets the names of all pictures."""
+    """The images that this installation can open; `seen` gets the names of all images."""
     samples: list[Sample] = []
     names: dict[str, str] = {}
     known = suffixes()

@@ -16,7 +16,7 @@ _DATA = (*_ROWS, *sorted(PICTURES))
 def hub_folder(name: str) -> Path:
     """Download a data set of the hub (or find it in the local cache) and return its folder.
 
-    CRAFT reads the files of the data set: parquet files if it has any, else all pictures, tables and tars.
+    CRAFT reads the files of the data set: parquet files if it has any, else all images, tables and tars.
     With HF_HUB_OFFLINE=1, CRAFT uses the cache only.
 
     Args:
@@ -24,7 +24,7 @@ def hub_folder(name: str) -> Path:
 
     Raises:
         DataError: no such data set; it is private; it is a loading script without data files; it contains
-            pictures that this installation cannot open; no network.
+            images that this installation cannot open; no network.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -66,7 +66,7 @@ def _patterns(id: str, revision: str | None, configuration: str) -> list[str] | 
     files = HfApi().list_repo_files(id, repo_type="dataset", revision=revision)
     refuse_script(id, files)
     kinds = (".parquet",) if any(f.endswith(".parquet") for f in files) else _DATA
-    if not any(f.lower().endswith(_ROWS) for f in files):  # else rows name the pictures
+    if not any(f.lower().endswith(_ROWS) for f in files):  # else rows name the images
         refuse_unreadable(f"the hub data set {id}", _in_folders(files, configuration))
     prefix = f"{configuration}/*" if configuration else "*"
     endings = (ending for kind in kinds for ending in (kind, kind.upper()))

@@ -1,4 +1,4 @@
-"""Rows of files that pictures are packed in: parquet, and uncompressed tars in WebDataset's layout, which
+"""Rows of files that images are packed in: parquet, and uncompressed tars in WebDataset's layout, which
 `craft data prepare` alone reads."""
 
 import functools
@@ -17,10 +17,10 @@ from craft.data.splits import SPLIT_NAMES, split_of
 
 @dataclass(frozen=True)
 class ParquetCell(Packed):
-    """The picture in `column` of row `row` of row group `group` of the parquet file `path`.
+    """The image in `column` of row `row` of row group `group` of the parquet file `path`.
 
     A row group is read as a whole, and only the last one stays in memory. So reading a file in order is fast
-    and random access is slow; `craft data prepare` writes such pictures to files of their own.
+    and random access is slow; `craft data prepare` writes each of these images to a file.
     """
 
     path: str
@@ -32,11 +32,11 @@ class ParquetCell(Packed):
         return f"{self.path} ({self.column}, row {self.row} of group {self.group})"
 
     def read(self) -> bytes:
-        """The bytes of the picture's own file."""
+        """The bytes of the image's own file."""
         cell = _column(self.path, self.group, self.column)[self.row].as_py()
         value = cell.get("bytes") if isinstance(cell, dict) else cell
         if not isinstance(value, bytes):
-            raise DataError(f"{self} contains no picture but {type(value).__name__}.")
+            raise DataError(f"{self} contains no image but {type(value).__name__}.")
         return value
 
 
@@ -56,7 +56,7 @@ def _column(path: str, group: int, column: str) -> Any:
 def parquet_files(root: Path) -> dict[str, list[Path]]:
     """The parquet files below `root`, by the folder that distinguishes configurations of a hub data set.
 
-    `data/` and folders that are called like a split do not count: `data/train-*.parquet` and
+    `data/` and folders with the name of a split do not count: `data/train-*.parquet` and
     `ScienceQA-IMG/test/*` belong to the configurations "" and "ScienceQA-IMG".
     """
     configurations: dict[str, list[Path]] = {}
@@ -73,7 +73,7 @@ def read_parquet(paths: list[Path], root: Path | None = None, top: Path | None =
     """The rows of parquet files in order.
 
     A number in a class column becomes the name that the file (or the README.md in `root`) gives it, and -1
-    becomes None. A picture becomes a `ParquetCell`, or None if there is none.
+    becomes None. An image becomes a `ParquetCell`, or None if there is none.
 
     Args:
         paths: the files.
@@ -103,7 +103,7 @@ def _rows(file: Any, path: Path, names: dict[str, list[str]], split: str) -> Ite
     schema = file.schema_arrow
     binary = {f.name for f in schema if pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type)}
     packed = {f.name for f in schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0}
-    # Only the path of a picture is read here: its bytes may be gigabytes.
+    # Only the path of an image is read here: its bytes may be gigabytes.
     columns = [f"{name}.path" if name in packed else name for name in schema.names if name not in binary]
     number = 0
     for group in range(file.num_row_groups):
@@ -168,7 +168,7 @@ class FileSlice(Packed):
         return f"{self.path}/{self.name}"
 
     def read(self) -> bytes:
-        """The bytes of the picture's own file."""
+        """The bytes of the image's own file."""
         try:
             with open(self.path, "rb") as file:
                 file.seek(self.offset)
@@ -183,7 +183,7 @@ class FileSlice(Packed):
 def read_tar(path: Path, split: str) -> Iterator[Row]:
     """The samples of a shard: successive files that share a name up to the first dot.
 
-    The picture becomes `image`, `.json` its fields, `.cls` the label, `.txt` a caption.
+    The image becomes `image`, `.json` its fields, `.cls` the label, `.txt` a caption.
 
     Raises:
         DataError: the file is compressed, cut short or no tar; a member cannot be read.
@@ -201,7 +201,7 @@ def read_tar(path: Path, split: str) -> Iterator[Row]:
                     values = {}
                 key = f"{folder}/{stem}"
                 if "image" in values and f".{ending.lower()}" in OTHERS:
-                    continue  # the same picture, in a format that may not be readable
+                    continue  # the same image, in a format that may not be readable
                 values |= _member(tar, member, path, ending.lower())
             if values:
                 yield Row(f"{path}, sample {key.lstrip('/')}", values, split)

@@ -1,7 +1,7 @@
 """Rows of tables as samples. The fields of a row say what it is:
 
 - {image, question, answer[, choices, label, captions, split, id, directive]}: a question
-- {image, label[, …]}: a labelled picture, which becomes a four-option question (or one of its `choices`)
+- {image, label[, …]}: a labelled image, which becomes a four-option question (or one of its `choices`)
 - {image, conversations: [{from, value}, …]}: LLaVA's form
 - {images, messages: [{role, content}, …]}: OpenAI's form
 """
@@ -37,7 +37,7 @@ LISTS = ("choices", "captions", "distractors")
 _KNOWN = {*REQUIRED, *OPTIONAL}
 
 Fetch = Callable[[str], Path]
-"""Takes the URL of a picture and returns a file with it."""
+"""Takes the URL of an image and returns a file with it."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,10 @@ class RowReader:
         path: the file, as the origins of its rows begin.
         name: its path among the files that are read; ids begin with it.
         base: the folder that image paths start from.
-        default_domain: the domain of labelled pictures if `domain` is None.
+        default_domain: the domain of labelled images if `domain` is None.
         domain: what the images are of, in words.
         columns: CRAFT's field -> the table's column, if they differ.
-        fetch: fetches a picture from a URL; None refuses URLs.
+        fetch: fetches an image from a URL; None refuses URLs.
         lists_in_cells: lists stand in cells as text (CSV and TSV).
     """
 
@@ -158,7 +158,7 @@ class RowReader:
         return self.name + row.origin.removeprefix(self.path)
 
     def _flat(self, row: Row, values: dict[str, Any]) -> Sample:
-        """A question, or a labelled picture."""
+        """A question, or a labelled image."""
         origin = row.origin
         labelled = values.get("label") is not None and values.get("answer") is None
         _check_fields(values, labelled, origin)
@@ -204,7 +204,7 @@ class RowReader:
 
 
 def read_picture(value: Any, base: Path, origin: str, fetch: Fetch | None = None) -> ImageSource:
-    """The picture that a row names: a path, bytes, a data URI, a URL, or a part of a larger file.
+    """The image that a row names: a path, bytes, a data URI, a URL, or a part of a larger file.
 
     Raises:
         DataError: it is none of these, or a URL that is not, or cannot be, fetched.

@@ -37,7 +37,7 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 def tables_in(folder: Path) -> list[Path]:
-    """The tables of a folder: parquet files at any depth, else tars, else files that are called like a split
+    """The tables of a folder: parquet files at any depth, else tars, else files with the name of a split
     ("train.jsonl") or "metadata". Empty if there are none.
 
     Raises:
@@ -67,17 +67,17 @@ def read_tables(
 ) -> Raw:
     """Read the rows of tables as samples; image paths are relative to the file (or to `root`).
 
-    The set is a "classification" if every row is a labelled picture, or has choices and its label is its
+    The set is a "classification" if every row is a labelled image, or has choices and its label is its
     answer; otherwise it is "vqa". The contrastive loss gets question and answer as a statement, or the class
     text if a `domain` ("bird") is known and the label is the answer.
 
     Args:
-        paths: the tables. A file that is called like a split ("test.csv") settles the split of its rows, and
+        paths: the tables. A file with the name of a split ("test.csv") determines the split of its rows, and
             so does a folder below `top`.
         root: the folder that image paths start from.
         domain: what the images are of, in words.
         columns: CRAFT's field -> the table's column, if they differ.
-        fetch: fetches a picture from a URL; None refuses URLs.
+        fetch: fetches an image from a URL; None refuses URLs.
         top: the folder that holds the tables; None for a single file.
 
     Raises:
@@ -148,12 +148,12 @@ def _task(samples: Sequence[Sample]) -> Task:
     """What the rows are together.
 
     Raises:
-        DataError: labelled pictures without an answer among rows with one.
+        DataError: labelled images without an answer among rows with one.
     """
     bare = [s for s in samples if s.label is not None and not s.answer]
     if bare and len(bare) < len(samples):
         raise DataError(
-            f"{bare[0].origin}: a labelled picture without an answer among rows that have one. "
+            f"{bare[0].origin}: a labelled image without an answer among rows that have one. "
             "Give all rows an answer, or none."
         )
     labelled = all(s.label is not None and (not s.answer or s.choices) for s in samples)
@@ -242,7 +242,7 @@ def _json(path: Path, text: str, split: str) -> Iterator[Row]:
 
 def _csv(path: Path, separator: str, split: str) -> Iterator[Row]:
     """A table with a header. Empty cells are None; a list is JSON, or items separated by "|"."""
-    csv.field_size_limit(2**31 - 1)  # a cell may be a picture
+    csv.field_size_limit(2**31 - 1)  # a cell may be an image
     reader = csv.DictReader(io.StringIO(_text(path)), delimiter=separator)
     if not reader.fieldnames:
         raise DataError(f"{path} is empty. Its first line must name the columns, like image,question,answer.")
