@@ -99,8 +99,8 @@ def judged(work: Work, cell: Cell) -> dict[str, Any]:
             "samples": digest([[one.id, one.prompt(DIRECTIVE), one.seen] for one in samples]),
             "data": work.questions(cell.questions, cell.seed).fingerprint,
         }
-        name = digest([settings, tokens])[:8]  # other weights, questions, images or lengths: another folder
-        folder = work.plan.work / "judged" / work.file(cell).stem / name
+        name = digest([settings, tokens])[:8]  # other weights, questions, pictures or lengths: another folder
+        folder = work.plan.work / "judged" / work.label(cell) / name
         cases = explain(lvlm, samples, folder, settings, tokens, _keep_ratio(work, cell), batch_size=16)
         replies = judge_cases(offline_judge(), cases, VerdictCache(folder / "verdicts.jsonl"))
         rows = [

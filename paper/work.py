@@ -17,6 +17,7 @@ from craft.core.errors import ConfigError
 from craft.core.files import read_json, write_json
 from craft.core.progress import say
 from craft.core.provenance import machine
+from craft.core.store import RecordStore
 from craft.core.tensors import hash_tensors
 from craft.data import BENCHMARKS, Data, Sample
 from craft.formats.artefact import Artefact
@@ -63,6 +64,7 @@ class Work:
                 raise ConfigError(f"Nothing to do without {name}; name at least one.")
         self.plan = plan
         self.codes = CodeCache(plan.work / "codes")
+        self.records = RecordStore(plan.work / "cells")
         self.used: dict[str, Any] = {}
         self._lvlms: dict[tuple[str, float, int], LVLM] = {}
         self._hashes: dict[tuple[str, float, int], dict[str, str]] = {}
@@ -237,12 +239,12 @@ class Work:
 
     # Measurements
 
-    def file(self, cell: Cell) -> Path:
-        """The file of a cell. Each cell has a separate one, so that no two processes write the same file."""
+    def label(self, cell: Cell) -> str:
+        """The label of a cell's record. No two cells share one, so no two processes write the same file."""
         identity = [asdict(cell), self.plan.adapt, self.plan.keep_ratio, self.plan.dtype]
         other = "" if cell.questions == cell.domain else f"-on-{plain(cell.questions)}"
         words = (cell.measure, plain(cell.domain) + other, str(cell.seed), cell.method.name)
-        return self.plan.work / "cells" / f"{'-'.join(words)}-{digest(identity)[:12]}.json"
+        return f"{'-'.join(words)}-{digest(identity)[:12]}"
 
     def result(
         self, cell: Cell, measure: Callable[[LVLM], dict[str, Any]], more: Mapping[str, Any] | None = None
@@ -256,19 +258,17 @@ class Work:
             more: what else the result depends on, JSON-able.
         """
         key = {"lvlm": self.digest(cell), **self._known(cell), **(more or {})}
-        path, origin = self.file(cell), self._origin(cell)
-        if path.is_file():
-            stored = read_json(path)
-            if stored["key"] == key:
-                if stored["origin"] != origin:
-                    write_json(path, {**stored, "origin": origin})
-                return stored["result"]
-        began = time.monotonic()
-        result = measure(self.made(cell))
-        record = {"measure": cell.measure, "key": key, "origin": origin}
-        seconds = round(time.monotonic() - began, 2)
-        write_json(path, {**record, "seconds": seconds, "result": result})
-        return result
+        label, origin = self.label(cell), self._origin(cell)
+        record = self.records.get(label, key)
+        if record is None:
+            began = time.monotonic()
+            result = measure(self.made(cell))
+            seconds = round(time.monotonic() - began, 2)
+            record = {"measure": cell.measure, "origin": origin, "seconds": seconds, "result": result}
+            self.records.put(label, key, record)
+        elif record["origin"] != origin:
+            self.records.put(label, key, {**record, "origin": origin})
+        return record["result"]
 
     def is_measured(self, cell: Cell) -> bool:
         """Whether `result` will find a stored result, as far as that is known without making the cell's LVLM:
@@ -277,13 +277,12 @@ class Work:
         Raises:
             CraftError: a model or data set is missing.
         """
-        path, method = self.file(cell), cell.method
-        if not path.is_file():
+        record, method = self.records.read(self.label(cell)), cell.method
+        if record is None:
             return False
         if method.name != ZERO_SHOT and not self.is_trained(cell.domain, cell.seed, method):
             return False
-        stored = read_json(path)
-        return stored["origin"] == self._origin(cell) and self._known(cell).items() <= stored["key"].items()
+        return record["origin"] == self._origin(cell) and self._known(cell).items() <= record["key"].items()
 
     def _known(self, cell: Cell) -> dict[str, Any]:
         """What the result of a cell depends on besides weights."""

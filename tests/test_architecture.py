@@ -37,9 +37,8 @@ PAPER = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted((R
 # What is counted, and the names to avoid, are those of the script that reports them.
 HOUSE = runpy.run_path(str(ROOT / "scripts" / "measure_house.py"))
 
-# Lower these when functions and names improve; 0 is the aim.
-LIMIT_OF_NAMES = 77  # variables and parameters named as in HOUSE["NAMES"]
-LIMIT_OF_LONG_SIGNATURES = 6  # functions with more than 8 parameters
+# Public functions that name their settings one by one; a Triton kernel, whose arguments cannot be grouped.
+LONG_SIGNATURES = {"load_data", "align", "ask", "_best"}
 
 
 def module_of(path: Path) -> str:
@@ -232,18 +231,18 @@ def test_variables_say_what_they_hold():
         for name in HOUSE["variables"](tree)
         if name in HOUSE["NAMES"]
     ]
-    assert len(names) <= LIMIT_OF_NAMES, names
+    assert names == []
 
 
 def test_signatures_stay_short():
     """At most 8 parameters, self and cls not counted."""
-    signatures = [
-        f"{path.relative_to(ROOT)}: {node.name}: {count}"
-        for path, tree in (TREES | PAPER).items()
+    signatures = {
+        node.name
+        for tree in (TREES | PAPER).values()
         for node in HOUSE["functions"](tree)
-        if (count := HOUSE["parameter_count"](node)) > HOUSE["PARAMETERS"]
-    ]
-    assert len(signatures) <= LIMIT_OF_LONG_SIGNATURES, signatures
+        if HOUSE["parameter_count"](node) > HOUSE["PARAMETERS"]
+    }
+    assert signatures == LONG_SIGNATURES
 
 
 def test_what_is_counted():

@@ -240,7 +240,7 @@ def test_stored_verdicts_survive_a_torn_line_and_refuse_a_damaged_one(tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"key": "c", "status": "o')  # the machine stopped here
     again = VerdictCache(path)
-    assert again.replies == cache.replies and path.read_bytes() == whole
+    assert again.values == cache.values and path.read_bytes() == whole
     assert not again.pending("a") and not again.pending("b") and again.pending("c")
     assert len(path.read_text().split("\n")) == 4  # added to, never rewritten
     path.write_bytes(whole.replace(b'"refused"', b'"lost"'))

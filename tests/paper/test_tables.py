@@ -1,9 +1,11 @@
 """Tables on tiny models: their figures are those of `evaluate`, and nothing is done twice."""
 
 import functools
+import hashlib
 import json
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from craft.training.config import AdaptConfig
 from paper import experiments
 from paper.accuracy import ALL, by_seed, difference
 from paper.benches import FILES
-from paper.cells import CRAFT, Method
+from paper.cells import CRAFT, Cell, Method
 from paper.cli import main
 from paper.development import DEVELOPMENT
 from paper.estimate import estimate, trainings
@@ -39,6 +41,10 @@ NAMES = [
     *("table1", "table2", "table3", "table4", "table7", "fig2", "fig7"),
     *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
 ]
+
+
+def file_of(work: Work, cell: Cell) -> Path:
+    return work.records.path(work.label(cell))
 
 
 @pytest.fixture(scope="module")
@@ -223,10 +229,29 @@ def test_other_weights_are_another_cell(plan, tmp_path, monkeypatch):
     cell = EXPERIMENTS["table3"].cells(plan)[0]
     work = Work(plan)
     fill(work, cell)
-    kept = read_json(work.file(cell))
-    write_json(work.file(cell), {**kept, "key": {**kept["key"], "lvlm": "other"}, "result": {}})
+    kept = read_json(file_of(work, cell))
+    write_json(file_of(work, cell), {**kept, "key": {**kept["key"], "lvlm": "other"}, "result": {}})
     assert fill(Work(plan), cell) == kept["result"]
-    assert read_json(work.file(cell))["key"] == kept["key"]
+    assert read_json(file_of(work, cell))["key"] == kept["key"]
+
+
+def test_a_cell_stored_in_the_earlier_form_is_read(plan, tmp_path):
+    """The file's name and the record, in the form that they had before `core.store`."""
+    cell = EXPERIMENTS["table3"].cells(plan)[0]
+    work = Work(plan)
+    result = fill(work, cell)
+    path = file_of(work, cell)
+    identity = json.dumps(
+        [asdict(cell), plan.adapt, plan.keep_ratio, plan.dtype], sort_keys=True, default=str
+    )
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
+    assert path == plan.work / "cells" / f"answers-blobs-{cell.seed}-{cell.method.name}-{digest}.json"
+    record = read_json(path)
+    fields = ("measure", "key", "origin", "seconds", "result")
+    assert set(record) == set(fields) and set(record["key"]) == {"lvlm", "data", "held_out"}
+    write_json(path, {name: record[name] for name in fields} | {"result": {**result, "marker": 1}})
+    assert Work(plan).is_measured(cell) and fill(Work(plan), cell) == {**result, "marker": 1}
+    write_json(path, record)
 
 
 def test_encoders_of_other_pictures_under_the_same_name_are_made_anew(plan, tmp_path):
@@ -357,7 +382,7 @@ def test_groups_share_no_file(plan):
     work = Work(wide)
     files = {}
     for cell in cells:
-        files.setdefault(work.file(cell), set()).add((cell.domain, cell.seed))
+        files.setdefault(work.label(cell), set()).add((cell.domain, cell.seed))
     assert all(len(owners) == 1 for owners in files.values())
     assert all(f"-{seed}-" in work.run_folder(*one).name for one in trainings(cells) for seed in [one[1]])
 
@@ -371,7 +396,7 @@ def test_what_is_left_are_cells_of_other_weights_or_questions(results, plan, tmp
     work.lvlm(other).backbone.llm.get_output_embeddings().weight.data.neg_()
     stale = [cell for cell in cells if other in (cell.backbone, cell.method.model)]
     assert [cell for cell in cells if not work.is_measured(cell)] == stale != cells
-    path = Work(again).file(cells[0])
+    path = file_of(Work(again), cells[0])
     record = read_json(path)
     write_json(path, {**record, "key": {**record["key"], "data": "other"}})
     assert estimate(Work(again), cells).cells_left == 1

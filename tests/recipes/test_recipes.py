@@ -210,6 +210,31 @@ def test_resumed_evaluations_take_nothing_of_other_weights(folder, tmp_path, mon
         assert len(asked) == times
 
 
+def test_an_evaluation_stored_in_the_earlier_form_is_resumed(folder, tmp_path, monkeypatch):
+    """`report.json` in the form that it had before `core.store`; one that is damaged is asked again."""
+    out = tmp_path / "out"
+    evaluate_all(tiny_lvlm(), data=[folder], out=out, limit=3)
+    report = json.loads((out / "report.json").read_text())
+    assert list(report)[-1] == "asked" and set(report["asked"]) == {
+        *("backbone", "weights", "encoder", "like", "data", "root", "seeds", "limit", "split"),
+        *("keep_ratio", "prior", "keep_positions", "answer_with", "distractors", "unseen_fraction"),
+        *("max_new_tokens", "protocol"),
+    }
+    asked = []
+    monkeypatch.setattr(
+        "craft.recipes.benchmarks.evaluate", lambda *a, **k: asked.append(a[0]) or evaluate(*a, **k)
+    )
+    evaluate_all(tiny_lvlm(), data=[folder], out=out, limit=3, resume=True)
+    assert not asked
+    for times, damage in enumerate(("[]", '{"asked', json.dumps({"asked": report["asked"]})), start=1):
+        (out / "report.json").write_text(damage)
+        evaluate_all(tiny_lvlm(), data=[folder], out=out, limit=3, resume=True)
+        assert len(asked) == times
+    (out / "samples-0.jsonl").write_text("{")
+    evaluate_all(tiny_lvlm(), data=[folder], out=out, limit=3, resume=True)
+    assert len(asked) == 4
+
+
 def test_resumed_evaluations_take_nothing_of_other_data(folder, tmp_path, monkeypatch):
     """The data lies where it lay, and pictures, classes or the prior's counts are others."""
     asked = []

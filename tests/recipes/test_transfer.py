@@ -1,5 +1,6 @@
 """The transfer matrix: who is asked what, what is computed once and kept, and what is written."""
 
+import hashlib
 import json
 from dataclasses import replace
 from importlib import import_module
@@ -246,3 +247,22 @@ def test_a_part_of_a_matrix_can_be_shown(drawn, tmp_path):
     page = drawn.to_markdown()
     assert "| family/a | family/b | 50.0 ± 0.0 (+25.0) | - | - |" in page
     drawn.save(tmp_path)
+
+
+def test_answers_stored_in_the_earlier_form_are_read(made, monkeypatch):
+    """The file's name and the record, in the form that they had before `core.store`."""
+    _, work = made
+    for path in (work / "cells").glob("*.json"):
+        record = json.loads(path.read_text())
+        key = record.pop("key")
+        assert set(key) == {
+            *("backbone", "tower", "prior", "questions", "held_out"),
+            *("keep_ratio", "limit", "max_new_tokens"),
+        }
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        assert path.stem.endswith(f"-{digest}") and path.name.startswith("blobs-")
+        commit = record.pop("commit")
+        path.write_text(json.dumps({"key": key, "commit": commit, **record}, indent=2))
+    monkeypatch.setattr(evaluating, "evaluate_lvlm", None)  # nothing is asked again
+    lvlms = [tiny_lvlm(), tiny_lvlm("qwen2")]
+    transfer(surrogates=lvlms, data=[tiny_data()], seeds=(0, 1), work=work, config=MATRIX)

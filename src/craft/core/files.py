@@ -107,6 +107,25 @@ def atomic_write_text(path: PathLike, text: str) -> None:
     atomic_write_bytes(path, text.encode("utf-8"))
 
 
+def append_text(path: PathLike, text: str) -> None:
+    """Add UTF-8 text to the end of a file in one write; it is on disk before this returns.
+
+    Missing parent folders are created, and so is the file.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") as file:
+            file.write(text.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
 def write_json(path: PathLike, value: object) -> None:
     """Write `value` as indented JSON, atomically. Keys keep their order; NaN and infinity are refused.
 

@@ -4,8 +4,6 @@ statements (§3.2). They go to a JSONL file that a user can read, correct and co
 
 import hashlib
 import io
-import json
-import os
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +13,7 @@ from pathlib import Path
 from craft.core.errors import ConfigError, DataError
 from craft.core.progress import track
 from craft.core.service import Service, Write
+from craft.core.store import JsonLog
 from craft.data.captions import declarative
 from craft.data.images import image_bytes_hash, image_key, open_image
 from craft.data.sample import Sample
@@ -108,29 +107,26 @@ def write_texts(requests: Iterable[Request], service: Service, out: str | Path, 
         DataError: some texts could not be written (the others are), or the file contains something else.
     """
     out = Path(out)
-    finished = _finished(out)
+    log = _log(out)
     missing = (
-        (request, tuple(row for row in request.rows if request.key + _subject(row) not in finished))
+        (request, tuple(row for row in request.rows if request.key + _subject(row) not in log.values))
         for request in requests
     )
     remaining = [replace(request, rows=rows) for request, rows in missing if rows]
     if not remaining:
         return 0
     write, failed, done = service.start(), list[str](), 0
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out, "a", encoding="utf-8", newline="\n") as file:
-        results = _in_order(remaining, write, service.concurrency)
-        shown = track(results, f"asking {service.model}", len(remaining)) if progress else results
-        for request, texts in shown:
-            if isinstance(texts, DataError):
-                failed.append(f"that{_subject(request.rows[0])}: {texts}")
-                continue
-            value = list(texts) if request.field == "captions" else texts[0]
-            for row in request.rows:
-                row = {**row, request.field: value, "model": service.model, "key": request.key}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
-            done += len(request.rows)
+    log.append([])  # the file, before a text is paid for
+    results = _in_order(remaining, write, service.concurrency)
+    shown = track(results, f"asking {service.model}", len(remaining)) if progress else results
+    for request, texts in shown:
+        if isinstance(texts, DataError):
+            failed.append(f"that{_subject(request.rows[0])}: {texts}")
+            continue
+        written = {request.field: list(texts) if request.field == "captions" else texts[0]}
+        signature = {"model": service.model, "key": request.key}
+        log.append({**row, **written, **signature} for row in request.rows)
+        done += len(request.rows)
     if failed:
         raise DataError(
             f"{len(failed)} of {len(remaining)} texts could not be written: {'; '.join(failed[:3])}. The "
@@ -174,29 +170,17 @@ def _png(sample: Sample) -> bytes:
     return stream.getvalue()
 
 
-def _finished(path: Path) -> set[str]:
-    """The keys of the rows in a file. A last row that was cut short is removed; a last row without a line
-    end, as some editors leave it, gets one."""
-    if not path.is_file():
-        return set()
-    content, keys = path.read_bytes(), set[str]()
-    *lines, last = content.split(b"\n")
-    for number, line in enumerate([*lines, last] if last else lines, start=1):
-        try:
-            row = json.loads(line)
-            keys.add(row["key"] + _subject(row))
-        except (ValueError, KeyError, TypeError) as error:
-            torn = number > len(lines) and isinstance(error, ValueError)
-            if not torn or not b'{"i'.startswith(line[:3]):  # as rows of this command start
-                raise DataError(
-                    f"{path}:{number} was not written by this command. Choose another file."
-                ) from error
-            os.truncate(path, len(content) - len(last))
-            return keys
-    if last:
-        with open(path, "ab") as file:
-            file.write(b"\n")
-    return keys
+def _log(path: Path) -> JsonLog[None]:
+    """The rows that the file has already.
+
+    Raises:
+        DataError: it contains something else.
+    """
+
+    def damaged(number: int) -> DataError:
+        return DataError(f"{path}:{number} was not written by this command. Choose another file.")
+
+    return JsonLog(path, lambda row: (row["key"] + _subject(row), None), damaged)
 
 
 def _subject(row: Mapping[str, object]) -> str:

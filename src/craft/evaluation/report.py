@@ -9,6 +9,7 @@ from typing import Any
 
 from craft.core.errors import DataError
 from craft.core.files import atomic_write_text
+from craft.core.store import json_lines
 from craft.evaluation.matching import answered_by_letter, option_named
 from craft.evaluation.metrics import bootstrap_interval, mean, spread
 
@@ -109,8 +110,7 @@ class Report:
         Raises:
             ConfigError: the file cannot be written.
         """
-        rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in self.samples)
-        atomic_write_text(path, "".join(rows))
+        atomic_write_text(path, json_lines(self.samples))
 
 
 def read_samples(path: str | Path) -> list[dict[str, Any]]:

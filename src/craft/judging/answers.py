@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import CheckpointError, ConfigError, DataError
-from craft.core.files import atomic_write_bytes, read_json, write_json
+from craft.core.files import append_text, atomic_write_bytes, atomic_write_text, read_json, write_json
 from craft.core.interrupt import Interrupted, stop_wish
 from craft.core.progress import say, track
+from craft.core.store import json_lines, whole_lines
 from craft.data import LETTERS, Sample
 from craft.data.images import ImageSource, image_bytes_hash
 from craft.data.spelling import is_text
 from craft.judging.cases import DIRECTIVE, Case, png
-from craft.judging.run import append, whole_lines
 from craft.models.lvlm import LVLM
 
 Preview = list[tuple[Case, ImageSource | None]]
@@ -29,10 +29,10 @@ class Answers:
     """The answers to be judged; creating this asks no LVLM.
 
     Attributes:
-        folder: where they are, or will be.
+        folder: the folder that has them, or will have them.
         collect: returns them, after asking an LVLM for those that are missing.
-        preview: what will be judged, as far as it is known: cases (with an empty response if the LVLM has not
-            answered yet) and their images.
+        preview: returns the cases as far as they are known (with an empty response if the LVLM has not
+            answered yet), and their images.
         disposable: whether `collect` can make them again.
         written: whether all of them exist already, so that an empty response is an answer too.
     """
@@ -58,9 +58,8 @@ def explain(
     Rows are written in whole batches, so a resumed file equals an uninterrupted one, byte for byte.
 
     Args:
-        lvlm: the model.
-        samples: with questions.
-        folder: where the answers are, or will be.
+        lvlm, samples: the model, and the samples with their questions.
+        folder: the folder of the answers.
         settings: of model and data; answers in the folder count only if these are the same.
         max_new_tokens: the cap on an answer (§4.1: 1024).
         keep_ratio: share of the visual tokens that the LLM sees.
@@ -97,7 +96,7 @@ def explain(
                 {**row_of(sample, answer), "image": _copy_image(sample.image, folder)}
                 for sample, answer in zip(batch, answers, strict=True)
             ]
-            append(path, _jsonl(rows))
+            append_text(path, json_lines(rows))
             if wish.requested:  # after the last batch too, since a paid judge may come next
                 raise Interrupted(
                     f"stopped after {start + len(batch)} of {len(samples)} answers; the same command "
@@ -112,7 +111,7 @@ def adopt(
     """Copy existing answers and their images into a folder.
 
     Args:
-        source: the file that they come from.
+        source: the file of the answers.
         rows: as `read_rows` returned them.
         samples: by id, for the images of rows that have no `image`; may be empty.
         folder: the destination.
@@ -126,7 +125,7 @@ def adopt(
     for row in rows:
         image = image_of(row, source, samples)
         copies.append({**row, "image": None if image is None else _copy_image(image, folder)})
-    atomic_write_bytes(folder / "answers.jsonl", _jsonl(copies).encode("utf-8"))
+    atomic_write_text(folder / "answers.jsonl", json_lines(copies))
     return read_cases(folder)
 
 
@@ -235,10 +234,6 @@ def _truth(row: Mapping[str, Any]) -> str:
     return ""
 
 
-def _jsonl(rows: Sequence[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
 def _copy_image(image: ImageSource, folder: Path) -> str:
     """Write an image as judges get it, unless it is there; returns its path relative to the folder."""
     name = f"images/{image_bytes_hash(image)[:24]}.png"
@@ -261,12 +256,11 @@ def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
         return
     before = read_json(path)
     if before != settings:
-        changed = [
+        shown = "; ".join(
             f"{name} was {before.get(name)!r} and is {settings.get(name)!r}"
             for name in sorted({*before, *settings})
             if before.get(name) != settings.get(name)
-        ]
-        shown = "; ".join(changed)
+        )
         raise ConfigError(
             f"{folder} holds answers under other settings ({shown[:400]}). Choose another --out, or give "
             "--overwrite."

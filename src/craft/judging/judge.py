@@ -1,18 +1,18 @@
 """Answers before a judge: which judge, the verdicts and their report, and what they will cost (§4.3, §7)."""
 
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from craft.core.errors import ConfigError
 from craft.core.files import read_json, write_json
 from craft.core.text import slug
-from craft.data import ImageSource, open_image
+from craft.data import open_image
 from craft.data.images import image_bytes_hash
 from craft.judging.answers import Answers, Preview, preview_of, read_cases
-from craft.judging.cases import Case, Judge, shown_size, user_text
+from craft.judging.cases import Judge, shown_size, user_text
 from craft.judging.config import JudgeConfig
 from craft.judging.report import JudgeReport
 from craft.judging.rules import offline_judge
@@ -29,14 +29,13 @@ def make_judge(config: JudgeConfig) -> Judge:
     Raises:
         ConfigError: it needs a model and none is named, or the rubric cannot be used.
     """
-    if config.judge == "offline" and config.prompt is not None:
+    if config.judge == "anthropic":
+        return anthropic_judge(config)
+    if config.judge == "openai":
+        return openai_judge(config)
+    if config.prompt is not None:
         raise ConfigError("The judge that follows rules reads no prompt; choose another judge for it.")
-    makers: dict[str, Callable[[], Judge]] = {
-        "offline": offline_judge,
-        "anthropic": lambda: anthropic_judge(config),
-        "openai": lambda: openai_judge(config),
-    }
-    return makers[config.judge]()
+    return offline_judge()
 
 
 def judge_answers(answers: Answers, judge: Judge, overwrite: bool = False) -> JudgeReport:
@@ -45,7 +44,7 @@ def judge_answers(answers: Answers, judge: Judge, overwrite: bool = False) -> Ju
 
     Args:
         answers: the answers.
-        judge: the judge.
+        judge: who judges them.
         overwrite: discard the verdicts in the folder, and answers that can be made again, and start over.
 
     Raises:
@@ -117,20 +116,13 @@ class CostEstimate:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict."""
-        fields = asdict(self)
-        names = {"cases": "cases", "asked": "pending"} | {
-            name: name for name in ("unanswered", "likely", "most", "dollars")
-        }
-        return {key: fields[name] for key, name in names.items()} | {"folder": str(self.folder)}
+        amounts = {name: getattr(self, name) for name in ("unanswered", "likely", "most", "dollars")}
+        return {"cases": self.cases, "asked": self.pending, **amounts, "folder": str(self.folder)}
 
 
 def estimate_cost(answers: Answers, judge: Judge, max_new_tokens: int = 1024) -> CostEstimate:
-    """The dry run of `judge_answers`: counts and costs. Asks no model and writes nothing.
-
-    Args:
-        answers: the answers.
-        judge: the judge.
-        max_new_tokens: the cap on an answer that is not written yet.
+    """The dry run of `judge_answers`: counts and costs. Asks no model and writes nothing. An answer that is
+    not written yet has at most `max_new_tokens`.
 
     Raises:
         DataError: an answer or an image cannot be read.
@@ -148,7 +140,8 @@ def estimate_cost(answers: Answers, judge: Judge, max_new_tokens: int = 1024) ->
     if cap and judge.rubric is not None:  # rules read no tokens
         rubric = judge.rubric
         text = sum(len(rubric.system) + len(user_text(rubric, case)) for case, _ in cases) // 4
-        read = text + sum(_pixels(image) // 750 for _, image in cases if image is not None)
+        sizes = [shown_size(open_image(image).size) for _, image in cases if image is not None]
+        read = text + sum(width * height // 750 for width, height in sizes)
         guessed = min(unanswered, sum(not case.response for case, _ in cases))
         likely = (read + guessed * USUAL_ANSWER, len(cases) * min(USUAL_VERDICT, cap))
         most = (read + guessed * max_new_tokens, len(cases) * cap)
@@ -162,15 +155,9 @@ def cost(tokens: Sequence[int], price: Sequence[float]) -> float:
 
 
 def _distinct(cases: Preview) -> Preview:
-    """Cases that a judge could tell apart."""
-
-    def content(case: Case, image: ImageSource | None) -> tuple[object, ...]:
+    """One of each group of cases that a judge cannot distinguish."""
+    distinct = {}
+    for case, image in cases:
         picture = None if image is None else image_bytes_hash(image)
-        return (case.task, case.options, case.truth, case.response, picture)
-
-    return list({content(case, image): (case, image) for case, image in cases}.values())
-
-
-def _pixels(image: ImageSource) -> int:
-    width, height = shown_size(open_image(image).size)
-    return width * height
+        distinct[case.task, case.options, case.truth, case.response, picture] = (case, image)
+    return list(distinct.values())

@@ -1,7 +1,5 @@
 """Many cases put to one judge: a limited number of simultaneous calls, each verdict stored at once."""
 
-import json
-import os
 import queue
 import threading
 import warnings
@@ -14,6 +12,7 @@ from typing import Any
 from craft.core.errors import CheckpointError, ConfigError
 from craft.core.interrupt import Interrupted, StopWish, stop_wish
 from craft.core.progress import say, track
+from craft.core.store import JsonLog
 from craft.judging.cases import DIMENSIONS, STATUSES, Ask, Case, Judge, Reply
 
 FINAL = ("ok", "refused")
@@ -23,8 +22,8 @@ PATIENCE = 8
 """After this many failures without a single reply the service counts as out of order."""
 
 
-class VerdictCache:
-    """Replies by key in an append-only JSONL file; the last reply to a key counts.
+class VerdictCache(JsonLog[Reply]):
+    """Replies by key in a JSONL file; the last reply to a key counts.
 
     Args:
         path: the file; the first reply creates it.
@@ -34,26 +33,22 @@ class VerdictCache:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.replies: dict[str, Reply] = {}
-        for number, line in enumerate(whole_lines(path), start=1):
-            try:
-                row = json.loads(line)
-                self.replies[row["key"]] = _reply_in(row)
-            except (ValueError, KeyError, TypeError) as error:
-                raise CheckpointError(
-                    f"{path}, line {number}, is not a verdict. Remove the line, and the case is asked again."
-                ) from error
+        def damaged(number: int) -> CheckpointError:
+            return CheckpointError(
+                f"{path}, line {number}, is not a verdict. Remove the line, and the case is asked again."
+            )
+
+        super().__init__(path, lambda row: (row["key"], _reply_in(row)), damaged)
 
     def pending(self, key: str) -> bool:
         """Whether there is no final reply to this key."""
-        return key not in self.replies or self.replies[key].status not in FINAL
+        return key not in self.values or self.values[key].status not in FINAL
 
     def add(self, key: str, reply: Reply) -> None:
         """Store a reply; it is on disk before this returns.
 
         Raises:
-            ConfigError: the file cannot be written to.
+            ConfigError: the file cannot be written.
         """
         row = {
             "key": key,
@@ -65,8 +60,7 @@ class VerdictCache:
             "detail": reply.detail,
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        append(self.path, json.dumps(row, ensure_ascii=False) + "\n")
-        self.replies[key] = reply
+        self.append([row])
 
 
 def _reply_in(row: Mapping[str, Any]) -> Reply:
@@ -83,38 +77,6 @@ def _reply_in(row: Mapping[str, Any]) -> Reply:
     )
 
 
-def whole_lines(path: Path) -> list[bytes]:
-    """The lines of a JSONL file. Text after the last line end, which a crash left, is removed from the file.
-
-    Raises:
-        CheckpointError: the file cannot be read.
-    """
-    try:
-        data = path.read_bytes() if path.exists() else b""
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}.") from error
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        os.truncate(path, whole)
-    return data[:whole].split(b"\n")[:-1]
-
-
-def append(path: Path, text: str) -> None:
-    """Add whole lines to a file in one write, and wait until they are on disk.
-
-    Raises:
-        ConfigError: the file cannot be written to.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab") as file:
-            file.write(text.encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror or error}; choose another path") from error
-
-
 def judge_cases(judge: Judge, cases: Sequence[Case], cache: VerdictCache) -> list[Reply]:
     """The reply to every case, in order. Only cases without a final reply are asked, each content once.
 
@@ -128,7 +90,7 @@ def judge_cases(judge: Judge, cases: Sequence[Case], cache: VerdictCache) -> lis
     keys = [judge.key(case) for case in cases]
     pending = {key: case for key, case in zip(keys, cases, strict=True) if cache.pending(key)}
     if not pending:
-        return [cache.replies[key] for key in keys]
+        return [cache.values[key] for key in keys]
     ask, failures, replies = judge.start(), 0, 0
     with stop_wish() as wish, _each_warning_once():
         calls = _Calls(ask, pending, judge.concurrency, cache)
@@ -147,7 +109,7 @@ def judge_cases(judge: Judge, cases: Sequence[Case], cache: VerdictCache) -> lis
         except Exception:  # calls under way may already be paid for; a second Ctrl-C does not wait for them
             calls.finish()
             raise
-    return [cache.replies[key] for key in keys]
+    return [cache.values[key] for key in keys]
 
 
 class _Calls:

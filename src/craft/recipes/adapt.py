@@ -25,15 +25,16 @@ from craft.models.lvlm import LVLM
 from craft.models.vision_tower import forward_of
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.quantize import code_counts
+from craft.recipes.arguments import DataSource, ModelSource
 from craft.recipes.opening import (
     Config,
     Model,
     begin,
+    open_run,
     run_folder,
     run_manifest,
     run_metrics,
     run_settings,
-    training_data,
     validation,
 )
 from craft.training.config import AdaptConfig
@@ -107,19 +108,13 @@ def adapt(
     if finished:
         return _finished(run, settings, surrogate)
 
-    # 1. The data, without the held-out classes. Every image is opened once before training.
-    model = Model(surrogate, settings)
-    dataset = training_data(data, settings, model)
-
-    # 2. The surrogate, with a copy of the base tower to train.
-    lvlm = model()
-    lvlm.visual.need_codes("CRAFT's adaptation")
+    # 1. The data, without the held-out classes, and the surrogate, with a copy of its tower to train.
+    lvlm, dataset = _open(surrogate, data, settings)
     base_prior = lvlm.visual.prior
-    _set_temperature(lvlm, settings, dataset.task)
     begin(run, settings, lvlm, dataset, resume, overwrite)
     say(_announcement(lvlm, dataset, settings))
 
-    # 3. Training: the tower learns by Eq. 5, and the frozen LLM scores the answers (Eq. 2).
+    # 2. Training: the tower learns by Eq. 5, and the frozen LLM scores the answers (Eq. 2).
     make_lesson = partial(adaptation, task=dataset.task, earlier=Settled.of(run.record))
     with run.recording_failure():
         result = fit(
@@ -132,7 +127,7 @@ def adapt(
             validate=validation(dataset, settings),
         )
 
-        # 4. The artefact: the adapted tower, its code prior (§3.3), and a manifest.
+        # 3. The artefact: the adapted tower, its code prior (§3.3), and a manifest.
         assert result.images is not None
         prior = code_prior(lvlm.visual, dataset.train, result.images)
         metrics = {
@@ -166,19 +161,18 @@ def rehearse(
     """
     overrides = {"seed": seed, "max_steps": max_steps, **overrides}
     settings = run_settings(AdaptConfig, surrogate, data, None, config, overrides)
-    model = Model(surrogate, settings)
-    dataset = training_data(data, settings, model)
-    lvlm = model()
-    lvlm.visual.need_codes("CRAFT's adaptation")
-    _set_temperature(lvlm, settings, dataset.task)
+    lvlm, dataset = _open(surrogate, data, settings)
     return rehearse_step(lvlm, dataset.train, settings, partial(adaptation, task=dataset.task))
 
 
-def _set_temperature(lvlm: LVLM, settings: AdaptConfig, task: str) -> None:
-    """Set τ of Eq. 4 to its initial value, if it trains."""
+def _open(surrogate: ModelSource | None, data: DataSource | None, settings: AdaptConfig) -> tuple[LVLM, Data]:
+    """The surrogate, whose τ of Eq. 4 gets its initial value if it trains, and the data."""
+    lvlm, dataset = open_run(data, settings, Model(surrogate, settings))
+    lvlm.visual.need_codes("CRAFT's adaptation")
     temperature = settings.losses.contrastive.temperature
-    if temperature is not None and settings.contrastive_weight(task) > 0:
+    if temperature is not None and settings.contrastive_weight(dataset.task) > 0:
         lvlm.visual.log_temperature.data.fill_(math.log(temperature))
+    return lvlm, dataset
 
 
 @torch.no_grad()
@@ -218,7 +212,7 @@ def _announcement(lvlm: LVLM, data: Data, settings: AdaptConfig) -> str:
     )
 
 
-def _finished(run: RunFolder, settings: AdaptConfig, surrogate: str | Path | LVLM | None) -> AdaptResult:
+def _finished(run: RunFolder, settings: AdaptConfig, surrogate: ModelSource | None) -> AdaptResult:
     """The result of a run that finished earlier."""
     artefact = load_artefact(run.path)
     lvlm = Model(surrogate, settings)().with_encoder(artefact)

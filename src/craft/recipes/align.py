@@ -44,7 +44,8 @@ from craft.recipes.align_data import (
     stage_rows,
     unused,
 )
-from craft.recipes.opening import OPTIONAL, run_folder, without_none
+from craft.recipes.arguments import without_none
+from craft.recipes.opening import OPTIONAL, run_folder
 from craft.training.config import AlignConfig
 from craft.training.engine import loading_device
 from craft.training.fit import fit
@@ -124,7 +125,8 @@ def align(
     if isinstance(codes, str | Path):
         overrides, codes = {**overrides, "codes": str(codes)}, None
     overrides = {"stage": stage, "out": out, "seed": seed, "max_steps": max_steps, **overrides}
-    settings = _settings(llm, visual, data, config, captions, text, overrides)
+    sources = {"data": data, "captions": captions, "text": text}
+    settings = _settings(llm, visual, sources, config, overrides)
     if settings.llm in paper_sizes.LLMS:
         raise ConfigError(
             f"{settings.llm} is a size without weights, for --dry-run; give an LLM's folder or hub id."
@@ -133,22 +135,16 @@ def align(
     if finished:
         return _finished(run, settings)
 
-    # 1. The conversations, and the LLM that will read the codes.
-    sets = read_sets(settings, data, captions, text)
-    tokenizer = _visual(settings, visual)
-    lvlm = _lvlm(settings, tokenizer)  # a wrong name fails before the hours of encoding
-    check_turns(sets, lvlm)
-    sets = leave_out_cut_off(sets, lvlm, settings)
+    # 1. The conversations, the LLM that will read the codes, and the codes of all images.
+    lvlm, stages, codes = _open(settings, visual, sources, codes)
 
-    # 2. The codes of all images, for which the vision tower runs once per image. The LLM's language before.
-    sets, codes = encode_sets(sets, tokenizer, settings, codes)
-    stages = stage_rows(settings, sets, lvlm)
+    # 2. The start of the run, with the LLM's language before.
     run.open(settings, resume, overwrite)
     fingerprint = rows_fingerprint(stages, codes)
     if run.record.get("data_fingerprint", fingerprint) != fingerprint:
         raise ConfigError(f"The run in {run.path} began with other data; restore it.")
     counts = {name: len(rows) for name, rows in stages.items()}
-    codebook = tokenizer.codebook.fingerprint
+    codebook = lvlm.visual.codebook.fingerprint
     run.update(status="running", data_fingerprint=fingerprint, codebook=codebook, rows=counts)
     before = _language(lvlm, settings, run.record.get("language_before"))
     run.update(language_before=before)
@@ -197,7 +193,8 @@ def rehearse(
         CraftError: everything that `align` with the same arguments would raise at its start.
     """
     overrides = {"stage": stage, "out": out, **overrides}
-    settings = _settings(llm, visual, data, config, captions, text, overrides)
+    sources = {"data": data, "captions": captions, "text": text}
+    settings = _settings(llm, visual, sources, config, overrides)
     if settings.llm in paper_sizes.LLMS:
         if settings.visual != paper_sizes.VISUAL:
             raise ConfigError(
@@ -208,34 +205,43 @@ def rehearse(
             for name, count in paper_sizes.DATA.items()
             if settings.stage in (name, "both")
         }
-    sets = read_sets(settings, data, captions, text)
-    tokenizer = _visual(settings, visual)
-    lvlm = _lvlm(settings, tokenizer)
-    check_turns(sets, lvlm)
-    sets = leave_out_cut_off(sets, lvlm, settings)
-    sets, codes = encode_sets(sets, tokenizer, settings)
+    lvlm, stages, codes = _open(settings, visual, sources)
     return {
         name: rehearse_alignment(lvlm, rows, settings, _lesson_maker(lvlm, settings, int(name), codes))
-        for name, rows in stage_rows(settings, sets, lvlm).items()
+        for name, rows in stages.items()
     }
+
+
+def _open(
+    settings: AlignConfig,
+    visual: str | Path | VisualTokenizer | None,
+    sources: Mapping[str, ConversationSource],
+    codes: ImageCodes | None = None,
+) -> tuple[LVLM, dict[str, list[PackedRow]], ImageCodes | None]:
+    """The LVLM, the rows of each stage, and the codes. The vision tower runs once per image."""
+    sets = read_sets(settings, **sources)
+    if not isinstance(visual, VisualTokenizer):
+        visual = load_visual_tokenizer(settings.visual, settings.device, settings.dtype)
+    visual.need_codes("Aligning an LLM")
+    lvlm = _lvlm(settings, visual)  # a wrong name fails before the hours of encoding
+    check_turns(sets, lvlm)
+    sets = leave_out_cut_off(sets, lvlm, settings)
+    sets, codes = encode_sets(sets, visual, settings, codes)
+    return lvlm, stage_rows(settings, sets, lvlm), codes
 
 
 def _settings(
     llm: str | Path | None,
     visual: str | Path | VisualTokenizer | None,
-    data: ConversationSource,
+    sources: Mapping[str, ConversationSource],
     config: Any,
-    captions: ConversationSource,
-    text: ConversationSource,
     overrides: Mapping[str, Any],
 ) -> AlignConfig:
     """The config, with the arguments of `align` on top of it."""
     named = {
         "llm": llm and str(llm),
         "visual": None if isinstance(visual, VisualTokenizer) else visual and str(visual),
-        "data": source_names(data),
-        "captions": source_names(captions),
-        "text": source_names(text),
+        **{name: source_names(source) for name, source in sources.items()},
     }
     others = without_none(overrides, (*OPTIONAL, "stage", "out"))
     others |= {name: str(others[name]) for name in ("stage", "out") if name in others}
@@ -258,13 +264,6 @@ def _short(llm: str) -> str:
 
 def _with_lora(settings: AlignConfig) -> bool:
     return settings.lora.rank > 0 and settings.stage != "1"
-
-
-def _visual(settings: AlignConfig, visual: str | Path | VisualTokenizer | None) -> VisualTokenizer:
-    if not isinstance(visual, VisualTokenizer):
-        visual = load_visual_tokenizer(settings.visual, settings.device, settings.dtype)
-    visual.need_codes("Aligning an LLM")
-    return visual
 
 
 def _unrounded(lvlm: LVLM, settings: AlignConfig, visual: str | Path | VisualTokenizer | None) -> LVLM:
@@ -301,35 +300,38 @@ def _lvlm(settings: AlignConfig, visual: VisualTokenizer) -> LVLM:
 
 def _load_projector(projector: Projector, folder: Path, llm: str) -> None:
     """Take the projector of an earlier result, with a note if it was trained for an LLM of another name."""
-    for source in (folder / BACKBONE / "projector", folder / "projector"):
-        if (source / "config.json").is_file():
-            if read_json(source / "config.json") != projector.config:
-                raise CheckpointError(f"The projector in {source} does not fit this LLM and codebook.")
-            path = source / "model.safetensors"
-            weights = {name: value.float() for name, value in load_tensors(path).items()}
-            load_strict(projector, weights, path)
-            manifest = source.parent / "craft.json"
-            before = read_json(manifest).get("llm") if manifest.is_file() else None
-            if before not in (None, _lasting_name(llm)):  # it may be the same LLM in another folder
-                say(f"note: {folder} was made with the LLM {before}, and this run uses {_lasting_name(llm)}")
-            return
-    raise CheckpointError(f"{folder} holds no projector; give an earlier result of `craft align`.")
+    source = _earlier_part(folder, "projector")
+    if source is None:
+        raise CheckpointError(f"{folder} holds no projector; give an earlier result of `craft align`.")
+    if read_json(source / "config.json") != projector.config:
+        raise CheckpointError(f"The projector in {source} does not fit this LLM and codebook.")
+    path = source / "model.safetensors"
+    load_strict(projector, {name: value.float() for name, value in load_tensors(path).items()}, path)
+    manifest = source.parent / "craft.json"
+    before = read_json(manifest).get("llm") if manifest.is_file() else None
+    if before not in (None, _lasting_name(llm)):  # it may be the same LLM in another folder
+        say(f"note: {folder} was made with the LLM {before}, and this run uses {_lasting_name(llm)}")
 
 
 def _earlier_factors(llm: torch.nn.Module, settings: AlignConfig) -> dict[str, Tensor]:
     """The LoRA of an earlier result, if it has one; a stage without LoRA cannot continue from it."""
-    if settings.start is None:
+    folder = None if settings.start is None else user_path(settings.start)
+    source = None if folder is None else _earlier_part(folder, "lora")
+    if source is None:
         return {}
-    folder = user_path(settings.start)
-    for source in (folder / BACKBONE / "lora", folder / "lora"):
-        path = source / "model.safetensors"
-        if path.is_file():
-            if settings.stage != "2" or not _with_lora(settings):
-                raise ConfigError(f"{folder} has LoRA; continue from it with stage 2 and lora.rank.")
-            factors = load_tensors(path)
-            check_factors(llm, settings.lora, factors, path)
-            return factors
-    return {}
+    if settings.stage != "2" or not _with_lora(settings):
+        raise ConfigError(f"{folder} has LoRA; continue from it with stage 2 and lora.rank.")
+    path = source / "model.safetensors"
+    factors = load_tensors(path)
+    check_factors(llm, settings.lora, factors, path)
+    return factors
+
+
+def _earlier_part(folder: Path, part: str) -> Path | None:
+    """The folder of a part ("projector" or "lora") of an earlier result: a run folder or a backbone."""
+    file = "config.json" if part == "projector" else "model.safetensors"
+    paths = (folder / BACKBONE / part, folder / part)
+    return next((path for path in paths if (path / file).is_file()), None)
 
 
 @torch.no_grad()
@@ -395,9 +397,8 @@ def _lasting_name(name: str) -> str:
 
 def _finished(run: RunFolder, settings: AlignConfig) -> AlignResult:
     """The result of a run that finished earlier."""
-    record = run.record
-    lvlm = load(run.path / BACKBONE, settings.device, settings.dtype)
-    folder = run.path / BACKBONE
+    folder, record = run.path / BACKBONE, run.record
+    lvlm = load(folder, settings.device, settings.dtype)
     return AlignResult(run.path, folder, record["metrics"], record["language"], settings, lvlm)
 
 

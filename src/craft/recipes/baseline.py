@@ -14,7 +14,7 @@ from craft.core.errors import ConfigError
 from craft.core.processes import on_main
 from craft.core.progress import say
 from craft.data import Data
-from craft.formats.load import load, load_artefact
+from craft.formats.load import load_artefact
 from craft.formats.tuned import part_fingerprint, save_tuned
 from craft.lessons.baselines import BASELINES, Baseline
 from craft.lessons.batches import image_groups
@@ -23,16 +23,17 @@ from craft.models.freezing import part_hashes, parts
 from craft.models.lvlm import LVLM
 from craft.recipes.adapt import AdaptResult, adapt
 from craft.recipes.adapt import rehearse as rehearse_adapt
+from craft.recipes.arguments import DataSource, ModelSource, loaded
 from craft.recipes.opening import (
     Config,
     Model,
     begin,
+    open_run,
     run_data,
     run_folder,
     run_manifest,
     run_metrics,
     run_settings,
-    training_data,
     validation,
 )
 from craft.training.config import BaselineConfig
@@ -107,8 +108,7 @@ def tune(
         return _finished(run, settings, source())
 
     # 1. Data, model, and the fingerprints of the parts that train.
-    dataset = training_data(data, settings, source)
-    lvlm = source()
+    lvlm, dataset = open_run(data, settings, source)
     baseline.check(lvlm)
     base = {name: part_fingerprint(parts(lvlm)[name]) for name in baseline.parts}
     begin(run, settings, lvlm, dataset, resume, overwrite, method=method)
@@ -161,9 +161,7 @@ def rehearse(
     settings = _settings(baseline, model, data, None, config, overrides)
     if baseline.make_lesson is None:
         return rehearse_adapt(model, data, config=settings)
-    source = Model(model, settings, baseline.parts)
-    dataset = training_data(data, settings, source)
-    lvlm = source()
+    lvlm, dataset = open_run(data, settings, Model(model, settings, baseline.parts))
     baseline.check(lvlm)
     return rehearse_step(lvlm, dataset.train, settings, baseline.make_lesson)
 
@@ -181,8 +179,7 @@ def load_tuned(out: str | Path, model: str | Path | LVLM | None = None, **option
         CodebookMismatchError: it has another codebook.
     """
     artefact = load_artefact(out)
-    source = model if model is not None else str(artefact.surrogate)
-    return (source if isinstance(source, LVLM) else load(source, **options)).with_encoder(artefact)
+    return loaded(model or str(artefact.surrogate), **options).with_encoder(artefact)
 
 
 def find_baseline(method: str, *, trains: bool = False) -> Baseline:
@@ -202,8 +199,8 @@ def find_baseline(method: str, *, trains: bool = False) -> Baseline:
 
 def _settings(
     baseline: Baseline,
-    model: str | Path | LVLM | None,
-    data: str | Path | Data | None,
+    model: ModelSource | None,
+    data: DataSource | None,
     out: str | Path | None,
     config: Config,
     overrides: Mapping[str, Any],
@@ -215,7 +212,7 @@ def _settings(
 
 
 def _zero_shot(
-    settings: BaselineConfig, model: str | Path | LVLM | None, data: str | Path | Data | None
+    settings: BaselineConfig, model: ModelSource | None, data: DataSource | None
 ) -> BaselineResult:
     """The unchanged model, with the classes that the other methods hold out with this seed."""
     settings = settings.model_copy(update={"out": None})

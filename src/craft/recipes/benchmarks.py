@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import ConfigError, CraftError
-from craft.core.files import check_writable, read_json, write_json
+from craft.core.files import check_writable, write_json
 from craft.core.progress import say
+from craft.core.store import RecordStore
 from craft.core.tensors import hash_tensors
 from craft.data import BENCHMARKS
 from craft.evaluation.config import EvalConfig, EvalSettings
@@ -22,6 +23,7 @@ from craft.formats.load import load_artefact
 from craft.models.freezing import answer_hashes
 from craft.models.llm_bits import bits_of
 from craft.models.lvlm import LVLM
+from craft.recipes.arguments import model_name, surrogate_name, without_none
 from craft.recipes.evaluate import evaluate, load_backbone, questions_asked
 from craft.recipes.prior import chosen_prior
 
@@ -38,6 +40,9 @@ TABLE_1 = {
     "stanford-dogs": "Dogs",
 }
 """The paper's ten benchmarks, in the order and with the heads of its Table 1."""
+
+LABEL = "report"
+"""`report.json` has a data set's figures, and under "asked" the identity of the evaluation."""
 
 _COMPARED = (
     *("limit", "split", "keep_ratio", "prior", "keep_positions"),
@@ -64,7 +69,7 @@ class Row:
     vision: str = "Discrete"
 
     def average(self, name: str = "accuracy") -> float | None:
-        """The mean over benchmarks of a figure's mean over seeds; None where a benchmark lacks it."""
+        """The mean over benchmarks of a figure's mean over seeds; None if a benchmark lacks it."""
         figures = [merge(reports)[name] for reports in self.reports.values()]
         known = [float(figure["mean"]) for figure in figures if figure is not None]
         return sum(known) / len(known) if figures and len(known) == len(figures) else None
@@ -91,39 +96,29 @@ class _Case:
     """One data set of a row.
 
     Attributes:
-        artefact: the encoder in use, or to compare with.
-        in_use: whether the encoder is used.
-        name: the data set; None is the encoder's own.
+        encoder: the encoder in use.
+        like: the encoder to compare with.
+        name: the data set; None is the one that the encoder was adapted to.
         root: its folder.
-        label: what it is called.
-        folder: of its results; None keeps none.
+        label: the name of the case.
+        folder: of its results; None stores none.
     """
 
-    artefact: Artefact | None
-    in_use: bool
+    encoder: Artefact | None
+    like: Artefact | None
     name: str | None
     root: str | None
     label: str
     folder: Path | None
 
-    @property
-    def encoder(self) -> Artefact | None:
-        """The encoder in use."""
-        return self.artefact if self.in_use else None
-
-    @property
-    def like(self) -> Artefact | None:
-        """The encoder to compare with."""
-        return None if self.in_use else self.artefact
-
-    def settings(self, config: EvalConfig, seed: int | None) -> EvalConfig:
-        """The settings of one evaluation of this case."""
+    def settings(self, config: EvalConfig) -> list[EvalConfig]:
+        """The settings of each evaluation of this case, one per seed."""
         name = () if self.name is None else (self.name,)
-        data = config.data.model_copy(
-            update={"name": name, "root": () if self.root is None else (self.root,)}
-        )
-        alone: dict[str, Any] = {"encoder": (), "like": (), "data": data, "out": None}
-        return config.model_copy(update={**alone, "seed": seed, "seeds": ()})
+        root = () if self.root is None else (self.root,)
+        data = config.data.model_copy(update={"name": name, "root": root})
+        alone: dict[str, Any] = {"encoder": (), "like": (), "data": data, "out": None, "seeds": ()}
+        seeds = config.all_seeds() or [None]
+        return [config.model_copy(update={**alone, "seed": seed}) for seed in seeds]
 
 
 def evaluate_all(
@@ -156,8 +151,7 @@ def evaluate_all(
             setting is unknown, or `out` cannot be written.
         CodebookMismatchError, CheckpointError, DataError: as `evaluate`.
     """
-    name = backbone.name if isinstance(backbone, LVLM) else backbone
-    config = EvalConfig.build(config, overrides if name is None else {**overrides, "backbone": name})
+    config = EvalConfig.build(config, {**overrides, **without_none({"backbone": model_name(backbone)})})
     if config.encoder and config.like:
         raise ConfigError("Give encoders to use them, or like to compare with them; not both.")
     if config.out is not None:
@@ -179,15 +173,18 @@ def evaluate_all(
         if results is None:
             if len(cases) > 1:
                 say(f"{lvlm.name} on {case.label}")
-            results = _evaluated(lvlm, case, config, cache)
+            results = [
+                evaluate(lvlm, case.encoder, case.name, config=one, like=case.like, cache=cache)
+                for one in case.settings(config)
+            ]
             if case.folder is not None:
                 save(case.folder, results, identity)
             if card and case.encoder is not None:
                 add_to_card(case.encoder.folder / "README.md", results)
-        key = case.label if config.data.name else str(results[0].settings["data"])  # own data: seeds of it
+        key = case.label if config.data.name else str(results[0].settings["data"])  # the encoder's data
         reports.setdefault(key, []).extend(results)
     order = sorted(reports, key=lambda n: list(TABLE_1).index(n) if n in TABLE_1 else len(TABLE_1))
-    surrogates = dict.fromkeys(str(a.manifest.get("surrogate") or "adapted") for a in artefacts)
+    surrogates = dict.fromkeys(map(surrogate_name, artefacts))
     return Row(
         lvlm.name,
         ", ".join(surrogates) if config.encoder else "-",
@@ -196,23 +193,8 @@ def evaluate_all(
     )
 
 
-def _evaluated(lvlm: LVLM, case: _Case, config: EvalConfig, cache: CodeCache) -> list[Report]:
-    """The reports of one case, one per seed."""
-    return [
-        evaluate(
-            lvlm,
-            case.encoder,
-            case.name,
-            config=case.settings(config, seed),
-            like=case.like,
-            cache=cache,
-        )
-        for seed in config.all_seeds() or [None]
-    ]
-
-
 def _identity(lvlm: LVLM, case: _Case, config: EvalConfig, weights: dict[str, str]) -> dict[str, Any]:
-    """What must be the same for an evaluation to count as done already."""
+    """Everything that decides the stored results of a case."""
     bits, pruned = bits_of(lvlm.backbone.llm), config.keep_ratio != 1
     settings = {**vars(config), **vars(config.data)}
     return {
@@ -232,16 +214,13 @@ def _identity(lvlm: LVLM, case: _Case, config: EvalConfig, weights: dict[str, st
 
 def _resumed(lvlm: LVLM, case: _Case, config: EvalConfig, identity: dict[str, Any]) -> list[Report] | None:
     """The reports in the folder of a case, if they answer what would be asked now."""
-    reports = None if case.folder is None else _kept(case.folder, identity)
+    reports = None if case.folder is None else _stored(case.folder, identity)
     if reports is None:
         return None
-    now = [
-        questions_asked(lambda: lvlm, case.artefact, case.settings(config, seed))[1]
-        for seed in config.all_seeds() or [None]
-    ]
+    now = [questions_asked(lambda: lvlm, case.encoder or case.like, one)[1] for one in case.settings(config)]
     if all(map(answers_to, (report.samples for report in reports), now)):
         return reports
-    say(f"questions or images differ from those in {case.folder}; CRAFT asks them again")
+    say(f"the questions or images are no longer those of {case.folder}; they are evaluated again")
     return None
 
 
@@ -255,12 +234,13 @@ def _cases(artefacts: Sequence[Artefact], config: EvalConfig) -> list[_Case]:
     cases = []
     for (artefact, name), label, root in zip(pairs, _folders(pairs), roots, strict=True):
         folder = None if config.out is None else Path(config.out) / (label if len(pairs) > 1 else ".")
-        cases.append(_Case(artefact, bool(config.encoder), name, root, label, folder))
+        encoder, like = (artefact, None) if config.encoder else (None, artefact)
+        cases.append(_Case(encoder, like, name, root, label, folder))
     return cases
 
 
 def summary(reports: Sequence[Report], classes: bool = False) -> dict[str, Any]:
-    """Means over seeds on top, then each report; the interval is of one seed's samples.
+    """Means over seeds, then each report; the interval is that of the samples of a single seed.
 
     Args:
         reports: one data set's, one per seed.
@@ -284,12 +264,12 @@ def summary(reports: Sequence[Report], classes: bool = False) -> dict[str, Any]:
     }
 
 
-def save(folder: Path, reports: Sequence[Report], asked: dict[str, Any]) -> None:
-    """Write a data set's reports: `report.json` last, as it says that all is there."""
+def save(folder: Path, reports: Sequence[Report], identity: dict[str, Any]) -> None:
+    """Write a data set's reports. `report.json` comes last, since it states that they are complete."""
     for report in reports:
-        report.save_samples(folder / f"samples-{report.settings['seed']}.jsonl")
+        report.save_samples(_samples_file(folder, report.settings["seed"]))
     write_json(folder / "lmms_eval.json", to_lmms({_task(report): report for report in reports}))
-    write_json(folder / "report.json", {**summary(reports, classes=True), "asked": asked})
+    _record_store(folder).put(LABEL, identity, summary(reports, classes=True))
 
 
 def _task(report: Report) -> str:
@@ -303,19 +283,23 @@ def _counts(lvlm: LVLM, encoder: Artefact | None, prior: str | Path | None) -> s
     return None if counts is None else hash_tensors({"counts": counts})
 
 
-def _kept(place: Path, asked: dict[str, Any]) -> list[Report] | None:
-    """The reports that `save` wrote for the same settings, or None."""
+def _stored(folder: Path, identity: dict[str, Any]) -> list[Report] | None:
+    """The reports that `save` wrote with this identity; None if they are missing, incomplete or damaged."""
     try:
-        record = read_json(place / "report.json")
-        if record.get("asked") != asked:
-            return None
-        found = []
-        for report in record["reports"]:
-            rows = read_samples(place / f"samples-{report['settings']['seed']}.jsonl")
-            found.append(Report.of(rows, report["settings"]))
-        return found
-    except (CraftError, KeyError, TypeError):  # missing or incomplete: ask again
+        record = _record_store(folder).get(LABEL, identity)
+        settings = [report["settings"] for report in record["reports"]] if record else []
+        reports = [Report.of(read_samples(_samples_file(folder, one["seed"])), one) for one in settings]
+    except (CraftError, KeyError, TypeError):
         return None
+    return reports or None
+
+
+def _record_store(folder: Path) -> RecordStore:
+    return RecordStore(folder, identity_name="asked")
+
+
+def _samples_file(folder: Path, seed: int) -> Path:
+    return folder / f"samples-{seed}.jsonl"
 
 
 def _pairs(
@@ -336,7 +320,7 @@ def _pairs(
 
 
 def _folders(pairs: Sequence[tuple[Artefact | None, str | None]]) -> list[str]:
-    """A name for each: its data's; numbers distinguish those of one name."""
+    """A folder name for each, after its data; numbers distinguish equal names."""
     names: list[str] = []
     for artefact, name in pairs:
         learned = (artefact.manifest.get("data") or {}).get("name") if artefact is not None else None

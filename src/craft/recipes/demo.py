@@ -1,8 +1,9 @@
 """`craft demo`: adapt with one LLM, and measure what the same encoder does for it and for another LLM."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ from craft.data import Data, Sample
 from craft.data.load import short_name
 from craft.evaluation.metrics import bootstrap_interval
 from craft.evaluation.report import Report
-from craft.formats.load import load, load_artefact
+from craft.formats.load import load_artefact
 from craft.models.freezing import part_hashes
 from craft.models.lvlm import LVLM
 from craft.pages.figure import Example, draw_demo
-from craft.recipes.adapt import Config, adapt
+from craft.recipes.adapt import adapt
+from craft.recipes.arguments import ModelSource, loaded, model_name, without_none
 from craft.recipes.evaluate import evaluate
-from craft.recipes.opening import OPTIONAL, without_none
+from craft.recipes.opening import OPTIONAL, Config
 from craft.recipes.questions import open_data, take, with_seen
+from craft.recipes.show import views_of
 from craft.training.config import AdaptConfig
 from craft.training.run_folder import RunFolder
 
@@ -85,8 +88,7 @@ class DemoResult:
         data: the name of the data set.
         rows: the table; zero-shot, then adapted, for each backbone.
         frozen: for each backbone and frozen part, whether its bytes are the same as before.
-        text_unchanged: for each backbone, whether answers and logits without an image are as before,
-            bit for bit.
+        text_unchanged: for each backbone, whether answers and logits without a picture are bit-identical.
         codes_changed: share of the shown images' patches whose level-1 code changed.
         held_out: the classes that were held out of training.
         metrics: the metrics of the adaptation.
@@ -108,10 +110,7 @@ class DemoResult:
     keep_ratio: float
 
     def gain(self, role: str, group: str = "all") -> float | None:
-        """Adapted minus zero-shot accuracy of the "surrogate" or the "other" backbone.
-
-        None if the group has no questions.
-        """
+        """Adapted minus zero-shot accuracy of a role's backbone; None if the group has no questions."""
         accuracies = {row.encoder: row.figures.get(group) for row in self.rows if row.role == role}
         before, after = accuracies.get("zero-shot"), accuracies.get("adapted")
         return None if before is None or after is None else after.accuracy - before.accuracy
@@ -174,8 +173,9 @@ def demo(
     adapted = {role: lvlm.with_encoder(artefact) for role, lvlm in lvlms.items()}
     test_data = _test_data(settings, lvlms["surrogate"], result.held_out)
     reports: dict[tuple[str, str], Report] = {}
-    for role, encoder, model in _four_models(lvlms, adapted):
-        say(f"{lvlms[role].name}, {encoder}")
+    for role, encoder in product(lvlms, ("zero-shot", "adapted")):
+        model = lvlms[role] if encoder == "zero-shot" else adapted[role]
+        say(f"{model.name}, {encoder}")
         report = evaluate(model, data=test_data, limit=limit, like=artefact, keep_ratio=keep_ratio)
         report.save_samples(folder / "answers" / f"{role} {encoder}.jsonl")
         reports[role, encoder] = report
@@ -225,11 +225,7 @@ def demo_settings(
     Raises:
         ConfigError: a setting is unknown or impossible.
     """
-    named = {
-        "surrogate": surrogate.name if isinstance(surrogate, LVLM) else surrogate and str(surrogate),
-        "data.name": data,
-        "out": out and str(out),
-    }
+    named = {"surrogate": model_name(surrogate), "data.name": data, "out": out and str(out)}
     if config is None and surrogate is None:
         named["surrogate"] = SURROGATE
     settings = AdaptConfig.build(config, {**without_none(named), **without_none(overrides, OPTIONAL)})
@@ -238,7 +234,7 @@ def demo_settings(
 
 
 def _load_both(
-    settings: AdaptConfig, surrogate: str | Path | LVLM | None, other: str | Path | LVLM | None
+    settings: AdaptConfig, surrogate: ModelSource | None, other: ModelSource | None
 ) -> dict[str, LVLM]:
     """The two LVLMs, by role.
 
@@ -248,7 +244,7 @@ def _load_both(
     if other is None:
         other = OTHER if settings.surrogate != OTHER else SURROGATE
     lvlms = {
-        role: model if isinstance(model, LVLM) else load(model, settings.device, settings.dtype)
+        role: loaded(model, settings.device, settings.dtype)
         for role, model in (("surrogate", surrogate or settings.surrogate), ("other", other))
     }
     LVLM(lvlms["surrogate"].visual, lvlms["other"].backbone, lvlms["other"].name)  # raises if they differ
@@ -259,13 +255,6 @@ def _test_data(settings: AdaptConfig, surrogate: LVLM, held_out: tuple[str, ...]
     """The data of the adaptation, with the classes that it held out marked as unseen."""
     data = open_data(settings.data, settings.seed, lambda: surrogate, held_out or None)
     return with_seen(data, held_out) if data.classes else data
-
-
-def _four_models(lvlms: Mapping[str, LVLM], adapted: Mapping[str, LVLM]) -> Iterator[tuple[str, str, LVLM]]:
-    """(role, encoder, LVLM): each backbone with the base tower, then with the adapted one."""
-    for role, lvlm in lvlms.items():
-        yield role, "zero-shot", lvlm
-        yield role, "adapted", adapted[role]
 
 
 @torch.no_grad()
@@ -326,9 +315,7 @@ def _examples(
     images = [sample.image for sample in samples]
     pixels = base.visual.preprocess(images)
     changed = base.encode(pixels).codes[..., 0] != adapted.encode(pixels).codes[..., 0]
-    views = (
-        ((pixels.permute(0, 2, 3, 1) * 0.5 + 0.5) * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-    )
+    views = views_of(pixels)
     rows_by_id = [{row["id"]: row for row in report.samples} for report in reports.values()]
     return [
         Example(

@@ -7,7 +7,6 @@ from typing import Any
 from craft.core.errors import ConfigError
 from craft.core.files import check_writable
 from craft.data import Data, Sample
-from craft.data.load import as_setting
 from craft.evaluation.config import EvalConfig, EvalSettings
 from craft.evaluation.report import Report
 from craft.evaluation.run import evaluate_lvlm
@@ -16,6 +15,7 @@ from craft.formats.code_cache import CodeCache
 from craft.formats.load import load, load_artefact
 from craft.models.llm_bits import bits_of
 from craft.models.lvlm import LVLM
+from craft.recipes.arguments import ModelSource, data_name, model_name, without_none
 from craft.recipes.prior import chosen_prior
 from craft.recipes.questions import checked, questions_for, take
 
@@ -56,8 +56,16 @@ def evaluate(
             it.
     """
     like, cache = (_taken(overrides, *kind) for kind in (("like", Artefact), ("cache", CodeCache)))
-    arguments = _arguments(backbone, encoder, data, keep_ratio, seed, limit)
-    settings = EvalConfig.build(config, {**overrides, **arguments})
+    arguments = {
+        "backbone": model_name(backbone),
+        "encoder": str(encoder.folder) if isinstance(encoder, Artefact) else encoder,
+        "data": data_name(data),
+        "keep_ratio": keep_ratio,
+        "seed": seed,
+        "seeds": None if seed is None else (),
+        "limit": limit,
+    }
+    settings = EvalConfig.build(config, {**overrides, **without_none(arguments)})
     if settings.out is not None:
         check_writable(settings.out)
     artefact = _artefact(encoder, settings.encoder, "encoder")
@@ -89,8 +97,8 @@ def evaluate(
     return report
 
 
-def load_backbone(backbone: str | Path | LVLM | None, settings: EvalConfig) -> LVLM:
-    """The LVLM that is asked: the given one, or what the settings name.
+def load_backbone(backbone: ModelSource | None, settings: EvalConfig) -> LVLM:
+    """The LVLM that answers: `backbone` if it is loaded, otherwise the one that the settings name.
 
     Raises:
         ConfigError: nothing is named.
@@ -131,27 +139,6 @@ def questions_asked(
         }
         questions = questions_for(wanted, seed, manifest, lvlm)
     return questions, take(questions.samples(settings.split), settings.limit, questions.seed)
-
-
-def _arguments(
-    backbone: str | Path | LVLM | None,
-    encoder: str | Path | Artefact | None,
-    data: str | Path | Data | None,
-    keep_ratio: float | None,
-    seed: int | None,
-    limit: int | None,
-) -> dict[str, Any]:
-    """The arguments of `evaluate` as settings."""
-    arguments = {
-        "backbone": backbone.name if isinstance(backbone, LVLM) else backbone,
-        "encoder": str(encoder.folder) if isinstance(encoder, Artefact) else encoder,
-        "data": data.name if isinstance(data, Data) else data and as_setting(data),
-        "keep_ratio": keep_ratio,
-        "seed": seed,
-        "seeds": None if seed is None else (),
-        "limit": limit,
-    }
-    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def _taken(overrides: dict[str, Any], name: str, kind: type[Any]) -> Any:

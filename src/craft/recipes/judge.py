@@ -9,10 +9,9 @@ from craft.core.errors import ConfigError
 from craft.core.files import read_json, user_path
 from craft.core.text import json_digest, slug
 from craft.data import Sample, stratified
-from craft.data.load import as_setting
 from craft.formats.artefact import FORMAT, Artefact
 from craft.formats.code_cache import image_names
-from craft.formats.load import load, load_artefact
+from craft.formats.load import load_artefact
 from craft.judging.answers import (
     Answers,
     adopt,
@@ -22,14 +21,15 @@ from craft.judging.answers import (
     preview_of,
     read_cases,
     read_rows,
+    row_of,
 )
-from craft.judging.answers import row_of as answer_row
 from craft.judging.cases import DIRECTIVE, Case, Judge
 from craft.judging.config import JudgeConfig
 from craft.judging.judge import CostEstimate, estimate_cost, judge_answers, make_judge
 from craft.judging.report import JudgeReport
 from craft.models.freezing import answer_hashes
 from craft.models.lvlm import LVLM
+from craft.recipes.arguments import ModelSource, data_name, loaded, model_name, without_none
 from craft.recipes.questions import questions_for, take
 
 Config = JudgeConfig | Mapping[str, Any] | str | Path | None
@@ -97,9 +97,9 @@ def estimate(
 
 
 def judge_settings(
-    run: str | Path | LVLM | None,
+    run: ModelSource | None,
     judge: str | Judge | None,
-    backbone: str | Path | LVLM | None,
+    backbone: ModelSource | None,
     data: str | Path | None,
     config: Config,
     overrides: Mapping[str, Any],
@@ -110,24 +110,16 @@ def judge_settings(
         ConfigError: a setting is unknown or impossible.
     """
     arguments = {
-        "run": _name(run),
+        "run": model_name(run),
         "judge": judge if isinstance(judge, str) else None,
-        "backbone": _name(backbone),
-        "data": None if data is None else as_setting(data),
+        "backbone": model_name(backbone),
+        "data": data_name(data),
     }
-    arguments = {name: value for name, value in arguments.items() if value is not None}
-    paths = {name: str(value) if isinstance(value, Path) else value for name, value in overrides.items()}
-    return JudgeConfig.build(config, {**paths, **arguments})
-
-
-def _name(model: str | Path | LVLM | None) -> str | None:
-    if model is None:
-        return None
-    return model.name if isinstance(model, LVLM) else str(model)
+    return JudgeConfig.build(config, {**overrides, **without_none(arguments)})
 
 
 def answers_of(
-    settings: JudgeConfig, run: str | Path | LVLM | None = None, backbone: str | Path | LVLM | None = None
+    settings: JudgeConfig, run: ModelSource | None = None, backbone: ModelSource | None = None
 ) -> Answers:
     """The answers that the settings name: read from a file or folder, or asked of an LVLM.
 
@@ -140,7 +132,7 @@ def answers_of(
         CheckpointError, DataError: something named is missing or damaged.
     """
     if isinstance(run, LVLM):
-        return _asked_answers(settings, run, None)
+        return _answers_of_lvlm(settings, run, None)
     if settings.run is None:
         raise ConfigError(
             "Name what to judge: a run folder of `craft adapt`, an LVLM (with --data), a .jsonl of answers, "
@@ -157,42 +149,37 @@ def answers_of(
             disposable=False,
             written=True,
         )
-    if not is_encoder(path):
-        return _asked_answers(settings, settings.run, None)
+    if not _is_encoder(path):
+        return _answers_of_lvlm(settings, settings.run, None)
     artefact = load_artefact(settings.run)
     answering = backbone if isinstance(backbone, LVLM) else settings.backbone
     answering = answering if answering is not None else artefact.manifest.get("config", {}).get("surrogate")
     if answering is None:
         raise ConfigError("Name the LVLM that answers (--backbone); the encoder does not say its surrogate.")
-    return _asked_answers(settings, answering, artefact)
+    return _answers_of_lvlm(settings, answering, artefact)
 
 
-def _asked_answers(settings: JudgeConfig, backbone: str | LVLM, artefact: Artefact | None) -> Answers:
-    """The answers of an LVLM, zero-shot or with an encoder.
-
-    Args:
-        settings: of `craft judge`.
-        backbone: who answers.
-        artefact: the encoder of the run, in use unless `zero_shot`; its questions are asked either way.
-    """
+def _answers_of_lvlm(settings: JudgeConfig, backbone: str | LVLM, artefact: Artefact | None) -> Answers:
+    """The answers of an LVLM, zero-shot or with an encoder. The questions are those of the encoder's training
+    even if `zero_shot` leaves the encoder out."""
     zero_shot = settings.zero_shot or artefact is None
     manifest = {} if artefact is None else artefact.manifest
 
     @functools.cache
     def model() -> LVLM:
-        lvlm = backbone if isinstance(backbone, LVLM) else load(backbone, settings.device, settings.dtype)
+        lvlm = loaded(backbone, settings.device, settings.dtype)
         return lvlm if zero_shot or artefact is None else lvlm.with_encoder(artefact)
 
     questions = questions_for({"name": settings.data, "root": settings.root}, settings.seed, manifest, model)
     samples = take(questions.samples("test"), settings.limit, questions.seed)
-    name = backbone.name if isinstance(backbone, LVLM) else backbone
+    name = str(model_name(backbone))
     parent = Path("runs" if artefact is None or settings.run is None else settings.run) / "judge"
     folder = user_path(settings.out or parent / (slug(name, "judge") + ("-zero-shot" if zero_shot else "")))
 
     def collect() -> list[Case]:
         lvlm = model()
         hashes, images = answer_hashes(lvlm), image_names([sample.image for sample in samples])
-        questions_asked = [
+        prompts = [
             [sample.id, sample.prompt(DIRECTIVE), image]
             for sample, image in zip(samples, images, strict=True)
         ]
@@ -200,28 +187,19 @@ def _asked_answers(settings: JudgeConfig, backbone: str | LVLM, artefact: Artefa
             "backbone": name,
             "zero_shot": zero_shot,
             "tower": hashes["vision_tower"],
-            "projector": hashes["projector"],
-            "llm": hashes["llm"],
-            "words": hashes["words"],
+            **{part: hashes[part] for part in ("projector", "llm", "words")},
             "data": questions.name,
             "seed": questions.seed,
             "held_out": list(questions.held_out),
-            "samples": json_digest(questions_asked, compact=True),
+            "samples": json_digest(prompts, compact=True),
         }
-        return explain(
-            lvlm,
-            samples,
-            folder,
-            identity,
-            max_new_tokens=settings.max_new_tokens,
-            keep_ratio=settings.keep_ratio,
-            batch_size=settings.batch_size,
-        )
+        options = settings.model_dump(include={"max_new_tokens", "keep_ratio", "batch_size"})
+        return explain(lvlm, samples, folder, identity, **options)
 
     return Answers(
         folder,
         collect,
-        preview=lambda: [(case_of(answer_row(sample, "")), sample.image) for sample in samples],
+        preview=lambda: [(case_of(row_of(sample, "")), sample.image) for sample in samples],
     )
 
 
@@ -257,10 +235,10 @@ def _no_lvlm() -> LVLM:
 
 def _holds_answers(path: Path) -> bool:
     """Whether a folder is that of an earlier judging, even if its `answers.json` is lost."""
-    return (path / "answers.json").is_file() or ((path / "answers.jsonl").is_file() and not is_encoder(path))
+    return (path / "answers.json").is_file() or ((path / "answers.jsonl").is_file() and not _is_encoder(path))
 
 
-def is_encoder(path: Path) -> bool:
+def _is_encoder(path: Path) -> bool:
     """Whether a folder is a run or an adapted encoder, rather than an LVLM."""
     if (path / "run.json").is_file() or (path / "encoder").is_dir():
         return True

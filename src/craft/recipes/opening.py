@@ -14,13 +14,14 @@ from craft.core.errors import ConfigError
 from craft.core.processes import world
 from craft.core.progress import say
 from craft.data import Data, verify_images
-from craft.data.load import as_setting, short_name
+from craft.data.load import short_name
 from craft.evaluation.run import evaluate_lvlm
 from craft.formats.load import load
 from craft.models.backbone import Backbone
 from craft.models.llm_bits import bits_of, check_bits
 from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
+from craft.recipes.arguments import DataSource, ModelSource, data_name, model_name, without_none
 from craft.recipes.questions import describe, open_data, take
 from craft.training.config import AdaptConfig, LoopConfig
 from craft.training.engine import join_processes, loading_device, sharding_requested
@@ -37,8 +38,8 @@ C = TypeVar("C", bound=AdaptConfig)
 
 def run_settings(
     kind: type[C],
-    model: str | Path | LVLM | None,
-    data: str | Path | Data | None,
+    model: ModelSource | None,
+    data: DataSource | None,
     out: str | Path | None,
     config: Config,
     overrides: Mapping[str, Any],
@@ -55,25 +56,12 @@ def run_settings(
     Raises:
         ConfigError: a setting is unknown or impossible.
     """
-    named = {
-        "surrogate": model.name if isinstance(model, LVLM) else model and str(model),
-        "data.name": data.name if isinstance(data, Data) else data and as_setting(data),
-        "out": out and str(out),
-    }
+    named = {"surrogate": model_name(model), "data.name": data_name(data), "out": out and str(out)}
     settings = kind.build(config, {**without_none(named), **without_none(overrides, OPTIONAL)})
     if settings.out is None:
         folder = Path("runs") / f"{short_name(settings.data.name)}{suffix}"
         settings = settings.model_copy(update={"out": str(folder)})
     return settings
-
-
-def without_none(arguments: Mapping[str, Any], names: Collection[str] | None = None) -> dict[str, Any]:
-    """The arguments without those that are None; with names, only these may be dropped."""
-    return {
-        name: value
-        for name, value in arguments.items()
-        if value is not None or (names is not None and name not in names)
-    }
 
 
 def run_folder(settings: LoopConfig, resume: bool, overwrite: bool) -> tuple[RunFolder, bool]:
@@ -98,7 +86,7 @@ def run_folder(settings: LoopConfig, resume: bool, overwrite: bool) -> tuple[Run
     return run, finished
 
 
-def run_data(data: str | Path | Data | None, settings: AdaptConfig, model: "Model") -> Data:
+def run_data(data: DataSource | None, settings: AdaptConfig, model: "Model") -> Data:
     """The data if it is loaded already, otherwise the data that the settings name.
 
     Raises:
@@ -107,19 +95,20 @@ def run_data(data: str | Path | Data | None, settings: AdaptConfig, model: "Mode
     return data if isinstance(data, Data) else open_data(settings.data, settings.seed, model)
 
 
-def training_data(data: str | Path | Data | None, settings: AdaptConfig, model: "Model") -> Data:
-    """`run_data`, checked before training: CRAFT opens every image once.
+def open_run(data: DataSource | None, settings: AdaptConfig, model: "Model") -> tuple[LVLM, Data]:
+    """The model and the data of a run. CRAFT opens every image once before it loads the model.
 
     Raises:
-        DataError: it is missing, empty or broken.
+        DataError: the data is missing, empty or broken.
         ConfigError: eval_every is set, and there are no validation samples.
+        CheckpointError: the model is missing or damaged.
     """
     opened = run_data(data, settings, model)
     opened.samples("train")
     verify_images(opened)
     if settings.eval_every and not opened.validation:
         raise ConfigError(f"eval_every needs validation samples, and {opened.name} has none; unset it.")
-    return opened
+    return model(), opened
 
 
 def validation(data: Data, settings: AdaptConfig) -> Callable[[LVLM], float] | None:
@@ -143,10 +132,7 @@ class Model:
     """
 
     def __init__(
-        self,
-        source: str | Path | LVLM | None,
-        settings: AdaptConfig,
-        parts: Collection[str] = ("vision_tower",),
+        self, source: ModelSource | None, settings: AdaptConfig, parts: Collection[str] = ("vision_tower",)
     ) -> None:
         self.source = source
         self.settings = settings
@@ -172,7 +158,7 @@ class Model:
         return self.lvlm
 
 
-def _check_bits(source: str | Path | LVLM | None, settings: AdaptConfig, parts: Collection[str]) -> None:
+def _check_bits(source: ModelSource | None, settings: AdaptConfig, parts: Collection[str]) -> None:
     bits = settings.llm_bits
     if isinstance(source, LVLM):
         current = bits_of(source.backbone.llm)
@@ -236,13 +222,7 @@ def begin(
 ) -> None:
     """Open the run folder, and record model and data in `run.json`.
 
-    Args:
-        run: the folder, already checked.
-        settings: all settings.
-        lvlm: the model that trains.
-        data: the data that it trains on.
-        resume, overwrite: as for `RunFolder.open`.
-        **facts: further fields.
+    `resume` and `overwrite` are as for `RunFolder.open`; `facts` are further fields.
 
     Raises:
         ConfigError: the run to resume began with other data.

@@ -6,12 +6,13 @@ from pathlib import Path
 from torch import Tensor
 
 from craft.core.errors import ConfigError, DataError
-from craft.data.load import as_setting
+from craft.formats.artefact import Artefact
 from craft.formats.code_cache import CodeCache
-from craft.formats.load import load, load_artefact
+from craft.formats.load import load_artefact
 from craft.formats.prior import load_prior, save_prior
 from craft.models.lvlm import LVLM
 from craft.quantize import ResidualCodebook, code_counts, usage
+from craft.recipes.arguments import ModelSource, data_name, loaded
 from craft.recipes.questions import check_limit, questions_for
 
 DEFAULT = "craft-tiny/qwen2"
@@ -83,14 +84,11 @@ def build_prior(
     Source: §3.3, p_dom(k).
     """
     check_limit(limit)
-    artefact = None if encoder is None else load_artefact(encoder)
+    lvlm, artefact = open_tower(model, encoder, device, dtype)
     manifest = {} if artefact is None else artefact.manifest
-    if model is None:
-        model = (artefact and artefact.surrogate) or DEFAULT
-    lvlm = model if isinstance(model, LVLM) else load(model, device, dtype)
     codebook = lvlm.visual.need_codes("A code prior")
     visual = (lvlm if artefact is None else lvlm.with_encoder(artefact)).visual
-    named = {"name": as_setting(data), "root": None if root is None else str(root)}
+    named = {"name": data_name(data), "root": None if root is None else str(root)}
     questions = questions_for(named, seed, manifest, lambda: lvlm)
     images = [sample.image for sample in questions.samples("train")][:limit]
     if not images:
@@ -106,6 +104,20 @@ def build_prior(
         used=level_1["used"],
         perplexity=level_1["perplexity"],
     )
+
+
+def open_tower(
+    model: ModelSource | None, encoder: str | Path | None, device: str | None, dtype: str | None
+) -> tuple[LVLM, Artefact | None]:
+    """The model, by default the encoder's surrogate or `DEFAULT`, and the encoder.
+
+    Raises:
+        CheckpointError: one of them is missing or damaged.
+    """
+    artefact = None if encoder is None else load_artefact(encoder)
+    if model is None:
+        model = (artefact and artefact.surrogate) or DEFAULT
+    return loaded(model, device, dtype), artefact
 
 
 def chosen_prior(prior: str | Path, base: LVLM) -> Tensor:

@@ -9,6 +9,7 @@ import numpy as np
 from craft.core.errors import ConfigError, DataError
 from craft.data import EMBEDDED, Data, Sample, load_data, stratified
 from craft.models.lvlm import LVLM
+from craft.recipes.arguments import without_none
 from craft.training.config import AdaptConfig, DataConfig
 
 
@@ -161,7 +162,7 @@ def questions_for(
         ConfigError: a setting is unknown, or contradicts the encoder's training.
         DataError: the data is missing, or changed since the encoder was trained on it.
     """
-    settings = {key: value for key, value in settings.items() if value is not None}
+    settings = without_none(settings)
     record, held_out = training_data_of(manifest), manifest.get("held_out") or ()
     if record is not None and is_training_data(settings, record, held_out, lvlm):
         trained_with = record["settings"]["unseen_fraction"]

@@ -5,24 +5,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from craft.core.errors import ConfigError, DataError
 from craft.core.files import check_writable
 from craft.core.tokens import VisionTokens
 from craft.data import EMBEDDED, load_data
-from craft.formats.load import load, load_artefact
 from craft.models.lvlm import LVLM
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.pages.code_map import CodeMap, ShownImage, draw_codes
 from craft.pruning import STRATEGIES, PruningSettings, budget_of
-from craft.recipes.prior import DEFAULT, chosen_prior
+from craft.recipes.prior import chosen_prior, open_tower
 
 KEEP = (0.8, 0.6, 0.4)
 """The keep ratios that are drawn by default."""
 
 SAMPLES = 4
-"""How many test images of an embedded domain, one per class, are drawn for its name."""
+"""The number of test images, one per class, that `show` draws of an embedded domain."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def show(
     device: str | None = None,
     dtype: str | None = None,
 ) -> Shown:
-    """Draw level-1 codes, their rarity and what pruning keeps, for the base tower and an adapted one.
+    """Draw level-1 codes, their rarity and the tokens that pruning keeps, for the base and the adapted tower.
 
     Args:
         images: paths, PIL images or arrays; the name of an embedded domain gives `SAMPLES` test images.
@@ -74,16 +75,13 @@ def show(
     paths = [Path(out) / f"{name}.png" for name in _file_names([title for title, _ in titled])]
     for path in paths:
         check_writable(path)
-    artefact = None if encoder is None else load_artefact(encoder)
-    if model is None:
-        model = (artefact and artefact.surrogate) or DEFAULT
-    base = model if isinstance(model, LVLM) else load(model, device, dtype)
+    base, artefact = open_tower(model, encoder, device, dtype)
     base.visual.need_codes("A picture of codes")
     towers = {"base": base} | ({"adapted": base.with_encoder(artefact)} if artefact else {})
     if prior is not None:
         towers = {name: lvlm.with_prior(chosen_prior(prior, base)) for name, lvlm in towers.items()}
     pixels = base.visual.preprocess([image for _, image in titled])
-    views = ((pixels.permute(0, 2, 3, 1) / 2 + 0.5) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+    views = views_of(pixels)
     maps = [_maps(lvlm.visual, lvlm.visual.encode(pixels), name) for name, lvlm in towers.items()]
     shown = [
         ShownImage(title, view, base.visual.grid, list(image_maps))
@@ -105,6 +103,12 @@ def _titled(images: Sequence[Any]) -> list[tuple[str, Any]]:
             title = Path(image).stem if isinstance(image, str | Path) else f"picture {number + 1}"
             titled.append((title.encode("utf-8", "replace").decode(), image))  # file names may not be UTF-8
     return titled
+
+
+def views_of(pixels: Tensor) -> np.ndarray:
+    """What the tower sees of preprocessed images: `[B, 3, H, W]` in [-1, 1] -> uint8 `[B, H, W, 3]`."""
+    values = ((pixels.permute(0, 2, 3, 1) / 2 + 0.5) * 255).round().clamp(0, 255)
+    return values.to(torch.uint8).cpu().numpy()
 
 
 def _maps(visual: VisualTokenizer, tokens: VisionTokens, tower: str) -> list[CodeMap]:
@@ -137,5 +141,5 @@ def _file_names(titles: Sequence[str]) -> list[str]:
         words = "".join(c if c.isalnum() or c in "_." else " " for c in title).split()
         plain = "-".join(words).strip(".") or "picture"
         same = sum(name == plain or name.startswith(f"{plain}~") for name in names)
-        names.append(plain if not same else f"{plain}~{same + 1}")
+        names.append(f"{plain}~{same + 1}" if same else plain)
     return names
