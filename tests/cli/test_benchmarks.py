@@ -38,7 +38,7 @@ def test_a_benchmark_without_its_files_is_refused(craft, family, tmp_path):
 def test_check_prepare_and_stats_of_a_benchmark(craft, tmp_path):
     root = REPLICAS["eurosat"](tmp_path / "original")
     said = craft("data", "check", "eurosat", "--root", root, "--json").json
-    assert said["notes"] == ["25 pictures; EuroSAT has 27000"] and said["findings"] == []
+    assert said["notes"] == ["25 images; EuroSAT has 27000"] and said["findings"] == []
     assert craft("data", "check", "eurosat", "--root", root, "--no-decode").status == 0
     said = craft("data", "prepare", "eurosat", "--root", root, "--out", tmp_path / "m")
     assert said.status == 0 and "stratified: 20% of the pictures" in said.out and "fingerprint" in said.out
