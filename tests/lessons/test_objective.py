@@ -93,6 +93,19 @@ def test_sal_can_be_ablated():
     assert lvlm.visual.vision_tower.cls_token.grad is not None
 
 
+def test_a_batch_without_any_loss_has_gradients_of_zero():
+    """With the retention loss alone, a micro-batch may have no mixed image."""
+    lvlm = tiny_lvlm()
+    config = AdaptConfig.build({"losses": {"sal": {"weight": 0.0}, "commitment": {"weight": 0.0}}})
+    _, batch = batch_of(lvlm, config, con=0.0)
+    terms = [*paper_terms(config.losses, 0.0), Term("retention", 3.0, retention_loss)]
+    loss, parts = CraftObjective(lvlm, terms)(batch)
+    assert batch.mixed is None and float(loss.detach()) == 0 == float(parts["retention"])
+    loss.backward()
+    gradients = [p.grad for p in lvlm.visual.vision_tower.parameters() if p.grad is not None]
+    assert gradients and not any(gradient.any() for gradient in gradients)
+
+
 def test_frozen_stem_gives_the_same_loss():
     lvlm = tiny_lvlm()
     config = AdaptConfig(augment=0)

@@ -179,6 +179,8 @@ class CraftObjective(Objective):
             zero = forward.tokens.features.new_zeros(())
             parts = {term.name: term.loss(forward) if term.weight else zero for term in self.terms}
             loss = sum((term.weight * parts[term.name] for term in self.terms), start=zero)  # Eq. 5
+            if not loss.requires_grad:  # the retention loss alone, and a micro-batch without mixed images
+                loss = loss + 0 * forward.tokens.features.sum()
         tokens = forward.tokens
         distance = commitment(tokens.features.detach(), tokens.quantized.detach(), "mean")
         parts = {"loss": loss, **parts, "distance": batch.share.samples * distance}
