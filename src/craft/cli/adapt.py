@@ -80,8 +80,7 @@ def _train(
     training: Training,
     common: Common,
 ) -> Any:
-    """The result of a run. None if there is nothing more to print: after a dry run, and in all but the main
-    process of a distributed run."""
+    """The result of a run, in the main process alone if it is distributed; None after a dry run."""
     from craft.core.processes import leave
 
     budget = {"seed": common.seed, "max_steps": training.max_steps}
@@ -90,7 +89,8 @@ def _train(
         return None
     resumption = {"resume": training.resume, "overwrite": training.overwrite}
     result = run(model, training.data, training.out, config=config, **budget, **resumption)
-    return result if leave() == 0 else None
+    leave()
+    return result
 
 
 def _show_trained(

@@ -81,8 +81,7 @@ def align(
         _dry_run(sources, config, arguments, common.json)
         return
     result = run(**sources, config=config, resume=resume, overwrite=overwrite, **arguments)
-    if leave() != 0:
-        return  # in a distributed run, only the main process prints
+    leave()  # in a distributed run, only the main process goes on to print
     if common.json:
         show_json(
             {

@@ -7,6 +7,7 @@ for processes that a run starts itself, to decode images.
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -74,12 +75,15 @@ def everyone(value: T) -> list[T]:
     return values
 
 
-def leave() -> int:
-    """Leave the group of processes at the end of the run; return the number that this process had."""
+def leave() -> None:
+    """Leave the group of processes at the end of the run. Only the main process returns; the others exit."""
     number = rank()
     if together.is_available() and together.is_initialized():
         together.destroy_process_group()
-    return number
+    if number != 0:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # gloo's threads may abort the usual way out of the interpreter
 
 
 def agree(vote: bool) -> bool:
