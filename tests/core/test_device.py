@@ -46,7 +46,6 @@ def test_autocast():
         assert (torch.randn(2, 2) @ torch.randn(2, 2)).dtype == torch.bfloat16
 
 
-@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch 2.9 and later")
 @pytest.mark.parametrize("kind, backend", [("cuda", torch.backends.cuda), ("cpu", torch.backends.mkldnn)])
 def test_products_are_exact_whatever_torch_is_allowed(kind, backend):
     device = torch.device(kind)
