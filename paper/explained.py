@@ -3,7 +3,7 @@
 import base64
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -16,6 +16,7 @@ from craft.core.progress import say
 from craft.data import ImageSource, open_image
 from craft.judging.cases import BINARY, DIRECTIVE
 from craft.judging.rules import NOTE as RULES
+from craft.training.config import AdaptConfig
 from paper.accuracy import ALL, Line, by_seed, line_json
 from paper.cells import CRAFT, Cell, Method
 from paper.measures import fill
@@ -111,10 +112,20 @@ def _lora(data: Data) -> str:
     settings = ", ".join(f"{name} {value}" for name, value in line["settings"].items())
     text = ""
     if settings:
-        text = f" LLM LoRA was trained with settings of its own ({settings}): its LLM is large."
+        own, craft = (seen_samples(part) for part in (line["settings"], data["provenance"]["plan"]["adapt"]))
+        text = (
+            f" LLM LoRA was trained on {own:,} samples ({settings}), because its LLM is large; CRAFT was "
+            f"trained on {craft:,}."
+        )
     blend = data["lora blend"]
     share = "by number of classes" if blend is None else f"{100 * blend:g} %"
     return text + (f" Share of its tuning that counts: {share} (`blend`)." if blend != 1 else "")
+
+
+def seen_samples(settings: Mapping[str, Any]) -> int:
+    """How many samples a training sees: steps times batch size, with the defaults of `craft adapt`."""
+    config = AdaptConfig()
+    return settings.get("max_steps", config.max_steps) * settings.get("batch_size", config.batch_size)
 
 
 def _figures(data: Data, line: str, domain: str) -> list[str]:

@@ -137,11 +137,6 @@ def ahead(data: Data, way: str, other: str) -> str:
     return points(difference(data, way, other))
 
 
-def lead(data: Data, way: str, other: str) -> float:
-    """Points that `other` is ahead of `way`."""
-    return 100 * difference(data, way, other)["mean"]
-
-
 def fig5_page(data: Data) -> str:
     """Figure 5 as Markdown."""
     whole = "full at 1"
@@ -181,21 +176,25 @@ def fig5_page(data: Data) -> str:
 
 
 def verdict(data: Data) -> str:
-    """Points lost at 0.8, and the strategies that are ahead of `full` at 0.6 and 0.4."""
-    lost = lead(data, "full at 0.8", "full at 1")
-    lines = [
-        f"- At 0.8 `full` loses {lost:.1f} points on average"
-        + (" (the goal was at most 1)." if lost > 1 else ".")
-    ]
+    """Points lost at 0.8, and the strategies whose interval at 0.6 and 0.4 lies apart from `full`."""
+    loss = difference(data, "full at 0.8", "full at 1")
+    text = f"- At 0.8 `full` loses {100 * loss['mean']:.1f} points on average"
+    text += f" [{100 * loss['low']:.1f}, {100 * loss['high']:.1f}]"
+    lines = [text + (" (the goal was at most 1)." if loss["mean"] > 0.01 else ".")]
     for ratio in (0.6, 0.4):
-        behind = {
-            s: -lead(data, f"{s} at {ratio:g}", f"full at {ratio:g}") for s in STRATEGIES if s != "full"
+        gaps = {
+            name: difference(data, f"{name} at {ratio:g}", f"full at {ratio:g}")
+            for name in STRATEGIES
+            if name != "full"
         }
-        better = sorted((s for s, gap in behind.items() if gap > 0), key=lambda s: -behind[s])
-        names = ", ".join(f"`{s}` by {behind[s]:.1f}" for s in better)
+        groups = {
+            "ahead of": [name for name, gap in gaps.items() if gap["low"] > 0],
+            "behind": [name for name, gap in gaps.items() if gap["high"] < 0],
+        }
+        parts = [f"{where} {', '.join(f'`{n}`' for n in names)}" for where, names in groups.items() if names]
         lines.append(
-            f"- At {ratio:g} `full` is "
-            + (f"behind {names}." if better else "at least as good as every other strategy.")
+            f"- At {ratio:g} `full` is {' and '.join(parts) or 'neither ahead of nor behind any strategy'} "
+            "(95 % interval without 0)."
         )
     return "\n".join(lines)
 
