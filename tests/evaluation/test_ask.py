@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 
 from builders import tiny_lvlm
 from craft.core.errors import ConfigError, DataError
-from craft.evaluation import ask as asking
 from craft.evaluation.ask import ask, plan
 from craft.evaluation.run import evaluate_lvlm
 from craft.formats.code_cache import CodeCache
-from craft.models import decoding
+from craft.models import decoding, sampling
 from craft.quantize import search
 from craft.quantize.search import SEARCHES, Choice, exact
 from tiny_data import tiny_data
@@ -96,8 +95,8 @@ def test_what_is_too_close_to_call_is_asked_alone(samples, monkeypatch):
     prompts = [sample.prompt() for sample in few]
     plain = ask(lvlm, images, prompts, progress=False)
     assert plain.alone == []
-    monkeypatch.setattr(asking, "TIES", {})
-    monkeypatch.setattr(asking.torch, "finfo", lambda dtype: type("Coarse", (), {"eps": 1.0}))
+    monkeypatch.setattr(sampling, "TIES", {})
+    monkeypatch.setattr(sampling.torch, "finfo", lambda dtype: type("Coarse", (), {"eps": 1.0}))
     again = ask(lvlm, images, prompts, batch_size=3, progress=False)
     assert again.alone == list(range(8))  # batches of 3, 3 and 2: nobody was alone before
     assert again.texts == plain.texts

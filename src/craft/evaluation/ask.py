@@ -3,18 +3,12 @@
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from craft.core.progress import track
 from craft.formats.code_cache import ImageCodes
 from craft.models.decoding import option_ids, read, score, write
 from craft.models.lvlm import LVLM
 from craft.models.prompts import decode
-
-TIES = {torch.float32: 64, torch.float16: 4, torch.bfloat16: 2}
-"""A lead of fewer rounding errors than this counts as a tie, and CRAFT asks the question again alone. One
-rounding error is that of the LLM's dtype at the largest logit. On craft-tiny, other batches and shared images
-move a logit by at most 12 rounding errors in float32 and 0.95 in bfloat16."""
+from craft.models.sampling import close_call
 
 
 @dataclass
@@ -24,7 +18,7 @@ class Replies:
     Attributes:
         texts: the greedy answer to each question; empty if none was generated.
         scores: the log-probabilities of each question's options; empty if it has none.
-        alone: the indices of the questions that were asked again alone (see `TIES`).
+        alone: the indices of the questions that were asked again alone (see `craft.models.sampling.TIES`).
     """
 
     texts: list[str]
@@ -64,8 +58,7 @@ def ask(
         option_ids(backbone, question, texts) if texts else []
         for question, texts in zip(questions, options or [()] * len(questions), strict=True)
     ]
-    dtype = backbone.embeddings.weight.dtype
-    close_call = TIES.get(dtype, 64) * torch.finfo(dtype).eps
+    tie = close_call(backbone.embeddings.weight.dtype)
     replies = Replies([""] * len(questions), [[]] * len(questions))
 
     def ask_together(batch: Sequence[int]) -> list[int]:
@@ -86,7 +79,7 @@ def ask(
             replies.scores[index] = scores[number]
             best = sorted(scores[number], reverse=True)[:2]
             lead = min(leads[number], (best[0] - best[1]) / scale[number] if len(best) == 2 else 1.0)
-            if lead < close_call:
+            if lead < tie:
                 close.append(index)
         return close
 

@@ -17,7 +17,7 @@ VICUNA_SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 _LLAVA_IMAGE = "<image>"
-_SLOT = "\ue000"  # a private-use character that marks the image while a chat template is filled in
+IMAGE_SLOT = "\ue000"  # a private-use character that marks the image while a chat template is filled in
 _NO_THINKING = {"enable_thinking": False}  # for LLMs that may think first (Qwen3): answers have 5 tokens
 # Templates that write today's date into the prompt (Llama 3.2, SmolLM3) get a fixed one, Llama's default. So
 # a run that is resumed or evaluated later has the same prompts as in training.
@@ -44,7 +44,7 @@ class Prompt:
     answer: list[int]
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str, bos: bool) -> list[int]:
+def piece_ids(tokenizer: PreTrainedTokenizerBase, text: str, bos: bool) -> list[int]:
     """Ids of a piece of text, with the tokenizer's BOS only if `bos`.
 
     SentencePiece puts a space before every text; transformers' fast Llama tokenizer omits it if the text
@@ -63,7 +63,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str, bos: bool) -> list[int]:
     return ids
 
 
-def _bare_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def bare_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids of a piece of text without special tokens."""
     return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
@@ -111,17 +111,21 @@ def vila_u(
     ending = "" if answer is None else f" {answer}{tokenizer.eos_token or ''}"
     if not image:
         text = opening + request
-        prompt, tail = _split_answer(_ids(tokenizer, text + ending, True), _ids(tokenizer, text, True))
+        prompt, tail = _split_answer(
+            piece_ids(tokenizer, text + ending, True), piece_ids(tokenizer, text, True)
+        )
         return Prompt(prompt, [], tail)
     request = "\n" + request
     added: dict[str, int] = cast(Any, tokenizer).get_added_vocab()  # the base class does not declare it
     if answer is not None and "<im_start>" in added and "<im_end>" in added:
         opening, request = opening + "<im_start>", "<im_end>" + request
-    after, tail = _split_answer(_ids(tokenizer, request + ending, False), _ids(tokenizer, request, False))
-    return Prompt(_ids(tokenizer, opening, True), after, tail)
+    after, tail = _split_answer(
+        piece_ids(tokenizer, request + ending, False), piece_ids(tokenizer, request, False)
+    )
+    return Prompt(piece_ids(tokenizer, opening, True), after, tail)
 
 
-def _filled(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, Any]], **more: Any) -> str:
+def filled_template(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, Any]], **more: Any) -> str:
     """The tokenizer's chat template filled in with turns; the text does not depend on the date."""
     if "strftime_now" in str(tokenizer.chat_template):
         more["chat_template"] = _FIXED_DATE + tokenizer.get_chat_template()
@@ -141,17 +145,17 @@ def chat_template(
             "The prompt format 'chat-template' needs a text tokenizer with a chat template, and this one has "
             "none; use an instruction-tuned LLM, or the prompt format 'plain'."
         )
-    question = question.replace(_SLOT, "")
-    turns = [{"role": "user", "content": f"{_SLOT}\n{question}" if image else question}]
-    text = _filled(tokenizer, turns, add_generation_prompt=True, **_NO_THINKING)
-    before, _, after = text.partition(_SLOT) if image else (text, "", "")
+    question = question.replace(IMAGE_SLOT, "")
+    turns = [{"role": "user", "content": f"{IMAGE_SLOT}\n{question}" if image else question}]
+    text = filled_template(tokenizer, turns, add_generation_prompt=True, **_NO_THINKING)
+    before, _, after = text.partition(IMAGE_SLOT) if image else (text, "", "")
 
     tail: list[int] = []
     if answer is not None:
-        whole = _filled(tokenizer, [*turns, {"role": "assistant", "content": answer}], **_NO_THINKING)
+        whole = filled_template(tokenizer, [*turns, {"role": "assistant", "content": answer}], **_NO_THINKING)
         ending = whole[len(text) :] if whole.startswith(text) else answer
-        tail = _ended(tokenizer, _bare_ids(tokenizer, ending.rstrip("\n")))
-    return Prompt(_bare_ids(tokenizer, before), _bare_ids(tokenizer, after), tail)
+        tail = _ended(tokenizer, bare_ids(tokenizer, ending.rstrip("\n")))
+    return Prompt(bare_ids(tokenizer, before), bare_ids(tokenizer, after), tail)
 
 
 def plain(
@@ -160,9 +164,9 @@ def plain(
     """craft-tiny's format: BOS, image, `User: QUESTION\\nAssistant:`, ` ANSWER`, EOS. Source: ours."""
     start, stop = _special_id(tokenizer, "bos"), _special_id(tokenizer, "eos")
     before = [] if start is None else [start]
-    after = _bare_ids(tokenizer, f"User: {question}\nAssistant:")
+    after = bare_ids(tokenizer, f"User: {question}\nAssistant:")
     end = [] if stop is None else [stop]
-    tail = [] if answer is None else _bare_ids(tokenizer, f" {answer}") + end
+    tail = [] if answer is None else bare_ids(tokenizer, f" {answer}") + end
     return Prompt(before, after, tail) if image else Prompt(before + after, [], tail)
 
 
@@ -180,9 +184,9 @@ def llava(
     text = f"USER: {f'{_LLAVA_IMAGE}{chr(10)}' if image else ''}{question} ASSISTANT:"
     whole = f"{text} {answer}"
     if getattr(tokenizer, "chat_template", None):
-        text = _filled(tokenizer, turns, add_generation_prompt=True)
+        text = filled_template(tokenizer, turns, add_generation_prompt=True)
         turns += [{"role": "assistant", "content": [{"type": "text", "text": answer or ""}]}]
-        whole = _filled(tokenizer, turns).rstrip()
+        whole = filled_template(tokenizer, turns).rstrip()
 
     def ids(piece: str) -> list[int]:  # BOS only if the template does not write it
         first = not (tokenizer.bos_token and piece.startswith(str(tokenizer.bos_token)))
@@ -199,7 +203,7 @@ def llava(
     mark = tokenizer.get_vocab().get(_LLAVA_IMAGE)
     if mark is None:  # not a LLaVA checkpoint's tokenizer: each side of the mark is tokenised separately
         front, _, back = text.partition(_LLAVA_IMAGE)
-        return Prompt(ids(front), _bare_ids(tokenizer, back), tail)
+        return Prompt(ids(front), bare_ids(tokenizer, back), tail)
     index = before.index(mark)
     return Prompt(before[:index], before[index + 1 :], tail)
 
@@ -294,8 +298,8 @@ def _next_vila_u(
     tokenizer: PreTrainedTokenizerBase, _: Sequence[tuple[str, str]], question: str, answer: str
 ) -> tuple[list[int], list[int]]:
     request = f"USER: {question} ASSISTANT:"
-    whole = _ids(tokenizer, f"{request} {answer}{tokenizer.eos_token or ''}", False)
-    return _split_answer(whole, _ids(tokenizer, request, False))
+    whole = piece_ids(tokenizer, f"{request} {answer}{tokenizer.eos_token or ''}", False)
+    return _split_answer(whole, piece_ids(tokenizer, request, False))
 
 
 def _next_plain(
@@ -315,7 +319,7 @@ def _next_chat(
         return [{"role": r, "content": c} for turn in turns for r, c in zip(roles, turn, strict=True)]
 
     def render(listed: list[dict[str, str]], **more: bool) -> str:
-        return _filled(tokenizer, listed, **_NO_THINKING, **more)
+        return filled_template(tokenizer, listed, **_NO_THINKING, **more)
 
     past = messages(earlier)
     old = render(past).rstrip("\n")
@@ -328,7 +332,7 @@ def _next_chat(
             "use the prompt format 'plain' (--set prompt=plain)."
         )
     request, tail = prompt[len(old) :], whole[len(prompt) :]
-    return _bare_ids(tokenizer, request), _ended(tokenizer, _bare_ids(tokenizer, tail))
+    return bare_ids(tokenizer, request), _ended(tokenizer, bare_ids(tokenizer, tail))
 
 
 def _next_llava(
