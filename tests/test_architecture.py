@@ -22,7 +22,7 @@ ORDER = (
     ("training",),
     ("lessons",),
     ("evaluation",),
-    ("judging",),
+    ("judging", "serving"),
     ("pages",),
     ("recipes",),
     ("cli",),

@@ -23,6 +23,7 @@ from craft.cli.flags import expand
 from craft.cli.inspect import inspect
 from craft.cli.judge import judge
 from craft.cli.report import report
+from craft.cli.serve import serve
 from craft.cli.texts import captions, options, statements
 from craft.cli.transfer import transfer
 from craft.core.errors import CraftError
@@ -47,6 +48,7 @@ _verbs = {
     "demo": demo,
     "adapt": adapt,
     "eval": evaluate,
+    "serve": serve,
     "compare": compare,
     "transfer": transfer,
     "align": align,

@@ -93,8 +93,8 @@ def _plain(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list[Pi
 
 
 def _vila_u(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list[Piece]:
-    """VILA-U's vicuna conversation; a system turn replaces vicuna's. Text between images is tokenised piece by
-    piece, as in the reference."""
+    """VILA-U's vicuna conversation; a system turn replaces vicuna's. Each text between images is tokenised
+    separately, as in the reference."""
     system = turns[0].text if turns[0].role == "system" else prompts.VICUNA_SYSTEM
     text = f"{system} "
     for turn in turns:

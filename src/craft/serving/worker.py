@@ -1,8 +1,8 @@
 """The thread that computes: it encodes the images of waiting requests per tower and answers them together.
 
-One thread runs towers and LLM, so nothing in them has to be safe for threads. Requests wait in a bounded queue;
-the worker takes as many as fit a batch, and what arrives meanwhile is in the next one. Continuous batching and
-paging are an engine's (`craft.serving.engine`).
+One thread runs towers and LLM, so nothing in them has to be safe for threads. Requests wait in a bounded
+queue. The worker takes as many as fit a batch; what arrives meanwhile is in the next one. Continuous batching
+and paging are left to an engine (`craft.serving.engine`).
 """
 
 import queue
@@ -173,6 +173,11 @@ class Worker:
     def queued(self) -> int:
         """The number of requests that wait."""
         return self._queue.qsize()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
 
     def stop(self, timeout: float = 60.0) -> None:
         """Answer what waits, then end the thread."""

@@ -1,0 +1,67 @@
+"""`craft serve`: opens the LLM and its encoders, and answers HTTP until it is stopped."""
+
+from craft.core.errors import ConfigError
+from craft.core.progress import say
+from craft.formats.load import load
+from craft.serving.codes import BoundedCodes
+from craft.serving.engine import Engine
+from craft.serving.settings import ServeConfig, access_of, read_keys
+from craft.serving.towers import Towers
+from craft.serving.worker import Worker
+
+
+def serve(config: ServeConfig) -> None:
+    """Serve until SIGTERM or Ctrl-C; what was asked before is still answered.
+
+    Raises:
+        ConfigError: no model is named, the port is in use, or the extra `serve` is not installed.
+        CraftError: the model or an encoder is missing or damaged, or they do not share a codebook.
+    """
+    try:
+        import uvicorn
+
+        from craft.serving.app import make_app
+    except ModuleNotFoundError as error:
+        raise ConfigError(f'`craft serve` needs {error.name}: pip install "craft-vlm[serve]".') from error
+    if config.model is None:
+        raise ConfigError("Name the model to serve: a shipped model, a folder, or a hub id.")
+    access, folders = access_of(config), config.folders()
+    lvlm = load(config.model, config.device, config.dtype, llm_bits=config.llm_bits)
+    lvlm.check_keep_ratio(config.keep_ratio)
+    towers = Towers(lvlm, folders, config.encoders, config.max_encoders)
+    worker = Worker(
+        towers.base,
+        BoundedCodes(config.cache_mib * 2**20),
+        batch_size=config.batch_size,
+        window=config.window,
+        waiting=config.queue,
+        margin=config.margin,
+    )
+    engine = None
+    if config.engine is not None:
+        key = read_keys(config.engine_key, "CRAFT_ENGINE_KEY", "--engine-key")
+        engine = Engine(config.engine, config.engine_model, key[0] if key else None, config.timeout)
+    app = make_app(towers, worker, access, engine)
+    names = [lvlm.name, *(f"{lvlm.name}:{name}" for name in towers.names())]
+    say(f"serving {', '.join(names)} at http://{config.host}:{config.port}/v1")
+    if not access.keys and config.host not in ("127.0.0.1", "localhost", "::1"):
+        say("note: everyone who reaches this address may ask; --keys FILE asks for an API key")
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=config.host,
+            port=config.port,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=int(config.timeout) + 1,
+        )
+    )
+    worker.start()
+    try:
+        server.run()
+    except SystemExit as error:  # uvicorn could not listen
+        raise ConfigError(
+            f"{config.host}:{config.port} cannot be listened at; is the port in use? Choose another --port."
+        ) from error
+    finally:
+        worker.stop()
