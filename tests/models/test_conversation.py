@@ -56,7 +56,7 @@ def test_a_template_takes_several_images_and_a_system_message():
         ("plain", [Turn("user", "q"), Turn("user", "q")], "in turns"),
         ("plain", [Turn("user", "q"), Turn("assistant", "a")], "ends with the user"),
         ("plain", [Turn("user", "q"), Turn("system", "s"), Turn("user", "q")], "Only the first"),
-        ("plain", [Turn("user", "q"), Turn("assistant", "a", 1), Turn("user", "q")], "Only messages of the user"),
+        ("plain", [Turn("user", "q"), Turn("assistant", "a", 1), Turn("user", "q")], "of the user"),
     ],
 )  # fmt: skip
 def test_what_a_format_lacks_is_refused_by_name(name, turns, message):

@@ -1,7 +1,7 @@
-"""Conversations with several turns and images -> token ids around the images, for `craft ask` and `craft serve`.
+"""Conversations with several turns and images -> token ids around the images.
 
-One turn with one image gives the prompt of `craft.models.prompts.build_prompt`, so that every way to ask gives
-the same answer.
+One turn with one image gives the prompt of `craft.models.prompts.build_prompt`, so that every way to ask
+gives the same answer.
 """
 
 from collections.abc import Callable, Sequence

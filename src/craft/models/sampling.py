@@ -16,9 +16,11 @@ from craft.models.decoding import Reading, prefill
 from craft.models.prompts import decode
 
 TIES = {torch.float32: 64, torch.float16: 4, torch.bfloat16: 2}
-"""A lead of fewer rounding errors than this counts as a tie, and the row is computed again alone. One
-rounding error is that of the LLM's dtype at the largest logit. On craft-tiny, other batches and shared images move
-a logit by at most 12 rounding errors in float32 and 0.95 in bfloat16."""
+"""A lead of fewer rounding errors than this counts as a tie, and the row is computed again alone.
+
+One rounding error is that of the LLM's dtype at the largest logit. On craft-tiny, other batches and shared
+images move a logit by at most 12 rounding errors in float32 and 0.95 in bfloat16.
+"""
 
 
 def close_call(dtype: torch.dtype) -> float:

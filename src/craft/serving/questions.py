@@ -62,6 +62,7 @@ class Questions:
         return name
 
     def unknown(self, model: str) -> Refusal:
+        """The 404 for a model that is not here; it lists those that are."""
         names = [self.llm, *(f"{self.llm}:{name}" for name in self.towers.names())]
         if len(names) > 1:
             names.append(f"{self.llm}:{AUTO}")
@@ -93,6 +94,17 @@ class Questions:
     async def reply(
         self, http: HttpRequest, wanted: Common, turns: list[Turn], urls: list[str], chat: bool
     ) -> Response:
+        """Answer a question.
+
+        Args:
+            http: the client's request, watched for its end.
+            wanted: its parsed body.
+            turns, urls: the conversation, and the addresses of its images in order.
+            chat: whether the reply has the form of the chat route.
+
+        Raises:
+            Refusal: the question cannot be answered.
+        """
         started = time.monotonic()
         encoder = self.encoder_of(wanted.model)
         label = encoder if encoder in self.towers.names() else AUTO if encoder == AUTO else BASE

@@ -1,7 +1,7 @@
 """The vision towers of one LLM: the base tower, and adapted encoders that load at their first use.
 
-A name is only a way to find a folder. The hash of its weights identifies a tower, in the cache of codes and in
-every reply.
+A name is only a way to find a folder. The hash of its weights identifies a tower, in the cache of codes and
+in every reply.
 """
 
 import threading

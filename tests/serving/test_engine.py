@@ -1,0 +1,142 @@
+"""An engine that answers embedded prompts: a small server in vLLM's protocol stands in for vLLM."""
+
+import base64
+import io
+import json
+import socket
+import threading
+import time
+from contextlib import contextmanager
+
+import httpx
+import openai
+import pytest
+import torch
+import uvicorn
+from fastapi import FastAPI
+from fastapi import Request as HttpRequest
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from craft.models.sampling import AnswerText, Batch, Sampling
+from craft.serving.engine import Engine, packed
+from serving.server import message, serving
+
+LLM = "craft-tiny/llama"
+
+
+def stand_in(lvlm, seen):
+    """vLLM's routes for embedded prompts, answered by transformers."""
+    app = FastAPI()
+
+    @app.get("/v1/models")
+    async def models():
+        return {"object": "list", "data": [{"id": "the-llm"}]}
+
+    @app.post("/v1/completions")
+    async def complete(request: HttpRequest):
+        body = await request.json()
+        seen.append(body)
+        if body["model"] != "the-llm":
+            return JSONResponse({"error": {"message": f"no model {body['model']}"}}, 404)
+        prompt = torch.load(io.BytesIO(base64.b64decode(body["prompt_embeds"])), weights_only=True)
+        sampling = Sampling(body["max_tokens"], body["temperature"], body["top_p"], body["seed"] or 0)
+        batch = Batch(lvlm.backbone, [[prompt]], [sampling])
+
+        async def stream():
+            text, count, before = AnswerText(lvlm.backbone), 0, ""
+            while not batch.finished:
+                for _, token in batch.step():
+                    count += 1
+                    ids = batch.ids[0]
+                    whole = lvlm.backbone.tokenizer.decode(ids, skip_special_tokens=True)
+                    text.add(token.id)
+                    choice = {"index": 0, "text": whole[len(before) :], "finish_reason": None}
+                    before = whole
+                    yield f"data: {json.dumps({'choices': [choice]})}\n\n"
+            reason = "stop" if batch.ended[0] else "length"
+            yield f"data: {json.dumps({'choices': [{'index': 0, 'text': '', 'finish_reason': reason}]})}\n\n"
+            yield f"data: {json.dumps({'choices': [], 'usage': {'completion_tokens': count}})}\n\n"
+            yield "data: [DONE]\n\n"
+
+        return StreamingResponse(stream(), media_type="text/event-stream")
+
+    return app
+
+
+@contextmanager
+def listening(app, port=0):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", port))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield port
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+def test_answers_behind_an_engine_are_those_of_the_model(models, encoders, samples):
+    lvlm, seen = models[LLM], []
+    with (
+        listening(stand_in(lvlm, seen)) as port,
+        serving(lvlm, encoders, engine=Engine(f"http://127.0.0.1:{port}/v1")) as running,
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        for tower in encoders:
+            own = running.towers.get(tower).lvlm
+            for sample in samples[:10]:
+                wanted = {
+                    "model": f"{LLM}:{tower}",
+                    "messages": [message(sample.prompt(), sample.image)],
+                    "max_tokens": 5,
+                }
+                expected = own.answer([sample.image], [sample.prompt()])[0]
+                reply = client.chat.completions.create(**wanted)
+                assert reply.choices[0].message.content == expected
+                chunks = client.chat.completions.create(**wanted, stream=True)
+                pieces = [c.choices[0].delta.content or "" for c in chunks if c.choices]
+                assert "".join(pieces) == expected
+        assert reply.usage.completion_tokens >= 1
+        with pytest.raises(openai.BadRequestError, match="embedded engine"):
+            client.chat.completions.create(**wanted, extra_body={"options": ["a", "b"]})
+    assert {body["model"] for body in seen} == {"the-llm"}
+    assert all("prompt" not in body and "messages" not in body for body in seen)
+
+
+def test_an_engine_that_is_gone_is_a_502_and_comes_back(models, encoders, samples):
+    lvlm, seen = models[LLM], []
+    with listening(stand_in(lvlm, seen)) as port:
+        pass
+    with serving(lvlm, encoders, engine=Engine(f"http://127.0.0.1:{port}")) as running:
+        body = {"model": LLM, "messages": [message("what?", samples[0].image)], "max_tokens": 2}
+        url = f"{running.url}/v1/chat/completions"
+        gone = httpx.post(url, json=body, timeout=30)
+        assert gone.status_code == 502 and "cannot be reached" in gone.json()["error"]["message"]
+        assert httpx.get(f"{running.url}/ready").status_code == 503
+        with listening(stand_in(lvlm, seen), port):
+            assert httpx.post(url, json=body, timeout=30).status_code == 200
+            assert httpx.get(f"{running.url}/ready").status_code == 200
+
+
+def test_the_words_of_an_engine_that_refuses_are_passed_on(models, encoders, samples):
+    lvlm = models[LLM]
+    with (
+        listening(stand_in(lvlm, [])) as port,
+        serving(lvlm, encoders, engine=Engine(f"http://127.0.0.1:{port}", "another")) as running,
+    ):
+        body = {"model": LLM, "messages": [message("what?", samples[0].image)], "max_tokens": 2}
+        reply = httpx.post(f"{running.url}/v1/chat/completions", json=body, timeout=30)
+        assert reply.status_code == 502 and "no model another" in reply.json()["error"]["message"]
+
+
+def test_a_packed_prompt_holds_the_prompt_alone():
+    """A view must not carry the storage of the whole batch to the engine."""
+    large = torch.randn(64, 8)
+    content = base64.b64decode(packed(large[:2]))
+    assert torch.equal(torch.load(io.BytesIO(content), weights_only=True), large[:2])
+    assert len(content) < 2048
