@@ -154,6 +154,8 @@ def expand(tokens: Sequence[str]) -> list[str]:
     if not tokens or tokens[0].startswith("-"):
         return list(tokens)
     words = list(_dotted_as_set(tokens))
+    if tokens[0] == "ask":  # standard input; the parser takes a bare hyphen for a flag
+        words = ["/dev/stdin" if word == "-" else word for word in words]
     return _settings_as_flags(words) if tokens[0] in PLAIN else words
 
 

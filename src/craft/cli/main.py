@@ -13,6 +13,7 @@ from cyclopts import App, CycloptsError, UnknownOptionError
 from craft import __version__
 from craft.cli.adapt import adapt, baseline
 from craft.cli.align import align
+from craft.cli.ask import ask
 from craft.cli.codes import prior, show
 from craft.cli.compare import compare
 from craft.cli.data import check, list_domains, prepare, stats
@@ -48,6 +49,7 @@ _verbs = {
     "demo": demo,
     "adapt": adapt,
     "eval": evaluate,
+    "ask": ask,
     "serve": serve,
     "compare": compare,
     "transfer": transfer,

@@ -130,7 +130,7 @@ class EvalConfig(SeededSettings):
     dtype: str | None = None
 
 
-class AskConfig(Section):
+class CellConfig(Section):
     """How every cell of a matrix is asked; as in `EvalConfig`.
 
     Attributes:
@@ -144,6 +144,54 @@ class AskConfig(Section):
     limit: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=64, ge=1)
     max_new_tokens: int = Field(default=5, ge=1)
+
+
+class AskConfig(Settings):
+    """Everything `craft ask` and `craft.ask` need.
+
+    Attributes:
+        model: a shipped model, a folder, or a hub id.
+        pictures: image files, folders, patterns such as 'photos/*.jpg', a table with columns `image`,
+            `question` and `options`, or - for paths on standard input.
+        encoder: a run folder of `craft adapt`; without one the base tower reads the images.
+        question: what to ask of each image; by default the question of the encoder's training.
+        options: the answers to choose from, separated by commas, or several; by default the classes of the
+            encoder's training, seen and held out. Each gets a probability.
+        text: write an answer, although the encoder has classes to choose from.
+        together: ask about all images in one prompt, if the LLM's prompt format has that.
+        out: a .jsonl or .csv file for the answers, which grows row by row.
+        min_probability: answer "unsure" if the likeliest option has a lower probability.
+        max_new_tokens: cap on the length of a written answer.
+        temperature: 0 writes the likeliest token; above, tokens are drawn at this temperature.
+        top_p: draw from the likeliest tokens that have this probability together.
+        seed: the seed of drawn tokens.
+        keep_ratio: share of the visual tokens that the LLM sees.
+        batch_size: images per forward pass; no answer depends on it.
+        engine: the address of a vLLM server of the same LLM, started with --enable-prompt-embeds, which
+            writes the answers.
+        llm_bits: hold the LLM in 4 or 8 bits (bitsandbytes).
+        device, dtype: as for `craft.load`.
+    """
+
+    model: str | None = None
+    pictures: tuple[str, ...] = Field(default=(), strict=False)
+    encoder: str | None = None
+    question: str | None = None
+    options: tuple[str, ...] = Field(default=(), strict=False)
+    text: bool = False
+    together: bool = False
+    out: str | None = None
+    min_probability: float = Field(default=0.0, ge=0, le=1)
+    max_new_tokens: int = Field(default=64, ge=1)
+    temperature: float = Field(default=0.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    seed: int = 0
+    keep_ratio: float = Field(default=1.0, gt=0, le=1)
+    batch_size: int = Field(default=32, ge=1)
+    engine: str | None = None
+    llm_bits: Literal[4, 8] | None = None
+    device: str | None = None
+    dtype: str | None = None
 
 
 class TransferConfig(SeededSettings):
@@ -172,7 +220,7 @@ class TransferConfig(SeededSettings):
     backbones: tuple[str, ...] = Field(default=(), strict=False)
     data: tuple[str, ...] = Field(default=(), strict=False)
     root: str | None = None
-    ask: AskConfig = AskConfig()
+    ask: CellConfig = CellConfig()
     out: str | None = None
     work: str | None = None
     adapt: AdaptConfig = AdaptConfig()
