@@ -518,3 +518,19 @@ def test_the_server_answers_while_an_encoder_loads(models, encoders, samples, mo
         assert not waiting.done()
         slow.set()
         assert waiting.result().status_code == 200
+
+
+def test_codes_and_kept_tokens_are_returned_if_wanted(client, server, samples):
+    wanted = {"model": f"{LLM}:one", "messages": [message("what?", samples[0].image)], "max_tokens": 2}
+    reply = client.chat.completions.create(**wanted, extra_body={"codes": True, "keep_ratio": 0.5})
+    (entry,) = reply.model_extra["craft"]["encoders"]
+    own = server.towers.get("one").lvlm
+    assert entry["codes"] == own.encode([samples[0].image]).codes[0, :, 0].tolist()
+    assert len(entry["kept"]) == 25 == reply.usage.prompt_tokens_details.image_tokens
+    assert "codes" not in client.chat.completions.create(**wanted).model_extra["craft"]["encoders"][0]
+
+
+def test_the_page_needs_nothing_from_elsewhere(server):
+    page = httpx.get(server.url)
+    assert page.headers["content-type"].startswith("text/html") and "<title>CRAFT" in page.text
+    assert "http://" not in page.text and "https://" not in page.text and "//cdn" not in page.text

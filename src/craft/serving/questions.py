@@ -114,13 +114,7 @@ class Questions:
             request = await self._request(wanted, encoder, turns, urls)
             request.send = partial(_forward, loop, events)
             request.deadline = started + self.settings.timeout
-            reply = Reply(
-                wanted.model,
-                chat,
-                len(request.samplings),
-                self.towers.lvlm.backbone,
-                wanted.alternatives is not None,
-            )
+            reply = Reply(wanted, chat, self.towers.lvlm.backbone)
             self.worker.submit(request)
         except queue.Full as error:
             self.metrics.requests.labels(label, "429").inc()

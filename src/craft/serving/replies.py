@@ -11,6 +11,7 @@ import torch
 
 from craft.models.backbone import Backbone
 from craft.models.sampling import Token
+from craft.serving.schema import Common
 from craft.serving.worker import Chosen, End, Piece
 
 KINDS = {
@@ -54,9 +55,8 @@ class Reply:
     """What one request is answered with.
 
     Args:
-        model: the model's name, as the client wrote it.
+        wanted: the request.
         chat: whether the reply is to `/v1/chat/completions`.
-        count: the number of answers.
         backbone: names tokens.
 
     Attributes:
@@ -64,17 +64,16 @@ class Reply:
         answers: as far as they are written.
     """
 
-    def __init__(
-        self, model: str, chat: bool, count: int, backbone: Backbone, logprobs: bool = False
-    ) -> None:
-        self.model = model
+    def __init__(self, wanted: Common, chat: bool, backbone: Backbone) -> None:
+        self.model = wanted.model
         self.chat = chat
-        self.answers = [Answer() for _ in range(count)]
+        self.answers = [Answer() for _ in range(wanted.n or 1)]
         self.chosen: Chosen | None = None
         self.id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
         self.created = int(time.time())
         self._backbone = backbone
-        self._logprobs = logprobs
+        self._logprobs = wanted.alternatives is not None
+        self._codes = bool(wanted.codes)
 
     def add(self, event: Piece | End) -> dict[str, Any] | None:
         """Take an event; returns the chunk of a stream that it makes, or None."""
@@ -134,9 +133,17 @@ class Reply:
         }
 
     def about(self) -> dict[str, Any]:
-        """Which encoders answered, by name and weights' hash: one entry per image. Ours."""
-        towers = self.chosen.towers if self.chosen else ()
-        return {"craft": {"encoders": [{"name": tower.name, "weights": tower.hash} for tower in towers]}}
+        """Which encoders answered, by name and weights' hash: one entry per image. With `codes`, also the
+        level-1 codes of the patches and which of them the LLM read. Ours."""
+        if self.chosen is None:
+            return {"craft": {"encoders": []}}
+        entries: list[dict[str, Any]] = [
+            {"name": tower.name, "weights": tower.hash} for tower in self.chosen.towers
+        ]
+        if self._codes:
+            for entry, map in zip(entries, self.chosen.maps, strict=True):
+                entry |= {"grid": list(map.grid), "codes": map.codes, "kept": map.kept}
+        return {"craft": {"encoders": entries}}
 
     def last(self, with_usage: bool) -> list[dict[str, Any]]:
         """The chunk with the usage, if it is wanted."""

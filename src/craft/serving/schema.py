@@ -99,6 +99,7 @@ class Common(BaseModel):
     user: str | None = None
     options: list[str] | None = None
     keep_ratio: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    codes: bool | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -38,6 +38,22 @@ class Chosen:
     towers: tuple[Tower, ...]
     image_tokens: int
     prompt_tokens: int
+    maps: tuple["CodeMap", ...] = ()
+
+
+@dataclass(frozen=True)
+class CodeMap:
+    """How a tower read an image.
+
+    Attributes:
+        grid: (rows, columns) of the patches.
+        codes: the level-1 code of each patch, in raster order.
+        kept: the patches whose tokens the LLM reads.
+    """
+
+    grid: tuple[int, int]
+    codes: list[int]
+    kept: list[int]
 
 
 @dataclass(frozen=True)
@@ -276,13 +292,15 @@ class Worker:
     def _row(self, request: Request) -> list[Segment]:
         """The request's prompt as segments, its images read by the backbone."""
         row: list[Segment] = [torch.tensor(request.pieces[0], dtype=torch.long)]
-        count = 0
+        maps = []
         for tower, (digest, _), piece in zip(request.towers, request.images, request.pieces[1:], strict=True):
-            tokens = tower.lvlm.visible(self._tokens(tower, digest), request.keep_ratio)
-            count += tokens.codes.shape[1]
+            whole = self._tokens(tower, digest)
+            tokens = tower.lvlm.visible(whole, request.keep_ratio)
+            maps.append(CodeMap(whole.grid, whole.codes[0, :, 0].tolist(), tokens.positions[0].tolist()))
             row += [self.lvlm.backbone.read(tokens)[0], torch.tensor(piece, dtype=torch.long)]
         length = sum(len(segment) for segment in row)
-        request.send(Chosen(tuple(request.towers), count, length))
+        count = sum(len(map.kept) for map in maps)
+        request.send(Chosen(tuple(request.towers), count, length, tuple(maps)))
         return row
 
     def _tokens(self, tower: Tower, digest: str) -> VisionTokens:
