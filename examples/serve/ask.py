@@ -1,7 +1,7 @@
 """Ask a running `craft serve` with the `openai` package.
 
-    craft serve craft-tiny/llama --encoder apparel=runs/apparel
-    python examples/serve/ask.py photo.png
+craft serve craft-tiny/llama --encoder apparel=runs/apparel
+python examples/serve/ask.py photo.png
 """
 
 import base64

@@ -17,8 +17,9 @@ from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from craft.core.errors import CraftError
+from craft.evaluation.engine import Engine, packed
 from craft.models.sampling import AnswerText, Batch, Sampling
-from craft.serving.engine import Engine, packed
 from serving.server import message, serving
 
 LLM = "craft-tiny/llama"
@@ -140,3 +141,26 @@ def test_a_packed_prompt_holds_the_prompt_alone():
     content = base64.b64decode(packed(large[:2]))
     assert torch.equal(torch.load(io.BytesIO(content), weights_only=True), large[:2])
     assert len(content) < 2048
+
+
+def test_an_evaluation_and_craft_ask_use_the_engine_too(models, samples, tmp_path):
+    from craft.data.images import open_image
+    from craft.evaluation.run import evaluate_lvlm
+    from craft.recipes.ask import ask
+
+    lvlm, few = models[LLM], samples[:12]
+    pictures = []
+    for number, sample in enumerate(few[:4]):
+        pictures.append(str(tmp_path / f"{number}.png"))
+        open_image(sample.image).save(pictures[-1])
+    own = evaluate_lvlm(lvlm, few, progress=False)
+    written = ask(lvlm, pictures, question="What is shown?", max_new_tokens=6).rows
+    with listening(stand_in(lvlm, [])) as port:
+        url = f"http://127.0.0.1:{port}"
+        report = evaluate_lvlm(lvlm, few, progress=False, engine=url)
+        assert [r["prediction"] for r in report.samples] == [r["prediction"] for r in own.samples]
+        assert ask(lvlm, pictures, question="What is shown?", max_new_tokens=6, engine=url).rows == written
+        with pytest.raises(CraftError, match="scores no options"):
+            evaluate_lvlm(lvlm, few, progress=False, engine=url, protocol="options")
+    with pytest.raises(CraftError, match="cannot be reached"):
+        evaluate_lvlm(lvlm, few, progress=False, engine=url)

@@ -8,10 +8,10 @@ import pytest
 
 from craft.data.images import image_bytes_hash, open_image
 from craft.models.conversation import Turn, build_conversation
-from craft.models.sampling import Sampling
+from craft.models.sampling import End, Piece, Sampling
 from craft.serving.codes import BoundedCodes
 from craft.serving.towers import BASE, Towers
-from craft.serving.worker import Chosen, End, Failed, Piece, Request, Scores, Worker
+from craft.serving.worker import Chosen, Failed, Request, Scores, Worker
 
 
 def request_for(lvlm, tower, sample, **settings):

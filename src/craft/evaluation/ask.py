@@ -3,12 +3,14 @@
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
+from craft.core.errors import CraftError
 from craft.core.progress import track
+from craft.evaluation.engine import write_all
 from craft.formats.code_cache import ImageCodes
 from craft.models.decoding import option_ids, read, score, write
 from craft.models.lvlm import LVLM
 from craft.models.prompts import decode
-from craft.models.sampling import close_call
+from craft.models.sampling import Sampling, close_call
 
 
 @dataclass
@@ -37,6 +39,7 @@ def ask(
     keep_positions: bool = False,
     batch_size: int = 64,
     progress: bool = True,
+    engine: str | None = None,
 ) -> Replies:
     """Ask all questions, one image each.
 
@@ -48,12 +51,21 @@ def ask(
         options: the answers to score for each question; None scores nothing.
         max_new_tokens: the maximum length of an answer; 0 generates none.
         keep_ratio, keep_positions: as for `LVLM.answer`.
+        engine: the address of an engine that writes the answers (`craft.evaluation.engine`).
 
     Raises:
-        CraftError: the LVLM cannot prune to `keep_ratio`, or an option's probability is undefined.
+        CraftError: the LVLM cannot prune to `keep_ratio`, or an option's probability is undefined; or the
+            engine is asked for options or kept positions, or cannot be reached.
     """
     backbone = lvlm.backbone
     lvlm.check_keep_ratio(keep_ratio)
+    if engine is not None:
+        if options is not None or keep_positions:
+            raise CraftError(
+                "An engine writes answers; it scores no options, and it counts positions itself."
+            )
+        texts = _by_engine(lvlm, images, questions, engine, max_new_tokens, keep_ratio)
+        return Replies(texts, [[] for _ in texts])
     option_tokens = [
         option_ids(backbone, question, texts) if texts else []
         for question, texts in zip(questions, options or [()] * len(questions), strict=True)
@@ -92,6 +104,18 @@ def ask(
             replies.alone += close
     replies.alone.sort()
     return replies
+
+
+def _by_engine(
+    lvlm: LVLM, images: ImageCodes, questions: Sequence[str], engine: str, length: int, keep_ratio: float
+) -> list[str]:
+    """The answers of an engine, whose prompts are embedded here."""
+    backbone = lvlm.backbone
+    prompts = []
+    for index, question in enumerate(questions):
+        tokens = lvlm.visible(images.tokens([index]), keep_ratio)
+        prompts.append(backbone.inputs(tokens, [question])["inputs_embeds"][0])
+    return write_all(engine, prompts, [Sampling(max_new_tokens=length)] * len(prompts))
 
 
 def plan(images: Sequence[Hashable], lengths: Sequence[int], batch_size: int) -> list[list[int]]:

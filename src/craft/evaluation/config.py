@@ -102,6 +102,8 @@ class EvalConfig(SeededSettings):
         search: how codewords are found; auto is the fastest on this machine. All but exact may differ if two
             codewords are equally near.
         cache: a folder that keeps the codes of images for the next evaluation with the same encoder.
+        engine: the address of a vLLM server of the same LLM, started with --enable-prompt-embeds, which
+            writes the answers.
         llm_bits: hold the LLM in 4 or 8 bits (bitsandbytes): less memory, somewhat different answers.
         out: a folder for report.json, every answer (samples-SEED.jsonl) and config.resolved.yaml;
             `craft compare` reads it. In `craft.evaluate` it is the file for the answers.
@@ -124,6 +126,7 @@ class EvalConfig(SeededSettings):
     protocol: Protocol = "generate"
     search: Search = "exact"
     cache: str | None = None
+    engine: str | None = None
     llm_bits: Literal[4, 8] | None = None
     out: str | None = None
     device: str | None = None

@@ -82,6 +82,7 @@ def evaluate_lvlm(
         keep_positions=config.keep_positions,
         batch_size=config.batch_size,
         progress=progress,
+        engine=config.engine,
     )
     names = [images.names[row] for row in images.rows.tolist()]
     rows = [

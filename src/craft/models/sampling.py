@@ -7,6 +7,7 @@ while not batch.finished:
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -62,6 +63,28 @@ class Token:
     id: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+
+
+Reason = Literal["stop", "length"]
+"""Why an answer ended: by its end token or a stop text, or at its maximum length."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that was added to answer number `index`, and the token behind it (None for the last text)."""
+
+    index: int
+    text: str
+    token: Token | None
+
+
+@dataclass(frozen=True)
+class End:
+    """Answer number `index` is complete."""
+
+    index: int
+    reason: Reason
+    tokens: int
 
 
 class Batch:

@@ -26,6 +26,7 @@ from craft.data.sample import Sample
 from craft.evaluation.ask import ask as ask_all
 from craft.evaluation.calibration import probabilities
 from craft.evaluation.config import AskConfig
+from craft.evaluation.engine import write_all
 from craft.formats.artefact import Artefact
 from craft.formats.code_cache import CodeCache, ImageCodes
 from craft.formats.load import load, load_artefact
@@ -245,7 +246,7 @@ class Asker:
 
     def _texts(self, images: ImageCodes, asked: Sequence[Wanted]) -> list[dict[str, Any]]:
         settings = self.settings
-        if settings.temperature == 0 and self.stream is None:
+        if settings.temperature == 0 and self.stream is None and settings.engine is None:
             replies = ask_all(
                 self.lvlm,
                 images,
@@ -273,6 +274,9 @@ class Asker:
         settings, backbone = self.settings, self.lvlm.backbone
         sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p)
         samplings = [replace(sampling, seed=settings.seed + start + row) for row in range(len(rows))]
+        if settings.engine is not None:
+            prompts = [backbone.splice([row], "left")["inputs_embeds"][0] for row in rows]
+            return write_all(settings.engine, prompts, samplings)
         batch = Batch(backbone, rows, samplings)
         texts = [AnswerText(backbone) for _ in rows]
         while not batch.finished:
@@ -342,6 +346,10 @@ def questions(settings: AskConfig, manifest: Mapping[str, Any]) -> list[Wanted]:
         question, options = str(data.get("question") or QUESTION), classes
     if question is None and options:
         question = QUESTION
+    if options and settings.engine is not None:
+        raise ConfigError(
+            "An engine writes answers and scores no options; give --text, or leave --engine out."
+        )
     if len(options) == 1 or len(set(options)) < len(options):
         raise ConfigError(f"--options needs at least two different answers, not {', '.join(options)!r}.")
     wanted: list[Wanted] = []

@@ -2,9 +2,9 @@
 
 from craft.core.errors import ConfigError
 from craft.core.progress import say
+from craft.evaluation.engine import Engine
 from craft.formats.load import load
 from craft.serving.codes import BoundedCodes
-from craft.serving.engine import Engine
 from craft.serving.settings import ServeConfig, access_of, read_keys
 from craft.serving.towers import Towers
 from craft.serving.worker import Worker

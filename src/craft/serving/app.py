@@ -15,8 +15,8 @@ from pydantic import BaseModel, ValidationError
 
 from craft.core.errors import CodebookMismatchError, CraftError
 from craft.core.progress import say
+from craft.evaluation.engine import Engine, EngineError
 from craft.models.conversation import Turn
-from craft.serving.engine import Engine, EngineError
 from craft.serving.metrics import Metrics
 from craft.serving.questions import AUTO, Questions
 from craft.serving.replies import Refusal, error_body

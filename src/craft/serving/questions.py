@@ -13,8 +13,9 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from craft.core.errors import CraftError
+from craft.evaluation.engine import Engine, EngineError
 from craft.models.conversation import Turn, build_conversation
-from craft.serving.engine import Engine, EngineError
+from craft.models.sampling import End, Piece
 from craft.serving.metrics import Metrics
 from craft.serving.pictures import read_image
 from craft.serving.replies import Refusal, Reply, event
@@ -24,10 +25,8 @@ from craft.serving.towers import BASE, Tower, Towers, UnknownEncoder
 from craft.serving.worker import (
     Chosen,
     Embedded,
-    End,
     Event,
     Failed,
-    Piece,
     Request,
     Scores,
     Worker,

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from craft.models.backbone import Backbone
-from craft.models.sampling import Token
+from craft.models.sampling import End, Piece, Token
 from craft.serving.schema import Common
-from craft.serving.worker import Chosen, End, Piece
+from craft.serving.worker import Chosen
 
 KINDS = {
     400: "invalid_request_error",

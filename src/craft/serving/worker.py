@@ -2,7 +2,7 @@
 
 One thread runs towers and LLM, so nothing in them has to be safe for threads. Requests wait in a bounded
 queue. The worker takes as many as fit a batch; what arrives meanwhile is in the next one. Continuous batching
-and paging are left to an engine (`craft.serving.engine`).
+and paging are left to an engine (`craft.evaluation.engine`).
 """
 
 import queue
@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from PIL import Image
@@ -23,12 +23,10 @@ from craft.formats.code_cache import ImageCodes
 from craft.models.backbone import Segment
 from craft.models.decoding import option_ids, prefill, score
 from craft.models.lvlm import LVLM
-from craft.models.sampling import AnswerText, Batch, Sampling, Token
+from craft.models.sampling import AnswerText, Batch, End, Piece, Reason, Sampling
 from craft.serving.codes import BoundedCodes, Key
 from craft.serving.routing import MARGIN, route
 from craft.serving.towers import Tower
-
-Reason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
@@ -54,24 +52,6 @@ class CodeMap:
     grid: tuple[int, int]
     codes: list[int]
     kept: list[int]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Text that was added to answer number `index`, and the token behind it (None for the last text)."""
-
-    index: int
-    text: str
-    token: Token | None
-
-
-@dataclass(frozen=True)
-class End:
-    """Answer number `index` is complete."""
-
-    index: int
-    reason: Reason
-    tokens: int
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,11 @@ can get wrong answers from vLLM's prefix cache. An engine that loads a client's 
 every tensor is made here.
 """
 
+import asyncio
 import base64
 import io
 import json
+import os
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -15,8 +17,10 @@ import torch
 from torch import Tensor
 
 from craft.core.errors import CraftError
-from craft.models.sampling import Sampling, Token
-from craft.serving.worker import End, Piece, Reason
+from craft.models.sampling import End, Piece, Reason, Sampling, Token
+
+CONCURRENT = 64
+"""Requests to an engine at the same time."""
 
 CONNECT = 10.0
 """Seconds to wait for a connection."""
@@ -156,6 +160,36 @@ class Engine:
         except (ValueError, AttributeError):
             words = content[:200].decode(errors="replace")
         return EngineError(f"The engine at {self.url} answered with status {status}: {words}")
+
+
+def write_all(url: str, prompts: Sequence[Tensor], samplings: Sequence[Sampling]) -> list[str]:
+    """The answers of an engine to embedded prompts, `CONCURRENT` at a time.
+
+    Args:
+        url: the engine's address.
+        prompts: `[T, h]` each.
+        samplings: one per prompt.
+
+    Raises:
+        EngineError: the engine cannot be reached, or refuses a request.
+    """
+    key = os.environ.get("CRAFT_ENGINE_KEY")
+
+    async def write() -> list[str]:
+        engine, slots = Engine(url, key=key), asyncio.Semaphore(CONCURRENT)
+
+        async def answer(prompt: Tensor, sampling: Sampling) -> str:
+            async with slots:
+                return "".join(
+                    [e.text async for e in engine.write(prompt, [sampling]) if isinstance(e, Piece)]
+                )
+
+        try:
+            return await asyncio.gather(*map(answer, prompts, samplings))
+        finally:
+            await engine.close()
+
+    return asyncio.run(write())
 
 
 class _Answer:
