@@ -85,7 +85,8 @@ def read_tables(
             images (the first few are named with file and line), or no rows at all.
     """
     single = len(paths) == 1 and paths[0].stem.lower() not in SPLITLIKE
-    name = paths[0].stem if single else paths[0].parent.resolve().name
+    folder = top if top is not None and paths[0].stem.lower() == "metadata" else paths[0].parent
+    name = paths[0].stem if single else folder.resolve().name
     samples: list[Sample] = []
     problems, rows, ids = Problems("rows"), 0, dict[str, str]()
     shared = os.path.commonpath([path.parent for path in paths])
