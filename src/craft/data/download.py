@@ -109,15 +109,15 @@ class _Handler(urllib.request.HTTPHandler):
     """Connects to public addresses. A proxy, which is the user's, may be anywhere and resolves names itself;
     then CRAFT refuses what it can resolve, too."""
 
-    def _open(self, request: urllib.request.Request) -> Any:
-        url, safe = urlsplit(request.full_url), request.type == "https"
-        if request.host == url.netloc:
-            return self.do_open(_SafeConnection if safe else _Connection, request)
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        url, safe = urlsplit(req.full_url), req.type == "https"
+        if req.host == url.netloc:
+            return self.do_open(_SafeConnection if safe else _Connection, req)
         with suppress(OSError):
             public_addresses(str(url.hostname), 0)
-        return self.do_open(http.client.HTTPSConnection if safe else http.client.HTTPConnection, request)
+        return self.do_open(http.client.HTTPSConnection if safe else http.client.HTTPConnection, req)
 
-    http_open = https_open = _open
+    https_open = http_open
     https_request = urllib.request.HTTPHandler.http_request
 
 

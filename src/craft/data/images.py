@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 from PIL import Image, features
@@ -132,7 +132,8 @@ def refuse_unreadable(where: str, names: Sequence[str]) -> None:
         raise DataError(
             f"{len(refused)} of {len(refused) + len(readable)} images in {where} cannot be opened here "
             f"({kinds}): {', '.join(refused[:3])}{', …' if len(refused) > 3 else ''}. "
-            "Convert them to JPEG or PNG (with ImageMagick: `magick mogrify -format png FILES`), or remove them."
+            "Convert them to JPEG or PNG (with ImageMagick: `magick mogrify -format png FILES`), or remove "
+            "them."
         )
 
 
@@ -140,7 +141,7 @@ def _ending(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def lazy_image(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
+def lazy_image(file: str | os.PathLike[str] | IO[bytes] | io.BytesIO | io.BufferedReader) -> Image.Image:
     """Open an image file of one of the `FORMATS`; its pixels are decoded when they are needed.
 
     Everything in CRAFT that opens a file as an image goes through this function.
@@ -328,8 +329,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-WHITES = (255, 1023, 4095, 16383, 65535, 2**24 - 1, 2**32 - 1)
-"""The values of white that grey of more than 8 bits is read by: 8, 10, 12, 14, 16, 24 and 32 bits."""
+WHITES = tuple(float(2**bits - 1) for bits in (8, 10, 12, 14, 16, 24, 32))
+"""The values that are white in grey of more than 8 bits, by the bits that are used."""
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -351,8 +352,8 @@ def deep_values(image: Image.Image, name: str) -> np.ndarray:
         raise DataError(f"{name} has pixels that are NaN or infinite. Replace them, or remove it.")
     if values.min() < 0:
         raise DataError(
-            f"{name} has pixels below 0, down to {values.min():g} (as CT has). CRAFT cannot know which value is "
-            "black: save the range that matters as 0..255, or remove it."
+            f"{name} has pixels below 0, down to {values.min():g} (as CT has). CRAFT cannot know which value "
+            "is black: save the range that matters as 0..255, or remove it."
         )
     return values
 
@@ -360,7 +361,7 @@ def deep_values(image: Image.Image, name: str) -> np.ndarray:
 def range_of(image: Image.Image, values: np.ndarray) -> float:
     """The largest value that an image can have by what its file declares, or else has (see `deep_values`)."""
     if image.format == "PPM":
-        return 65535  # Pillow scales by the file's own white
+        return 65535.0  # Pillow scales by the file's own white
     bits = _tag(image, 258) or 16
     return float(2**bits - 1) if 8 < bits < 16 else float(values.max())
 
@@ -368,7 +369,7 @@ def range_of(image: Image.Image, values: np.ndarray) -> float:
 def white_for(largest: float, floating: bool) -> float:
     """The smallest usual white level that holds the largest value: 1 for floats in 0..1, else of `WHITES`."""
     if floating and largest <= 1:
-        return 1
+        return 1.0
     return next((white for white in WHITES if largest <= white), largest)
 
 

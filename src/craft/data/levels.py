@@ -16,11 +16,9 @@ from craft.data.images import Deep, deep_values, is_deep, lazy_image, range_of, 
 from craft.data.sample import Raw, distinct
 
 LOOKED_AT = 64
-"""How many of its images settle the white level of a data set. A brighter one later is an error, not a clip."""
+"""How many of its images settle the white level of a data set. A brighter one later is an error."""
 
-_EIGHT_BITS = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".jpe", ".pjpeg", ".pjp", ".webp", ".gif", ".bmp", ".avif"}
-)
+_EIGHT_BITS = frozenset({".jpg", ".jpeg", ".jfif", ".jpe", ".pjpeg", ".pjp", ".webp", ".gif", ".bmp"})
 """Endings of files that need no look: their formats have 8 bits."""
 
 _STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
@@ -63,13 +61,14 @@ def _deep_images(raw: Raw) -> tuple[list[str | bytes], list[str | bytes]]:
         if not isinstance(source, str | bytes):
             continue  # inside a larger file, which is not opened only to look
         try:
-            image = _opened(source) if _may_be_deep(source) else None
+            if _may_be_deep(source):
+                with _opened(source) as image:
+                    if is_deep(image):
+                        deep.append(source)
+                    elif ";16" in str(getattr(image, "tile", "")):
+                        colour.append(source)
         except Exception:  # a decoder may raise anything; `verify_images` names what cannot be opened
             continue
-        if image is not None and is_deep(image):
-            deep.append(source)
-        elif image is not None and ";16" in str(image.tile):
-            colour.append(source)
     return deep, colour
 
 
@@ -114,20 +113,14 @@ def _white(deep: Sequence[str | bytes]) -> tuple[float, str]:
             largest = max(largest, range_of(image, deep_values(image, f"the image {name}")))
         if len(kinds) > 1:
             raise DataError(
-                f"the data has grey images of integers ({kinds[False]}) and of floats ({kinds[True]}), so one "
-                "white level cannot fit both. Convert one kind, or say which value is white: `craft data "
+                f"the data has grey images of integers ({kinds[False]}) and of floats ({kinds[True]}), so no "
+                "white level fits both. Convert one kind, or say which value is white: `craft data "
                 "prepare DATA --out DIR --white-level VALUE`, and use DIR as the data."
             )
         if image.mode.startswith("I;16") and largest > 16383:
             break  # no image of this mode can need more
     white = white_for(largest, True in kinds)
-    usual = (white == 1) if True in kinds else (white == 65535)
-    if usual:
-        return white, "the usual range"
-    return (
-        white,
-        f"values up to {largest:g} in {len(looked)} of them; `craft data prepare --white-level` sets it",
-    )
+    return white, f"values up to {largest:g}; `craft data prepare --white-level` says otherwise"
 
 
 def _check_colour(colour: Sequence[str | bytes], white_level: float | None) -> None:
@@ -139,7 +132,8 @@ def _check_colour(colour: Sequence[str | bytes], white_level: float | None) -> N
     brightest, looked = 0, _looked_at(colour)
     for source in looked:
         try:
-            bands = _opened(source).convert("RGB").getextrema()
+            with _opened(source) as image:
+                bands = image.convert("RGB").getextrema()
         except Exception:  # a decoder may raise anything; `verify_images` names what cannot be decoded
             continue
         brightest = max(brightest, *(int(high) for _, high in bands))  # type: ignore[misc]
@@ -149,8 +143,8 @@ def _check_colour(colour: Sequence[str | bytes], white_level: float | None) -> N
         bits = 8 + brightest.bit_length()
         name = colour[0] if isinstance(colour[0], str) else "an image in a row"
         raise DataError(
-            f"{len(colour)} images are 16-bit colour whose values need {bits} bits only ({name}): they would be "
-            f"almost black. Scale them to 8 bits (with ImageMagick: `magick mogrify -level 0,{2**bits - 1} "
+            f"{len(colour)} images are 16-bit colour whose values need {bits} bits only ({name}): they would "
+            f"be almost black. Scale them to 8 bits (ImageMagick: `magick mogrify -level 0,{2**bits - 1} "
             "-depth 8 FILES`). If they are as dark as that: `craft data prepare DATA --out DIR "
             "--white-level 65535`, and use DIR as the data."
         )

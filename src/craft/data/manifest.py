@@ -136,7 +136,7 @@ def read_manifest(folder: Path, root: Path | None = None) -> Raw:
     raw = read_tables([folder / ROWS], base)
     raw.name, raw.task, raw.domain = about["name"], about["task"], about["domain"]
     raw.licence, raw.source, raw.notes = about["licence"], about["source"], about["notes"]
-    raw.white_level = about.get("white_level")
+    raw.white_level = float(about["white_level"]) if "white_level" in about else None
     return raw
 
 

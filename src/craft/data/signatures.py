@@ -43,7 +43,7 @@ def kind_of(content: bytes) -> tuple[str, str]:
         content: the file, or its first 512 bytes or more.
     """
     if not content:
-        return "an empty file (0 bytes)", "Copy it again"
+        return "an empty file (0 bytes)", "Replace the file"
     for start, kind, fix in _STARTS:
         if content.startswith(start):
             return kind, fix

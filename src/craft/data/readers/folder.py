@@ -28,8 +28,8 @@ CLASS_WORDS = frozenset({"train", "valid"})
 
 _LAYOUT = "Expected FOLDER/<class>/*.jpg, or FOLDER/train/<class>/*.jpg and FOLDER/test/<class>/*.jpg."
 _WAYS = (
-    f"{_LAYOUT} Or say what the images are in a table next to them: metadata.csv (in FOLDER, or in its train/ "
-    "and test/) with the columns file_name,label."
+    f"{_LAYOUT} Or say what the images are in a table next to them: metadata.csv (in FOLDER, or in its "
+    "train/ and test/) with the columns file_name,label."
 )
 
 
@@ -113,13 +113,14 @@ def _check_classes(root: Path, folders: Sequence[Path]) -> None:
     if folders and (all(name.lower() in CONTAINERS for name in names) or (len(names) == 1 and nested)):
         advice = f" If the class folders are in {nested[0]}, use that as the data." if nested else ""
         raise DataError(
-            f"{root} has no folders but {', '.join(names)}, and a single folder, or one with such a name, is no "
-            f"class.{advice} {_WAYS}{_tables_hint(root)}"
+            f"{root} has no folders but {', '.join(names)}, and a single folder, or one with such a name, is "
+            f"no class.{advice} {_WAYS}{_tables_hint(root)}"
         )
     for folder in nested:
         if len(splits := [name for name in inner[folder] if name.lower() in SPLIT_NAMES]) > 1:
             raise DataError(
-                f"the class folder {folder} has the folders {', '.join(splits)}, which would be mixed. {_LAYOUT}"
+                f"the class folder {folder} has the folders {', '.join(splits)}, which would be mixed. "
+                f"{_LAYOUT}"
             )
 
 
@@ -144,11 +145,9 @@ def _depth_note(samples: Sequence[Sample], depth: int) -> list[str]:
 
 def _tables_hint(root: Path) -> str:
     """Which tables are there, which may say what the images are."""
-    folders = [root, *_folders_in(root)]
-    paths = [
-        Path(entry.path) for folder in folders if os.access(folder, os.R_OK) for entry in os.scandir(folder)
-    ]
-    tables = sorted(path for path in paths if path.suffix.lower() in TABLES and not is_passed_over(path.name))
+    readable = [folder for folder in (root, *_folders_in(root)) if os.access(folder, os.R_OK)]
+    paths = sorted(path for folder in readable for path in folder.iterdir())
+    tables = [path for path in paths if path.suffix.lower() in TABLES and not is_passed_over(path.name)]
     named = ", ".join(map(str, tables[:SHOWN]))
     return f" There are tables, which can be the data themselves: {named}." if tables else ""
 
@@ -196,14 +195,13 @@ def read_image_folder(root: Path, tables: Sequence[Path], read: Callable[[Sequen
     read_parts = {_split_part(root, Path(name)) for name in used}
     if lost := {_split_part(root, path) for path in unnamed} - read_parts - {""}:
         raise DataError(
-            f"{root} has images in {', '.join(sorted(lost))} that no table names, and tables that name others "
-            f"({tables[0]}). Put a {tables[0].name} there too, or move that folder away."
+            f"{root} has images in {', '.join(sorted(lost))} that no table names; {tables[0]} names others. "
+            f"Put a {tables[0].name} there too, or move that folder away."
         )
     if unnamed:
         examples = ", ".join(path.relative_to(root).as_posix() for path in unnamed[:SHOWN])
-        scan.passed[f"images that no table names ({examples}{', …' if len(unnamed) > SHOWN else ''})"] = len(
-            unnamed
-        )
+        more = ", …" if len(unnamed) > SHOWN else ""
+        scan.passed[f"images that no table names ({examples}{more})"] = len(unnamed)
     samples = raw.samples
     if not any(sample.split for sample in samples) and "" not in read_parts:
         splits = [SPLIT_NAMES[_split_part(root, Path(str(s.image))).lower()] for s in samples]

@@ -131,8 +131,8 @@ class Scan:
             count = len(self.locked)
             raise DataError(
                 f"{count} {'folder' if count == 1 else 'folders'} {where} may not be read: "
-                f"{self._listed(self.locked)}. Change the permissions (`chmod -R u+rX {self.root}`), or remove "
-                "them from the data."
+                f"{self._listed(self.locked)}. Change the permissions (`chmod -R u+rX {self.root}`), or "
+                "remove them from the data."
             )
         if self.broken:
             total = len(self.names) + len(self.broken)

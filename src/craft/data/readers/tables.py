@@ -10,6 +10,7 @@ from typing import Any
 
 from craft.core.errors import DataError
 from craft.core.progress import track
+from craft.data.images import link_fix
 from craft.data.problems import Problems
 from craft.data.readers.packed import parquet_files, read_parquet, read_tar
 from craft.data.readers.rows import LISTS, Fetch, Row, RowReader, list_in, parse_json
@@ -139,6 +140,8 @@ def check_images(rows: Sequence[Any], base: Path, fix: str = "correct them, or p
     if missing:
         examples = "; ".join(f"{row.image} ({row.origin})" for row in missing[:5])
         more = f"; and {len(missing) - 5} more" if len(missing) > 5 else ""
+        if links := [Path(file) for file in sorted(gone) if os.path.islink(file)]:
+            fix = f"{len(links)} of them are links that lead nowhere. {link_fix(links)}"
         raise DataError(
             f"{len(missing)} of the {len(rows)} rows name an image that does not exist: {examples}{more}. "
             f"Paths are relative to {base}; {fix}."
