@@ -280,6 +280,20 @@ def test_folders_without_permission_are_counted_and_named(
         load_data(root)
 
 
+def test_folders_that_can_be_listed_but_not_entered_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = class_folders(tmp_path, ("ash", "elm", "oak"))
+    access = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: access(path, mode) and os.fspath(path) != os.fspath(root / "oak")
+    )
+    with pytest.raises(DataError, match=r"1 folder in .* may not be read: oak"):
+        load_data(root)
+    with pytest.raises(DataError, match=r"oak may not be read.*chmod u\+rx"):
+        load_data(root / "oak")
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
 def test_a_class_folder_of_mode_0_is_named(tmp_path: Path) -> None:
     root = class_folders(tmp_path, ("ash", "elm", "oak"))

@@ -138,7 +138,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpa
 
 @pytest.mark.parametrize(
     ("format", "mode"),
-    [("EPS", "RGB"), ("TGA", "RGB"), ("ICO", "RGB"), ("PCX", "RGB"), ("SGI", "RGB"), ("IM", "L")],
+    [("EPS", "RGB"), ("TGA", "RGB"), ("ICO", "RGB"), ("PCX", "RGB"), ("SGI", "RGB")],
 )
 def test_formats_off_the_list_are_refused_whatever_a_file_is_called(
     tmp_path: Path, format: str, mode: str

@@ -218,3 +218,9 @@ def test_other_modes_of_tiff_and_png_are_read(mode: str) -> None:
     stream = io.BytesIO()
     (image.convert("P") if mode == "PA" else image).save(stream, form)
     assert open_image(stream.getvalue()).size == (16, 16) and shown(stream.getvalue()).max() > 16
+
+
+@pytest.mark.parametrize("white", [0.0, -3.0, float("nan")])
+def test_a_white_level_below_1_is_refused(tmp_path: Path, white: float) -> None:
+    with pytest.raises(DataError, match=r"--white-level must be 1 or more"):
+        load_data(scans(tmp_path), white_level=white)

@@ -137,13 +137,12 @@ def check(
     """
     from craft.data import BENCHMARKS, check_data, read_data
     from craft.data.compose import Composition, compose, whole
-    from craft.data.levels import levelled
+    from craft.data.levels import levelled, with_white
     from craft.data.sample import distinct
     from craft.data.stats import expected
 
     raw = read_data(data, source.root, source.domain, source.columns())
-    raw.white_level = raw.white_level if source.white_level is None else source.white_level
-    raw = levelled(raw)
+    raw = levelled(with_white(raw, source.white_level))
     composition = Composition(common.seed or 0, answer_with, unseen_fraction=unseen_fraction)
     composed = compose(raw, composition)
     everything = whole(raw)

@@ -25,6 +25,19 @@ _STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP  ", b"\xff\x4f
 """The first bytes of TIFF and JPEG 2000."""
 
 
+def with_white(raw: Raw, white_level: float | None) -> Raw:
+    """The set with this white level; None keeps its own.
+
+    Raises:
+        DataError: it is below 1.
+    """
+    if white_level is None:
+        return raw
+    if not white_level >= 1:
+        raise DataError(f"--white-level must be 1 or more (4095 for 12 bits), not {white_level:g}.")
+    return replace(raw, white_level=white_level)
+
+
 def levelled(raw: Raw) -> Raw:
     """The set with each image of more than 8 bits as a `Deep` with the white level of the whole set.
 
@@ -56,10 +69,10 @@ def levelled(raw: Raw) -> Raw:
 def _deep_images(raw: Raw) -> tuple[list[str | bytes], list[str | bytes]]:
     """The sources of the images with grey of more than 8 bits, and of those with 16-bit colour."""
     deep, colour = list[str | bytes](), list[str | bytes]()
-    for sample in sorted(distinct(raw.samples), key=lambda sample: sample.id):
-        source = sample.image
-        if not isinstance(source, str | bytes):
-            continue  # inside a larger file, which is not opened only to look
+    # Images inside larger files are not opened only to look.
+    files = [sample for sample in distinct(raw.samples) if isinstance(sample.image, str | bytes)]
+    for source in (sample.image for sample in sorted(files, key=lambda sample: sample.id)):
+        assert isinstance(source, str | bytes)
         try:
             if _may_be_deep(source):
                 with _opened(source) as image:

@@ -13,6 +13,7 @@ from craft.data.benchmarks import BENCHMARKS
 from craft.data.choices import AnswerWith, Distractors
 from craft.data.compose import Composition, Similarity, compose
 from craft.data.domains.embedded import EMBEDDED
+from craft.data.levels import with_white
 from craft.data.manifest import MANIFEST, read_manifest
 from craft.data.readers.folder import METADATA, metadata_tables, read_folder, read_image_folder
 from craft.data.readers.hub import HUB
@@ -79,9 +80,7 @@ def load_data(
         held_out=held_out,
         split_seed=split_seed,
     )
-    raw = read_data(data, root, domain, columns)
-    raw.white_level = raw.white_level if white_level is None else white_level
-    return compose(raw, composition)
+    return compose(with_white(read_data(data, root, domain, columns), white_level), composition)
 
 
 def read_data(
@@ -113,6 +112,8 @@ def read_data(
         raise not_prepared(data, root, domain, columns)
     base = user_path(root) if root is not None else None
     path = located(data, base)
+    if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+        raise DataError(f"the folder {path} may not be read. Change its permissions (`chmod u+rx {path}`).")
     if path.is_dir() and (path / MANIFEST).is_file():
         return read_manifest(path, base)
     top = path if path.is_dir() else None

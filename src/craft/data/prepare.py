@@ -9,6 +9,7 @@ from craft.core.files import user_path
 from craft.data.additions import with_options, with_texts
 from craft.data.benchmarks import BENCHMARKS
 from craft.data.download import download
+from craft.data.levels import with_white
 from craft.data.load import as_setting, read_data
 from craft.data.manifest import Prepared, write_manifest
 from craft.data.readers.hub import HUB, hub_folder
@@ -64,8 +65,7 @@ def prepare(
     fetch = partial(download, folder=out.with_name(f"{out.name}-pictures")) if wanted.download else None
     data, root = _fetched(as_setting(data), root)
     raw = read_data(data, root, wanted.domain, wanted.columns, fetch=fetch, tars=True)
-    if wanted.white_level is not None:
-        raw.white_level = wanted.white_level
+    raw = with_white(raw, wanted.white_level)
     if wanted.train_limit is not None:
         raw.train_limit = wanted.train_limit
     for path in wanted.texts:

@@ -90,11 +90,13 @@ class Scan:
         try:
             with os.scandir(folder) as listing:
                 entries = sorted(listing, key=lambda entry: entry.name)
-        except OSError as error:
-            if not isinstance(error, PermissionError):
-                raise DataError(f"the folder {folder} cannot be read: {error.strerror or error}.") from error
+            if not os.access(folder, os.X_OK):  # the names can be read, the files cannot
+                raise PermissionError
+        except PermissionError:
             self.locked.append(folder)
             return []
+        except OSError as error:
+            raise DataError(f"the folder {folder} cannot be read: {error.strerror or error}.") from error
         usable = []
         for entry in entries:
             if entry.name.startswith("."):
@@ -151,7 +153,7 @@ class Scan:
         refuse_unreadable(f"the data folder {self.root}", self.names)
         unread = len(self.names) - sum(os.path.splitext(n)[1].lower() in suffixes() for n in self.names)
         if unread:  # `refuse_unreadable` lets these pass
-            self.passed["images that also exist in a format that is read"] += unread
+            self.passed["images that also exist in a format that is read"] = unread
 
     def notes(self) -> list[str]:
         """Sentences about what was passed over and what is empty."""
