@@ -225,8 +225,13 @@ def test_links_that_lead_nowhere_are_counted_and_named(tmp_path: Path) -> None:
     (root / "oak" / "0.jpg").unlink()
     (root / "oak" / "notes.txt").symlink_to("/gone/notes.txt")  # no image: passed over
     assert "1 .txt (links that lead nowhere)" in notes(root)
-    (root / "fir").symlink_to("/gone/fir")
-    with pytest.raises(DataError, match=r"links that lead nowhere \(1 in the folder itself\): fir"):
+    for name in ("fir", "v1.5"):
+        (root / name).symlink_to(f"/gone/{name}")
+        with pytest.raises(DataError, match=rf"links that lead nowhere \(1 in the folder itself\): {name}"):
+            load_data(root)
+        (root / name).unlink()
+    (root / "ash" / "self").symlink_to("self")
+    with pytest.raises(DataError, match=r"\(1 in ash\): ash/self, which names self"):
         load_data(root)
     train = class_folders(tmp_path / "split" / "train", ("ash", "elm"))
     (train / "oak").symlink_to("../gone")
@@ -310,6 +315,10 @@ def test_git_lfs_pointers_are_counted(tmp_path: Path) -> None:
     for n in range(5):
         (root / "elm" / f"elm_{n}.jpg").write_text(POINTER.format(n))
     with pytest.raises(DataError, match=r"5 of 10 images.*Git LFS pointers.*elm/elm_0\.jpg.*`git lfs pull`"):
+        load_data(root)
+    for n in range(5):
+        (root / "elm" / f"elm_{n}.jpg").write_text(f"/annex/objects/SHA256E-s10{n}--abc.jpg\n")
+    with pytest.raises(DataError, match=r"5 of 10 images.*git-annex pointers.*`git annex get \.`"):
         load_data(root)
 
 

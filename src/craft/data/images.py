@@ -245,7 +245,7 @@ def image_bytes_hash(source: ImageSource) -> str:
         digest.update(source.tobytes())
     else:
         digest.update(image_bytes(source))
-        if isinstance(source, Deep):  # other pixels under another white
+        if isinstance(source, Deep) and source.white not in (1, 65535):  # other pixels than as 16 bits
             digest.update(f"white {source.white} {source.clip}".encode())
     return digest.hexdigest()
 

@@ -3,13 +3,19 @@
 LFS = b"version https://git-lfs.github.com/spec/"
 """How a Git LFS pointer starts."""
 
-LFS_FIX = "Fetch the files with `git lfs pull`"
-"""What to do about Git LFS pointers."""
+ANNEX = b"/annex/objects/"
+"""How the pointer of an unlocked file of git-annex starts."""
+
+POINTERS = {
+    LFS: ("Git LFS pointer", "Fetch the files with `git lfs pull`"),
+    ANNEX: ("git-annex pointer", "Fetch the files with `git annex get .`"),
+}
+"""The first bytes of a file that stands for another -> (what it is, what to do)."""
 
 CONVERT = "Convert it to JPEG or PNG"
 
 _STARTS: tuple[tuple[bytes, str, str], ...] = (
-    (LFS, "a Git LFS pointer, not the image itself", LFS_FIX),
+    *((start, f"a {kind}, not the image itself", fix) for start, (kind, fix) in POINTERS.items()),
     (b"\0\5\x16\7", "an AppleDouble file of macOS, which holds no pixels", "Remove the file"),
     (b"%!PS", "PostScript (EPS)", CONVERT),
     (b"\xc5\xd0\xd3\xc6", "PostScript (EPS)", CONVERT),
@@ -25,6 +31,8 @@ _STARTS: tuple[tuple[bytes, str, str], ...] = (
     (b"\x76\x2f\x31\x01", "OpenEXR", CONVERT),
     (b"SIMPLE  =", "FITS", CONVERT),
     (b"\x89HDF", "HDF5", CONVERT),
+    (b"II*\0", "a TIFF of a kind that Pillow does not read, or damaged", "Save it with 8 or 16 bits"),
+    (b"MM\0*", "a TIFF of a kind that Pillow does not read, or damaged", "Save it with 8 or 16 bits"),
     (b"PK\3\4", "a ZIP archive", "Unpack it"),
     (b"\x1f\x8b", "a gzip archive", "Unpack it"),
     (b"Rar!", "a RAR archive", "Unpack it"),

@@ -63,7 +63,8 @@ def read_folder(root: Path, domain: str | None = None) -> Raw:
     if not samples:
         loose = any(kind.startswith("images next to") for kind in scan.passed)
         problem = "has images but no class folders" if loose else "has no images in class folders"
-        raise DataError(f"the data folder {root} {problem}. {_WAYS}{_tables_hint(root)}")
+        passed = "".join(f" ({note})" for note in scan.notes())
+        raise DataError(f"the data folder {root} {problem}{passed}. {_WAYS}{_tables_hint(root)}")
     name, depth = root.resolve().name, 2 if splits else 1
     notes = [*scan.notes(), *_depth_note(samples, depth)]
     return Raw(name, "classification", domain or words(name), samples, source=str(root), notes=notes)
@@ -113,8 +114,8 @@ def _check_classes(root: Path, folders: Sequence[Path]) -> None:
     if folders and (all(name.lower() in CONTAINERS for name in names) or (len(names) == 1 and nested)):
         advice = f" If the class folders are in {nested[0]}, use that as the data." if nested else ""
         raise DataError(
-            f"{root} has no folders but {', '.join(names)}, and a single folder, or one with such a name, is "
-            f"no class.{advice} {_WAYS}{_tables_hint(root)}"
+            f"{root} has no folders but {', '.join(names)}, which cannot be the classes.{advice} "
+            f"{_WAYS}{_tables_hint(root)}"
         )
     for folder in nested:
         if len(splits := [name for name in inner[folder] if name.lower() in SPLIT_NAMES]) > 1:
@@ -149,7 +150,7 @@ def _tables_hint(root: Path) -> str:
     paths = sorted(path for folder in readable for path in folder.iterdir())
     tables = [path for path in paths if path.suffix.lower() in TABLES and not is_passed_over(path.name)]
     named = ", ".join(map(str, tables[:SHOWN]))
-    return f" There are tables, which can be the data themselves: {named}." if tables else ""
+    return f" There are tables; if one lists the images, use it as the data: {named}." if tables else ""
 
 
 def metadata_tables(root: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from craft.core.errors import DataError
 from craft.data.images import PICTURES, link_fix, refuse_unreadable, suffixes
-from craft.data.signatures import LFS, LFS_FIX
+from craft.data.signatures import POINTERS
 
 SYSTEM = frozenset(
     {"@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp", "__macosx", "__pycache__"}
@@ -19,7 +19,7 @@ SHOWN = 3
 """How many files a message names."""
 
 _POINTER_MOST = 1024
-"""Git LFS pointers are smaller than this many bytes."""
+"""Pointers of Git LFS and git-annex are smaller than this many bytes."""
 
 
 class Scan:
@@ -36,7 +36,7 @@ class Scan:
         names: the images, as paths relative to `root` with "/", whether or not CRAFT opens their format.
         broken: links that lead nowhere.
         locked: folders that may not be read.
-        pointers: Git LFS pointers instead of images.
+        pointers: files of Git LFS or git-annex that stand for images, with their first bytes.
         empty: folders without images at any depth.
     """
 
@@ -46,7 +46,7 @@ class Scan:
         self.names: list[str] = []
         self.broken: list[Path] = []
         self.locked: list[Path] = []
-        self.pointers: list[Path] = []
+        self.pointers: dict[Path, bytes] = {}
         self.empty: list[Path] = []
         self._above = {os.path.realpath(path) for path in (root, *root.absolute().parents)}
 
@@ -76,8 +76,8 @@ class Scan:
                 if path.suffix.lower() not in PICTURES or not entry.is_file():
                     self._pass(entry)
                     continue
-                if entry.stat().st_size < _POINTER_MOST and _is_pointer(path):
-                    self.pointers.append(path)
+                if entry.stat().st_size < _POINTER_MOST and (start := _pointer(path)):
+                    self.pointers[path] = start
                 yield path
             elif (real := os.path.realpath(path)) in visited:
                 self.passed["links to a folder that is read already"] += 1
@@ -99,7 +99,9 @@ class Scan:
             raise DataError(f"the folder {folder} cannot be read: {error.strerror or error}.") from error
         usable = []
         for entry in entries:
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") and entry.name.endswith(".icloud"):
+                self.passed["not downloaded from iCloud"] += 1
+            elif entry.name.startswith("."):
                 self.passed["hidden"] += _count(entry)
             elif entry.name.lower() in SYSTEM and entry.is_dir():
                 self.passed[f"in {entry.name}"] += _count(entry)
@@ -111,7 +113,7 @@ class Scan:
 
     def _broken(self, entry: os.DirEntry[str]) -> None:
         ending = os.path.splitext(entry.name)[1].lower()
-        if ending in PICTURES or not ending:  # an image, or perhaps a class folder
+        if ending in PICTURES or not ending[1:].isalpha():  # an image, or perhaps a class folder ("v1.5")
             self.broken.append(Path(entry.path))
         else:
             self.passed[f"{ending} (links that lead nowhere)"] += 1
@@ -146,9 +148,10 @@ class Scan:
                 f"{link_fix(self.broken)}."
             )
         if self.pointers:
+            kind, fix = POINTERS[next(iter(self.pointers.values()))]
             raise DataError(
-                f"{len(self.pointers)} of {len(self.names)} images {where} are Git LFS pointers, not the "
-                f"images themselves: {self._listed(self.pointers)}. {LFS_FIX} there."
+                f"{len(self.pointers)} of {len(self.names)} images {where} are {kind}s, not the images "
+                f"themselves: {self._listed(list(self.pointers))}. {fix} there."
             )
         refuse_unreadable(f"the data folder {self.root}", self.names)
         unread = len(self.names) - sum(os.path.splitext(n)[1].lower() in suffixes() for n in self.names)
@@ -193,9 +196,10 @@ def _count(entry: os.DirEntry[str]) -> int:
     return sum(len(files) for _, _, files in os.walk(entry.path))
 
 
-def _is_pointer(path: Path) -> bool:
+def _pointer(path: Path) -> bytes:
+    """The first bytes of a pointer; empty for every other file."""
     try:
-        with open(path, "rb") as file:
-            return file.read(len(LFS)) == LFS
+        content = path.read_bytes()
     except OSError:
-        return False  # opening the image says why
+        return b""  # opening the image says why
+    return next((start for start in POINTERS if content.startswith(start)), b"")
