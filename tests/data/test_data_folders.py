@@ -158,6 +158,13 @@ def test_splits_without_classes_are_no_classes(tmp_path: Path, names: tuple[str,
         load_data(tmp_path)
 
 
+@pytest.mark.parametrize("names", [("valid", "invalid"), ("train", "bus", "car"), ("Test tube", "flask")])
+def test_words_of_splits_among_classes_are_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for number, name in enumerate(names):
+        flat(tmp_path / name, 3, 50 * number)
+    assert labels(tmp_path) == {"": Counter(dict.fromkeys(names, 3))}
+
+
 def test_tables_next_to_flat_splits_are_named(tmp_path: Path) -> None:
     rows = flat(tmp_path / "train", 6) + flat(tmp_path / "test", 6, 50)
     table(tmp_path / "labels.csv", rows)

@@ -224,3 +224,21 @@ def test_other_modes_of_tiff_and_png_are_read(mode: str) -> None:
 def test_a_white_level_below_1_is_refused(tmp_path: Path, white: float) -> None:
     with pytest.raises(DataError, match=r"--white-level must be 1 or more"):
         load_data(scans(tmp_path), white_level=white)
+
+
+@pytest.mark.parametrize("format", ["TIFF", "PNG"])
+def test_exif_rotation_is_applied_to_more_than_8_bits(format: str) -> None:
+    values, stream, exif = scan(1)[:, :9], io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(values).save(stream, format, exif=exif)
+    turned = np.rot90(values.astype(np.int64) * 255 // 4095, -1)
+    assert np.array_equal(shown(stream.getvalue()), turned)
+
+
+def test_only_the_first_page_of_a_tiff_is_read_and_that_is_a_warning(tmp_path: Path) -> None:
+    root = class_folders(tmp_path, ("ash", "elm"))
+    pages = [Image.fromarray(pixels(n, 16)) for n in (50, 51, 52)]
+    pages[0].save(root / "ash" / "stack.tif", save_all=True, append_images=pages[1:])
+    assert np.array_equal(np.asarray(open_image(root / "ash" / "stack.tif")), pixels(50, 16))
+    (finding,) = check_data(whole(read_data(root)), progress=False)
+    assert finding.warning and "several pages, of which the first is used" in finding.text

@@ -127,7 +127,8 @@ def looks(
 
 
 def _look(sample: Sample, decode: bool, hashes: bool) -> Look:
-    origin = "" if isinstance(sample.image, str) and sample.origin == sample.image else sample.origin
+    source = sample.image.source if isinstance(sample.image, Deep) else sample.image
+    origin = "" if isinstance(source, str) and sample.origin == source else sample.origin
     try:
         image = open_image(sample.image, origin) if decode else None
         if not hashes:

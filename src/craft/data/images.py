@@ -155,6 +155,7 @@ def lazy_image(file: str | os.PathLike[str] | IO[bytes] | io.BytesIO | io.Buffer
     image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
+        image.close()
         raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, limit {limit}")
     return image
 
