@@ -137,6 +137,20 @@ def test_two_tables_of_one_folder_and_tables_of_captions_are_refused(tmp_path: P
             load_data(tmp_path)
 
 
+def test_a_table_that_names_no_images_is_passed_over(tmp_path: Path) -> None:
+    """As ISIC's downloads have it: ages and sexes of the patients."""
+    class_folders(tmp_path, ("ash", "elm"))
+    for folder in (tmp_path, tmp_path / "ash"):
+        (folder / "metadata.csv").write_text("isic_id,age\nISIC_1,50\n")
+    assert labels(tmp_path) == {"": Counter(ash=5, elm=5)} and "passed over: 2 .csv" in notes(tmp_path)
+    rows = flat(tmp_path / "flat", 6)
+    table(tmp_path / "flat" / "metadata.csv", [{"isic": r["file_name"], "kind": r["label"]} for r in rows])
+    columns = {"image": "isic", "label": "kind"}
+    assert len(read_data(tmp_path / "flat", columns=columns).samples) == 6
+    with pytest.raises(DataError, match=r"no class folders.*There are tables.*flat/metadata\.csv"):
+        load_data(tmp_path / "flat")
+
+
 # --- what is no class
 
 

@@ -121,7 +121,7 @@ def read_data(
     if any(is_tar(table) for table in tables) and not tars:
         raise not_prepared(data, root, domain, columns)
     if top is not None and all(table.stem.lower() == METADATA for table in tables):
-        if tables := metadata_tables(path):
+        if tables := metadata_tables(path, (columns or {}).values()):
             read = partial(read_tables, root=base, domain=domain, columns=columns, fetch=fetch, top=path)
             return read_image_folder(path, tables, read)
         return read_folder(path, domain)

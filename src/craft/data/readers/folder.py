@@ -3,19 +3,23 @@ tables (metadata.csv, metadata.jsonl) say what its images are."""
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from craft.core.errors import DataError
+from craft.data.problems import Problems
 from craft.data.readers.scan import SHOWN, Scan, is_passed_over
-from craft.data.readers.tables import TABLES
+from craft.data.readers.tables import TABLES, read_rows
 from craft.data.sample import Raw, Sample, labelled
 from craft.data.spelling import is_text, words
 from craft.data.splits import SPLIT_NAMES
 
 METADATA = "metadata"
 """The name of an imagefolder's tables, without their ending."""
+
+IMAGE_COLUMNS = ("file_name", "image", "images")
+"""Columns of a table that name images."""
 
 CONTAINERS = frozenset(
     {"images", "image", "imgs", "img", "pictures", "photos", "jpegimages", "masks", "mask", "labels"}
@@ -153,8 +157,13 @@ def _tables_hint(root: Path) -> str:
     return f" There are tables; if one lists the images, use it as the data: {named}." if tables else ""
 
 
-def metadata_tables(root: Path) -> list[Path]:
-    """The tables called "metadata" at any depth of a folder, as in Hugging Face's imagefolder, sorted.
+def metadata_tables(root: Path, columns: Collection[str] = ()) -> list[Path]:
+    """The tables called "metadata" at any depth of a folder that name images, sorted, as in Hugging Face's
+    imagefolder. Others say something else about the images, and are passed over.
+
+    Args:
+        root: the folder.
+        columns: names of columns that the user mapped.
 
     Raises:
         DataError: two of them are in one folder.
@@ -163,12 +172,22 @@ def metadata_tables(root: Path) -> list[Path]:
     for folder, below, files in os.walk(root):
         below[:] = [name for name in below if not is_passed_over(name)]
         names = [n for n in files if os.path.splitext(n.lower())[0] == METADATA]
-        tables += [Path(folder, name) for name in names if os.path.splitext(name)[1].lower() in TABLES]
+        paths = [Path(folder, name) for name in names if os.path.splitext(name)[1].lower() in TABLES]
+        tables += [path for path in paths if _names_images(path, {*IMAGE_COLUMNS, *columns})]
     folders = Counter(path.parent for path in tables)
     if twice := [folder for folder, count in folders.items() if count > 1]:
         names = ", ".join(sorted(path.name for path in tables if path.parent == twice[0]))
         raise DataError(f"{twice[0]} has several tables of its images: {names}. Keep one of them.")
     return sorted(tables)
+
+
+def _names_images(table: Path, columns: Collection[str]) -> bool:
+    """Whether the first row of a table has one of these columns, or the table cannot be read."""
+    try:
+        row = next(iter(read_rows(table, Problems("rows"))), None)
+    except DataError:
+        return True  # reading it all says why
+    return row is not None and not row.values.keys().isdisjoint(columns)
 
 
 def read_image_folder(root: Path, tables: Sequence[Path], read: Callable[[Sequence[Path]], Raw]) -> Raw:
