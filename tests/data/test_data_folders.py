@@ -316,6 +316,13 @@ def test_folders_that_can_be_listed_but_not_entered_are_named(
     )
     with pytest.raises(DataError, match=r"1 folder in .* may not be read: oak"):
         load_data(root)
+    class_folders(tmp_path / "split" / "train", ("ash", "elm"))
+    (root / "oak").rename(tmp_path / "split" / "test")
+    monkeypatch.setattr(os, "access", lambda path, mode: os.fspath(path) != f"{tmp_path}/split/test")
+    with pytest.raises(DataError, match=r"1 folder in .*split may not be read: test\."):
+        load_data(tmp_path / "split")
+    monkeypatch.setattr(os, "access", lambda path, mode: os.fspath(path) != f"{root}/oak")
+    (root / "oak").mkdir()
     with pytest.raises(DataError, match=r"oak may not be read.*chmod u\+rx"):
         load_data(root / "oak")
 

@@ -50,6 +50,9 @@ def read_folder(root: Path, domain: str | None = None) -> Raw:
     """
     scan = Scan(root)
     children = scan.folders(root)
+    scan.locked += [child for child in children if not os.access(child, os.R_OK | os.X_OK)]
+    if scan.locked:  # what is in them decides what the others are
+        scan.refuse()
     splits = [child for child in children if child.name.lower() in SPLIT_NAMES and _folders_in(child)]
     samples: list[Sample] = []
     if splits:
