@@ -12,8 +12,9 @@ import pytest
 from craft.core.errors import DataError
 from craft.data import Wanted, prepare
 from craft.data.download import download, is_public
+from replicas import png
 
-PUBLIC = "93.184.215.14"
+PUBLIC, CONTENT = "93.184.215.14", png(7)
 
 
 @pytest.mark.parametrize(
@@ -69,9 +70,10 @@ def server() -> Iterator[tuple[int, list[str]]]:
                 self.send_header("Location", self.path.removeprefix("/to/"))
             else:
                 self.send_response(200)
-            self.send_header("Content-Length", "0" if self.path.startswith("/to/") else "6")
+            content = b"" if self.path.startswith("/to/") else CONTENT if "png" in self.path else b"secret"
+            self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(b"" if self.path.startswith("/to/") else b"secret")
+            self.wfile.write(content)
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -149,8 +151,8 @@ def outside(monkeypatch: pytest.MonkeyPatch, names: dict[str, str], server: tupl
 
 
 def test_public_hosts_are_read(tmp_path: Path, outside: str) -> None:
-    assert download(f"{outside}/a.png", tmp_path).read_bytes() == b"secret"
-    assert download(f"{outside}/to/{outside}/b.png", tmp_path).read_bytes() == b"secret"
+    assert download(f"{outside}/a.png", tmp_path).read_bytes() == CONTENT
+    assert download(f"{outside}/to/{outside}/b.png", tmp_path).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize(
@@ -175,6 +177,12 @@ def test_other_schemes_are_refused(tmp_path: Path, outside: str, target: str) ->
             download(url, tmp_path)
 
 
+def test_what_is_no_image_is_not_kept(tmp_path: Path, outside: str) -> None:
+    with pytest.raises(DataError, match=r"outside\.example.*/secret.* is not an image"):
+        download(f"{outside}/secret", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_name_is_resolved_once(tmp_path: Path, outside: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that it cannot be public when it is checked and private when it is used."""
     resolve, asked = socket.getaddrinfo, list[str]()
@@ -193,7 +201,7 @@ def test_behind_a_proxy_private_urls_are_refused_too(
 ) -> None:
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server[0]}")
     names["outside.example"] = PUBLIC
-    assert download("http://outside.example/a.png", tmp_path).read_bytes() == b"secret"
+    assert download("http://outside.example/a.png", tmp_path).read_bytes() == CONTENT
     assert server[1] == ["http://outside.example/a.png"]
     with pytest.raises(DataError, match="public addresses only"):
         download("http://10.0.0.1/a.png", tmp_path)

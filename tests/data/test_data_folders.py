@@ -447,3 +447,13 @@ def test_formats_that_are_not_opened_are_refused_with_the_way_out(tmp_path: Path
     (root / "ash" / f"new{ending}").write_bytes(b"whatever")
     with pytest.raises(DataError, match=rf"1 of 11 images.*1 {ending.lower()}.*magick mogrify -format png"):
         load_data(root)
+
+
+def test_training_says_what_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from craft.recipes.questions import open_data
+    from craft.training.config import DataConfig
+
+    root = class_folders(tmp_path, ("ash", "elm"))
+    paint(root / "ash" / "@eaDir" / "0.jpg", 900)
+    open_data(DataConfig(name=str(root)), 0, lambda: pytest.fail("no model is needed"))
+    assert capsys.readouterr().err == "note: passed over: 1 in @eaDir\n"

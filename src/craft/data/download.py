@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from craft.core.errors import DataError
 from craft.core.files import atomic_write_bytes
+from craft.data.images import open_image
 
 MOST, TIMEOUT = 64 * 2**20, 30.0
 """The most bytes of one downloaded image, and the seconds to wait for its server."""
@@ -31,7 +32,7 @@ def download(url: str, folder: Path) -> Path:
 
     Raises:
         DataError: the URL is not http(s), or its server is not public; the server does not answer, refuses,
-            or sends too much or too little.
+            or sends too much, too little, or no image.
     """
     path = folder / hashlib.sha256(url.encode("utf-8")).hexdigest()[:32]
     if path.is_file():
@@ -47,6 +48,7 @@ def download(url: str, folder: Path) -> Path:
         raise DataError(f"{url} sends more than {MOST // 2**20} MiB; no image is so large.")
     if missing:
         raise DataError(f"{url} was cut short by {missing} bytes. Try again.")
+    open_image(content, url)  # an error page is not kept
     atomic_write_bytes(path, content)
     return path
 
