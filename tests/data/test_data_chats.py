@@ -12,8 +12,8 @@ from craft.data.chats import ASK_CAPTION, read_conversations
 
 @pytest.fixture
 def folder(tmp_path):
-    for name in ("a.jpg", "b.jpg"):
-        Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / name)
+    for shade, name in ((9, "a.jpg"), (90, "b.jpg")):
+        Image.new("RGB", (8, 8), (shade, shade, shade)).save(tmp_path / name)
     return tmp_path
 
 

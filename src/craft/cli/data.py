@@ -24,11 +24,19 @@ class Source:
         root: the folder of a benchmark; otherwise the folder that relative paths in the data start from.
         domain: in words, what the images of your own data show.
         column: CRAFT=YOURS for a table whose columns have other names, as in --column answer=caption.
+        splits: NAME=SPLIT: what splits with other names are (train, validation, test, or none: not read).
+        partial: accept a copy of a benchmark with fewer classes than the benchmark has; reports say so.
     """
 
     root: str | None = None
     domain: str | None = None
     column: Several = None
+    splits: Several = None
+    partial: Flag = False
+
+    def reading(self) -> dict[str, Any]:
+        """`--splits` and `--partial` as arguments of `read_data`."""
+        return {"splits": self.splits or (), "partial": self.partial}
 
     def columns(self) -> dict[str, str] | None:
         """`--column` as a mapping from CRAFT's fields to the table's columns.
@@ -137,7 +145,7 @@ def check(
     from craft.data.sample import distinct
     from craft.data.stats import expected
 
-    raw = read_data(data, source.root, source.domain, source.columns())
+    raw = read_data(data, source.root, source.domain, source.columns(), **source.reading())
     composition = Composition(common.seed or 0, answer_with, unseen_fraction=unseen_fraction)
     composed = compose(raw, composition)
     everything = whole(raw)
@@ -206,6 +214,7 @@ def prepare(
         train_limit=preparation.train_limit,
         download=preparation.download,
         split_seed=preparation.split_seed,
+        **source.reading(),
     )
     manifest = run(data, source.root, out or prepared_folder(data), wanted)
     about = manifest.about
@@ -251,6 +260,7 @@ def stats(
         unseen_fraction=0,
         domain=source.domain,
         columns=source.columns(),
+        **source.reading(),
     )
     counts = data_stats(loaded)
     if out is not None:

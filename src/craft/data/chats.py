@@ -20,6 +20,7 @@ from typing import Any
 from craft.core.errors import DataError
 from craft.core.files import user_path
 from craft.core.seeding import rng
+from craft.data.check import Overlap, settle_overlap
 from craft.data.images import ImageSource
 from craft.data.load import is_tar, load_data, located, not_prepared
 from craft.data.problems import Problems
@@ -55,7 +56,14 @@ class Conversation:
 
 
 def read_conversations(
-    sources: Sequence[str | Path], root: str | Path | None = None, seed: int = 0, limit: int | None = None
+    sources: Sequence[str | Path],
+    root: str | Path | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    *,
+    splits: Sequence[str] = (),
+    partial: bool = False,
+    overlap: Overlap = "refuse",
 ) -> list[Conversation]:
     """All conversations of several sources, in their order.
 
@@ -64,16 +72,19 @@ def read_conversations(
         root: the folder that image paths start from; by default the file's own.
         seed: of `load_data`, and of the questions that go with bare captions.
         limit: at most this many from each source.
+        splits, partial: of `load_data`.
+        overlap: what happens to training images of `load_data` that stand in the test split too.
 
     Raises:
-        DataError: nothing there, a broken row, an empty answer, several images, an image that does not exist
+        DataError: nothing there, training images in the test split, a broken row, an empty answer, several images, an image that does not exist
             (the first few are named with file and row), or a tar.
     """
     conversations: list[Conversation] = []
     for source in sources:
         path = _table(source, root)
         if path is None:
-            data = load_data(source, root=root, seed=seed, limit=limit, unseen_fraction=0.0)
+            options = {"splits": splits, "partial": partial, "unseen_fraction": 0.0}
+            data = settle_overlap(load_data(source, root, seed, limit=limit, **options), overlap)
             conversations += [
                 Conversation(s.id, ((s.prompt(), s.answer),), s.image, s.origin)
                 for s in data.samples("train")

@@ -4,9 +4,10 @@ import hashlib
 import io
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -21,6 +22,7 @@ from craft.data.images import (
     open_image,
     orientation,
 )
+from craft.data.domains.embedded import EMBEDDED
 from craft.data.problems import Problems
 from craft.data.sample import Data, Sample, distinct
 
@@ -31,6 +33,9 @@ of 64, and by at most this many grey levels of 255 on average."""
 
 EXAMPLES = 3
 """How many examples a finding names."""
+
+Overlap = Literal["refuse", "drop", "train"]
+"""What happens to training images that stand in the test split too: an error, left out, or trained on."""
 
 
 @dataclass(frozen=True)
@@ -58,32 +63,117 @@ class Look:
 
     Attributes:
         sha256: hash of its file.
+        pixels: hash of what is decoded from it; that of the file if it was not decoded.
         near: what it looks like (see `_near`); None if it was not decoded, or has no contrast.
         traits: what is unusual about it, in words.
         trouble: why it cannot be used; "" if it can.
     """
 
     sha256: str
+    pixels: str = ""
     near: tuple[int, bytes] | None = None
     traits: tuple[str, ...] = ()
     trouble: str = ""
 
 
-def verify_images(data: Data, progress: bool = True) -> int:
+def verify_images(data: Data, progress: bool = True, overlap: Overlap = "train") -> int:
     """Open and decode every image once; return how many distinct images there are.
 
     Arrays and decoded PIL images are checked too, files and bytes are read in full.
 
+    Args:
+        data: the data set.
+        progress: show the progress.
+        overlap: "refuse" images of training (or validation) that stand in the test split too: those with the
+            same pixels, near-duplicates, and those of the same group; not in embedded domains. Any other value
+            does not look.
+
     Raises:
-        DataError: some cannot be used; the first five are named with the file and line that declared them.
+        DataError: some cannot be used, the first five are named with the file and line that declared them; or
+            training images stand in the test split.
     """
-    samples = distinct(data.all_samples())
-    problems = Problems("images")
-    for _, look in looks(samples, data.name, progress=progress, hashes=False):
+    samples = distinct([*data.all_samples(), *(data.tested if overlap == "refuse" else ())])
+    compares = overlap == "refuse" and bool(data.tested or data.test) and not is_embedded(data)
+    problems, results = Problems("images"), list[tuple[Sample, Look]]()
+    for sample, look in looks(samples, data.name, progress=progress, hashes=compares):
         if look.trouble:
             problems.add(DataError(look.trouble))
+        elif compares:
+            results.append((sample, look))
     problems.stop(len(samples))
-    return len(samples)
+    if pairs := _overlap(data, results) if compares else []:
+        raise DataError(_refusal(data.name, pairs))
+    return len(distinct(data.all_samples()))
+
+
+def settle_overlap(data: Data, overlap: Overlap, progress: bool = True) -> Data:
+    """The data, with "drop" without those training and validation images that stand in the test split too.
+
+    Raises:
+        DataError: images that cannot be used, or training images in the test split, as `verify_images`.
+    """
+    if overlap == "train" or is_embedded(data):
+        return data
+    if overlap == "refuse":
+        verify_images(data, progress, overlap)
+        return data
+    samples = distinct([*data.all_samples(), *data.tested])
+    results = list(looks(samples, data.name, progress=progress))
+    out = {image_key(train.image) for train, _, _ in _overlap(data, results)}
+    if not out:
+        return data
+    train, validation = (
+        [sample for sample in part if image_key(sample.image) not in out]
+        for part in (data.train, data.validation)
+    )
+    note = f"left out of training: {len(out)} images that stand in the test split too"
+    return replace(data, train=train, validation=validation, notes=[*data.notes, note])
+
+
+def is_embedded(data: Data) -> bool:
+    """Whether this is an embedded domain, whose splits are settled (docs/data.md names the near-duplicate that
+    apparel has)."""
+    return data.name in EMBEDDED and bool(data.licence)
+
+
+def _refusal(name: str, pairs: Sequence[tuple[Sample, str, str]]) -> str:
+    """What is wrong with images that stand in training and test, and the ways out."""
+    kinds = Counter(kind for _, kind, _ in pairs)
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    examples = "; ".join(f"{train.origin} and {test}" for train, _, test in pairs[:EXAMPLES])
+    more = "; …" if len(pairs) > EXAMPLES else ""
+    return (
+        f"{len(pairs)} training images of {name} stand in the test split too ({counts}): {examples}{more}. A "
+        "result on such a test means nothing. Remove them from one of the splits, leave them out of training "
+        "with --overlap drop, or train on them all the same with --overlap train."
+    )
+
+
+def _overlap(data: Data, results: Sequence[tuple[Sample, Look]]) -> list[tuple[Sample, str, str]]:
+    """(sample, kind, origin of the test image) of each image of training or validation that stands in the
+    test split too."""
+    by_image = {image_key(sample.image): look for sample, look in results}
+    test, groups, shapes = dict[str, str](), dict[str, str](), dict[tuple[int, bytes], str]()
+    for sample in data.tested or data.test:
+        look = by_image[image_key(sample.image)]
+        test.setdefault(look.pixels, sample.origin)
+        if sample.group:
+            groups.setdefault(sample.group, sample.origin)
+        if look.near is not None:
+            shapes.setdefault(look.near, sample.origin)
+    pairs = list[tuple[Sample, str, str]]()
+    others = list[tuple[Sample, tuple[int, bytes]]]()
+    for sample in distinct([*data.train, *data.validation]):
+        look = by_image[image_key(sample.image)]
+        if look.pixels in test:
+            pairs.append((sample, "with the same pixels", test[look.pixels]))
+        elif sample.group in groups:
+            pairs.append((sample, "of the same group", groups[sample.group]))
+        elif look.near is not None:
+            others.append((sample, look.near))
+    matches = _nearest([near for _, near in others], shapes)
+    pairs += [(other[0], "near-duplicates", origin) for other, origin in zip(others, matches, strict=True) if origin]
+    return pairs
 
 
 def check_data(data: Data, decode: bool = True, progress: bool = True) -> list[Finding]:
@@ -106,7 +196,8 @@ def check_data(data: Data, decode: bool = True, progress: bool = True) -> list[F
         if isinstance(sample.image, str | Packed):
             data.hashes[sample.image] = look.sha256
     problems.stop(len(samples))
-    return [*_traits(results), *_duplicates(data, results), *_classes(data), *_answers(data)]
+    caveats = [Finding("incomplete", 1, caveat) for caveat in data.caveats]
+    return [*caveats, *_traits(results), *_duplicates(data, results), *_classes(data), *_answers(data)]
 
 
 def looks(
@@ -130,14 +221,23 @@ def _look(sample: Sample, decode: bool, hashes: bool) -> Look:
         image = open_image(sample.image, origin) if decode else None
         if not hashes:
             return Look("")
-        if not isinstance(sample.image, str | os.PathLike | bytes | Packed):
-            return Look(image_bytes_hash(sample.image), None if image is None else _near(image))
-        content = image_bytes(sample.image)
-        traits = _header(content) if decode else ()
+        pixels = "" if image is None else _pixels(image)
         near = None if image is None else _near(image)
-        return Look(hashlib.sha256(content).hexdigest(), near, traits)
+        if not isinstance(sample.image, str | os.PathLike | bytes | Packed):
+            digest = image_bytes_hash(sample.image)
+            return Look(digest, pixels or digest, near)
+        content = image_bytes(sample.image)
+        digest = hashlib.sha256(content).hexdigest()
+        return Look(digest, pixels or digest, near, _header(content) if decode else ())
     except DataError as error:
         return Look("", trouble=str(error))
+
+
+def _pixels(image: Image.Image) -> str:
+    """A hash of the size and the pixels of a decoded image."""
+    digest = hashlib.blake2b(repr(image.size).encode(), digest_size=16)
+    digest.update(image.tobytes())
+    return digest.hexdigest()
 
 
 def _header(content: bytes) -> tuple[str, ...]:
@@ -200,7 +300,7 @@ def _duplicates(data: Data, results: Sequence[tuple[Sample, Look]]) -> Iterator[
     labels: dict[str, set[str]] = defaultdict(set)
     first: dict[str, str] = {}
     for sample in data.all_samples():
-        digest = by_image[image_key(sample.image)].sha256
+        digest = by_image[image_key(sample.image)].pixels
         splits[digest].add("train" if sample.split == "validation" else sample.split)
         first.setdefault(digest, sample.origin)
         if sample.label is not None:
@@ -210,36 +310,40 @@ def _duplicates(data: Data, results: Sequence[tuple[Sample, Look]]) -> Iterator[
         yield _finding(
             "leakage",
             [first[digest] for digest in in_both],
-            "images are in the training and in the test set, byte for byte: the test is easier than it "
+            "images are in the training and in the test set with the same pixels: the test is easier than it "
             "should be. Remove them from one, or set the split",
         )
     in_two_classes = [first[digest] for digest, names in labels.items() if len(names) > 1]
     if data.task == "classification" and in_two_classes:
         yield _finding(
-            "two classes", in_two_classes, "images are in two classes, byte for byte. Remove one of each"
+            "two classes", in_two_classes, "images are in two classes, pixel for pixel. Remove one of each"
         )
     near: dict[str, dict[tuple[int, bytes], str]] = {"train": {}, "test": {}}
     for sample in data.all_samples():
         look = by_image[image_key(sample.image)]
-        if look.near is not None and sample.split in near and look.sha256 not in in_both:
+        if look.near is not None and sample.split in near and look.pixels not in in_both:
             near[sample.split].setdefault(look.near, sample.origin)
-    if origins := _near_duplicates(near["test"], near["train"]):
+    matches = _nearest(list(near["test"]), near["train"])
+    if origins := [at for at, match in zip(near["test"].values(), matches, strict=True) if match]:
         yield _finding("near-duplicates", origins, "test images look almost like a training image")
 
 
-def _near_duplicates(test: dict[tuple[int, bytes], str], train: dict[tuple[int, bytes], str]) -> list[str]:
-    """The origins of test images that nearly equal a training image, by hash and by grey cells."""
-    if not train:
-        return []
-    hashes = np.array([value for value, _ in train], dtype=np.uint64)
-    cells = np.array([np.frombuffer(grey, np.uint8) for _, grey in train], dtype=np.int16)
-    origins = []
-    for (value, grey), origin in test.items():
-        candidates = cells[np.bitwise_count(hashes ^ np.uint64(value)) <= NEAR]
-        difference = np.abs(candidates - np.frombuffer(grey, np.uint8).astype(np.int16)).mean(axis=1)
-        if (difference <= CLOSE).any():
-            origins.append(origin)
-    return origins
+def _nearest(
+    images: Sequence[tuple[int, bytes]], others: Mapping[tuple[int, bytes], str]
+) -> list[str | None]:
+    """For each image the value of another one that it nearly equals, by hash and by grey cells, or None."""
+    if not others:
+        return [None] * len(images)
+    values = list(others.values())
+    hashes = np.array([value for value, _ in others], dtype=np.uint64)
+    cells = np.array([np.frombuffer(grey, np.uint8) for _, grey in others], dtype=np.int16)
+    matches: list[str | None] = []
+    for value, grey in images:
+        candidates = np.flatnonzero(np.bitwise_count(hashes ^ np.uint64(value)) <= NEAR)
+        difference = np.abs(cells[candidates] - np.frombuffer(grey, np.uint8).astype(np.int16)).mean(axis=1)
+        close = candidates[difference <= CLOSE]
+        matches.append(values[close[0]] if len(close) else None)
+    return matches
 
 
 def _classes(data: Data) -> Iterator[Finding]:

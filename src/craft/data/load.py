@@ -18,6 +18,7 @@ from craft.data.readers.hub import HUB
 from craft.data.readers.rows import Fetch
 from craft.data.readers.tables import TABLES, TAR, read_tables, tables_in
 from craft.data.sample import Data, Raw
+from craft.data.splits import split_names
 
 
 def load_data(
@@ -34,6 +35,8 @@ def load_data(
     split_seed: int = 0,
     domain: str | None = None,
     columns: Mapping[str, str] | None = None,
+    splits: Sequence[str] = (),
+    partial: bool = False,
 ) -> Data:
     """Read a data set, split it, hold classes out, and write the multiple-choice questions.
 
@@ -57,10 +60,13 @@ def load_data(
         split_seed: of the division into training and test, if the source has none.
         domain: what the images are of, in words, for your own files; by default the folder's name.
         columns: CRAFT's field -> the column of your table, if they differ.
+        splits: what splits with other names are: NAME=SPLIT, with train, validation, test or none (not read);
+            the name others stands for all of them.
+        partial: accept a copy of a benchmark with fewer classes than the benchmark has.
 
     Raises:
         DataError: nothing there (with a did-you-mean), a tar or hub data set that must be prepared first, no
-            samples, a single class, a broken row, choices without the answer, repeated ids, missing images.
+            samples, splits with unknown names, fewer classes than the benchmark has, a single class, a broken row, choices without the answer, repeated ids, missing images.
             Images are not decoded here but by `verify_images`.
 
     Source: §4.1, §11 (four options after FOCI, 20 % of the labels held out); splits and seeds are ours.
@@ -75,7 +81,7 @@ def load_data(
         held_out=held_out,
         split_seed=split_seed,
     )
-    return compose(read_data(data, root, domain, columns), composition)
+    return compose(read_data(data, root, domain, columns, splits=splits, partial=partial), composition)
 
 
 def read_data(
@@ -86,23 +92,26 @@ def read_data(
     *,
     fetch: Fetch | None = None,
     tars: bool = False,
+    splits: Sequence[str] = (),
+    partial: bool = False,
 ) -> Raw:
     """The samples of a data set as found, before anything random.
 
     Args:
-        data, root, domain, columns: as in `load_data`.
+        data, root, domain, columns, splits, partial: as in `load_data`.
         fetch: fetches an image from a URL; None refuses URLs.
         tars: read tars in WebDataset's layout; only `prepare` does, because it writes their images to
             files.
 
     Raises:
         DataError: as `load_data`.
+        ConfigError: an entry of `splits` is not NAME=SPLIT.
     """
-    data = as_setting(data)
+    data, names = as_setting(data), split_names(splits)
     if data in EMBEDDED:
         return EMBEDDED[data].load()
     if data in BENCHMARKS and not str(root or "").startswith(HUB):
-        return BENCHMARKS[data].load(root)
+        return BENCHMARKS[data].load(root, names, partial)
     if data in BENCHMARKS or data.startswith(HUB):
         raise not_prepared(data, root, domain, columns)
     base = user_path(root) if root is not None else None
@@ -110,18 +119,33 @@ def read_data(
     if path.is_dir() and (path / MANIFEST).is_file():
         return read_manifest(path, base)
     top = path if path.is_dir() else None
-    tables = tables_in(path) if top is not None else [path] if path.is_file() else []
+    tables = tables_in(path, names) if top is not None else [path] if path.is_file() else []
     if any(is_tar(table) for table in tables) and not tars:
         raise not_prepared(data, root, domain, columns)
     if tables and tables[0].suffix.lower() in (*TABLES, TAR):
-        return read_tables(tables, base, domain, columns, fetch, top)
+        raw = read_tables(tables, base, domain, columns, fetch, top, names)
+        raw.notes += [] if top is None else _not_read(top, tables)
+        return raw
     if top is not None:
-        return read_folder(path, domain)
+        return read_folder(path, domain, names)
     if path.exists():
         raise DataError(
             f"{path} is neither a folder of class folders nor a table of questions ({', '.join(TABLES)})."
         )
     raise _nothing_at(data, path)
+
+
+def _not_read(folder: Path, tables: Sequence[Path]) -> list[str]:
+    """A note about tables next to those of splits."""
+    others = [path.name for path in sorted(folder.iterdir()) if path.suffix.lower() in (*TABLES, TAR)]
+    others = [name for name in others if folder / name not in tables and not name.startswith(".")]
+    if not others or any(path.parent != folder for path in tables):
+        return []
+    stem = Path(others[0]).stem
+    return [
+        f"not read: {', '.join(others)}, because the names are not those of splits; --splits {stem}=train "
+        f"reads {others[0]}"
+    ]
 
 
 def not_prepared(

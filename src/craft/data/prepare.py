@@ -35,6 +35,7 @@ class Wanted:
         train_limit: train on at most this many images, instead of the benchmark's own limit.
         download: fetch images that are given as URLs.
         split_seed: the seed of the division into training and test, if the source has none.
+        splits, partial: as in `load_data`.
     """
 
     domain: str | None = None
@@ -44,6 +45,8 @@ class Wanted:
     train_limit: int | None = None
     download: bool = False
     split_seed: int = 0
+    splits: Sequence[str] = ()
+    partial: bool = False
 
 
 def prepare(
@@ -68,7 +71,8 @@ def prepare(
     out = user_path(out)
     fetch = partial(_download, folder=out.with_name(f"{out.name}-pictures")) if wanted.download else None
     data, root = _fetched(as_setting(data), root)
-    raw = read_data(data, root, wanted.domain, wanted.columns, fetch=fetch, tars=True)
+    reading = {"splits": wanted.splits, "partial": wanted.partial}
+    raw = read_data(data, root, wanted.domain, wanted.columns, fetch=fetch, tars=True, **reading)
     if wanted.train_limit is not None:
         raw.train_limit = wanted.train_limit
     for path in wanted.texts:

@@ -204,6 +204,7 @@ def _identity(lvlm: LVLM, case: _Case, config: EvalConfig, weights: dict[str, st
         "like": case.like.manifest["tower"] if case.like else None,
         "data": case.name,
         "root": case.root,
+        **config.data.reading(),
         "seeds": config.all_seeds() or None,
         **({} if bits is None else {"llm_bits": bits}),
         **({"counts": _counts(lvlm, case.encoder, config.prior)} if pruned else {}),

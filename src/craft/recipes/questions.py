@@ -8,6 +8,7 @@ import numpy as np
 
 from craft.core.errors import ConfigError, DataError
 from craft.data import EMBEDDED, Data, Sample, load_data, stratified
+from craft.data.check import settle_overlap
 from craft.models.lvlm import LVLM
 from craft.recipes.arguments import without_none
 from craft.training.config import AdaptConfig, DataConfig
@@ -16,13 +17,15 @@ from craft.training.config import AdaptConfig, DataConfig
 def open_data(
     settings: DataConfig, seed: int, lvlm: Callable[[], LVLM], held_out: Sequence[str] | None = None
 ) -> Data:
-    """`load_data` with the settings of a config. It calls `lvlm` if hard distractors need its text encoder.
+    """`load_data` with the settings of a config, without dropped images that stand in the test split too.
+
+    It calls `lvlm` if hard distractors need its text encoder.
 
     Raises:
         DataError: as for `load_data`.
         ConfigError: hard distractors need a text encoder, and the LVLM has none.
     """
-    return load_data(
+    data = load_data(
         settings.name,
         root=settings.root,
         seed=seed,
@@ -32,7 +35,10 @@ def open_data(
         limit=settings.limit,
         held_out=held_out,
         similarity=(lambda names: text_similarity(lvlm(), names)) if settings.distractors == "hard" else None,
+        splits=settings.splits,
+        partial=settings.partial,
     )
+    return settle_overlap(data, "drop") if settings.overlap == "drop" else data
 
 
 def text_similarity(lvlm: LVLM, names: Sequence[str]) -> np.ndarray:
@@ -58,6 +64,7 @@ def describe(data: Data, settings: DataConfig) -> dict[str, Any]:
         "licence": data.licence,
         "source": data.source,
         "fingerprint": data.fingerprint,
+        "caveats": list(data.caveats),
         "train": len(data.train),
         "test": len(data.test),
         "settings": settings.model_dump(mode="json"),
@@ -93,6 +100,7 @@ def is_training_data(
     if name in EMBEDDED or trained_on in EMBEDDED:
         return name == trained_on
     source = {"name": name, "root": settings.get("root", record["settings"]["root"])}
+    source |= {key: settings[key] for key in ("splits", "partial") if settings.get(key)}
     config = DataConfig.model_validate({**record["settings"], **source})
     try:
         data = open_data(config, record["seed"], lvlm, held_out)

@@ -6,33 +6,44 @@ from craft.core.errors import DataError
 from craft.data.images import PICTURES, refuse_unreadable, suffixes
 from craft.data.sample import Raw, Sample, labelled
 from craft.data.spelling import is_text, words
-from craft.data.splits import SPLIT_NAMES
+from craft.data.splits import LEFT_OUT, SPLIT_NAMES, SplitNames, split_called, unknown_splits
 
 _LAYOUT = "Expected FOLDER/<class>/*.jpg, or FOLDER/train/<class>/*.jpg and FOLDER/test/<class>/*.jpg."
 
 
-def read_folder(root: Path, domain: str | None = None) -> Raw:
+def read_folder(root: Path, domain: str | None = None, splits_called: SplitNames = SPLIT_NAMES) -> Raw:
     """Read a folder of class folders as labelled samples; the class word is the folder's name, "_" as space.
 
     Images may be at any depth below a class folder. Hidden files and files that are not images are
     ignored.
 
+    Args:
+        root: the folder.
+        domain: what the images are of, in words; by default the folder's name.
+        splits_called: what the names of folders next to train/ and test/ mean.
+
     Raises:
-        DataError: no images, no class folders, class folders next to train/ and test/, two folders with the
+        DataError: no images, no class folders, other folders next to train/ and test/, two folders with the
             same class word, a name that is not UTF-8, or images that this installation cannot open.
     """
     children = folders_in(root)
-    splits = [child for child in children if child.name.lower() in SPLIT_NAMES and folders_in(child)]
+    splits = [child for child in children if child.name.lower() in splits_called and folders_in(child)]
     samples: list[Sample] = []
     names: list[str] = []
     if splits:
-        if extra := [child.name for child in children if child not in splits]:
+        meanings = {child: split_called(child.name, splits_called) for child in children}
+        extra = [child for child, meaning in meanings.items() if meaning is None]
+        if unknown := [child.name for child in extra if folders_in(child)]:
+            raise unknown_splits(root, unknown)
+        if extra:
             raise DataError(
                 f"{root} has other folders next to {', '.join(s.name for s in splits)}: "
-                f"{', '.join(extra[:5])}. {_LAYOUT}"
+                f"{', '.join(child.name for child in extra[:5])}. {_LAYOUT} Move them away, or leave them "
+                f"out with --splits {extra[0].name}={LEFT_OUT}."
             )
-        for child in splits:
-            samples += _class_folders(root, child, SPLIT_NAMES[child.name.lower()], names)
+        for child, meaning in meanings.items():
+            if meaning != LEFT_OUT:
+                samples += _class_folders(root, child, str(meaning), names)
     else:
         samples = _class_folders(root, root, "", names)
     refuse_unreadable(f"the data folder {root}", names)
