@@ -19,6 +19,7 @@ from typing import Any
 
 from craft.core.errors import DataError
 from craft.core.files import user_path
+from craft.core.progress import say
 from craft.core.seeding import rng
 from craft.data.check import Overlap, settle_overlap
 from craft.data.images import ImageSource
@@ -85,6 +86,8 @@ def read_conversations(
         if path is None:
             options = {"splits": splits, "partial": partial, "unseen_fraction": 0.0}
             data = settle_overlap(load_data(source, root, seed, limit=limit, **options), overlap)
+            for caveat in data.caveats:
+                say(f"note: {data.name}: {caveat}")
             conversations += [
                 Conversation(s.id, ((s.prompt(), s.answer),), s.image, s.origin)
                 for s in data.samples("train")
