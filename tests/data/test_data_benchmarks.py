@@ -149,7 +149,9 @@ def test_copies_that_order_or_spell_classes_otherwise_agree(tmp_path: Path) -> N
         order = range(4) if copy == "one" else range(3, -1, -1)
         rows = [{"image": png(n), "label": k} for n, k in enumerate(list(order) * 3)]
         parquet(tmp_path / copy / "data" / "train-00000-of-00001.parquet", rows, {"label": names})
-        assert [s.label for s in BENCHMARKS["eurosat"].load(tmp_path / copy, partial=True).samples] == words * 3
+        assert [
+            s.label for s in BENCHMARKS["eurosat"].load(tmp_path / copy, partial=True).samples
+        ] == words * 3
     assert verify_images(load_data("eurosat", root=tmp_path / "one", partial=True), progress=False) == 12
 
 

@@ -52,7 +52,9 @@ def test_split_ids_do_not_depend_on_where_pictures_lie(tmp_path: Path) -> None:
         for n in "ab"
     ]
     assert made[0]["split_ids"] == made[1]["split_ids"] and made[0]["fingerprint"] == made[1]["fingerprint"]
-    other = prepare("eurosat", tmp_path / "a", tmp_path / "c", Wanted(split_seed=1, partial=True), progress=False).about
+    other = prepare(
+        "eurosat", tmp_path / "a", tmp_path / "c", Wanted(split_seed=1, partial=True), progress=False
+    ).about
     assert other["split_ids"] != made[0]["split_ids"]
 
 

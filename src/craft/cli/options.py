@@ -88,7 +88,9 @@ class Training:
         Raises:
             ConfigError: an entry of `--set` is not NAME=VALUE.
         """
-        named = _named({"data.root": self.root, "micro_batch": self.micro_batch, "data.overlap": self.overlap})
+        named = _named(
+            {"data.root": self.root, "micro_batch": self.micro_batch, "data.overlap": self.overlap}
+        )
         reading = {"data.splits": self.splits, "data.partial": self.partial}
         return settings_of(common) | named | {name: value for name, value in reading.items() if value}
 

@@ -95,7 +95,8 @@ def verify_images(data: Data, progress: bool = True, overlap: Overlap = "train")
     samples = distinct([*data.all_samples(), *(data.tested if overlap == "refuse" else ())])
     compares = overlap == "refuse" and bool(data.tested or data.test) and not is_embedded(data)
     problems, results = Problems("images"), list[tuple[Sample, Look]]()
-    for sample, look in looks(samples, data.name, progress=progress, hashes=compares):
+    detail = "pixels" if compares else "none"
+    for sample, look in looks(samples, data.name, progress=progress, detail=detail):
         if look.trouble:
             problems.add(DataError(look.trouble))
         elif compares:
@@ -118,7 +119,7 @@ def settle_overlap(data: Data, overlap: Overlap, progress: bool = True) -> Data:
         verify_images(data, progress, overlap)
         return data
     samples = distinct([*data.all_samples(), *data.tested])
-    results = list(looks(samples, data.name, progress=progress))
+    results = list(looks(samples, data.name, progress=progress, detail="pixels"))
     out = {image_key(train.image) for train, _, _ in _overlap(data, results)}
     if not out:
         return data
@@ -143,9 +144,9 @@ def _refusal(name: str, pairs: Sequence[tuple[Sample, str, str]]) -> str:
     examples = "; ".join(f"{train.origin} and {test}" for train, _, test in pairs[:EXAMPLES])
     more = "; …" if len(pairs) > EXAMPLES else ""
     return (
-        f"{len(pairs)} training images of {name} stand in the test split too ({counts}): {examples}{more}. A "
-        "result on such a test means nothing. Remove them from one of the splits, leave them out of training "
-        "with --overlap drop, or train on them all the same with --overlap train."
+        f"training images of {name} stand in the test split too ({counts}): {examples}{more}. Accuracy on such "
+        "a test is not that on new images. Remove them from one of the splits, leave them out of training with "
+        "--overlap drop, or train on them all the same with --overlap train."
     )
 
 
@@ -172,7 +173,9 @@ def _overlap(data: Data, results: Sequence[tuple[Sample, Look]]) -> list[tuple[S
         elif look.near is not None:
             others.append((sample, look.near))
     matches = _nearest([near for _, near in others], shapes)
-    pairs += [(other[0], "near-duplicates", origin) for other, origin in zip(others, matches, strict=True) if origin]
+    pairs += [
+        (other[0], "nearly the same", origin) for other, origin in zip(others, matches, strict=True) if origin
+    ]
     return pairs
 
 
@@ -200,29 +203,42 @@ def check_data(data: Data, decode: bool = True, progress: bool = True) -> list[F
     return [*caveats, *_traits(results), *_duplicates(data, results), *_classes(data), *_answers(data)]
 
 
+Detail = Literal["none", "pixels", "all"]
+
+
 def looks(
-    samples: Sequence[Sample], name: str, decode: bool = True, progress: bool = True, hashes: bool = True
+    samples: Sequence[Sample], name: str, decode: bool = True, progress: bool = True, detail: Detail = "all"
 ) -> Iterator[tuple[Sample, Look]]:
     """Each sample with what is known of its image, in order. Images are decoded in threads, because PIL's
-    decoders release the interpreter's lock."""
+    decoders release the interpreter's lock.
+
+    Args:
+        samples: one for each image.
+        name: of the data set.
+        decode: decode images.
+        progress: show the progress.
+        detail: "none" (only whether it can be decoded), "pixels" (what it looks like), or "all".
+    """
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
         run = pool.map if decode else map  # reading alone is faster without threads
-        results = run(lambda sample: _look(sample, decode, hashes), samples)
+        results = run(lambda sample: _look(sample, decode, detail), samples)
         shown = track(results, f"checking the images of {name}", len(samples)) if progress else results
         yield from zip(samples, shown, strict=True)
     finally:  # after Ctrl-C or too many mistakes, do not wait for the rest
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _look(sample: Sample, decode: bool, hashes: bool) -> Look:
+def _look(sample: Sample, decode: bool, detail: Detail) -> Look:
     origin = "" if isinstance(sample.image, str) and sample.origin == sample.image else sample.origin
     try:
         image = open_image(sample.image, origin) if decode else None
-        if not hashes:
+        if detail == "none":
             return Look("")
         pixels = "" if image is None else _pixels(image)
         near = None if image is None else _near(image)
+        if detail == "pixels":
+            return Look("", pixels, near)
         if not isinstance(sample.image, str | os.PathLike | bytes | Packed):
             digest = image_bytes_hash(sample.image)
             return Look(digest, pixels or digest, near)
@@ -264,11 +280,12 @@ def _animated(image: Image.Image) -> bool:
 def _near(image: Image.Image) -> tuple[int, bytes] | None:
     """A difference hash of 64 bits (which of 8 x 9 grey cells are brighter than their left neighbour), and
     16 x 16 grey cells."""
-    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
+    image = image.convert("L")
+    grey = np.asarray(image.resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
     if np.ptp(grey) < 8:
         return None  # images without contrast all look alike
     bits = (grey[:, 1:] > grey[:, :-1]).reshape(-1)
-    cells = image.convert("L").resize((16, 16), Image.Resampling.BOX).tobytes()
+    cells = image.resize((16, 16), Image.Resampling.BOX).tobytes()
     return int.from_bytes(np.packbits(bits).tobytes(), "big"), cells
 
 
@@ -313,6 +330,11 @@ def _duplicates(data: Data, results: Sequence[tuple[Sample, Look]]) -> Iterator[
             "images are in the training and in the test set with the same pixels: the test is easier than it "
             "should be. Remove them from one, or set the split",
         )
+    groups: dict[str, set[bool]] = defaultdict(set)
+    for sample in data.all_samples():
+        groups[sample.group].add(sample.split == "test")
+    if divided := [group for group, sides in groups.items() if group and len(sides) > 1]:
+        yield _finding("divided groups", divided, "groups are in the training and in the test set")
     in_two_classes = [first[digest] for digest, names in labels.items() if len(names) > 1]
     if data.task == "classification" and in_two_classes:
         yield _finding(
@@ -321,8 +343,8 @@ def _duplicates(data: Data, results: Sequence[tuple[Sample, Look]]) -> Iterator[
     near: dict[str, dict[tuple[int, bytes], str]] = {"train": {}, "test": {}}
     for sample in data.all_samples():
         look = by_image[image_key(sample.image)]
-        if look.near is not None and sample.split in near and look.pixels not in in_both:
-            near[sample.split].setdefault(look.near, sample.origin)
+        if look.near is not None and look.pixels not in in_both:
+            near["test" if sample.split == "test" else "train"].setdefault(look.near, sample.origin)
     matches = _nearest(list(near["test"]), near["train"])
     if origins := [at for at, match in zip(near["test"].values(), matches, strict=True) if match]:
         yield _finding("near-duplicates", origins, "test images look almost like a training image")

@@ -160,7 +160,7 @@ def _without_shared(listed: list[str]) -> dict[str, str]:
 
 
 def _unnumbered(name: str) -> str:
-    """"train" for "train2017"; other names stay as they are."""
+    """ "train" for "train2017"; other names stay as they are."""
     plain = name.rstrip("0123456789")
     return plain if plain.lower() in SPLIT_NAMES else name
 

@@ -37,7 +37,6 @@ class Note:
         self.sentences[sentence] = None
 
 
-
 @dataclass(frozen=True)
 class Benchmark:
     """A benchmark: what it is, where it comes from, and how its copies are read.
@@ -81,9 +80,7 @@ class Benchmark:
     counted: Literal["questions", "images"] = "questions"
     caveats: Callable[[Sequence[Sample]], list[str]] = field(default=lambda _: [], repr=False)
 
-    def load(
-        self, root: str | Path | None, names: SplitNames = SPLIT_NAMES, partial: bool = False
-    ) -> Raw:
+    def load(self, root: str | Path | None, names: SplitNames = SPLIT_NAMES, partial: bool = False) -> Raw:
         """Every sample of the copy in `root`: the original layout, or a hub copy's parquet files.
 
         Args:
@@ -143,8 +140,10 @@ class Benchmark:
             return []
         share = f"{count} of {self.classes} classes"
         if count > self.classes:
-            raise DataError(f"{root} is not {self.title}: it has {count} classes, and {self.title} has "
-                f"{self.classes}. Name the folder itself as the data instead: --data {root}.")
+            raise DataError(
+                f"{root} is not {self.title}: it has {count} classes, and {self.title} has "
+                f"{self.classes}. Name the folder itself as the data instead: --data {root}."
+            )
         if not partial:
             raise DataError(
                 f"{root} has only {share} of {self.title}, so results on it are not those of the benchmark. "

@@ -433,7 +433,9 @@ def _dogs(root: Path, note: Note) -> Iterator[Sample]:
         path = first if split == "train" else need_below(root, "Stanford Dogs", "test_list.mat", first)
         for number, file in enumerate(np.atleast_1d(read_mat(path)["file_list"]), start=1):
             folder = str(file).split("/")[0]
-            yield labelled(str(file), str(inside(images, str(file))), breed(folder), split, f"{path}, row {number}")
+            yield labelled(
+                str(file), str(inside(images, str(file))), breed(folder), split, f"{path}, row {number}"
+            )
 
 
 STANFORD_DOGS = Benchmark(

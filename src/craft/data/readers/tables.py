@@ -190,9 +190,7 @@ def _task(samples: Sequence[Sample]) -> Task:
     return "classification" if labelled and all(s.answer_text in (s.label, "") for s in samples) else "vqa"
 
 
-def read_rows(
-    path: Path, problems: Problems, root: Path | None = None, split: str = ""
-) -> Iterator[Row]:
+def read_rows(path: Path, problems: Problems, root: Path | None = None, split: str = "") -> Iterator[Row]:
     """The rows of one file. Lines that are not rows are recorded in `problems`.
 
     Args:
