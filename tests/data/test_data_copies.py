@@ -141,7 +141,7 @@ def test_unknown_splits_in_a_column(tmp_path: Path) -> None:
     rows[8]["label"] = None  # a picture without a class is no mistake where it is not read
     table = tmp_path / "q.jsonl"
     table.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(DataError, match="does not know: Unlabeled, gaussian_noise. .*others=none"):
+    with pytest.raises(DataError, match=r"does not know: Unlabeled, gaussian_noise. .*others=none"):
         load_data(table)
     data = load_data(table, splits=["others=none"], unseen_fraction=0)
     assert len(data.all_samples()) == 8 and len(data.test) == 4
@@ -154,7 +154,7 @@ def test_unknown_folders_next_to_train(tmp_path: Path) -> None:
         for c, name in enumerate(("ash", "elm")):
             for n in range(4):
                 paint(tmp_path / split / name / f"{n}.png", 100 * number + 10 * c + n)
-    with pytest.raises(DataError, match="does not know: test_noisy. .*--splits test_noisy=test"):
+    with pytest.raises(DataError, match=r"does not know: test_noisy. .*--splits test_noisy=test"):
         load_data(tmp_path)
     assert len(load_data(tmp_path, splits=["test_noisy=test"], unseen_fraction=0).test) == 16
     assert len(load_data(tmp_path, splits=["test_noisy=none"], unseen_fraction=0).test) == 8
@@ -185,8 +185,14 @@ def test_tables_next_to_those_of_splits_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "missing"),
-    [("eurosat", "5 of 10"), ("kvasir", "5 of 8"), ("plantvillage", "5 of 38"), ("flowers102", "5 of 102")]
-    + [("stanford-cars", "5 of 196"), ("stanford-dogs", "5 of 120")],
+    [
+        ("eurosat", "5 of 10"),
+        ("kvasir", "5 of 8"),
+        ("plantvillage", "5 of 38"),
+        ("flowers102", "5 of 102"),
+        ("stanford-cars", "5 of 196"),
+        ("stanford-dogs", "5 of 120"),
+    ],
 )
 def test_fewer_classes_need_consent(tmp_path: Path, name: str, missing: str) -> None:
     root = REPLICAS[name](tmp_path)
@@ -294,7 +300,7 @@ def test_class_folders_of_dogs(tmp_path: Path) -> None:
 def test_an_unknown_split_of_a_copy_by_folders(tmp_path: Path) -> None:
     for split in ("train", "test", "noisy"):
         class_folders(tmp_path / split, ("River", "Forest"), each=2)
-    with pytest.raises(DataError, match="does not know: noisy. .*--splits noisy=none"):
+    with pytest.raises(DataError, match=r"does not know: noisy. .*--splits noisy=none"):
         load_data("eurosat", root=tmp_path, partial=True)
     data = load_data("eurosat", root=tmp_path, partial=True, splits=["noisy=none"], unseen_fraction=0)
     assert len(data.test) == 4 and len(data.train) + len(data.validation) == 4
@@ -311,12 +317,22 @@ def test_pictures_outside_class_folders_are_said(tmp_path: Path) -> None:
 def test_names_in_another_case_and_second_downloads(tmp_path: Path) -> None:
     moves = {
         "flowers102": {"jpg": "JPG", "setid.mat": "setid (1).mat", "imagelabels.mat": "ImageLabels.mat"},
-        "stanford-dogs": {"Images": "images", "train_list.mat": "Train_List.MAT", "test_list.mat": "test_list(2).mat"},
-        "vqa-rad": {"VQA_RAD Dataset Public.json": "VQA_RAD_Dataset_Public.json", "VQA_RAD Image Folder": "vqa_rad image folder"},
+        "stanford-dogs": {
+            "Images": "images",
+            "train_list.mat": "Train_List.MAT",
+            "test_list.mat": "test_list(2).mat",
+        },
+        "vqa-rad": {
+            "VQA_RAD Dataset Public.json": "VQA_RAD_Dataset_Public.json",
+            "VQA_RAD Image Folder": "vqa_rad image folder",
+        },
         "ocr-vqa": {"images": "Images", "dataset.json": "dataset (3).json"},
         "scienceqa": {"images": "IMAGES", "problems.json": "problems copy.json"},
-        "stanford-cars": {"cars_test_annos_withlabels.mat": "cars_test_annos_withlabels (1).mat", "cars_train": "Cars_Train"},
-    }  # fmt: skip
+        "stanford-cars": {
+            "cars_test_annos_withlabels.mat": "cars_test_annos_withlabels (1).mat",
+            "cars_train": "Cars_Train",
+        },
+    }
     for name, renamed in moves.items():
         root = REPLICAS[name](tmp_path / name)
         before = [(s.id, s.label, s.question) for s in BENCHMARKS[name].load(root, partial=True).samples]
@@ -381,7 +397,7 @@ def test_plant_village_twice_in_one_folder(tmp_path: Path) -> None:
             root.parent.name != "PlantVillage"
         )
     paint(tmp_path / "PlantVillage" / "PlantVillage" / names[0] / "more.JPG", 77)
-    with pytest.raises(DataError, match="contains PlantVillage 2 times: .*--root"):
+    with pytest.raises(DataError, match=r"contains PlantVillage 2 times: .*--root"):
         load_data("plantvillage", root=tmp_path, partial=True)
 
 
@@ -488,7 +504,7 @@ def test_truncated_covers_are_left_out_and_counted(tmp_path: Path) -> None:
     whole.write_bytes(whole.read_bytes() + b"\0" * 200)  # padded, but complete
     data = load_data("ocr-vqa", root=root)
     assert data.notes == [
-        "left out: 6 of 20 books without a usable cover (1 missing, 2 files that are not pictures, 3 truncated; "
-        "many of the addresses are dead)"
+        "left out: 6 of 20 books without a usable cover (1 missing, 2 files that are not pictures, 3 "
+        "truncated; many of the addresses are dead)"
     ]
     assert any(s.image == str(whole) for s in data.train)

@@ -77,8 +77,8 @@ def read_conversations(
         overlap: what happens to training images of `load_data` that stand in the test split too.
 
     Raises:
-        DataError: nothing there, training images in the test split, a broken row, an empty answer, several images, an image that does not exist
-            (the first few are named with file and row), or a tar.
+        DataError: nothing there, training images in the test split, a broken row, an empty answer, several
+            images, an image that does not exist (the first few are named with file and row), or a tar.
     """
     conversations: list[Conversation] = []
     for source in sources:

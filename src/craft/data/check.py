@@ -14,6 +14,7 @@ from PIL import Image
 
 from craft.core.errors import DataError
 from craft.core.progress import track
+from craft.data.domains.embedded import EMBEDDED
 from craft.data.images import (
     Packed,
     image_bytes,
@@ -22,7 +23,6 @@ from craft.data.images import (
     open_image,
     orientation,
 )
-from craft.data.domains.embedded import EMBEDDED
 from craft.data.problems import Problems
 from craft.data.sample import Data, Sample, distinct
 
@@ -84,9 +84,8 @@ def verify_images(data: Data, progress: bool = True, overlap: Overlap = "train")
     Args:
         data: the data set.
         progress: show the progress.
-        overlap: "refuse" images of training (or validation) that stand in the test split too: those with the
-            same pixels, near-duplicates, and those of the same group; not in embedded domains. Any other value
-            does not look.
+        overlap: "refuse" images of training (or validation) that stand in the test split too: the
+            same pixels, near-duplicates, or the same group; not in embedded domains. Other values do not look.
 
     Raises:
         DataError: some cannot be used, the first five are named with the file and line that declared them; or
@@ -132,8 +131,8 @@ def settle_overlap(data: Data, overlap: Overlap, progress: bool = True) -> Data:
 
 
 def is_embedded(data: Data) -> bool:
-    """Whether this is an embedded domain, whose splits are settled (docs/data.md names the near-duplicate that
-    apparel has)."""
+    """Whether this is an embedded domain, whose splits are settled (docs/data.md names the
+    near-duplicate that apparel has)."""
     return data.name in EMBEDDED and bool(data.licence)
 
 
@@ -144,9 +143,9 @@ def _refusal(name: str, pairs: Sequence[tuple[Sample, str, str]]) -> str:
     examples = "; ".join(f"{train.origin} and {test}" for train, _, test in pairs[:EXAMPLES])
     more = "; …" if len(pairs) > EXAMPLES else ""
     return (
-        f"training images of {name} stand in the test split too ({counts}): {examples}{more}. Accuracy on such "
-        "a test is not that on new images. Remove them from one of the splits, leave them out of training with "
-        "--overlap drop, or train on them all the same with --overlap train."
+        f"training images of {name} stand in the test split too ({counts}): {examples}{more}. Accuracy on "
+        "such a test is not that on new images. Remove them from one of the splits, leave them out of "
+        "training with --overlap drop, or train on them all the same with --overlap train."
     )
 
 

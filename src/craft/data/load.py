@@ -66,7 +66,8 @@ def load_data(
 
     Raises:
         DataError: nothing there (with a did-you-mean), a tar or hub data set that must be prepared first, no
-            samples, splits with unknown names, fewer classes than the benchmark has, a single class, a broken row, choices without the answer, repeated ids, missing images.
+            samples, splits with unknown names, fewer classes than the benchmark has, a single class, a broken
+            row, choices without the answer, repeated ids, missing images.
             Images are not decoded here but by `verify_images`.
 
     Source: §4.1, §11 (four options after FOCI, 20 % of the labels held out); splits and seeds are ours.

@@ -38,7 +38,7 @@ SPLIT_NAMES = {
 """Accepted names of splits (lower case), and what they mean."""
 
 LEFT_OUT, OTHERS = "none", "others"
-"""What a user says of a split that is not to be read, and the name for all splits that CRAFT does not know."""
+"""What a user says of a split that is not to be read, and the name for all splits with unknown names."""
 
 SplitNames: TypeAlias = Mapping[str, str]
 """The name of a split (lower case) -> "train", "validation", "test" or "none"."""
@@ -77,7 +77,7 @@ def split_called(name: str, names: SplitNames) -> str | None:
 
 
 def unknown_splits(where: str | Path, unknown: Iterable[str]) -> DataError:
-    """The error for splits that CRAFT does not know: it lists them, with the option that says what they are."""
+    """The error for splits with unknown names: it lists them, with the option that says what they are."""
     listed = list(dict.fromkeys(unknown))
     entries = " ".join(shlex.quote(f"{name}={_suggested(name) or LEFT_OUT}") for name in listed)
     return DataError(
@@ -99,7 +99,7 @@ def _suggested(name: str) -> str | None:
 def file_splits(
     paths: Sequence[Path], top: Path | None = None, names: SplitNames = SPLIT_NAMES
 ) -> dict[Path, str]:
-    """The split of each file: that of its name ("train-00000-of-00002.parquet"), or of its folder below `top`.
+    """The split of each file: by its name ("train-00000-of-00002.parquet"), or by its folder below `top`.
 
     "" if no file names a split. What all names share does not count ("birds_train", "birds_test"). A single
     file belongs to the split that its name begins with ("test_v2.jsonl").
@@ -230,8 +230,8 @@ def divide(raw: Raw, seed: int = 0) -> tuple[list[Sample], list[Sample], list[Sa
     """Training, validation and test samples as the source divides them.
 
     If the source names no test samples, a stratified fifth of the images is for testing; all questions
-    about an image stay together, and so do the images of a group. The training samples are cut to `raw.train_limit`. Labelled images
-    without a text get the class text.
+    about an image stay together, and so do the images of a group. The training samples are cut to
+    `raw.train_limit`. Labelled images without a text get the class text.
 
     Raises:
         DataError: two samples have the same id.

@@ -202,8 +202,8 @@ _COPIES = re.compile(r"[ _-]?(\(\d+\)|copy( \d+)?)$", re.IGNORECASE)
 
 
 def _alike(name: str) -> str:
-    """What names have in common that mean one file: letter case, spaces, underscores and " (1)" do not count."""
-    stem, dot, ending = name.rpartition(".")
+    """What names that mean one file share: letter case, spaces, underscores and " (1)" do not count."""
+    stem, _, ending = name.rpartition(".")
     stem, ending = (stem, ending) if stem else (name, "")
     return f"{squeezed(_COPIES.sub('', stem))}.{ending.lower()}"
 
@@ -240,7 +240,7 @@ def entry(folder: Path, name: str) -> Path | None:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The path of a file below a folder, by its parts ("n02085620-Chihuahua/x.jpg"), as `entry` finds them; as
+    """The path of a file below a folder ("n02085620-Chihuahua/x.jpg"), each part as `entry` finds it; as
     written if it does not exist."""
     path = folder
     if (folder / name).exists():

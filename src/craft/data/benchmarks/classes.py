@@ -59,8 +59,8 @@ class ClassNames:
         near = [] if key in self._by_spelling else difflib.get_close_matches(key, self._by_spelling, 1, 0.88)
         if key not in self._by_spelling and not near:
             raise DataError(
-                f"{origin}: '{spelling}' is not a class of {self.title}. If it is not part of the copy, move it "
-                "away; if this is other data, name its folder as --data."
+                f"{origin}: '{spelling}' is not a class of {self.title}. If it is not part of the copy, "
+                "move it away; if this is other data, name its folder as --data."
             )
         return self._by_spelling[near[0] if near else key]
 

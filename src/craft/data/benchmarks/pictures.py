@@ -165,8 +165,8 @@ HYPER_KVASIR = ("lower-gi-tract", "upper-gi-tract", "retroflex-stomach", "bbps-0
 def _kvasir(root: Path, note: Note) -> Iterable[Sample]:
     if foreign := find_below(root, *HYPER_KVASIR):
         raise DataError(
-            f"{foreign} belongs to HyperKvasir, which has 23 other classes and is not Kvasir. Use Kvasir v1 as "
-            "--root; to adapt to HyperKvasir, name the folder of its class folders as --data."
+            f"{foreign} belongs to HyperKvasir, which has 23 other classes and is not Kvasir. Use Kvasir v1 "
+            "as --root; to adapt to HyperKvasir, name the folder of its class folders as --data."
         )
     samples = list(from_class_folders(root, note, classes=KVASIR_CLASSES, prefer="kvasir-dataset"))
     if samples and max(Counter(s.label for s in samples).values()) > MOST_IN_V1:
@@ -262,7 +262,7 @@ PLANT_CLASSES = ClassNames(
 )
 
 LEAF_MAP = "leaf-map.json"
-"""The authors' file that says which leaf a picture shows: {name of the picture: ["<class>:::<leaf>", ...]}."""
+"""The authors' file that says which leaf a picture shows: {name: ["<class>:::<leaf>", ...]}."""
 
 UNGROUPED = "no leaf grouping: images of one leaf may be in training and test"
 
@@ -421,9 +421,9 @@ def _dogs(root: Path, note: Note) -> Iterator[Sample]:
         folders = class_folders(root, note, DOG_CLASSES)
         if folders and not any(folders.values()):
             raise DataError(
-                f"{next(iter(folders))} has the images of Stanford Dogs, but train_list.mat and test_list.mat, "
-                "which divide them, are missing. Put lists.tar of vision.stanford.edu/aditya86/ImageNetDogs/ "
-                "next to it, unpacked."
+                f"{next(iter(folders))} has the images of Stanford Dogs, but train_list.mat and "
+                "test_list.mat, which divide them, are missing. Put lists.tar of "
+                "vision.stanford.edu/aditya86/ImageNetDogs/ next to it, unpacked."
             )
         yield from from_class_folders(root, note, DOG_CLASSES)
         return
