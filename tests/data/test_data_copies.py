@@ -62,6 +62,33 @@ def test_prepare_takes_splits_too(tmp_path: Path) -> None:
     assert load_data(tmp_path / "m").caveats == about["caveats"]
 
 
+def test_the_hub_is_asked_for_no_split_that_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unknown splits are named before gigabytes are downloaded."""
+    files = [f"data/{split}-00000-of-00001.parquet" for split in ("train", "test", *CORRUPTIONS)]
+    wanted: list[list[str]] = []
+
+    def download(*_: object, allow_patterns: list[str], **__: object) -> str:
+        wanted.append(allow_patterns)
+        return str(hub_cars(tmp_path / "cars"))
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: [*files, "README.md"])
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(DataError, match=r"does not know: contrast, .*--splits others=none"):
+        prepare("hub:tanganke/stanford_cars", None, tmp_path / "m", Wanted(), progress=False)
+    assert wanted == []
+    options = Wanted(splits=["others=none"], partial=True)
+    prepare("stanford-cars", "hub:tanganke/stanford_cars", tmp_path / "m", options, progress=False)
+    assert wanted == [[*sorted(files[:2]), "README.md"]]
+    files.append("other/train/0000.parquet")
+    with pytest.raises(
+        DataError, match=r"several configurations: \., other\. Name one of them: hub:a/b/other"
+    ):
+        prepare("hub:a/b", None, tmp_path / "n", Wanted(), progress=False)
+
+
 KNOWN = [
     (("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"), ("train", "train", "test")),
     (

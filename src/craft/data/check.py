@@ -84,8 +84,8 @@ def verify_images(data: Data, progress: bool = True, overlap: Overlap = "train")
     Args:
         data: the data set.
         progress: show the progress.
-        overlap: "refuse" images of training (or validation) that stand in the test split too: the
-            same pixels, near-duplicates, or the same group; not in embedded domains. Other values do not look.
+        overlap: "refuse" images of training or validation that stand in the test split too: the
+            same pixels, near-duplicates, or the same group; embedded domains are exempt. Others do not look.
 
     Raises:
         DataError: some cannot be used, the first five are named with the file and line that declared them; or

@@ -17,7 +17,7 @@ from craft.data.load import as_setting, read_data
 from craft.data.manifest import Prepared, write_manifest
 from craft.data.readers.hub import HUB, hub_folder
 from craft.data.sample import Raw
-from craft.data.splits import TEST_FRACTION, divide
+from craft.data.splits import TEST_FRACTION, SplitNames, divide, split_names
 
 DOWNLOAD_MOST, DOWNLOAD_TIMEOUT = 64 * 2**20, 30.0
 """The most bytes of one downloaded image, and the seconds to wait for its server."""
@@ -70,7 +70,7 @@ def prepare(
     """
     out = user_path(out)
     fetch = partial(_download, folder=out.with_name(f"{out.name}-pictures")) if wanted.download else None
-    data, root = _fetched(as_setting(data), root)
+    data, root = _fetched(as_setting(data), root, split_names(wanted.splits))
     reading = {"splits": wanted.splits, "partial": wanted.partial}
     raw = read_data(data, root, wanted.domain, wanted.columns, fetch=fetch, tars=True, **reading)
     if wanted.train_limit is not None:
@@ -84,13 +84,13 @@ def prepare(
     return write_manifest(raw, parts, out, _rule(raw, official, wanted.split_seed), progress)
 
 
-def _fetched(data: str, root: str | Path | None) -> tuple[str, str | Path | None]:
+def _fetched(data: str, root: str | Path | None, names: SplitNames) -> tuple[str, str | Path | None]:
     """Data and root with the local folder of a hub data set instead of its name."""
     if data in BENCHMARKS and str(root or "").startswith(HUB):
         BENCHMARKS[data].refuse_copy(str(root).removeprefix(HUB))
-        return data, hub_folder(str(root))
+        return data, hub_folder(str(root), names)
     if data.startswith(HUB):
-        return str(hub_folder(data)), root
+        return str(hub_folder(data, names)), root
     return data, root
 
 

@@ -124,7 +124,7 @@ def file_splits(
     unknown = [name for name, meaning in meanings.items() if meaning is None]
     is_split = len(unknown) < len(meanings) or any(map(_suggested, unknown))
     if unknown and (is_split or any(_HUB_SHARD.search(path.stem) for path in paths)):
-        raise unknown_splits(paths[0].parent if top is None else top, unknown)
+        raise unknown_splits("the data" if top in (None, Path()) else top, unknown)
     return {path: meanings[name] or "" for path, name in called.items()}
 
 

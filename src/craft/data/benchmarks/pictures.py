@@ -387,7 +387,7 @@ STANFORD_CARS = Benchmark(
     classes=196,
     original=_cars,
     copy=partial(from_copy, classes=CAR_CLASSES),
-    hub=("tanganke/stanford_cars", "Donghyun99/Stanford-Cars"),
+    hub=("Donghyun99/Stanford-Cars", "tanganke/stanford_cars"),
     refused={"HuggingFaceM4/Stanford-Cars": "it is a loading script, and CRAFT runs no scripts"},
 )
 

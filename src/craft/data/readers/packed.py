@@ -4,7 +4,7 @@
 import functools
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,12 @@ def parquet_files(root: Path) -> dict[str, list[Path]]:
     `data/`, and folders with the name of a split or next to one, do not count: `data/train-*.parquet` and
     `ScienceQA-IMG/test/*` belong to the configurations "" and "ScienceQA-IMG".
     """
+    return configurations_of([path for path in root.rglob("*") if path.suffix.lower() == ".parquet"], root)
+
+
+def configurations_of(paths: Sequence[Path], root: Path) -> dict[str, list[Path]]:
+    """`parquet_files` for files that need not exist."""
     configurations: dict[str, list[Path]] = {}
-    paths = [path for path in root.rglob("*") if path.suffix.lower() == ".parquet"]
     parents = split_parents(paths)
     for path in sorted(paths):
         parts = path.relative_to(root).parts[:-1]
