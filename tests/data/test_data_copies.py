@@ -310,6 +310,14 @@ def test_copies_divided_by_folders(tmp_path: Path, top: str) -> None:
         assert (len(data.train), len(data.validation), len(data.test)) == (6, 4, 4)
 
 
+@pytest.mark.parametrize("below", ["{}/{}", "{}/images", "data/{}/a"])
+def test_splits_by_a_folder_further_up(tmp_path: Path, below: str) -> None:
+    for number, split in enumerate(("train", "test")):
+        class_folders(tmp_path / below.format(split, split), ("River", "Forest"), each=4 - number)
+    data = load_data("eurosat", root=tmp_path, partial=True, unseen_fraction=0)
+    assert (len(data.train) + len(data.validation), len(data.test)) == (8, 6)
+
+
 def test_class_folders_of_dogs(tmp_path: Path) -> None:
     root = REPLICAS["stanford-dogs"](tmp_path)
     for name in ("train_list.mat", "test_list.mat"):

@@ -29,6 +29,7 @@ from craft.data.readers.conversations import conversation
 from craft.data.readers.rows import Row, read_picture
 from craft.data.readers.tables import TABLES, check_images, read_rows
 from craft.data.spelling import is_text
+from craft.data.splits import SplitNames, split_called, split_names, unknown_splits
 
 ASK_CAPTION = (
     "Describe the image briefly.",
@@ -94,7 +95,7 @@ def read_conversations(
             ]
         else:
             base = path.parent if root is None else user_path(root)
-            conversations += _read(path, base, seed, limit)
+            conversations += _read(path, base, seed, limit, split_names(splits))
     return conversations
 
 
@@ -115,17 +116,26 @@ def _is_sample(row: Row) -> bool:
     return {"image", "question", "answer"} <= fields or {"image", "label"} <= fields
 
 
-def _read(path: Path, base: Path, seed: int, limit: int | None) -> list[Conversation]:
-    problems = Problems("rows")
+def _read(path: Path, base: Path, seed: int, limit: int | None, names: SplitNames) -> list[Conversation]:
+    """The conversations of a table. Rows that say that they are not for training are left out."""
+    problems, others = Problems("rows"), 0
     conversations: list[Conversation] = []
     for number, row in enumerate(read_rows(path, problems, base), start=1):
         if len(conversations) == limit:
             break  # the images of the remaining rows need not exist
+        name = str(row.values.get("split") or "train")
+        if (split := split_called(name, names)) is None:
+            raise unknown_splits(f"{row.origin}: unknown split {name!r}; the table", [name])
+        if split != "train":
+            others += 1
+            continue
         try:
             conversations.append(_conversation(row, f"{path.stem}:{number}", base, seed))
         except DataError as error:
             problems.add(error)
     problems.stop(len(conversations) + len(problems.messages))
+    if others:
+        say(f"left out: {others} rows of {path} that are not for training, by their column 'split'")
     if not conversations:
         raise DataError(f"{path} contains no conversation.")
     fix = "name another folder with --set root=FOLDER, put the files there, or leave these rows out"

@@ -85,26 +85,38 @@ def class_folders(root: Path, note: Note, classes: ClassNames, prefer: str = "")
     copies = [f for f in parents if sum(child.name in classes for child in folders_in(f)) >= least]
     start = max(0, len(root.parts) - 1)
     copies = [f for f in copies if prefer in map(str.lower, f.parts[start:])] or copies
-    copies = [f for f in copies if f == root or note.splits.get(f.name.lower()) != LEFT_OUT]
+    names = {folder: split_name(folder, root, note) for folder in copies}
+    copies = [f for f in copies if f == root or note.splits.get(names[f].lower()) != LEFT_OUT]
     copies = _without_twins(copies, note)
     if len(copies) < 2:
-        return {folder: _split_alone(folder, note) for folder in copies}
-    meanings = {folder: split_called(folder.name, note.splits) for folder in copies}
+        return {folder: _split_alone(folder, names[folder], note) for folder in copies}
+    meanings = {folder: split_called(names[folder], note.splits) for folder in copies}
     known = [folder for folder, meaning in meanings.items() if meaning]
-    if known and len({folder.parent for folder in copies}) == 1:
+    apart = len({names[folder] for folder in copies}) == len(copies)
+    siblings = len({folder.parent for folder in copies}) == 1
+    if known and apart and (siblings or len(known) == len(copies)):
         if unknown := [folder.name for folder, meaning in meanings.items() if meaning is None]:
             raise unknown_splits(copies[0].parent, unknown)
         return {folder: str(meaning) for folder, meaning in meanings.items() if meaning != LEFT_OUT}
-    leave_out = " ".join(f"{folder.name}={LEFT_OUT}" for folder in known)
+    leave_out = " ".join(f"{names[folder]}={LEFT_OUT}" for folder in known)
     raise DataError(
         f"{root} contains {classes.title} {len(copies)} times: {', '.join(map(str, copies))}. "
         f"Use one of them as --root{f', or leave some out: --splits {leave_out}' if known else ''}."
     )
 
 
-def _split_alone(folder: Path, note: Note) -> str:
+def split_name(folder: Path, root: Path, note: Note) -> str:
+    """The name of the split of a folder of class folders: that of the nearest folder up to `root` that has the
+    name of one ("train/images"), otherwise its own."""
+    path = folder
+    while path != root and path.name.lower() not in note.splits:
+        path = path.parent
+    return path.name if path != root or folder == root else folder.name
+
+
+def _split_alone(folder: Path, name: str, note: Note) -> str:
     """The split of the only folder of class folders. Says which splits next to it have no class folders."""
-    split = note.splits.get(folder.name.lower(), "")
+    split = note.splits.get(name.lower(), "")
     for other in folders_in(folder.parent) if split else ():
         if other != folder and other.name.lower() in note.splits and (pictures := _pictures(other)):
             note(f"not read: {len(pictures)} images in {other}, which are not in class folders")
@@ -140,7 +152,7 @@ def from_class_folders(root: Path, note: Note, classes: ClassNames, prefer: str 
     """
     copies = class_folders(root, note, classes, prefer)
     for folder, split in copies.items():
-        start = f"{folder.name}/" if len(copies) > 1 else ""
+        start = f"{split_name(folder, root, note)}/" if len(copies) > 1 else ""
         for child in folders_in(folder):
             pictures = _pictures(child)
             others = child.name not in classes and any(f.name in classes for f in folders_in(child))
