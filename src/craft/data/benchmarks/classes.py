@@ -86,8 +86,8 @@ def class_folders(root: Path, note: Note, classes: ClassNames, prefer: str = "")
     start = max(0, len(root.parts) - 1)
     copies = [f for f in copies if prefer in map(str.lower, f.parts[start:])] or copies
     names = {folder: split_name(folder, root, note) for folder in copies}
-    copies = [f for f in copies if f == root or note.splits.get(names[f].lower()) != LEFT_OUT]
-    copies = _without_twins(copies, note)
+    read = [f for f in copies if f == root or note.splits.get(names[f].lower()) != LEFT_OUT]
+    copies = _without_twins(read, note)
     if len(copies) < 2:
         return {folder: _split_alone(folder, names[folder], note) for folder in copies}
     meanings = {folder: split_called(names[folder], note.splits) for folder in copies}
@@ -95,7 +95,7 @@ def class_folders(root: Path, note: Note, classes: ClassNames, prefer: str = "")
     apart = len({names[folder] for folder in copies}) == len(copies)
     siblings = len({folder.parent for folder in copies}) == 1
     if known and apart and (siblings or len(known) == len(copies)):
-        if unknown := [folder.name for folder, meaning in meanings.items() if meaning is None]:
+        if unknown := [names[folder] for folder in copies if meanings[folder] is None]:
             raise unknown_splits(copies[0].parent, unknown)
         return {folder: str(meaning) for folder, meaning in meanings.items() if meaning != LEFT_OUT}
     leave_out = " ".join(f"{names[folder]}={LEFT_OUT}" for folder in known)
@@ -106,8 +106,8 @@ def class_folders(root: Path, note: Note, classes: ClassNames, prefer: str = "")
 
 
 def split_name(folder: Path, root: Path, note: Note) -> str:
-    """The name of the split of a folder of class folders: that of the nearest folder up to `root` that has the
-    name of one ("train/images"), otherwise its own."""
+    """The name of the split of a folder of class folders: that of the nearest folder up to `root` that is
+    called as one ("train/images"), otherwise its own."""
     path = folder
     while path != root and path.name.lower() not in note.splits:
         path = path.parent
