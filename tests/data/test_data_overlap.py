@@ -169,3 +169,13 @@ def test_embedded_domains_are_as_they_were_measured() -> None:
                 verify_images(data, progress=False, overlap="refuse")
         else:
             assert verify_images(data, progress=False, overlap="refuse")
+
+
+def test_damaged_pictures_are_named_before_anything_is_dropped(tmp_path: Path) -> None:
+    root = divided(tmp_path, None)
+    for split in ("train", "test"):
+        (root / split / "ash" / "0.png").write_bytes(b"nothing")
+    data = load_data(root, unseen_fraction=0)
+    for overlap in ("drop", "refuse"):
+        with pytest.raises(DataError, match="2 of 24 images cannot be used"):
+            settle_overlap(data, overlap, progress=False)

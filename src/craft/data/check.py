@@ -34,6 +34,9 @@ of 64, and by at most this many grey levels of 255 on average."""
 EXAMPLES = 3
 """How many examples a finding names."""
 
+Detail = Literal["none", "pixels", "all"]
+"""What `looks` finds out: only whether an image can be decoded, what it looks like, or everything."""
+
 Overlap = Literal["refuse", "drop", "train"]
 """What happens to training images that stand in the test split too: an error, left out, or trained on."""
 
@@ -84,8 +87,9 @@ def verify_images(data: Data, progress: bool = True, overlap: Overlap = "train")
     Args:
         data: the data set.
         progress: show the progress.
-        overlap: "refuse" images of training or validation that stand in the test split too: the
-            same pixels, near-duplicates, or the same group; embedded domains are exempt. Others do not look.
+        overlap: "refuse" images of training or validation that stand in the test split too: with the same
+            pixels, near-duplicates, or of the same group. Embedded domains are exempt. Other values do not
+            look.
 
     Raises:
         DataError: some cannot be used, the first five are named with the file and line that declared them; or
@@ -93,14 +97,7 @@ def verify_images(data: Data, progress: bool = True, overlap: Overlap = "train")
     """
     samples = distinct([*data.all_samples(), *(data.tested if overlap == "refuse" else ())])
     compares = overlap == "refuse" and bool(data.tested or data.test) and not is_embedded(data)
-    problems, results = Problems("images"), list[tuple[Sample, Look]]()
-    detail = "pixels" if compares else "none"
-    for sample, look in looks(samples, data.name, progress=progress, detail=detail):
-        if look.trouble:
-            problems.add(DataError(look.trouble))
-        elif compares:
-            results.append((sample, look))
-    problems.stop(len(samples))
+    results = _usable(samples, data.name, progress, "pixels" if compares else "none")
     if pairs := _overlap(data, results) if compares else []:
         raise DataError(_refusal(data.name, pairs))
     return len(distinct(data.all_samples()))
@@ -118,7 +115,7 @@ def settle_overlap(data: Data, overlap: Overlap, progress: bool = True) -> Data:
         verify_images(data, progress, overlap)
         return data
     samples = distinct([*data.all_samples(), *data.tested])
-    results = list(looks(samples, data.name, progress=progress, detail="pixels"))
+    results = _usable(samples, data.name, progress, "pixels")
     out = {image_key(train.image) for train, _, _ in _overlap(data, results)}
     if not out:
         return data
@@ -128,6 +125,23 @@ def settle_overlap(data: Data, overlap: Overlap, progress: bool = True) -> Data:
     )
     note = f"left out of training: {len(out)} images that stand in the test split too"
     return replace(data, train=train, validation=validation, notes=[*data.notes, note])
+
+
+def _usable(
+    samples: Sequence[Sample], name: str, progress: bool, detail: Detail, decode: bool = True
+) -> list[tuple[Sample, Look]]:
+    """The results of `looks`.
+
+    Raises:
+        DataError: images cannot be used.
+    """
+    problems, results = Problems("images"), list[tuple[Sample, Look]]()
+    for sample, look in looks(samples, name, decode, progress, detail):
+        if look.trouble:
+            problems.add(DataError(look.trouble))
+        results.append((sample, look))
+    problems.stop(len(samples))
+    return results
 
 
 def is_embedded(data: Data) -> bool:
@@ -154,7 +168,7 @@ def _overlap(data: Data, results: Sequence[tuple[Sample, Look]]) -> list[tuple[S
     test split too."""
     by_image = {image_key(sample.image): look for sample, look in results}
     test, groups, shapes = dict[str, str](), dict[str, str](), dict[tuple[int, bytes], str]()
-    for sample in data.tested or data.test:
+    for sample in [*data.tested, *data.test]:
         look = by_image[image_key(sample.image)]
         test.setdefault(look.pixels, sample.origin)
         if sample.group:
@@ -190,19 +204,10 @@ def check_data(data: Data, decode: bool = True, progress: bool = True) -> list[F
         DataError: images that cannot be used, as `verify_images`.
     """
     samples = distinct(data.all_samples())
-    problems, results = Problems("images"), list[tuple[Sample, Look]]()
-    for sample, look in looks(samples, data.name, decode, progress):
-        if look.trouble:
-            problems.add(DataError(look.trouble))
-        results.append((sample, look))
-        if isinstance(sample.image, str | Packed):
-            data.hashes[sample.image] = look.sha256
-    problems.stop(len(samples))
+    results = _usable(samples, data.name, progress, "all", decode)
+    data.hashes |= {s.image: look.sha256 for s, look in results if isinstance(s.image, str | Packed)}
     caveats = [Finding("incomplete", 1, caveat) for caveat in data.caveats]
     return [*caveats, *_traits(results), *_duplicates(data, results), *_classes(data), *_answers(data)]
-
-
-Detail = Literal["none", "pixels", "all"]
 
 
 def looks(
@@ -216,7 +221,7 @@ def looks(
         name: of the data set.
         decode: decode images.
         progress: show the progress.
-        detail: "none" (only whether it can be decoded), "pixels" (what it looks like), or "all".
+        detail: what to find out.
     """
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
