@@ -2,7 +2,7 @@
 
 A section is the text between two headings. Its sources are the files of docs/results that it links or names,
 with the JSON file of each page. A number that is no measurement is listed in constants.json, with what it is.
-Regions between `numbers:` markers and the tables of two pages are left to test_numbers.py, which computes them.
+test_numbers.py computes what stands between `numbers:` markers, and the tables of two pages.
 """
 
 import json

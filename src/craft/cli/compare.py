@@ -30,7 +30,7 @@ def compare(
         metric: the mark to compare: exact match (as in the paper), lenient match, or the likeliest option.
     """
     from craft.evaluation.compare import compare as run
-    from craft.evaluation.report import samples_in
+    from craft.evaluation.report import caveats_in, samples_in
 
     first, second = samples_in(a), samples_in(b)
     if first.keys() != second.keys():
@@ -38,13 +38,15 @@ def compare(
         raise DataError(
             f"Only one of {a} and {b} has results on {alone}; compare evaluations of the same data."
         )
+    caveats = list(dict.fromkeys([*caveats_in(a), *caveats_in(b)]))
     comparisons = {name: run(first[name], second[name], metric) for name in first}
     if common.json:
         tables = {
             name: {group: None if result is None else result.to_json() for group, result in groups.items()}
             for name, groups in comparisons.items()
         }
-        show_json({"metric": metric, "a": str(a), "b": str(b), "comparisons": tables})
+        about = {"metric": metric, "a": str(a), "b": str(b), **({"caveats": caveats} if caveats else {})}
+        show_json({**about, "comparisons": tables})
         return
     rows, sections, tests = [], [], []
     for name, groups in comparisons.items():
@@ -55,6 +57,8 @@ def compare(
         sections.append(len(rows) - 1)
     columns = ("data", "questions", "A", "B", "B - A", "95 % interval", "A alone", "B alone", "p")
     show_table(f"A = {a}, B = {b}: {metric}, in %", columns, rows, sections[:-1])
+    for caveat in caveats:
+        print(f"note: {caveat}")
     print(f"p: {'; '.join(dict.fromkeys(tests))}. A alone: questions that only A answers correctly.")
 
 

@@ -26,12 +26,20 @@ class Source:
         column: CRAFT=YOURS for a table whose columns have other names, as in --column answer=caption.
         white_level: the value that is white in images of more than 8 bits (4095 for 12 bits); by default what
             all of them together need. `craft data prepare` records it.
+        splits: NAME=SPLIT: what splits with other names are (train, validation, test, or none: not read).
+        partial: accept a copy of a benchmark with fewer classes than the benchmark has; reports say so.
     """
 
     root: str | None = None
     domain: str | None = None
     column: Several = None
     white_level: float | None = None
+    splits: Several = None
+    partial: Flag = False
+
+    def reading(self) -> dict[str, Any]:
+        """`--splits` and `--partial` as arguments of `read_data`."""
+        return {"splits": self.splits or (), "partial": self.partial}
 
     def columns(self) -> dict[str, str] | None:
         """`--column` as a mapping from CRAFT's fields to the table's columns.
@@ -141,7 +149,7 @@ def check(
     from craft.data.sample import distinct
     from craft.data.stats import expected
 
-    raw = read_data(data, source.root, source.domain, source.columns())
+    raw = read_data(data, source.root, source.domain, source.columns(), **source.reading())
     raw = levelled(with_white(raw, source.white_level))
     composition = Composition(common.seed or 0, answer_with, unseen_fraction=unseen_fraction)
     composed = compose(raw, composition)
@@ -212,6 +220,7 @@ def prepare(
         download=preparation.download,
         split_seed=preparation.split_seed,
         white_level=source.white_level,
+        **source.reading(),
     )
     manifest = run(data, source.root, out or prepared_folder(data), wanted)
     about = manifest.about
@@ -258,6 +267,7 @@ def stats(
         domain=source.domain,
         columns=source.columns(),
         white_level=source.white_level,
+        **source.reading(),
     )
     counts = data_stats(loaded)
     if out is not None:

@@ -1,6 +1,7 @@
 """`craft eval`."""
 
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from craft.cli.flags import config_of, takes
@@ -109,6 +110,16 @@ def _show(reports: list[Any]) -> None:
     title += "; likeliest options" if settings["protocol"] == "options" else ""
     show_table(title, columns, rows, sections=[len(reports) - 1])
     print(f"unseen classes: {listed(settings['held_out']) or 'none'}")
+    _show_caveats({settings["data"]: reports})
+
+
+def _show_caveats(reports: Mapping[str, list[Any]]) -> None:
+    """What must be said of the data ("partial: 6 of 10 classes")."""
+    from craft.evaluation.report import caveats_of
+
+    for name, of_data in reports.items():
+        for caveat in caveats_of(of_data):
+            print(f"note: {name}: {caveat}")
 
 
 def _show_row(row: Any) -> None:
@@ -130,6 +141,7 @@ def _show_row(row: Any) -> None:
         f"{row.backbone}, {'zero-shot' if row.surrogate == '-' else 'encoders adapted with ' + row.surrogate}"
     )
     show_table(title, ("benchmark", "questions", "strict", *names[1:]), rows, sections=[len(rows) - 2])
+    _show_caveats(row.reports)
     print("As in Table 1:")
     for line in (row.heads(), row.cells()):
         print(table_row(line))

@@ -73,6 +73,8 @@ def _show(report: "JudgeReport") -> None:
         print("No figure includes cases without a verdict. The same command asks them again, unless refused.")
     if report.settings["note"]:
         print(f"Note: {report.settings['note']}.")
+    for caveat in report.settings["answers"].get("caveats", ()):
+        print(f"Note: {caveat}.")
 
 
 def _who_answered(report: "JudgeReport") -> str:

@@ -75,6 +75,11 @@ def _show(matrix: Any, data: str) -> None:
     title = f"{data}: strict accuracy, in brackets the gain over zero-shot"
     title += f"; chance {percent(chances.pop())} %" if len(chances) == 1 and None not in chances else ""
     show_table(title, ("encoder", *matrix.backbones), rows, sections)
+    caveats = [
+        caveat for (name, _, _), cell in matrix.cells.items() if name == data for caveat in cell.caveats
+    ]
+    for caveat in dict.fromkeys(caveats):
+        print(f"note: {data}: {caveat}")
 
 
 def _show_means(matrix: Any) -> None:

@@ -19,7 +19,9 @@ from typing import Any
 
 from craft.core.errors import DataError
 from craft.core.files import user_path
+from craft.core.progress import say
 from craft.core.seeding import rng
+from craft.data.check import Overlap, settle_overlap
 from craft.data.images import ImageSource
 from craft.data.load import is_tar, load_data, located, not_prepared
 from craft.data.problems import Problems
@@ -27,6 +29,7 @@ from craft.data.readers.conversations import conversation
 from craft.data.readers.rows import Row, read_picture
 from craft.data.readers.tables import TABLES, check_images, read_rows
 from craft.data.spelling import is_text
+from craft.data.splits import SplitNames, split_called, split_names, unknown_splits
 
 ASK_CAPTION = (
     "Describe the image briefly.",
@@ -55,7 +58,14 @@ class Conversation:
 
 
 def read_conversations(
-    sources: Sequence[str | Path], root: str | Path | None = None, seed: int = 0, limit: int | None = None
+    sources: Sequence[str | Path],
+    root: str | Path | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    *,
+    splits: Sequence[str] = (),
+    partial: bool = False,
+    overlap: Overlap = "refuse",
 ) -> list[Conversation]:
     """All conversations of several sources, in their order.
 
@@ -64,23 +74,28 @@ def read_conversations(
         root: the folder that image paths start from; by default the file's own.
         seed: of `load_data`, and of the questions that go with bare captions.
         limit: at most this many from each source.
+        splits, partial: of `load_data`.
+        overlap: what happens to training images of `load_data` that stand in the test split too.
 
     Raises:
-        DataError: nothing there, a broken row, an empty answer, several images, an image that does not exist
-            (the first few are named with file and row), or a tar.
+        DataError: nothing there, training images in the test split, a broken row, an empty answer, several
+            images, an image that does not exist (the first few are named with file and row), or a tar.
     """
     conversations: list[Conversation] = []
     for source in sources:
         path = _table(source, root)
         if path is None:
-            data = load_data(source, root=root, seed=seed, limit=limit, unseen_fraction=0.0)
+            options = {"splits": splits, "partial": partial, "unseen_fraction": 0.0}
+            data = settle_overlap(load_data(source, root, seed, limit=limit, **options), overlap)
+            for caveat in data.caveats:
+                say(f"note: {data.name}: {caveat}")
             conversations += [
                 Conversation(s.id, ((s.prompt(), s.answer),), s.image, s.origin)
                 for s in data.samples("train")
             ]
         else:
             base = path.parent if root is None else user_path(root)
-            conversations += _read(path, base, seed, limit)
+            conversations += _read(path, base, seed, limit, split_names(splits))
     return conversations
 
 
@@ -101,17 +116,26 @@ def _is_sample(row: Row) -> bool:
     return {"image", "question", "answer"} <= fields or {"image", "label"} <= fields
 
 
-def _read(path: Path, base: Path, seed: int, limit: int | None) -> list[Conversation]:
-    problems = Problems("rows")
+def _read(path: Path, base: Path, seed: int, limit: int | None, names: SplitNames) -> list[Conversation]:
+    """The conversations of a table. Rows that say that they are not for training are left out."""
+    problems, others = Problems("rows"), 0
     conversations: list[Conversation] = []
     for number, row in enumerate(read_rows(path, problems, base), start=1):
         if len(conversations) == limit:
             break  # the images of the remaining rows need not exist
+        name = str(row.values.get("split") or "train")
+        if (split := split_called(name, names)) is None:
+            raise unknown_splits(f"{row.origin}: unknown split {name!r}; the table", [name])
+        if split != "train":
+            others += 1
+            continue
         try:
             conversations.append(_conversation(row, f"{path.stem}:{number}", base, seed))
         except DataError as error:
             problems.add(error)
     problems.stop(len(conversations) + len(problems.messages))
+    if others:
+        say(f"left out: {others} rows of {path} that are not for training, by their column 'split'")
     if not conversations:
         raise DataError(f"{path} contains no conversation.")
     fix = "name another folder with --set root=FOLDER, put the files there, or leave these rows out"

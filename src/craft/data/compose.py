@@ -80,7 +80,7 @@ def compose(raw: Raw, composition: Composition = Composition()) -> Data:
         )
     if not validation:
         train, validation = split_off_validation(train, seed)
-    splits = {"train": train, "validation": validation, "test": test}
+    splits, tested = {"train": train, "validation": validation, "test": test}, test
     for name, samples in splits.items():
         if limit is not None:
             samples = take(samples, limit, seed, f"limit {name}")[1]
@@ -98,6 +98,8 @@ def compose(raw: Raw, composition: Composition = Composition()) -> Data:
         source=raw.source,
         seed=seed,
         notes=raw.notes,
+        caveats=raw.caveats,
+        tested=tested,
     )
 
 
@@ -109,7 +111,7 @@ def whole(raw: Raw, split_seed: int = 0) -> Data:
         DataError: two samples have the same id.
     """
     train, validation, test = divide(levelled(raw), split_seed)
-    return Data(raw.name, raw.task, raw.domain, train, validation, test)
+    return Data(raw.name, raw.task, raw.domain, train, validation, test, caveats=raw.caveats)
 
 
 def _classes(raw: Raw, where: str) -> tuple[str, ...]:

@@ -99,6 +99,7 @@ def write_manifest(
             "images": len(hashes),
             "classes": dict(sorted(Counter(s.label for s in samples if s.label is not None).items())),
             "notes": raw.notes,
+            "caveats": raw.caveats,
             "fingerprint": digest.hexdigest(),
         }
         if raw.white_level is not None:
@@ -137,6 +138,7 @@ def read_manifest(folder: Path, root: Path | None = None) -> Raw:
     raw.name, raw.task, raw.domain = about["name"], about["task"], about["domain"]
     raw.licence, raw.source, raw.notes = about["licence"], about["source"], about["notes"]
     raw.white_level = float(about["white_level"]) if "white_level" in about else None
+    raw.caveats = list(about.get("caveats") or ())  # absent from manifests of 0.1
     return raw
 
 
@@ -158,6 +160,7 @@ def _row(sample: Sample, path: str, sha256: str) -> dict[str, Any]:
         "captions": list(sample.captions),
         "kind": sample.kind,
         "distractors": list(sample.distractors),
+        "group": sample.group,
     }
     row = {name: value for name, value in fields.items() if value not in (None, "", [])}
     return row if directive is None else row | {"directive": directive}  # "" asks for none

@@ -14,7 +14,7 @@ from craft.data.load import as_setting, read_data
 from craft.data.manifest import Prepared, write_manifest
 from craft.data.readers.hub import HUB, hub_folder
 from craft.data.sample import Raw
-from craft.data.splits import TEST_FRACTION, divide
+from craft.data.splits import TEST_FRACTION, SplitNames, divide, split_names
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Wanted:
         download: fetch images that are given as URLs.
         split_seed: the seed of the division into training and test, if the source has none.
         white_level: the value that is white in images of more than 8 bits.
+        splits, partial: as in `load_data`.
     """
 
     domain: str | None = None
@@ -40,6 +41,8 @@ class Wanted:
     download: bool = False
     split_seed: int = 0
     white_level: float | None = None
+    splits: Sequence[str] = ()
+    partial: bool = False
 
 
 def prepare(
@@ -63,8 +66,9 @@ def prepare(
     """
     out = user_path(out)
     fetch = partial(download, folder=out.with_name(f"{out.name}-pictures")) if wanted.download else None
-    data, root = _fetched(as_setting(data), root)
-    raw = read_data(data, root, wanted.domain, wanted.columns, fetch=fetch, tars=True)
+    data, root = _fetched(as_setting(data), root, split_names(wanted.splits))
+    reading = {"splits": wanted.splits, "partial": wanted.partial}
+    raw = read_data(data, root, wanted.domain, wanted.columns, fetch=fetch, tars=True, **reading)
     raw = with_white(raw, wanted.white_level)
     if wanted.train_limit is not None:
         raw.train_limit = wanted.train_limit
@@ -77,13 +81,13 @@ def prepare(
     return write_manifest(raw, parts, out, _rule(raw, official, wanted.split_seed), progress)
 
 
-def _fetched(data: str, root: str | Path | None) -> tuple[str, str | Path | None]:
+def _fetched(data: str, root: str | Path | None, names: SplitNames) -> tuple[str, str | Path | None]:
     """Data and root with the local folder of a hub data set instead of its name."""
     if data in BENCHMARKS and str(root or "").startswith(HUB):
         BENCHMARKS[data].refuse_copy(str(root).removeprefix(HUB))
-        return data, hub_folder(str(root))
+        return data, hub_folder(str(root), names)
     if data.startswith(HUB):
-        return str(hub_folder(data)), root
+        return str(hub_folder(data, names)), root
     return data, root
 
 

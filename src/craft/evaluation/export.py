@@ -7,7 +7,7 @@ from typing import Any
 
 from craft.core.errors import CheckpointError
 from craft.core.files import PathLike, atomic_write_text
-from craft.evaluation.report import Report, merge
+from craft.evaluation.report import Report, caveats_of, merge
 
 _METRICS = {
     "accuracy": ("exact_match", "exact match"),
@@ -15,6 +15,9 @@ _METRICS = {
     "unseen": ("exact_match", "exact match, unseen classes"),
     "lenient": ("accuracy", "right option by letter or text"),
 }
+
+
+_METADATA = ("seed", "held_out", "keep_ratio", "encoder", "caveats")
 
 
 def add_to_card(readme: PathLike, reports: Sequence[Report]) -> None:
@@ -42,6 +45,7 @@ def add_to_card(readme: PathLike, reports: Sequence[Report]) -> None:
     arguments = {
         name: settings.get(name) for name in ("backbone", "protocol", "keep_ratio", "max_new_tokens", "limit")
     }
+    arguments["caveats"] = "; ".join(caveats_of(reports)) or None
     results = [
         EvalResult(
             task_type="visual-question-answering",
@@ -85,7 +89,7 @@ def to_lmms(reports: Mapping[str, Report]) -> dict[str, Any]:
             "output_type": "multiple_choice" if settings.get("protocol") == "options" else "generate_until",
             "num_fewshot": 0,
             "generation_kwargs": {"max_new_tokens": settings.get("max_new_tokens"), "do_sample": False},
-            "metadata": {key: settings.get(key) for key in ("seed", "held_out", "keep_ratio", "encoder")},
+            "metadata": {key: settings.get(key) for key in _METADATA if key in settings},
         }
         counts[name] = {"original": count, "effective": count}
     first = next(iter(reports.values()))

@@ -2,13 +2,13 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from craft.core.errors import DataError
-from craft.core.files import atomic_write_text
+from craft.core.files import atomic_write_text, read_json
 from craft.core.store import json_lines
 from craft.evaluation.matching import answered_by_letter, option_named
 from craft.evaluation.metrics import bootstrap_interval, mean, spread
@@ -158,6 +158,22 @@ def samples_in(path: str | Path) -> dict[str, list[dict[str, Any]]]:
     if not answers:
         raise DataError(f"{path} has no samples-*.jsonl; use a folder that `craft eval --out` wrote.")
     return answers
+
+
+def caveats_of(reports: Iterable[Report]) -> list[str]:
+    """What must be said of the data of reports ("partial: 6 of 10 classes"), each sentence once."""
+    return list(dict.fromkeys(caveat for report in reports for caveat in report.settings.get("caveats", ())))
+
+
+def caveats_in(path: str | Path) -> list[str]:
+    """The caveats in the report.json files of a folder of `craft eval --out`, or next to a file in it."""
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    caveats: dict[str, None] = {}
+    for file in sorted(folder.glob("report.json")) or sorted(folder.glob("*/report.json")):
+        record = read_json(file)
+        for report in record.get("reports") or () if isinstance(record, dict) else ():
+            caveats |= dict.fromkeys((report.get("settings") or {}).get("caveats") or ())
+    return list(caveats)
 
 
 def merge(reports: Sequence[Report]) -> dict[str, dict[str, float | int] | None]:

@@ -233,6 +233,7 @@ def model_card(manifest: Mapping[str, Any], folder: Path) -> str:
         "source": data.get("source"),
         "licence": licence or "not recorded: check it before you share these weights",
         "fingerprint": data.get("fingerprint"),
+        "caveats": "; ".join(map(str, data.get("caveats") or ())) or None,
         "held-out classes": ", ".join(map(str, manifest.get("held_out") or [])) or "none",
     }
     return f"""---

@@ -11,7 +11,7 @@ import numpy as np
 from craft.core.files import atomic_write_bytes, atomic_write_text, write_json
 from craft.core.text import percent, signed, table_row
 from craft.evaluation.metrics import grouped_interval
-from craft.evaluation.report import Report, merge
+from craft.evaluation.report import Report, caveats_of, merge
 from craft.pages.figure import png_of
 
 ZERO_SHOT = "zero-shot"
@@ -42,6 +42,11 @@ class TransferCell:
     diagonal: bool
     reports: list[Report] = field(repr=False)
     zero_shot: list[Report] = field(repr=False)
+
+    @property
+    def caveats(self) -> list[str]:
+        """What must be said of the data ("partial: 6 of 10 classes")."""
+        return caveats_of(self.reports)
 
     def figure(self, name: str = "accuracy") -> float | None:
         """The mean of one figure over seeds; None if a report lacks it."""
@@ -80,6 +85,7 @@ class TransferCell:
             "backbone": self.backbone,
             "diagonal": self.diagonal,
             **merge(self.reports),
+            **({"caveats": self.caveats} if self.caveats else {}),
             "interval": list(grouped_interval([_marks(report, "accuracy") for report in self.reports])),
             "gain": {name: self.gain(name) for name in GROUPS},
         }
@@ -227,6 +233,8 @@ def _about(matrix: Record) -> str:
         f"Test questions per seed: {'all' if limit is None else f'at most {limit}'}. "
         f"Commit: {', '.join(settings.get('commits') or []) or 'not in a checkout'}."
     )
+    caveats = [f"{cell['data']}: {text}" for cell in matrix["table"] for text in cell.get("caveats", ())]
+    lines += [f"Note: {caveat}." for caveat in dict.fromkeys(caveats)]
     lines.append(f"Made by `{settings['command']}`." if settings.get("command") else "")
     return "\n".join(line for line in lines if line)
 

@@ -64,7 +64,15 @@ def read_sets(
             sets[name] = [item for item in items if isinstance(item, Conversation)]
         else:
             names = getattr(settings, name)
-            sets[name] = read_conversations(names, settings.root, settings.seed, settings.limit)
+            sets[name] = read_conversations(
+                names,
+                settings.root,
+                settings.seed,
+                settings.limit,
+                splits=settings.splits,
+                partial=settings.partial,
+                overlap=settings.overlap,
+            )
     if not sets["captions" if "data" in unused(settings) else "data"]:
         raise DataError("No data: name files of conversations, embedded domains or folders (--data).")
     with_image = [c.origin or c.id for c in sets["text"] if c.image is not None]

@@ -15,7 +15,7 @@ from craft.core.tensors import hash_tensors
 from craft.data import BENCHMARKS
 from craft.evaluation.config import EvalConfig, EvalSettings
 from craft.evaluation.export import add_to_card, to_lmms
-from craft.evaluation.report import Report, class_table, confusion, merge, read_samples
+from craft.evaluation.report import Report, caveats_of, class_table, confusion, merge, read_samples
 from craft.evaluation.run import answers_to
 from craft.formats.artefact import Artefact
 from craft.formats.code_cache import CodeCache
@@ -204,6 +204,7 @@ def _identity(lvlm: LVLM, case: _Case, config: EvalConfig, weights: dict[str, st
         "like": case.like.manifest["tower"] if case.like else None,
         "data": case.name,
         "root": case.root,
+        **config.data.reading(),
         "seeds": config.all_seeds() or None,
         **({} if bits is None else {"llm_bits": bits}),
         **({"counts": _counts(lvlm, case.encoder, config.prior)} if pruned else {}),
@@ -256,6 +257,7 @@ def summary(reports: Sequence[Report], classes: bool = False) -> dict[str, Any]:
 
     return {
         **means,
+        **({"caveats": caveats} if (caveats := caveats_of(reports)) else {}),
         "interval": single.get("interval"),
         "chance": reports[0].chance,
         "count": sum(len(report.samples) for report in reports),

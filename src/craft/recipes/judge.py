@@ -191,6 +191,7 @@ def _answers_of_lvlm(settings: JudgeConfig, backbone: str | LVLM, artefact: Arte
             "data": questions.name,
             "seed": questions.seed,
             "held_out": list(questions.held_out),
+            **({"caveats": list(questions.caveats)} if questions.caveats else {}),
             "samples": json_digest(prompts, compact=True),
         }
         options = settings.model_dump(include={"max_new_tokens", "keep_ratio", "batch_size"})

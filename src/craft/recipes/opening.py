@@ -14,6 +14,7 @@ from craft.core.errors import ConfigError
 from craft.core.processes import world
 from craft.core.progress import say
 from craft.data import Data, verify_images
+from craft.data.check import settle_overlap
 from craft.data.load import short_name
 from craft.evaluation.run import evaluate_lvlm
 from craft.formats.load import load
@@ -92,20 +93,24 @@ def run_data(data: DataSource | None, settings: AdaptConfig, model: "Model") -> 
     Raises:
         DataError: it is missing or broken.
     """
-    return data if isinstance(data, Data) else open_data(settings.data, settings.seed, model)
+    if not isinstance(data, Data):
+        return open_data(settings.data, settings.seed, model)
+    return settle_overlap(data, "drop") if settings.data.overlap == "drop" else data
 
 
 def open_run(data: DataSource | None, settings: AdaptConfig, model: "Model") -> tuple[LVLM, Data]:
     """The model and the data of a run. CRAFT opens every image once before it loads the model.
 
     Raises:
-        DataError: the data is missing, empty or broken.
+        DataError: the data is missing, empty or broken, or training images stand in the test split too.
         ConfigError: eval_every is set, and there are no validation samples.
         CheckpointError: the model is missing or damaged.
     """
     opened = run_data(data, settings, model)
     opened.samples("train")
-    verify_images(opened)
+    verify_images(opened, overlap=settings.data.overlap)
+    for caveat in opened.caveats:
+        say(f"note: {opened.name}: {caveat}")
     if settings.eval_every and not opened.validation:
         raise ConfigError(f"eval_every needs validation samples, and {opened.name} has none; unset it.")
     return model(), opened

@@ -9,6 +9,7 @@ import numpy as np
 from craft.core.errors import ConfigError, DataError
 from craft.core.progress import say
 from craft.data import EMBEDDED, Data, Sample, load_data, stratified
+from craft.data.check import settle_overlap
 from craft.models.lvlm import LVLM
 from craft.recipes.arguments import without_none
 from craft.training.config import AdaptConfig, DataConfig
@@ -17,8 +18,8 @@ from craft.training.config import AdaptConfig, DataConfig
 def open_data(
     settings: DataConfig, seed: int, lvlm: Callable[[], LVLM], held_out: Sequence[str] | None = None
 ) -> Data:
-    """`load_data` with the settings of a config; its notes are printed. It calls `lvlm` if hard distractors
-    need its text encoder.
+    """`load_data` with the settings of a config, without dropped images that stand in the test split too. Its
+    notes are printed. It calls `lvlm` if hard distractors need its text encoder.
 
     Raises:
         DataError: as for `load_data`.
@@ -34,7 +35,10 @@ def open_data(
         limit=settings.limit,
         held_out=held_out,
         similarity=(lambda names: text_similarity(lvlm(), names)) if settings.distractors == "hard" else None,
+        splits=settings.splits,
+        partial=settings.partial,
     )
+    data = settle_overlap(data, "drop") if settings.overlap == "drop" else data
     for note in data.notes:
         say(f"note: {note}")
     return data
@@ -63,6 +67,7 @@ def describe(data: Data, settings: DataConfig) -> dict[str, Any]:
         "licence": data.licence,
         "source": data.source,
         "fingerprint": data.fingerprint,
+        "caveats": list(data.caveats),
         "train": len(data.train),
         "test": len(data.test),
         "settings": settings.model_dump(mode="json"),
@@ -98,6 +103,7 @@ def is_training_data(
     if name in EMBEDDED or trained_on in EMBEDDED:
         return name == trained_on
     source = {"name": name, "root": settings.get("root", record["settings"]["root"])}
+    source |= {key: settings[key] for key in ("splits", "partial") if settings.get(key)}
     config = DataConfig.model_validate({**record["settings"], **source})
     try:
         data = open_data(config, record["seed"], lvlm, held_out)

@@ -153,7 +153,8 @@ def transfer(
 def adaptation_settings(settings: TransferConfig) -> AdaptConfig:
     """The settings of the adaptations, with the root, device and dtype of the whole."""
     shared = {"data.root": settings.root, "device": settings.device, "dtype": settings.dtype}
-    return AdaptConfig.build(settings.adapt, without_none(shared))
+    reading = {"data.splits": settings.splits or None, "data.partial": settings.partial or None}
+    return AdaptConfig.build(settings.adapt, without_none(shared | reading))
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,7 @@ def _answers(plan: _Plan, lvlms: Sequence[LVLM], ask: "_Asker", settings: Transf
     answers = _Answers()
     adapted_here = bool(settings.surrogates)
     root = None if adapted_here else settings.root
+    reading = {"splits": settings.splits or None, "partial": settings.partial or None}
     for number, row in enumerate(plan.rows, start=1):
         answers.surrogates[row.label] = row.surrogate
         answers.commits.add(str((row.artefact.manifest.get("made_with") or {}).get("commit")))
@@ -205,7 +207,7 @@ def _answers(plan: _Plan, lvlms: Sequence[LVLM], ask: "_Asker", settings: Transf
             if isinstance(data, Data):
                 questions = checked(data, manifest)
             else:
-                named = {"root": root, "name": data_name(data)}
+                named = {"root": root, "name": data_name(data), **reading}
                 questions = questions_for(named, seed, manifest, lambda: lvlms[0])
             answers.seeds.add(questions.seed)
             if adapted_here and (row.data is not None or settings.adapt.data.limit is None):

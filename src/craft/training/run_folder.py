@@ -27,9 +27,11 @@ _OUTPUTS += ("stage-1", "stage-2", "visual", "backbone")  # of an alignment
 FREE = frozenset(
     {"out", "device", "checkpoint_every", "keep_checkpoints", "trackers", "cache_mib"}
     | {"gradient_checkpointing", "workers"}
+    | {f"{section}{name}" for section in ("", "data.") for name in ("splits", "partial", "overlap")}
     | {"pixel_cache", "log_every"}  # of runs that an earlier version began
 )
-"""Settings that may change when a run is resumed, because they do not change the result."""
+"""Settings that may change when a run is resumed, because they do not change the result. (The last three may
+change the data, whose fingerprint is compared.)"""
 
 
 class RunFolder:

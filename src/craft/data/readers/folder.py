@@ -13,7 +13,7 @@ from craft.data.readers.scan import SHOWN, Scan, is_passed_over
 from craft.data.readers.tables import TABLES, read_rows
 from craft.data.sample import Raw, Sample, labelled
 from craft.data.spelling import is_text, words
-from craft.data.splits import SPLIT_NAMES
+from craft.data.splits import LEFT_OUT, SPLIT_NAMES, SplitNames, split_called, unknown_splits
 
 METADATA = "metadata"
 """The name of an imagefolder's tables, without their ending."""
@@ -37,14 +37,19 @@ _WAYS = (
 )
 
 
-def read_folder(root: Path, domain: str | None = None) -> Raw:
+def read_folder(root: Path, domain: str | None = None, splits_called: SplitNames = SPLIT_NAMES) -> Raw:
     """Read a folder of class folders as labelled samples; the class word is the folder's name, "_" as space.
 
     Images may be at any depth below a class folder. The notes say what is passed over, by kind: hidden
     files, folders that systems add, files that are not images.
 
+    Args:
+        root: the folder.
+        domain: what the images are of, in words; by default the folder's name.
+        splits_called: what the names of folders next to train/ and test/ mean.
+
     Raises:
-        DataError: no images, no class folders, class folders next to train/ and test/, folders that are
+        DataError: no images, no class folders, other folders next to train/ and test/, folders that are
             splits or containers but no classes, two folders with the same class word, a name that is not
             UTF-8; or as `Scan.refuse`.
     """
@@ -53,16 +58,22 @@ def read_folder(root: Path, domain: str | None = None) -> Raw:
     scan.locked += [child for child in children if not os.access(child, os.R_OK | os.X_OK)]
     if scan.locked:  # what is in them decides what the others are
         scan.refuse()
-    splits = [child for child in children if child.name.lower() in SPLIT_NAMES and _folders_in(child)]
+    splits = [child for child in children if child.name.lower() in splits_called and _folders_in(child)]
     samples: list[Sample] = []
     if splits:
-        if extra := [child.name for child in children if child not in splits]:
+        meanings = {child: split_called(child.name, splits_called) for child in children}
+        extra = [child for child, meaning in meanings.items() if meaning is None]
+        if unknown := [child.name for child in extra if _folders_in(child)]:
+            raise unknown_splits(root, unknown)
+        if extra:
             raise DataError(
                 f"{root} has other folders next to {', '.join(s.name for s in splits)}: "
-                f"{', '.join(extra[:5])}. {_LAYOUT}{_tables_hint(root)}"
+                f"{', '.join(child.name for child in extra[:5])}. {_LAYOUT} Move them away, or leave them "
+                f"out with --splits {extra[0].name}={LEFT_OUT}.{_tables_hint(root)}"
             )
-        for child in splits:
-            samples += _class_folders(scan, scan.folders(child), SPLIT_NAMES[child.name.lower()])
+        for child, meaning in meanings.items():
+            if meaning != LEFT_OUT:
+                samples += _class_folders(scan, scan.folders(child), str(meaning))
     else:
         _check_classes(root, children)
         samples = _class_folders(scan, children, "")

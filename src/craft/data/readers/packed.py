@@ -4,7 +4,7 @@
 import functools
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from craft.core.errors import DataError
 from craft.data.images import OTHERS, PICTURES, Packed
 from craft.data.readers.rows import Row, parse_json
-from craft.data.splits import SPLIT_NAMES, split_of
+from craft.data.splits import SPLIT_NAMES, split_parents
 
 
 @dataclass(frozen=True)
@@ -56,45 +56,51 @@ def _column(path: str, group: int, column: str) -> Any:
 def parquet_files(root: Path) -> dict[str, list[Path]]:
     """The parquet files below `root`, by the folder that distinguishes configurations of a hub data set.
 
-    `data/` and folders with the name of a split do not count: `data/train-*.parquet` and
+    `data/`, and folders with the name of a split or next to one, do not count: `data/train-*.parquet` and
     `ScienceQA-IMG/test/*` belong to the configurations "" and "ScienceQA-IMG".
     """
+    return configurations_of([path for path in root.rglob("*") if path.suffix.lower() == ".parquet"], root)
+
+
+def configurations_of(paths: Sequence[Path], root: Path) -> dict[str, list[Path]]:
+    """`parquet_files` for files that need not exist."""
     configurations: dict[str, list[Path]] = {}
-    for path in sorted(root.rglob("*.parquet")):
+    parents = split_parents(paths)
+    for path in sorted(paths):
         parts = path.relative_to(root).parts[:-1]
         if any(part.startswith(".") for part in parts):
             continue
+        parts = parts[:-1] if path.parent.parent in parents else parts
         names = [part for part in parts if part != "data" and part.lower() not in SPLIT_NAMES]
         configurations.setdefault("/".join(names), []).append(path)
     return configurations
 
 
-def read_parquet(paths: list[Path], root: Path | None = None, top: Path | None = None) -> Iterator[Row]:
-    """The rows of parquet files in order.
+def read_parquet(path: Path, split: str = "", root: Path | None = None) -> Iterator[Row]:
+    """The rows of a parquet file in order.
 
     A number in a class column becomes the name that the file (or the README.md in `root`) gives it, and -1
     becomes None. An image becomes a `ParquetCell`, or None if there is none.
 
     Args:
-        paths: the files.
+        path: the file.
+        split: of the rows.
         root: the folder of a README.md that may name classes.
-        top: as in `split_of`.
 
     Raises:
-        DataError: a file is not parquet, or is cut short.
+        DataError: it is not parquet, or is cut short.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     card = _names_in_card(root) if root is not None else {}
-    for path in paths:
-        try:
-            with pq.ParquetFile(path) as file:
-                names = card | _names_in_schema(file.schema_arrow)
-                yield from _rows(file, path, names, split_of(path, top))
-        except (OSError, pa.ArrowException) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(f"{path} cannot be read as parquet: {reason} Copy the file again.") from error
+    try:
+        with pq.ParquetFile(path) as file:
+            names = card | _names_in_schema(file.schema_arrow)
+            yield from _rows(file, path, names, split)
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} cannot be read as parquet: {reason} Copy the file again.") from error
 
 
 def _rows(file: Any, path: Path, names: dict[str, list[str]], split: str) -> Iterator[Row]:

@@ -23,12 +23,14 @@ from craft.data.images import ImageSource, Packed
 from craft.data.readers.conversations import conversation
 from craft.data.sample import LETTERS, Sample
 from craft.data.spelling import is_text, normalise
-from craft.data.splits import SPLIT_NAMES
 
 REQUIRED = ("image", "question", "answer")
 """The fields of a question."""
 
-OPTIONAL = ("choices", "label", "captions", "split", "id", "directive", "kind", "text", "distractors")
+OPTIONAL = (
+    *("choices", "label", "captions", "split", "id", "directive", "kind", "text", "distractors"),
+    "group",
+)
 """The fields that a row may have in addition."""
 
 LISTS = ("choices", "captions", "distractors")
@@ -47,7 +49,7 @@ class Row:
     Attributes:
         origin: file and line ("a.jsonl:3"), for messages.
         values: its fields.
-        split: the split that the name of the file says; "" if it does not.
+        split: the split that the row or its file says; "" if neither does.
     """
 
     origin: str
@@ -135,7 +137,7 @@ class RowReader:
 
     def _turns(self, row: Row, values: dict[str, Any]) -> list[Sample]:
         picture, pairs = conversation(values, row.origin)
-        image, split = read_picture(picture, self.base, row.origin, self.fetch), _split(values, row)
+        image = read_picture(picture, self.base, row.origin, self.fetch)
         id = self._id(values, row)
         return [
             Sample(
@@ -143,10 +145,11 @@ class RowReader:
                 image=image,
                 question=question,
                 answer=answer,
-                split=split,
+                split=row.split,
                 directive="",  # the questions of conversations contain their own directive
                 origin=row.origin,
                 text=declarative(question, answer),
+                group=_group(values, row.origin),
             )
             for number, (question, answer) in enumerate(pairs, start=1)
         ]
@@ -181,13 +184,14 @@ class RowReader:
             choices=choices,
             label=label,
             captions=_strings(values, "captions", origin),
-            split=_split(values, row),
+            split=row.split,
             directive=_directive(values, has_options=bool(choices) or labelled),
             origin=origin,
             correct=correct,
             text=self._statement(values, origin, question, answer, label),
             kind=_text(values, "kind", origin) if values.get("kind") else "",
             distractors=_strings(values, "distractors", origin),
+            group=_group(values, origin),
         )
 
     def _statement(
@@ -316,11 +320,5 @@ def _correct(choices: tuple[str, ...], answer: str, origin: str) -> int:
     )
 
 
-def _split(values: Mapping[str, Any], row: Row) -> str:
-    value = values.get("split")
-    if value is None:
-        return row.split
-    name = SPLIT_NAMES.get(str(value).lower())
-    if name is None:
-        raise DataError(f"{row.origin}: unknown split {value!r}. Use 'train', 'validation' or 'test'.")
-    return name
+def _group(values: Mapping[str, Any], origin: str) -> str:
+    return "" if values.get("group") is None else _text(values, "group", origin)

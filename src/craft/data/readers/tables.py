@@ -5,6 +5,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ from craft.data.readers.packed import parquet_files, read_parquet, read_tar
 from craft.data.readers.rows import LISTS, Fetch, Row, RowReader, list_in, parse_json
 from craft.data.sample import Raw, Sample, Task
 from craft.data.spelling import words
-from craft.data.splits import SPLIT_NAMES, split_of
+from craft.data.splits import (
+    LEFT_OUT,
+    SPLIT_NAMES,
+    SplitNames,
+    file_splits,
+    split_called,
+    unknown_splits,
+)
 
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """File name endings (lower case) of tables."""
@@ -37,7 +45,7 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 """The separator of the cells of a file, by its ending (lower case)."""
 
 
-def tables_in(folder: Path) -> list[Path]:
+def tables_in(folder: Path, names: SplitNames = SPLIT_NAMES) -> list[Path]:
     """The tables of a folder: parquet files at any depth, else tars, else files with the name of a split
     ("train.jsonl") or "metadata". Empty if there are none.
 
@@ -54,7 +62,7 @@ def tables_in(folder: Path) -> list[Path]:
     endings = (*TABLES, TAR)
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in endings and not p.name.startswith("."))
     tars = [path for path in files if path.suffix.lower() == TAR]
-    named = [path for path in files if path.stem.lower() in SPLITLIKE]
+    named = [path for path in files if path.stem.lower() in {*SPLITLIKE, *names}]
     return tars or named
 
 
@@ -65,6 +73,7 @@ def read_tables(
     columns: Mapping[str, str] | None = None,
     fetch: Fetch | None = None,
     top: Path | None = None,
+    names: SplitNames = SPLIT_NAMES,
 ) -> Raw:
     """Read the rows of tables as samples; image paths are relative to the file (or to `root`).
 
@@ -73,13 +82,14 @@ def read_tables(
     text if a `domain` ("bird") is known and the label is the answer.
 
     Args:
-        paths: the tables. A file with the name of a split ("test.csv") determines the split of its rows, and
-            so does a folder below `top`.
+        paths: the tables. `file_splits` says which split the rows of each belong to, unless they have a
+            column `split`.
         root: the folder that image paths start from.
         domain: what the images are of, in words.
         columns: CRAFT's field -> the table's column, if they differ.
         fetch: fetches an image from a URL; None refuses URLs.
         top: the folder that holds the tables; None for a single file.
+        names: what the names of splits mean.
 
     Raises:
         DataError: bad JSON, a missing or wrong field, choices without the answer, a repeated id, missing
@@ -89,9 +99,11 @@ def read_tables(
     folder = top if top is not None and paths[0].stem.lower() == "metadata" else paths[0].parent
     name = paths[0].stem if single else folder.resolve().name
     samples: list[Sample] = []
-    problems, rows, ids = Problems("rows"), 0, dict[str, str]()
+    problems, rows, ids, unknown = Problems("rows"), 0, dict[str, str](), dict[str, str]()
     shared = os.path.commonpath([path.parent for path in paths])
-    for path in paths:
+    splits = file_splits(paths, top, names)
+    column = (columns or {}).get("split", "split")
+    for path in (path for path in paths if splits[path] != LEFT_OUT):
         reader = RowReader(
             path=str(path),
             name=path.relative_to(shared).as_posix(),
@@ -102,7 +114,17 @@ def read_tables(
             fetch=fetch,
             lists_in_cells=path.suffix.lower() in SEPARATORS,
         )
-        for row in read_rows(path, problems, root or path.parent, top):
+        for row in read_rows(path, problems, root or path.parent, splits[path]):
+            split = _split_of(row, column, names)
+            if split == LEFT_OUT:
+                continue
+            if split is None:
+                name_of_split = str(row.values[column])
+                if name_of_split not in unknown:
+                    unknown[name_of_split] = f"{row.origin}: unknown split {name_of_split!r}; the table"
+                    problems.add(unknown_splits(unknown[name_of_split], [name_of_split]))
+                continue
+            row = replace(row, split=split)
             try:
                 for sample in reader.samples(row):
                     if sample.id in ids:
@@ -115,12 +137,20 @@ def read_tables(
                 rows += 1
             except DataError as error:
                 problems.add(error)
+    if unknown and len(unknown) == len(problems.messages):
+        raise unknown_splits(next(iter(unknown.values())), unknown)
     problems.stop(rows + len(problems.messages))
     source = str(paths[0]) if len(paths) == 1 else str(paths[0].parent)
     if not samples:
         raise DataError(f"{source} has no rows. Write one JSON object per line, like {EXAMPLE}")
     check_images(samples, paths[0].parent if root is None else root)
     return Raw(name, _task(samples), domain or words(name), samples, source=source)
+
+
+def _split_of(row: Row, column: str, names: SplitNames) -> str | None:
+    """The split of a row: that of its own column, or that of its file; None if it is unknown."""
+    value = row.values.get(column)
+    return row.split if value in (None, "") else split_called(str(value), names)
 
 
 def check_images(rows: Sequence[Any], base: Path, fix: str = "correct them, or put the files there") -> None:
@@ -164,26 +194,22 @@ def _task(samples: Sequence[Sample]) -> Task:
     return "classification" if labelled and all(s.answer_text in (s.label, "") for s in samples) else "vqa"
 
 
-def read_rows(
-    path: Path, problems: Problems, root: Path | None = None, top: Path | None = None
-) -> Iterator[Row]:
+def read_rows(path: Path, problems: Problems, root: Path | None = None, split: str = "") -> Iterator[Row]:
     """The rows of one file. Lines that are not rows are recorded in `problems`.
 
     Args:
         path: the file.
         problems: collects the mistakes.
         root: the folder of a README.md that may name the classes of a parquet file.
-        top: the folder of the data set, if it is one; folders below it may name a split.
+        split: of the rows, unless they say otherwise.
 
     Raises:
         DataError: the file as a whole cannot be read.
     """
     kind = path.suffix.lower()
     if kind == ".parquet":
-        yield from read_parquet([path], root, top)
-        return
-    split = split_of(path, top)
-    if kind == TAR:
+        yield from read_parquet(path, split, root)
+    elif kind == TAR:
         yield from read_tar(path, split)
     elif kind in SEPARATORS:
         yield from _csv(path, SEPARATORS[kind], split)
