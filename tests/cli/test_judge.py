@@ -100,7 +100,9 @@ def test_a_report_says_the_rubric_and_all_that_was_paid(craft, tmp_path, monkeyp
     with serving(lambda response, attempt: "prose" if response == bad and attempt == 1 else None) as server:
         words = ("judge", path, "--judge", "anthropic", "--model", MODEL, "--base-url", server.url)
         first = craft(*words)
-        assert first.status == 0 and "500 read, 50 written" in first.out and "1 invalid" in first.out, first.err
+        assert first.status == 0 and "500 read, 50 written" in first.out and "1 invalid" in first.out, (
+            first.err
+        )
         assert "rubric" in first.out and "in our words" in first.out
         again = craft(*words)
         assert again.status == 0 and "600 read, 60 written" in again.out, again.err

@@ -231,7 +231,9 @@ def test_a_refusal_keeps_the_models_words(server: Server, samples: list[Sample],
 
 def test_a_model_that_writes_nothing_is_not_paid_for_all_texts(server: Server, tmp_path: Path) -> None:
     many = [Sample(str(n), png(1), f"What is {n}?", "Red") for n in range(40)]
-    silent = {"choices": [{"index": 0, "message": {"role": "assistant", "content": ""}, "finish_reason": "stop"}]}
+    silent = {
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": ""}, "finish_reason": "stop"}]
+    }
     server.good, server.status, server.body = 3, 200, silent
     service = Service("m", base_url=f"{server.url}/v1", retries=0, concurrency=1)
     with pytest.raises(DataError, match=r"8 texts in a row.*of 10: the model wrote nothing.*same command"):

@@ -1,13 +1,19 @@
-"""How a reply is read: a table of options, replies and what they claim; docs/evaluation.md states the rules."""
+"""How a reply is read: options, replies and what they claim; docs/evaluation.md states the rules."""
+
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from craft.core.store import json_lines
 from craft.data import LETTERS, Sample
 from craft.evaluation.matching import lenient, option_named, strict, unparseable
 from craft.evaluation.reading import claims
+from craft.evaluation.report import read_samples
 
+ROOT = Path(__file__).parents[2]
 TREES = ("oak", "elm", "maple", "ash")
 CLOTHES = ("T-shirt", "coat", "shirt", "rain coat")
 NESTED = ("maple", "red maple", "not sure", "sugar maple tree")
@@ -15,7 +21,7 @@ TUMOR = ("no tumor", "tumor")
 YES = ("yes", "no")
 NUMBERS = ("5", "50", "-5", "1,000")
 UNITS = ("5 cm", "50%", "7 mm", "-5 °C")
-NINE = tuple(f"bird{number}" for number in range(8)) + ("wren",)
+NINE = (*(f"bird{number}" for number in range(8)), "wren")
 LINES = ("z-line", "pylorus", "dyed resection margins", "ulcerative colitis")
 VITAMINS = ("hepatitis A", "hepatitis B", "vitamin C", "none of the above")
 LETTERED = ("X", "Y", "A", "B")
@@ -29,15 +35,29 @@ REPLIES: dict[tuple[str, ...], dict[str, str]] = {
             ("B", "b", "B.", "(B)", "b)", "[B]", "B:", "B!", " B \n", "'B'", '"B"', "“B”", "‘B’", "B,"),
             "elm",
         ),
-        **dict.fromkeys(("**B**", "__B__", "*B*", "`B`", "***B***", "# B", "> B", "- B", "* B", "• B"), "elm"),
+        **dict.fromkeys(
+            ("**B**", "__B__", "*B*", "`B`", "***B***", "# B", "> B", "- B", "* B", "• B"), "elm"
+        ),
         **dict.fromkeys(("**B.**", "**(B)**", "```\nB\n```", "**B.** elm", "**B**. elm", "<b>B</b>"), "elm"),
-        **dict.fromkeys(("Ｂ", "（B）", "（Ｂ）", "Ｂ．", "【B】", "「B」", "𝐁", "Ⓑ", "⒝", "B\u200b", "\ufeffB"), "elm"),
-        **dict.fromkeys((r"\boxed{B}", r"$\boxed{B}$", r"\boxed{\text{B}}", r"\boxed{\textbf{B}. elm}"), "elm"),
-        **dict.fromkeys((r"\text{B}", r"$B$", r"\(B\)", r"\[ \boxed{B} \]", r"$$\boxed{\mathrm{B}}$$"), "elm"),
-        **dict.fromkeys(("B</s>", "B<|im_end|>", "<answer>B</answer>", "<|begin_of_box|>B<|end_of_box|>"), "elm"),
+        **dict.fromkeys(
+            ("Ｂ", "（B）", "（Ｂ）", "Ｂ．", "【B】", "「B」", "𝐁", "Ⓑ", "⒝", "B\u200b", "\ufeffB"), "elm"
+        ),
+        **dict.fromkeys(
+            (r"\boxed{B}", r"$\boxed{B}$", r"\boxed{\text{B}}", r"\boxed{\textbf{B}. elm}"), "elm"
+        ),
+        **dict.fromkeys(
+            (r"\text{B}", r"$B$", r"\(B\)", r"\[ \boxed{B} \]", r"$$\boxed{\mathrm{B}}$$"), "elm"
+        ),
+        **dict.fromkeys(
+            ("B</s>", "B<|im_end|>", "<answer>B</answer>", "<|begin_of_box|>B<|end_of_box|>"), "elm"
+        ),
         # a letter and its text
-        **dict.fromkeys(("B. elm", "B) elm", "(B) elm", "(b) elm", "B: elm", "B - elm", "B – elm", "B — elm"), "elm"),
-        **dict.fromkeys(("B elm", "B, elm", "B = elm", "elm (B)", "B (elm)", "B.elm", "**B. elm**", "B-elm"), "elm"),
+        **dict.fromkeys(
+            ("B. elm", "B) elm", "(B) elm", "(b) elm", "B: elm", "B - elm", "B – elm", "B — elm"), "elm"
+        ),
+        **dict.fromkeys(
+            ("B elm", "B, elm", "B = elm", "elm (B)", "B (elm)", "B.elm", "**B. elm**", "B-elm"), "elm"
+        ),
         **dict.fromkeys(("B\nelm", "B.\n\nelm", "Option B: elm", "B. An elm.", "B. It is an elm."), "elm"),
         # a letter with its reason
         **dict.fromkeys(
@@ -392,24 +412,42 @@ REPLIES: dict[tuple[str, ...], dict[str, str]] = {
         "The answer is A.": "no tumor",
     },
     YES: {
-        **dict.fromkeys(("yes", "Yes.", "YES", "**Yes**", "Yes, there is no doubt", "Yes, there is no tumor."), "yes"),
-        **dict.fromkeys(("Yes, it is", "Yes it is", "Yes there is", "The answer is yes", "I would say yes"), "yes"),
+        **dict.fromkeys(
+            ("yes", "Yes.", "YES", "**Yes**", "Yes, there is no doubt", "Yes, there is no tumor."), "yes"
+        ),
+        **dict.fromkeys(
+            ("Yes, it is", "Yes it is", "Yes there is", "The answer is yes", "I would say yes"), "yes"
+        ),
         **dict.fromkeys(("Yes, without a doubt.", "Definitely yes", "Absolutely. Yes.", "A"), "yes"),
-        **dict.fromkeys(("no", "No.", "No, there is no doubt", "No, it isn't", "No it is not", "B", "so no"), "no"),
-        **dict.fromkeys(("No, yes", "Yes and no", "yes or no", "Yes. No.", "Yes, no", "Yes. Actually, no."), TWO),
-        **dict.fromkeys(("maybe", "There is no tumor", "no tumor", "No evidence of", "I cannot say yes"), NOTHING),
+        **dict.fromkeys(
+            ("no", "No.", "No, there is no doubt", "No, it isn't", "No it is not", "B", "so no"), "no"
+        ),
+        **dict.fromkeys(
+            ("No, yes", "Yes and no", "yes or no", "Yes. No.", "Yes, no", "Yes. Actually, no."), TWO
+        ),
+        **dict.fromkeys(
+            ("maybe", "There is no tumor", "no tumor", "No evidence of", "I cannot say yes"), NOTHING
+        ),
         **dict.fromkeys(("not yes", "no doubt", "nope", "It is not clear", "The answer is not no"), NOTHING),
     },
     NUMBERS: {
-        **dict.fromkeys(("5", "5.", "(5)", "It is 5", "**5**", "$5$", r"\boxed{5}", "５", "There are 5 of them."), "5"),
+        **dict.fromkeys(
+            ("5", "5.", "(5)", "It is 5", "**5**", "$5$", r"\boxed{5}", "５", "There are 5 of them."), "5"
+        ),
         **dict.fromkeys(("-5", "−5", "–5", "It is −5.", "－5"), "-5"),
-        **dict.fromkeys(("1000", "1,000", "It is 1000.", "1 000", "1'000", "1\u202f000", "１，０００", "1{,}000"), "1,000"),
-        **dict.fromkeys(("1.5", "15", "5.5", "15:30", "1/5", "10000", "1,0000", "5,0", "five", "not 5"), NOTHING),
+        **dict.fromkeys(
+            ("1000", "1,000", "It is 1000.", "1 000", "1'000", "1\u202f000", "１，０００", "1{,}000"), "1,000"
+        ),
+        **dict.fromkeys(
+            ("1.5", "15", "5.5", "15:30", "1/5", "10000", "1,0000", "5,0", "five", "not 5"), NOTHING
+        ),
         **dict.fromkeys(("5 or 50", "5 and -5"), TWO),
     },
     UNITS: {
         **dict.fromkeys(("5 cm", "It is 5 cm long", "5 cm."), "5 cm"),
-        **dict.fromkeys(("50%", "50 %", "50 percent", "50 per cent", "50\u00a0%", "50％", r"50\%", "about 50 %"), "50%"),
+        **dict.fromkeys(
+            ("50%", "50 %", "50 percent", "50 per cent", "50\u00a0%", "50％", r"50\%", "about 50 %"), "50%"
+        ),
         **dict.fromkeys(("-5 °C", "−5 °C", "-5 ℃"), "-5 °C"),
         **dict.fromkeys(("5 mm", "15 cm", "5", "150%"), NOTHING),
     },
@@ -425,7 +463,9 @@ REPLIES: dict[tuple[str, ...], dict[str, str]] = {
         "A bird, I think": NOTHING,
     },
     LINES: {
-        **dict.fromkeys(("z-line", "z line", "Z-Line", "Z line.", "the z‑line", "z_line", "z–line"), "z-line"),
+        **dict.fromkeys(
+            ("z-line", "z line", "Z-Line", "Z line.", "the z‑line", "z_line", "z–line"), "z-line"
+        ),
         "dyed-resection-margins": "dyed resection margins",
         "dyed resection": "dyed resection margins",
         "ulcerative\ncolitis": "ulcerative colitis",
@@ -461,7 +501,15 @@ REPLIES: dict[tuple[str, ...], dict[str, str]] = {
         "It is not true": NOTHING,
         "false, not true": "false",
     },
-    LETTERED: {"A": "A", "B": "B", "y": "Y", "The letter is X.": "X", "C": "A", "It is a Y": "Y", "X or Y": TWO},
+    LETTERED: {
+        "A": "A",
+        "B": "B",
+        "y": "Y",
+        "The letter is X.": "X",
+        "C": "A",
+        "It is a Y": "Y",
+        "X or Y": TWO,
+    },
     ("x²", "x2", "x"): {"x²": "x²", "x2": "x2", "It is x².": "x²", "x^2": "x²"},
     ("oak", "oak", "elm"): {"A": "oak", "B": "oak", "oak": "oak", "C": "elm", "A or B": "oak"},
 }
@@ -485,7 +533,62 @@ def test_a_reply_is_read_as_the_table_says(choices, reply, expected):
         assert unparseable(reply, asked) is (expected in (NOTHING, TWO))
 
 
-DRESSES = ("  {}\n", "**{}**", "`{}`", "# {}", "> {}", "\n\n{}\n\n", "- {}", "*{}*", "__{}__", "```\n{}\n```", "<b>{}</b>")
+@pytest.mark.parametrize(
+    "said, repeated, expected",
+    [
+        ("", "it is A ", "oak"),
+        ("", "A or B ", TWO),
+        ("", "is it ", NOTHING),
+        ("elm", ", elm", "elm"),
+        ("B", " or", "elm"),
+    ],
+)
+def test_a_reply_that_goes_on_without_end_is_read(said, repeated, expected):
+    """Small LLMs do this; a pattern that tries every way of reading it would never end."""
+    assert name_of(claims(said + repeated * 1500, TREES), TREES) == expected
+
+
+def test_stored_replies_are_marked_by_the_rules_of_now(tmp_path):
+    """An earlier version read nothing in "**B**", and an elm in "not an elm"."""
+    row = {"prompt": "Which?", "answer": "elm", "strict": False, "choices": list(TREES), "correct": "elm"}
+    old = [
+        {**row, "id": "1", "prediction": "**B**", "lenient": False, "unparseable": True, "agrees": False},
+        {**row, "id": "2", "prediction": "not an elm", "lenient": True, "unparseable": False, "agrees": None},
+    ]
+    path = tmp_path / "samples-0.jsonl"
+    path.write_text(json_lines([{**one, "scores": [0.1, 0.9, 0.2, 0.3]} for one in old]))
+    marks = [(one["lenient"], one["unparseable"], one["agrees"], one["strict"]) for one in read_samples(path)]
+    assert marks == [(True, False, True, False), (False, True, None, False)]
+    foreign = {"id": "3", "prompt": "?", "answer": "elm", "prediction": "**B**", "strict": False}
+    path.write_text(json_lines([foreign]))
+    assert read_samples(path) == [foreign]
+
+
+def test_the_examples_of_the_documentation():
+    """The table of docs/evaluation.md has what is read as an elm in its second column, and other replies in
+    its third."""
+    table = re.findall(r"^\| \d+\. .*$", (ROOT / "docs/evaluation.md").read_text("utf-8"), re.MULTILINE)
+    assert len(table) == 15
+    for row in table:
+        _, _, elms, others, _ = row.split("|")
+        for column, is_elm in ((elms, True), (others, False)):
+            for reply in re.findall(r"`([^`]+)`", column):
+                assert (claims(reply.replace("\\n", "\n"), TREES) == {1}) is is_elm, reply
+
+
+DRESSES = (
+    "  {}\n",
+    "**{}**",
+    "`{}`",
+    "# {}",
+    "> {}",
+    "\n\n{}\n\n",
+    "- {}",
+    "*{}*",
+    "__{}__",
+    "```\n{}\n```",
+    "<b>{}</b>",
+)
 
 
 @pytest.mark.parametrize("choices", [TREES, CLOTHES, NESTED, TUMOR, YES, NUMBERS, UNITS, LINES])
@@ -496,8 +599,27 @@ def test_white_space_and_markdown_around_a_reply_change_nothing(choices, dress):
             assert claims(dress.format(reply.strip()), choices) == claims(reply, choices), reply
 
 
-SENTENCES = ("{}", "It is {}.", "not {}", "It is {}, not {}.", "{} or {}", "It is not {}. It is {}.", "unlike {}, {}")
-TEXTS = ("elm", "red maple", "maple", "no tumor", "tumor", "5", "50%", "z-line", "Alzheimer's disease", "not sure")
+SENTENCES = (
+    "{}",
+    "It is {}.",
+    "not {}",
+    "It is {}, not {}.",
+    "{} or {}",
+    "It is not {}. It is {}.",
+    "unlike {}, {}",
+)
+TEXTS = (
+    "elm",
+    "red maple",
+    "maple",
+    "no tumor",
+    "tumor",
+    "5",
+    "50%",
+    "z-line",
+    "Alzheimer's disease",
+    "not sure",
+)
 
 
 @given(st.permutations(TEXTS), st.sampled_from(SENTENCES), st.sampled_from(TEXTS), st.sampled_from(TEXTS))
@@ -507,7 +629,10 @@ def test_the_order_of_the_options_is_of_no_account(order, sentence, one, other):
     assert read == {TEXTS[index] for index in claims(reply, TEXTS)}
 
 
-@given(st.permutations("ABCD"), st.sampled_from(["{}", "{}.", "({})", "The answer is {}", "{}\nBecause", "not {}"]))
+@given(
+    st.permutations("ABCD"),
+    st.sampled_from(["{}", "{}.", "({})", "The answer is {}", "{}\nBecause", "not {}"]),
+)
 def test_letters_follow_the_places_of_the_options(order, form):
     for index, letter in enumerate(LETTERS[:4]):
         read = claims(form.format(letter), tuple(f"word {one}" for one in order), by_letter=True)

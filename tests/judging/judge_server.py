@@ -41,7 +41,8 @@ def verdict_on(response: str) -> dict[str, Any]:
 
 class JudgeServer(ThreadingHTTPServer):
     """See the module. `fault(response, attempt)` says what goes wrong: one of `FAULTS`, a reply that is no
-    verdict ("refusal", "cut reply", "prose", "fenced", "wrong grade"), a body as a dict, a status as a number, or None."""
+    verdict ("refusal", "cut reply", "prose", "fenced", "wrong grade"), a body as a dict, a status as a
+    number, or None."""
 
     daemon_threads = True
     request_queue_size = 64

@@ -113,19 +113,20 @@ def test_the_papers_rubric_is_its_words():
     """§7, without line breaks."""
     words = " ".join(read_rubric("paper").system.split())
     for sentence in (
-        "You are a careful, unbiased multimodal judge proficient in analyzing vision reasoning problems. You will "
-        "be provided with the task prompt, possible options (if present), the ground-truth answer, and the task "
-        "image. Judge each assistant’s response along five dimensions: Correctness (binary): Is the assistant’s "
-        "chosen answer correct with respect to the ground-truth? (Allow for synonymous or equivalent answers.)",
-        "Presence (binary): Does the response include a genuine justification rather than only a bare answer? "
-        "(Look for explanations that reference evidence, reasoning, or why.)",
-        "Relevance (0–5): How well does the explanation address the user’s instruction/question and the chosen "
-        "answer? 0 means off-topic, 5 means directly and fully addresses both.",
-        "Faithfulness (0–5): How well is the explanation grounded in the given image and prompt (and options)? 0 "
-        "means hallucinated or contradictory; 5 means fully consistent with observable evidence and the question "
-        "context.",
-        "Verbosity (0–5): Penalize unnecessary verbosity; 0 means succinct and complete, 5 means overly long or "
-        "repetitive relative to substance. Output strictly in the following JSON:",
+        "You are a careful, unbiased multimodal judge proficient in analyzing vision reasoning "
+        "problems. You will be provided with the task prompt, possible options (if present), the "
+        "ground-truth answer, and the task image. Judge each assistant’s response along five "
+        "dimensions: Correctness (binary): Is the assistant’s chosen answer correct with respect to the "
+        "ground-truth? (Allow for synonymous or equivalent answers.)",
+        "Presence (binary): Does the response include a genuine justification rather than only a bare "
+        "answer? (Look for explanations that reference evidence, reasoning, or why.)",
+        "Relevance (0–5): How well does the explanation address the user’s instruction/question and the "
+        "chosen answer? 0 means off-topic, 5 means directly and fully addresses both.",
+        "Faithfulness (0–5): How well is the explanation grounded in the given image and prompt (and "
+        "options)? 0 means hallucinated or contradictory; 5 means fully consistent with observable "
+        "evidence and the question context.",
+        "Verbosity (0–5): Penalize unnecessary verbosity; 0 means succinct and complete, 5 means overly "
+        "long or repetitive relative to substance. Output strictly in the following JSON:",
         '"notes": "At most 2 short sentences explaining your scores."',
     ):
         assert sentence in words

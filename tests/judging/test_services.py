@@ -223,7 +223,9 @@ def test_what_no_case_can_pass_stops_at_once(protocol, trouble, picture, tmp_pat
 def test_a_service_out_of_order_is_not_asked_a_thousand_times(protocol, picture, tmp_path):
     with serving(lambda response, attempt: 400) as server:
         judge = judge_at(server, protocol, concurrency=1)
-        with pytest.raises(ConfigError, match=rf"no verdict in {PATIENCE} replies in a row \({PATIENCE} failed\)"):
+        with pytest.raises(
+            ConfigError, match=rf"no verdict in {PATIENCE} replies in a row \({PATIENCE} failed\)"
+        ):
             judge_cases(judge, cases(picture, 40), VerdictCache(tmp_path / "v"))
     assert len(server.at) <= PATIENCE + 2
 
@@ -231,7 +233,11 @@ def test_a_service_out_of_order_is_not_asked_a_thousand_times(protocol, picture,
 @each_protocol
 @pytest.mark.parametrize(
     "fault, status, way_out",
-    [("prose", "invalid", "--prompt"), ("wrong grade", "invalid", "--model"), ("cut reply", "truncated", "--max-tokens")],
+    [
+        ("prose", "invalid", "--prompt"),
+        ("wrong grade", "invalid", "--model"),
+        ("cut reply", "truncated", "--max-tokens"),
+    ],
 )
 def test_replies_that_are_no_verdict_are_not_paid_for_all_cases(
     protocol, fault, status, way_out, picture, tmp_path
@@ -252,9 +258,11 @@ def test_replies_that_are_no_verdict_are_not_paid_for_all_cases(
 def test_eight_in_a_row_count_in_the_middle_too(picture, tmp_path):
     batch = cases(picture, 40)
     late = {one.response for one in batch[20:]}
-    with serving(lambda response, attempt: "prose" if response in late else None) as server:
-        with pytest.raises(ConfigError, match="8 invalid"):
-            judge_cases(judge_at(server, "openai", concurrency=1), batch, VerdictCache(tmp_path / "v"))
+    with (
+        serving(lambda response, attempt: "prose" if response in late else None) as server,
+        pytest.raises(ConfigError, match="8 invalid"),
+    ):
+        judge_cases(judge_at(server, "openai", concurrency=1), batch, VerdictCache(tmp_path / "v"))
     assert len(server.at) <= 20 + PATIENCE + 2
 
 

@@ -104,8 +104,8 @@ def write_texts(requests: Iterable[Request], service: Service, out: str | Path, 
 
     Raises:
         ConfigError: no SDK, no key, or a service that cannot be reached or refuses every call.
-        DataError: some texts could not be written (the others are), `PATIENCE` in a row could not, or the file
-            contains something else.
+        DataError: some texts could not be written (the others are), `PATIENCE` in a row could not, or the
+            file contains something else.
     """
     out = Path(out)
     log = _log(out)

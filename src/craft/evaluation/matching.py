@@ -1,6 +1,7 @@
 """Is an answer correct? The paper's exact match (§4.1), a lenient match, and "unparseable"."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from craft.data import LETTERS, Sample
 from craft.data.spelling import normalise
@@ -33,6 +34,21 @@ def unparseable(prediction: str, sample: Sample) -> bool:
     return len(claims(prediction, pair, lettered=False)) != 1 if pair else not core(prediction)
 
 
+def remarked(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored row of `Report.samples`, with the marks that its reply gets by the rules of now. A strict mark
+    never changes. Rows of another origin, without these marks, stay as they are."""
+    if not {"lenient", "unparseable", "choices", "correct"} <= row.keys():
+        return dict(row)
+    choices, reply = tuple(map(str, row["choices"])), str(row["prediction"])
+    correct = choices.index(row["correct"]) if row["correct"] in choices else None
+    sample = Sample(str(row["id"]), b"", "", str(row["answer"]), choices=choices, correct=correct)
+    marks = {"lenient": lenient(reply, sample), "unparseable": unparseable(reply, sample)}
+    if row.get("agrees") is not None:
+        likeliest = max(range(len(choices)), key=row["scores"].__getitem__)
+        marks["agrees"] = option_meant(reply, sample) == likeliest
+    return {**row, **marks}
+
+
 def says(prediction: str, answer: str) -> bool:
     """Whether a reply to an open question claims the answer, among other words or alone. Source: ours."""
     pair = _pair(answer)
@@ -48,7 +64,7 @@ def option_named(prediction: str, choices: Sequence[str], by_letter: bool = Fals
 
 
 def option_meant(prediction: str, sample: Sample) -> int | None:
-    """The option of a sample that a reply claims (`option_named`), by letter if the sample's answer is one."""
+    """The option of a sample that a reply claims (`option_named`), by letter if its answer is one."""
     by_letter = answered_by_letter(sample.answer, right_option(sample), sample.choices)
     return option_named(prediction, sample.choices, by_letter)
 

@@ -1,7 +1,7 @@
 """Which options does a reply claim? The rules are the table "How a reply is read" in docs/evaluation.md.
 
-Three steps: `plain` removes reasoning and markup; `_marked` replaces each mention of an option by one
-character; the tables of patterns find claims around these characters, and the strongest kind of claim decides.
+`plain` removes reasoning and markup. `_marked` replaces each mention of an option by one character. The
+patterns of `_CLAIMS` find what is claimed around these characters, and the strongest kind of claim decides.
 """
 
 import re
@@ -20,17 +20,20 @@ _SIGNS = ".,;:!?\"'()[]"
 """Characters that are ignored at both ends of a reply and of an option."""
 
 _DIGITS = r"\d+(?:e[-+]?\d+)?"
-_NUMBER = re.compile(
-    rf"(?:(?<!\w)-)?(?:(?<![\w.])\.)?{_DIGITS}(?:[.,:/^'-]-?{_DIGITS})*", re.IGNORECASE
-)
+_NUMBER = re.compile(rf"(?:(?<!\w)-)?(?:(?<![\w.])\.)?{_DIGITS}(?:[.,:/^'-]-?{_DIGITS})*", re.IGNORECASE)
 """A number with its sign and everything attached to it: "-5", ".5", "15:30", "2/5", "3-5"."""
+
+_TEXT, _LETTER = 0xF0000, 0x100000
+"""The marks of an option that is named by text, or by letter: these code points plus the option's index."""
 
 # --- plain text ---------------------------------------------------------------------------------------------
 
 _THINK = r"(?:seed:)?(?:think|thinking|thoughts?|reasoning|reflection|analysis|scratchpad)"
 _OPENED, _CLOSED = rf"[<\[◁]{_THINK}[>\]▷]", rf"[<\[◁]/{_THINK}[>\]▷]"
 _STYLES = r"text|textbf|textit|textrm|textsf|mathrm|mathbf|mathsf|mathit|operatorname|emph"
-_TAGS = "s|b|i|u|a|em|strong|p|span|div|code|pre|su[bp]|[uo]l|li|h[1-6]|font|answer|bos|eos|pad|unk|end_of_turn"
+_TAGS = (
+    "s|b|i|u|a|em|strong|p|span|div|code|pre|su[bp]|[uo]l|li|h[1-6]|font|answer|bos|eos|pad|unk|end_of_turn"
+)
 _FINAL = r"\nfinal answer: \1\n"
 _VERBS = r"is|are|was|were|do|does|did|wo|would|could|should|has|have|had"
 
@@ -53,7 +56,8 @@ _REWRITES = tuple(
     (re.compile(pattern, re.IGNORECASE), replacement)
     for pattern, replacement in (
         # reasoning before the answer
-        (rf"(?s){_OPENED}.*?{_CLOSED}|^.*{_CLOSED}|{_OPENED}.*$", " "),
+        (rf"(?s){_OPENED}.*?{_CLOSED}", " "),
+        (rf"(?s)^.*{_CLOSED}|{_OPENED}.*$", " "),
         (r"(?s)^.*<\|channel\|>final<\|message\|>", ""),
         # LaTeX, tags, Markdown, JSON
         (r"\{,\}", ","),
@@ -66,7 +70,7 @@ _REWRITES = tuple(
         (r"<br ?/?>|</p>|</li>|```\w*|[{}]", "\n"),
         (rf"</?(?:{_TAGS})(?:\s[^<>]*)?/?>|<\|[^<>|]*\|>", " "),
         (r"<(\w[^<>\n]*)>", r"[\1]"),
-        (r"\$?\$(?=\S)([^$\n]*[^\s$])\$\$?(?!\d)", r"\1"),
+        (r"\$?\$(?=\S)([^$\n]{0,200}[^\s$])\$\$?(?!\d)", r"\1"),
         (r"~~[^~]*~~", " "),
         (r"(?<!\w)[*_`]+(?=\S)|(?<=\S)[*_`]+(?!\w)", ""),
         (r"(?m)^\s*(?:[-*+•>#]+\s+)+", ""),
@@ -91,9 +95,7 @@ def plain(text: str) -> str:
     """A text without reasoning, markup and typographic variants; letter case and line ends stay."""
     text = _RAISED.sub(lambda run: "^" + unicodedata.normalize("NFKC", run[0]), text)
     text = _WHOLE.sub(lambda run: unicodedata.normalize("NFKC", run[0]), text).translate(_CHARACTERS)
-    text = "".join(
-        char for char in text if unicodedata.category(char) != "Cf" and char < "\U000f0000"
-    )  # higher ones are marks
+    text = "".join(char for char in text if unicodedata.category(char) != "Cf" and ord(char) < _TEXT)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     return _THOUSANDS.sub(lambda number: re.sub(r"\D", "", number[0]), text).strip()
@@ -108,9 +110,6 @@ def core(text: str) -> str:
 
 # --- marks --------------------------------------------------------------------------------------------------
 
-_TEXT, _LETTER = 0xF0000, 0x100000
-"""The marks of an option that is named by text, or by letter: these code points plus the option's index."""
-
 _T, _L, _X = "[\U000f0000-\U000ffffd]", "[\U00100000-\U0010fffd]", "[\U000f0000-\U0010fffd]"
 
 _WORDS = {"no", "all", "none", "both", "other"}
@@ -120,15 +119,17 @@ _PARTS = r"because|since|as|or|and|nor|but|not|rather|instead|due|it|there|this|
 _GOES_ON = re.compile(rf"(?! (?!(?:{_PARTS})\b)[\w{_X[1:-1]}])", re.IGNORECASE)
 """What may follow such a word."""
 
-_MODALS = r"is|are|was|has|seems?|looks?|fits|matches|would|could|can|may|might|must|should"
-_AFTER_A = re.compile(
-    rf" ?(?:$|\n|[^\w\s'(]|\((?:{_X}|not\b|because\b)|{_X})"
-    rf"| (?:or|and|nor|but|because|since|as|due|rather|not|instead|with|over|it is|{_MODALS})\b"
-    r"| [A-Z]\b(?!')"
+_AFTER = (
+    rf" ?(?:$|\n|[^\w\s'(]|\((?:{_X}|not\b|because\b)|{_X})| [A-Z]\b(?!')"
+    r"| (?:or|and|nor|but|because|is|rather|instead"
 )
-_AFTER_I = re.compile(
-    rf" ?(?:$|\n|[^\w\s'(]|\((?:{_X}|not\b|because\b)|{_X})| (?:or|and|nor|but|because|is|rather|instead)\b| [A-Z]\b(?!')"
-)
+_AFTER_LETTER = {
+    "A": re.compile(
+        rf"{_AFTER}|since|as|due|not|with|over|it is|are|was|has|seems?|looks?|fits|matches|would|could|can|"
+        r"may|might|must|should)\b"
+    ),
+    "I": re.compile(rf"{_AFTER})\b"),
+}
 """What follows the letters A and I, as opposed to the article and the pronoun."""
 
 _LABEL_BEFORE = re.compile(r"\b(?:answer|option|choice|letter|label)(?: ?[:=>-] ?| )[(\[]?$", re.IGNORECASE)
@@ -155,8 +156,7 @@ def _names(choices: tuple[str, ...], by_letter: bool, lettered: bool) -> _Names:
     letters = dict[str, int]()
     if lettered:
         letters = {
-            letter.lower(): first[normalise(choice)]
-            for letter, choice in zip(LETTERS, choices, strict=False)
+            letter.lower(): first[normalise(choice)] for letter, choice in zip(LETTERS, choices, strict=False)
         }
     texts = dict[str, str]()
     for index in first.values():
@@ -190,7 +190,7 @@ def _marked(text: str, names: _Names) -> str:
 
     def by_letter(match: re.Match[str]) -> str:
         letter = match[0]
-        if letter in "AI" and not (_AFTER_A if letter == "A" else _AFTER_I).match(text, match.end()):
+        if letter in "AI" and not _AFTER_LETTER[letter].match(text, match.end()):
             return letter
         if letter in "ai" and not _is_letter(text, *match.span()):
             return letter
@@ -221,38 +221,44 @@ _NOT_VERB = (
     r"looks?|appears?|being|leaves)\b)"
 )
 _ITEM = rf"(?:[(\[]?{_L}[ .):,\]=(-]{{0,4}}{_T}{_NOT_VERB}|[(\[]?{_X}[)\]]?)"
-_AND = r"(?: ?[,/&+|] ?(?:and |or )?| (?:or|and|nor|and/or|plus|vs\.?|versus) | ?)(?:(?:option|choice|answer|also|even|maybe|perhaps|possibly|probably) )*"
-_ALL = rf"(?:either |both )?{_ITEM}(?:{_AND}{_ITEM})*"
+_AND = (
+    r"(?: ?[,/&+|] ?(?:and |or )?| (?:or|and|nor|and/or|plus|vs\.?|versus) | ?)"
+    r"(?:(?:option|choice|answer|also|even|maybe|perhaps|possibly|probably) ){0,3}"
+)
+_ALL = rf"(?:either |both )?{_ITEM}(?:{_AND}{_ITEM}){{0,25}}"
 _LIST = (
-    rf"(?:either |both )?{_ITEM}{_NOT_VERB}(?:{_AND}{_ITEM}{_NOT_VERB})*"
-    rf"(?!(?:{_AND}{_ITEM})+ (?:are|were|do|have)\b)"
+    rf"(?:either |both )?{_ITEM}{_NOT_VERB}(?:{_AND}{_ITEM}{_NOT_VERB}){{0,25}}"
+    rf"(?!(?:{_AND}{_ITEM}){{1,25}} (?:are|were|do|have)\b)"
 )
 _END = (
-    r"(?= ?(?:$|[.,;:!?)\n(\[-]|because\b|since\b|as\b|due\b|given\b|for\b|rather\b|instead\b|not\b|and not\b|"
-    r"over\b|with\b|it is\b|there \w+\b|this is\b))"
+    r"(?= ?(?:$|[.,;:!?)\n(\[-]|because\b|since\b|as\b|due\b|given\b|for\b|rather\b|instead\b|not\b|"
+    r"and not\b|over\b|with\b|it is\b|there \w+\b|this is\b))"
 )
 _SURELY = (
     r"clearly|definitely|certainly|obviously|probably|likely|possibly|surely|presumably|apparently|actually|"
     r"undoubtedly|therefore|thus|indeed|most likely|most probably|maybe|perhaps|also|just|simply|only"
 )
 _SO = (
-    rf"(?:(?:well|ok|okay|yes|sure|so|hmm+|um|{_SURELY}|i (?:would )?(?:say|think|believe|guess)|i'd say|my guess|"
-    r"it is|it must be|it could be|that is|this is|must be|looks like)[ ,:.-]+)*"
+    rf"(?:(?:well|ok|okay|yes|sure|so|hmm+|um|{_SURELY}|i (?:would )?(?:say|think|believe|guess)|i'd say|"
+    r"my guess|it is|it must be|it could be|that is|this is|must be|looks like)[ ,:.-]{1,4}){0,5}"
 )
-_FILL = rf"(?:(?:{_SURELY}|option|choice|letter|answer|number|the|an?|that|it is|this is|called)[ :]+)*"
+_FILL = (
+    rf"(?:(?:{_SURELY}|option|choice|letter|answer|number|the|an?|that|it is|this is|called)"
+    r"[ :]{1,2}){0,5}"
+)
 _LABEL = (
     r"answer|option|choice|letter|label|selection|response|prediction|pick|solution|guess|conclusion|verdict|"
     r"result|output|diagnosis|classification|category|class|(?:right|correct|best) one|correct|ans"
 )
 _IS = r"(?:\b(?:is|are|was|be|being)\b:?| ?[:=>-]+)"
 _PICK = (
-    r"prefer|pick|picked|choose|chose|choosing|select|selected|go(?:ing)? (?:with|for)|opt(?:ing)? for|vote(?: for)?|"
-    r"settle (?:on|for)|answer(?: with)?"
+    r"prefer|pick|picked|choose|chose|choosing|select|selected|go(?:ing)? (?:with|for)|opt(?:ing)? for|"
+    r"vote(?: for)?|settle (?:on|for)|answer(?: with)?"
 )
 _SHOWN = (
-    r"is|are|was|be|been|shows?|showing|depicts?|depicting|displays?|looks? like|resembles?|represents?|means|"
-    r"called|(?:identified|classified|recogni[sz]ed|known) as|say|think|believe|guess|suspect|equals?|so|thus|"
-    r"therefore|hence|-?[=>]|(?<!anything )(?<!nothing )(?<!all )(?<!everything )but"
+    r"is|are|was|be|been|shows?|showing|depicts?|depicting|displays?|looks? like|resembles?|represents?|"
+    r"means|called|(?:identified|classified|recogni[sz]ed|known) as|say|think|believe|guess|suspect|equals?|"
+    r"so|thus|therefore|hence|-?[=>]|(?<!anything )(?<!nothing )(?<!all )(?<!everything )but"
 )
 _CHANGE = (
     r"wait|actually|sorry|oops|correction|i mean|scratch that|on second thoughts?|make that|or rather|no(?=,)"
@@ -264,14 +270,15 @@ _CLAIMS: tuple[tuple[str, ...], ...] = (
     (
         rf"\b(?:{_LABEL})\b[^.;!?\n{_X[1:-1]}]{{0,60}}?{_IS} ?{_FILL}{_LIST}",
         rf"\b(?:answer|option|choice|letter) {_LIST}{_END}",
-        rf"{_ALL} (?:is|are|was|would be|seems|must be|looks)(?: (?:{_SURELY}|the|my|our|most|best|right|correct))* "
+        rf"{_ALL} (?:is|are|was|would be|seems|must be|looks)"
+        rf"(?: (?:{_SURELY}|the|my|our|most|best|right|correct)){{0,5}} "
         r"(?:correct|right(?! ?\w)|best|answer|choice|true|option)\b",
         rf"{_ALL} ?: true\b",
         rf"\b(?:{_PICK}) {_FILL}{_LIST}",
         rf"^{_SO}{_LIST}{_END}",
         rf"{_START}{_SO}{_LIST} ?(?=[.!;\n]|$)",
-        rf"(?:{_START}|, |\b(?:but|so|and) ){_SO}(?:it|this|that|these|those|they|there) (?:is|are|was|must be) "
-        rf"{_FILL}{_LIST}",
+        rf"(?:{_START}|, |\b(?:but|so|and) ){_SO}(?:it|this|that|these|those|they|there) "
+        rf"(?:is|are|was|must be) {_FILL}{_LIST}",
         rf"\b(?:{_CHANGE})[ ,:.-]+(?:no[ ,]+)?{_FILL}{_LIST}",
     ),
     (rf"(?:\b|(?<=[ \n]))(?:{_SHOWN}) ?{_FILL}{_LIST}",),
@@ -280,24 +287,25 @@ _CLAIMS: tuple[tuple[str, ...], ...] = (
 _TIERS = tuple(tuple(re.compile(one, re.IGNORECASE) for one in tier) for tier in _CLAIMS)
 
 _BREAK = re.compile(
-    r"[;:!?\n]|\.(?=\s|$)|,? (?:(?<!anything )(?<!nothing )(?<!all )(?<!everything )but|so|therefore|thus|hence|"
-    r"instead(?! of)|however|yet|then)\b|, (?:it|this|these|the|i|my|we|which|there|and)\b|"
+    r"[;:!?\n]|\.(?=\s|$)|,? (?:(?<!anything )(?<!nothing )(?<!all )(?<!everything )but|so|therefore|thus|"
+    r"hence|instead(?! of)|however|yet|then)\b|, (?:it|this|these|the|i|my|we|which|there|and)\b|"
     r"\band (?:it|this|the|so|is|therefore|thus)\b| - |>",
     re.IGNORECASE,
 )
 """Where a clause ends, and with it the reach of a negation."""
 
 _DENIED_BEFORE = re.compile(
-    r"\b(?:not|never|no(?!,| (?:wait|actually|sorry|it|this|that|the)\b)|none|nothing|neither|nor|without|rather than|instead of|unlike|than|except|excluding|"
-    r"rul(?:e[sd]?|ing) out|eliminat\w+|reject\w*|exclud\w+|other than|opposed to|differ\w* from|"
-    r"dismiss\w*|discard\w*|den(?:y|ie[ds])|mist(?:aken?|ook)|confus\w+|compared (?:to|with)|contrast to|between|"
-    r"hardly|unlikely|less likely|impossible|wrong|incorrect|false|lack\w*|absen\w+|far from|anything but|all but|everything but|if|whether|unless|"
-    r"doubt|nicht|kein\w*|pas|non|não|geen|niet|не)\b",
+    r"\b(?:not|never|no(?!,| (?:wait|actually|sorry|it|this|that|the)\b)|none|nothing|neither|nor|without|"
+    r"rather than|instead of|unlike|than|except|other than|opposed to|differ\w* from|compared (?:to|with)|"
+    r"contrast to|between|far from|(?:anything|everything|all) but|hardly|unlikely|less likely|impossible|"
+    r"wrong|incorrect|false|lack\w*|absen\w+|rul(?:e[sd]?|ing) out|eliminat\w+|reject\w*|exclud\w+|"
+    r"dismiss\w*|discard\w*|den(?:y|ie[ds])|mist(?:aken?|ook)|confus\w+|if|whether|unless|doubt|"
+    r"nicht|kein\w*|pas|non|não|geen|niet|не)\b",
     re.IGNORECASE,
 )
 _WRONG = (
-    r"not|never|incorrect|wrong|false|impossible|unlikely|implausible|improbable|out|excluded|ruled out|eliminated|"
-    r"rejected|less likely|tempting"
+    r"not|never|incorrect|wrong|false|impossible|unlikely|implausible|improbable|out|excluded|ruled out|"
+    r"eliminated|rejected|less likely|tempting"
 )
 _DENIED_AFTER = re.compile(
     r" (?:(?:is|are|was|were|be|been|being|would|could|can|should|may|might|must|does|do|did|will|wo|seems?|"
@@ -307,16 +315,21 @@ _DENIED_AFTER = re.compile(
     re.IGNORECASE,
 )
 _IDIOMS = re.compile(
-    r"\b(?:there is |i have |with )?(?:no|without(?: an?| any)?|beyond(?: an?| any)?) (?:doubt|question)\b(?: that)?|"
-    r"\bnot (?:only|just|merely|simply)\b|\bif (?:i (?:had|have) to \w+|forced(?: to \w+)?|anything),?|"
-    r"\b(?:(?:can|could) not be anything|none|nothing) (?:but|other than)\b",
+    r"\b(?:there is |i have |with )?(?:no|without(?: an?| any)?|beyond(?: an?| any)?) (?:doubt|question)\b"
+    r"(?: that)?|\bnot (?:only|just|merely|simply)\b|\bif (?:i (?:had|have) to \w+|forced(?: to \w+)?|"
+    r"anything),?|\b(?:(?:can|could) not be anything|none|nothing) (?:but|other than)\b",
     re.IGNORECASE,
 )
 """Phrases with a negation that deny nothing."""
 
+_REPEATED = re.compile(rf"({_X})(?:[ ,]+\1)+")
 _QUESTIONS = re.compile(r"[^.!?\n]*\?")
-_ITEMISED = re.compile(rf"(?:(?:^|(?<=[\n:;,.])) ?[(\[]?({_L})[.):\]]+|(?<= )[(\[]?({_L})[.):\]]+(?= ?{_T})) ?{_T}?")
-_NO_WORDS = re.compile(r"\b(?:or|and|but|either|both|also|option|choice|answer|letter)\b|[\W]+", re.IGNORECASE)
+_ITEMISED = re.compile(
+    rf"(?:(?:^|(?<=[\n:;,.])) ?[(\[]?({_L})[.):\]]+|(?<= )[(\[]?({_L})[.):\]]+(?= ?{_T})) ?{_T}?"
+)
+_NO_WORDS = re.compile(
+    r"\b(?:or|and|but|either|both|also|option|choice|answer|letter)\b|[\W]+", re.IGNORECASE
+)
 
 
 def claims(reply: str, choices: Sequence[str], by_letter: bool = False, lettered: bool = True) -> set[int]:
@@ -344,10 +357,12 @@ def claims(reply: str, choices: Sequence[str], by_letter: bool = False, lettered
     if bare in names.texts:
         return _options(names.texts[bare])
     text = _IDIOMS.sub(" ", _marked(plain(reply), names))
+    text = _REPEATED.sub(r"\1", text)
     marks = re.findall(_X, text)
     if marks and not _NO_WORDS.sub("", text):
         return _options(marks)
-    return (lettered and _begun(bare, names.texts)) or _decided(text)
+    begun = _begun(bare, names.texts) if lettered else set[int]()
+    return begun or (_decided(text) if marks else set())
 
 
 def _decided(text: str) -> set[int]:

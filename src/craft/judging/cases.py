@@ -35,7 +35,11 @@ PROMPT_FILE = Path(__file__).with_name(f"prompt_v{PROMPT_VERSION}.md")
 """Our rubric."""
 
 PROMPTS: dict[str, tuple[Path, int | str, str]] = {
-    "craft": (PROMPT_FILE, PROMPT_VERSION, f"CRAFT's, version {PROMPT_VERSION} (§7 of the paper in our words)"),
+    "craft": (
+        PROMPT_FILE,
+        PROMPT_VERSION,
+        f"CRAFT's, version {PROMPT_VERSION} (§7 of the paper in our words)",
+    ),
     "paper": (Path(__file__).with_name("prompt_paper.md"), "paper", "the paper's (§7, word for word)"),
 }
 """The rubrics that CRAFT has, by name: file, version, and title."""
@@ -211,7 +215,7 @@ def read_rubric(path: str | Path | None = None) -> Rubric:
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
         raise ConfigError(
-            f"The judge's prompt {file} cannot be read: {reason}. Give a file, or one of: {', '.join(PROMPTS)}."
+            f"The judge's prompt {file} cannot be read: {reason}. Give a file, or {' or '.join(PROMPTS)}."
         ) from error
     parts = re.split(r"^## (System|User)[ \t]*$", text, flags=re.MULTILINE)[1:]
     sections = {heading: part.strip() for heading, part in zip(parts[::2], parts[1::2], strict=True)}

@@ -23,9 +23,10 @@ FINAL = ("ok", "refused")
 WAYS_OUT: dict[Status, str] = {
     "refused": "Choose another judge (--model).",
     "truncated": "Raise --max-tokens.",
-    "invalid": "Choose a judge that replies in the requested JSON (--model), or correct the rubric (--prompt).",
+    "invalid": "Choose a judge that replies in the requested JSON (--model), or correct --prompt.",
     "failed": "Correct the cause.",
 }
+
 
 class VerdictCache(JsonLog[Reply]):
     """Replies by key in a JSONL file; the last reply to a key counts.
@@ -123,7 +124,9 @@ def judge_cases(judge: Judge, cases: Sequence[Case], cache: VerdictCache) -> lis
                 key, reply = calls.get(wish)
                 if reply.status in FINAL:
                     without_verdict.clear()
-                elif key not in repeated:  # a few cases that never succeed do not keep the others from a report
+                elif (
+                    key not in repeated
+                ):  # a few cases that never succeed do not keep the others from a report
                     without_verdict.append(reply)
                 if len(without_verdict) >= PATIENCE:
                     raise ConfigError(no_verdict(judge, without_verdict))
@@ -135,7 +138,7 @@ def judge_cases(judge: Judge, cases: Sequence[Case], cache: VerdictCache) -> lis
 
 def no_verdict(judge: Judge, replies: Sequence[Reply]) -> str:
     """The message about replies of which none is a verdict: how many, why, and the way out."""
-    counts = Counter(reply.status for reply in replies)
+    counts = Counter[Status](reply.status for reply in replies)
     kinds = ", ".join(f"{count} {status}" for status, count in counts.items())
     most = counts.most_common(1)[0][0]
     detail = next(reply.detail for reply in reversed(replies) if reply.status == most)
