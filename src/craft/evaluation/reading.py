@@ -71,7 +71,7 @@ _REWRITES = tuple(
         (rf"</?(?:{_TAGS})(?:\s[^<>]*)?/?>|<\|[^<>|]*\|>", " "),
         (r"<(\w[^<>\n]*)>", r"[\1]"),
         (r"\$?\$(?=\S)([^$\n]{0,200}[^\s$])\$\$?(?!\d)", r"\1"),
-        (r"~~[^~]*~~", " "),
+        (r"~~[^~]*~~|(?:^|(?<=[\n.;]))[^\n.;]*[❌✗✘✖][^\n.;]*|[✅✓✔☑]", " "),
         (r"(?<!\w)[*_`]+(?=\S)|(?<=\S)[*_`]+(?!\w)", ""),
         (r"(?m)^\s*(?:[-*+•>#]+\s+)+", ""),
         # contractions and quotation marks
@@ -232,7 +232,7 @@ _LIST = (
 )
 _END = (
     r"(?= ?(?:$|[.,;:!?)\n(\[-]|because\b|since\b|as\b|due\b|given\b|for\b|rather\b|instead\b|not\b|"
-    r"and not\b|over\b|with\b|it is\b|there \w+\b|this is\b))"
+    r"and not\b|over\b|i (?:think|guess|believe)\b|with\b|it is\b|there \w+\b|this is\b))"
 )
 _SURELY = (
     r"clearly|definitely|certainly|obviously|probably|likely|possibly|surely|presumably|apparently|actually|"
@@ -273,7 +273,7 @@ _CLAIMS: tuple[tuple[str, ...], ...] = (
         rf"{_ALL} (?:is|are|was|would be|seems|must be|looks)"
         rf"(?: (?:{_SURELY}|the|my|our|most|best|right|correct)){{0,5}} "
         r"(?:correct|right(?! ?\w)|best|answer|choice|true|option)\b",
-        rf"{_ALL} ?: true\b",
+        rf"{_ALL} ?[:(=-] ?(?:true|right|correct)\b(?! ?\w)",
         rf"\b(?:{_PICK}) {_FILL}{_LIST}",
         rf"^{_SO}{_LIST}{_END}",
         rf"{_START}{_SO}{_LIST} ?(?=[.!;\n]|$)",
@@ -310,7 +310,7 @@ _WRONG = (
 _DENIED_AFTER = re.compile(
     r" (?:(?:is|are|was|were|be|been|being|would|could|can|should|may|might|must|does|do|did|will|wo|seems?|"
     rf"looks?|sounds?|has|have|to) )+(?:(?:{_SURELY}|both|all|quite|very|the|an?) )*(?:{_WRONG})\b"
-    r"| ?[:,(=-] ?(?:false|wrong|incorrect|no)\b(?= ?(?:$|[.!;)\n]))| (?:false|wrong)\b"
+    r"|,? or not\b| ?[:,(=-] ?(?:false|wrong|incorrect|no)\b(?= ?(?:$|[.!;)\n]))| (?:false|wrong)\b"
     r"|[^.;!?\n]{0,30},? but (?:it )?(?:is|was|are) not(?: one| it| really)?(?= ?(?:$|[.!;\n]))",
     re.IGNORECASE,
 )
