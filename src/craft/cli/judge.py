@@ -64,6 +64,7 @@ def _show(report: "JudgeReport") -> None:
     show_pairs(
         {
             "judge's model": ", ".join(report.models),
+            "rubric": report.settings["rubric"],
             "tokens": _tokens(report),
             "without a verdict": ", ".join(f"{count} {name}" for name, count in bad.items()),
             "folder": report.folder,
@@ -114,6 +115,7 @@ def _show_estimate(estimate: "CostEstimate", common: Common) -> None:
     show_pairs(
         {
             "judge": estimate.judge,
+            "rubric": estimate.rubric,
             "cases": f"{estimate.cases}, of which {estimate.pending} to be judged",
             "to be answered first": estimate.unanswered or None,
             "tokens read": f"about {read:,}, at most {most_read:,}" if most_read else None,

@@ -10,7 +10,7 @@ from typing import Any
 from craft.core.errors import DataError
 from craft.core.files import atomic_write_text, read_json
 from craft.core.store import json_lines
-from craft.evaluation.matching import answered_by_letter, option_named
+from craft.evaluation.matching import answered_by_letter, option_named, remarked
 from craft.evaluation.metrics import bootstrap_interval, mean, spread
 
 FIGURES = (
@@ -114,7 +114,8 @@ class Report:
 
 
 def read_samples(path: str | Path) -> list[dict[str, Any]]:
-    """The per-sample list that `Report.save_samples` wrote.
+    """The per-sample list that `Report.save_samples` wrote. Stored replies are marked by the rules of now, so
+    that answers of an earlier version can be compared and resumed.
 
     Raises:
         DataError: the file is missing, or one of its lines (which the message names) is not a sample.
@@ -134,7 +135,7 @@ def read_samples(path: str | Path) -> list[dict[str, Any]]:
             ) from error
         if not isinstance(row, dict) or not {"id", "prompt", "answer", "prediction", "strict"} <= row.keys():
             raise DataError(f"{path}, line {number}: not an answer of `craft eval --out`.")
-        rows.append(row)
+        rows.append(remarked(row))
     return rows
 
 

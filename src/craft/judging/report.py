@@ -29,7 +29,8 @@ class JudgeReport:
         seen, unseen: the same over the classes that training saw, or that were held out.
         statuses: the number of cases by status.
         models: the ids of the models that replied.
-        tokens: read and written for these verdicts, whenever they were made.
+        tokens: read and written for these cases, whenever they were asked. `of` knows the last replies only;
+            `judge_answers` counts all.
         samples: per case: id, seen, status, scores, overall, notes, response.
         settings: of answers and judge.
         judge: the judge's name.
