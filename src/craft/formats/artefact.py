@@ -20,7 +20,7 @@ from craft.formats.checks import load_strict, read_manifest
 from craft.formats.names import shipped, shipped_folder
 from craft.formats.visual_folder import read_prior
 from craft.models.lvlm import LVLM
-from craft.models.vision_tower import VisionTower
+from craft.models.vision_tower import VisionTower, check_tower_config
 from craft.models.visual_tokenizer import VisualTokenizer
 
 FORMAT, VERSION = "craft-encoder", 1
@@ -193,14 +193,7 @@ def read_artefact(folder: Path) -> Artefact:
         CheckpointError: a file is missing or damaged, or the weights are not those of the manifest.
     """
     manifest = read_manifest(folder / "craft.json", FORMAT, VERSION, "an adapted encoder")
-    try:
-        size = int(manifest["codebook"]["size"])
-        str(manifest["codebook"]["fingerprint"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder / 'craft.json'} does not describe a codebook; copy it again."
-        ) from error
-    state = checked_weights(folder, manifest)
+    state, size = checked_weights(folder, manifest), manifest["codebook"]["size"]
     return Artefact(folder, manifest, state, read_prior(folder / "prior.safetensors", size))
 
 
@@ -211,6 +204,7 @@ def checked_weights(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tens
         CheckpointError: the file is missing or damaged, or has other weights.
     """
     path = folder / "model.safetensors"
+    check_tower_config(manifest["vision_tower"], folder / "craft.json")
     tensors = load_tensors(path)
     if hash_tensors(tensors) != manifest["tower"]:
         raise CheckpointError(

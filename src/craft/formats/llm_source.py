@@ -27,7 +27,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from craft.core.errors import CheckpointError, ConfigError, CraftError
 from craft.core.files import atomic_directory, read_json, sha256_file, user_path
 from craft.core.progress import say
+from craft.core.records import Layers, Record, check_record
 from craft.core.tensors import load_tensors
+from craft.core.text import flat
 from craft.formats.checks import add_factors
 from craft.formats.names import hub_folder, is_hub_id, shipped, shipped_folder
 from craft.formats.weight_folder import WeightFolder
@@ -36,6 +38,21 @@ from craft.models.llm_bits import keep_packing, packing
 
 LoadedLLM: TypeAlias = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 _FAST = {None, "TokenizersBackend", "PreTrainedTokenizerFast"}  # classes that add nothing to tokenizer.json
+
+
+class _Tokenizer(Record):
+    tokenizer_class: str | None = None
+    model_max_length: int | float | None = None
+
+
+class _Config(Record):
+    num_hidden_layers: Layers | None = None
+    n_layer: Layers | None = None
+    n_layers: Layers | None = None
+
+
+class _Generation(Record):
+    eos_token_id: int | list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -161,15 +178,17 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> LoadedLLM:
     if find_spec("gguf") is None:
         raise ConfigError(f'{path.name} is a GGUF file: pip install "craft-vlm[gguf]" to read it.')
     say(f"reading {path.name}")
+    check_config(path.parent, needed=False)
     try:
         with quiet(), redirect_stderr(io.StringIO()):  # nothing else switches off this progress bar
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            source = {"gguf_file": path.name, "local_files_only": True}
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, **source, trust_remote_code=False)
             llm: Any = AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, dtype=dtype, **plain
+                path.parent, dtype=dtype, **source, **plain, trust_remote_code=False, use_safetensors=True
             )
     except Exception as error:  # the libraries raise any exception
         raise CheckpointError(
-            f"{path} cannot be read as a GGUF file ({' '.join(str(error).split())[:200]}); download it "
+            f"{path} cannot be read as a GGUF file ({reason_of(error)}); download it "
             "again, or give an LLM's folder."
         ) from error
     llm.hf_quantizer = None  # the weights are unpacked, so they can be saved
@@ -233,7 +252,7 @@ def read_llm(
     from transformers import AutoModelForCausalLM
 
     WeightFolder(folder)
-    read_json(folder / "config.json")
+    check_config(folder)
     packed = {} if bits is None else {"quantization_config": packing(bits, dtype)}
     placement = {} if device is None else {"device_map": {"": device}}
     try:
@@ -242,6 +261,7 @@ def read_llm(
                 folder,
                 dtype=dtype,
                 local_files_only=True,
+                trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
                 **packed,
@@ -258,6 +278,33 @@ def read_llm(
         )
     keep_packing(llm)
     return llm.eval()
+
+
+def check_config(folder: Path, needed: bool = True) -> dict[str, Any]:
+    """The config.json of a folder for transformers, which must not make transformers load anything else.
+
+    A PEFT adapter would make it load the model that the adapter names; an attention implementation with a
+    "/" is code on the hub.
+
+    Raises:
+        CheckpointError: the file is missing (and `needed`) or damaged, or would do that.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{folder} holds a LoRA adapter of PEFT (adapter_config.json), which names another model. "
+            "Merge it into that model (merge_and_unload, then save_pretrained), and give the merged folder."
+        )
+    path = folder / "config.json"
+    config = check_record(_Config, read_json(path) if needed or path.is_file() else {}, path)
+    if (generation := folder / "generation_config.json").is_file():
+        check_record(_Generation, read_json(generation), generation)
+    for name, value in flat(config).items():
+        if name.endswith(("attn_implementation", "attn_implementation_internal")) and "/" in str(value):
+            raise CheckpointError(
+                f"{path} names the attention {value!r}, which is code on the hub, and CRAFT runs no code of "
+                f"a model; remove {name} from it."
+            )
+    return config
 
 
 def in_dtype(llm: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -278,14 +325,15 @@ def load_tokenizer(folder: Path, literal: bool = True) -> PreTrainedTokenizerBas
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     kind: Any = AutoTokenizer
+    path = folder / "tokenizer_config.json"
+    settings = check_record(_Tokenizer, read_json(path) if literal or path.is_file() else {}, path)
     if literal:
-        settings = read_json(folder / "tokenizer_config.json")
         complete = settings.get("tokenizer_class") in _FAST and (folder / "tokenizer.json").is_file()
         if not {"tokenizer_class", "eos_token"} & settings.keys():  # GPT-2: only the class has the end token
             complete = complete and (folder / "special_tokens_map.json").is_file()
         kind = PreTrainedTokenizerFast if complete else AutoTokenizer
     try:
-        return kind.from_pretrained(folder, local_files_only=True)
+        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the libraries raise any exception
         raise CheckpointError(
             f"The text tokenizer in {folder} cannot be loaded: {reason_of(error)}"
@@ -308,4 +356,9 @@ def quiet() -> Iterator[None]:
 
 def reason_of(error: Exception) -> str:
     """An error of a library in one line of at most 300 characters."""
+    if "trust_remote_code" in str(error):
+        return (
+            "it needs Python code that comes with the model (auto_map), and CRAFT runs no code of a model; "
+            "use a model whose architecture transformers has, or convert it to one"
+        )
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from craft.core.errors import CheckpointError
-from craft.core.files import read_json
+from craft.core.files import is_inside, member, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -78,7 +78,7 @@ class WeightFolder:
                 raise CheckpointError(f"{index} has no weight_map; copy or download it again.")
             files: dict[Path, set[str]] = {}
             for name, shard in mapping.items():
-                files.setdefault(self.folder / str(shard), set()).add(name)
+                files.setdefault(member(self.folder, shard, index), set()).add(name)
             for shard in sorted(files):
                 if not shard.is_file():
                     raise CheckpointError(f"Shard {shard} of {index} is missing; copy or download it again.")
@@ -143,18 +143,36 @@ class WeightFolder:
             CheckpointError: as `changed`.
         """
         different = self.changed(tensors)
-        target.mkdir(parents=True, exist_ok=True)
-        for source in sorted(self.folder.rglob("*")):
-            name = source.relative_to(self.folder)
-            if source.is_file() and source.name not in skip and ".git" not in name.parts:
-                (target / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target / name)
+        copy_folder(self.folder, target, skip)
         for file in sorted({self.where[name] for name in different}):
             _patch(
                 target / file.relative_to(self.folder),
                 {n: t for n, t in different.items() if self.where[n] == file},
             )
         return sorted(different)
+
+
+def copy_folder(folder: Path, target: Path, skip: Collection[str] = ()) -> None:
+    """Copy the files of a folder to `target`, without `.git` and the names in `skip` that are directly in it.
+
+    Raises:
+        CheckpointError: one is a link that leads out of the folder, whose content does not belong to it, or
+            a link to another folder.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for source in sorted(folder.rglob("*")):
+        name = source.relative_to(folder)
+        if ".git" in name.parts or name.parts[0] in skip:
+            continue
+        if source.is_symlink() and (source.is_dir() or not is_inside(source, folder)):
+            raise CheckpointError(
+                f"{source} is a link to {source.resolve()}, which CRAFT does not copy; put the file or "
+                "folder itself there (cp -rL), or remove the link."
+            )
+        if source.is_dir():
+            continue
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target / name)
 
 
 def _header(file: Path) -> dict[str, tuple[int, ...]]:

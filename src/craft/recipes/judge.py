@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import ConfigError
-from craft.core.files import read_json, user_path
+from craft.core.files import user_path
 from craft.core.text import json_digest, slug
 from craft.data import Sample, stratified
 from craft.formats.artefact import FORMAT, Artefact
+from craft.formats.checks import format_of
 from craft.formats.code_cache import image_names
 from craft.formats.load import load_artefact
 from craft.judging.answers import (
@@ -242,4 +243,4 @@ def _is_encoder(path: Path) -> bool:
     """Whether a folder is a run or an adapted encoder, rather than an LVLM."""
     if (path / "run.json").is_file() or (path / "encoder").is_dir():
         return True
-    return (path / "craft.json").is_file() and read_json(path / "craft.json").get("format") == FORMAT
+    return format_of(path / "craft.json") == FORMAT

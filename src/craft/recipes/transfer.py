@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import ConfigError, DataError
-from craft.core.files import read_json
 from craft.core.progress import say
 from craft.core.provenance import machine
 from craft.core.settings import without_idle
@@ -42,7 +41,7 @@ from craft.recipes.arguments import (
 from craft.recipes.evaluate import evaluate
 from craft.recipes.questions import checked, questions_for
 from craft.training.config import AdaptConfig
-from craft.training.run_folder import FREE, RunFolder
+from craft.training.run_folder import FREE, RunFolder, read_record
 
 WORK = "runs/transfer"
 """The default folder of the encoders that are adapted here, of codes and of answers."""
@@ -314,7 +313,7 @@ def _adapted_rows(
         name = source.name if isinstance(source, Data) else short_name(source)
         run = RunFolder(folder / f"{_plain(name)}-{_plain(surrogate.name)}-{seed}")
         record = run.path / "run.json"
-        before = read_json(record).get("hashes_before") if record.is_file() else None
+        before = read_record(record).get("hashes_before") if record.is_file() else None
         stale = before is not None and before != hashes[surrogate.name]
         if stale:
             say(f"{run.path} was made with other weights of {surrogate.name}; it is made again")
