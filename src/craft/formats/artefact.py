@@ -14,7 +14,7 @@ from torch import Tensor
 
 from craft.core.errors import CheckpointError, CodebookMismatchError
 from craft.core.files import PathLike, atomic_directory, atomic_write_text, read_json, write_json
-from craft.core.tensors import hash_tensors, load_tensors, save_tensors
+from craft.core.tensors import counts_fault, hash_tensors, load_tensors, save_tensors
 from craft.core.text import flat
 from craft.formats.checks import load_strict, read_manifest
 from craft.formats.names import shipped, shipped_folder
@@ -144,10 +144,8 @@ def save_artefact(
         CheckpointError: the prior does not have one count per codeword, or weights are not finite.
     """
     target, book = Path(folder), visual.codebook
-    if prior.shape != (book.size,) or prior.dtype != torch.int64:
-        raise CheckpointError(
-            f"The prior has shape {list(prior.shape)} and dtype {prior.dtype}; it needs int64 [{book.size}]."
-        )
+    if (fault := counts_fault(prior, book.size)) or prior.dtype != torch.int64:
+        raise CheckpointError(f"The code prior {fault or f'has dtype {prior.dtype} instead of int64'}.")
     state = visual.vision_tower.state_dict()
     computed = {"format": FORMAT, "version": VERSION, **describe_tensors(visual, state, target)}
     listed = {key: manifest.get(key) for key in _ENTRIES}

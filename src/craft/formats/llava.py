@@ -15,7 +15,7 @@ from craft.core.device import resolve_device, resolve_dtype
 from craft.core.errors import CheckpointError
 from craft.core.files import read_json
 from craft.core.records import Record, check_record
-from craft.formats.llm_source import check_config, in_dtype, load_tokenizer, quiet, reason_of
+from craft.formats.llm_source import check_config, check_weights, in_dtype, load_tokenizer, quiet, reason_of
 from craft.formats.weight_folder import WeightFolder
 from craft.models.backbone import Backbone
 from craft.models.images import BARS
@@ -62,9 +62,10 @@ def load_llava(
     """
     root, target = Path(folder), resolve_device(device)
     precision = resolve_dtype(dtype, target)
-    WeightFolder(root)
+    weights = WeightFolder(root)
     check_config(root)
     llava = _read(root)
+    check_weights(llava, weights)
     config, whole = llava.config, llava.model
     tower = _tower(root, config, whole.vision_tower)
     codebook = Continuous(tower.dim, tower_fingerprint(tower.state_dict()))

@@ -28,7 +28,7 @@ from craft.core.errors import CheckpointError, ConfigError, CraftError
 from craft.core.files import atomic_directory, read_json, sha256_file, user_path
 from craft.core.progress import say
 from craft.core.records import Layers, Record, check_record
-from craft.core.tensors import load_tensors
+from craft.core.tensors import check_finite_weights, load_tensors
 from craft.core.text import flat
 from craft.formats.checks import add_factors
 from craft.formats.names import hub_folder, is_hub_id, shipped, shipped_folder
@@ -191,6 +191,7 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> LoadedLLM:
             f"{path} cannot be read as a GGUF file ({reason_of(error)}); download it "
             "again, or give an LLM's folder."
         ) from error
+    check_finite_weights(dict(llm.named_parameters()), {}, path)
     llm.hf_quantizer = None  # the weights are unpacked, so they can be saved
     if hasattr(llm.config, "quantization_config"):
         del llm.config.quantization_config
@@ -251,7 +252,7 @@ def read_llm(
     """
     from transformers import AutoModelForCausalLM
 
-    WeightFolder(folder)
+    weights = WeightFolder(folder)
     check_config(folder)
     packed = {} if bits is None else {"quantization_config": packing(bits, dtype)}
     placement = {} if device is None else {"device_map": {"": device}}
@@ -276,6 +277,7 @@ def read_llm(
             f"{folder} lacks {len(missing)} of the LLM's tensors, among them {missing[0]}; the checkpoint is "
             "incomplete."
         )
+    check_weights(llm, weights)
     keep_packing(llm)
     return llm.eval()
 
@@ -305,6 +307,21 @@ def check_config(folder: Path, needed: bool = True) -> dict[str, Any]:
                 f"a model; remove {name} from it."
             )
     return config
+
+
+def check_weights(model: nn.Module, weights: WeightFolder) -> None:
+    """Refuse weights that transformers reads without a word: NaN, infinity, integers cast to floats.
+
+    Raises:
+        CheckpointError: there are such weights; tensor and file are named.
+    """
+    floats = {name: value for name, value in model.named_parameters() if value.is_floating_point()}
+    if cast_ones := sorted(floats.keys() & weights.integers):
+        raise CheckpointError(
+            f"{weights.where[cast_ones[0]]}: tensor {cast_ones[0]} has integers instead of floating-point "
+            "numbers; the file is damaged or quantised in a way that CRAFT does not read."
+        )
+    check_finite_weights(floats, weights.where, weights.folder)
 
 
 def in_dtype(llm: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

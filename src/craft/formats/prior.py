@@ -7,7 +7,7 @@ from torch import Tensor
 
 from craft.core.errors import CheckpointError, CodebookMismatchError
 from craft.core.files import PathLike, user_path
-from craft.core.tensors import save_tensors
+from craft.core.tensors import counts_fault, save_tensors
 from craft.formats.artefact import FORMAT
 from craft.formats.checks import format_of, read_manifest
 from craft.formats.visual_folder import VISUAL_FORMAT, read_prior
@@ -28,11 +28,8 @@ def save_prior(
         CheckpointError: `counts` does not have one count per codeword.
         ConfigError: the file cannot be written.
     """
-    if counts.shape != (codebook.size,):
-        raise CheckpointError(
-            f"A prior of shape {list(counts.shape)} does not fit {codebook.size} codewords; give one count "
-            "per codeword."
-        )
+    if fault := counts_fault(counts, codebook.size):
+        raise CheckpointError(f"The code prior {fault}; give one count per codeword.")
     save_tensors(path, {"counts": counts}, {**(about or {}), "codebook": codebook.fingerprint})
     return Path(path)
 

@@ -14,7 +14,7 @@ from craft.core.device import resolve_device, resolve_dtype
 from craft.core.errors import CheckpointError
 from craft.core.files import PathLike, atomic_directory, atomic_write_text, read_json, write_json
 from craft.core.records import check_record
-from craft.core.tensors import load_tensors, save_tensors
+from craft.core.tensors import counts_fault, load_tensors, save_tensors
 from craft.formats.checks import build_with, cast, dtype_named, read_manifest, stored_dtype, under
 from craft.models.text_encoder import TextConfig, TextEncoder
 from craft.models.vision_tower import build_tower
@@ -113,9 +113,10 @@ def read_prior(path: PathLike, size: int) -> Tensor:
         CheckpointError: the file is missing, damaged, or not counts of K = `size` codes.
     """
     counts = load_tensors(path).get("counts")
-    if counts is None or counts.dtype != torch.int64 or counts.shape != (size,) or bool((counts < 0).any()):
-        raise CheckpointError(f"{path} does not hold the counts of {size} codes; copy the folder again.")
-    return counts
+    fault = "is missing" if counts is None else counts_fault(counts, size)
+    if counts is None or fault:
+        raise CheckpointError(f"{path}: the code prior {fault}; copy the folder again.")
+    return counts.to(torch.int64)
 
 
 def visual_tensors(visual: VisualTokenizer, dtype: str) -> dict[str, Tensor]:

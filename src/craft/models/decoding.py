@@ -5,6 +5,7 @@ ids, margins = write(backbone, reading, 5)              # greedy answers
 scores = score(backbone, reading, options)              # log-probabilities of candidate answers, one pass
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -158,6 +159,8 @@ def write(backbone: Backbone, reading: Reading, max_new_tokens: int) -> tuple[li
     for step in range(max_new_tokens):
         best = logits.topk(2, dim=-1).values
         margin = ((best[:, 0] - best[:, 1]) / logits.abs().amax(dim=-1)).tolist()
+        if any(map(math.isnan, margin)):
+            _refuse_nan(backbone, logits)
         chosen = logits.argmax(dim=-1)
         for row, token in enumerate(chosen.tolist()):
             if not done[row]:
@@ -195,6 +198,7 @@ def score(
         CraftError: the LLM's attention implementation takes no custom masks.
     """
     start = reading.logits.log_softmax(dim=-1)
+    _refuse_nan(backbone, reading.logits)
     scores = [[float(start[row, ids[0]]) for ids in answers] for row, answers in enumerate(options)]
     inputs = [[list(ids[:-1]) for ids in answers] for answers in options]
     width = max((sum(map(len, answers)) for answers in inputs), default=0)
@@ -279,6 +283,19 @@ def _hidden(backbone: Backbone, reading: Reading, embeds: Tensor, mask: Tensor, 
         past_key_values=reading.cache,
         use_cache=True,
     ).last_hidden_state
+
+
+def _refuse_nan(backbone: Backbone, logits: Tensor) -> None:
+    """
+    Raises:
+        CraftError: there is NaN among the logits, and so no likeliest token.
+    """
+    if bool(logits.isnan().any()):
+        raise CraftError(
+            f"The logits of the LLM ({backbone.llm.config.model_type}, {logits.dtype}) are NaN, so it cannot "
+            "answer: a weight is not finite, or its number format has too small a range. Load the model "
+            "again, with dtype float32 if it was float16."
+        )
 
 
 def _add_scores(

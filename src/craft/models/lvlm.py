@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from craft.core.errors import CodebookMismatchError, CraftError
+from craft.core.tensors import counts_fault
 from craft.core.tokens import VisionTokens
 from craft.models.backbone import Backbone
 from craft.models.decoding import generate
@@ -125,19 +126,18 @@ class LVLM(nn.Module):
 
         Raises:
             CraftError: it is out of range; or it is below 1, and the visual tokenizer has no code prior or
-                one of another size than its codebook.
+                one that does not hold one count for each codeword.
         """
         budget_of(keep_ratio, 1)
-        if keep_ratio != 1:
-            self.visual.need_codes(f"keep_ratio={keep_ratio}")
-        prior, size = self.visual.prior, self.visual.codebook.size
-        if keep_ratio == 1 or (prior is not None and prior.shape == (size,)):
+        if keep_ratio == 1:
             return
-        fault = (
-            "came without a code prior (level-1 code counts)"
-            if prior is None
-            else f"has a code prior of {len(prior)} codes for a codebook of {size}"
-        )
+        size, prior = self.visual.need_codes(f"keep_ratio={keep_ratio}").size, self.visual.prior
+        if prior is None:
+            fault = "came without a code prior (level-1 code counts)"
+        elif (wrong := counts_fault(prior, size)) is not None:
+            fault = f"has a code prior that {wrong}"
+        else:
+            return
         raise CraftError(
             f"keep_ratio={keep_ratio} prunes visual tokens by how common their codes are, and the visual "
             f"tokenizer of {self.name} {fault}. An adapted encoder has one; `craft prior DATA --out FILE` "
@@ -160,7 +160,12 @@ class LVLM(nn.Module):
 
         Args:
             counts: level-1 code counts int64 `[K]`, or None.
+
+        Raises:
+            CraftError: these are no counts: they are not whole numbers, or are negative.
         """
+        if counts is not None and (fault := counts_fault(counts)):
+            raise CraftError(f"The code prior {fault}; `craft prior DATA --out FILE` makes one.")
         visual = copy.copy(self.visual)  # another module with the same parts
         visual.prior = counts
         return LVLM(visual, self.backbone, self.name, self.origin)
