@@ -132,7 +132,7 @@ def test_training_stops_though_neither_loss_would_see_the_feature(tmp_path):
     with torch.no_grad():
         lvlm.visual.vision_tower.output_projection.bias[3] = math.inf
     options = {"max_steps": 2, "batch_size": 4, "device": "cpu", "losses__commitment__weight": 0.0}
-    with pytest.raises(TrainingError, match="At step 1.*not finite"):
+    with pytest.raises(TrainingError, match=r"At step 1.*not finite"):
         adapt(lvlm, tiny_data(), tmp_path / "run", losses__retention__weight=0.0, **options)
 
 
@@ -140,7 +140,7 @@ def test_an_llm_without_a_likeliest_token_does_not_answer():
     lvlm = tiny_lvlm()
     with torch.no_grad():
         lvlm.backbone.llm.lm_head.weight[7] = math.nan
-    with pytest.raises(CraftError, match="logits of the LLM.*NaN"):
+    with pytest.raises(CraftError, match=r"logits of the LLM.*NaN"):
         lvlm.answer(tiny_images(1), ["What is it?"])
 
 

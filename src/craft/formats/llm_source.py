@@ -82,12 +82,13 @@ PACKAGED = {
 """Packaged LLMs by name. CRAFT uses neither the code nor the dependencies of their packages."""
 
 
-def find_llm(name: str | Path) -> Path:
+def find_llm(name: str | Path, download: bool = True) -> Path:
     """The folder or GGUF file of an LLM.
 
     Args:
         name: a folder with a transformers LLM, a `.gguf` file, a backbone in the native layout (its `llm/`),
             a shipped backbone, a key of `PACKAGED`, or a hub id.
+        download: as for `hub_folder`.
 
     Raises:
         CraftError: there is no such LLM, the hub cannot be reached, or the package is not installed; the
@@ -109,7 +110,7 @@ def find_llm(name: str | Path) -> Path:
             f"{path} holds no LLM: neither the folder nor its llm/ has a config.json; give an LLM's folder."
         )
     if is_hub_id(text):
-        return hub_folder(text)
+        return hub_folder(text, download)
     raise CheckpointError(
         f"There is no LLM {text!r}: no folder or .gguf file has that path. Names: "
         f"{', '.join([*PACKAGED, *shipped()])}; or give a hub id, as Qwen/Qwen2-0.5B."
@@ -135,17 +136,17 @@ def _packaged(name: str) -> Path:
     return path
 
 
-def open_llm(name: str | Path, dtype: torch.dtype) -> LoadedLLM:
+def open_llm(name: str | Path, dtype: torch.dtype, download: bool = True) -> LoadedLLM:
     """A causal LM and its text tokenizer.
 
     Args:
-        name: as for `find_llm`.
+        name, download: as for `find_llm`.
         dtype: of the weights.
 
     Raises:
         CraftError: as `find_llm`; files are missing or damaged; or GGUF is wanted and `gguf` not installed.
     """
-    path = find_llm(name)
+    path = find_llm(name, download)
     if path.is_file():
         packaged = PACKAGED.get(str(name))
         return _load_gguf(path, dtype) if packaged is None else _unpacked(path, packaged, dtype)
@@ -224,7 +225,7 @@ def load_borrowed(
     """
     path = folder / "lora" / "model.safetensors"
     borrowed = Borrowed(name, load_tensors(path) if path.is_file() else {})
-    llm, tokenizer = open_llm(name, torch.float32)
+    llm, tokenizer = open_llm(name, torch.float32, download=False)  # the name is from a manifest
     add_factors(llm, borrowed.lora, path)
     return in_dtype(llm, dtype), tokenizer, borrowed
 

@@ -30,7 +30,7 @@ from craft.judging.judge import CostEstimate, estimate_cost, judge_answers, make
 from craft.judging.report import JudgeReport
 from craft.models.freezing import answer_hashes
 from craft.models.lvlm import LVLM
-from craft.recipes.arguments import ModelSource, data_name, loaded, model_name, without_none
+from craft.recipes.arguments import ModelSource, data_name, loaded, model_name, surrogate_of, without_none
 from craft.recipes.questions import questions_for, take
 
 Config = JudgeConfig | Mapping[str, Any] | str | Path | None
@@ -55,7 +55,8 @@ def judge(
             folder of an earlier judging.
         judge: "offline" (fixed rules, Correctness and Presence only), "anthropic", "openai", or a judge of
             your own.
-        backbone: the LVLM that answers with the run's encoder; None is the run's surrogate.
+        backbone: the LVLM that answers with the run's encoder; None is the run's surrogate, if that is a
+            shipped model or a folder.
         data: as `craft.evaluate` takes it; None is the run's own. For a .jsonl it supplies the images of rows
             that name none, by `id`.
         config: a YAML file, dict or `JudgeConfig`; the other arguments take precedence.
@@ -154,9 +155,7 @@ def answers_of(
         return _answers_of_lvlm(settings, settings.run, None)
     artefact = load_artefact(settings.run)
     answering = backbone if isinstance(backbone, LVLM) else settings.backbone
-    answering = answering if answering is not None else artefact.manifest.get("config", {}).get("surrogate")
-    if answering is None:
-        raise ConfigError("Name the LVLM that answers (--backbone); the encoder does not say its surrogate.")
+    answering = surrogate_of(artefact, "--backbone", folders=True) if answering is None else answering
     return _answers_of_lvlm(settings, answering, artefact)
 
 
