@@ -49,7 +49,7 @@ class _Config(Record):
 
 class _Metrics(Record):
     steps: int | None = None
-    best_validation: float | None = None
+    best_validation: float | None = Field(default=None, ge=0, le=1)
 
 
 class _Native(Record):

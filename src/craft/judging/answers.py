@@ -18,6 +18,7 @@ from craft.core.store import json_lines, whole_lines
 from craft.data import LETTERS, Sample
 from craft.data.images import ImageSource, image_bytes_hash
 from craft.data.spelling import is_text
+from craft.evaluation.lengths import check_questions
 from craft.judging.cases import DIRECTIVE, Case, png
 from craft.models.lvlm import LVLM
 
@@ -68,7 +69,7 @@ def explain(
     Raises:
         ConfigError: the folder holds answers under other settings, or cannot be written to.
         CraftError: `keep_ratio` is out of range, or there is no code prior for it.
-        DataError: an image cannot be read.
+        DataError: an image cannot be read, or a question is longer than the LLM's context.
         Interrupted: the user stopped it; the same call continues.
     """
     all_settings = {
@@ -80,6 +81,7 @@ def explain(
         "count": len(samples),
     }
     lvlm.check_keep_ratio(keep_ratio)
+    check_questions(lvlm, samples, DIRECTIVE, keep_ratio)
     _claim(folder, all_settings)
     path = folder / "answers.jsonl"
     done = _whole_batches(path, batch_size, len(samples))

@@ -17,6 +17,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from craft.core.errors import CraftError
 from craft.core.tokens import VisionTokens
 from craft.models.backbone import Backbone
+from craft.models.context import context_of
 from craft.models.prompts import decode
 
 SHARED = 0.75
@@ -149,13 +150,15 @@ def write(backbone: Backbone, reading: Reading, max_new_tokens: int) -> tuple[li
     Returns:
         Token ids per prompt, without the end token; and per prompt the smallest margin of a chosen token over
         the second best, as a fraction of that step's largest absolute logit. A margin of the size of rounding
-        errors means that the answer could differ in another batch.
+        errors means that the answer could differ in another batch. An answer ends where the context does.
     """
     end_ids = backbone.end_ids()
     mask, last, logits = reading.mask, reading.last, reading.logits
     rows: list[list[int]] = [[] for _ in range(len(mask))]
     done = [False] * len(rows)
     margins = [float("inf")] * len(rows)
+    context = context_of(backbone.llm)
+    room = [max_new_tokens if context is None else context - 1 - start for start in last[:, 0].tolist()]
     for step in range(max_new_tokens):
         best = logits.topk(2, dim=-1).values
         margin = ((best[:, 0] - best[:, 1]) / logits.abs().amax(dim=-1)).tolist()
@@ -165,12 +168,12 @@ def write(backbone: Backbone, reading: Reading, max_new_tokens: int) -> tuple[li
         for row, token in enumerate(chosen.tolist()):
             if not done[row]:
                 margins[row] = min(margins[row], margin[row])
-            done[row] = done[row] or token in end_ids
+            done[row] = done[row] or token in end_ids or step >= room[row]
             if not done[row]:
                 rows[row].append(token)
         if all(done) or step == max_new_tokens - 1:
             break
-        last = last + 1
+        last = last + 1 if context is None else (last + 1).clamp(max=context - 1)  # of rows that are done
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         embeds = backbone.embeddings(chosen[:, None])
         inputs = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": last}

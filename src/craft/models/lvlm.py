@@ -12,6 +12,7 @@ from craft.core.errors import CodebookMismatchError, CraftError
 from craft.core.tensors import counts_fault
 from craft.core.tokens import VisionTokens
 from craft.models.backbone import Backbone
+from craft.models.context import check_context
 from craft.models.decoding import generate
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.pruning import Budget, budget_of, prune_tokens
@@ -100,7 +101,7 @@ class LVLM(nn.Module):
             One stripped text per question.
 
         Raises:
-            DataError: an image cannot be read.
+            DataError: an image cannot be read, or a question is longer than the LLM's context.
             CraftError: counts differ, `keep_ratio` is out of range, or pruning lacks a code prior.
         """
         self.check_keep_ratio(1.0 if images is None else keep_ratio)
@@ -108,6 +109,10 @@ class LVLM(nn.Module):
             raise CraftError(
                 f"Each image needs one question: got {len(images)} images, {len(questions)} questions."
             )
+        rows, columns = self.visual.grid
+        count = 0 if images is None else budget_of(1.0 if keep_positions else keep_ratio, rows * columns)
+        asked = ((f"question {n}", text, None) for n, text in enumerate(questions, start=1))
+        check_context(self.backbone, asked, count)
         answers: list[str] = []
         for start in range(0, len(questions), batch_size):
             rows = slice(start, start + batch_size)

@@ -21,6 +21,7 @@ from craft.core.text import flat, json_digest
 from craft.data import EMBEDDED, Data
 from craft.data.load import short_name
 from craft.evaluation.config import TransferConfig
+from craft.evaluation.lengths import check_questions
 from craft.evaluation.report import Report
 from craft.formats.artefact import Artefact
 from craft.formats.code_cache import CodeCache
@@ -209,6 +210,8 @@ def _answers(plan: _Plan, lvlms: Sequence[LVLM], ask: "_Asker", settings: Transf
             answers.seeds.add(questions.seed)
             if adapted_here and (row.data is not None or settings.adapt.data.limit is None):
                 _check_data(row.artefact, questions)
+            for lvlm in lvlms:
+                check_questions(lvlm, questions.test)  # before the hours of asking the others
             for lvlm in lvlms:
                 say(f"encoder {number} of {plan.total}, {row.label} on {questions.name}: {lvlm.name}")
                 before = ask(lvlm, None, questions, row.artefact)
