@@ -19,6 +19,7 @@ from craft.formats.llm_source import load_borrowed, open_llm
 from craft.formats.load import load, load_artefact
 from craft.formats.native import save_native
 from craft.formats.weight_folder import WeightFolder
+from craft.judging.answers import read_cases
 from craft.recipes import adapt, build_prior, load_tuned, tune
 from craft.recipes.judge import answers_of, judge_settings
 from craft.recipes.options import _load
@@ -90,6 +91,16 @@ def test_the_links_of_the_hubs_cache_are_followed(tmp_path):
     (tmp_path / "other").write_bytes(b"")
     with pytest.raises(CheckpointError, match="link"):
         member(snapshot, "z.safetensors", "index")
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "images/../../secret.png", "a\\b.png"])
+def test_images_of_judged_answers(tmp_path, name):
+    row = {"id": "1", "prompt": "?", "prediction": "a", "answer": "a"}
+    (tmp_path / "answers.jsonl").write_text(json.dumps({**row, "image": name}))
+    with pytest.raises(CheckpointError, match=r"answers\.jsonl names .*not a path inside its folder"):
+        read_cases(tmp_path)
+    (tmp_path / "answers.jsonl").write_text(json.dumps({**row, "image": "images/a.png"}))
+    assert read_cases(tmp_path)[0].image == tmp_path / "images/a.png"
 
 
 def test_a_backbone_names_the_visual_tokenizer_of_its_family_only(model):
@@ -249,10 +260,10 @@ def test_an_llm_that_a_backbone_names_is_not_downloaded(tmp_path, monkeypatch):
         CraftError, match=r"CRAFT downloads only what you name yourself.*hf download evil/llm"
     ):
         load_borrowed(tmp_path, "evil/llm", torch.float32)
-    assert [options["local_files_only"] for options in asked] == [True]
+    assert [options.get("local_files_only") for options in asked] == [True]
     with pytest.raises(CraftError, match="could not be downloaded"):
         open_llm("good/llm", torch.float32)
-    assert asked[-1]["local_files_only"] is False
+    assert "local_files_only" not in asked[-1]
 
 
 # Files that are cut short, or belong elsewhere

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from craft.core.errors import CraftError
 
@@ -43,9 +44,8 @@ def hub_folder(name: str, download: bool = True) -> Path:
         [f"{part}/{kind}" for part in (*inner, "visual") for kind in _FILES] if inner else [*_FILES]
     )
     try:
-        root = Path(
-            snapshot_download(f"{org}/{repository}", allow_patterns=patterns, local_files_only=not download)
-        )
+        cached: dict[str, Any] = {} if download else {"local_files_only": True}
+        root = Path(snapshot_download(f"{org}/{repository}", allow_patterns=patterns, **cached))
     except Exception as error:  # network, authentication, unknown name: the remedy is the same
         reason = " ".join(str(error).split())[:200]
         if not download:

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import CheckpointError, ConfigError, DataError
-from craft.core.files import append_text, atomic_write_bytes, atomic_write_text, read_json, write_json
+from craft.core.files import (
+    append_text,
+    atomic_write_bytes,
+    atomic_write_text,
+    member,
+    read_json,
+    write_json,
+)
 from craft.core.interrupt import Interrupted, stop_wish
 from craft.core.progress import say, track
 from craft.core.store import json_lines, whole_lines
@@ -185,9 +192,13 @@ def read_cases(folder: Path) -> list[Case]:
 
     Raises:
         DataError: a row is not of the form that `read_rows` describes.
+        CheckpointError: the image of a row is outside the folder.
     """
-    rows = read_rows(folder / "answers.jsonl")
-    return [case_of(row, folder / str(row["image"]) if row.get("image") else None) for row in rows]
+    source = folder / "answers.jsonl"
+    return [
+        case_of(row, member(folder, row["image"], source, nested=True) if row.get("image") else None)
+        for row in read_rows(source)
+    ]
 
 
 def preview_of(cases: Sequence[Case]) -> Preview:
