@@ -25,7 +25,8 @@ def show(
 
     Args:
         images: image files; or the name of an embedded domain, for some of its test images.
-        model: the model whose visual tokenizer is used; by default the encoder's surrogate, or craft-tiny.
+        model: the model whose visual tokenizer is used; by default craft-tiny, or the model that the encoder
+            was adapted with, if it is a shipped one.
         encoder: a run folder of `craft adapt`.
         keep_ratios: keep ratios to draw, as in 0.8,0.4.
         prior: code counts that define rarity, as for `craft eval`; by default those of each tower.
@@ -83,7 +84,8 @@ def prior(
     Args:
         data: as for `craft adapt`; its training part is counted.
         out: the file for the counts, to be passed as --prior to `craft eval`.
-        model: the model whose visual tokenizer is used; by default the encoder's surrogate, or craft-tiny.
+        model: the model whose visual tokenizer is used; by default craft-tiny, or the model that the encoder
+            was adapted with, if it is a shipped one.
         encoder: a run folder of `craft adapt` whose tower is used; by default the model's own tower.
         limit: at most this many images.
         root: the folder of a benchmark; for other data, the folder to which relative paths refer.

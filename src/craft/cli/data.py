@@ -132,6 +132,7 @@ def check(
     answer_with: Literal["letter", "option"] = "option",
     unseen_fraction: float = 0.2,
     decode: bool = True,
+    model: str = "craft-tiny/qwen2",
     common: Common = COMMON,
 ) -> None:
     """Read a data set as `craft adapt` does, open every image, and report what it contains.
@@ -142,8 +143,10 @@ def check(
         answer_with: ask for the option's letter, or its text.
         unseen_fraction: the share of the classes that is held out of training.
         decode: open every image; --no-decode only reads and compares the files.
+        model: the model whose tokenizer measures answers: shipped, or a folder.
     """
     from craft.data import BENCHMARKS, check_data, read_data
+    from craft.data.check import answer_tokens
     from craft.data.compose import Composition, compose, whole
     from craft.data.levels import levelled, with_white
     from craft.data.sample import distinct
@@ -154,7 +157,8 @@ def check(
     composition = Composition(common.seed or 0, answer_with, unseen_fraction=unseen_fraction)
     composed = compose(raw, composition)
     everything = whole(raw)
-    findings = check_data(everything, decode)
+    tokens = answer_tokens(model)
+    findings = check_data(everything, decode, tokens=tokens, letters=answer_with == "letter")
     composed.hashes = everything.hashes  # no image is read twice
     notes = list(composed.notes)
     if data in BENCHMARKS:

@@ -56,6 +56,41 @@ def user_path(path: PathLike) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def member(folder: Path, name: object, source: PathLike, nested: bool = False) -> Path:
+    """The path of a file that a manifest or an index names, which must be inside the manifest's folder.
+
+    Args:
+        folder: the folder that the name is relative to.
+        name: the name as it was read.
+        source: the manifest or index, for the message.
+        nested: accept folders in the name ("images/a.png"); otherwise, the name is that of a file.
+
+    Raises:
+        CheckpointError: the name is no text, is empty, absolute, has a folder, "..", a backslash or a NUL in
+            it, or it is a link that leads out of the folder.
+    """
+    parts = name.split("/") if isinstance(name, str) else []
+    plain = all(part not in ("", ".", "..") and not set(part) & {"\\", "\0"} for part in parts)
+    if not parts or not plain or (len(parts) > 1 and not nested):
+        kind = "a path inside its folder" if nested else "the plain name of a file in its folder"
+        raise CheckpointError(f"{source} names {name!r}, which is not {kind}; CRAFT reads no other files.")
+    path = folder.joinpath(*parts)
+    if not is_inside(path, folder):
+        raise CheckpointError(
+            f"{path}, which {source} names, is a link to a file outside its folder, which CRAFT does not "
+            "follow; copy the file itself there (cp -L)."
+        )
+    return path
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path is inside a folder, after links are followed. Files of the hub's cache are inside too:
+    its folders `snapshots/REVISION` consist of links to `blobs`."""
+    target, root = path.resolve(), folder.resolve()
+    stores = [parent.parent / "blobs" for parent in (root, *root.parents) if parent.name == "snapshots"]
+    return any(target.is_relative_to(allowed) for allowed in (root, *stores))
+
+
 def check_writable(path: PathLike) -> None:
     """Check that a file can be written, before the work that produces it. Nothing is written.
 

@@ -4,15 +4,17 @@ import hashlib
 import io
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from craft.core.errors import DataError
+from craft.core.files import user_path
 from craft.core.progress import track
 from craft.data.domains.embedded import EMBEDDED
 from craft.data.images import (
@@ -29,9 +31,10 @@ from craft.data.problems import Problems
 from craft.data.sample import Data, Sample, distinct
 
 LONG_ANSWER, RARE, IMBALANCE, NEAR, CLOSE, DARK = 5, 2, 20, 3, 4.0, 16
-"""Limits of the findings: an answer of more words cannot be exact in 5 tokens; a class with fewer images is
-rare; the largest class may be this many times the smallest; near-duplicates differ in at most this many bits
-of 64, and by at most this many grey levels of 255 on average; no value of a dark image reaches this."""
+"""Limits of the findings: an answer of more tokens cannot be exact in a reply of 5 (§4.1); a class with fewer
+images is rare; the largest class may be this many times the smallest; near-duplicates differ in at most this
+many bits of 64, and by at most this many grey levels of 255 on average; no value of a dark image reaches
+this."""
 
 EXAMPLES = 3
 """How many examples a finding names."""
@@ -194,13 +197,22 @@ def _overlap(data: Data, results: Sequence[tuple[Sample, Look]]) -> list[tuple[S
     return pairs
 
 
-def check_data(data: Data, decode: bool = True, progress: bool = True) -> list[Finding]:
+def check_data(
+    data: Data,
+    decode: bool = True,
+    progress: bool = True,
+    *,
+    tokens: Callable[[str], int] | None = None,
+    letters: bool = False,
+) -> list[Finding]:
     """Check every image and every sample.
 
     Args:
         data: with all its classes (`whole`), so that nothing is missed. Its `hashes` are filled.
         decode: decode images; otherwise, files are only read and compared.
         progress: show the progress.
+        tokens: counts the tokens of an answer; None counts its words, of which each has at least one token.
+        letters: options are answered by their letter.
 
     Raises:
         DataError: images that cannot be used, as `verify_images`.
@@ -209,7 +221,39 @@ def check_data(data: Data, decode: bool = True, progress: bool = True) -> list[F
     results = _usable(samples, data.name, progress, "all", decode)
     data.hashes |= {s.image: look.sha256 for s, look in results if isinstance(s.image, str | Packed)}
     caveats = [Finding("incomplete", 1, caveat) for caveat in data.caveats]
-    return [*caveats, *_traits(results), *_duplicates(data, results), *_classes(data), *_answers(data)]
+    return [
+        *caveats,
+        *_traits(results),
+        *_duplicates(data, results),
+        *_classes(data),
+        *_answers(data, tokens, letters),
+    ]
+
+
+def answer_tokens(model: str) -> Callable[[str], int]:
+    """A function that counts the tokens of an answer in a reply of a model. It reads only `tokenizer.json`.
+
+    Args:
+        model: a shipped model, or the folder of a model or LLM.
+
+    Raises:
+        DataError: there is no such file, or it is damaged.
+    """
+    from tokenizers import Tokenizer
+
+    shipped = Path(__file__).parents[1] / "shipped" / model
+    folder = shipped if (shipped / "craft.json").is_file() else user_path(model)
+    path = next((p for p in (folder / "llm/tokenizer.json", folder / "tokenizer.json") if p.is_file()), None)
+    if path is None:
+        raise DataError(
+            f"{model} has no tokenizer.json, by which answers are measured; give a shipped model, such as "
+            "craft-tiny/qwen2, or the folder of one that has it (--model)."
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise DataError(f"{path} is damaged or not a tokenizer ({error}); copy it again.") from error
+    return lambda text: len(tokenizer.encode(f" {text}", add_special_tokens=False).ids)
 
 
 def looks(
@@ -411,18 +455,26 @@ def _classes(data: Data) -> Iterator[Finding]:
         yield _finding("numbered classes", numbers, "classes are named by a number; the LLM needs words")
 
 
-def _answers(data: Data) -> Iterator[Finding]:
-    long = [s.origin for s in data.test if not s.choices and len(s.answer.split()) > LONG_ANSWER]
-    if long:
-        yield _finding(
-            "long answers",
-            long,
-            f"test answers have more than {LONG_ANSWER} words: a reply of 5 tokens cannot match them",
-        )
+def _answers(data: Data, tokens: Callable[[str], int] | None, letters: bool) -> Iterator[Finding]:
+    """Answers that an exact match cannot reach: class names and texts."""
+    unit, count = ("tokens", tokens) if tokens else ("words", lambda text: len(text.split()))
+    written = [s for s in data.test if not letters or (s.answer and not s.choices)]
+    lengths = {answer: count(answer) for answer in {sample.concept for sample in written}}
+    long = [sample for sample in written if lengths[sample.concept] > LONG_ANSWER]
+    if not long:
+        return
+    names = list(dict.fromkeys(f"{s.concept!r} ({lengths[s.concept]} {unit})" for s in long))
+    remedy = "ask for letters (--answer-with letter), or " if not letters and len(lengths) > 1 else ""
+    text = (
+        f"{100 * len(long) / len(data.test):.0f} % of the test answers ({len(long)} of {len(data.test)}) "
+        f"cannot be an exact match, because a reply has {LONG_ANSWER} tokens: {', '.join(names[:EXAMPLES])}; "
+        f"{remedy}allow longer replies (`craft eval --max-new-tokens {max(lengths.values())}`)"
+    )
+    yield Finding("long answers", len(long), text, tuple(sample.origin for sample in long[:EXAMPLES]))
 
 
 _ONE = {"images are": "image is", "images have": "image has", "images look": "image looks"}
-_ONE |= {"classes have": "class has", "classes are": "class is", "answers have": "answer has"}
+_ONE |= {"classes have": "class has", "classes are": "class is"}
 
 
 def _finding(kind: str, where: Sequence[str], text: str, warning: bool = True) -> Finding:

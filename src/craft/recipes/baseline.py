@@ -23,7 +23,7 @@ from craft.models.freezing import part_hashes, parts
 from craft.models.lvlm import LVLM
 from craft.recipes.adapt import AdaptResult, adapt
 from craft.recipes.adapt import rehearse as rehearse_adapt
-from craft.recipes.arguments import DataSource, ModelSource, loaded
+from craft.recipes.arguments import DataSource, ModelSource, loaded, surrogate_of
 from craft.recipes.opening import (
     Config,
     Model,
@@ -171,15 +171,18 @@ def load_tuned(out: str | Path, model: str | Path | LVLM | None = None, **option
 
     Args:
         out: the run folder.
-        model: the model that was tuned; None loads the model that the run names.
+        model: the model that was tuned; None loads the model that the run names, if it is a shipped
+            one or a folder.
         **options: `device` and `dtype`, as for `craft.load`.
 
     Raises:
         CheckpointError: the run has not finished, or the model is not the one that was tuned.
+        ConfigError: no model is named, and the tuned one would have to be downloaded.
         CodebookMismatchError: it has another codebook.
     """
     artefact = load_artefact(out)
-    return loaded(model or str(artefact.surrogate), **options).with_encoder(artefact)
+    named = surrogate_of(artefact, "model =", folders=True) if model is None else model
+    return loaded(named, **options).with_encoder(artefact)
 
 
 def find_baseline(method: str, *, trains: bool = False) -> Baseline:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import ConfigError
-from craft.core.files import read_json, user_path
+from craft.core.files import user_path
 from craft.core.text import json_digest, slug
 from craft.data import Sample, stratified
 from craft.formats.artefact import FORMAT, Artefact
+from craft.formats.checks import format_of
 from craft.formats.code_cache import image_names
 from craft.formats.load import load_artefact
 from craft.judging.answers import (
@@ -29,7 +30,7 @@ from craft.judging.judge import CostEstimate, estimate_cost, judge_answers, make
 from craft.judging.report import JudgeReport
 from craft.models.freezing import answer_hashes
 from craft.models.lvlm import LVLM
-from craft.recipes.arguments import ModelSource, data_name, loaded, model_name, without_none
+from craft.recipes.arguments import ModelSource, data_name, loaded, model_name, surrogate_of, without_none
 from craft.recipes.questions import questions_for, take
 
 Config = JudgeConfig | Mapping[str, Any] | str | Path | None
@@ -54,7 +55,8 @@ def judge(
             folder of an earlier judging.
         judge: "offline" (fixed rules, Correctness and Presence only), "anthropic", "openai", or a judge of
             your own.
-        backbone: the LVLM that answers with the run's encoder; None is the run's surrogate.
+        backbone: the LVLM that answers with the run's encoder; None is the run's surrogate, if that is a
+            shipped model or a folder.
         data: as `craft.evaluate` takes it; None is the run's own. For a .jsonl it supplies the images of rows
             that name none, by `id`.
         config: a YAML file, dict or `JudgeConfig`; the other arguments take precedence.
@@ -153,9 +155,7 @@ def answers_of(
         return _answers_of_lvlm(settings, settings.run, None)
     artefact = load_artefact(settings.run)
     answering = backbone if isinstance(backbone, LVLM) else settings.backbone
-    answering = answering if answering is not None else artefact.manifest.get("config", {}).get("surrogate")
-    if answering is None:
-        raise ConfigError("Name the LVLM that answers (--backbone); the encoder does not say its surrogate.")
+    answering = surrogate_of(artefact, "--backbone", folders=True) if answering is None else answering
     return _answers_of_lvlm(settings, answering, artefact)
 
 
@@ -243,4 +243,4 @@ def _is_encoder(path: Path) -> bool:
     """Whether a folder is a run or an adapted encoder, rather than an LVLM."""
     if (path / "run.json").is_file() or (path / "encoder").is_dir():
         return True
-    return (path / "craft.json").is_file() and read_json(path / "craft.json").get("format") == FORMAT
+    return format_of(path / "craft.json") == FORMAT

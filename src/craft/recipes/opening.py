@@ -16,6 +16,8 @@ from craft.core.progress import say
 from craft.data import Data, verify_images
 from craft.data.check import settle_overlap
 from craft.data.load import short_name
+from craft.evaluation.config import EvalConfig
+from craft.evaluation.lengths import announce_long_answers, check_questions
 from craft.evaluation.run import evaluate_lvlm
 from craft.formats.load import load
 from craft.models.backbone import Backbone
@@ -102,7 +104,8 @@ def open_run(data: DataSource | None, settings: AdaptConfig, model: "Model") -> 
     """The model and the data of a run. CRAFT opens every image once before it loads the model.
 
     Raises:
-        DataError: the data is missing, empty or broken, or training images stand in the test split too.
+        DataError: the data is missing, empty or broken, training images stand in the test split too, or a
+            question with its answer is longer than the LLM's context.
         ConfigError: eval_every is set, and there are no validation samples.
         CheckpointError: the model is missing or damaged.
     """
@@ -113,7 +116,10 @@ def open_run(data: DataSource | None, settings: AdaptConfig, model: "Model") -> 
         say(f"note: {opened.name}: {caveat}")
     if settings.eval_every and not opened.validation:
         raise ConfigError(f"eval_every needs validation samples, and {opened.name} has none; unset it.")
-    return model(), opened
+    lvlm = model()
+    check_questions(lvlm, [*opened.train, *opened.validation])
+    announce_long_answers(lvlm, opened.test, EvalConfig().max_new_tokens, later=True)
+    return lvlm, opened
 
 
 def validation(data: Data, settings: AdaptConfig) -> Callable[[LVLM], float] | None:

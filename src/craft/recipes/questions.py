@@ -5,9 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
-from craft.core.errors import ConfigError, DataError
+from craft.core.errors import CheckpointError, ConfigError, DataError
 from craft.core.progress import say
+from craft.core.settings import without_idle
 from craft.data import EMBEDDED, Data, Sample, load_data, stratified
 from craft.data.check import settle_overlap
 from craft.models.lvlm import LVLM
@@ -76,9 +78,24 @@ def describe(data: Data, settings: DataConfig) -> dict[str, Any]:
 
 
 def training_data_of(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The record that `describe` made in a manifest; None if `adapt` did not make the artefact."""
+    """The record that `describe` made in a manifest; None if `adapt` did not make the artefact.
+
+    Raises:
+        CheckpointError: its settings are not those of data.
+    """
     record = manifest.get("data")
-    return dict(record) if isinstance(record, Mapping) and "settings" in record else None
+    if not isinstance(record, Mapping) or record.get("settings") is None:
+        return None
+    try:
+        settings = DataConfig.model_validate(without_idle(record["settings"]))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = ".".join(map(str, fault["loc"]))
+        raise CheckpointError(
+            f"The craft.json of the encoder is damaged: data.settings.{name} cannot be {fault['input']!r} "
+            f"({fault['msg'].lower()}). Copy the whole folder again."
+        ) from None
+    return {**record, "settings": settings.model_dump(mode="json")}
 
 
 def is_training_data(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import ConfigError, DataError
-from craft.core.files import read_json
 from craft.core.progress import say
 from craft.core.provenance import machine
 from craft.core.settings import without_idle
@@ -22,6 +21,7 @@ from craft.core.text import flat, json_digest
 from craft.data import EMBEDDED, Data
 from craft.data.load import short_name
 from craft.evaluation.config import TransferConfig
+from craft.evaluation.lengths import check_questions
 from craft.evaluation.report import Report
 from craft.formats.artefact import Artefact
 from craft.formats.code_cache import CodeCache
@@ -42,7 +42,7 @@ from craft.recipes.arguments import (
 from craft.recipes.evaluate import evaluate
 from craft.recipes.questions import checked, questions_for
 from craft.training.config import AdaptConfig
-from craft.training.run_folder import FREE, RunFolder
+from craft.training.run_folder import FREE, RunFolder, read_record
 
 WORK = "runs/transfer"
 """The default folder of the encoders that are adapted here, of codes and of answers."""
@@ -213,6 +213,8 @@ def _answers(plan: _Plan, lvlms: Sequence[LVLM], ask: "_Asker", settings: Transf
             if adapted_here and (row.data is not None or settings.adapt.data.limit is None):
                 _check_data(row.artefact, questions)
             for lvlm in lvlms:
+                check_questions(lvlm, questions.test)  # before the hours of asking the others
+            for lvlm in lvlms:
                 say(f"encoder {number} of {plan.total}, {row.label} on {questions.name}: {lvlm.name}")
                 before = ask(lvlm, None, questions, row.artefact)
                 after = ask(lvlm, row.artefact, questions, row.artefact)
@@ -316,7 +318,7 @@ def _adapted_rows(
         name = source.name if isinstance(source, Data) else short_name(source)
         run = RunFolder(folder / f"{_plain(name)}-{_plain(surrogate.name)}-{seed}")
         record = run.path / "run.json"
-        before = read_json(record).get("hashes_before") if record.is_file() else None
+        before = read_record(record).get("hashes_before") if record.is_file() else None
         stale = before is not None and before != hashes[surrogate.name]
         if stale:
             say(f"{run.path} was made with other weights of {surrogate.name}; it is made again")

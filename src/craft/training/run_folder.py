@@ -7,7 +7,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from craft.core.errors import ConfigError
+from pydantic import Field
+
+from craft.core.errors import CheckpointError, ConfigError
 from craft.core.files import (
     atomic_write_text,
     clear_leftovers,
@@ -19,6 +21,7 @@ from craft.core.files import (
 from craft.core.interrupt import Interrupted
 from craft.core.processes import is_main, on_main
 from craft.core.provenance import machine
+from craft.core.records import Record, check_record
 from craft.core.settings import Settings, removed_fault, without_idle
 from craft.core.text import flat
 
@@ -32,6 +35,57 @@ FREE = frozenset(
 )
 """Settings that may change when a run is resumed, because they do not change the result. (The last three may
 change the data, whose fingerprint is compared.)"""
+
+
+class _Line(Record):
+    step: int = Field(ge=0)
+
+
+class _Named(Record):
+    name: str | None = None
+    fingerprint: str | None = None
+
+
+class _Choice(Record):
+    name: str
+    why: str
+
+
+class _Run(Record):
+    """The fields of `run.json` that CRAFT reads again."""
+
+    status: str | None = None
+    reason: str | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
+    machine: dict[str, Any] = Field(default_factory=dict)
+    data: _Named = _Named()
+    data_fingerprint: str | None = None
+    held_out: list[str] | None = None
+    seed: int | None = None
+    surrogate: str | None = None
+    steps: int | None = Field(default=None, ge=0)
+    micro_batch: int | None = Field(default=None, ge=1)
+    hashes_before: dict[str, str] = Field(default_factory=dict)
+    hashes_after: dict[str, str] = Field(default_factory=dict)
+    search: _Choice = _Choice(name="exact", why="")
+    blend: float | None = Field(default=None, ge=0, le=1)
+    retention: float | None = Field(default=None, ge=0)
+    language_before: dict[str, Any] | None = None
+    language: dict[str, Any] | None = None
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    interrupted_at: int | None = None
+    best_step: int | None = None
+    best_validation: float | None = None
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The content of a `run.json`.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    fix = "restore it, choose another folder, or delete this one"
+    return check_record(_Run, read_json(path), path, fix)
 
 
 class RunFolder:
@@ -79,7 +133,7 @@ class RunFolder:
 
     def _check(self, config: Settings, resume: bool, overwrite: bool) -> bool:
         if (self.path / "run.json").is_file():
-            self.record = read_json(self.path / "run.json")
+            self.record = read_record(self.path / "run.json")
             if not self.under_way:
                 return False  # a mistake stopped it at its start
             if resume:
@@ -176,12 +230,21 @@ class RunFolder:
             file.write(json.dumps(line) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
+        """The lines of metrics.jsonl.
+
+        Raises:
+            CheckpointError: one is damaged.
+        """
         path = self.path / "metrics.jsonl"
         if not path.is_file():
             return []
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.endswith("}")]  # a crash may cut off the last one
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            whole = [line for line in lines if line.endswith("}")]  # a crash may cut off the last one
+            rows = list(map(json.loads, whole))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} is damaged ({error}); run again with --overwrite.") from error
+        return [check_record(_Line, row, path, "run again with --overwrite") for row in rows]
 
     def rewind(self, step: int) -> None:
         """Delete the lines of metrics.jsonl after `step`, which the run repeats."""
