@@ -26,7 +26,7 @@ _OUTPUTS = ("config.resolved.yaml", "metrics.jsonl", "checkpoints", "encoder", "
 _OUTPUTS += ("stage-1", "stage-2", "visual", "backbone")  # of an alignment
 FREE = frozenset(
     {"out", "device", "checkpoint_every", "keep_checkpoints", "trackers", "cache_mib"}
-    | {"gradient_checkpointing", "workers"}
+    | {"gradient_checkpointing", "workers", "micro_batch"}
     | {"pixel_cache", "log_every"}  # of runs that an earlier version began
 )
 """Settings that may change when a run is resumed, because they do not change the result."""
