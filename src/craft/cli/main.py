@@ -132,9 +132,9 @@ def explain(error: Exception, program: str = "craft") -> str | None:
     if out_of_memory(error):
         return (
             "memory does not suffice for this. For adapt, align and baseline, --micro-batch auto needs less "
-            "and gives the same result, as does --set gradient_checkpointing=true; --dry-run estimates the "
-            "need. Other commands take a smaller --batch-size. Other programs, or a limit of the shell or "
-            "container (ulimit -v), may leave too little as well."
+            "and gives the same result, as does --set gradient_checkpointing=true; so does a smaller "
+            "batch_size, with another result; --dry-run estimates the need. Other commands take a smaller "
+            "--batch-size. A limit of the shell or container (ulimit -v) may leave too little as well."
         )
     if isinstance(error, CraftError):
         return _line(error)

@@ -6,14 +6,16 @@ line turns a `CraftError` into one paragraph and exit status 2, and so does it w
 """
 
 import errno
+import re
 
-_NO_MEMORY = (
-    "out of memory",  # CUDA, MPS, XPU
-    "allocate memory",  # torch's allocator on the CPU, the system
-    "not enough memory",  # the same on Windows
-    "std::bad_alloc",
-    "ALLOC_FAILED",  # cuBLAS
-    "could not create a memory",  # oneDNN
+_NO_MEMORY = re.compile(
+    r"out of memory"  # CUDA, MPS, XPU
+    r"|allocate memory"  # torch's allocator on the CPU, the system
+    r"|not enough memory"  # the same on Windows
+    r"|std::bad_alloc"
+    r"|ALLOC_FAILED"  # cuBLAS
+    r"|could not create a (memory|primitive(?! desc))"  # oneDNN
+    r"|failed to map segment"  # a library, while it is imported
 )
 
 
@@ -49,9 +51,8 @@ def out_of_memory(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
             return True
-        if type(error).__name__ == "OutOfMemoryError" or (
-            not isinstance(error, CraftError) and any(words in str(error) for words in _NO_MEMORY)
-        ):
+        says_so = not isinstance(error, CraftError) and _NO_MEMORY.search(str(error))
+        if says_so or type(error).__name__ == "OutOfMemoryError":
             return True
         error = error.__cause__
     return False

@@ -25,7 +25,7 @@ from craft.training.config import LoopConfig
 from craft.training.engine import Engine
 from craft.training.image_cache import ImageCache
 from craft.training.lesson import Lesson, Share, do_nothing
-from craft.training.micro_batch import checkpointing, resolved
+from craft.training.micro_batch import ballast, checkpointing, give_back, resolved
 from craft.training.order import batch_indices, micro_batches
 from craft.training.run_folder import RunFolder
 
@@ -82,7 +82,7 @@ def fit(
         ConfigError: the settings contradict each other, the model or the machine.
         TrainingError: a loss is not finite (the message names the samples), or the trained weights are not;
             gradient reached frozen weights, frozen weights changed, or another process of the run failed.
-        Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP; a checkpoint was written.
 
     Source: §3.2 and §4.1.
     """
@@ -245,6 +245,7 @@ class _Loop:
     def __post_init__(self) -> None:
         self.probe_every = self.config.probe_every or max(1, self.plan.total // 20)
         self.clock, self.seen = time.monotonic(), 0
+        self.ballast = ballast(self.engine.device) if self.config.micro_batch == "auto" else None
         self.line: dict[str, Any] = {}
 
     def step(self, index: int) -> None:
@@ -280,13 +281,12 @@ class _Loop:
             self._halve(size, index + 1)  # memory is freed here, with the frames of the error
 
     def _halve(self, size: int, step: int) -> None:
-        from accelerate.utils.memory import clear_device_cache
-
         say(f"micro-batches of {size} no longer fit into memory at step {step}; continuing with {size // 2}")
         self.engine.optimizer.zero_grad(set_to_none=True)
+        self.ballast = None
         if self.lesson.images is not None:
             self.lesson.images.forget()
-        clear_device_cache(garbage_collection=True)
+        give_back()
         self.plan = replace(self.plan, micro_batch=size // 2)
         self.run.update(micro_batch=size // 2)
 

@@ -1,7 +1,9 @@
 """What fits into memory: the size of micro-batches, and whether layers run again in the backward pass."""
 
+import ctypes
 import math
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 
@@ -19,6 +21,7 @@ from craft.training.run_folder import RunFolder
 
 _MARGIN = 1.3  # the estimate of activations is good to 30 %
 _ROOM = 1 / 8  # of a step's memory; later steps may need a little more than the trial did
+_LEAST_ROOM = 2**26  # on the CPU; also the size of `ballast`
 
 
 def fitting(trial: Callable[[int], object], most: int) -> int:
@@ -33,7 +36,7 @@ def fitting(trial: Callable[[int], object], most: int) -> int:
     Raises:
         TrainingError: a single sample does not fit.
     """
-    from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+    from accelerate.utils.memory import should_reduce_batch_size
 
     size = most
     while True:
@@ -44,7 +47,7 @@ def fitting(trial: Callable[[int], object], most: int) -> int:
             if not (out_of_memory(error) or should_reduce_batch_size(error)):
                 raise
             failed = True  # memory is freed after this block, with the frames of the error
-        clear_device_cache(garbage_collection=True)
+        give_back()
         if not processes.agree(failed):
             return size
         if size == 1:
@@ -54,6 +57,24 @@ def fitting(trial: Callable[[int], object], most: int) -> int:
             )
         say(f"micro-batches of {size} do not fit into memory; trying {size // 2}")
         size //= 2
+
+
+def give_back() -> None:
+    """Return freed memory to the system: torch's cache of a device, and what the C library keeps."""
+    from accelerate.utils.memory import clear_device_cache
+
+    clear_device_cache(garbage_collection=True)
+    with suppress(AttributeError, OSError, TypeError):  # glibc's alone
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def ballast(device: torch.device) -> torch.Tensor | None:
+    """Memory to free if a step does not fit on the CPU; it is never written to.
+
+    The C library keeps the address space of freed memory for other tensors. The operations of a smaller
+    micro-batch also need some outside of it, for their machine code.
+    """
+    return torch.empty(_LEAST_ROOM, dtype=torch.uint8) if device.type == "cpu" else None
 
 
 def checkpointing(
@@ -147,7 +168,8 @@ def resolved(
 
     def trial(samples: int) -> None:
         needed = _needed(engine.model, lesson, longest[0], config, samples, engine.dtype, engine.recompute)
-        room = torch.empty(math.ceil(_ROOM * needed), dtype=torch.uint8, device=engine.device)
+        least = _LEAST_ROOM if engine.device.type == "cpu" else 0
+        room = torch.empty(max(least, math.ceil(_ROOM * needed)), dtype=torch.uint8, device=engine.device)
         moments = [torch.empty(2 * p.numel(), dtype=torch.float32, device=p.device) for p in parameters]
         batch = lesson.complete(lesson.batches.make(whole[:samples], 0), whole, 0)
         with engine.micro_batch(last=False):
