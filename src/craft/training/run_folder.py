@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ from craft.core.files import (
     atomic_write_text,
     clear_leftovers,
     is_leftover,
+    not_written,
     read_json,
     user_path,
     write_json,
 )
 from craft.core.interrupt import Interrupted
+from craft.core.lock import locked
 from craft.core.processes import is_main, on_main
 from craft.core.provenance import machine
 from craft.core.settings import Settings, removed_fault, without_idle
@@ -75,7 +77,24 @@ class RunFolder:
         continues, self.record = on_main(lambda: (self._check(config, resume, overwrite), self.record))
         return continues
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """A context in which no other command writes to this folder; the main process has the lock for all.
+
+        Raises:
+            ConfigError: another one does, or the folder cannot be written to.
+        """
+        with ExitStack() as stack:
+            on_main(lambda: stack.enter_context(locked(self.path)))
+            yield
+
     def _check(self, config: Settings, resume: bool, overwrite: bool) -> bool:
+        try:
+            return self._continues(config, resume, overwrite)
+        except OSError as error:
+            raise not_written(self.path, error) from error
+
+    def _continues(self, config: Settings, resume: bool, overwrite: bool) -> bool:
         if (self.path / "run.json").is_file():
             self.record = read_json(self.path / "run.json")
             if not self.under_way:
