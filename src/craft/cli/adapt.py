@@ -34,8 +34,10 @@ def adapt(surrogate: str | None = None, *, training: Training = TRAINING, common
     result = _train(run, rehearse, surrogate, config, training, common)
     if result is None:
         return
-    used, before = result.metrics["codes_used"], result.metrics.get("codes_used_before")
-    codes = f"{used} of {len(result.prior)}" + ("" if before is None else f" ({before} before)")
+    metrics = result.metrics
+    codes = f"{metrics['codes_used']} of {len(result.prior)}"
+    if images := metrics.get("codes_images"):  # an earlier version compared other images
+        codes += f" on the {images} training images ({metrics['codes_used_before']} before)"
     _show_trained(
         result,
         common.json,

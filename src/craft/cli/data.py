@@ -9,7 +9,8 @@ from cyclopts import Parameter
 from craft.cli.options import COMMON, Common, Flag, Several
 from craft.cli.output import listed, show_json, show_pairs, show_table
 from craft.core.errors import ConfigError
-from craft.core.files import check_writable, write_json
+from craft.core.files import write_json
+from craft.core.lock import locked
 
 _MOST_LISTED = 8
 """The most classes that `stats` lists."""
@@ -261,24 +262,22 @@ def stats(
     """
     from craft.data import contact_sheet, data_stats, draw_stats, load_data, showcase
 
-    if out is not None:
-        check_writable(out / "stats.json")
-    loaded = load_data(
-        data,
-        source.root,
-        common.seed or 0,
-        unseen_fraction=0,
-        domain=source.domain,
-        columns=source.columns(),
-        white_level=source.white_level,
-        **source.reading(),
-    )
-    counts = data_stats(loaded)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "stats.json", counts)
-        draw_stats(loaded, out / "stats.png")
-        contact_sheet(showcase(loaded), out / "contact_sheet.png")
+    with locked(out):
+        loaded = load_data(
+            data,
+            source.root,
+            common.seed or 0,
+            unseen_fraction=0,
+            domain=source.domain,
+            columns=source.columns(),
+            white_level=source.white_level,
+            **source.reading(),
+        )
+        counts = data_stats(loaded)
+        if out is not None:
+            write_json(out / "stats.json", counts)
+            draw_stats(loaded, out / "stats.png")
+            contact_sheet(showcase(loaded), out / "contact_sheet.png")
     if common.json:
         show_json(counts)
         return

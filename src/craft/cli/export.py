@@ -5,6 +5,7 @@ from typing import Literal
 
 from craft.cli.options import COMMON, Common
 from craft.cli.output import show_json
+from craft.core.lock import locked
 
 
 def export(
@@ -26,7 +27,8 @@ def export(
     from craft.formats.load import load_artefact
     from craft.formats.vila_u import export_vision_tower
 
-    written = export_vision_tower(load_artefact(encoder), base, out)
+    with locked(out):
+        written = export_vision_tower(load_artefact(encoder), base, out)
     if common.json:
         show_json({"format": format, "written": str(written)})
         return

@@ -25,7 +25,7 @@ from craft.cli.judge import judge
 from craft.cli.report import report
 from craft.cli.texts import captions, options, statements
 from craft.cli.transfer import transfer
-from craft.core.errors import CraftError
+from craft.core.errors import CraftError, out_of_memory
 from craft.core.interrupt import Interrupted
 
 DONE, OURS, USERS, STOPPED = 0, 1, 2, 130
@@ -129,14 +129,15 @@ def explain(error: Exception, program: str = "craft") -> str | None:
         if isinstance(error, UnknownOptionError) and chain and "Did you mean" not in reason:
             reason += " Settings go as --set NAME=VALUE."
         return f"{reason} `{' '.join([program, *chain])} --help` lists what there is."
+    if out_of_memory(error):
+        return (
+            "memory does not suffice for this. For adapt, align and baseline, --micro-batch auto needs less "
+            "and gives the same result, as does --set gradient_checkpointing=true; so does a smaller "
+            "batch_size, with another result; --dry-run estimates the need. Other commands take a smaller "
+            "--batch-size. A limit of the shell or container (ulimit -v) may leave too little as well."
+        )
     if isinstance(error, CraftError):
         return _line(error)
-    if _is(error, "torch", "OutOfMemoryError"):
-        return (
-            "the device has too little memory for this. A smaller --batch-size helps (for adapt "
-            "and align: --micro-batch auto, which keeps the batch, or --set gradient_checkpointing=true); "
-            "--dry-run estimates it."
-        )
     if isinstance(error, OSError) and error.errno in _FULL:  # a failed write has no file name
         return f"{error.filename or 'a disk'}: {error.strerror}. Free some space, or choose another folder."
     if _is(error, "safetensors", "SafetensorError"):  # it has the system's error only as text

@@ -6,7 +6,7 @@ from typing import Any
 from craft.cli.flags import config_of, takes
 from craft.cli.options import COMMON, Common, Flag
 from craft.cli.output import show_json, show_table, size, spread
-from craft.core.files import check_writable
+from craft.core.lock import locked
 from craft.core.text import percent, signed
 from craft.evaluation.config import TransferConfig
 
@@ -26,8 +26,6 @@ def transfer(*, flags: Any = None, dry_run: Flag = False, common: Common = COMMO
             backbone a few questions; write nothing.
     """
     config: TransferConfig = config_of(TransferConfig, flags, common)
-    if config.out is not None:
-        check_writable(Path(config.out) / "transfer.json")
     from craft.recipes.transfer import transfer as run
 
     if dry_run and config.surrogates:
@@ -37,10 +35,11 @@ def transfer(*, flags: Any = None, dry_run: Flag = False, common: Common = COMMO
         limit = min(config.ask.limit or REHEARSED, REHEARSED)
         ask = config.ask.model_copy(update={"limit": limit})
         config = config.model_copy(update={"ask": ask, "work": None, "out": None})
-    matrix = run(config=config)
-    written = [] if config.out is None else matrix.save(Path(config.out))
-    if config.out is not None:
-        config.save(Path(config.out) / "config.resolved.yaml")
+    with locked(config.out):
+        matrix = run(config=config)
+        written = [] if config.out is None else matrix.save(Path(config.out))
+        if config.out is not None:
+            config.save(Path(config.out) / "config.resolved.yaml")
     if common.json:
         show_json(matrix.to_json())
         return

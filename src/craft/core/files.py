@@ -17,6 +17,9 @@ from craft.core.errors import CheckpointError, ConfigError
 PathLike = str | os.PathLike[str]
 
 
+LOCK = ".craft.lock"
+"""The name of the file in a folder that `craft.core.lock` locks."""
+
 _LEFTOVER = re.compile(r"\.(.+)\.\d+-[0-9a-f]{8}\.(tmp|old)")
 
 
@@ -26,8 +29,8 @@ def _sibling(path: Path, suffix: str) -> Path:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a file or folder was left unfinished by a killed process."""
-    return _LEFTOVER.fullmatch(path.name) is not None
+    """Whether a file or folder was left by a killed process: unfinished, or to lock the folder."""
+    return path.name == LOCK or _LEFTOVER.fullmatch(path.name) is not None
 
 
 def clear_leftovers(folder: Path) -> None:
@@ -95,19 +98,28 @@ def check_writable(path: PathLike) -> None:
     """Check that a file can be written, before the work that produces it. Nothing is written.
 
     Raises:
-        ConfigError: `path` is a folder, one of its parents is a file, or writing is not allowed.
+        ConfigError: `path` is a folder, one of its parents is a file, a name is too long, or writing is not
+            allowed.
     """
     path = Path(path)
     existing = next(parent for parent in path.absolute().parents if os.path.exists(parent))
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ConfigError(f"{path} is a folder, so no file can be written there; choose another name")
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise not_written(path, error) from error
     if not existing.is_dir():
         raise ConfigError(f"cannot write {path}: {existing} is a file; choose another path")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"cannot write {path}: writing in {existing} is not allowed; choose another path")
 
 
-def _not_written(path: Path, error: OSError) -> ConfigError:
+def not_written(path: Path, error: OSError) -> ConfigError:
+    """The error for a file or folder that the system does not write, with the way out."""
     full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
     fix = "free some space, or choose another path" if full else "choose another path"
     return ConfigError(f"cannot write {path}: {error.strerror or error}; {fix}")
@@ -131,7 +143,7 @@ def atomic_write_bytes(path: PathLike, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise not_written(path, error) from error
     finally:
         with suppress(OSError):  # renamed already, if all went well
             temporary.unlink()
@@ -158,7 +170,7 @@ def append_text(path: PathLike, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise not_written(path, error) from error
 
 
 def write_json(path: PathLike, value: object) -> None:
@@ -212,7 +224,7 @@ def atomic_directory(path: PathLike) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise not_written(path, error) from error
     try:
         yield temporary
         try:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from craft.core.errors import CheckpointError, DataError
+from craft.core.errors import CheckpointError, ConfigError, DataError
 from craft.core.files import atomic_directory, read_json, sha256_file, write_json
 from craft.core.progress import track
 from craft.data.images import ImageSource, image_bytes, image_bytes_hash, image_key, open_image
@@ -64,8 +64,7 @@ def write_manifest(
         DataError: an image cannot be read, or `out` is a folder of something else.
     """
     out = Path(out)
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
-        raise DataError(f"{out} contains other files. Choose a new folder for the manifest.")
+    check_free(out)
     samples = [sample for part in parts for sample in part]
     files = all(isinstance(sample.image, str) for sample in samples)
     folders = {os.path.dirname(os.path.abspath(str(sample.image))) for sample in samples} if files else set()
@@ -106,6 +105,19 @@ def write_manifest(
             about["white_level"] = raw.white_level
         write_json(folder / MANIFEST, about)
     return Prepared(out, about)
+
+
+def check_free(out: Path) -> None:
+    """Check that a folder may be replaced by a manifest: it is missing, empty, or a manifest already.
+
+    Raises:
+        ConfigError: `out` is a file.
+        DataError: it is a folder of something else.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file, so no folder can be written there; choose another name")
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+        raise DataError(f"{out} contains other files. Choose a new folder for the manifest.")
 
 
 def read_manifest(folder: Path, root: Path | None = None) -> Raw:

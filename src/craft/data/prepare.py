@@ -6,12 +6,13 @@ from functools import partial
 from pathlib import Path
 
 from craft.core.files import user_path
+from craft.core.lock import locked
 from craft.data.additions import with_options, with_texts
 from craft.data.benchmarks import BENCHMARKS
 from craft.data.download import download
 from craft.data.levels import with_white
 from craft.data.load import as_setting, read_data
-from craft.data.manifest import Prepared, write_manifest
+from craft.data.manifest import Prepared, check_free, write_manifest
 from craft.data.readers.hub import HUB, hub_folder
 from craft.data.sample import Raw
 from craft.data.splits import TEST_FRACTION, SplitNames, divide, split_names
@@ -65,6 +66,14 @@ def prepare(
         ConfigError: `out` cannot be written.
     """
     out = user_path(out)
+    with locked(out, beside=True):
+        return _prepare(data, root, out, wanted, progress)
+
+
+def _prepare(
+    data: str | Path, root: str | Path | None, out: Path, wanted: Wanted, progress: bool
+) -> Prepared:
+    check_free(out)
     fetch = partial(download, folder=out.with_name(f"{out.name}-pictures")) if wanted.download else None
     data, root = _fetched(as_setting(data), root, split_names(wanted.splits))
     reading = {"splits": wanted.splits, "partial": wanted.partial}

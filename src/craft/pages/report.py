@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from craft.core.errors import CheckpointError, DataError
-from craft.core.files import atomic_write_text, read_json
+from craft.core.files import atomic_write_text, check_writable, read_json
 from craft.core.provenance import machine
 from craft.core.text import flat, percent
 from craft.data import open_image
@@ -51,6 +51,7 @@ def report(paths: Sequence[str | Path], out: str | Path, title: str = "CRAFT rep
         CheckpointError: a file is damaged.
         ConfigError: the page cannot be written.
     """
+    check_writable(out)
     sections: list[ReportSection] = []
     for path in paths:
         added = sections_of(Path(os.path.abspath(path)))  # "." has a name too

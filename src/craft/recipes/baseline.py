@@ -107,34 +107,35 @@ def tune(
     if finished:
         return _finished(run, settings, source())
 
-    # 1. Data, model, and the fingerprints of the parts that train.
-    lvlm, dataset = open_run(data, settings, source)
-    baseline.check(lvlm)
-    base = {name: part_fingerprint(parts(lvlm)[name]) for name in baseline.parts}
-    begin(run, settings, lvlm, dataset, resume, overwrite, method=method)
-    steps = settings.steps(len(image_groups(dataset.train, settings.questions_per_image)))
-    say(f"{method}: {lvlm.name} on {dataset.name}, {steps} steps of {settings.batch_size}")
+    with run.held():
+        # 1. Data, model, and the fingerprints of the parts that train.
+        lvlm, dataset = open_run(data, settings, source)
+        baseline.check(lvlm)
+        base = {name: part_fingerprint(parts(lvlm)[name]) for name in baseline.parts}
+        begin(run, settings, lvlm, dataset, resume, overwrite, method=method)
+        steps = settings.steps(len(image_groups(dataset.train, settings.questions_per_image)))
+        say(f"{method}: {lvlm.name} on {dataset.name}, {steps} steps of {settings.batch_size}")
 
-    # 2. Training, and the tuned parts.
-    make_lesson = partial(baseline.make_lesson, earlier=Settled.of(run.record))
-    validate = validation(dataset, settings)
-    with run.recording_failure():
-        result = fit(
-            lvlm, dataset.train, settings, run, make_lesson=make_lesson, resume=resume, validate=validate
-        )
-        factors = {}
-        if "llm" in baseline.parts:
-            factors = take_lora(lvlm.backbone.llm, merge=True)
-            lvlm.backbone.borrowed = None  # the LLM is no longer the published one
-        run.update(hashes_after=part_hashes(lvlm))
-        metrics = run_metrics(run, result)
-        manifest = {"method": method, **run_manifest(run, settings, metrics)}
-        tuned = run.path / "tuned"
-        on_main(
-            lambda: save_tuned(tuned, lvlm, baseline.parts, base=base, factors=factors, manifest=manifest)
-        )
-        run.update(status="finished", metrics=metrics)
-    return BaselineResult(run.path, tuned, metrics, dataset.held_out, settings, lvlm)
+        # 2. Training, and the tuned parts.
+        make_lesson = partial(baseline.make_lesson, earlier=Settled.of(run.record))
+        validate = validation(dataset, settings)
+        with run.recording_failure():
+            result = fit(
+                lvlm, dataset.train, settings, run, make_lesson=make_lesson, resume=resume, validate=validate
+            )
+            factors = {}
+            if "llm" in baseline.parts:
+                factors = take_lora(lvlm.backbone.llm, merge=True)
+                lvlm.backbone.borrowed = None  # the LLM is no longer the published one
+            run.update(hashes_after=part_hashes(lvlm))
+            metrics = run_metrics(run, result)
+            manifest = {"method": method, **run_manifest(run, settings, metrics)}
+            tuned = run.path / "tuned"
+            on_main(
+                lambda: save_tuned(tuned, lvlm, baseline.parts, base=base, factors=factors, manifest=manifest)
+            )
+            run.update(status="finished", metrics=metrics)
+        return BaselineResult(run.path, tuned, metrics, dataset.held_out, settings, lvlm)
 
 
 METHODS: dict[str, Callable[..., Any]] = {name: partial(tune, name) for name in BASELINES}

@@ -9,6 +9,7 @@ from typing import Any
 
 from craft.core.errors import ConfigError, CraftError
 from craft.core.files import check_writable, write_json
+from craft.core.lock import locked
 from craft.core.progress import say
 from craft.core.store import RecordStore
 from craft.core.tensors import hash_tensors
@@ -154,9 +155,16 @@ def evaluate_all(
     config = EvalConfig.build(config, {**overrides, **without_none({"backbone": model_name(backbone)})})
     if config.encoder and config.like:
         raise ConfigError("Give encoders to use them, or like to compare with them; not both.")
-    if config.out is not None:
-        check_writable(Path(config.out) / "report.json")
+    with locked(config.out):
+        return _evaluate_all(backbone, config, resume, card)
+
+
+def _evaluate_all(backbone: str | Path | LVLM | None, config: EvalConfig, resume: bool, card: bool) -> Row:
+    if config.cache is not None:
+        check_writable(Path(config.cache) / "cache.json")
     artefacts = [load_artefact(e) for e in config.encoder or config.like]  # a mistake here costs no LLM
+    for artefact in artefacts if card else ():
+        check_writable(artefact.folder / "README.md")
     lvlm = load_backbone(backbone, config)
     for artefact in artefacts:
         lvlm.with_encoder(artefact)  # a wrong codebook shows before the hours of asking

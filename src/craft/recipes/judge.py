@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import ConfigError
-from craft.core.files import user_path
+from craft.core.files import check_writable, user_path
+from craft.core.lock import locked
 from craft.core.text import json_digest, slug
 from craft.data import Sample, stratified
 from craft.formats.artefact import FORMAT, Artefact
@@ -75,7 +76,9 @@ def judge(
     """
     settings = judge_settings(run, judge, backbone, data, config, overrides)
     chosen = judge if isinstance(judge, Judge) else make_judge(settings)
-    return judge_answers(answers_of(settings, run, backbone), chosen, overwrite)
+    answers = answers_of(settings, run, backbone)
+    with locked(answers.folder):
+        return judge_answers(answers, chosen, overwrite)
 
 
 def estimate(
@@ -170,11 +173,12 @@ def _answers_of_lvlm(settings: JudgeConfig, backbone: str | LVLM, artefact: Arte
         lvlm = loaded(backbone, settings.device, settings.dtype)
         return lvlm if zero_shot or artefact is None else lvlm.with_encoder(artefact)
 
-    questions = questions_for({"name": settings.data, "root": settings.root}, settings.seed, manifest, model)
-    samples = take(questions.samples("test"), settings.limit, questions.seed)
     name = str(model_name(backbone))
     parent = Path("runs" if artefact is None or settings.run is None else settings.run) / "judge"
     folder = user_path(settings.out or parent / (slug(name, "judge") + ("-zero-shot" if zero_shot else "")))
+    check_writable(folder / "answers.json")
+    questions = questions_for({"name": settings.data, "root": settings.root}, settings.seed, manifest, model)
+    samples = take(questions.samples("test"), settings.limit, questions.seed)
 
     def collect() -> list[Case]:
         lvlm = model()
@@ -206,6 +210,8 @@ def _answers_of_lvlm(settings: JudgeConfig, backbone: str | LVLM, artefact: Arte
 
 def _answers_in_file(settings: JudgeConfig, path: Path) -> Answers:
     """The answers in a .jsonl, at most `limit` of them, drawn evenly from the labels."""
+    folder = user_path(settings.out or path.with_name(f"{path.stem}-judged"))
+    check_writable(folder / "answers.json")
     samples: dict[str, Sample] = {}
     if settings.data is not None:
         data = questions_for({"name": settings.data, "root": settings.root}, settings.seed, {}, _no_lvlm)
@@ -220,7 +226,6 @@ def _answers_in_file(settings: JudgeConfig, path: Path) -> Answers:
             seed=settings.seed or 0,
             purpose="limit",
         )[1]
-    folder = user_path(settings.out or path.with_name(f"{path.stem}-judged"))
     return Answers(
         folder,
         collect=lambda: adopt(path, rows, samples, folder),

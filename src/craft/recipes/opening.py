@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from craft.core.device import resolve_device
 from craft.core.errors import ConfigError
-from craft.core.processes import world
+from craft.core.lock import check_unlocked
+from craft.core.processes import on_main, world
 from craft.core.progress import say
 from craft.data import Data, verify_images
 from craft.data.check import settle_overlap
@@ -70,6 +71,8 @@ def run_settings(
 def run_folder(settings: LoopConfig, resume: bool, overwrite: bool) -> tuple[RunFolder, bool]:
     """The run's folder, and whether it holds the finished run of these settings. Nothing is written.
 
+    A caller that goes on to train does so within `RunFolder.held`.
+
     Raises:
         ConfigError: the folder is in use, the run to resume had other settings, or a batch cannot be divided
             among the processes.
@@ -83,6 +86,7 @@ def run_folder(settings: LoopConfig, resume: bool, overwrite: bool) -> tuple[Run
     size = settings.micro_batch if isinstance(settings.micro_batch, int) else None
     micro_batches(list(range(settings.batch_size)), 0, world(), size)
     run = RunFolder(str(settings.out))
+    on_main(lambda: check_unlocked(run.path))
     finished = run.check(settings, resume, overwrite) and run.finished
     if finished:
         say(f"the run in {run.path} is already finished")

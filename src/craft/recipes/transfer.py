@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import ConfigError, DataError
+from craft.core.lock import locked
 from craft.core.progress import say
 from craft.core.provenance import machine
 from craft.core.settings import without_idle
@@ -120,24 +121,25 @@ def transfer(
     encoders, surrogates = encoders or settings.encoders, surrogates or settings.surrogates
     backbones = backbones or settings.backbones or surrogates
     _check(encoders, surrogates, backbones, settings)
-    once = functools.cache(lambda model: loaded(model, settings.device, settings.dtype))
-    lvlms, makers = (
-        [once(model if isinstance(model, LVLM) else str(model)) for model in models]
-        for models in (backbones, surrogates)
-    )
-    _apart(lvlms)
-    _apart(makers)
-    for lvlm in lvlms:
-        lvlm.check_keep_ratio(settings.ask.keep_ratio)
-    sources = sources or list(settings.data)
-    if makers:
-        plan = _plan_of_surrogates(makers, sources, lvlms, settings)
-    else:
-        rows, seeds = _named_rows(encoders, lvlms, same_questions=bool(sources)), settings.all_seeds()
-        plan = _Plan(rows, len(encoders), sources or [None], seeds or [None], settings.work)
-    limits = settings.ask.model_dump(include={"keep_ratio", "limit", "max_new_tokens"})
-    ask = _Asker(None if plan.work is None else Path(plan.work), limits, settings.ask.batch_size)
-    answers = _answers(plan, lvlms, ask, settings)
+    with locked(settings.work or (WORK if surrogates else None)):
+        once = functools.cache(lambda model: loaded(model, settings.device, settings.dtype))
+        lvlms, makers = (
+            [once(model if isinstance(model, LVLM) else str(model)) for model in models]
+            for models in (backbones, surrogates)
+        )
+        _apart(lvlms)
+        _apart(makers)
+        for lvlm in lvlms:
+            lvlm.check_keep_ratio(settings.ask.keep_ratio)
+        sources = sources or list(settings.data)
+        if makers:
+            plan = _plan_of_surrogates(makers, sources, lvlms, settings)
+        else:
+            rows, seeds = _named_rows(encoders, lvlms, same_questions=bool(sources)), settings.all_seeds()
+            plan = _Plan(rows, len(encoders), sources or [None], seeds or [None], settings.work)
+        limits = settings.ask.model_dump(include={"keep_ratio", "limit", "max_new_tokens"})
+        ask = _Asker(None if plan.work is None else Path(plan.work), limits, settings.ask.batch_size)
+        answers = _answers(plan, lvlms, ask, settings)
     record = {
         "seeds": sorted(answers.seeds),
         **limits,

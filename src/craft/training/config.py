@@ -153,7 +153,7 @@ class LoopConfig(Settings):
         batch_size: samples per optimiser step, over all processes and micro-batches (§4.1: 24).
         micro_batch: the largest number of samples in one forward pass of one process; None is the whole share
             of the batch, "auto" the largest number that fits into memory. The loss is the same except for
-            rounding, and except for Eq. 4, which sees the pairs within one micro-batch of all processes.
+            rounding.
         gradient_checkpointing: layers of tower and LLM keep only their inputs and run again in the backward
             pass: less memory, the same result. "selective" also keeps the results of matrix products and
             attention: two thirds of the memory for little time. "auto" takes the first of false, "selective"

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from craft.core.files import (
     atomic_write_text,
     clear_leftovers,
     is_leftover,
+    not_written,
     read_json,
     user_path,
     write_json,
 )
 from craft.core.interrupt import Interrupted
+from craft.core.lock import locked
 from craft.core.processes import is_main, on_main
 from craft.core.provenance import machine
 from craft.core.records import Record, check_record
@@ -29,12 +31,12 @@ _OUTPUTS = ("config.resolved.yaml", "metrics.jsonl", "checkpoints", "encoder", "
 _OUTPUTS += ("stage-1", "stage-2", "visual", "backbone")  # of an alignment
 FREE = frozenset(
     {"out", "device", "checkpoint_every", "keep_checkpoints", "trackers", "cache_mib"}
-    | {"gradient_checkpointing", "workers"}
+    | {"gradient_checkpointing", "workers", "micro_batch"}
     | {f"{section}{name}" for section in ("", "data.") for name in ("splits", "partial", "overlap")}
     | {"pixel_cache", "log_every"}  # of runs that an earlier version began
 )
-"""Settings that may change when a run is resumed, because they do not change the result. (The last three may
-change the data, whose fingerprint is compared.)"""
+"""Settings that may change when a run is resumed, because they do not change the result. (splits, partial and
+overlap may change the data, whose fingerprint is compared.)"""
 
 
 class _Line(Record):
@@ -131,7 +133,24 @@ class RunFolder:
         continues, self.record = on_main(lambda: (self._check(config, resume, overwrite), self.record))
         return continues
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """A context in which no other command writes to this folder; the main process has the lock for all.
+
+        Raises:
+            ConfigError: another one does, or the folder cannot be written to.
+        """
+        with ExitStack() as stack:
+            on_main(lambda: stack.enter_context(locked(self.path)))
+            yield
+
     def _check(self, config: Settings, resume: bool, overwrite: bool) -> bool:
+        try:
+            return self._continues(config, resume, overwrite)
+        except OSError as error:
+            raise not_written(self.path, error) from error
+
+    def _continues(self, config: Settings, resume: bool, overwrite: bool) -> bool:
         if (self.path / "run.json").is_file():
             self.record = read_record(self.path / "run.json")
             if not self.under_way:
