@@ -28,6 +28,7 @@ from craft.core.errors import CheckpointError, ConfigError, CraftError
 from craft.core.files import atomic_directory, read_json, sha256_file, user_path
 from craft.core.progress import say
 from craft.core.tensors import load_tensors
+from craft.core.text import one_line
 from craft.formats.checks import add_factors
 from craft.formats.names import hub_folder, is_hub_id, shipped, shipped_folder
 from craft.formats.weight_folder import WeightFolder
@@ -169,7 +170,7 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> LoadedLLM:
             )
     except Exception as error:  # the libraries raise any exception
         raise CheckpointError(
-            f"{path} cannot be read as a GGUF file ({' '.join(str(error).split())[:200]}); download it "
+            f"{path} cannot be read as a GGUF file ({one_line(error, 200)}); download it "
             "again, or give an LLM's folder."
         ) from error
     llm.hf_quantizer = None  # the weights are unpacked, so they can be saved
@@ -308,4 +309,4 @@ def quiet() -> Iterator[None]:
 
 def reason_of(error: Exception) -> str:
     """An error of a library in one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return one_line(error, 300) or type(error).__name__

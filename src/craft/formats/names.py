@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from craft.core.errors import CraftError
+from craft.core.text import one_line
 
 _SHIPPED = Path(__file__).parents[1] / "shipped"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -42,7 +43,7 @@ def hub_folder(name: str) -> Path:
     try:
         root = Path(snapshot_download(f"{org}/{repository}", allow_patterns=patterns))
     except Exception as error:  # network, authentication, unknown name: the remedy is the same
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise CraftError(
             f"{name!r} is neither a shipped model nor a folder, and it could not be downloaded from the hub "
             f"({type(error).__name__}: {reason}). Check the name and the connection, or download the model "

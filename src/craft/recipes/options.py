@@ -9,6 +9,7 @@ from torch import Tensor
 from craft.core.device import resolve_device
 from craft.core.errors import CheckpointError, DataError
 from craft.core.progress import track
+from craft.core.text import one_line
 from craft.data import open_image
 from craft.data.sample import Raw, distinct
 
@@ -78,7 +79,7 @@ def _load(model: str | Path) -> tuple[Any, Any]:
         clip = AutoModel.from_pretrained(str(model)).eval()
         processor = AutoProcessor.from_pretrained(str(model))
     except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise CheckpointError(f"{model} cannot be loaded as a CLIP model: {reason}") from error
     if not hasattr(clip, "get_text_features") or not hasattr(clip, "get_image_features"):
         raise CheckpointError(
