@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from craft.cli.adapt import show_rehearsals
 from craft.cli.options import COMMON, Common, Flag, Several, settings_of
-from craft.cli.output import show_json, show_pairs, show_table
+from craft.cli.output import show_json, show_line, show_pairs, show_table
 from craft.training.config import AlignConfig
 
 
@@ -102,7 +102,8 @@ def align(
         for name, m in result.metrics.items()
     }
     show_pairs({"backbone": result.backbone, **stages})
-    print(f"\nNext: craft eval {shlex.quote(str(result.out))} --data …")
+    show_line()
+    show_line(f"Next: craft eval {shlex.quote(str(result.out))} --data …")
 
 
 def show_language(language: dict[str, Any]) -> None:
@@ -112,7 +113,8 @@ def show_language(language: dict[str, Any]) -> None:
     before, after = language["before"], language["after"]
     rows = [("perplexity of held-out text", f"{before['perplexity']}", f"{after['perplexity']}")]
     rows += list(zip(INSTRUCTIONS, before["answers"], after["answers"], strict=True))
-    show_table("The LLM without images", ("asked", "before", "after"), rows, sections=[0])
+    columns = ("asked", "before", "after")
+    show_table("The LLM without images", columns, rows, sections=[0], prose=columns)
 
 
 def _dry_run(sources: dict[str, Any], config: Any, overrides: dict[str, Any], as_json: bool) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from craft.cli.options import COMMON, Common, Limit
-from craft.cli.output import show_json, show_pairs
+from craft.cli.output import show_json, show_line, show_pairs
 from craft.core.errors import ConfigError
 from craft.core.files import check_writable
 from craft.core.text import percent
@@ -58,9 +58,9 @@ def show(
         ]
         show_json({"pictures": pictures, "maps": maps})
         return
-    show_pairs({"pictures": "\n          ".join(pictures)})
+    show_pairs({"pictures": pictures})
     if without := [code_map.tower for code_map in shown.images[0].maps if code_map.rank is None]:
-        print(
+        show_line(
             f"No code prior for the {' and the '.join(without)} tower, so rarity is not drawn for it. Make a "
             "prior with `craft prior DATA --out FILE`, then add --prior FILE."
         )
@@ -128,4 +128,4 @@ def prior(
         }
     )
     if out is None:
-        print("Nothing was written. --out FILE keeps the counts, for `craft eval --prior FILE`.")
+        show_line("Nothing was written. --out FILE keeps the counts, for `craft eval --prior FILE`.")

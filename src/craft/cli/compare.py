@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from craft.cli.options import COMMON, Common
-from craft.cli.output import show_json, show_table
+from craft.cli.output import show_json, show_line, show_table
 from craft.core.errors import DataError
 from craft.core.text import percent, signed
 
@@ -58,8 +58,8 @@ def compare(
     columns = ("data", "questions", "A", "B", "B - A", "95 % interval", "A alone", "B alone", "p")
     show_table(f"A = {a}, B = {b}: {metric}, in %", columns, rows, sections[:-1])
     for caveat in caveats:
-        print(f"note: {caveat}")
-    print(f"p: {'; '.join(dict.fromkeys(tests))}. A alone: questions that only A answers correctly.")
+        show_line(f"note: {caveat}")
+    show_line(f"p: {'; '.join(dict.fromkeys(tests))}. A alone: questions that only A answers correctly.")
 
 
 def _cells(result: "Comparison") -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from cyclopts import Parameter
 
 from craft.cli.options import COMMON, Common, Flag, Several
-from craft.cli.output import listed, show_json, show_pairs, show_table
+from craft.cli.output import listed, show_json, show_line, show_pairs, show_table, show_text
 from craft.core.errors import ConfigError
 from craft.core.files import write_json
 from craft.core.lock import locked
@@ -110,7 +110,8 @@ def list_domains(*, common: Common = COMMON) -> None:
         show_json([*rows, *benchmarks])
         return
     columns = ("name", "train", "test", "classes", "licence", "source")
-    show_table("Embedded domains", columns, [[str(row[name]) for name in columns] for row in rows])
+    prose = ("licence", "source")
+    show_table("Embedded domains", columns, [[row[name] for name in columns] for row in rows], prose=prose)
     cells = []
     for row in benchmarks:
         sizes = (row["train"], row["test"]) if row["train"] else (f"{row['images']} in all", "-")
@@ -118,8 +119,8 @@ def list_domains(*, common: Common = COMMON) -> None:
         if row["counted"] == "images":
             numbers = [f"{size} images" for size in numbers]
         cells.append([row["name"], *numbers, str(row["classes"] or "-"), row["licence"], row["source"]])
-    show_table("Benchmarks: --data NAME --root DIR", columns, cells)
-    print(
+    show_table("Benchmarks: --data NAME --root DIR", columns, cells, prose=prose)
+    show_text(
         "`craft data check NAME` says how to get a benchmark. You can also use your own images: --data\n"
         "with a folder of class folders (directly or under train/, test/), or a table of questions (.jsonl,\n"
         ".csv, .parquet). `craft data prepare` writes tars and data sets of the Hugging Face hub to a folder."
@@ -186,13 +187,16 @@ def check(
     pairs = {name.replace("held_out", "held out"): value for name, value in summary.items()}
     show_pairs({name: listed(value) if isinstance(value, list) else value for name, value in pairs.items()})
     for note in notes:
-        print(f"note: {note}")
+        show_line(f"note: {note}")
     for finding in findings:
         where = f" ({listed(finding.where)}{' …' if finding.count > len(finding.where) else ''})"
-        print(f"{'warning' if finding.warning else 'note'}: {finding.text}{where if finding.where else ''}")
-    print("\nOne of its questions:")
-    print(sample.prompt())
-    print(f"-> {sample.answer}")
+        show_line(
+            f"{'warning' if finding.warning else 'note'}: {finding.text}{where if finding.where else ''}"
+        )
+    show_line()
+    show_line("One of its questions:")
+    show_text(sample.prompt())
+    show_line(f"-> {sample.answer}")
 
 
 def prepare(
@@ -243,8 +247,9 @@ def prepare(
         }
     )
     for note in about["notes"]:
-        print(f"note: {note}")
-    print(f"\nNext: craft adapt craft-tiny/qwen2 --data {manifest.path} --out DIR")
+        show_line(f"note: {note}")
+    show_line()
+    show_line(f"Next: craft adapt craft-tiny/qwen2 --data {manifest.path} --out DIR")
 
 
 def stats(
@@ -294,6 +299,6 @@ def stats(
     )
     names = ("width", "height", "question words", "prompt words", "answer words")
     rows = [(name, *(f"{counts[name][key]:g}" for key in ("least", "median", "most"))) for name in names]
-    show_table("", ("", "least", "median", "most"), rows)
+    show_table("", ("measure", "least", "median", "most"), rows)
     if out is not None:
-        print(f"drawn: {out / 'stats.png'}, {out / 'contact_sheet.png'}")
+        show_line(f"drawn: {out / 'stats.png'}, {out / 'contact_sheet.png'}")

@@ -6,7 +6,7 @@ from typing import Any
 
 from craft.cli.flags import config_of, takes
 from craft.cli.options import COMMON, Common, Flag
-from craft.cli.output import between, listed, show_json, show_table, spread
+from craft.cli.output import between, listed, show_json, show_line, show_table, spread
 from craft.core.errors import ConfigError
 from craft.core.text import percent, table_row
 from craft.evaluation.config import EvalConfig
@@ -65,10 +65,12 @@ def evaluate(
             about = f": {name}" if len(row.reports) > 1 else ""
             _show_classes([sample for report in reports for sample in report.samples], about)
     if dry_run:
-        print("A dry run: everything loads and answers; these few figures mean nothing.")
+        show_line("A dry run: everything loads and answers; these few figures mean nothing.")
     elif not config.encoder and not config.like:
         name = shlex.quote((config.data.name or ("apparel",))[0])
-        print(f"Zero-shot. To adapt: craft adapt {shlex.quote(str(config.backbone))} --data {name} --out DIR")
+        show_line(
+            f"Zero-shot. To adapt: craft adapt {shlex.quote(str(config.backbone))} --data {name} --out DIR"
+        )
 
 
 def _show_json(row: Any, classes: bool) -> None:
@@ -109,7 +111,7 @@ def _show(reports: list[Any]) -> None:
     title += f"; keep ratio {settings['keep_ratio']:g}" if settings["keep_ratio"] != 1 else ""
     title += "; likeliest options" if settings["protocol"] == "options" else ""
     show_table(title, columns, rows, sections=[len(reports) - 1])
-    print(f"unseen classes: {listed(settings['held_out']) or 'none'}")
+    show_line(f"unseen classes: {listed(settings['held_out']) or 'none'}")
     _show_caveats({settings["data"]: reports})
 
 
@@ -119,7 +121,7 @@ def _show_caveats(reports: Mapping[str, list[Any]]) -> None:
 
     for name, of_data in reports.items():
         for caveat in caveats_of(of_data):
-            print(f"note: {name}: {caveat}")
+            show_line(f"note: {name}: {caveat}")
 
 
 def _show_row(row: Any) -> None:
@@ -142,9 +144,9 @@ def _show_row(row: Any) -> None:
     )
     show_table(title, ("benchmark", "questions", "strict", *names[1:]), rows, sections=[len(rows) - 2])
     _show_caveats(row.reports)
-    print("As in Table 1:")
+    show_line("As in Table 1:")
     for line in (row.heads(), row.cells()):
-        print(table_row(line))
+        show_line(table_row(line))
 
 
 def _show_classes(samples: list[dict[str, Any]], about: str) -> None:
@@ -156,7 +158,9 @@ def _show_classes(samples: list[dict[str, Any]], about: str) -> None:
         for row in class_table(samples)
     ]
     if table:
-        show_table(f"By class{about}", ("class", "", "questions", "strict", "lenient", "unparseable"), table)
+        show_table(
+            f"By class{about}", ("class", "group", "questions", "strict", "lenient", "unparseable"), table
+        )
     pairs = [
         [row["correct"], row["named"] or "(no option)", str(row["count"]), str(row["offered"])]
         for row in confusion(samples)[:_WORST]

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from craft.cli.options import COMMON, Common
-from craft.cli.output import show_json
+from craft.cli.output import show_json, show_line
 from craft.core.lock import locked
 
 
@@ -32,5 +32,5 @@ def export(
     if common.json:
         show_json({"format": format, "written": str(written)})
         return
-    print(f"written: {written}")
-    print(f"To use it, replace {base / 'vision_tower'} with it in a copy of the checkpoint.")
+    show_line(f"written: {written}")
+    show_line(f"To use it, replace {base / 'vision_tower'} with it in a copy of the checkpoint.")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from craft.cli.options import COMMON, Common
-from craft.cli.output import listed, show_json, show_pairs, show_table
+from craft.cli.output import listed, show_json, show_line, show_pairs, show_table
 from craft.core.files import read_json, user_path
 from craft.core.text import percent
 
@@ -154,7 +154,7 @@ def _fitting_models(fingerprint: str, surrogate: str | None = None) -> list[str]
 def _show(description: dict[str, Any]) -> None:
     kind = description["kind"]
     article = "an" if kind[0] in "aeiou" else "a"
-    print(f"{description.get('path') or description.get('name')}: {article} {kind}")
+    show_line(f"{description.get('path') or description.get('name')}: {article} {kind}")
     result = description.get("encoder") or description.get("backbone")
     if kind == "run":
         last = description["last"] or {}
@@ -179,9 +179,10 @@ def _show(description: dict[str, Any]) -> None:
             }
         )
         if result is None:
-            print("There is no result yet. The same command with --resume continues the run.")
+            show_line("There is no result yet. The same command with --resume continues the run.")
             return
-        print(f"\n{result['path']}: the {result['kind']}")
+        show_line()
+        show_line(f"{result['path']}: the {result['kind']}")
         description = result
     if kind == "family":
         show_pairs({"backbones": ", ".join(description["backbones"])})

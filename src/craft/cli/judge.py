@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from craft.cli.flags import config_of, takes
 from craft.cli.options import COMMON, Common, Flag
-from craft.cli.output import show_json, show_pairs, show_table
+from craft.cli.output import show_json, show_line, show_pairs, show_table
 from craft.judging.config import JudgeConfig
 
 if TYPE_CHECKING:
@@ -71,11 +71,13 @@ def _show(report: "JudgeReport") -> None:
         }
     )
     if bad:
-        print("No figure includes cases without a verdict. The same command asks them again, unless refused.")
+        show_line(
+            "No figure includes cases without a verdict. The same command asks them again, unless refused."
+        )
     if report.settings["note"]:
-        print(f"Note: {report.settings['note']}.")
+        show_line(f"Note: {report.settings['note']}.")
     for caveat in report.settings["answers"].get("caveats", ()):
-        print(f"Note: {caveat}.")
+        show_line(f"Note: {caveat}.")
 
 
 def _who_answered(report: "JudgeReport") -> str:
@@ -124,4 +126,5 @@ def _show_estimate(estimate: "CostEstimate", common: Common) -> None:
             "folder": estimate.folder,
         }
     )
-    print("\nA dry run: no model was asked, and nothing was written.")
+    show_line()
+    show_line("A dry run: no model was asked, and nothing was written.")

@@ -8,7 +8,7 @@ from typing import Literal
 from cyclopts import Parameter
 
 from craft.cli.options import COMMON, Common, Count, Flag
-from craft.cli.output import show_json
+from craft.cli.output import show_json, show_line
 from craft.core.errors import ConfigError
 from craft.core.files import atomic_write_text, check_writable, write_json
 from craft.core.lock import locked
@@ -135,4 +135,4 @@ def _report(count: int, out: Path, common: Common) -> None:
     if common.json:
         show_json({"out": str(out), "written": count})
     else:
-        print(f"{count} written to {out}")
+        show_line(f"{count} written to {out}")

@@ -5,7 +5,7 @@ from typing import Any
 
 from craft.cli.flags import config_of, takes
 from craft.cli.options import COMMON, Common, Flag
-from craft.cli.output import show_json, show_table, size, spread
+from craft.cli.output import show_json, show_line, show_table, size, spread
 from craft.core.lock import locked
 from craft.core.text import percent, signed
 from craft.evaluation.config import TransferConfig
@@ -47,9 +47,9 @@ def transfer(*, flags: Any = None, dry_run: Flag = False, common: Common = COMMO
         _show(matrix, name)
     _show_means(matrix)
     for path in written:
-        print(path)
+        show_line(path)
     if dry_run:
-        print("A dry run: everything fits and answers; these few figures mean nothing.")
+        show_line("A dry run: everything fits and answers; these few figures mean nothing.")
 
 
 def _show(matrix: Any, data: str) -> None:
@@ -78,7 +78,7 @@ def _show(matrix: Any, data: str) -> None:
         caveat for (name, _, _), cell in matrix.cells.items() if name == data for caveat in cell.caveats
     ]
     for caveat in dict.fromkeys(caveats):
-        print(f"note: {data}: {caveat}")
+        show_line(f"note: {data}: {caveat}")
 
 
 def _show_means(matrix: Any) -> None:
@@ -121,4 +121,4 @@ def _rehearse(config: Any, common: Common) -> None:
         show_json([dict(zip(columns, row, strict=True)) for row in rows])
         return
     show_table("Encoders to adapt, for every seed", columns, rows)
-    print("A dry run: nothing was written. Leave --dry-run out to adapt and ask.")
+    show_line("A dry run: nothing was written. Leave --dry-run out to adapt and ask.")

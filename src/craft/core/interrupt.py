@@ -1,4 +1,5 @@
-"""Ctrl-C, SIGTERM and SIGHUP as a request to stop, for which a loop can look after each step."""
+"""Ctrl-C: one line and status 130 at any time; Ctrl-C, SIGTERM and SIGHUP as a request to stop, which a loop
+sees after each step."""
 
 import os
 import signal
@@ -6,15 +7,48 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from craft.core.errors import TrainingError
+from craft.core.streams import write_error
 
 _HANG_UP = getattr(signal, "SIGHUP", None)  # not on Windows
 
 
 class Interrupted(TrainingError):
     """The user stopped the run, which can be resumed; the message says how."""
+
+
+@contextmanager
+def ctrl_c(line: str) -> Iterator[None]:
+    """Within the block, Ctrl-C during an import prints a line and ends the process with status 130.
+
+    At other times it raises KeyboardInterrupt, as always. Python and C libraries may swallow that during an
+    import, or turn it into another error. If Ctrl-C is ignored, as in a script's background, it stays so.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before in (signal.SIG_IGN, None) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                end_stopped(line)
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def end_stopped(line: str) -> NoReturn:
+    """Print a line on standard error, and end the process with status 130, without any clearing up."""
+    write_error(line)
+    os._exit(130)
 
 
 class StopWish:

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 from craft.core.errors import ConfigError, DataError
+from craft.core.text import one_line
 
 CONNECT = 10.0
 """Seconds to wait for a connection; a slow text may take longer than a server takes to answer."""
@@ -198,8 +199,8 @@ def check_reached(error: Exception, key: str | None, who: str, url: str, finishe
 
 def error_line(error: Exception, key: str | None, most: int = 300) -> str:
     """An error in one line of at most `most` characters, without the key."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return (text.replace(key, "(the key)") if key else text)[:most]
+    text = f"{type(error).__name__}: {error}"
+    return one_line(text.replace(key, "(the key)") if key else text, most)
 
 
 def shown_url(url: str) -> str:

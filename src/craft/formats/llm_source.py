@@ -29,7 +29,7 @@ from craft.core.files import atomic_directory, read_json, sha256_file, user_path
 from craft.core.progress import say
 from craft.core.records import Layers, Record, check_record
 from craft.core.tensors import check_finite_weights, load_tensors
-from craft.core.text import flat
+from craft.core.text import flat, one_line
 from craft.formats.checks import add_factors
 from craft.formats.names import hub_folder, is_hub_id, shipped, shipped_folder
 from craft.formats.weight_folder import WeightFolder
@@ -379,4 +379,4 @@ def reason_of(error: Exception) -> str:
             "it needs Python code that comes with the model (auto_map), and CRAFT runs no code of a model; "
             "use a model whose architecture transformers has, or convert it to one"
         )
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return one_line(error, 300) or type(error).__name__

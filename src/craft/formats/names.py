@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import CraftError
+from craft.core.text import one_line
 
 _SHIPPED = Path(__file__).parents[1] / "shipped"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -47,7 +48,7 @@ def hub_folder(name: str, download: bool = True) -> Path:
         cached: dict[str, Any] = {} if download else {"local_files_only": True}
         root = Path(snapshot_download(f"{org}/{repository}", allow_patterns=patterns, **cached))
     except Exception as error:  # network, authentication, unknown name: the remedy is the same
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         if not download:
             raise CraftError(
                 f"A file names the model {name!r}, which is not on this machine, and CRAFT downloads only "

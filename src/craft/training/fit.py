@@ -99,7 +99,8 @@ def fit(
     share = math.ceil(config.batch_size / processes.world())
     engine.recompute = checkpointing(lvlm, lesson, count, config, share, engine.dtype)
     run.update(gradient_checkpointing=engine.recompute)
-    say(freeze_report(lvlm))
+    for line in freeze_report(lvlm).splitlines():
+        say(line)
 
     # 2. The state of an interrupted run.
     state = _resumed(run, lesson, config, total, started) if resume else _State(started)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import DataError
+from craft.core.text import one_line
 from craft.data.captions import class_text, declarative
 from craft.data.choices import DIRECTIVES, QUESTION
 from craft.data.images import ImageSource, Packed
@@ -225,8 +226,8 @@ def read_picture(value: Any, base: Path, origin: str, fetch: Fetch | None = None
     if text.startswith(("http://", "https://")):
         if fetch is None:
             raise DataError(
-                f"{origin}: the image is a URL ({text[:80]}), and CRAFT downloads nothing unless asked. "
-                "Run `craft data prepare --download`, and use the folder that it writes."
+                f"{origin}: the image is a URL ({one_line(text, 80)}), and CRAFT downloads nothing unless "
+                "asked. Run `craft data prepare --download`, and use the folder that it writes."
             )
         try:
             return str(fetch(text))
