@@ -78,8 +78,10 @@ def demo(
 
 
 def _show(result: "DemoResult") -> None:
+    from craft.evaluation.metrics import ONE_SEED
+
     count, chance = result.rows[0].figures["all"].count, result.rows[0].chance
-    title = f"{result.data}: {count} test questions, strict accuracy in % [95 % interval]"
+    title = f"{result.data}: {count} test questions, strict accuracy in % [95 % interval; {ONE_SEED}]"
     title += f"; chance {percent(chance)}" if chance else ""
     title += f"; keep ratio {result.keep_ratio:g}" if result.keep_ratio != 1 else ""
     ends = [number for number, row in enumerate(result.rows) if row.encoder == "adapted"]

@@ -83,7 +83,8 @@ def _show_json(row: Any, classes: bool) -> None:
 
 
 def _show(reports: list[Any]) -> None:
-    from craft.evaluation.report import merge
+    from craft.evaluation.metrics import ONE_SEED, SEVERAL_SEEDS
+    from craft.evaluation.report import interval_of, merge
 
     settings, means = reports[0].settings, merge(reports)
     used = [name for name in dict.fromkeys(report.settings["encoder"] for report in reports) if name]
@@ -101,7 +102,8 @@ def _show(reports: list[Any]) -> None:
     if len(reports) > 1:
         total = str(sum(len(report.samples) for report in reports))
         cells = [spread(means[name]) for name in names]
-        rows.append(["mean", total, cells[0], "", *cells[1:]])
+        ends = interval_of(reports)
+        rows.append(["mean", total, cells[0], "-" if ends is None else between(ends), *cells[1:]])
     chance = reports[0].chance
     title = f"{who}, on {settings['data']} ({settings['split']})"
     title += f"; chance {percent(chance)} %" if chance else ""
@@ -109,6 +111,9 @@ def _show(reports: list[Any]) -> None:
     title += "; likeliest options" if settings["protocol"] == "options" else ""
     show_table(title, columns, rows, sections=[len(reports) - 1])
     print(f"unseen classes: {listed(settings['held_out']) or 'none'}")
+    seeds = {report.settings["seed"] for report in reports}
+    of_mean = f"; of the mean, {SEVERAL_SEEDS}" if len(seeds) > 1 else ""
+    print(f"intervals: {'of a row, ' if of_mean else ''}{ONE_SEED}{of_mean}")
 
 
 def _show_row(row: Any) -> None:

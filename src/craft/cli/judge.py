@@ -49,6 +49,7 @@ def judge(
 
 
 def _show(report: "JudgeReport") -> None:
+    from craft.evaluation.metrics import ONE_SEED
     from craft.judging.cases import BINARY, DIMENSIONS
 
     def cells(figures: Mapping[str, dict[str, Any] | None]) -> tuple[str, ...]:
@@ -58,7 +59,7 @@ def _show(report: "JudgeReport") -> None:
     if any(not row["seen"] for row in report.samples):
         rows += [("seen", *cells(report.seen)), ("unseen", *cells(report.unseen))]
     columns = ("cases", "corr. %", "pres. %", "relevance", "faithful.", "verbosity", "overall")
-    title = f"{_who_answered(report)}, judged by {report.judge} [95 % interval]"
+    title = f"{_who_answered(report)}, judged by {report.judge} [95 % interval; {ONE_SEED}]"
     show_table(title, columns, rows)
     bad = {name: count for name, count in report.statuses.items() if name != "ok" and count}
     show_pairs(

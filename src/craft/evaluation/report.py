@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from craft.core.errors import DataError
-from craft.core.files import atomic_write_text
+from craft.core.errors import CraftError, DataError
+from craft.core.files import atomic_write_text, read_json
 from craft.core.store import json_lines
 from craft.evaluation.matching import answered_by_letter, option_named
-from craft.evaluation.metrics import bootstrap_interval, mean, spread
+from craft.evaluation.metrics import Group, images_of, interval, mean, spread
 
 FIGURES = (
     "accuracy",
@@ -39,7 +39,7 @@ class Report:
         seen, unseen: the same over classes kept in, or held out of, training; None without such samples.
         lenient, lenient_seen, lenient_unseen: share of replies that name the correct option.
         unparseable: share of replies that name none or several of the options.
-        interval: 95 % bootstrap interval of `accuracy`.
+        interval: 95 % interval of `accuracy`; see `craft.evaluation.metrics.interval`.
         chance: accuracy of choosing an option at random; None for open questions.
         samples: one row per sample: id, image_hash, prompt, answer, prediction, strict, lenient, unparseable,
             seen, label, correct and choices; with scored options also scored, agrees and scores.
@@ -86,7 +86,7 @@ class Report:
             lenient_seen=share("lenient", True),
             lenient_unseen=share("lenient", False),
             unparseable=share("unparseable") or 0.0,
-            interval=bootstrap_interval([row["strict"] for row in samples]),
+            interval=interval([Group([row["strict"] for row in samples], images_of(samples))]),
             chance=mean([1 / count for count in options]) if options and all(options) else None,
             samples=samples,
             settings=dict(settings or {}),
@@ -158,6 +158,47 @@ def samples_in(path: str | Path) -> dict[str, list[dict[str, Any]]]:
     if not answers:
         raise DataError(f"{path} has no samples-*.jsonl; use a folder that `craft eval --out` wrote.")
     return answers
+
+
+def settings_in(path: str | Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """The settings of the answers that `samples_in` reads, by data set and seed. Evaluations without a
+    readable `report.json` beside their answers are left out."""
+    path = Path(path)
+    folder = path.parent if path.is_file() else path
+    settings: dict[str, dict[str, dict[str, Any]]] = {}
+    for file in [*folder.glob("report.json")] or sorted(folder.glob("*/report.json")):
+        name = "all" if file.parent == folder else file.parent.name
+        try:
+            of_seeds = [dict(report["settings"]) for report in read_json(file)["reports"]]
+            settings[name] = {str(one["seed"]): one for one in of_seeds}
+        except (CraftError, LookupError, TypeError, ValueError):
+            continue
+    if path.is_file():
+        seed = path.stem.removeprefix("samples-")
+        return {name: {seed: of_seeds[seed]} for name, of_seeds in settings.items() if seed in of_seeds}
+    return settings
+
+
+def interval_of(
+    reports: Sequence[Report], seen: bool | None = None, mark: str = "strict"
+) -> tuple[float, float] | None:
+    """The 95 % interval of the mean over several reports, one per seed.
+
+    Args:
+        reports: of one data set.
+        seen: only questions about seen, or unseen, classes.
+        mark: the mark that is averaged.
+
+    Returns:
+        None if a report has no such questions.
+    """
+    groups = []
+    for number, report in enumerate(reports):
+        rows = [row for row in report.samples if seen is None or row["seen"] == seen]
+        marks = [row[mark] for row in rows]
+        groups.append(Group(marks, images_of(rows), report.settings.get("seed", number)))
+    ends = interval(groups)
+    return None if ends[0] != ends[0] else ends
 
 
 def merge(reports: Sequence[Report]) -> dict[str, dict[str, float | int] | None]:

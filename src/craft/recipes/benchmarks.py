@@ -15,7 +15,7 @@ from craft.core.tensors import hash_tensors
 from craft.data import BENCHMARKS
 from craft.evaluation.config import EvalConfig, EvalSettings
 from craft.evaluation.export import add_to_card, to_lmms
-from craft.evaluation.report import Report, class_table, confusion, merge, read_samples
+from craft.evaluation.report import Report, class_table, confusion, interval_of, merge, read_samples
 from craft.evaluation.run import answers_to
 from craft.formats.artefact import Artefact
 from craft.formats.code_cache import CodeCache
@@ -240,7 +240,7 @@ def _cases(artefacts: Sequence[Artefact], config: EvalConfig) -> list[_Case]:
 
 
 def summary(reports: Sequence[Report], classes: bool = False) -> dict[str, Any]:
-    """Means over seeds, then each report; the interval is that of the samples of a single seed.
+    """Means over seeds with the interval of the accuracy, then each report.
 
     Args:
         reports: one data set's, one per seed.
@@ -248,7 +248,6 @@ def summary(reports: Sequence[Report], classes: bool = False) -> dict[str, Any]:
     """
     figures = merge(reports)
     means = {name: None if value is None else value["mean"] for name, value in figures.items()}
-    single = reports[0].to_json() if len(reports) == 1 else {}
 
     def whole(report: Report) -> dict[str, Any]:
         more = {"classes": class_table(report.samples), "confusion": confusion(report.samples)}
@@ -256,7 +255,7 @@ def summary(reports: Sequence[Report], classes: bool = False) -> dict[str, Any]:
 
     return {
         **means,
-        "interval": single.get("interval"),
+        "interval": interval_of(reports),
         "chance": reports[0].chance,
         "count": sum(len(report.samples) for report in reports),
         "spread": figures,
