@@ -81,14 +81,15 @@ def _show(result: "DemoResult") -> None:
     from craft.evaluation.metrics import ONE_SEED
 
     count, chance = result.rows[0].figures["all"].count, result.rows[0].chance
-    title = f"{result.data}: {count} test questions, strict accuracy in % [95 % interval; {ONE_SEED}]"
+    title = f"{result.data}: {count} test questions, strict accuracy in % [95 % interval]"
     title += f"; chance {percent(chance)}" if chance else ""
     title += f"; keep ratio {result.keep_ratio:g}" if result.keep_ratio != 1 else ""
     ends = [number for number, row in enumerate(result.rows) if row.encoder == "adapted"]
     print()
     columns = ("backbone", "encoder", "all", "seen", "unseen", "gain")
     show_table(title, columns, [_cells(result, row) for row in result.rows], ends)
-    print(f"unseen: classes held out of training ({listed(result.held_out) or 'none'})")
+    held_out = listed(result.held_out) or "none"
+    print(f"unseen: classes held out of training ({held_out}); intervals: {ONE_SEED}")
     parts = sorted({part for same in result.frozen.values() for part in same})
     if all(unchanged for same in result.frozen.values() for unchanged in same.values()):
         print(f"frozen parts unchanged: {', '.join(parts)} of both backbones, byte for byte")

@@ -110,10 +110,10 @@ def _show(reports: list[Any]) -> None:
     title += f"; keep ratio {settings['keep_ratio']:g}" if settings["keep_ratio"] != 1 else ""
     title += "; likeliest options" if settings["protocol"] == "options" else ""
     show_table(title, columns, rows, sections=[len(reports) - 1])
-    print(f"unseen classes: {listed(settings['held_out']) or 'none'}")
     seeds = {report.settings["seed"] for report in reports}
     of_mean = f"; of the mean, {SEVERAL_SEEDS}" if len(seeds) > 1 else ""
-    print(f"intervals: {'of a row, ' if of_mean else ''}{ONE_SEED}{of_mean}")
+    covers = f"{'of a row, ' if of_mean else ''}{ONE_SEED}{of_mean}"
+    print(f"unseen classes: {listed(settings['held_out']) or 'none'}; intervals: {covers}")
 
 
 def _show_row(row: Any) -> None:

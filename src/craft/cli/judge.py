@@ -59,12 +59,13 @@ def _show(report: "JudgeReport") -> None:
     if any(not row["seen"] for row in report.samples):
         rows += [("seen", *cells(report.seen)), ("unseen", *cells(report.unseen))]
     columns = ("cases", "corr. %", "pres. %", "relevance", "faithful.", "verbosity", "overall")
-    title = f"{_who_answered(report)}, judged by {report.judge} [95 % interval; {ONE_SEED}]"
+    title = f"{_who_answered(report)}, judged by {report.judge} [95 % interval]"
     show_table(title, columns, rows)
     bad = {name: count for name, count in report.statuses.items() if name != "ok" and count}
     show_pairs(
         {
             "judge's model": ", ".join(report.models),
+            "intervals": ONE_SEED,
             "tokens": _tokens(report),
             "without a verdict": ", ".join(f"{count} {name}" for name, count in bad.items()),
             "folder": report.folder,
