@@ -176,13 +176,13 @@ def _differences(
     for line, other, domain in product(lines, (ZERO_SHOT, than), (*domains, ALL)):
         if other is None or other == line.label or line.method.name == ZERO_SHOT:
             continue
-        groups = [
-            Group(after - (before if other == ZERO_SHOT else marks[other, name][seed][0]), images[name, seed], seed)
-            for name in (domains if domain == ALL else (domain,))
-            for seed, (after, before) in marks[line.label, name].items()
-        ]
+        groups = []
+        for name in domains if domain == ALL else (domain,):
+            for seed, (after, before) in marks[line.label, name].items():
+                base = before if other == ZERO_SHOT else marks[other, name][seed][0]
+                groups.append(Group(after - base, images[name, seed], seed))
         low, high = interval(groups, (-1.0, 1.0))
-        mean = float(np.mean([group.values.mean() for group in groups]))
+        mean = float(np.mean([np.mean(group.values) for group in groups]))
         gap = {"mean": mean, "low": low, "high": high}
         differences.append({"line": line.label, "than": other, "domain": domain, **gap})
     return differences
@@ -294,8 +294,8 @@ def how(data: Data) -> str:
     """What the tables show."""
     return f"""\
 Strict exact match in percent, mean ± standard deviation over seeds; gains in points over the same LVLM
-zero-shot, on the same questions [95 % interval, {covers(data)}]. Seen and
-unseen: classes that training had, and held out of it, zero-shot → adapted. Other data sets: points gained (or,
-with a minus, forgotten) on data that the LVLM was not adapted to. Codes: share of level-1 codes of the test
-pictures that the adapted tower changed.
+zero-shot, on the same questions [95 % interval, {covers(data)}]. Seen and unseen: classes
+that training had, and held out of it, zero-shot → adapted. Other data sets: points gained (or, with a minus,
+forgotten) on data that the LVLM was not adapted to. Codes: share of level-1 codes of the test pictures that
+the adapted tower changed.
 """

@@ -186,7 +186,7 @@ def fig5_page(data: Data) -> str:
 
 
 def verdict(data: Data) -> str:
-    """Points lost at 0.8, and the strategies whose lead over `full` at 0.6 and 0.4 has an interval above 0."""
+    """Points lost at 0.8, and the strategies that are ahead of `full` at 0.6 and 0.4 by an interval."""
     lost = lead(data, "full at 0.8", "full at 1")
     lines = [
         f"- At 0.8 `full` loses {ahead(data, 'full at 0.8', 'full at 1')} points on average"
@@ -294,7 +294,8 @@ def ablation_page(data: Data) -> str:
         SETUP,
         "Strict accuracy in percent, mean over domains and backbones ± standard deviation over seeds; points "
         f"lost against no pruning, on the same questions [95 % interval, {over}]. The last column is the "
-        "paper's, at another scale: VILA-U-7B with 256 tokens per image, average of the four benchmarks of Table 5.\n",
+        "paper's, at another scale: VILA-U-7B with 256 tokens per image, average of the four benchmarks of "
+        "Table 5.\n",
         table(["way", "accuracy", "lost", "paper"], rows) + "\n",
         footer(data),
     ]

@@ -94,7 +94,9 @@ def _verdict(data: Data) -> str:
         gains = [gap["mean"] for line in lines if (gap := difference(data, line["line"])) is not None]
         over_seeds = np.mean([needed(data, line["line"], ALL, "gain.accuracy") for line in lines], axis=0)
         ends = interval_over_seeds(over_seeds.tolist())
-        shown = "" if ends is None else f" [95 % interval over seeds {100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]"
+        shown = (
+            "" if ends is None else f" [95 % interval over seeds {100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]"
+        )
         domains = list(dict.fromkeys(row["domain"] for row in data["rows"]))
         cells = [needed(data, line["line"], d, "gain.accuracy") for line in lines for d in domains]
         above = sum(sum(cell) > 0 for cell in cells)

@@ -161,7 +161,9 @@ def test_development_tables_are_those_of_the_results():
     missing = [row for row in wanted if row not in text]
     assert missing == []
     measured = [
-        line for line in text.splitlines() if line.startswith("|") and re.search(r"[-+]\d+\.\d ± \d+\.\d \|", line)
+        line
+        for line in text.splitlines()
+        if line.startswith("|") and re.search(r"[-+]\d+\.\d ± \d+\.\d \|", line)
     ]
     assert len(measured) == len(wanted), "development.md has a row that is not checked"
 

@@ -25,7 +25,9 @@ def rows(marks, per_image=1, seed=None, seen=None):
     ]
 
 
-@pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (0, 5), (3, 3), (2, 9), (40, 61), (700, 801), (5900, 6200)])
+@pytest.mark.parametrize(
+    ("only_a", "only_b"), [(0, 0), (0, 5), (3, 3), (2, 9), (40, 61), (700, 801), (5900, 6200)]
+)
 def test_mcnemar_is_the_exact_binomial_test(only_a, only_b):
     count = only_a + only_b
     wanted = binomtest(only_b, count).pvalue if count else 1.0
@@ -61,9 +63,14 @@ def test_the_order_of_rows_and_asking_twice_gain_nothing():
     order = draw.permutation(60)
     shuffled = compare([rows(a, 3)[n] for n in order], rows(b, 3)[::-1])["all"]
     assert shuffled == once
-    again = [[*rows(marks, 3), *({**row, "id": f"{row['id']} again"} for row in rows(marks, 3))] for marks in (a, b)]
+    again = [
+        [*rows(marks, 3), *({**row, "id": f"{row['id']} again"} for row in rows(marks, 3))]
+        for marks in (a, b)
+    ]
     twice = compare(*again)["all"]
-    assert twice.interval == pytest.approx(once.interval) and twice.p_value == pytest.approx(once.p_value, abs=0.02)
+    assert twice.interval == pytest.approx(once.interval) and twice.p_value == pytest.approx(
+        once.p_value, abs=0.02
+    )
 
 
 def test_sign_flips_agree_with_mcnemar_where_questions_are_independent():

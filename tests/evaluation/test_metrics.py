@@ -69,7 +69,9 @@ def test_several_questions_per_image_are_not_independent():
     together = interval([Group(marks, np.repeat(np.arange(200), 5))])
     apart = interval([alone(marks)])
     assert 1.5 < width(together) / width(apart) < 2.5
-    assert width(together) == pytest.approx(2 * 1.97 * standard_error(Group(marks, np.repeat(range(200), 5))), rel=0.02)
+    assert width(together) == pytest.approx(
+        2 * 1.97 * standard_error(Group(marks, np.repeat(range(200), 5))), rel=0.02
+    )
 
 
 def test_a_t_interval_of_many_differences_is_the_usual_one():
@@ -125,7 +127,11 @@ def test_asking_everything_twice_does_not_narrow_it(rows):
 
 
 def test_more_images_narrow_it():
-    for values, bounds in (([1, 1, 1, 0], (0.0, 1.0)), ([1, 0, 0, -1], DIFFERENCES), ([5, 4, 3, 3], (0.0, 5.0))):
+    for values, bounds in (
+        ([1, 1, 1, 0], (0.0, 1.0)),
+        ([1, 0, 0, -1], DIFFERENCES),
+        ([5, 4, 3, 3], (0.0, 5.0)),
+    ):
         for times in (1, 5):
             widths = [width(interval([repeated(values * n, times)], bounds)) for n in (2, 8, 32, 128)]
             assert widths == sorted(widths, reverse=True) and widths[-1] < widths[0] / 3
@@ -166,7 +172,9 @@ def test_domains_of_a_seed_are_one_mean():
 def test_known_means_of_seeds_have_students_interval():
     assert interval_over_seeds([0.5]) is None
     low, high = interval_over_seeds([0.1, 0.2, 0.3])
-    assert (low, high) == pytest.approx((0.2 - 4.3027 * 0.1 / math.sqrt(3), 0.2 + 4.3027 * 0.1 / math.sqrt(3)), abs=1e-5)
+    assert (low, high) == pytest.approx(
+        (0.2 - 4.3027 * 0.1 / math.sqrt(3), 0.2 + 4.3027 * 0.1 / math.sqrt(3)), abs=1e-5
+    )
 
 
 def test_the_same_picture_is_one_image_whatever_its_file():

@@ -173,7 +173,14 @@ def test_table_1_holds_accuracy_against_the_papers_lead_and_gain_against_its_gai
         for line, (start, end) in courses.items()
     ]
     gaps = [
-        {"line": line, "than": "zero-shot", "domain": ALL, "mean": end - start, "low": end - start, "high": end - start}
+        {
+            "line": line,
+            "than": "zero-shot",
+            "domain": ALL,
+            "mean": end - start,
+            "low": end - start,
+            "high": end - start,
+        }
         for line, (start, end) in courses.items()
         if line != "zero-shot"
     ]

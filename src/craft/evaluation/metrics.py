@@ -68,7 +68,10 @@ def interval(groups: Sequence[Group], bounds: tuple[float, float] = (0.0, 1.0)) 
     marks = bounds == (0.0, 1.0) and all(np.isin(group.values, (0, 1)).all() for group in groups)
     low, high = _wilson(parts) if marks else _student(parts, bounds)
     arm = _arm_over_seeds(means_of_seeds(groups))
-    low, high = parts.mean - math.hypot(parts.mean - low, arm), parts.mean + math.hypot(high - parts.mean, arm)
+    low, high = (
+        parts.mean - math.hypot(parts.mean - low, arm),
+        parts.mean + math.hypot(high - parts.mean, arm),
+    )
     return round(max(low, bounds[0]), _DIGITS), round(min(high, bounds[1]), _DIGITS)
 
 

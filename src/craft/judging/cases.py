@@ -95,7 +95,7 @@ class Case:
 
     @cached_property
     def picture(self) -> str | None:
-        """SHA-256 (hex) of the image file; None if there is none. CRAFT writes equal images as equal files."""
+        """SHA-256 (hex) of the image file, the same for equal images; None if there is no image."""
         return None if self.image is None else sha256_file(self.image)
 
     @cached_property

@@ -1,5 +1,6 @@
 """The transfer matrix of Tables 3 and 7: reports by data set, encoder and backbone; its page and heat map."""
 
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,15 @@ import numpy as np
 
 from craft.core.files import atomic_write_bytes, atomic_write_text, write_json
 from craft.core.text import percent, signed, table_row
-from craft.evaluation.metrics import ONE_SEED, SEVERAL_SEEDS, Group, images_of, interval, means_of_seeds, spread
+from craft.evaluation.metrics import (
+    ONE_SEED,
+    SEVERAL_SEEDS,
+    Group,
+    images_of,
+    interval,
+    means_of_seeds,
+    spread,
+)
 from craft.evaluation.report import Report, interval_of, merge
 from craft.pages.figure import png_of
 
@@ -155,7 +164,7 @@ class TransferMatrix:
             "positive": sum(gain > 0 for gain in gains["accuracy"]),
             "lowest": min(gains["accuracy"]),
             **{name: statistics.fmean(values) if values else None for name, values in gains.items()},
-            "over seeds": {name: _over_seeds(sum(lists, [])) for name, lists in measured.items()},
+            "over seeds": {name: _over_seeds([*itertools.chain(*lists)]) for name, lists in measured.items()},
         }
 
     def table(self) -> list[dict[str, Any]]:
@@ -339,7 +348,9 @@ def _means(matrix: Record) -> str:
         ]
         for row in matrix["summary"]
     ]
-    return f"Points over zero-shot [95 % interval, {_covers(matrix)}].\n\n" + _table(["data", "backbone", "all", "seen", "unseen", "cells above zero-shot", "lowest"], rows)
+    return f"Points over zero-shot [95 % interval, {_covers(matrix)}].\n\n" + _table(
+        ["data", "backbone", "all", "seen", "unseen", "cells above zero-shot", "lowest"], rows
+    )
 
 
 def _mean_gain(row: Record, name: str) -> str:
