@@ -69,7 +69,13 @@ class Report:
 
     @classmethod
     def of(cls, samples: list[dict[str, Any]], settings: dict[str, Any] | None = None) -> "Report":
-        """The report on a list of per-sample results."""
+        """The report on a list of per-sample results.
+
+        Raises:
+            DataError: the list is empty; no accuracy would be true.
+        """
+        if not samples:
+            raise DataError("There are no answers to mark: no question was asked.")
 
         def share(
             name: str, seen: bool | None = None, among: Sequence[dict[str, Any]] = samples
@@ -179,6 +185,12 @@ def settings_in(path: str | Path) -> dict[str, dict[str, dict[str, Any]]]:
     return settings
 
 
+def chance_of(reports: Sequence[Report]) -> float | None:
+    """The mean accuracy of choosing at random over several reports; None if one has open questions."""
+    chances = [report.chance for report in reports]
+    return mean([chance for chance in chances if chance is not None]) if None not in chances else None
+
+
 def interval_of(
     reports: Sequence[Report], seen: bool | None = None, mark: str = "strict"
 ) -> tuple[float, float] | None:
@@ -216,7 +228,8 @@ def class_table(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         samples: rows of `Report.samples`; rows without a label are skipped.
 
     Returns:
-        For each class its label, seen, count, and the shares strict, lenient and unparseable. Source: ours.
+        For each class its label, seen (None if only some of its rows are), count, and the shares strict,
+        lenient and unparseable. Source: ours.
     """
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for row in samples:
@@ -225,7 +238,7 @@ def class_table(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     table = [
         {
             "label": label,
-            "seen": all(row["seen"] for row in members),
+            "seen": members[0]["seen"] if len({row["seen"] for row in members}) == 1 else None,
             "count": len(members),
             **{name: mean([row[name] for row in members]) for name in ("strict", "lenient", "unparseable")},
         }

@@ -15,7 +15,16 @@ from craft.core.tensors import hash_tensors
 from craft.data import BENCHMARKS
 from craft.evaluation.config import EvalConfig, EvalSettings
 from craft.evaluation.export import add_to_card, to_lmms
-from craft.evaluation.report import Report, class_table, confusion, interval_of, merge, read_samples
+from craft.evaluation.metrics import spread
+from craft.evaluation.report import (
+    Report,
+    chance_of,
+    class_table,
+    confusion,
+    interval_of,
+    merge,
+    read_samples,
+)
 from craft.evaluation.run import answers_to
 from craft.formats.artefact import Artefact
 from craft.formats.code_cache import CodeCache
@@ -73,6 +82,15 @@ class Row:
         figures = [merge(reports)[name] for reports in self.reports.values()]
         known = [float(figure["mean"]) for figure in figures if figure is not None]
         return sum(known) / len(known) if figures and len(known) == len(figures) else None
+
+    def average_over_seeds(self, name: str = "accuracy") -> dict[str, Any] | None:
+        """`average` with its standard deviation over seeds, which needs as many seeds of every benchmark."""
+        if (mean := self.average(name)) is None:
+            return None
+        by_seed = zip(*self.reports.values(), strict=False)
+        averages = [sum(getattr(report, name) for report in reports) / len(reports) for reports in by_seed]
+        same = len({len(reports) for reports in self.reports.values()}) == 1
+        return {**(spread(averages if same else [mean]) or {}), "mean": mean}
 
     def cells(self) -> list[str]:
         """The row as Table 1 has it: surrogate, backbone, tokens, percent per benchmark, average."""
@@ -256,7 +274,7 @@ def summary(reports: Sequence[Report], classes: bool = False) -> dict[str, Any]:
     return {
         **means,
         "interval": interval_of(reports),
-        "chance": reports[0].chance,
+        "chance": chance_of(reports),
         "count": sum(len(report.samples) for report in reports),
         "spread": figures,
         "reports": [whole(report) for report in reports],
