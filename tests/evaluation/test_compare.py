@@ -78,6 +78,14 @@ def test_sign_flips_agree_with_mcnemar_where_questions_are_independent():
     assert sign_flips(sums) == pytest.approx(mcnemar(5, 14), abs=0.015)
 
 
+def test_sign_flips_are_those_of_all_signs():
+    sums = np.array([3.0, -1.0, 2.0, 2.0, -1.0, 0.5, 0.0])
+    every = np.array(np.meshgrid(*[[-1, 1]] * len(sums))).reshape(len(sums), -1).T @ sums
+    assert sign_flips(sums) == pytest.approx((np.abs(every) >= sums.sum() - 1e-9).mean(), abs=0.015)
+    assert sign_flips(sums[::-1]) == sign_flips(-sums) == sign_flips(sums)
+    assert 0 < sign_flips(np.ones(1_000_000)) < 0.001  # in no time
+
+
 def test_a_difference_question_by_question():
     a, b = [1] * 50 + [0] * 50, [1] * 45 + [0] * 5 + [1] * 20 + [0] * 30
     found = compare(rows(a), rows(b))["all"]

@@ -166,18 +166,17 @@ def mcnemar(only_a: int, only_b: int) -> float:
 def sign_flips(sums: np.ndarray) -> float:
     """Two-sided p-value of a sum of independent differences: how often random signs reach its size.
 
-    The observed signs count as one more draw.
+    The observed signs count as one more draw. Differences of one size are drawn together, as the number of
+    them that is positive, so a hundred thousand images take no longer than ten.
 
     Args:
         sums: one difference per independent unit.
 
     Source: Fisher's randomisation test.
     """
-    sums = sums[sums != 0]
-    draw, observed, reached = np.random.default_rng(0), abs(float(sums.sum())), 0
-    for start in range(0, FLIPS, 1000):
-        signs = draw.integers(0, 2, size=(min(1000, FLIPS - start), len(sums))) * 2 - 1
-        reached += int((np.abs(signs @ sums) >= observed - 1e-9).sum())
+    sizes, counts = np.unique(np.round(np.abs(sums[sums != 0]), 9), return_counts=True)
+    signs = 2 * np.random.default_rng(0).binomial(counts, 0.5, size=(FLIPS, len(counts))) - counts
+    reached = int((np.abs(signs @ sizes) >= abs(float(sums.sum())) - 1e-6).sum())
     return (reached + 1) / (FLIPS + 1)
 
 
