@@ -79,9 +79,9 @@ def _weights(contrastive: float = 0.0, commitment: float = 0.1) -> tuple[tuple[s
 LAMBDAS = Sweep(
     "The weights of the losses",
     "One weight is changed at a time. The paper takes λ_commit 0.1, and λ_con 1 for classification and 0.1 "
-    "for VQA (§4.1); it prints no sweep.",
+    "for VQA (§4.1); it prints no sweep. No line has the retention loss.",
     {
-        "λ_con 0, λ_commit 0.1 (shipped)": _weights(),
+        "λ_con 0, λ_commit 0.1": _weights(),
         "λ_con 0.1": _weights(contrastive=0.1),
         "λ_con 1": _weights(contrastive=1.0),
         "λ_commit 0.01": _weights(commitment=0.01),
@@ -98,7 +98,7 @@ OPEN = Sweep(
     "tuning on every domain (the first keeps 30 % if training has fewer than 30 classes, else all). None "
     "has the retention loss, which is not in the paper.",
     {
-        "CRAFT (shipped)": (),
+        "CRAFT without retention": (),
         "without commitment": _weights(commitment=0.0),
         "LoRA on the tower": (("trainable", "lora"),),
         "blend 0.3": (("blend", 0.3),),

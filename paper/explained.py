@@ -3,7 +3,7 @@
 import base64
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -14,9 +14,11 @@ import numpy as np
 from craft.core.files import atomic_write_bytes
 from craft.core.progress import say
 from craft.data import ImageSource, open_image
+from craft.data.images import lazy_image
 from craft.evaluation.metrics import interval_over_seeds
 from craft.judging.cases import BINARY, DIRECTIVE
 from craft.judging.rules import NOTE as RULES
+from craft.training.config import AdaptConfig
 from paper.accuracy import ALL, Line, by_seed, line_json, needed
 from paper.cells import CRAFT, Cell, Method
 from paper.measures import fill
@@ -112,10 +114,20 @@ def _lora(data: Data) -> str:
     settings = ", ".join(f"{name} {value}" for name, value in line["settings"].items())
     text = ""
     if settings:
-        text = f" LLM LoRA was trained with settings of its own ({settings}): its LLM is large."
+        own, craft = (seen_samples(part) for part in (line["settings"], data["provenance"]["plan"]["adapt"]))
+        text = (
+            f" LLM LoRA was trained on {own:,} samples ({settings}), because its LLM is large; CRAFT was "
+            f"trained on {craft:,}."
+        )
     blend = data["lora blend"]
     share = "by number of classes" if blend is None else f"{100 * blend:g} %"
     return text + (f" Share of its tuning that counts: {share} (`blend`)." if blend != 1 else "")
+
+
+def seen_samples(settings: Mapping[str, Any]) -> int:
+    """How many samples a training sees: steps times batch size, with the defaults of `craft adapt`."""
+    config = AdaptConfig()
+    return settings.get("max_steps", config.max_steps) * settings.get("batch_size", config.batch_size)
 
 
 def _figures(data: Data, line: str, domain: str) -> list[str]:
@@ -216,7 +228,6 @@ def _marked(answer: Data) -> str:
 def draw_fig2(data: Data, path: Path) -> list[Path]:
     """A row per image: the image, the question, each line's answer."""
     from matplotlib.figure import Figure
-    from PIL import Image
 
     names = [line["line"] for line in data["lines"]]
     count, wide = len(data["pictures"]), 3.1 + 3.0 * len(names)
@@ -224,7 +235,7 @@ def draw_fig2(data: Data, path: Path) -> list[Path]:
     grid = figure.add_gridspec(count, 2 + len(names), width_ratios=[1, 1.6, *[2.4] * len(names)])
     for row, one in enumerate(data["pictures"]):
         axes = figure.add_subplot(grid[row, 0])
-        picture = Image.open(io.BytesIO(base64.b64decode(one["picture"])))
+        picture = lazy_image(io.BytesIO(base64.b64decode(one["picture"])))
         axes.imshow(np.asarray(picture), interpolation="nearest")
         axes.set_anchor("N")
         axes.set_axis_off()

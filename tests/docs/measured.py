@@ -161,6 +161,87 @@ def all_holdouts() -> dict[str, str]:
     return quoted
 
 
+def many_classes() -> dict[str, str]:
+    """What the page on results says of sketch and scenes: means of both, and single encoders."""
+    two, third = load("transfer/transfer"), load("transfer-smollm2/transfer")
+    quoted = {}
+    for name, diagonal in (("the surrogate's LLM", True), ("other LLMs", False)):
+        rows = [
+            row
+            for row in two["summary"]
+            if row["diagonal"] == diagonal and row["data"] in ("sketch", "scenes")
+        ]
+        for figure in ("accuracy", "unseen"):
+            quoted[f"{figure}, {name}"] = points(statistics.mean(row[figure] for row in rows))
+    for row in two["summary"] + third["summary"]:
+        if row["data"] == "sketch":
+            quoted[f"sketch, unseen, {row['cells']} cells"] = points(row["unseen"])
+    scenes = {
+        (cell["encoder"], cell["backbone"]): statistics.mean(report["accuracy"] for report in cell["reports"])
+        for cell in two["cells"]
+        if cell["data"] == "scenes"
+    }
+    for reader in (SURROGATE, "craft-tiny/smollm2"):
+        quoted[f"llama's encoders behind {reader}"] = points(
+            scenes[OTHER, reader] - scenes["zero-shot", reader]
+        )
+    return quoted
+
+
+def commitment_at_a_high_rate() -> dict[str, str]:
+    """Points of seen classes that go without the commitment loss at ten times the learning rate, blend 1."""
+    rates = [run for run in load("commitment")["runs"] if run["settings"]["learning_rate"] == 0.003]
+    quoted = {}
+    for seed in sorted({run["seed"] for run in rates}):
+        for model in (SURROGATE, OTHER):
+            with_loss, without = (
+                next(
+                    row["seen"]
+                    for run in rates
+                    if (run["seed"], run["settings"]["losses.commitment.weight"]) == (seed, weight)
+                    for row in run["rows"]
+                    if (row["backbone"], row["blend"]) == (model, 1.0)
+                )
+                for weight in (0.1, 0.0)
+            )
+            quoted[f"{model}, seed {seed}"] = f"{with_loss - without:.1f}"
+    return quoted
+
+
+def blend_of_ten_classes() -> dict[str, str]:
+    """Apparel and digits: what keeping all of the training gains, and what unseen classes lose."""
+    rows = [row for row in load("open-questions")["rows"] if row["domain"] in ("apparel", "digits")]
+    means = {
+        (line, figure): statistics.mean(row[figure] for row in rows if row["line"] == line)
+        for line in ("blend 1", "blend 0.3")
+        for figure in ("accuracy", "unseen")
+    }
+    quoted = {"gain": points(means["blend 1", "accuracy"] - means["blend 0.3", "accuracy"])}
+    for line in ("blend 1", "blend 0.3"):
+        for domain in ("apparel", "digits"):
+            changes = [
+                row["unseen"] - row["before"]["unseen"]
+                for row in rows
+                if (row["line"], row["domain"]) == (line, domain)
+            ]
+            quoted[f"unseen {domain}, {line}"] = points(statistics.mean(changes))
+    return quoted
+
+
+def longer_training() -> dict[str, str]:
+    """Unseen classes of apparel after 800 steps."""
+    runs = load("apparel-800")["runs"]
+    return {
+        f"unseen, {model}": f"{abs(mean_change(runs, model, 'unseen')):.1f}" for model in (SURROGATE, OTHER)
+    }
+
+
+DERIVED = {
+    "docs/results/README.md": many_classes() | commitment_at_a_high_rate() | blend_of_ten_classes(),
+    "docs/results/development.md": longer_training(),
+}
+"""Numbers outside the regions that are computed from results: page -> what it is -> the number as text."""
+
 QUOTED = {
     "README.md": {
         "results": further_holdouts() | without_smollm2(transfer()) | contrastive_cost(),

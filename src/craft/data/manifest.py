@@ -101,6 +101,8 @@ def write_manifest(
             "notes": raw.notes,
             "fingerprint": digest.hexdigest(),
         }
+        if raw.white_level is not None:
+            about["white_level"] = raw.white_level
         write_json(folder / MANIFEST, about)
     return Prepared(out, about)
 
@@ -134,6 +136,7 @@ def read_manifest(folder: Path, root: Path | None = None) -> Raw:
     raw = read_tables([folder / ROWS], base)
     raw.name, raw.task, raw.domain = about["name"], about["task"], about["domain"]
     raw.licence, raw.source, raw.notes = about["licence"], about["source"], about["notes"]
+    raw.white_level = float(about["white_level"]) if "white_level" in about else None
     return raw
 
 
