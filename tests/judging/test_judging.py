@@ -99,6 +99,28 @@ def test_report_counts_verdicts_only():
     json.dumps(report.to_json(), allow_nan=False)
 
 
+def test_intervals_of_a_judge_count_an_image_once_and_do_not_collapse(tmp_path):
+    """Equal pictures under other names are one; eight full grades were `5.00 [5.00, 5.00]`."""
+    best = {"correctness": True, "presence": True, "relevance": 5, "faithfulness": 5, "verbosity": 0}
+    worst = {"correctness": False, "presence": False, "relevance": 0, "faithfulness": 0, "verbosity": 5}
+    cases = []
+    for number in range(40):
+        path = tmp_path / f"{number}.png"
+        Image.new("RGB", (8, 8), (20 * (number // 10), 0, 0)).save(path)
+        cases.append(replace(case(f"r{number}", number=number), image=path))
+    good, bad = Reply("ok", best), Reply("ok", worst)
+    report = JudgeReport.of(cases[:8], [good] * 8)
+    for name, figure in report.figures.items():
+        low, high = figure["interval"]
+        assert low < high and low <= figure["mean"] <= high, name
+    mixed = [good if number // 10 < 2 else bad for number in range(40)]
+    apart = [replace(one, image=None) for one in cases]
+    few, many = JudgeReport.of(cases, mixed).figures, JudgeReport.of(apart, mixed).figures
+    for name in few:
+        widths = [figure[name]["interval"][1] - figure[name]["interval"][0] for figure in (few, many)]
+        assert widths[0] > 2 * widths[1], name
+
+
 def test_a_prompt_version_is_one_text():
     """Changed the prompt? Then it is `prompt_v2.md`, PROMPT_VERSION = 2, and another hash."""
     assert read_rubric().identity == {

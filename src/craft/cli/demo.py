@@ -78,6 +78,8 @@ def demo(
 
 
 def _show(result: "DemoResult") -> None:
+    from craft.evaluation.metrics import ONE_SEED
+
     count, chance = result.rows[0].figures["all"].count, result.rows[0].chance
     title = f"{result.data}: {count} test questions, strict accuracy in % [95 % interval]"
     title += f"; chance {percent(chance)}" if chance else ""
@@ -86,7 +88,8 @@ def _show(result: "DemoResult") -> None:
     show_line()
     columns = ("backbone", "encoder", "all", "seen", "unseen", "gain")
     show_table(title, columns, [_cells(result, row) for row in result.rows], ends)
-    show_line(f"unseen: classes held out of training ({listed(result.held_out) or 'none'})")
+    held_out = listed(result.held_out) or "none"
+    show_line(f"unseen: classes held out of training ({held_out}); intervals: {ONE_SEED}")
     parts = sorted({part for same in result.frozen.values() for part in same})
     if all(unchanged for same in result.frozen.values() for unchanged in same.values()):
         show_line(f"frozen parts unchanged: {', '.join(parts)} of both backbones, byte for byte")

@@ -49,6 +49,7 @@ def judge(
 
 
 def _show(report: "JudgeReport") -> None:
+    from craft.evaluation.metrics import ONE_SEED
     from craft.judging.cases import BINARY, DIMENSIONS
 
     def cells(figures: Mapping[str, dict[str, Any] | None]) -> tuple[str, ...]:
@@ -65,6 +66,7 @@ def _show(report: "JudgeReport") -> None:
         {
             "judge's model": ", ".join(report.models),
             "rubric": report.settings["rubric"],
+            "intervals": ONE_SEED,
             "tokens": _tokens(report),
             "without a verdict": ", ".join(f"{count} {name}" for name, count in bad.items()),
             "folder": report.folder,

@@ -83,18 +83,30 @@ def _show(matrix: Any, data: str) -> None:
 
 def _show_means(matrix: Any) -> None:
     """Mean gains on and off the diagonal."""
+    from craft.evaluation.metrics import ONE_SEED, SEVERAL_SEEDS
+
+    summary = matrix.summary()
     rows = [
         [
             mean["data"],
             "same LLM" if mean["diagonal"] else "another LLM",
-            *(signed(mean[name]) for name in ("accuracy", "seen", "unseen")),
+            *(_with_interval(mean, name) for name in ("accuracy", "seen", "unseen")),
             f"{mean['positive']} of {mean['cells']}",
         ]
-        for mean in matrix.summary()
+        for mean in summary
     ]
     if rows:
         columns = ("data", "backbone", "all", "seen", "unseen", "above zero-shot")
-        show_table("Mean gain over zero-shot", columns, rows)
+        seeds = {mean["over seeds"]["accuracy"]["runs"] for mean in summary}
+        covers = ONE_SEED if seeds == {1} else SEVERAL_SEEDS
+        show_table(f"Mean gain over zero-shot [95 % interval; {covers}]", columns, rows)
+
+
+def _with_interval(mean: dict[str, Any], name: str) -> str:
+    if mean[name] is None:
+        return "-"
+    low, high = mean["over seeds"][name]["interval"]
+    return f"{signed(mean[name])} [{signed(low)}, {signed(high)}]"
 
 
 def _rehearse(config: Any, common: Common) -> None:

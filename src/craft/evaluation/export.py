@@ -1,12 +1,13 @@
 """Results in the formats of other tools: model-index in a Hugging Face model card, and lmms-eval's JSON."""
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
+from math import isnan
 from pathlib import Path
 from typing import Any
 
 from craft.core.errors import CheckpointError
 from craft.core.files import PathLike, atomic_write_text
+from craft.evaluation.metrics import Group, images_of, standard_error
 from craft.evaluation.report import Report, caveats_of, merge
 
 _METRICS = {
@@ -77,11 +78,15 @@ def to_lmms(reports: Mapping[str, Report]) -> dict[str, Any]:
     """
     results, configs, counts = {}, {}, {}
     for name, report in reports.items():
-        count, settings = len(report.samples), report.settings
+        count, settings, images = len(report.samples), report.settings, images_of(report.samples)
         row: dict[str, Any] = {"alias": name}
-        for metric, share in (("exact_match", report.accuracy), ("lenient_match", report.lenient)):
+        for metric, mark, share in (
+            ("exact_match", "strict", report.accuracy),
+            ("lenient_match", "lenient", report.lenient),
+        ):
             row[f"{metric},none"] = share
-            row[f"{metric}_stderr,none"] = sqrt(share * (1 - share) / (count - 1)) if count > 1 else "N/A"
+            error = standard_error(Group([sample[mark] for sample in report.samples], images))
+            row[f"{metric}_stderr,none"] = "N/A" if isnan(error) else error
         results[name] = row
         configs[name] = {
             "task": name,

@@ -104,10 +104,14 @@ class Case:
     seen: bool = True
 
     @cached_property
+    def picture(self) -> str | None:
+        """SHA-256 (hex) of the image file, the same for equal images; None if there is no image."""
+        return None if self.image is None else sha256_file(self.image)
+
+    @cached_property
     def content(self) -> str:
         """SHA-256 (hex) over everything that a judge sees of the case."""
-        picture = None if self.image is None else sha256_file(self.image)
-        return json_digest([self.task, self.options, self.truth, self.response, picture], compact=True)
+        return json_digest([self.task, self.options, self.truth, self.response, self.picture], compact=True)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,17 @@ from craft.core.tensors import hash_tensors
 from craft.data import BENCHMARKS
 from craft.evaluation.config import EvalConfig, EvalSettings
 from craft.evaluation.export import add_to_card, to_lmms
-from craft.evaluation.report import Report, caveats_of, class_table, confusion, merge, read_samples
+from craft.evaluation.metrics import spread
+from craft.evaluation.report import (
+    Report,
+    caveats_of,
+    chance_of,
+    class_table,
+    confusion,
+    interval_of,
+    merge,
+    read_samples,
+)
 from craft.evaluation.run import answers_to
 from craft.formats.artefact import Artefact
 from craft.formats.code_cache import CodeCache
@@ -74,6 +84,15 @@ class Row:
         figures = [merge(reports)[name] for reports in self.reports.values()]
         known = [float(figure["mean"]) for figure in figures if figure is not None]
         return sum(known) / len(known) if figures and len(known) == len(figures) else None
+
+    def average_over_seeds(self, name: str = "accuracy") -> dict[str, Any] | None:
+        """`average` with its standard deviation over seeds, which needs as many seeds of every benchmark."""
+        if (mean := self.average(name)) is None:
+            return None
+        by_seed = zip(*self.reports.values(), strict=False)
+        averages = [sum(getattr(report, name) for report in reports) / len(reports) for reports in by_seed]
+        same = len({len(reports) for reports in self.reports.values()}) == 1
+        return {**(spread(averages if same else [mean]) or {}), "mean": mean}
 
     def cells(self) -> list[str]:
         """The row as Table 1 has it: surrogate, backbone, tokens, percent per benchmark, average."""
@@ -249,7 +268,7 @@ def _cases(artefacts: Sequence[Artefact], config: EvalConfig) -> list[_Case]:
 
 
 def summary(reports: Sequence[Report], classes: bool = False) -> dict[str, Any]:
-    """Means over seeds, then each report; the interval is that of the samples of a single seed.
+    """Means over seeds with the interval of the accuracy, then each report.
 
     Args:
         reports: one data set's, one per seed.
@@ -257,7 +276,6 @@ def summary(reports: Sequence[Report], classes: bool = False) -> dict[str, Any]:
     """
     figures = merge(reports)
     means = {name: None if value is None else value["mean"] for name, value in figures.items()}
-    single = reports[0].to_json() if len(reports) == 1 else {}
 
     def whole(report: Report) -> dict[str, Any]:
         more = {"classes": class_table(report.samples), "confusion": confusion(report.samples)}
@@ -266,8 +284,8 @@ def summary(reports: Sequence[Report], classes: bool = False) -> dict[str, Any]:
     return {
         **means,
         **({"caveats": caveats} if (caveats := caveats_of(reports)) else {}),
-        "interval": single.get("interval"),
-        "chance": reports[0].chance,
+        "interval": interval_of(reports),
+        "chance": chance_of(reports),
         "count": sum(len(report.samples) for report in reports),
         "spread": figures,
         "reports": [whole(report) for report in reports],

@@ -15,8 +15,7 @@ from craft.core.lock import locked
 from craft.core.progress import say
 from craft.data import Data, Sample
 from craft.data.load import short_name
-from craft.evaluation.metrics import bootstrap_interval
-from craft.evaluation.report import Report
+from craft.evaluation.report import Report, interval_of
 from craft.formats.load import load_artefact
 from craft.models.freezing import part_hashes
 from craft.models.lvlm import LVLM
@@ -39,8 +38,8 @@ LIMIT = 500
 SHOWN = 10
 """Test images in the figure."""
 
-GROUPS = {"all": (True, False), "seen": (True,), "unseen": (False,)}
-"""Groups of test questions: the values of `Sample.seen` in each."""
+GROUPS = {"all": None, "seen": True, "unseen": False}
+"""Groups of test questions: the value of `Sample.seen` in each; None is both."""
 
 TEXT_ONLY = ("Name a colour.", "What is a coat?", "Which is larger?\nA. an ant\nB. a horse", "Explain: bag")
 """Questions without an image, asked before and after."""
@@ -52,7 +51,7 @@ TextAnswers = tuple[list[str], torch.Tensor]  # answers, and the logits that the
 
 @dataclass(frozen=True)
 class GroupAccuracy:
-    """Strict accuracy on one group of the test questions, with its 95 % bootstrap interval."""
+    """Strict accuracy on one group of the test questions, with its 95 % interval (`metrics.interval`)."""
 
     accuracy: float
     interval: tuple[float, float]
@@ -282,9 +281,9 @@ def _accuracies(report: Report) -> dict[str, GroupAccuracy]:
     """Accuracy with interval for each group that has questions."""
     accuracies = {}
     for group, seen in GROUPS.items():
-        marks = [row["strict"] for row in report.samples if row["seen"] in seen]
-        if marks:
-            accuracies[group] = GroupAccuracy(float(np.mean(marks)), bootstrap_interval(marks), len(marks))
+        marks = [row["strict"] for row in report.samples if seen in (None, row["seen"])]
+        if (ends := interval_of([report], seen)) is not None:
+            accuracies[group] = GroupAccuracy(float(np.mean(marks)), ends, len(marks))
     return accuracies
 
 
