@@ -68,6 +68,7 @@ class Preparation:
             as in the paper).
         download: fetch images that are given as URLs.
         split_seed: the seed of the division into training and test, if the data has none.
+        allow_outside: allow a table to name images outside its folder (or --root), also by links.
     """
 
     texts: Several = None
@@ -75,6 +76,7 @@ class Preparation:
     train_limit: int | None = None
     download: Flag = False
     split_seed: int = 0
+    allow_outside: Flag = False
 
 
 def list_domains(*, common: Common = COMMON) -> None:
@@ -206,6 +208,7 @@ def prepare(
         train_limit=preparation.train_limit,
         download=preparation.download,
         split_seed=preparation.split_seed,
+        allow_outside=preparation.allow_outside,
     )
     manifest = run(data, source.root, out or prepared_folder(data), wanted)
     about = manifest.about

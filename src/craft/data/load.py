@@ -15,8 +15,9 @@ from craft.data.domains.embedded import EMBEDDED
 from craft.data.manifest import MANIFEST, read_manifest
 from craft.data.readers.folder import read_folder
 from craft.data.readers.hub import HUB
-from craft.data.readers.rows import Fetch
+from craft.data.readers.pictures import Fetch
 from craft.data.readers.tables import TABLES, TAR, read_tables, tables_in
+from craft.data.readers.text import foreign
 from craft.data.sample import Data, Raw
 
 
@@ -86,6 +87,7 @@ def read_data(
     *,
     fetch: Fetch | None = None,
     tars: bool = False,
+    outside: bool = True,
 ) -> Raw:
     """The samples of a data set as found, before anything random.
 
@@ -94,6 +96,7 @@ def read_data(
         fetch: fetches an image from a URL; None refuses URLs.
         tars: read tars in WebDataset's layout; only `prepare` does, because it writes their images to
             files.
+        outside: allow tables to name images that are not below `root`, or the folder of the table.
 
     Raises:
         DataError: as `load_data`.
@@ -114,12 +117,13 @@ def read_data(
     if any(is_tar(table) for table in tables) and not tars:
         raise not_prepared(data, root, domain, columns)
     if tables and tables[0].suffix.lower() in (*TABLES, TAR):
-        return read_tables(tables, base, domain, columns, fetch, top)
+        return read_tables(tables, base, domain, columns, fetch, top, outside)
     if top is not None:
         return read_folder(path, domain)
     if path.exists():
         raise DataError(
-            f"{path} is neither a folder of class folders nor a table of questions ({', '.join(TABLES)})."
+            f"{path} is neither a folder of class folders nor a table of questions ({', '.join(TABLES)}). "
+            f"{foreign(path) or 'Let the name of a table end in one of these.'}"
         )
     raise _nothing_at(data, path)
 

@@ -13,6 +13,7 @@ from craft.core.errors import DataError
 from craft.core.files import atomic_write_bytes, user_path
 from craft.data.additions import with_options, with_texts
 from craft.data.benchmarks import BENCHMARKS
+from craft.data.images import open_image
 from craft.data.load import as_setting, read_data
 from craft.data.manifest import Prepared, write_manifest
 from craft.data.readers.hub import HUB, hub_folder
@@ -35,6 +36,7 @@ class Wanted:
         train_limit: train on at most this many images, instead of the benchmark's own limit.
         download: fetch images that are given as URLs.
         split_seed: the seed of the division into training and test, if the source has none.
+        allow_outside: allow a table to name images outside its folder (or `root`), also by links.
     """
 
     domain: str | None = None
@@ -44,6 +46,7 @@ class Wanted:
     train_limit: int | None = None
     download: bool = False
     split_seed: int = 0
+    allow_outside: bool = False
 
 
 def prepare(
@@ -62,13 +65,22 @@ def prepare(
 
     Raises:
         DataError: as `load_data`; a hub data set that cannot be downloaded; texts or options that belong to
-            no sample; a URL that gives no image.
+            no sample; a URL that gives no image; images outside the table's folder; an image that must be
+            written to a file and cannot be opened.
         ConfigError: `out` cannot be written.
     """
     out = user_path(out)
     fetch = partial(_download, folder=out.with_name(f"{out.name}-pictures")) if wanted.download else None
     data, root = _fetched(as_setting(data), root)
-    raw = read_data(data, root, wanted.domain, wanted.columns, fetch=fetch, tars=True)
+    raw = read_data(
+        data,
+        root,
+        wanted.domain,
+        wanted.columns,
+        fetch=fetch,
+        tars=True,
+        outside=wanted.allow_outside,
+    )
     if wanted.train_limit is not None:
         raw.train_limit = wanted.train_limit
     for path in wanted.texts:
@@ -119,5 +131,6 @@ def _download(url: str, folder: Path) -> Path:
         raise DataError(f"{url} sends more than {DOWNLOAD_MOST // 2**20} MiB; no image is so large.")
     if missing:
         raise DataError(f"{url} was cut short by {missing} bytes. Try again.")
+    open_image(content, url)
     atomic_write_bytes(path, content)
     return path

@@ -28,3 +28,18 @@ def is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def brief(value: object, most: int = 80) -> str:
+    """A value for a message: its `repr`, cut to `most` characters, so that no message is a whole image."""
+    text = repr(value[: most + 1] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def difference(one: str, other: str) -> str:
+    """What two names with the same normal form (`normalise`) differ in, for messages: they may look alike."""
+    composed = [unicodedata.normalize("NFC", name) for name in (one, other)]
+    if composed[0] == composed[1]:
+        return "in the encoding of accents alone (Unicode NFC and NFD)"
+    spaced = [" ".join(name.split()) for name in composed]
+    return "in spaces alone" if spaced[0] == spaced[1] else "in letter case or spaces alone"
