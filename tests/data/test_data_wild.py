@@ -6,6 +6,9 @@ import csv
 import gzip
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from craft.core.errors import DataError
+from craft.core.files import sha256_file
 from craft.data import Wanted, load_data, prepare, read_data
 from craft.data.additions import with_texts
 from craft.data.chats import read_conversations
@@ -465,6 +469,23 @@ def test_no_path_is_named_with_its_line_and_not_printed(root: Path, value: str) 
         read_conversations([root / "c.jsonl"])
 
 
+def test_lists_in_cells(root: Path) -> None:
+    """Images and turns as pandas writes lists into a CSV file."""
+    turns = [{"from": "human", "value": "<image>Which?"}, {"from": "gpt", "value": "an 'oak'"}]
+    for write in (repr, json.dumps):
+        stream = io.StringIO()
+        csv.writer(stream).writerows([["images", "conversations"], [write(["0.png"]), write(turns)]])
+        (read,) = samples(root / "q.csv", stream.getvalue())
+        assert (read.question, read.answer, read.image) == ("Which?", "an 'oak'", str(root / "0.png"))
+        assert read_conversations([root / "q.csv"])[0].turns == (("Which?", "an 'oak'"),)
+        stream = io.StringIO()
+        csv.writer(stream).writerows(
+            [["image", "label", "captions"], [write(["0.png"]), "oak", write(["a", "b"])]]
+        )
+        (read,) = samples(root / "q.csv", stream.getvalue())
+        assert (read.image, read.captions) == (str(root / "0.png"), ("a", "b"))
+
+
 def test_large_values_are_not_printed(root: Path) -> None:
     row = json.loads(ROW) | {"image": BASE64[:-3] + "!!" + BASE64}
     refused(root / "q.jsonl", json.dumps(row), "q.jsonl:1: the image is base64 of", "cannot be read")
@@ -496,6 +517,26 @@ def test_what_two_spellings_of_a_class_differ_in(root: Path) -> None:
     choices = ["ch\u00eane", "che\u0302ne"]
     row = json.dumps({"image": "0.png", "question": "a", "answer": "A", "choices": choices})
     refused(root / "q.jsonl", row, "names an option twice", "Unicode NFC and NFD")
+
+
+@pytest.mark.parametrize("data", ["q.jsonl", "trees"])
+@pytest.mark.parametrize("locale", ["C", "POSIX"])
+def test_a_locale_is_not_blamed_on_the_files(root: Path, data: str, locale: str) -> None:
+    for n in range(4):
+        paint(root / "trees" / ("ch\u00eane", "elm")[n % 2] / f"{n}.png", n)
+    (root / "q.jsonl").write_text('{"image": "trees/ch\u00eane/0.png", "label": "oak"}\n', encoding="utf-8")
+    code = "import sys; from craft.data import read_data; read_data(sys.argv[1])"
+    environment = {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    run = subprocess.run(
+        [sys.executable, "-c", code, data],
+        cwd=root,
+        env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "in this locale, Python takes the names of files for ascii" in run.stderr
+    assert "PYTHONUTF8=1" in run.stderr and "Rename" not in run.stderr
 
 
 # Options and answers
@@ -595,9 +636,8 @@ def test_parquet_that_is_cut_or_has_a_column_twice(root: Path) -> None:
         root / "p.parquet", [{"image": png(n), "label": str(n % 2)} for n in range(8)]
     ).read_bytes()
     for length in (len(whole) - 1, len(whole) // 2, 8, 0):
-        refused(
-            root / "q.parquet", whole[:length], "q.parquet cannot be read as parquet", "Copy the file again"
-        )
+        refused(root / "q.parquet", whole[:length], "q.parquet cannot be read as parquet", "Copy the file")
+    refused(root / "q.parquet", b"version https://git-lfs.github.com/spec/v1\n", "q.parquet", "git lfs pull")
     columns = [pa.array(["0.png", "1.png"]), pa.array(["oak", "elm"]), pa.array(["a", "b"])]
     pq.write_table(pa.Table.from_arrays(columns, names=["image", "label", "label"]), root / "q.parquet")
     with pytest.raises(DataError, match=r"q\.parquet.*two columns 'label'"):
@@ -695,3 +735,19 @@ def test_the_cache_of_the_hub_may_be_prepared(root: Path) -> None:
     (snapshot / "0.png").symlink_to(root / "0.png")
     with pytest.raises(DataError, match=r"train\.jsonl:1: .*--allow-outside"):
         prepare(snapshot, None, root / "n", progress=False)
+
+
+def test_a_manifest_by_somebody_else_leads_nowhere(root: Path) -> None:
+    """`root` and the paths of a manifest are somebody's text, too."""
+    rows = [INLINE, {"image": "0.png", "question": "a", "answer": "b"}]
+    for where, place in (("..", "0.png"), (".", "../0.png")):
+        folder = root / f"m{len(where)}"
+        folder.mkdir()
+        rows[1]["image"] = place
+        (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        about = {"format": 1, "fingerprint": sha256_file(folder / "samples.jsonl"), "root": where}
+        about |= {"name": "m", "task": "vqa", "domain": "m", "licence": "", "source": "", "notes": []}
+        (folder / "manifest.json").write_text(json.dumps(about))
+        with pytest.raises(DataError, match=r"files in|--allow-outside"):
+            prepare(folder, None, root / "out", progress=False)
+        assert not (root / "out").exists()

@@ -19,6 +19,7 @@ from craft.data.readers.pictures import Fetch
 from craft.data.readers.tables import TABLES, TAR, read_tables, tables_in
 from craft.data.readers.text import foreign
 from craft.data.sample import Data, Raw
+from craft.data.spelling import refuse_locale
 
 
 def load_data(
@@ -111,7 +112,7 @@ def read_data(
     base = user_path(root) if root is not None else None
     path = located(data, base)
     if path.is_dir() and (path / MANIFEST).is_file():
-        return read_manifest(path, base)
+        return read_manifest(path, base, outside)
     top = path if path.is_dir() else None
     tables = tables_in(path) if top is not None else [path] if path.is_file() else []
     if any(is_tar(table) for table in tables) and not tars:
@@ -119,6 +120,7 @@ def read_data(
     if tables and tables[0].suffix.lower() in (*TABLES, TAR):
         return read_tables(tables, base, domain, columns, fetch, top, outside)
     if top is not None:
+        refuse_locale(name for _, folders, files in os.walk(path) for name in (*folders, *files))
         return read_folder(path, domain)
     if path.exists():
         raise DataError(

@@ -101,16 +101,17 @@ def write_manifest(
     return Prepared(out, about)
 
 
-def read_manifest(folder: Path, root: Path | None = None) -> Raw:
+def read_manifest(folder: Path, root: Path | None = None, outside: bool = True) -> Raw:
     """The samples of a manifest.
 
     Args:
         folder: its folder.
         root: the folder that image paths start from, if the images have moved.
+        outside: allow image paths that leave this folder.
 
     Raises:
-        DataError: it is of another format, its rows have changed since it was written, or images are
-            missing.
+        DataError: it is of another format, its rows have changed since it was written, images are missing,
+            or it has images in its rows and in files elsewhere, which `write_manifest` never writes.
     """
     try:
         about = read_json(folder / MANIFEST)
@@ -127,7 +128,12 @@ def read_manifest(folder: Path, root: Path | None = None) -> Raw:
             f"{MANIFEST}. Run `craft data prepare` again; to use rows that you edited, name the .jsonl."
         )
     base = root if root is not None else folder / about["root"]
-    raw = read_tables([folder / ROWS], base)
+    raw = read_tables([folder / ROWS], base, outside=outside)
+    if base != folder / "." and not all(isinstance(sample.image, str) for sample in raw.samples):
+        raise DataError(
+            f"{folder} has images in its rows and in files in {base}, which no manifest of CRAFT has. "
+            f"Run `craft data prepare {folder / ROWS} --root {base}`."
+        )
     raw.name, raw.task, raw.domain = about["name"], about["task"], about["domain"]
     raw.licence, raw.source, raw.notes = about["licence"], about["source"], about["notes"]
     return raw

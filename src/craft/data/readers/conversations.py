@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from craft.core.errors import DataError
+from craft.data.choices import list_in_text
 from craft.data.spelling import brief, is_text
 
 TAG = "<image>"
@@ -55,14 +56,18 @@ def conversation(
         DataError: not exactly one image, or not exactly one tag for it in a question (`query` and
             `instruction` may lack it); no turns, or turns that do not alternate; an empty question or answer.
     """
-    images = listed(values.get("images") or values.get("image") or values.get("file_name"))
+    named = values.get("images") or values.get("image") or values.get("file_name")
+    images = listed(named, "images", origin)
     if pair := _pair_fields(values):
         field, turns = pair[0], _instruction(values, pair, origin)
         if images and turns and not any(_TAGS.search(text) for _, text in turns):
             turns[0] = ("user", f"{TAG}\n{turns[0][1]}")
     else:
         field = "conversations" if "conversations" in values else "messages"
-        turns, inside = _turns(values[field], field, origin)
+        value = values[field]
+        if isinstance(value, str):  # in a CSV file
+            value = list_in_text(value, field, origin) or value
+        turns, inside = _turns(value, field, origin)
         images += inside
     if len(images) != 1 and not (text and not images):
         raise DataError(
@@ -149,7 +154,7 @@ def _instruction(values: Mapping[str, Any], pair: tuple[str, str], origin: str) 
     """The turns of ms-swift's and LLaMA-Factory's rows: `history`, then the question (with LLaMA-Factory's
     `input` below it) and the answer."""
     turns = []
-    for earlier in values.get("history") or ():
+    for earlier in listed(values.get("history"), "history", origin):
         if not (isinstance(earlier, list | tuple) and len(earlier) == 2):
             raise DataError(f"{origin}: 'history' must hold [question, answer], not {brief(earlier)}.")
         turns += [("user", earlier[0]), ("assistant", earlier[1])]
@@ -210,8 +215,15 @@ def _flattened(content: list[Any], field: str, origin: str, pictures: list[Any])
     return "".join(texts)
 
 
-def listed(value: Any) -> list[Any]:
-    """A value as a list; None and an empty text, which some tables have for no image, give an empty one."""
+def listed(value: Any, name: str, origin: str) -> list[Any]:
+    """A value as a list, which may be written as text (in a CSV file); None and an empty text, which some
+    tables have for no image, give an empty one.
+
+    Raises:
+        DataError: the text is a list that cannot be read.
+    """
     if value is None or (isinstance(value, str) and not value.strip()):
         return []
+    if isinstance(value, str) and (items := list_in_text(value, name, origin)) is not None:
+        return items
     return list(value) if isinstance(value, list | tuple) else [value]

@@ -12,6 +12,7 @@ from typing import Any
 from craft.core.errors import DataError
 from craft.data.images import OTHERS, PICTURES, Packed
 from craft.data.readers.rows import Row, parse_json
+from craft.data.readers.text import foreign
 from craft.data.splits import SPLIT_NAMES, split_of
 
 
@@ -94,7 +95,8 @@ def read_parquet(paths: list[Path], root: Path | None = None, top: Path | None =
                 yield from _rows(file, path, names, split_of(path, top))
         except (OSError, pa.ArrowException) as error:
             reason = " ".join(str(error).split())
-            raise DataError(f"{path} cannot be read as parquet: {reason} Copy the file again.") from error
+            fix = foreign(path) or "Copy the file again."
+            raise DataError(f"{path} cannot be read as parquet: {reason} {fix}") from error
 
 
 def _rows(file: Any, path: Path, names: dict[str, list[str]], split: str) -> Iterator[Row]:

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from craft.core.errors import DataError
 from craft.data.images import ImageSource, Packed
 from craft.data.readers.conversations import listed
-from craft.data.spelling import brief, is_text
+from craft.data.spelling import brief, is_text, refuse_locale
 
 Fetch = Callable[[str], Path]
 """Takes the URL of an image and returns a file with it."""
@@ -35,8 +35,8 @@ def one_picture(values: Mapping[str, Any], origin: str) -> Any:
     Raises:
         DataError: there are several, or `image` and `images` name different ones.
     """
-    images = listed(values.get("image"))
-    images += [image for image in listed(values.get("images")) if image not in images]
+    images = listed(values.get("image"), "image", origin)
+    images += [image for image in listed(values.get("images"), "images", origin) if image not in images]
     if not images and values.get("file_name") is not None:
         images = [values["file_name"]]
     if len(images) > 1:
@@ -105,6 +105,7 @@ def _path(text: str, base: Path, origin: str) -> str:
         raise DataError(f"{origin}: the path {brief(text)} contains a NUL character. Correct it.")
     if text.isascii() and "\\" not in text:
         return str(base / text)
+    refuse_locale([text])
     slashed = text.replace("\\", "/")
     forms = (text, slashed, *(unicodedata.normalize(form, slashed) for form in ("NFC", "NFD")))
     return next((path for form in forms if os.path.isfile(path := str(base / form))), str(base / slashed))

@@ -229,7 +229,7 @@ def _check_fields(values: Mapping[str, Any], labelled: bool, origin: str) -> Non
     for name in ("image",) if labelled else REQUIRED:
         if name not in values:
             near = difflib.get_close_matches(name, [key for key in values if key not in OPTIONAL], 1, 0.7)
-            hint = f" (is '{near[0]}' meant to be it?)" if near else ""
+            hint = f" (is '{near[0]}' meant to be it? --column {name}={near[0]})" if near else ""
             others = [key for key in values if key not in _KNOWN]
             columns = f"; this one has {', '.join(others)}. Map the column: --column {name}=NAME"
             raise DataError(
@@ -327,7 +327,7 @@ def _split(values: Mapping[str, Any], row: Row) -> str:
     value = values.get("split")
     if value is None:
         return row.split
-    name = SPLIT_NAMES.get(str(value).lower())
+    name = SPLIT_NAMES.get(str(value).strip().lower())
     if name is None:
         raise DataError(f"{row.origin}: unknown split {value!r}. Use 'train', 'validation' or 'test'.")
     return name

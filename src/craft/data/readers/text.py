@@ -43,6 +43,13 @@ _FOREIGN = {
 }
 """What a file is that begins with these bytes, and what a user can do."""
 
+_UNQUOTED = (
+    " If quotes are part of the texts throughout this file, write it anew: "
+    '`python -c "import csv, json, sys; [print(json.dumps(row)) for row in csv.DictReader(sys.stdin, '
+    "delimiter='\\t', quoting=csv.QUOTE_NONE)]\" < {file} > {stem}.jsonl`."
+)
+"""What to do about a TSV in which a quote is a character like any other."""
+
 _SHAPES = {
     "coco": "a COCO file: pictures ('images') and what they show ('annotations') are lists of their own. "
     "Write one row for each picture, with its 'file_name' as 'image' and its category or caption",
@@ -64,9 +71,10 @@ def foreign(path: Path) -> str:
             start = file.read(32)
     except OSError:
         return ""
-    return next((text for magic, text in _FOREIGN.items() if start.startswith(magic)), "").format(
-        shlex.quote(str(path))
-    )
+    if path.suffix.lower() == ".parquet" and start.startswith(b"PAR1"):
+        return ""
+    texts = (text for magic, text in _FOREIGN.items() if start.startswith(magic))
+    return next(texts, "").format(shlex.quote(str(path)))
 
 
 def read_text(path: Path) -> str:
@@ -247,7 +255,7 @@ def csv_rows(path: Path, split: str = "") -> Iterator[Row]:
     separator = _separator(path, text)
     records = _records(path, text, separator)
     _, _, header = next(records, (0, 0, []))
-    names = [name.strip() for name in header]
+    names = [name.strip("\ufeff").strip() for name in header]
     filled = [name for name in names if name]
     if repeated := [name for name in dict.fromkeys(filled) if filled.count(name) > 1]:
         raise DataError(f"{path}: its first line names two columns '{repeated[0]}'. Rename or remove one.")
@@ -306,6 +314,8 @@ def _records(path: Path, text: str, separator: str) -> Iterator[tuple[int, int, 
                 problem = f'a cell of this row begins with a quote (") that does not close before line {last}'
             else:
                 problem = 'a cell begins with a quote (") and goes on after the closing one'
+            if path.suffix.lower() == ".tsv":
+                fix += _UNQUOTED.format(file=shlex.quote(str(path)), stem=shlex.quote(path.stem))
             raise DataError(f"{path}:{first}: {problem}. Close it, or remove it. {fix}") from error
         if any(cell.strip() for cell in cells):
             yield first, reader.line_num, cells
