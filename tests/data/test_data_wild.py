@@ -229,6 +229,7 @@ def test_a_last_line_that_is_cut_is_named(root: Path, name: str) -> None:
         (ROW.replace('"', "'"), (":1: not valid JSON", "json.dumps")),
         (ROW.replace('"question"', '"answer"'), (":1: not valid JSON", "'0.png'", "the key 'answer' twice")),
         (f"[{ROW}, {ROW[:-1]}]", ("not valid JSON",)),
+        (json.dumps(json.loads(ROW), indent=1)[:-4], (":4: not valid JSON", "cut short")),
         (
             json.dumps(json.loads(ROW), indent=1) + "\n" + json.dumps(json.loads(ROW), indent=1),
             (":1", "jq -c"),
@@ -569,6 +570,14 @@ def test_options_in_every_form(root: Path, choices: object, field: str) -> None:
         assert samples(root / "q.csv", stream.getvalue())[0].choices == OPTIONS
 
 
+@pytest.mark.parametrize(
+    "names", ["ABC", ("option_a", "option_b", "option_c"), ("choice A", "choice B", "choice C")]
+)
+def test_options_in_columns(root: Path, names: tuple[str, ...]) -> None:
+    columns = dict(zip(names, OPTIONS, strict=True)) | {"answer": "C", "D": None, "X": None, "a": "other"}
+    assert sample(root, columns).choices == OPTIONS and sample(root, columns).correct == 2
+
+
 def test_a_class_with_a_comma(root: Path) -> None:
     text = "image,label\n" + "".join(f'{n}.png,"{OPTIONS[n % 3]}"\n' for n in range(18))
     samples(root / "q.csv", text)
@@ -586,6 +595,7 @@ def test_a_class_with_a_comma(root: Path) -> None:
             "not 1 ('oak, elm, ash'). Separate them with \"|\", or write a JSON list",
         ),
         ({"choices": {"A": "oak", "C": "elm"}}, "'choices' must be a list of texts"),
+        ({"A": "oak", "B": "elm", "D": "fir", "answer": "A"}, "there are options A, B, D. Fill in"),
         (
             {"choices": ["oak", "elm"], "answer": 1},
             "the answer '1' is not one of the choices",

@@ -122,6 +122,10 @@ _LETTERED = re.compile(r"\(?([A-Za-z])(?:\)|[.):]|$)\s*(.*)", re.DOTALL)
 """A letter as people write it ("B", "(B)", "B.", "B: elm"), and the text after it."""
 
 
+_LETTER_NAME = re.compile(r"(?:option|choice|opt)[ _-]?([A-Za-z])|([A-Z])")
+"""The name of a column that holds an option."""
+
+
 def list_in_text(text: str, name: str, origin: str) -> list[Any] | None:
     """The list that a text is, in JSON or as Python prints it (MMMU, `DataFrame.to_csv`); None if it is none.
 
@@ -150,13 +154,23 @@ def list_in_text(text: str, name: str, origin: str) -> list[Any] | None:
         return None
 
 
-def lettered_options(values: Mapping[str, Any]) -> list[Any] | None:
-    """The options that `values` has under the letters A, B, C, … (columns of MMBench's form, or a mapping):
-    all from A on that are not None. None if there are fewer than two, or one is missing between others."""
-    present = [letter for letter in LETTERS if values.get(letter) is not None]
-    if len(present) < 2 or "".join(present) != LETTERS[: len(present)]:
+def lettered_options(values: Mapping[str, Any], origin: str) -> list[Any] | None:
+    """The options that `values` has under letters (columns `A`, `B`, … as in MMBench, or `option_a`, …; or a
+    mapping): all from A on that are not None. None if there are fewer than two.
+
+    Raises:
+        DataError: one is missing between others.
+    """
+    options = {}
+    for name, value in values.items():
+        if value is not None and (match := _LETTER_NAME.fullmatch(name)):
+            options[(match[1] or match[2]).upper()] = value
+    if not {"A", "B"} <= options.keys():
         return None
-    return [values[letter] for letter in present]
+    letters = "".join(sorted(options))
+    if letters != LETTERS[: len(letters)]:
+        raise DataError(f"{origin}: there are options {', '.join(letters)}. Fill in those between them.")
+    return [options[letter] for letter in letters]
 
 
 def correct_option(choices: Sequence[str], answer: str, origin: str) -> int:

@@ -145,6 +145,8 @@ def _decoded(text: str, origin: str) -> bytes:
     """The bytes that base64 stands for: also in its form for URLs, on several lines, or without padding."""
     body = re.sub(r"\s", "", text).rstrip("=").replace("-", "+").replace("_", "/")
     try:
+        if not body:
+            raise ValueError("it is empty")
         return base64.b64decode(body + "=" * (-len(body) % 4), validate=True)
     except (ValueError, binascii.Error) as error:
         raise DataError(

@@ -136,9 +136,9 @@ class RowReader:
         values = {name: value for name, value in row.values.items() if name not in mapped}
         values |= {field: row.values[column] for field, column in self.columns.items()}
         values = {name: None if _is_nan(value) else value for name, value in values.items()}
-        if values.get("choices") is None and (options := _other_choices(values)) is not None:
+        if values.get("choices") is None and (options := _other_choices(values, row.origin)) is not None:
             values["choices"] = options
-            if "A" in values and values.get("hint"):
+            if values.get("options") is None and values.get("hint"):  # as MMBench asks
                 values["question"] = f"{values['hint']}\n{values['question']}"
         for name in LISTS:
             if isinstance(value := values.get(name), str):
@@ -252,11 +252,11 @@ def _directive(values: Mapping[str, Any], has_options: bool) -> str | None:
     return None if has_options else DIRECTIVES["open"]
 
 
-def _other_choices(values: Mapping[str, Any]) -> Any:
+def _other_choices(values: Mapping[str, Any], origin: str) -> Any:
     """The options of a question under other names than `choices`: `options`, or MMBench's columns A, B, …"""
     if values.get("question") is None:
         return None
-    return lettered_options(values) if values.get("options") is None else values["options"]
+    return lettered_options(values, origin) if values.get("options") is None else values["options"]
 
 
 def _is_nan(value: Any) -> bool:
@@ -295,7 +295,7 @@ def _strings(row: Mapping[str, Any], name: str, origin: str) -> tuple[str, ...]:
     if value is None:
         return ()
     if isinstance(value, Mapping) and name == "choices":
-        value = lettered_options({key.upper(): option for key, option in value.items()}) or value
+        value = lettered_options({key.upper(): option for key, option in value.items()}, origin) or value
     if not isinstance(value, list):
         raise DataError(f"{origin}: '{name}' must be a list of texts, not {brief(value)}.")
     strings = tuple(text_of({name: item}, name, origin) for item in value)

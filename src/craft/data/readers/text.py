@@ -128,7 +128,8 @@ def json_rows(path: Path, problems: Problems, split: str = "") -> Iterator[Row]:
     try:
         whole = parse_json(text)
     except json.JSONDecodeError as error:
-        cut = "\n" in text.strip() and error.pos >= len(text.rstrip())
+        ends = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
+        cut = ends and "\n" in text.strip()
         if cut or (path.suffix.lower() == ".json" and text.lstrip()[:1] == "["):
             problem = f"not valid JSON ({error.msg}, column {error.colno}).{_hint(text, error)}"
             raise DataError(f"{path}:{error.lineno}: {problem}") from error
