@@ -14,6 +14,7 @@ import numpy as np
 from craft.core.files import atomic_write_bytes
 from craft.core.progress import say
 from craft.data import ImageSource, open_image
+from craft.data.images import lazy_image
 from craft.judging.cases import BINARY, DIRECTIVE
 from craft.judging.rules import NOTE as RULES
 from craft.training.config import AdaptConfig
@@ -214,7 +215,6 @@ def _marked(answer: Data) -> str:
 def draw_fig2(data: Data, path: Path) -> list[Path]:
     """A row per image: the image, the question, each line's answer."""
     from matplotlib.figure import Figure
-    from PIL import Image
 
     names = [line["line"] for line in data["lines"]]
     count, wide = len(data["pictures"]), 3.1 + 3.0 * len(names)
@@ -222,7 +222,7 @@ def draw_fig2(data: Data, path: Path) -> list[Path]:
     grid = figure.add_gridspec(count, 2 + len(names), width_ratios=[1, 1.6, *[2.4] * len(names)])
     for row, one in enumerate(data["pictures"]):
         axes = figure.add_subplot(grid[row, 0])
-        picture = Image.open(io.BytesIO(base64.b64decode(one["picture"])))
+        picture = lazy_image(io.BytesIO(base64.b64decode(one["picture"])))
         axes.imshow(np.asarray(picture), interpolation="nearest")
         axes.set_anchor("N")
         axes.set_axis_off()

@@ -10,6 +10,7 @@ from PIL import Image
 
 from craft.core.files import atomic_write_bytes
 from craft.core.progress import say
+from craft.data.images import lazy_image
 from craft.evaluation.metrics import bootstrap_interval
 from craft.pruning import STRATEGIES
 from paper.cells import marks_of
@@ -270,7 +271,7 @@ def fig5_picture(data: Data, path: Path) -> list[Path]:
     figure.tight_layout(rect=(0, 0.6 / figure.get_size_inches()[1], 1, 1))
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png")
-    lines = Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE)  # a quarter of the bytes
+    lines = lazy_image(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE)  # a quarter of the bytes
     lines.save(small, format="PNG", optimize=True)
     atomic_write_bytes(path, small.getvalue())
     return [path]

@@ -67,7 +67,10 @@ def test_an_animation_whose_later_frames_are_damaged_is_handled(tmp_path: Path) 
         place = root / "ash" / f"a.{ending}"
         frames[0].save(place, save_all=True, append_images=frames[1:])
         place.write_bytes(place.read_bytes()[:-500])
-    assert found(root)["animated"].count == 2
+    findings = found(root)
+    assert findings["animated"].where == (str(root / "ash" / "a.gif"),)
+    assert findings["of several pages"].where == (str(root / "ash" / "a.tiff"),)
+    assert findings["of several pages"].warning
 
 
 def test_leakage_by_content_and_by_looks(tmp_path: Path) -> None:

@@ -202,7 +202,10 @@ def server() -> Iterator[tuple[str, list[str]]]:
     httpd.server_close()
 
 
-def test_urls_are_fetched_once_and_only_when_asked(tmp_path: Path, server: tuple[str, list[str]]) -> None:
+def test_urls_are_fetched_once_and_only_when_asked(
+    tmp_path: Path, server: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("craft.data.download.is_public", lambda address: True)
     place, asked = server
     rows = [{"image": f"{place}/p{n % 4}", "question": f"q{n}?", "answer": f"a{n % 2}"} for n in range(8)]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))

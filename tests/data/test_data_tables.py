@@ -192,7 +192,7 @@ def test_a_shard_with_pictures_that_cannot_be_read(tmp_path: Path) -> None:
             tar.addfile(info, io.BytesIO(content))
     samples = read_data(tmp_path / "q.tar", tars=True).samples
     assert sorted(str(s.image).rpartition("/")[2] for s in samples) == ["1.heic", "2.png", "3.jfif"]
-    with pytest.raises(DataError, match=r"q\.tar, sample 1: .*1\.heic is not an image that can be opened"):
+    with pytest.raises(DataError, match=r"q\.tar, sample 1: .*1\.heic.* is not an image that can be opened"):
         prepare(tmp_path / "q.tar", None, tmp_path / "m", progress=False)
     assert not (tmp_path / "m").exists()
 

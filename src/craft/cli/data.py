@@ -24,11 +24,14 @@ class Source:
         root: the folder of a benchmark; otherwise the folder that relative paths in the data start from.
         domain: in words, what the images of your own data show.
         column: CRAFT=YOURS for a table whose columns have other names, as in --column answer=caption.
+        white_level: the value that is white in images of more than 8 bits (4095 for 12 bits); by default what
+            all of them together need. `craft data prepare` records it.
     """
 
     root: str | None = None
     domain: str | None = None
     column: Several = None
+    white_level: float | None = None
 
     def columns(self) -> dict[str, str] | None:
         """`--column` as a mapping from CRAFT's fields to the table's columns.
@@ -136,10 +139,12 @@ def check(
     """
     from craft.data import BENCHMARKS, check_data, read_data
     from craft.data.compose import Composition, compose, whole
+    from craft.data.levels import levelled, with_white
     from craft.data.sample import distinct
     from craft.data.stats import expected
 
     raw = read_data(data, source.root, source.domain, source.columns())
+    raw = levelled(with_white(raw, source.white_level))
     composition = Composition(common.seed or 0, answer_with, unseen_fraction=unseen_fraction)
     composed = compose(raw, composition)
     everything = whole(raw)
@@ -209,6 +214,7 @@ def prepare(
         download=preparation.download,
         split_seed=preparation.split_seed,
         allow_outside=preparation.allow_outside,
+        white_level=source.white_level,
     )
     manifest = run(data, source.root, out or prepared_folder(data), wanted)
     about = manifest.about
@@ -254,6 +260,7 @@ def stats(
         unseen_fraction=0,
         domain=source.domain,
         columns=source.columns(),
+        white_level=source.white_level,
     )
     counts = data_stats(loaded)
     if out is not None:

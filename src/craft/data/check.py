@@ -14,20 +14,22 @@ from PIL import Image
 from craft.core.errors import DataError
 from craft.core.progress import track
 from craft.data.images import (
+    Deep,
     Packed,
     image_bytes,
     image_bytes_hash,
     image_key,
+    lazy_image,
     open_image,
     orientation,
 )
 from craft.data.problems import Problems
 from craft.data.sample import Data, Sample, distinct
 
-LONG_ANSWER, RARE, IMBALANCE, NEAR, CLOSE = 5, 2, 20, 3, 4.0
+LONG_ANSWER, RARE, IMBALANCE, NEAR, CLOSE, DARK = 5, 2, 20, 3, 4.0, 16
 """Limits of the findings: an answer of more words cannot be exact in 5 tokens; a class with fewer images is
 rare; the largest class may be this many times the smallest; near-duplicates differ in at most this many bits
-of 64, and by at most this many grey levels of 255 on average."""
+of 64, and by at most this many grey levels of 255 on average; no value of a dark image reaches this."""
 
 EXAMPLES = 3
 """How many examples a finding names."""
@@ -125,7 +127,8 @@ def looks(
 
 
 def _look(sample: Sample, decode: bool, hashes: bool) -> Look:
-    origin = "" if isinstance(sample.image, str) and sample.origin == sample.image else sample.origin
+    source = sample.image.source if isinstance(sample.image, Deep) else sample.image
+    origin = "" if isinstance(source, str) and sample.origin == source else sample.origin
     try:
         image = open_image(sample.image, origin) if decode else None
         if not hashes:
@@ -133,25 +136,38 @@ def _look(sample: Sample, decode: bool, hashes: bool) -> Look:
         if not isinstance(sample.image, str | os.PathLike | bytes | Packed):
             return Look(image_bytes_hash(sample.image), None if image is None else _near(image))
         content = image_bytes(sample.image)
-        traits = _header(content) if decode else ()
+        traits = () if image is None else (*_header(content), *_shades(image))
         near = None if image is None else _near(image)
-        return Look(hashlib.sha256(content).hexdigest(), near, traits)
+        deep = isinstance(sample.image, Deep)
+        digest = image_bytes_hash(sample.image) if deep else hashlib.sha256(content).hexdigest()
+        return Look(digest, near, traits)
     except DataError as error:
         return Look("", trouble=str(error))
 
 
 def _header(content: bytes) -> tuple[str, ...]:
     """What is unusual about an image that can be decoded."""
-    with Image.open(io.BytesIO(content)) as image:
+    with lazy_image(io.BytesIO(content)) as image:
+        several = image.format != "MPO" and _animated(image)
         traits = {
-            "animated": image.format != "MPO" and _animated(image),
+            "animated": several and image.format != "TIFF",
+            "of several pages": several and image.format == "TIFF",
             "CMYK": image.mode == "CMYK",
             "16-bit": image.mode.startswith("I"),
+            "of floating-point values": image.mode == "F",
             "with transparency": image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info,
             "EXIF-rotated": orientation(image) != 1,
             "tiny": min(image.size) < 8,
         }
     return tuple(name for name, present in traits.items() if present)
+
+
+def _shades(image: Image.Image) -> tuple[str, ...]:
+    """Whether a decoded image shows nothing, or hardly anything."""
+    bands = np.asarray(image.getextrema())
+    if (bands[:, 0] == bands[:, 1]).all():
+        return ("of one colour",)
+    return ("almost black",) if bands.max() < DARK else ()
 
 
 def _animated(image: Image.Image) -> bool:
@@ -172,10 +188,17 @@ def _near(image: Image.Image) -> tuple[int, bytes] | None:
     return int.from_bytes(np.packbits(bits).tobytes(), "big"), cells
 
 
+_WARNED = {
+    "tiny": "images have a side of fewer than 8 pixels",
+    "of one colour": "images are of one colour: they show nothing",
+    "almost black": f"images are almost black: no value is above {DARK - 1} of 255",
+    "of several pages": "images are of several pages, of which the first is used. Save each page as a file",
+}
 _HANDLED = {
     "animated": "the first frame of an animation is used",
     "CMYK": "CMYK is converted to RGB",
     "16-bit": "16-bit grey is scaled to 8 bits",
+    "of floating-point values": "they are scaled to 8 bits",
     "with transparency": "transparency is dropped, as VILA-U does",
     "EXIF-rotated": "the EXIF rotation is applied",
 }
@@ -187,8 +210,8 @@ def _traits(results: Sequence[tuple[Sample, Look]]) -> Iterator[Finding]:
         for trait in look.traits:
             origins[trait].append(sample.origin)
     for trait, where in origins.items():
-        if trait == "tiny":
-            yield _finding("tiny", where, "images have a side of fewer than 8 pixels")
+        if trait in _WARNED:
+            yield _finding(trait, where, _WARNED[trait])
         else:
             yield _finding(trait, where, f"images are {trait}: {_HANDLED[trait]}", warning=False)
 

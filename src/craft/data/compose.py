@@ -10,6 +10,7 @@ import numpy as np
 from craft.core.errors import DataError
 from craft.data.benchmarks import BENCHMARKS
 from craft.data.choices import DIRECTIVES, AnswerWith, Distractors, answer_for, multiple_choice
+from craft.data.levels import levelled
 from craft.data.sample import Data, Raw, Sample
 from craft.data.spelling import difference, normalise
 from craft.data.splits import divide, held_out_classes, split_off_validation, take
@@ -45,6 +46,7 @@ def compose(raw: Raw, composition: Composition = Composition()) -> Data:
     seed, limit = composition.seed, composition.limit
     if limit is not None and limit < 1:
         raise DataError(f"limit must be at least 1, not {limit}.")
+    raw = levelled(raw)
     where = raw.name if raw.name in BENCHMARKS else raw.source or raw.name
     train, validation, test = divide(raw, composition.split_seed)
     classes: tuple[str, ...] = ()
@@ -106,7 +108,7 @@ def whole(raw: Raw, split_seed: int = 0) -> Data:
     Raises:
         DataError: two samples have the same id.
     """
-    train, validation, test = divide(raw, split_seed)
+    train, validation, test = divide(levelled(raw), split_seed)
     return Data(raw.name, raw.task, raw.domain, train, validation, test)
 
 

@@ -4,6 +4,7 @@ import difflib
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from craft.core.errors import DataError
@@ -12,8 +13,9 @@ from craft.data.benchmarks import BENCHMARKS
 from craft.data.choices import AnswerWith, Distractors
 from craft.data.compose import Composition, Similarity, compose
 from craft.data.domains.embedded import EMBEDDED
+from craft.data.levels import with_white
 from craft.data.manifest import MANIFEST, read_manifest
-from craft.data.readers.folder import read_folder
+from craft.data.readers.folder import METADATA, metadata_tables, read_folder, read_image_folder
 from craft.data.readers.hub import HUB
 from craft.data.readers.pictures import Fetch
 from craft.data.readers.tables import TABLES, TAR, read_tables, tables_in
@@ -36,6 +38,7 @@ def load_data(
     split_seed: int = 0,
     domain: str | None = None,
     columns: Mapping[str, str] | None = None,
+    white_level: float | None = None,
 ) -> Data:
     """Read a data set, split it, hold classes out, and write the multiple-choice questions.
 
@@ -59,6 +62,8 @@ def load_data(
         split_seed: of the division into training and test, if the source has none.
         domain: what the images are of, in words, for your own files; by default the folder's name.
         columns: CRAFT's field -> the column of your table, if they differ.
+        white_level: the value that is white in images of more than 8 bits; None: the smallest of 10, 12, 14
+            and 16 bits that holds the values of all images (1 for floats in 0..1).
 
     Raises:
         DataError: nothing there (with a did-you-mean), a tar or hub data set that must be prepared first, no
@@ -77,7 +82,7 @@ def load_data(
         held_out=held_out,
         split_seed=split_seed,
     )
-    return compose(read_data(data, root, domain, columns), composition)
+    return compose(with_white(read_data(data, root, domain, columns), white_level), composition)
 
 
 def read_data(
@@ -111,17 +116,30 @@ def read_data(
         raise not_prepared(data, root, domain, columns)
     base = user_path(root) if root is not None else None
     path = located(data, base)
+    if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+        raise DataError(f"the folder {path} may not be read. Change its permissions (`chmod u+rx {path}`).")
     if path.is_dir() and (path / MANIFEST).is_file():
         return read_manifest(path, base, outside)
     top = path if path.is_dir() else None
     tables = tables_in(path) if top is not None else [path] if path.is_file() else []
     if any(is_tar(table) for table in tables) and not tars:
         raise not_prepared(data, root, domain, columns)
+    if top is not None and all(table.stem.lower() == METADATA for table in tables):
+        refuse_locale(name for _, folders, files in os.walk(path) for name in (*folders, *files))
+        if tables := metadata_tables(path, (columns or {}).values()):
+            read = partial(
+                read_tables,
+                root=base,
+                domain=domain,
+                columns=columns,
+                fetch=fetch,
+                top=path,
+                outside=outside,
+            )
+            return read_image_folder(path, tables, read)
+        return read_folder(path, domain)
     if tables and tables[0].suffix.lower() in (*TABLES, TAR):
         return read_tables(tables, base, domain, columns, fetch, top, outside)
-    if top is not None:
-        refuse_locale(name for _, folders, files in os.walk(path) for name in (*folders, *files))
-        return read_folder(path, domain)
     if path.exists():
         raise DataError(
             f"{path} is neither a folder of class folders nor a table of questions ({', '.join(TABLES)}). "

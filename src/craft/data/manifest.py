@@ -17,7 +17,7 @@ from typing import Any
 from craft.core.errors import CheckpointError, DataError
 from craft.core.files import atomic_directory, read_json, sha256_file, write_json
 from craft.core.progress import track
-from craft.data.images import image_bytes, image_bytes_hash, image_key, open_image
+from craft.data.images import Packed, image_bytes, image_bytes_hash, image_key, open_image
 from craft.data.problems import Problems
 from craft.data.readers.tables import read_tables
 from craft.data.sample import Raw, Sample, distinct
@@ -97,6 +97,8 @@ def write_manifest(
             "notes": raw.notes,
             "fingerprint": digest.hexdigest(),
         }
+        if raw.white_level is not None:
+            about["white_level"] = raw.white_level
         write_json(folder / MANIFEST, about)
     return Prepared(out, about)
 
@@ -136,6 +138,7 @@ def read_manifest(folder: Path, root: Path | None = None, outside: bool = True) 
         )
     raw.name, raw.task, raw.domain = about["name"], about["task"], about["domain"]
     raw.licence, raw.source, raw.notes = about["licence"], about["source"], about["notes"]
+    raw.white_level = float(about["white_level"]) if "white_level" in about else None
     return raw
 
 
@@ -194,7 +197,8 @@ def _unpack(sample: Sample, folder: Path) -> tuple[str, str]:
     image = sample.image
     if isinstance(image, str | bytes) or hasattr(image, "read"):
         content = image_bytes(image)  # type: ignore[arg-type]
-        open_image(image, sample.origin)
+        packed = isinstance(image, Packed)  # its white level, if it needs one, is settled after this
+        open_image(content if packed else image, f"{sample.origin}: {image}" if packed else sample.origin)
     else:  # pixels: as PNG, which is lossless
         stream = io.BytesIO()
         open_image(image).save(stream, format="PNG")

@@ -101,6 +101,8 @@ class Raw:
             for all seeds.
         classes: the labels of a set that is drawn on demand; empty for every other set.
         draw: draws the training samples again, without images and names of the given classes.
+        white_level: the value that is white in images of more than 8 bits; None: by what they hold.
+        levelled: whether `levelled` has applied it.
     """
 
     name: str
@@ -113,6 +115,8 @@ class Raw:
     train_limit: int | None = None
     classes: tuple[str, ...] = ()
     draw: Callable[[Collection[str]], list[Sample]] | None = None
+    white_level: float | None = None
+    levelled: bool = False
 
 
 @dataclass

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from craft.core.errors import ConfigError, DataError
+from craft.core.progress import say
 from craft.data import EMBEDDED, Data, Sample, load_data, stratified
 from craft.models.lvlm import LVLM
 from craft.recipes.arguments import without_none
@@ -16,13 +17,14 @@ from craft.training.config import AdaptConfig, DataConfig
 def open_data(
     settings: DataConfig, seed: int, lvlm: Callable[[], LVLM], held_out: Sequence[str] | None = None
 ) -> Data:
-    """`load_data` with the settings of a config. It calls `lvlm` if hard distractors need its text encoder.
+    """`load_data` with the settings of a config; its notes are printed. It calls `lvlm` if hard distractors
+    need its text encoder.
 
     Raises:
         DataError: as for `load_data`.
         ConfigError: hard distractors need a text encoder, and the LVLM has none.
     """
-    return load_data(
+    data = load_data(
         settings.name,
         root=settings.root,
         seed=seed,
@@ -33,6 +35,9 @@ def open_data(
         held_out=held_out,
         similarity=(lambda names: text_similarity(lvlm(), names)) if settings.distractors == "hard" else None,
     )
+    for note in data.notes:
+        say(f"note: {note}")
+    return data
 
 
 def text_similarity(lvlm: LVLM, names: Sequence[str]) -> np.ndarray:

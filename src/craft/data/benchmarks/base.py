@@ -10,9 +10,9 @@ from craft.core.errors import DataError
 from craft.core.files import user_path
 from craft.data.choices import DIRECTIVES
 from craft.data.images import ImageSource
-from craft.data.readers.folder import folders_in
 from craft.data.readers.packed import parquet_files, read_parquet
 from craft.data.readers.rows import Row
+from craft.data.readers.scan import folders_in
 from craft.data.sample import Raw, Sample, Task
 from craft.data.spelling import normalise
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from craft.core.errors import DataError
 from craft.data.benchmarks.base import Note, column, row_id
 from craft.data.images import SUFFIXES
-from craft.data.readers.folder import folders_in
 from craft.data.readers.rows import Row
+from craft.data.readers.scan import folders_in
 from craft.data.sample import Sample, labelled
 from craft.data.spelling import squeezed
 

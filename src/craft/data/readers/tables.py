@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import DataError
+from craft.data.images import link_fix
 from craft.data.problems import Problems
 from craft.data.readers.packed import parquet_files, read_parquet, read_tar
 from craft.data.readers.pictures import Fetch
@@ -76,7 +77,8 @@ def read_tables(
             images (the first few are named with file and line), or no rows at all.
     """
     single = len(paths) == 1 and paths[0].stem.lower() not in SPLITLIKE
-    name = paths[0].stem if single else paths[0].parent.resolve().name
+    folder = top if top is not None and paths[0].stem.lower() == "metadata" else paths[0].parent
+    name = paths[0].stem if single else folder.resolve().name
     samples: list[Sample] = []
     problems, rows, ids = Problems("rows"), 0, dict[str, str]()
     shared = os.path.commonpath([path.parent for path in paths])
@@ -139,6 +141,8 @@ def check_images(rows: Sequence[Any], base: Path, fix: str = "correct them, or p
     if missing:
         examples = "; ".join(f"{row.image} ({row.origin})" for row in missing[:5])
         more = f"; and {len(missing) - 5} more" if len(missing) > 5 else ""
+        if links := [Path(file) for file in sorted(gone) if os.path.islink(file)]:
+            fix = f"{len(links)} of them are links that lead nowhere. {link_fix(links)}"
         raise DataError(
             f"{len(missing)} of the {len(rows)} rows name an image that does not exist: {examples}{more}. "
             f"Paths are relative to {base}; {fix}."
