@@ -197,8 +197,11 @@ def _unpack(sample: Sample, folder: Path) -> tuple[str, str]:
     image = sample.image
     if isinstance(image, str | bytes) or hasattr(image, "read"):
         content = image_bytes(image)  # type: ignore[arg-type]
-        packed = isinstance(image, Packed)  # its white level, if it needs one, is settled after this
-        open_image(content if packed else image, f"{sample.origin}: {image}" if packed else sample.origin)
+        try:  # without the white level that the image may need: it is settled after this
+            open_image(content if isinstance(image, Packed) else image, sample.origin)
+        except DataError:
+            open_image(image, sample.origin)  # names the larger file
+            raise
     else:  # pixels: as PNG, which is lossless
         stream = io.BytesIO()
         open_image(image).save(stream, format="PNG")
