@@ -123,8 +123,8 @@ def test_plant_village_words_renderings_and_39th_class(tmp_path: Path) -> None:
         "Apple, apple scab",
         "Bell pepper, healthy",
         "Corn, common rust",
-        "Grape, esca (Black Measles)",
-        "Tomato, spider mites Two-spotted spider mite",
+        "Grape, esca (black measles)",
+        "Tomato, spider mites two-spotted spider mite",
     )
     assert all("/color/" in str(s.image) for s in data.all_samples())
     assert data.notes == [
@@ -362,6 +362,28 @@ def test_the_hub_copy_of_iconqa_has_its_options_in_one_text(tmp_path: Path) -> N
     raw = BENCHMARKS["iconqa"].load(tmp_path)
     assert [s.choices for s in raw.samples] == [("square", "circle")] * 3 and raw.samples[0].correct == 1
     assert raw.notes == ["the hub copy has no training split; training needs the original zip"]
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "options"),
+    [
+        ("red,blue, dark,1, 2 or 3", "blue, dark", ("red", "blue, dark", "1, 2 or 3")),
+        ("red,blue, dark", "red", ("red", "blue, dark")),
+        ("red, blue", "0", ("red", "blue")),
+        ("red, blue, dark", "blue, dark", None),
+        ("1,000,2,000", "2,000", None),
+    ],
+)
+def test_options_of_the_iconqa_copy_with_a_comma_inside(
+    tmp_path: Path, choices: str, answer: str, options: tuple[str, ...] | None
+) -> None:
+    row = {"question": "What?", "query_image": png(1), "ques_type": "choose_txt"}
+    rows = [row | {"question_id": "1", "choices": choices, "answer": answer}]
+    rows.append(row | {"question_id": "2", "choices": "square,circle", "answer": "circle"})
+    parquet(tmp_path / "data" / "test-00000-of-00001.parquet", rows)
+    raw = BENCHMARKS["iconqa"].load(tmp_path)
+    assert [s.choices for s in raw.samples] == [*([options] if options else []), ("square", "circle")]
+    assert ("left out: questions whose options cannot be told" in " ".join(raw.notes)) == (options is None)
 
 
 @pytest.mark.parametrize(

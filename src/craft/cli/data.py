@@ -80,6 +80,7 @@ class Preparation:
             as in the paper).
         download: fetch images that are given as URLs.
         split_seed: the seed of the division into training and test, if the data has none.
+        allow_outside: allow a table to name images outside its folder (or --root), also by links.
     """
 
     texts: Several = None
@@ -87,6 +88,7 @@ class Preparation:
     train_limit: int | None = None
     download: Flag = False
     split_seed: int = 0
+    allow_outside: Flag = False
 
 
 def list_domains(*, common: Common = COMMON) -> None:
@@ -228,6 +230,7 @@ def prepare(
         train_limit=preparation.train_limit,
         download=preparation.download,
         split_seed=preparation.split_seed,
+        allow_outside=preparation.allow_outside,
         white_level=source.white_level,
         **source.reading(),
     )

@@ -25,10 +25,10 @@ from craft.data.check import Overlap, settle_overlap
 from craft.data.images import ImageSource
 from craft.data.load import is_tar, load_data, located, not_prepared
 from craft.data.problems import Problems
-from craft.data.readers.conversations import conversation
-from craft.data.readers.rows import Row, read_picture
+from craft.data.readers.conversations import conversation, is_conversation, untagged
+from craft.data.readers.pictures import one_picture, read_picture
+from craft.data.readers.rows import Row, text_of
 from craft.data.readers.tables import TABLES, check_images, read_rows
-from craft.data.spelling import is_text
 from craft.data.splits import SplitNames, split_called, split_names, unknown_splits
 
 ASK_CAPTION = (
@@ -113,7 +113,8 @@ def _table(source: str | Path, root: str | Path | None) -> Path | None:
 def _is_sample(row: Row) -> bool:
     """Whether `load_data` reads such rows: a question about an image, or a labelled image."""
     fields = {name for name, value in row.values.items() if value is not None}
-    return {"image", "question", "answer"} <= fields or {"image", "label"} <= fields
+    pictured = not fields.isdisjoint(("image", "images", "file_name"))
+    return pictured and ({"question", "answer"} <= fields or "label" in fields)
 
 
 def _read(path: Path, base: Path, seed: int, limit: int | None, names: SplitNames) -> list[Conversation]:
@@ -146,17 +147,20 @@ def _read(path: Path, base: Path, seed: int, limit: int | None, names: SplitName
 def _conversation(row: Row, default: str, base: Path, seed: int) -> Conversation:
     values, origin = row.values, row.origin
     key = str(values.get("id") or default)
-    image: Any = values.get("image")
-    if "conversations" in values or "messages" in values:
+    if is_conversation(values):
         image, turns = conversation(values, origin, text=True)
-    elif "question" in values and "answer" in values:
+        return Conversation(key, tuple(turns), _picture(image, base, origin), origin)
+    image = one_picture(values, origin)
+    if "question" in values and "answer" in values:
         if values.get("choices"):
             raise _mixed(origin, "'choices'")
-        turns = [(_text(values["question"], origin), _text(values["answer"], origin))]
+        question = untagged(text_of(values, "question", origin), int(image is not None), origin)
+        turns = [(question, text_of(values, "answer", origin))]
     elif image is not None and ("caption" in values or "captions" in values):
         caption = values.get("caption") or values.get("captions")
         caption = caption[0] if isinstance(caption, list) and caption else caption
-        turns = [(rng(seed, "caption", key).choice(ASK_CAPTION), _text(caption, origin))]
+        caption = text_of({"caption": caption}, "caption", origin)
+        turns = [(rng(seed, "caption", key).choice(ASK_CAPTION), caption)]
     elif image is not None and values.get("label") is not None:
         raise _mixed(origin, "a labelled image")
     else:
@@ -164,9 +168,11 @@ def _conversation(row: Row, default: str, base: Path, seed: int) -> Conversation
             f"{origin}: no conversation (fields: {', '.join(values) or 'none'}). A row has "
             "'conversations', 'messages', 'question' and 'answer', or 'image' and 'caption'."
         )
-    if image is not None:
-        image = read_picture(image, base, origin)
-    return Conversation(key, tuple(turns), image, origin)
+    return Conversation(key, tuple(turns), _picture(image, base, origin), origin)
+
+
+def _picture(value: Any, base: Path, origin: str) -> ImageSource | None:
+    return None if value is None else read_picture(value, base, origin)
 
 
 def _mixed(origin: str, what: str) -> DataError:
@@ -174,11 +180,3 @@ def _mixed(origin: str, what: str) -> DataError:
         f"{origin}: {what} in a table whose rows are not all questions about an image, or labelled images. "
         "Put such rows into a separate table."
     )
-
-
-def _text(value: Any, origin: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{origin}: an empty question or answer ({value!r}). Fill it in, or drop the row.")
-    if not is_text(value):
-        raise DataError(f"{origin}: question or answer contains half a character ({value!r}). Correct it.")
-    return value.strip()

@@ -12,7 +12,7 @@ from craft.data.benchmarks import BENCHMARKS
 from craft.data.choices import DIRECTIVES, AnswerWith, Distractors, answer_for, multiple_choice
 from craft.data.levels import levelled
 from craft.data.sample import Data, Raw, Sample
-from craft.data.spelling import normalise
+from craft.data.spelling import difference, normalise
 from craft.data.splits import divide, held_out_classes, split_off_validation, take
 
 Similarity: TypeAlias = np.ndarray | Callable[[tuple[str, ...]], np.ndarray] | None
@@ -127,7 +127,10 @@ def _classes(raw: Raw, where: str) -> tuple[str, ...]:
     for name in classes:
         if (other := spellings.setdefault(normalise(name), name)) != name:
             origin = next(sample.origin for sample in raw.samples if sample.label == name)
-            raise DataError(f"'{other}' and '{name}' are one class in two spellings ({origin}). Use one.")
+            raise DataError(
+                f"'{other}' and '{name}' are one class in two spellings ({origin}): they differ "
+                f"{difference(other, name)}. Use one."
+            )
     return classes
 
 

@@ -5,6 +5,7 @@ import functools
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from craft.core.errors import DataError
@@ -17,10 +18,31 @@ from craft.data.levels import with_white
 from craft.data.manifest import MANIFEST, read_manifest
 from craft.data.readers.folder import METADATA, metadata_tables, read_folder, read_image_folder
 from craft.data.readers.hub import HUB
-from craft.data.readers.rows import Fetch
+from craft.data.readers.pictures import Fetch
 from craft.data.readers.tables import TABLES, TAR, read_tables, tables_in
+from craft.data.readers.text import foreign
 from craft.data.sample import Data, Raw
+from craft.data.spelling import refuse_locale
 from craft.data.splits import split_names
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What tables may hold. `craft data prepare` allows more, because it writes the images to files.
+
+    Attributes:
+        fetch: fetches an image from a URL; None refuses URLs.
+        tars: read tars in WebDataset's layout.
+        outside: allow tables to name images that are not below the root, or the folder of the table.
+    """
+
+    fetch: Fetch | None = None
+    tars: bool = False
+    outside: bool = True
+
+
+IN_PLACE = Reading()
+"""As everything but `prepare` reads."""
 
 
 def load_data(
@@ -97,8 +119,7 @@ def read_data(
     domain: str | None = None,
     columns: Mapping[str, str] | None = None,
     *,
-    fetch: Fetch | None = None,
-    tars: bool = False,
+    reading: Reading = IN_PLACE,
     splits: Sequence[str] = (),
     partial: bool = False,
 ) -> Raw:
@@ -106,9 +127,7 @@ def read_data(
 
     Args:
         data, root, domain, columns, splits, partial: as in `load_data`.
-        fetch: fetches an image from a URL; None refuses URLs.
-        tars: read tars in WebDataset's layout; only `prepare` does, because it writes their images to
-            files.
+        reading: what tables may hold.
 
     Raises:
         DataError: as `load_data`.
@@ -126,25 +145,34 @@ def read_data(
     if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
         raise DataError(f"the folder {path} may not be read. Change its permissions (`chmod u+rx {path}`).")
     if path.is_dir() and (path / MANIFEST).is_file():
-        return read_manifest(path, base)
+        return read_manifest(path, base, reading.outside)
     top = path if path.is_dir() else None
+    read = functools.partial(
+        read_tables,
+        root=base,
+        domain=domain,
+        columns=columns,
+        fetch=reading.fetch,
+        top=top,
+        names=names,
+        outside=reading.outside,
+    )
     tables = tables_in(path, names) if top is not None else [path] if path.is_file() else []
-    if any(is_tar(table) for table in tables) and not tars:
+    if any(is_tar(table) for table in tables) and not reading.tars:
         raise not_prepared(data, root, domain, columns)
     if top is not None and all(table.stem.lower() == METADATA for table in tables):
+        refuse_locale(name for _, folders, files in os.walk(path) for name in (*folders, *files))
         if tables := metadata_tables(path, (columns or {}).values()):
-            read = functools.partial(
-                read_tables, root=base, domain=domain, columns=columns, fetch=fetch, top=path, names=names
-            )
             return read_image_folder(path, tables, read)
         return read_folder(path, domain, names)
     if tables and tables[0].suffix.lower() in (*TABLES, TAR):
-        raw = read_tables(tables, base, domain, columns, fetch, top, names)
+        raw = read(tables)
         raw.notes += [] if top is None else _not_read(top, tables)
         return raw
     if path.exists():
         raise DataError(
-            f"{path} is neither a folder of class folders nor a table of questions ({', '.join(TABLES)})."
+            f"{path} is neither a folder of class folders nor a table of questions ({', '.join(TABLES)}). "
+            f"{foreign(path) or 'Let the name of a table end in one of these.'}"
         )
     raise _nothing_at(data, path)
 

@@ -11,7 +11,7 @@ from craft.data.additions import with_options, with_texts
 from craft.data.benchmarks import BENCHMARKS
 from craft.data.download import download
 from craft.data.levels import with_white
-from craft.data.load import as_setting, read_data
+from craft.data.load import Reading, as_setting, read_data
 from craft.data.manifest import Prepared, check_free, write_manifest
 from craft.data.readers.hub import HUB, hub_folder
 from craft.data.sample import Raw
@@ -30,6 +30,7 @@ class Wanted:
         train_limit: train on at most this many images, instead of the benchmark's own limit.
         download: fetch images that are given as URLs.
         split_seed: the seed of the division into training and test, if the source has none.
+        allow_outside: allow a table to name images outside its folder (or `root`), also by links.
         white_level: the value that is white in images of more than 8 bits.
         splits, partial: as in `load_data`.
     """
@@ -41,6 +42,7 @@ class Wanted:
     train_limit: int | None = None
     download: bool = False
     split_seed: int = 0
+    allow_outside: bool = False
     white_level: float | None = None
     splits: Sequence[str] = ()
     partial: bool = False
@@ -62,7 +64,8 @@ def prepare(
 
     Raises:
         DataError: as `load_data`; a hub data set that cannot be downloaded; texts or options that belong to
-            no sample; a URL that gives no image.
+            no sample; a URL that gives no image; images outside the table's folder; an image that must be
+            written to a file and cannot be opened.
         ConfigError: `out` cannot be written.
     """
     out = user_path(out)
@@ -76,8 +79,15 @@ def _prepare(
     check_free(out)
     fetch = partial(download, folder=out.with_name(f"{out.name}-pictures")) if wanted.download else None
     data, root = _fetched(as_setting(data), root, split_names(wanted.splits))
-    reading = {"splits": wanted.splits, "partial": wanted.partial}
-    raw = read_data(data, root, wanted.domain, wanted.columns, fetch=fetch, tars=True, **reading)
+    raw = read_data(
+        data,
+        root,
+        wanted.domain,
+        wanted.columns,
+        reading=Reading(fetch, tars=True, outside=wanted.allow_outside),
+        splits=wanted.splits,
+        partial=wanted.partial,
+    )
     raw = with_white(raw, wanted.white_level)
     if wanted.train_limit is not None:
         raw.train_limit = wanted.train_limit

@@ -20,6 +20,7 @@ from craft.core.files import atomic_write_text, check_writable, read_json
 from craft.core.provenance import machine
 from craft.core.text import flat, percent
 from craft.data import open_image
+from craft.data.images import lazy_image
 from craft.judging.answers import read_rows
 from craft.judging.cases import BINARY, DIMENSIONS
 from craft.pages.figure import draw_curves
@@ -187,7 +188,7 @@ def _picture(folder: Path, name: str, about: str, edge: int | None = None) -> Ma
         return Markup()
     _check_size(path)
     try:
-        with open_image(str(path)) if edge else Image.open(path, formats=("PNG",)) as image:
+        with open_image(str(path)) if edge else lazy_image(path) as image:
             if edge:
                 image.thumbnail((edge, edge))
             image.save(stream, format="PNG")  # without texts, and without what follows the image

@@ -240,14 +240,14 @@ FOLDERS = (
 
 
 def leaf_words(folder: str) -> str:
-    """A class folder in words: "Apple___Apple_scab" -> "Apple, apple scab". Brackets after the crop are
+    """A class folder in words: "Tomato___Leaf_Mold" -> "Tomato, leaf mold". Brackets after the crop are
     dropped, and "Pepper,_bell" becomes "Bell pepper". Source: ours."""
     crop, disease = (words(part) for part in folder.split("___"))
     crop = re.sub(r" ?\(.*?\)", "", crop)
     if ", " in crop:
         noun, kind = crop.split(", ")
         crop = f"{kind} {noun}".capitalize()
-    return f"{crop}, {disease[:1].lower()}{disease[1:]}"
+    return f"{crop}, {disease.lower()}"
 
 
 PLANT_CLASSES = ClassNames(

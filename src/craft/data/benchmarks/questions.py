@@ -1,6 +1,7 @@
 """The four benchmarks that come with questions."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,12 +62,27 @@ def _iconqa_copy(row: Row, note: Note) -> Iterator[Sample]:
     if column(row, "ques_type") != TASK:
         return
     note("the hub copy has no training split; training needs the original zip")
-    choices = column(row, "choices")
-    options = [word.strip() for word in choices.split(",")] if isinstance(choices, str) else list(choices)
+    choices, answer = column(row, "choices"), column(row, "answer")
+    options = _separated(choices, answer) if isinstance(choices, str) else list(choices)
+    if not options:
+        note("left out: questions whose options cannot be told apart because of a comma inside one")
+        return
     id = f"{row.split}/{row.values.get('question_id', row.origin)}"
     image, question = column(row, "query_image", "image"), str(column(row, "question"))
     sample = Sample(id, image, question, answer="", split=row.split, origin=row.origin)
-    yield from choice_sample(sample, options, column(row, "answer"), note)
+    yield from choice_sample(sample, options, answer, note)
+
+
+def _separated(choices: str, answer: Any) -> list[str]:
+    """The options that the hub copy joins with commas; none if the answer is torn by a comma of its own.
+
+    A comma before a space belongs to an option if there are others ("red,blue, dark").
+    """
+    for pattern in (r",(?! )", r", *"):
+        options = [word.strip() for word in re.split(pattern, choices)]
+        if len(options) > 1 and (str(answer).strip() in options or str(answer).strip() not in choices):
+            return options
+    return []
 
 
 ICONQA = Benchmark(

@@ -12,6 +12,7 @@ from typing import Any
 from craft.core.errors import DataError
 from craft.data.images import OTHERS, PICTURES, Packed
 from craft.data.readers.rows import Row, parse_json
+from craft.data.readers.text import foreign
 from craft.data.splits import SPLIT_NAMES, split_parents
 
 
@@ -88,7 +89,7 @@ def read_parquet(path: Path, split: str = "", root: Path | None = None) -> Itera
         root: the folder of a README.md that may name classes.
 
     Raises:
-        DataError: it is not parquet, or is cut short.
+        DataError: a file is not parquet, is cut short, or has two columns of one name.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -100,13 +101,16 @@ def read_parquet(path: Path, split: str = "", root: Path | None = None) -> Itera
             yield from _rows(file, path, names, split)
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{path} cannot be read as parquet: {reason} Copy the file again.") from error
+        fix = foreign(path) or "Copy the file again."
+        raise DataError(f"{path} cannot be read as parquet: {reason} {fix}") from error
 
 
 def _rows(file: Any, path: Path, names: dict[str, list[str]], split: str) -> Iterator[Row]:
     import pyarrow as pa
 
     schema = file.schema_arrow
+    if repeated := [name for name in dict.fromkeys(schema.names) if schema.names.count(name) > 1]:
+        raise DataError(f"{path} has two columns '{repeated[0]}'. Rename or remove one.")
     binary = {f.name for f in schema if pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type)}
     packed = {f.name for f in schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0}
     # Only the path of an image is read here: its bytes may be gigabytes.
@@ -208,7 +212,10 @@ def read_tar(path: Path, split: str) -> Iterator[Row]:
                 key = f"{folder}/{stem}"
                 if "image" in values and f".{ending.lower()}" in OTHERS:
                     continue  # the same image, in a format that may not be readable
-                values |= _member(tar, member, path, ending.lower())
+                fields = _member(tar, member, path, ending.lower())
+                if "image" in values and not isinstance(fields.get("image"), FileSlice):
+                    fields.pop("image", None)  # where the image was before it was packed
+                values |= fields
             if values:
                 yield Row(f"{path}, sample {key.lstrip('/')}", values, split)
     except (tarfile.TarError, OSError) as error:

@@ -1,8 +1,5 @@
 """Your own tables as rows and samples: JSONL, JSON, CSV, TSV, parquet; for `craft data prepare` also tars."""
 
-import csv
-import io
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -10,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import DataError
-from craft.core.progress import track
 from craft.data.images import link_fix
 from craft.data.problems import Problems
 from craft.data.readers.packed import parquet_files, read_parquet, read_tar
-from craft.data.readers.rows import LISTS, Fetch, Row, RowReader, list_in, parse_json
+from craft.data.readers.pictures import Fetch
+from craft.data.readers.rows import Row, RowReader, is_nan
+from craft.data.readers.text import EXAMPLE, SEPARATORS, csv_rows, json_rows
 from craft.data.sample import Raw, Sample, Task
 from craft.data.spelling import words
 from craft.data.splits import (
@@ -34,15 +32,6 @@ TAR = ".tar"
 
 SPLITLIKE = (*SPLIT_NAMES, "metadata")
 """Names (lower case) of files that say what they are in their folder, not what the data set is called."""
-
-EXAMPLE = '{"image": "a.jpg", "question": "What is this?", "answer": "an oak"}'
-"""A row, for messages."""
-
-MANY = 20_000
-"""Files of this many lines or more show how far the reading is."""
-
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
-"""The separator of the cells of a file, by its ending (lower case)."""
 
 
 def tables_in(folder: Path, names: SplitNames = SPLIT_NAMES) -> list[Path]:
@@ -74,6 +63,7 @@ def read_tables(
     fetch: Fetch | None = None,
     top: Path | None = None,
     names: SplitNames = SPLIT_NAMES,
+    outside: bool = True,
 ) -> Raw:
     """Read the rows of tables as samples; image paths are relative to the file (or to `root`).
 
@@ -90,6 +80,7 @@ def read_tables(
         fetch: fetches an image from a URL; None refuses URLs.
         top: the folder that holds the tables; None for a single file.
         names: what the names of splits mean.
+        outside: allow image paths that leave `root` (or `top`, or the folder of the file).
 
     Raises:
         DataError: bad JSON, a missing or wrong field, choices without the answer, a repeated id, missing
@@ -113,6 +104,7 @@ def read_tables(
             columns=dict(columns or {}),
             fetch=fetch,
             lists_in_cells=path.suffix.lower() in SEPARATORS,
+            inside=None if outside else _with_blobs(root or top or path.parent),
         )
         for row in read_rows(path, problems, root or path.parent, splits[path]):
             split = _split_of(row, column, names)
@@ -150,7 +142,16 @@ def read_tables(
 def _split_of(row: Row, column: str, names: SplitNames) -> str | None:
     """The split of a row: that of its own column, or that of its file; None if it is unknown."""
     value = row.values.get(column)
-    return row.split if value in (None, "") else split_called(str(value), names)
+    return row.split if value in (None, "") or is_nan(value) else split_called(str(value), names)
+
+
+def _with_blobs(folder: Path) -> Path:
+    """The folder that holds the files of `folder`. In the cache of the Hugging Face hub they are links into
+    `blobs`, next to `snapshots`."""
+    for parent in (folder, *folder.parents):
+        if parent.name == "snapshots" and (parent.parent / "blobs").is_dir():
+            return parent.parent
+    return folder
 
 
 def check_images(rows: Sequence[Any], base: Path, fix: str = "correct them, or put the files there") -> None:
@@ -212,84 +213,6 @@ def read_rows(path: Path, problems: Problems, root: Path | None = None, split: s
     elif kind == TAR:
         yield from read_tar(path, split)
     elif kind in SEPARATORS:
-        yield from _csv(path, SEPARATORS[kind], split)
-    elif kind == ".json" and (text := _text(path)).lstrip()[:1] == "[":
-        yield from _json(path, text, split)
+        yield from csv_rows(path, split)
     else:
-        yield from json_lines(path, problems, split)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as UTF-8 text ({error}).") from error
-
-
-def json_lines(path: Path, problems: Problems, split: str = "", example: str = EXAMPLE) -> Iterator[Row]:
-    """The objects of a JSONL file. Lines that are not objects are recorded in `problems`.
-
-    Args:
-        path: the file.
-        problems: collects the mistakes.
-        split: of the rows.
-        example: a row, for messages.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    lines = _text(path).split("\n")
-    shown = track(lines, f"reading {path.name}") if len(lines) >= MANY else lines
-    for number, line in enumerate(shown, start=1):
-        if not line.strip():
-            continue
-        origin = f"{path}:{number}"
-        try:
-            value = parse_json(line)
-        except json.JSONDecodeError as error:
-            problem = f"not valid JSON ({error.msg}, column {error.colno})"
-        else:
-            if isinstance(value, dict):
-                yield Row(origin, value, split)
-                continue
-            problem = f"a {type(value).__name__}, not an object"
-        problems.add(DataError(f"{origin}: {problem}. Every line must be one object, like {example}"))
-
-
-def _json(path: Path, text: str, split: str) -> Iterator[Row]:
-    """A JSON file with one list of objects, like LLaVA's."""
-    try:
-        values = parse_json(text)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno})."
-        ) from error
-    for number, value in enumerate(values, start=1):
-        if not isinstance(value, dict):
-            raise DataError(f"{path}, entry {number}: a {type(value).__name__}, not an object.")
-        yield Row(f"{path}, entry {number}", value, split)
-
-
-def _csv(path: Path, separator: str, split: str) -> Iterator[Row]:
-    """A table with a header. Empty cells are None; a list is JSON, or items separated by "|"."""
-    csv.field_size_limit(2**31 - 1)  # a cell may be an image
-    reader = csv.DictReader(io.StringIO(_text(path)), delimiter=separator)
-    if not reader.fieldnames:
-        raise DataError(f"{path} is empty. Its first line must name the columns, like image,question,answer.")
-    names = [name.strip() for name in reader.fieldnames if name.strip()]
-    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise DataError(f"{path}: its first line names two columns '{repeated[0]}'. Rename or remove one.")
-    for cells in reader:
-        origin = f"{path}:{reader.line_num}"
-        if None in cells or None in cells.values():
-            count = sum(value is not None for key, value in cells.items() if key is not None)
-            count += len(cells.get(None) or [])  # type: ignore[call-overload]
-            raise DataError(
-                f"{origin}: {count} cells, but the first line names {len(reader.fieldnames)} columns. "
-                'Put cells that contain a separator in "quotes".'
-            )
-        values: dict[str, Any] = {key.strip(): cell if cell.strip() else None for key, cell in cells.items()}
-        for name in LISTS:
-            if values.get(name) is not None:
-                values[name] = list_in(values[name])
-        yield Row(origin, values, split)
+        yield from json_rows(path, problems, split)
