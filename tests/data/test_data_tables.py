@@ -13,6 +13,7 @@ from huggingface_hub.utils import filter_repo_objects
 from craft.core.errors import DataError
 from craft.data import Wanted, load_data, prepare, read_data, verify_images
 from craft.data.images import image_bytes
+from craft.data.load import Reading
 from craft.data.readers.tables import read_tables
 from replicas import paint, parquet, png
 

@@ -22,6 +22,7 @@ from craft.data import Wanted, load_data, prepare, read_data
 from craft.data.additions import with_texts
 from craft.data.chats import read_conversations
 from craft.data.images import image_bytes
+from craft.data.load import Reading
 from craft.data.problems import Problems
 from craft.data.readers.tables import read_rows, read_tables
 from craft.data.sample import Sample
