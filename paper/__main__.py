@@ -1,7 +1,12 @@
 """`python -m paper`."""
 
-import sys
+from craft.__main__ import start
 
-from paper.cli import main
 
-sys.exit(main())
+def _paper() -> int:
+    from paper.cli import main
+
+    return main()
+
+
+start(_paper, "python -m paper")

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from craft.core.progress import say
-from craft.evaluation.metrics import grouped_interval
+from craft.evaluation.metrics import ONE_SEED, SEVERAL_SEEDS, Group, interval
+from craft.formats.code_cache import image_names
 from paper.cells import CRAFT, ZERO_SHOT, Cell, Method, marks_of
 from paper.measures import fill
 from paper.plan import Plan
@@ -17,6 +18,9 @@ from paper.work import Work
 
 ALL = "all"
 """In differences: the mean over domains."""
+
+Marks = dict[tuple[str, str], dict[int, tuple[np.ndarray, np.ndarray]]]
+"""By line and domain, then by seed: the marks of the line and of its zero-shot."""
 
 
 @dataclass(frozen=True)
@@ -84,16 +88,17 @@ def measured(work: Work, lines: Sequence[Line], forgetting: bool = False, than: 
         zero-shot values (`before`), `codes` (share of level-1 codes changed), `general` (gain on other data
         sets).
         `differences`: how far each line is ahead of its zero-shot, and of `than`, for each domain and for
-        "all" of them: mean and 95 % interval over the same questions (`mean`, `low`, `high`, in fractions).
+        "all" of them, on the same questions: mean and 95 % interval over images and seeds (`mean`, `low`,
+        `high`, in fractions; see `craft.evaluation.metrics.interval`).
     """
     plan, rows = work.plan, list[Data]()
-    marks: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
+    marks: Marks = {}
     for domain, seed in product(plan.domains, plan.seeds):
         say(f"{domain}, seed {seed}")
         for line in lines:
             after = fill(work, answer_cell(plan, line, domain, seed))
             before = fill(work, answer_cell(plan, line, domain, seed, zero_shot=True))
-            marks.setdefault((line.label, domain), []).append((marks_of(after), marks_of(before)))
+            marks.setdefault((line.label, domain), {})[seed] = (marks_of(after), marks_of(before))
             rows.append(
                 {
                     "line": line.label,
@@ -109,7 +114,7 @@ def measured(work: Work, lines: Sequence[Line], forgetting: bool = False, than: 
         "lines": [line_json(line) for line in lines],
         "than": than,
         "rows": rows,
-        "differences": _differences(lines, plan.domains, marks, than),
+        "differences": _differences(lines, plan.domains, marks, _images(work, lines), than),
     }
 
 
@@ -151,23 +156,34 @@ def _general(work: Work, line: Line, domain: str, seed: int) -> float | None:
     return float(np.mean(gains))
 
 
+def _images(work: Work, lines: Sequence[Line]) -> dict[tuple[str, int], list[str]]:
+    """The names by content of the images that are asked about, by domain and seed."""
+    plan, line = work.plan, lines[0]
+    return {
+        (domain, seed): image_names([s.image for s in work.samples(answer_cell(plan, line, domain, seed))])
+        for domain, seed in product(plan.domains, plan.seeds)
+    }
+
+
 def _differences(
     lines: Sequence[Line],
     domains: Sequence[str],
-    marks: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]],
+    marks: Marks,
+    images: dict[tuple[str, int], list[str]],
     than: str | None,
 ) -> list[Data]:
     differences = []
     for line, other, domain in product(lines, (ZERO_SHOT, than), (*domains, ALL)):
         if other is None or other == line.label or line.method.name == ZERO_SHOT:
             continue
-        gaps = [
-            after - (before if other == ZERO_SHOT else marks[other, name][seed][0])
-            for name in (domains if domain == ALL else (domain,))
-            for seed, (after, before) in enumerate(marks[line.label, name])
-        ]
-        low, high = grouped_interval(gaps)
-        gap = {"mean": float(np.mean([gap.mean() for gap in gaps])), "low": low, "high": high}
+        groups = []
+        for name in domains if domain == ALL else (domain,):
+            for seed, (after, before) in marks[line.label, name].items():
+                base = before if other == ZERO_SHOT else marks[other, name][seed][0]
+                groups.append(Group(after - base, images[name, seed], seed))
+        low, high = interval(groups, (-1.0, 1.0))
+        mean = float(np.mean([np.mean(group.values) for group in groups]))
+        gap = {"mean": mean, "low": low, "high": high}
         differences.append({"line": line.label, "than": other, "domain": domain, **gap})
     return differences
 
@@ -186,6 +202,18 @@ def by_seed(data: Data, line: str, domain: str = ALL, figure: str = "accuracy") 
             return None
         means.append(float(np.mean(known)))
     return means or None
+
+
+def needed(data: Data, line: str, domain: str = ALL, figure: str = "accuracy") -> list[float]:
+    """As `by_seed`.
+
+    Raises:
+        LookupError: a value is missing; none counts as 0.
+    """
+    values = by_seed(data, line, domain, figure)
+    if values is None:
+        raise LookupError(f"the line {line} has no {figure} on {domain}")
+    return values
 
 
 def figure_of(row: Data, figure: str) -> float | None:
@@ -256,11 +284,18 @@ def _gap(gap: Data | None) -> str:
     return "-" if gap is None else points(gap)
 
 
-HOW = """\
+def covers(data: Data) -> str:
+    """What the intervals of a page cover. Older results name it themselves: theirs are over questions."""
+    several = len({row["seed"] for row in data["rows"]}) > 1
+    return data.get("intervals") or (SEVERAL_SEEDS if several else ONE_SEED)
+
+
+def how(data: Data) -> str:
+    """What the tables show."""
+    return f"""\
 Strict exact match in percent, mean ± standard deviation over seeds; gains in points over the same LVLM
-zero-shot, on the same questions [95 % interval over questions]. Seen and unseen: classes that training had,
-and held out of it, zero-shot → adapted. Other data sets: points gained (or, with a minus, forgotten) on data
-that the LVLM was not adapted to. Codes: share of level-1 codes of the test pictures that the adapted tower
-changed.
+zero-shot, on the same questions [95 % interval, {covers(data)}]. Seen and unseen: classes
+that training had, and held out of it, zero-shot → adapted. Other data sets: points gained (or, with a minus,
+forgotten) on data that the LVLM was not adapted to. Codes: share of level-1 codes of the test pictures that
+the adapted tower changed.
 """
-"""What the tables show."""

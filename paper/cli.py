@@ -12,7 +12,8 @@ from cyclopts import App, Parameter
 from craft import __version__
 from craft.cli.main import run
 from craft.cli.options import COMMON, Common, Flag, Several, named_values
-from craft.cli.output import show_json, show_pairs, show_table, size
+from craft.cli.output import show_json, show_line, show_pairs, show_table, show_text, size
+from craft.core.text import one_line
 from paper.bench.cli import bench
 
 STOPPED = "stopped. All measurements so far are stored: the same command continues from there."
@@ -169,7 +170,7 @@ class Paper:
         if common.json:
             show_json(["all", *self.experiments])
         else:
-            print(f"{self.program} NAME..., with NAME from: all, {', '.join(self.experiments)}")
+            show_line(f"{self.program} NAME..., with NAME from: all, {', '.join(self.experiments)}")
 
     def _redraw(self, names: Sequence[str], folder: Path) -> Sequence[Path]:
         from paper.publish import redraw
@@ -203,7 +204,7 @@ class Paper:
         def leave_out(name: str, error: CraftError) -> None:
             if len(names) == 1 or isinstance(error, Interrupted):
                 raise error
-            left_out[name] = _one_line(error)
+            left_out[name] = one_line(error)
             say(f"{name} is left out: {left_out[name]}")
 
         work = Work(plan)
@@ -244,7 +245,7 @@ class Paper:
             except CraftError as error:  # as the run does
                 if len(names) == 1:
                     raise
-                say(f"{name} is left out: {_one_line(error)}")
+                say(f"{name} is left out: {one_line(error)}")
                 rows.append([name, "-", "-", "left out"])
         if len(names) > 1:
             rows.append(row("together", together))
@@ -253,13 +254,9 @@ class Paper:
             show_json([dict(zip(columns, row, strict=True)) for row in rows])
             return
         show_table("To do", columns, rows)
-        print(
+        show_line(
             "A dry run: nothing was done. Experiments share trainings and cells; together counts each once."
         )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _show(written: Sequence[Path], left_out: Mapping[str, str], names: Sequence[str], common: Common) -> None:
@@ -272,7 +269,7 @@ def _show(written: Sequence[Path], left_out: Mapping[str, str], names: Sequence[
         return
     for path in written:
         if path.suffix == ".md":
-            print(path.read_text(encoding="utf-8"))
+            show_text(path.read_text(encoding="utf-8"))
     show_pairs({"written": ", ".join(map(str, written))})
     show_pairs({f"left out: {name}": reason for name, reason in left_out.items()})
 
@@ -304,7 +301,7 @@ def _rehearse_sizes(cells: Mapping[str, Sequence[Any]], plan: Any, common: Commo
     show_table("To do, at the paper's scale", columns, rows)
     if steps:
         show_table(f"One step, on each of {DEVICES} devices", heads, steps)
-    print(
+    show_line(
         "A dry run from sizes alone, without the checkpoints: the shapes of one step, forward and backward, "
         "were checked without values."
     )

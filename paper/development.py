@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from paper.accuracy import HOW, Line, accuracies, cells_of, classes, measured
+from paper.accuracy import Line, accuracies, cells_of, classes, covers, how, measured
 from paper.accuracy import ahead as lines_ahead
 from paper.cells import CRAFT, Cell, Method
 from paper.plan import Plan
@@ -56,12 +56,13 @@ class Sweep:
 
     def page(self, data: Data) -> str:
         """The sweep as Markdown."""
+        over = covers(data)
         parts = [
             f"# {self.title}\n",
-            HOW,
+            how(data),
             self.about + "\n",
             accuracies(data) + "\n",
-            f"Points ahead of the first line, {data['than']} [95 % interval]:\n",
+            f"Points ahead of the first line, {data['than']} [95 % interval, {over}]:\n",
             lines_ahead(data, data["than"]) + "\n",
             "## Seen and unseen classes, codes\n",
             classes(data) + "\n",
@@ -166,7 +167,8 @@ def page_choices(data: Data) -> str:
     losses = [
         [name, *(ahead(test, f"{name} at {ratio:g}", "no pruning") for ratio in ratios)] for name in names
     ]
-    count = tried["rows"][0]["count"]
+    counts = sorted({row["count"] for row in tried["rows"]})
+    count, over = " to ".join(map(str, {counts[0]: 0, counts[-1]: 0})), covers(test)
     parts = [
         "# How the settings of pruning were chosen\n",
         "The strategy is `full` throughout. One setting is changed at a time; validation images are training "
@@ -175,7 +177,7 @@ def page_choices(data: Data) -> str:
         table(["setting", *(f"{ratio:g}" for ratio in RATIOS), "mean"], rows) + "\n",
         f"Without pruning: {percent(averages(tried, 'no pruning'))}. The best on validation images is "
         f'"{best}". On test images, accuracy and points lost against no pruning '
-        f"({percent(averages(test, 'no pruning'))}) [95 % interval]:\n",
+        f"({percent(averages(test, 'no pruning'))}) [95 % interval, {over}]:\n",
         table(["setting", *(f"{ratio:g}" for ratio in ratios)], tested) + "\n",
         table(["setting", *(f"{ratio:g}" for ratio in ratios)], losses) + "\n",
         footer(data),

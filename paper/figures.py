@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from craft.data.images import lazy_image
 from craft.pages.code_map import CodeMap, ShownImage, draw_codes
 from craft.recipes.show import KEEP, show
 from paper.cells import CRAFT, Cell, Method, plain
@@ -80,7 +81,7 @@ def image_of(record: Data) -> ShownImage:
         )
         for one in record["maps"]
     ]
-    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(record["pixels"]))).convert("RGB"))
+    pixels = np.asarray(lazy_image(io.BytesIO(base64.b64decode(record["pixels"]))).convert("RGB"))
     rows, columns = record["grid"]
     return ShownImage(record["title"], pixels, (rows, columns), maps)
 

@@ -3,21 +3,24 @@
 from itertools import pairwise
 from statistics import mean
 
+from craft.evaluation.metrics import interval_over_seeds
 from paper.accuracy import (
     ALL,
-    HOW,
     Line,
     accuracies,
     ahead,
     by_seed,
     cells_of,
     classes,
+    covers,
     difference,
+    how,
     measured,
+    needed,
 )
 from paper.cells import CRAFT, Cell, Method
 from paper.plan import Plan
-from paper.publish import Data, footer, percent
+from paper.publish import Data, footer, percent, points
 from paper.reported import NOTE, accuracy_table, plain_table, reported
 from paper.work import Work
 
@@ -57,7 +60,7 @@ def page1(data: Data) -> str:
     """Table 1 as Markdown."""
     parts = [
         "# Table 1: CRAFT and its peers\n",
-        HOW,
+        how(data),
         accuracies(data, ("line", "backbone", "tokens")) + "\n",
         _verdict1(data) + "\n",
         "## Seen and unseen classes, other data, codes\n",
@@ -73,24 +76,25 @@ def page1(data: Data) -> str:
 
 def _verdict1(data: Data) -> str:
     """CRAFT's gain beside the paper's margin, and where CRAFT and the best baseline begin and end."""
-    ends = {line["line"]: mean(by_seed(data, line["line"]) or [0.0]) for line in data["lines"]}
-    gains = {line["line"]: difference(data, line["line"]) for line in data["lines"]}
-    means = {name: gain["mean"] for name, gain in gains.items() if gain is not None}
-    ours = {name: gain for name, gain in means.items() if name.startswith("CRAFT")}
-    best = max(ours, key=lambda name: ours[name])
+    names = [line["line"] for line in data["lines"]]
+    gaps = {name: gap for name in names if (gap := difference(data, name)) is not None}
+    best = max((name for name in gaps if name.startswith("CRAFT")), key=lambda name: gaps[name]["mean"])
     text = (
-        f"The largest gain of CRAFT is {100 * ours[best]:+.1f} points ({best}); the paper's is "
+        f"The largest gain of CRAFT is {points(gaps[best])} points ({best}); the paper's is "
         f"{100 * MARGIN_OWN:+.1f}.{_without_contrastive(data)}"
     )
-    if peers := [name for name in means if name in BASELINES.values()]:
-        peer = max(peers, key=lambda name: ends[name])
-        lead, further = ends[best] - ends[peer], ours[best] - means[peer]
+    if peers := [name for name in gaps if name in BASELINES.values()]:
+        peer = max(peers, key=lambda name: mean(needed(data, name)))
+        lead = [a - b for a, b in zip(needed(data, best), needed(data, peer), strict=True)]
+        further = gaps[best]["mean"] - gaps[peer]["mean"]
+        ends = interval_over_seeds(lead)
+        shown = "" if ends is None else f" [{100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}, over seeds]"
         text += (
-            f" It ends {abs(100 * lead):.1f} points {'above' if lead >= 0 else 'below'} the best baseline, "
-            f"{peer} (without an interval: this page has none between two LVLMs); the "
-            f"paper's CRAFT ends {100 * MARGIN_PEER:.1f} points above. {peer} gains {100 * means[peer]:+.1f} "
-            f"over its own zero-shot (the paper's {100 * PEER_GAIN:+.1f}), {abs(100 * further):.1f} points "
-            f"{'less' if further >= 0 else 'more'} than CRAFT. Where each begins and ends: "
+            f" It ends {abs(100 * mean(lead)):.1f} points {'above' if mean(lead) >= 0 else 'below'} the best "
+            f"baseline, {peer}{shown}; the paper's CRAFT ends {100 * MARGIN_PEER:.1f} points above. {peer} "
+            f"gains {100 * gaps[peer]['mean']:+.1f} over its own zero-shot (the paper's "
+            f"{100 * PEER_GAIN:+.1f}), {abs(100 * further):.1f} points {'less' if further >= 0 else 'more'} "
+            f"than CRAFT. Where each begins and ends: "
             f"{'; '.join(_course(data, name) for name in (best, peer))}."
         )
     return text
@@ -165,14 +169,14 @@ def page5(data: Data) -> str:
         for verb, names in changes.items()
         if names
     )
-    verdict += " The paper's mean falls in all three."
+    verdict, over = verdict + " The paper's mean falls in all three.", covers(data)
     parts = [
         "# Table 5: what each loss is worth\n",
-        HOW,
+        how(data),
         "Adapted with and asked with the same LVLM. λ_con is the paper's here (1 for classification, 0.1 for "
         "VQA); the shipped default is 0, which is the line without it.\n",
         accuracies(data) + "\n",
-        "Points ahead of (with a minus: behind) all losses together [95 % interval]:\n",
+        f"Points ahead of (with a minus: behind) all losses together [95 % interval, {over}]:\n",
         ahead(data, "all") + "\n",
         verdict + "\n",
         "## Seen and unseen classes, codes\n",
@@ -213,20 +217,20 @@ def measure6(work: Work) -> Data:
 
 def page6(data: Data) -> str:
     """Table 6 as Markdown."""
-    means = [by_seed(data, line["line"]) or [0.0] for line in data["lines"]]
-    centres = [sum(values) / len(values) for values in means]
+    centres = [mean(needed(data, line["line"])) for line in data["lines"]]
+    over = covers(data)
     rising = all(low < high for low, high in pairwise(centres))
     before = ", ".join(
-        f"{line['line']}: {percent(by_seed(data, line['line'], ALL, 'before.accuracy') or [0.0])}"
+        f"{line['line']}: {percent(needed(data, line['line'], ALL, 'before.accuracy'))}"
         for line in data["lines"]
     )
     parts = [
         "# Table 6: how large a codebook it takes\n",
-        HOW,
+        how(data),
         "Each level loses random codewords, drawn by seed; tower, projector and LLM are those of the whole "
         "codebook. Gains are over zero-shot with the same share of it.\n",
         accuracies(data) + "\n",
-        "Points behind the whole codebook [95 % interval]:\n",
+        f"Points behind the whole codebook [95 % interval, {over}]:\n",
         ahead(data, "100 %") + "\n",
         f"The mean rises with the codebook {'throughout' if rising else 'not throughout'}; the paper's does "
         f"throughout. Zero-shot with each share: {before}.\n",

@@ -3,15 +3,19 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
+from craft.evaluation.metrics import interval_over_seeds
 from paper.accuracy import (
-    HOW,
+    ALL,
     Line,
     accuracies,
-    by_seed,
     cells_of,
     classes,
     difference,
+    how,
     measured,
+    needed,
 )
 from paper.cells import CRAFT, Cell, Method
 from paper.plan import Plan
@@ -62,7 +66,7 @@ class Transfer:
             rows = [row for row in rows if row["surrogate"] in ("-", *ENDS)]
         parts = [
             f"# Table {self.number}: one encoder, other LLMs\n",
-            HOW,
+            how(data),
             "A backbone behind an encoder that was adapted with another LLM was never trained with it.\n",
             accuracies(data, ("backbone", "method", "trained")) + "\n",
             _verdict(data) + "\n",
@@ -87,13 +91,18 @@ def _verdict(data: Data) -> str:
         ]
         if not lines:
             continue
-        gains = [difference(data, line["line"]) for line in lines]
-        mean = sum(gain["mean"] for gain in gains if gain) / len(gains)
+        gains = [gap["mean"] for line in lines if (gap := difference(data, line["line"])) is not None]
+        over_seeds = np.mean([needed(data, line["line"], ALL, "gain.accuracy") for line in lines], axis=0)
+        ends = interval_over_seeds(over_seeds.tolist())
+        shown = (
+            "" if ends is None else f" [95 % interval over seeds {100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]"
+        )
         domains = list(dict.fromkeys(row["domain"] for row in data["rows"]))
-        cells = [by_seed(data, line["line"], d, "gain.accuracy") or [] for line in lines for d in domains]
+        cells = [needed(data, line["line"], d, "gain.accuracy") for line in lines for d in domains]
         above = sum(sum(cell) > 0 for cell in cells)
         texts.append(
-            f"With {name}: {100 * mean:+.1f} points, above zero-shot in {above} of {len(cells)} cells"
+            f"With {name}: {100 * float(np.mean(gains)):+.1f} points{shown}, above zero-shot in {above} of "
+            f"{len(cells)} cells"
         )
     return ". ".join(texts) + "."
 

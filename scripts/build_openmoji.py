@@ -29,6 +29,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from craft.data.images import lazy_image
+
 OPENMOJI = "openmoji@17.0.0"
 OUT = Path(__file__).resolve().parent.parent / "src" / "craft" / "data" / "domains"
 SIZE, COLUMNS, MASTER = 112, 50, 224
@@ -99,7 +101,7 @@ def raster(svg: str, size: int) -> np.ndarray:
     import resvg_py
 
     drawn = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size))
-    return np.asarray(Image.open(io.BytesIO(drawn)).convert("RGBA"))
+    return np.asarray(lazy_image(io.BytesIO(drawn)).convert("RGBA"))
 
 
 def sketch(svg: str, split: str, rng: random.Random) -> np.ndarray:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import craft
 from craft.core.files import atomic_write_text, write_json
+from craft.evaluation.metrics import interval_over_seeds
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUPS = ("accuracy", "seen", "unseen", "lenient", "unparseable")
@@ -44,27 +45,39 @@ def measure(domain: str, surrogate: str, others: list[str], seed: int, limit: in
 def table(runs: list[dict], surrogate: str) -> str:
     """Means and spreads over seeds, one line per domain and backbone."""
     lines = [
-        "| domain | backbone | zero-shot | adapted | gain | seen | unseen |",
-        "|---|---|---|---|---|---|---|",
+        "| domain | backbone | zero-shot | adapted | gain | seen | unseen | gain, unseen |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for domain in dict.fromkeys(run["domain"] for run in runs):
         chosen = [run for run in runs if run["domain"] == domain]
         for name in chosen[0]["rows"]:
-
-            def mean(
-                phase: str, group: str, rows: list[dict] = chosen, name: str = name
-            ) -> tuple[float, float]:
-                values = [100 * run["rows"][name][phase][group] for run in rows]
-                return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-
-            zero, after = mean("zero-shot", "accuracy"), mean("adapted", "accuracy")
+            rows = [run["rows"][name] for run in chosen]
             role = "surrogate" if name == surrogate else "never trained with"
-            cells = [f"{zero[0]:.1f} ± {zero[1]:.1f}", f"{after[0]:.1f} ± {after[1]:.1f}"]
-            cells += [f"{after[0] - zero[0]:+.1f}"]
+            cells = [domain, f"{name} ({role})", level(rows, "zero-shot"), level(rows, "adapted"), gain(rows)]
             for group in ("seen", "unseen"):
-                cells.append(f"{mean('zero-shot', group)[0]:.1f} → {mean('adapted', group)[0]:.1f}")
-            lines.append(f"| {domain} | {name} ({role}) | {' | '.join(cells)} |")
+                cells.append(f"{level(rows, 'zero-shot', group)} → {level(rows, 'adapted', group)}")
+            lines.append(f"| {' | '.join([*cells, gain(rows, 'unseen')])} |")
     return "\n".join(lines)
+
+
+def level(rows: list[dict], phase: str, group: str = "accuracy") -> str:
+    """Mean and standard deviation over seeds, in percent; "-" if a seed has no such questions."""
+    values = [row[phase][group] for row in rows]
+    if None in values:
+        return "-"
+    deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{deviation}"
+
+
+def gain(rows: list[dict], group: str = "accuracy") -> str:
+    """Mean gain in points, with the 95 % t-interval over seeds; "-" if a seed has no such questions."""
+    pairs = [(row["adapted"][group], row["zero-shot"][group]) for row in rows]
+    if any(None in pair for pair in pairs):
+        return "-"
+    gains = [after - before for after, before in pairs]
+    ends = interval_over_seeds(gains)
+    shown = "" if ends is None else f" [{100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]"
+    return f"{100 * statistics.mean(gains):+.1f}{shown}"
 
 
 def page(told: dict) -> str:
@@ -74,9 +87,11 @@ def page(told: dict) -> str:
     given = "".join(f" {name}={value}" for name, value in told["settings"]["set"].items())
     command = "python scripts/measure_domains.py" + (f" --set{given}" if given else "")
     asked = "the test split" if limit is None else f"at most {limit} questions of the test split"
+    covers = "95 % t-interval over seeds" if len(seeds) > 1 else "one seed: no interval"
     head = (
         f"Strict exact match in percent over {asked}, mean ± standard deviation over the seeds "
-        f"{seeds}; four options, so a blind guess scores 25. Seen and unseen: zero-shot → adapted. "
+        f"{seeds}; gains in points [{covers}]; four options, so a blind guess scores 25. Seen and unseen: "
+        "zero-shot → adapted. "
         f"Made by `{command}`.\n\n"
     )
     text = table(told["runs"], told["settings"]["surrogate"])

@@ -36,6 +36,7 @@ import craft
 from builders import TEXT, tiny_codebook, tiny_text_encoder, tiny_tokenizer
 from craft.cli import main
 from craft.core.tensors import hash_tensors, load_tensors
+from craft.data.images import lazy_image
 from craft.formats.native import save_native
 from craft.models.backbone import Backbone
 from craft.models.lvlm import LVLM
@@ -151,7 +152,7 @@ def run(words: Sequence[str], out: str, status: int = 0) -> None:
 def answers(encoder: str) -> list[str]:
     """What the backbone answers about one image of each class, with `encoder` (a run folder)."""
     lvlm = craft.load("models/tiny/qwen2", "cpu").with_encoder(encoder)
-    pictures = [Image.open(f"data/blobs/{name}/0.png") for name in COLOURS]
+    pictures = [lazy_image(f"data/blobs/{name}/0.png") for name in COLOURS]
     return lvlm.answer(pictures, ["What is it?"] * len(pictures), max_new_tokens=8)
 
 

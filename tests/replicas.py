@@ -63,7 +63,7 @@ def iconqa(root: Path) -> Path:
                 "skills": ["geometry"],
             }
             splits.setdefault(f"choose_txt_{split}", []).append(pid)
-            paint(root / "iconqa_data" / "iconqa" / split / "choose_txt" / pid / "image.png", n)
+            paint(root / "iconqa_data" / "iconqa" / split / "choose_txt" / pid / "image.png", int(pid))
     problems["900"] = {"question": "Pick.", "choices": ["choice_0.png", "choice_1.png"], "answer": 1}
     problems["901"] = {"question": "How many?", "choices": None, "answer": "7"}
     splits |= {"choose_img_train": ["900"], "fill_in_blank_train": ["901"]}
@@ -119,7 +119,7 @@ def scienceqa(root: Path) -> Path:
             }
             splits.setdefault(split, []).append(pid)
             if n < count:
-                paint(root / "images" / split / pid / "image.png", n)
+                paint(root / "images" / split / pid / "image.png", int(pid))
     write(root / "problems.json", problems)
     write(root / "pid_splits.json", splits | {"minival": splits["val"][:1]})
     write(root / "captions.json", {"captions": {"1": "a ball and a stick"}})

@@ -162,18 +162,23 @@ def test_no_circles_between_files():
     assert circles(graph) == []
 
 
-def test_no_pickle_and_only_the_top_floor_prints():
+def test_no_pickle_and_one_place_that_prints():
     wrong = []
-    for path, tree in TREES.items():
+    for path, tree in (TREES | PAPER).items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Import | ast.ImportFrom):
+                if str(getattr(node, "module", "")).startswith(
+                    "rich"
+                ):  # a table or a bar of its own may crop
+                    wrong += (
+                        [] if path.name in ("output.py", "progress.py") else [(path, node.lineno, "rich")]
+                    )
                 modules = {alias.name for alias in node.names} | {getattr(node, "module", None)}
                 wrong += [(path, name) for name in modules & {"pickle", "dill", "cloudpickle", "joblib"}]
             if not isinstance(node, ast.Call):
                 continue
-            if isinstance(node.func, ast.Name) and node.func.id == "print":
-                allowed = part(path) == "cli" or path == PACKAGE / "core" / "progress.py"
-                wrong += [] if allowed else [(path, node.lineno, "print")]
+            if ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write"):
+                wrong += [] if path.name == "streams.py" else [(path, node.lineno, "print")]
             if ast.unparse(node.func) == "torch.load":
                 safe = any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
                 wrong += [] if safe else [(path, node.lineno, "torch.load without weights_only=True")]

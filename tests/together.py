@@ -150,30 +150,6 @@ def joint(stumbles: dict[int, str]) -> str:
         return str(error)
 
 
-def gathered(rows: list[Any], labels: list[Any]) -> dict[str, Any]:
-    """Eq. 4 of this process's rows against the texts of all, and the gradients of the mean over processes."""
-    import torch
-    import torch.distributed
-
-    from craft.core import processes
-    from craft.losses import contrastive
-    from craft.training.engine import join_processes
-
-    join_processes("cpu")
-    image, text = (torch.tensor(part, requires_grad=True) for part in rows[processes.rank()])
-    classes, temperature = torch.tensor(labels[processes.rank()]), torch.tensor(0.7, requires_grad=True)
-    others = processes.gather(text), processes.gather(classes)
-    share = len(image) / processes.total(torch.tensor(float(len(image)))).item()
-    loss = share * contrastive(image, text, classes, temperature, others=others)
-    loss.backward()
-    return {
-        "loss": processes.total(loss.detach()).item(),
-        "image": image.grad.numpy(),
-        "text": text.grad.numpy(),
-        "temperature": processes.total(temperature.grad).item(),
-    }
-
-
 def fitting_into(gibibytes: float, most: int) -> int:
     """What `fitting` finds where a sample takes a GiB and the process may have so many more of them."""
     import resource

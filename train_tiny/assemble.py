@@ -10,9 +10,9 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from craft.core.tensors import load_tensors
+from craft.formats.llm_source import load_tokenizer, read_llm
 from craft.formats.native import save_native, save_visual
 from craft.formats.visual_folder import load_text_encoder
 from craft.models.backbone import Backbone
@@ -37,8 +37,8 @@ def backbone(folder: Path, fingerprint: str) -> Backbone:
     projector = Projector(json.loads((folder / "projector/config.json").read_text()))
     state = load_tensors(folder / "projector/model.safetensors")
     projector.load_state_dict({name: tensor.float() for name, tensor in state.items()})
-    llm = AutoModelForCausalLM.from_pretrained(folder / "llm", dtype=torch.float32)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "llm")
+    llm = read_llm(folder / "llm", torch.float32)
+    tokenizer = load_tokenizer(folder / "llm")
     return Backbone(projector, llm, tokenizer, "plain", fingerprint)
 
 

@@ -54,7 +54,7 @@ def build_llm(kind: str, vocabulary: int) -> PreTrainedModel:
     common = dict(vocab_size=vocabulary, max_position_embeddings=512, tie_word_embeddings=True,
                   bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes)  # fmt: skip
     config = LlamaConfig(**common) if kind == "llama" else Qwen2Config(**common)
-    return AutoModelForCausalLM.from_config(config)
+    return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def build_optimizers(llm: PreTrainedModel, projector: Projector, rate: float) -> list[torch.optim.Optimizer]:

@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import (
-    AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     get_cosine_schedule_with_warmup,
@@ -26,6 +25,7 @@ from craft.core.device import resolve_device
 from craft.core.files import atomic_write_text, write_json
 from craft.core.tensors import load_tensors, save_tensors
 from craft.core.text import table_row
+from craft.formats.llm_source import read_llm
 from craft.models.projector import Projector
 from craft.quantize import ResidualCodebook
 from train_tiny.backbone import (
@@ -96,7 +96,7 @@ def swapped(features: Tensor, g: torch.Generator) -> Tensor:
 
 def load_backbone(folder: Path, device: torch.device) -> tuple[PreTrainedModel, Projector]:
     """The LLM and the projector in float32, on a device."""
-    llm = AutoModelForCausalLM.from_pretrained(folder / "llm", dtype=torch.float32)
+    llm = read_llm(folder / "llm", torch.float32)
     projector = Projector(json.loads((folder / "projector/config.json").read_text()))
     state = load_tensors(folder / "projector/model.safetensors")
     projector.load_state_dict({name: tensor.float() for name, tensor in state.items()})
@@ -153,7 +153,7 @@ def main() -> None:
     counts = {"train": args.pictures, "test": args.test, "other_artist": args.test}
     data = picture_features(tower.to(device), things, args.cache, args.out, counts)
 
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start / "llm")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start / "llm", trust_remote_code=False)
     llm, projector = load_backbone(args.start, device)
     packer = Packer(tokenizer, data["train.features"].shape[1])
     useful = torch.tensor([things[i].category not in PASSED_OVER for i in data["train.labels"].tolist()])

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from craft.data.images import lazy_image
 from train_tiny.names import COLOURS, DIGITS, SHAPES, Concept
 
 SPRITE = 64
@@ -113,7 +114,7 @@ def vector_art(concepts: list[Concept], cache: Path) -> list[tuple[int, np.ndarr
             body = icon["body"].replace("currentColor", "#222")
             svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{body}</svg>'
             png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SPRITE, height=SPRITE))
-            picture = Image.open(io.BytesIO(png)).convert("RGBA").resize((SPRITE, SPRITE))
+            picture = lazy_image(io.BytesIO(png)).convert("RGBA").resize((SPRITE, SPRITE))
             drawings.append((index, np.asarray(picture)))
     return drawings
 
@@ -132,7 +133,7 @@ class Sprites:
             if concept.emoji:
                 for vendor in RASTER:
                     path = cache / vendor / f"package/img/{vendor}/64/{concept.emoji}"
-                    image = Image.open(path).convert("RGBA").resize((SPRITE, SPRITE))
+                    image = lazy_image(path).convert("RGBA").resize((SPRITE, SPRITE))
                     arrays.append(np.asarray(image))
                     labels.append(index)
                     held_out.append(vendor == "twitter" and index % 10 == 0)

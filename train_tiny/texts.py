@@ -15,8 +15,8 @@ class MiniLM:
     def __init__(self, folder: Path) -> None:
         from transformers import AutoModel, AutoTokenizer
 
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModel.from_pretrained(folder).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self.model = AutoModel.from_pretrained(folder, trust_remote_code=False, use_safetensors=True).eval()
 
     @torch.no_grad()
     def embed(self, texts: list[str], batch: int = 256) -> Tensor:

@@ -152,7 +152,9 @@ def build_llm(
     config = AutoConfig.for_model(kind[0], **kind[1])
     with device:
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention).eval()
+        return AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+        ).eval()
 
 
 def build_lvlm(shape: Shape, large: bool, device: torch.device, llm_bits: int | None = None) -> LVLM:

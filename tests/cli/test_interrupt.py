@@ -42,7 +42,8 @@ def stopped(out, status, said, complaint):
     return record["interrupted_at"]
 
 
-def test_stopped_and_resumed_equals_unbroken(craft, family, pictures, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_stopped_and_resumed_equals_unbroken(craft, family, pictures, tmp_path, monkeypatch, number):
     words, out, log = words_of(family, pictures, 6), tmp_path / "broken", RunFolder.log
     lines = []
 
@@ -50,7 +51,7 @@ def test_stopped_and_resumed_equals_unbroken(craft, family, pictures, tmp_path, 
         log(run, line)
         lines.append(line)
         if len(lines) == 3:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "log", log_and_signal)

@@ -92,6 +92,38 @@ def answers_file(folder, count: int):
     return path, rows
 
 
+def test_a_report_says_the_rubric_and_all_that_was_paid(craft, tmp_path, monkeypatch):
+    """Five cases, of which one has to be asked twice, at 100 and 10 tokens."""
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    path, rows = answers_file(tmp_path, 5)
+    bad = rows[2]["prediction"]
+    with serving(lambda response, attempt: "prose" if response == bad and attempt == 1 else None) as server:
+        words = ("judge", path, "--judge", "anthropic", "--model", MODEL, "--base-url", server.url)
+        first = craft(*words)
+        assert first.status == 0 and "500 read, 50 written" in first.out and "1 invalid" in first.out, (
+            first.err
+        )
+        assert "rubric" in first.out and "in our words" in first.out
+        again = craft(*words)
+        assert again.status == 0 and "600 read, 60 written" in again.out, again.err
+        assert craft(*words, "--json").json["tokens"] == [600, 60]
+        papers = craft(*words, "--prompt", "paper", "--json")
+        assert papers.json["settings"]["rubric"] == "the paper's (§7, word for word)"
+        assert "word for word" in craft(*words, "--prompt", "paper", "--dry-run").out
+
+
+@pytest.mark.parametrize("count, fault", [(3, "prose"), (20, "prose"), (3, "refusal"), (3, 400)])
+def test_a_judge_without_a_verdict_is_no_success(craft, tmp_path, monkeypatch, count, fault):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    path, _ = answers_file(tmp_path, count)
+    with serving(lambda response, attempt: fault) as server:
+        url = f"{server.url}/v1"
+        said = craft("judge", path, "--judge", "openai", "--model", MODEL, "--base-url", url)
+        assert "no verdict" in said.complaint and f"{MODEL} gave" in said.complaint
+        assert len(server.at) <= min(count, 16)
+    assert not list(tmp_path.glob("answers-judged/report-*.json"))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # a busy machine; 30 s on a quiet one
 def test_a_thousand_calls(tmp_path, environment):

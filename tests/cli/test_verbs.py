@@ -170,6 +170,11 @@ def test_compare_two_evaluations(craft, family, encoder, tmp_path):
     said = craft("compare", tmp_path / "base", tmp_path / "adapted")
     assert said.status == 0, said.err
     assert "McNemar, exact" in said.out and "seen" in said.out
+    assert "one seed: questions only" in said.out and "other settings" not in said.out
+    pruned = ("--encoder", run, "--limit", "6", "--keep-ratio", "0.5", "--out", tmp_path / "pruned")
+    assert craft("eval", family / "llama", *pruned).status == 0
+    apart = craft("compare", tmp_path / "base", tmp_path / "pruned").out
+    assert "other settings: keep_ratio is 1.0 in A and 0.5 in B" in " ".join(apart.split())
     found = craft("compare", tmp_path / "base", tmp_path / "adapted", "--json").json["comparisons"]["all"][
         "all"
     ]
@@ -178,8 +183,14 @@ def test_compare_two_evaluations(craft, family, encoder, tmp_path):
     ]
     assert (found["a"], found["b"]) == tuple(map(pytest.approx, told))
     assert found["difference"] == pytest.approx(told[1] - told[0]) and 0 < found["p_value"] <= 1
+    chosen = ("--encoder", run, "--limit", "6", "--protocol", "options", "--out", tmp_path / "chosen")
+    assert craft("eval", family / "llama", *chosen).status == 0
+    refused = craft("compare", tmp_path / "base", tmp_path / "chosen")
+    assert refused.status == 2 and "Evaluate both with the same --protocol" in " ".join(refused.err.split())
     file = tmp_path / "base" / "samples-0.jsonl"
     assert craft("compare", file, file, "--json").json["comparisons"]["all"]["all"]["p_value"] == 1.0
+    (tmp_path / "base" / "report.json").unlink()
+    assert "no report.json" in craft("compare", tmp_path / "base", tmp_path / "adapted").out
 
 
 def test_figures_go_into_the_model_card(craft, family, encoder, tmp_path):

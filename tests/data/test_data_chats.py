@@ -12,8 +12,8 @@ from craft.data.chats import ASK_CAPTION, read_conversations
 
 @pytest.fixture
 def folder(tmp_path):
-    for name in ("a.jpg", "b.jpg"):
-        Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / name)
+    for shade, name in ((9, "a.jpg"), (90, "b.jpg")):
+        Image.new("RGB", (8, 8), (shade, shade, shade)).save(tmp_path / name)
     return tmp_path
 
 
@@ -123,8 +123,8 @@ def test_no_picture_is_null_or_empty(folder):
         ({"image": "a.jpg", "conversations": [human("<image>What?"), gpt(" ")]}, "is empty"),
         ({"image": "none.jpg", "conversations": [human("<image>What?"), gpt("x")]}, "none.jpg.*root="),
         ({"image": "a.jpg", "conversations": [{"from": "cat", "value": "x"}]}, "'cat' in entry 1"),
-        ({"image": "a.jpg", "caption": " "}, "empty question or answer"),
-        ({"image": "a.jpg", "caption": None}, "empty question or answer"),
+        ({"image": "a.jpg", "caption": " "}, "'caption' must be a non-empty text"),
+        ({"image": "a.jpg", "caption": None}, "'caption' is empty"),
         ({"image": "a.jpg", "caption": "A smile \ud83d"}, "half a character"),
         ({"picture": "a.jpg"}, "no conversation"),
         ({"image": "a.jpg", "conversations": []}, "'conversations' contains no question and answer"),
@@ -165,3 +165,15 @@ def test_not_json(folder):
     (folder / "x.json").write_text("[1, ")
     with pytest.raises(DataError, match="not valid JSON"):
         read_conversations([folder / "x.json"])
+
+
+def test_rows_of_a_test_split_do_not_train(folder, capsys):
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Grey."}]
+    rows = [{"image": "a.jpg", "conversations": turns, "split": split} for split in ("train", "test", "val")]
+    path = write(folder, [*rows, {"image": "b.jpg", "conversations": turns}], "chat.jsonl")
+    assert len(read_conversations([path])) == 2
+    assert "left out: 2 rows of" in capsys.readouterr().err
+    path = write(folder, [*rows, rows[0] | {"split": "extra"}], "chat.jsonl")
+    with pytest.raises(DataError, match=r"chat.jsonl:4: unknown split 'extra'; .*--splits extra=none"):
+        read_conversations([path])
+    assert len(read_conversations([path], splits=["extra=train"])) == 2

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from craft.core.errors import DataError
 from craft.data import (
     Finding,
     Sample,
@@ -20,6 +21,9 @@ from craft.data import (
     load_data,
     showcase,
 )
+from craft.data.check import answer_tokens
+from craft.data.compose import whole
+from craft.data.load import read_data
 from replicas import class_folders, paint, pixels
 
 
@@ -67,7 +71,10 @@ def test_an_animation_whose_later_frames_are_damaged_is_handled(tmp_path: Path) 
         place = root / "ash" / f"a.{ending}"
         frames[0].save(place, save_all=True, append_images=frames[1:])
         place.write_bytes(place.read_bytes()[:-500])
-    assert found(root)["animated"].count == 2
+    findings = found(root)
+    assert findings["animated"].where == (str(root / "ash" / "a.gif"),)
+    assert findings["of several pages"].where == (str(root / "ash" / "a.tiff"),)
+    assert findings["of several pages"].warning
 
 
 def test_leakage_by_content_and_by_looks(tmp_path: Path) -> None:
@@ -163,3 +170,25 @@ def test_prices_are_drawn_as_they_are_written(tmp_path: Path) -> None:
     ]
     (tmp_path / "$1_$.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert draw_stats(load_data(tmp_path / "$1_$.jsonl"), tmp_path / "stats.png").is_file()
+
+
+def test_class_names_longer_than_a_reply(tmp_path: Path) -> None:
+    for name in ("melanocytic nevi", "Apple___Cedar_apple_rust", "oak"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for n in range(5):
+            paint(tmp_path / "data" / name / f"{n}.png", n + 10 * len(name))
+    everything = whole(read_data(tmp_path / "data"))
+    count = answer_tokens("craft-tiny/qwen2")
+    finding = next(f for f in check_data(everything, tokens=count) if f.kind == "long answers")
+    for part in (
+        "67 %",
+        "'melanocytic nevi' (8 tokens)",
+        "apple rust' (9 tokens)",
+        "--max-new-tokens 9",
+        "letter",
+    ):
+        assert part in finding.text
+    assert not [f for f in check_data(everything, tokens=count, letters=True) if f.kind == "long answers"]
+    for wrong in ("craft-tiny/nothing", str(tmp_path), "evil/model"):
+        with pytest.raises(DataError, match="--model"):
+            answer_tokens(wrong)

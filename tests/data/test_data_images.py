@@ -3,6 +3,7 @@
 import inspect
 import io
 import struct
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from craft.core.errors import DataError
-from craft.data import open_image
-from craft.data.images import image_bytes_hash
+from craft.data import Sample, contact_sheet, open_image
+from craft.data.images import FORMATS, image_bytes_hash, lazy_image
 
 RNG = np.random.default_rng(0)
 RGB = Image.fromarray(RNG.integers(0, 256, (12, 10, 3), dtype=np.uint8))
@@ -130,6 +131,61 @@ def test_a_kind_that_cannot_be_read_is_to_be_converted(tmp_path: Path, content: 
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"not an image that can be opened.*Convert it to JPEG or PNG"):
         open_image(path)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize(
+    ("format", "mode"),
+    [("EPS", "RGB"), ("TGA", "RGB"), ("ICO", "RGB"), ("PCX", "RGB"), ("SGI", "RGB")],
+)
+def test_formats_off_the_list_are_refused_whatever_a_file_is_called(
+    tmp_path: Path, format: str, mode: str
+) -> None:
+    """Pillow itself would open each of them, and start Ghostscript for EPS."""
+    path = tmp_path / "a.png"
+    path.write_bytes(EPS if format == "EPS" else png(RGB.convert(mode), format))
+    for source in (str(path), path.read_bytes()):
+        with pytest.raises(DataError, match="is not an image that can be opened"):
+            open_image(source)
+    data = Sample("a", str(path), "What?", "a")
+    with pytest.raises(DataError, match=r"a\.png is not an image"):
+        contact_sheet([data])
+
+
+def test_an_eps_called_png_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
+    (tmp_path / "a.png").write_bytes(EPS)
+    with pytest.raises(DataError, match=r"it is PostScript \(EPS\).*Convert it to JPEG or PNG"):
+        open_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_on_the_list_is_opened(format: str) -> None:
+    if format not in Image.SAVE:
+        pytest.skip("Pillow was built without it")
+    options = {"save_all": True, "append_images": [RGB]} if format == "MPO" else {}
+    with lazy_image(io.BytesIO(png(RGB, format, **options))) as image:
+        assert image.size == RGB.size and image.format in (format, "MPO")
+
+
+OPENERS = ("Image.open", "imread", "ImageFile.Parser", "ImageShow")
+ROOT = Path(__file__).parents[2]
+
+
+def test_pictures_are_opened_in_one_function() -> None:
+    """No other place in src, paper, train_tiny or scripts opens a picture, and that one names the formats."""
+    lines = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for folder in ("src", "paper", "train_tiny", "scripts")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if any(f"{opener}(" in line for opener in OPENERS) or "from PIL.Image import" in line
+    ]
+    (line,) = lines
+    assert line.startswith("src/craft/data/images.py: ") and "formats=" in line
+    assert not {"EPS", "WMF", "FPX", "MIC", "TGA"} & set(FORMATS)
 
 
 def test_an_object_of_another_kind_is_refused() -> None:

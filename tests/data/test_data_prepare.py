@@ -27,14 +27,14 @@ def same(one: Data, other: Data) -> None:
 @pytest.mark.parametrize("name", ["iconqa", "ocr-vqa", "vqa-rad", "kvasir", "stanford-cars"])
 def test_a_manifest_reads_as_what_it_was_made_of(name: str, tmp_path: Path) -> None:
     root = REPLICAS[name](tmp_path / "original")
-    done = prepare(name, root, tmp_path / "m", progress=False)
+    done = prepare(name, root, tmp_path / "m", Wanted(partial=True), progress=False)
     about = json.loads((tmp_path / "m" / "manifest.json").read_text())
     assert about == done.about and about["name"] == name and len(about["fingerprint"]) == 64
     ours = "stratified: 20% of the pictures for testing, seed 0"
     rule = {"kvasir": ours, "ocr-vqa": "the source's own; at most 30000 training images, seed 0"}
     assert about["split_rule"] == rule.get(name, "the source's own")
-    same(load_data(tmp_path / "m", seed=3), load_data(name, root=root, seed=3))
-    assert load_data(tmp_path / "m").notes == load_data(name, root=root).notes
+    same(load_data(tmp_path / "m", seed=3), load_data(name, root=root, seed=3, partial=True))
+    assert load_data(tmp_path / "m").notes == load_data(name, root=root, partial=True).notes
     again = prepare(tmp_path / "m", None, tmp_path / "m2", progress=False)
     assert (tmp_path / "m" / "samples.jsonl").read_bytes() == (tmp_path / "m2" / "samples.jsonl").read_bytes()
     assert again.about["fingerprint"] == about["fingerprint"]
@@ -42,11 +42,19 @@ def test_a_manifest_reads_as_what_it_was_made_of(name: str, tmp_path: Path) -> N
 
 def test_split_ids_do_not_depend_on_where_pictures_lie(tmp_path: Path) -> None:
     made = [
-        prepare("eurosat", REPLICAS["eurosat"](tmp_path / n), tmp_path / f"m{n}", progress=False).about
+        prepare(
+            "eurosat",
+            REPLICAS["eurosat"](tmp_path / n),
+            tmp_path / f"m{n}",
+            Wanted(partial=True),
+            progress=False,
+        ).about
         for n in "ab"
     ]
     assert made[0]["split_ids"] == made[1]["split_ids"] and made[0]["fingerprint"] == made[1]["fingerprint"]
-    other = prepare("eurosat", tmp_path / "a", tmp_path / "c", Wanted(split_seed=1), progress=False).about
+    other = prepare(
+        "eurosat", tmp_path / "a", tmp_path / "c", Wanted(split_seed=1, partial=True), progress=False
+    ).about
     assert other["split_ids"] != made[0]["split_ids"]
 
 
@@ -145,7 +153,7 @@ def test_option_files_of_foci_are_taken_as_they_are(tmp_path: Path) -> None:
         entry = {"image": f"jpg/image_{number:05d}.jpg", "options": [right, *wrong], "groundtruth": right}
         told.setdefault(right, []).append(entry)
     (tmp_path / "options.json").write_text(json.dumps(told))
-    wanted = Wanted(options=tmp_path / "options.json")
+    wanted = Wanted(options=tmp_path / "options.json", partial=True)
     prepare("flowers102", root, tmp_path / "m", wanted, progress=False)
     data = load_data(tmp_path / "m", distractors="random")
     for sample in data.test:
@@ -161,7 +169,7 @@ def test_option_files_of_foci_are_taken_as_they_are(tmp_path: Path) -> None:
     ):
         (tmp_path / "bad.json").write_text(json.dumps(damage))
         with pytest.raises(DataError, match=words):
-            with_options(load_data("flowers102", root=root).test, tmp_path / "bad.json")
+            with_options(load_data("flowers102", root=root, partial=True).test, tmp_path / "bad.json")
 
 
 def test_option_files_know_classes_in_any_script(tmp_path: Path) -> None:
@@ -202,7 +210,10 @@ def server() -> Iterator[tuple[str, list[str]]]:
     httpd.server_close()
 
 
-def test_urls_are_fetched_once_and_only_when_asked(tmp_path: Path, server: tuple[str, list[str]]) -> None:
+def test_urls_are_fetched_once_and_only_when_asked(
+    tmp_path: Path, server: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("craft.data.download.is_public", lambda address: True)
     place, asked = server
     rows = [{"image": f"{place}/p{n % 4}", "question": f"q{n}?", "answer": f"a{n % 2}"} for n in range(8)]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -13,6 +13,7 @@ from huggingface_hub.utils import filter_repo_objects
 from craft.core.errors import DataError
 from craft.data import Wanted, load_data, prepare, read_data, verify_images
 from craft.data.images import image_bytes
+from craft.data.load import Reading
 from craft.data.readers.tables import read_tables
 from replicas import paint, parquet, png
 
@@ -190,11 +191,11 @@ def test_a_shard_with_pictures_that_cannot_be_read(tmp_path: Path) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(content) if ending != "heic" else 3
             tar.addfile(info, io.BytesIO(content))
-    samples = read_data(tmp_path / "q.tar", tars=True).samples
+    samples = read_data(tmp_path / "q.tar", reading=Reading(tars=True)).samples
     assert sorted(str(s.image).rpartition("/")[2] for s in samples) == ["1.heic", "2.png", "3.jfif"]
-    prepare(tmp_path / "q.tar", None, tmp_path / "m", progress=False)
-    with pytest.raises(DataError, match=r"samples\.jsonl.*not an image that can be opened"):
-        verify_images(load_data(tmp_path / "m", unseen_fraction=0), progress=False)
+    with pytest.raises(DataError, match=r"q\.tar, sample 1: .*1\.heic.* is not an image that can be opened"):
+        prepare(tmp_path / "q.tar", None, tmp_path / "m", progress=False)
+    assert not (tmp_path / "m").exists()
 
 
 @pytest.mark.parametrize("place", ["test", "dev/birds", "home/Test"])

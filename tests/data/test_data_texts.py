@@ -30,6 +30,8 @@ class Server:
         self.asked: list[dict] = []
         self.good = 10**9
         self.status: int | str = 500
+        self.body: dict = {"error": {"message": "out of order"}}
+        self.refusals = 0
         self.let_go = threading.Event()
         handler = type("Handler", (_Handler,), {"server_state": self})
         self.httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -54,7 +56,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
             return
         if len(state.asked) >= state.good:
-            self._send(state.status, {"error": {"message": "out of order"}})
+            state.refusals += 1
+            self._send(state.status, state.body)
             return
         state.asked.append({"text": text, "model": body["model"], "cap": body["max_tokens"]})
         said = (
@@ -192,6 +195,50 @@ def test_a_server_that_hangs_up_fails_the_text_alone(
     with pytest.raises(DataError, match=rf"{len(samples) - 2} of {len(samples)} texts could not be written"):
         write_texts(caption_requests(samples, "m"), service, tmp_path / "c.jsonl", progress=False)
     assert len(rows(tmp_path / "c.jsonl")) == 2
+
+
+@pytest.mark.parametrize("kind", ["openai", "anthropic"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"message": "out of credit"}},
+        {"error": "out of credit"},
+        {"type": "error", "error": {"type": "x", "message": "out of credit"}},
+        {"detail": "out of credit"},
+        {"choices": [], "message": "out of credit"},
+    ],
+    ids=repr,
+)
+def test_an_error_with_status_200_keeps_the_servers_words(
+    server: Server, samples: list[Sample], tmp_path: Path, monkeypatch, kind: str, body: dict
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "secret")
+    server.good, server.status, server.body = 1, 200, body
+    url = f"{server.url}/v1" if kind == "openai" else server.url
+    service = Service("m", kind, url, retries=0, concurrency=1)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(DataError, match=r"2 of 3 texts .*HTTP status 200.*out of credit"):
+        write_texts(caption_requests(samples[:3], "m"), service, tmp_path / "c.jsonl", progress=False)
+
+
+def test_a_refusal_keeps_the_models_words(server: Server, samples: list[Sample], tmp_path: Path) -> None:
+    message = {"role": "assistant", "content": None, "refusal": "I cannot describe people."}
+    server.good, server.status = 0, 200
+    server.body = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+    service = Service("m", base_url=f"{server.url}/v1", retries=0)
+    with pytest.raises(DataError, match="I cannot describe people"):
+        write_texts(caption_requests(samples[:1], "m"), service, tmp_path / "c.jsonl", progress=False)
+
+
+def test_a_model_that_writes_nothing_is_not_paid_for_all_texts(server: Server, tmp_path: Path) -> None:
+    many = [Sample(str(n), png(1), f"What is {n}?", "Red") for n in range(40)]
+    silent = {
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": ""}, "finish_reason": "stop"}]
+    }
+    server.good, server.status, server.body = 3, 200, silent
+    service = Service("m", base_url=f"{server.url}/v1", retries=0, concurrency=1)
+    with pytest.raises(DataError, match=r"8 texts in a row.*of 10: the model wrote nothing.*same command"):
+        write_texts(statement_requests(many, "m"), service, tmp_path / "s.jsonl", progress=False)
+    assert len(rows(tmp_path / "s.jsonl")) == 3 and server.refusals <= 11
 
 
 def test_a_server_that_is_gone_stops_at_once(server: Server, samples: list[Sample], tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ from docs.measured import (
     QUOTED,
     RESULTS,
     SURROGATE,
+    changes,
     contrastive_cost,
     load,
-    mean_change,
     numbers,
     regions,
+    with_deviation,
 )
 from docs.reading import ROOT, prose, script
 
@@ -68,15 +69,15 @@ DEVELOPMENT = "docs/results/development.md"
 
 
 def gains(runs, blend, groups=("seen", "unseen")) -> str:
-    """Cells of a table: mean points over the base tower (blend 0), for both LLMs."""
+    """Cells of a table: mean points over the base tower (blend 0) ± deviation, for both LLMs."""
     cells = []
     for backbone in (SURROGATE, OTHER):
         for group in groups:
-            changes = []
+            points = []
             for run in runs:
                 rows = {row["blend"]: row for row in run["rows"] if row["backbone"] == backbone}
-                changes.append(rows[blend][group] - rows[0.0][group])
-            cells.append(f"{sum(changes) / len(changes):+.1f}")
+                points.append(rows[blend][group] - rows[0.0][group])
+            cells.append(with_deviation(points))
     return " | ".join(cells)
 
 
@@ -146,7 +147,7 @@ def holdout_rows() -> list[str]:
             runs = [run for name in names for run in load(name)["runs"] if run["domain"] == domain]
             assert sorted(run["seed"] for run in runs) == list(range(count))
             cells = [
-                f"{mean_change(runs, model, group):+.1f}"
+                with_deviation(changes(runs, model, group), 100)
                 for model in (SURROGATE, OTHER)
                 for group in ("accuracy", "seen", "unseen")
             ]
@@ -160,7 +161,9 @@ def test_development_tables_are_those_of_the_results():
     missing = [row for row in wanted if row not in text]
     assert missing == []
     measured = [
-        line for line in text.splitlines() if line.startswith("|") and re.search(r"[-+]\d+\.\d \|", line)
+        line
+        for line in text.splitlines()
+        if line.startswith("|") and re.search(r"[-+]\d+\.\d ± \d+\.\d \|", line)
     ]
     assert len(measured) == len(wanted), "development.md has a row that is not checked"
 

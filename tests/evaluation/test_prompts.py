@@ -29,7 +29,9 @@ def question_of(name: str, root: Path | None) -> list[str]:
     """What the first test samples of a data set ask and expect, both ways of answering."""
     lines: list[str] = []
     for answer_with in ("option", "letter"):
-        sample = sorted(load_data(name, root=root, answer_with=answer_with).test, key=lambda s: s.id)[0]
+        sample = sorted(
+            load_data(name, root=root, answer_with=answer_with, partial=True).test, key=lambda s: s.id
+        )[0]
         block = f"{shown(sample.prompt())}\n    => {sample.answer}"
         if block not in lines:
             lines += [f"{name}, answered with the {answer_with}:", "", block, ""]
@@ -63,7 +65,7 @@ def everything(folder: Path) -> str:
         lines += question_of(name, REPLICAS[name](folder / name))
     lines += ["## Questions whose answers a judge reads: another directive, all else the same", ""]
     for name in ("eurosat", "vqa-rad"):
-        sample = load_data(name, root=folder / name).test[0]
+        sample = load_data(name, root=folder / name, partial=True).test[0]
         lines += [f"{name}:", "", shown(sample.prompt(DIRECTIVES["reasons"])), ""]
     lines += ["## Prompt formats; what the LLM writes is in brackets", ""]
     for name in FORMATS:

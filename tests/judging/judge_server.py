@@ -41,12 +41,13 @@ def verdict_on(response: str) -> dict[str, Any]:
 
 class JudgeServer(ThreadingHTTPServer):
     """See the module. `fault(response, attempt)` says what goes wrong: one of `FAULTS`, a reply that is no
-    verdict ("refusal", "cut reply", "prose", "fenced", "wrong grade"), a status as a number, or None."""
+    verdict ("refusal", "cut reply", "prose", "fenced", "wrong grade"), a body as a dict, a status as a
+    number, or None."""
 
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, fault: Callable[[str, int], str | int | None], port: int = 0) -> None:
+    def __init__(self, fault: Callable[[str, int], Any], port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
         self.fault = fault
         self.lock = threading.Lock()
@@ -66,7 +67,7 @@ class JudgeServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(fault: Callable[[str, int], str | int | None] = lambda response, attempt: None, port: int = 0):
+def serving(fault: Callable[[str, int], Any] = lambda response, attempt: None, port: int = 0):
     """A running `JudgeServer`."""
     server = JudgeServer(fault, port)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -122,7 +123,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.server.busy -= 1
         return None
 
-    def _answer(self, speak: Any, model: str, response: str, fault: str | int | None) -> None:
+    def _answer(self, speak: Any, model: str, response: str, fault: Any) -> None:
+        if isinstance(fault, dict):
+            return self._send(200, fault)
         error = {"type": "error", "error": {"type": "api_error", "message": str(fault)}}
         if isinstance(fault, int):
             return self._send(fault, error)
@@ -191,7 +194,7 @@ def _is_png(data: str) -> None:
 class _anthropic:
     @staticmethod
     def check(body: dict[str, Any]) -> str:
-        assert isinstance(body["max_tokens"], int) and "careful judge" in body["system"]
+        assert isinstance(body["max_tokens"], int) and "careful" in body["system"]
         assert body["output_config"] == {"format": {"type": "json_schema", "schema": SCHEMA}}
         (message,) = body["messages"]
         image, text = message["content"]
@@ -220,7 +223,7 @@ class _openai:
     @staticmethod
     def check(body: dict[str, Any]) -> str:
         system, user = body["messages"]
-        assert system["role"] == "system" and "careful judge" in system["content"]
+        assert system["role"] == "system" and "careful" in system["content"]
         form = body["response_format"]
         assert form["type"] == "json_schema" and form["json_schema"]["schema"] == SCHEMA
         assert form["json_schema"]["strict"] is True and isinstance(body["max_tokens"], int)

@@ -99,6 +99,28 @@ def test_report_counts_verdicts_only():
     json.dumps(report.to_json(), allow_nan=False)
 
 
+def test_intervals_of_a_judge_count_an_image_once_and_do_not_collapse(tmp_path):
+    """Equal pictures under other names are one; eight full grades were `5.00 [5.00, 5.00]`."""
+    best = {"correctness": True, "presence": True, "relevance": 5, "faithfulness": 5, "verbosity": 0}
+    worst = {"correctness": False, "presence": False, "relevance": 0, "faithfulness": 0, "verbosity": 5}
+    cases = []
+    for number in range(40):
+        path = tmp_path / f"{number}.png"
+        Image.new("RGB", (8, 8), (20 * (number // 10), 0, 0)).save(path)
+        cases.append(replace(case(f"r{number}", number=number), image=path))
+    good, bad = Reply("ok", best), Reply("ok", worst)
+    report = JudgeReport.of(cases[:8], [good] * 8)
+    for name, figure in report.figures.items():
+        low, high = figure["interval"]
+        assert low < high and low <= figure["mean"] <= high, name
+    mixed = [good if number // 10 < 2 else bad for number in range(40)]
+    apart = [replace(one, image=None) for one in cases]
+    few, many = JudgeReport.of(cases, mixed).figures, JudgeReport.of(apart, mixed).figures
+    for name in few:
+        widths = [figure[name]["interval"][1] - figure[name]["interval"][0] for figure in (few, many)]
+        assert widths[0] > 2 * widths[1], name
+
+
 def test_a_prompt_version_is_one_text():
     """Changed the prompt? Then it is `prompt_v2.md`, PROMPT_VERSION = 2, and another hash."""
     assert read_rubric().identity == {
@@ -107,6 +129,32 @@ def test_a_prompt_version_is_one_text():
     }
     system = read_rubric().system
     assert all(name in system for name in DIMENSIONS) and "at most two short sentences" in system
+
+
+def test_the_papers_rubric_is_its_words():
+    """§7, without line breaks."""
+    words = " ".join(read_rubric("paper").system.split())
+    for sentence in (
+        "You are a careful, unbiased multimodal judge proficient in analyzing vision reasoning "
+        "problems. You will be provided with the task prompt, possible options (if present), the "
+        "ground-truth answer, and the task image. Judge each assistant’s response along five "
+        "dimensions: Correctness (binary): Is the assistant’s chosen answer correct with respect to the "
+        "ground-truth? (Allow for synonymous or equivalent answers.)",
+        "Presence (binary): Does the response include a genuine justification rather than only a bare "
+        "answer? (Look for explanations that reference evidence, reasoning, or why.)",
+        "Relevance (0–5): How well does the explanation address the user’s instruction/question and the "
+        "chosen answer? 0 means off-topic, 5 means directly and fully addresses both.",
+        "Faithfulness (0–5): How well is the explanation grounded in the given image and prompt (and "
+        "options)? 0 means hallucinated or contradictory; 5 means fully consistent with observable "
+        "evidence and the question context.",
+        "Verbosity (0–5): Penalize unnecessary verbosity; 0 means succinct and complete, 5 means overly "
+        "long or repetitive relative to substance. Output strictly in the following JSON:",
+        '"notes": "At most 2 short sentences explaining your scores."',
+    ):
+        assert sentence in words
+    assert read_rubric("paper").user == read_rubric().user
+    assert read_rubric("craft") == read_rubric() != read_rubric("paper")
+    assert "our words" in read_rubric().title and "word for word" in read_rubric("paper").title
 
 
 def test_user_text_shows_the_case_and_nothing_it_says_fills_blanks():
@@ -209,6 +257,25 @@ def test_a_name_with_a_full_stop_is_one_name(response, correct):
     assert ask(case(response, options, "St. Bernard")).scores["correctness"] is correct
 
 
+@pytest.mark.parametrize(
+    "response, correct",
+    [
+        ("It is not a coat: the handle shows a bag.", False),
+        ("It isn't a coat, since it has a handle.", False),
+        ("This cannot be a coat, so it is a bag.", False),
+        ("Unlike a coat, it has a handle.", False),
+        ("It is not a bag, it is a coat.", True),
+        ("<think>A bag has a handle.</think>It is a coat: it has sleeves.", True),
+        ("**B**\nBecause it has sleeves.", True),
+        ("Option A is wrong, since there is no handle; the answer is B.", True),
+        ("coat, because the picture shows a coat next to a bag.", True),
+        ("It is a coat. It is a bag.", False),
+    ],
+)
+def test_rules_read_a_response_as_an_evaluation_does(response, correct):
+    assert offline_judge().start()(case(response)).scores["correctness"] is correct
+
+
 def test_an_open_answer_with_a_full_stop_is_read_whole():
     ask = offline_judge().start()
     assert ask(case("It was Dr. Smith. I am sure.", (), "Dr. Smith")).scores["correctness"] is True
@@ -306,7 +373,9 @@ def test_stored_verdicts_of_version_0_1_are_found(tmp_path, monkeypatch):
         model="m", base_url="http://me:pw@localhost:8000/v1?k=1", temperature=None, max_tokens=9
     )
     keys = {
-        "716bdb39314682a44fe67318f945a535239a26e96a30595de747a8ebad568af9": offline_judge(),
+        "716bdb39314682a44fe67318f945a535239a26e96a30595de747a8ebad568af9": replace(
+            offline_judge(), identity={"judge": "offline", "rules": 4}
+        ),
         "3b1d9c0ee37bcad855eaaa798837f313943c738fc04f68dc268ece8c613ceb53": anthropic_judge(JudgeConfig()),
         "6339bae87dfcff89e4205302de668e622f5272ca28017f5c6e861e4af0555ca0": openai_judge(server),
     }

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from craft.core.errors import ConfigError
-from craft.core.service import error_line
+from craft.core.service import PATIENCE, error_line
 from craft.judging.cases import DIMENSIONS, Case, Judge
 from craft.judging.config import JudgeConfig
 from craft.judging.report import JudgeReport
-from craft.judging.run import PATIENCE, VerdictCache, judge_cases
+from craft.judging.run import VerdictCache, judge_cases
 from craft.judging.services import anthropic_judge, openai_judge
 from judging import judge_server
 from judging.judge_server import KEY, MODEL, serving, verdict_on
@@ -223,9 +223,94 @@ def test_what_no_case_can_pass_stops_at_once(protocol, trouble, picture, tmp_pat
 def test_a_service_out_of_order_is_not_asked_a_thousand_times(protocol, picture, tmp_path):
     with serving(lambda response, attempt: 400) as server:
         judge = judge_at(server, protocol, concurrency=1)
-        with pytest.raises(ConfigError, match=f"first {PATIENCE} calls .* all failed"):
+        with pytest.raises(
+            ConfigError, match=rf"no verdict in {PATIENCE} replies in a row \({PATIENCE} failed\)"
+        ):
             judge_cases(judge, cases(picture, 40), VerdictCache(tmp_path / "v"))
     assert len(server.at) <= PATIENCE + 2
+
+
+@each_protocol
+@pytest.mark.parametrize(
+    "fault, status, way_out",
+    [
+        ("prose", "invalid", "--prompt"),
+        ("wrong grade", "invalid", "--model"),
+        ("cut reply", "truncated", "--max-tokens"),
+    ],
+)
+def test_replies_that_are_no_verdict_are_not_paid_for_all_cases(
+    protocol, fault, status, way_out, picture, tmp_path
+):
+    """The same command asks new cases first, so cases that never succeed do not stop the others."""
+    batch, path = cases(picture, 30), tmp_path / "v.jsonl"
+    good = {one.response for one in batch[12:]}
+    with serving(lambda response, attempt: fault) as server:
+        judge = judge_at(server, protocol, concurrency=1)
+        with pytest.raises(ConfigError, match=rf"{PATIENCE} {status}\).*{way_out}.*same command") as caught:
+            judge_cases(judge, batch, VerdictCache(path))
+        assert PATIENCE <= len(server.at) <= PATIENCE + 2 and "it said" in str(caught.value)
+        server.fault = lambda response, attempt: None if response in good else fault
+        replies = judge_cases(judge, batch, VerdictCache(path))
+    assert [reply.status for reply in replies] == [status] * 12 + ["ok"] * 18
+
+
+def test_eight_in_a_row_count_in_the_middle_too(picture, tmp_path):
+    batch = cases(picture, 40)
+    late = {one.response for one in batch[20:]}
+    with (
+        serving(lambda response, attempt: "prose" if response in late else None) as server,
+        pytest.raises(ConfigError, match="8 invalid"),
+    ):
+        judge_cases(judge_at(server, "openai", concurrency=1), batch, VerdictCache(tmp_path / "v"))
+    assert len(server.at) <= 20 + PATIENCE + 2
+
+
+ERROR_BODIES = [
+    {"error": {"message": "Insufficient credits", "code": 402}},
+    {"error": "Insufficient credits"},
+    {"type": "error", "error": {"type": "billing_error", "message": "Insufficient credits"}},
+    {"object": "error", "message": "Insufficient credits", "code": 402},
+    {"detail": "Insufficient credits"},
+    {"choices": [], "error": {"message": "Insufficient credits"}},
+    {"choices": [{"error": {"message": "Insufficient credits"}, "message": None, "finish_reason": "error"}]},
+    {"status": "Insufficient credits"},
+]
+
+
+@each_protocol
+@pytest.mark.parametrize("body", ERROR_BODIES, ids=repr)
+def test_an_error_with_status_200_keeps_the_servers_words(protocol, body, picture, tmp_path):
+    batch = cases(picture, 2)
+    with serving(lambda response, attempt: body if response == batch[0].response else None) as server:
+        replies = judge_cases(judge_at(server, protocol), batch, VerdictCache(tmp_path / "v"))
+    assert [reply.status for reply in replies] == ["failed", "ok"]
+    assert "HTTP status 200" in replies[0].detail and "Insufficient credits" in replies[0].detail
+
+
+@each_protocol
+def test_every_reply_that_was_paid_for_is_counted(protocol, picture, tmp_path):
+    """A repeat adds to what the first run paid: 3 + 1 calls of 100 and 10 tokens."""
+    batch, path = cases(picture, 3), tmp_path / "v.jsonl"
+    bad = batch[1].response
+    with serving(lambda response, attempt: "prose" if response == bad and attempt == 1 else None) as server:
+        judge = judge_at(server, protocol)
+        for total in ((300, 30), (400, 40), (400, 40)):
+            cache = VerdictCache(path)
+            judge_cases(judge, [*batch, batch[0]], cache)
+            keys = [judge.key(one) for one in [*batch, batch[0]]]
+            assert cache.tokens(keys) == VerdictCache(path).tokens(keys) == total
+
+
+@each_protocol
+def test_the_papers_rubric_is_sent_by_name(protocol, picture, tmp_path):
+    with serving() as server:
+        judge = judge_at(server, protocol, prompt="paper")
+        (reply,) = judge_cases(judge, cases(picture, 1), VerdictCache(tmp_path / "v"))
+    (body,) = server.bodies
+    system = body["system"] if protocol == "anthropic" else body["messages"][0]["content"]
+    assert reply.status == "ok" and system.startswith("You are a careful, unbiased multimodal judge")
+    assert judge.identity["prompt"]["version"] == "paper"
 
 
 @each_protocol

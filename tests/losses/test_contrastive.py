@@ -76,3 +76,24 @@ def test_temperature_learns():
 def test_refuses_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match=r"\[B, d\]"):
         contrastive(torch.randn(2, 4), torch.randn(2, 5), torch.arange(2), torch.tensor(0.0))
+
+
+@pytest.mark.parametrize("count, size", [(12, 5), (12, 1), (7, 3), (24, 24), (9, 8)])
+def test_parts_against_the_texts_of_all_are_the_whole(count, size):
+    draw = torch.Generator().manual_seed(count)
+    image, text = (torch.randn(count, 16, generator=draw) for _ in range(2))
+    classes = torch.randint(4, (count,), generator=draw)
+    results = []
+    for bounds in (count, size):
+        tower, temperature = image.clone().requires_grad_(), torch.tensor(2.3, requires_grad=True)
+        total = torch.zeros(())
+        for start in range(0, count, bounds):
+            part = slice(start, start + bounds)
+            loss = contrastive(tower[part], text[part], classes[part], temperature, others=(text, classes))
+            total = total + loss * len(tower[part]) / count
+        total.backward()
+        results.append((total.detach(), tower.grad, temperature.grad))
+    alone = contrastive(image, text, classes, torch.tensor(2.3))
+    torch.testing.assert_close(results[0][0], alone, rtol=2e-6, atol=0)
+    for one, other in zip(*results, strict=True):
+        assert (one - other).norm() <= 2e-6 * one.norm()

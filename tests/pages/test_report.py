@@ -4,14 +4,17 @@ import base64
 import html.parser
 import io
 import json
+import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from cli.conftest import run
 from craft.core.errors import CheckpointError, DataError
@@ -234,6 +237,83 @@ def test_links_that_lead_outside_are_not_followed(encoder, tmp_path):
     (folder / "run" / "r" / "table1.md").symlink_to(outside / "table1.md")
     with pytest.raises(CheckpointError, match=r"table1\.md is missing"):
         sections_of(folder / "run" / "r")
+
+
+def test_only_regular_png_files_of_the_folder_are_in_the_page(tmp_path):
+    """A `demo.png` that leads elsewhere, or is something else, is not in the page, and stops nothing."""
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (4, 4)).save(secret)
+    figures = {"all": {"accuracy": 0.25, "interval": [0.125, 0.5], "count": 8}}
+    row = {"backbone": "b", "role": "surrogate", "encoder": "zero-shot", "figures": figures, "chance": 0.25}
+    record = {"data": "blobs", "rows": [row], "held_out": [], "keep_ratio": 1.0, "seconds": {"all": 3.0}}
+    record |= {"frozen": {}, "text_unchanged": {}}
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    (folder / "demo.json").write_text(json.dumps(record))
+    picture = folder / "demo.png"
+
+    def jpeg():
+        Image.new("RGB", (4, 4)).save(picture, format="JPEG")
+
+    ways = [
+        lambda: picture.symlink_to(secret),
+        lambda: picture.symlink_to("../secret.png"),
+        lambda: picture.symlink_to("/dev/zero"),
+        lambda: picture.symlink_to("nowhere.png"),
+        lambda: picture.symlink_to("demo.png"),
+        lambda: os.mkfifo(picture),
+        lambda: picture.mkdir(),
+        lambda: picture.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n"),
+        jpeg,
+    ]
+    for make in ways:
+        make()
+        assert "<img" not in body(folder)
+        picture.rmdir() if picture.is_dir() else picture.unlink()
+    Image.new("RGB", (4, 4)).save(folder / "own.png")
+    picture.symlink_to("own.png")
+    assert "<img" in body(folder)
+
+
+def test_a_png_is_drawn_anew_and_a_damaged_one_is_named(tmp_path):
+    result(tmp_path, "# Codes\n\n![one](table1-1.png)\n")
+    info = PngInfo()
+    info.add_text("Comment", "secret")
+    Image.new("RGBA", (4, 4), (1, 2, 3, 4)).save(tmp_path / "table1-1.png", pnginfo=info)
+    whole = (tmp_path / "table1-1.png").read_bytes()
+    (tmp_path / "table1-1.png").write_bytes(whole + b"secret")
+    shown = base64.b64decode(re.search(r'base64,([^"]+)"', body(tmp_path))[1])
+    assert b"secret" not in shown and Image.open(io.BytesIO(shown)).getpixel((0, 0)) == (1, 2, 3, 4)
+    (tmp_path / "table1-1.png").write_bytes(whole[:40])
+    with pytest.raises(DataError, match=r"table1-1\.png is not a complete PNG"):
+        body(tmp_path)
+
+
+def test_files_that_are_no_results_do_not_hang_or_fill_memory(tmp_path):
+    with pytest.raises(DataError, match="neither a file nor a folder"):
+        sections_of(Path("/dev/zero"))
+    os.mkfifo(tmp_path / "transfer.json")
+    (tmp_path / "demo.json").symlink_to("/dev/zero")
+    assert sections_of(tmp_path) == []
+    with open(tmp_path / "big.json", "wb") as file:
+        file.truncate(300 * 2**20)
+    with pytest.raises(CheckpointError, match=r"big\.json has 300 MiB"):
+        sections_of(tmp_path)
+
+
+def test_half_characters_and_odd_names_in_json_make_a_page(evaluated, tmp_path):
+    folder = tmp_path / "judged"
+    shutil.copytree(evaluated / "judged", folder)
+    lines = (folder / "answers.jsonl").read_text().splitlines()
+    odd = ["x" * 5000 + ".png", "a\x00b.png", "/dev/zero"]
+    rows = [{**json.loads(line), "image": name} for line, name in zip(lines, odd, strict=True)]
+    (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (path,) = folder.glob("report-*.json")
+    record = json.loads(path.read_text())
+    record["samples"] = [{**row, "response": "\ud83d cut"} for row in record["samples"]]
+    path.write_text(json.dumps(record))
+    text = report([folder], tmp_path / "page.html").read_text()
+    assert "\\ud83d cut" in text and "<img" not in text
 
 
 def test_pictures_outside_the_folder_are_left_alone(evaluated, tmp_path):

@@ -173,14 +173,24 @@ def test_table_1_holds_accuracy_against_the_papers_lead_and_gain_against_its_gai
         for line, (start, end) in courses.items()
     ]
     gaps = [
-        {"line": line, "than": "zero-shot", "domain": ALL, "mean": end - start}
+        {
+            "line": line,
+            "than": "zero-shot",
+            "domain": ALL,
+            "mean": end - start,
+            "low": end - start,
+            "high": end - start,
+        }
         for line, (start, end) in courses.items()
         if line != "zero-shot"
     ]
     data = {"lines": [{"line": line} for line in courses], "rows": rows, "differences": gaps}
     with_contrastive = {"plan": {"adapt": {"losses.contrastive.weight": None}}}
     text = _verdict1(data | {"provenance": with_contrastive})
-    assert "The largest gain of CRAFT is +14.0 points (CRAFT, a); the paper's is +13.5. It ends" in text
+    assert (
+        "The largest gain of CRAFT is +14.0 [14.0, 14.0] points (CRAFT, a); the paper's is +13.5. It ends"
+        in text
+    )
     assert "ends 8.0 points above the best baseline, Vision FT" in text
     assert "the paper's CRAFT ends 6.8 points above" in text
     assert "gains +36.0 over its own zero-shot (the paper's +1.9), 22.0 points more than CRAFT." in text

@@ -4,12 +4,10 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 import together as workers
 from craft.core.errors import ConfigError, DataError, TrainingError
 from craft.core.processes import ProcessLost
-from craft.losses import contrastive
 from together import together
 
 # A batch of five: process 0 has three samples of a step and process 1 has two, of different answer lengths.
@@ -72,19 +70,13 @@ def test_resumed_equals_unbroken(tmp_path, environment):
     assert again["hashes"] == whole["hashes"]
 
 
-def test_gathered_negatives_have_gradient_and_uneven_shares_count_by_size():
-    draw = np.random.default_rng(0)
-    sizes, labels = (3, 2), [[0, 1, 0], [1, 2]]
-    rows = [[draw.normal(size=(n, 4)).astype(np.float32).tolist() for _ in range(2)] for n in sizes]
-    results = together(2, workers.gathered, rows, labels)
-    image, text = (torch.tensor(rows[0][i] + rows[1][i], requires_grad=True) for i in range(2))
-    temperature = torch.tensor(0.7, requires_grad=True)
-    loss = contrastive(image, text, torch.tensor(labels[0] + labels[1]), temperature)
-    loss.backward()
-    assert [part["loss"] for part in results] == pytest.approx([loss.item()] * 2, rel=1e-5)
-    assert results[0]["temperature"] == pytest.approx(temperature.grad.item(), rel=1e-4)
-    for name, expected in (("image", image.grad), ("text", text.grad)):
-        np.testing.assert_allclose(np.concatenate([p[name] for p in results]), expected, rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize("size", [2, "auto"])
+def test_micro_batches_of_two_processes_are_one_batch(tmp_path, alone, size):
+    """Eq. 4 too, though each process and each micro-batch has a part of the images."""
+    settings = {**SETTINGS, "micro_batch": size}
+    first, second = together(2, workers.train, str(tmp_path / "run"), settings)
+    assert isinstance(first, dict) and isinstance(second, dict), (first, second)
+    same_training(first, alone)
 
 
 @pytest.mark.parametrize("environment", [{}, FSDP2], ids=["ddp", "fsdp2"])

@@ -67,8 +67,6 @@ REFUSED = {("gradient_checkpointing", "compile"), ("gradient_checkpointing=selec
 """Pairs that exclude each other: the message names both."""
 
 OTHERWISE = {
-    ("contrastive", "micro_batch"),  # Eq. 4 sees the pairs within one micro-batch
-    ("cls_attention", "micro_batch"),
     ("contrastive", "questions_per_image"),  # one text for each image, not for each question
     ("cls_attention", "questions_per_image"),
     ("retention", "questions_per_image"),  # each image is mixed once, not once for each question

@@ -262,15 +262,6 @@ def test_the_stem_is_kept_in_main_memory():
     assert lesson.batches.make([0, 1], 0).images.device.type == "cuda"
 
 
-def test_several_processes_find_no_micro_batch_where_one_would_wait_for_another(monkeypatch):
-    monkeypatch.setattr("craft.lessons.adapt.world", lambda: 2)
-    auto = {"micro_batch": "auto", "losses.contrastive.weight": 1.0}
-    with pytest.raises(ConfigError, match="Give a number"):
-        adaptation(tiny_lvlm(), samples_with(), AdaptConfig.build(FAST, auto))
-    auto["losses.contrastive.weight"] = 0.0
-    assert adaptation(tiny_lvlm(), samples_with(), AdaptConfig.build(FAST, auto)).verb == "adapting"
-
-
 def test_compile_and_checkpointing_exclude_each_other():
     with pytest.raises(ConfigError, match="set one of them to false"):
         adaptation(

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from craft.cli.options import COMMON, TRAINING, Common, Training
-from craft.cli.output import listed, show_json, show_pairs, show_table, size
+from craft.cli.output import listed, show_json, show_line, show_pairs, show_table, size
 from craft.core.text import percent
 from craft.training.config import AdaptConfig
 
@@ -34,8 +34,10 @@ def adapt(surrogate: str | None = None, *, training: Training = TRAINING, common
     result = _train(run, rehearse, surrogate, config, training, common)
     if result is None:
         return
-    used, before = result.metrics["codes_used"], result.metrics.get("codes_used_before")
-    codes = f"{used} of {len(result.prior)}" + ("" if before is None else f" ({before} before)")
+    metrics = result.metrics
+    codes = f"{metrics['codes_used']} of {len(result.prior)}"
+    if images := metrics.get("codes_images"):  # an earlier version compared other images
+        codes += f" on the {images} training images ({metrics['codes_used_before']} before)"
     _show_trained(
         result,
         common.json,
@@ -45,7 +47,7 @@ def adapt(surrogate: str | None = None, *, training: Training = TRAINING, common
     )
     if not common.json:
         folder = shlex.quote(str(result.out))
-        print(f"      (any backbone of this codebook; `craft inspect {folder}` names those at hand)")
+        show_line(f"      (any backbone of this codebook; `craft inspect {folder}` names those at hand)")
 
 
 def baseline(
@@ -131,7 +133,8 @@ def _show_trained(
     name, run = shlex.quote(config.surrogate), shlex.quote(str(result.out))
     data = shlex.quote(config.data.name)
     data += f" --root {shlex.quote(config.data.root)}" if config.data.root else ""
-    print(f"\nNext: craft eval {name} --encoder {run} --data {data}")
+    show_line()
+    show_line(f"Next: craft eval {name} --encoder {run} --data {data}")
 
 
 def _rehearsal_facts(rehearsal: "Rehearsal") -> dict[str, Any]:
@@ -163,9 +166,10 @@ def show_rehearsals(
         return
     for name, rehearsal in rehearsals.items():
         if name:
-            print(name[0].upper() + name[1:])
+            show_line(name[0].upper() + name[1:])
         _show_rehearsal(rehearsal)
-    print(f"\nA dry run: {written}. Leave --dry-run out to train.")
+    show_line()
+    show_line(f"A dry run: {written}. Leave --dry-run out to train.")
 
 
 def _show_rehearsal(rehearsal: "Rehearsal") -> None:

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from craft.cli.adapt import show_rehearsals
 from craft.cli.options import COMMON, Common, Flag, Several, settings_of
-from craft.cli.output import show_json, show_pairs, show_table
+from craft.cli.output import show_json, show_line, show_pairs, show_table
 from craft.training.config import AlignConfig
 
 
@@ -28,6 +28,7 @@ class AlignFlags:
         max_steps: optimiser steps of each stage; by default one pass.
         micro_batch: the largest number of rows in memory at once, or auto, which finds it; same result.
         lora: the rank of LoRA, instead of training the whole LLM; merged when saved.
+        splits, partial, overlap: as for `craft adapt`, for data that is not a table of conversations.
     """
 
     visual: str | None = None
@@ -39,6 +40,9 @@ class AlignFlags:
     max_steps: int | None = None
     micro_batch: str | None = None
     lora: int | None = None
+    splits: Several = None
+    partial: Flag = False
+    overlap: Literal["refuse", "drop", "train"] | None = None
 
 
 def align(
@@ -65,10 +69,9 @@ def align(
             paper/qwen2-0.5b and --visual paper/vila-u, the sizes of §8 without any weights.
     """
     overrides: dict[str, Any] = settings_of(common)
-    if flags.lora is not None:
-        overrides["lora.rank"] = flags.lora
-    if flags.micro_batch is not None:
-        overrides["micro_batch"] = flags.micro_batch
+    named = {"lora.rank": flags.lora, "micro_batch": flags.micro_batch, "overlap": flags.overlap}
+    named |= {"splits": flags.splits, "partial": flags.partial or None}
+    overrides |= {name: value for name, value in named.items() if value is not None}
     config = AlignConfig.build(common.config, overrides)
     from craft.core.processes import leave
     from craft.recipes.align import align as run
@@ -99,7 +102,8 @@ def align(
         for name, m in result.metrics.items()
     }
     show_pairs({"backbone": result.backbone, **stages})
-    print(f"\nNext: craft eval {shlex.quote(str(result.out))} --data …")
+    show_line()
+    show_line(f"Next: craft eval {shlex.quote(str(result.out))} --data …")
 
 
 def show_language(language: dict[str, Any]) -> None:
@@ -109,7 +113,8 @@ def show_language(language: dict[str, Any]) -> None:
     before, after = language["before"], language["after"]
     rows = [("perplexity of held-out text", f"{before['perplexity']}", f"{after['perplexity']}")]
     rows += list(zip(INSTRUCTIONS, before["answers"], after["answers"], strict=True))
-    show_table("The LLM without images", ("asked", "before", "after"), rows, sections=[0])
+    columns = ("asked", "before", "after")
+    show_table("The LLM without images", columns, rows, sections=[0], prose=columns)
 
 
 def _dry_run(sources: dict[str, Any], config: Any, overrides: dict[str, Any], as_json: bool) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from craft.cli.options import COMMON, Common, Limit
-from craft.cli.output import show_json, show_pairs
+from craft.cli.output import show_json, show_line, show_pairs
 from craft.core.errors import ConfigError
 from craft.core.files import check_writable
 from craft.core.text import percent
@@ -25,7 +25,8 @@ def show(
 
     Args:
         images: image files; or the name of an embedded domain, for some of its test images.
-        model: the model whose visual tokenizer is used; by default the encoder's surrogate, or craft-tiny.
+        model: the model whose visual tokenizer is used; by default craft-tiny, or the model that the encoder
+            was adapted with, if it is a shipped one.
         encoder: a run folder of `craft adapt`.
         keep_ratios: keep ratios to draw, as in 0.8,0.4.
         prior: code counts that define rarity, as for `craft eval`; by default those of each tower.
@@ -57,9 +58,9 @@ def show(
         ]
         show_json({"pictures": pictures, "maps": maps})
         return
-    show_pairs({"pictures": "\n          ".join(pictures)})
+    show_pairs({"pictures": pictures})
     if without := [code_map.tower for code_map in shown.images[0].maps if code_map.rank is None]:
-        print(
+        show_line(
             f"No code prior for the {' and the '.join(without)} tower, so rarity is not drawn for it. Make a "
             "prior with `craft prior DATA --out FILE`, then add --prior FILE."
         )
@@ -83,7 +84,8 @@ def prior(
     Args:
         data: as for `craft adapt`; its training part is counted.
         out: the file for the counts, to be passed as --prior to `craft eval`.
-        model: the model whose visual tokenizer is used; by default the encoder's surrogate, or craft-tiny.
+        model: the model whose visual tokenizer is used; by default craft-tiny, or the model that the encoder
+            was adapted with, if it is a shipped one.
         encoder: a run folder of `craft adapt` whose tower is used; by default the model's own tower.
         limit: at most this many images.
         root: the folder of a benchmark; for other data, the folder to which relative paths refer.
@@ -126,4 +128,4 @@ def prior(
         }
     )
     if out is None:
-        print("Nothing was written. --out FILE keeps the counts, for `craft eval --prior FILE`.")
+        show_line("Nothing was written. --out FILE keeps the counts, for `craft eval --prior FILE`.")

@@ -7,9 +7,10 @@ from typing import Any, Literal
 from cyclopts import Parameter
 
 from craft.cli.options import COMMON, Common, Flag, Several
-from craft.cli.output import listed, show_json, show_pairs, show_table
+from craft.cli.output import listed, show_json, show_line, show_pairs, show_table, show_text
 from craft.core.errors import ConfigError
-from craft.core.files import check_writable, write_json
+from craft.core.files import write_json
+from craft.core.lock import locked
 
 _MOST_LISTED = 8
 """The most classes that `stats` lists."""
@@ -24,11 +25,22 @@ class Source:
         root: the folder of a benchmark; otherwise the folder that relative paths in the data start from.
         domain: in words, what the images of your own data show.
         column: CRAFT=YOURS for a table whose columns have other names, as in --column answer=caption.
+        white_level: the value that is white in images of more than 8 bits (4095 for 12 bits); by default what
+            all of them together need. `craft data prepare` records it.
+        splits: NAME=SPLIT: what splits with other names are (train, validation, test, or none: not read).
+        partial: accept a copy of a benchmark with fewer classes than the benchmark has; reports say so.
     """
 
     root: str | None = None
     domain: str | None = None
     column: Several = None
+    white_level: float | None = None
+    splits: Several = None
+    partial: Flag = False
+
+    def reading(self) -> dict[str, Any]:
+        """`--splits` and `--partial` as arguments of `read_data`."""
+        return {"splits": self.splits or (), "partial": self.partial}
 
     def columns(self) -> dict[str, str] | None:
         """`--column` as a mapping from CRAFT's fields to the table's columns.
@@ -68,6 +80,7 @@ class Preparation:
             as in the paper).
         download: fetch images that are given as URLs.
         split_seed: the seed of the division into training and test, if the data has none.
+        allow_outside: allow a table to name images outside its folder (or --root), also by links.
     """
 
     texts: Several = None
@@ -75,6 +88,7 @@ class Preparation:
     train_limit: int | None = None
     download: Flag = False
     split_seed: int = 0
+    allow_outside: Flag = False
 
 
 def list_domains(*, common: Common = COMMON) -> None:
@@ -98,7 +112,8 @@ def list_domains(*, common: Common = COMMON) -> None:
         show_json([*rows, *benchmarks])
         return
     columns = ("name", "train", "test", "classes", "licence", "source")
-    show_table("Embedded domains", columns, [[str(row[name]) for name in columns] for row in rows])
+    prose = ("licence", "source")
+    show_table("Embedded domains", columns, [[row[name] for name in columns] for row in rows], prose=prose)
     cells = []
     for row in benchmarks:
         sizes = (row["train"], row["test"]) if row["train"] else (f"{row['images']} in all", "-")
@@ -106,8 +121,8 @@ def list_domains(*, common: Common = COMMON) -> None:
         if row["counted"] == "images":
             numbers = [f"{size} images" for size in numbers]
         cells.append([row["name"], *numbers, str(row["classes"] or "-"), row["licence"], row["source"]])
-    show_table("Benchmarks: --data NAME --root DIR", columns, cells)
-    print(
+    show_table("Benchmarks: --data NAME --root DIR", columns, cells, prose=prose)
+    show_text(
         "`craft data check NAME` says how to get a benchmark. You can also use your own images: --data\n"
         "with a folder of class folders (directly or under train/, test/), or a table of questions (.jsonl,\n"
         ".csv, .parquet). `craft data prepare` writes tars and data sets of the Hugging Face hub to a folder."
@@ -121,6 +136,7 @@ def check(
     answer_with: Literal["letter", "option"] = "option",
     unseen_fraction: float = 0.2,
     decode: bool = True,
+    model: str = "craft-tiny/qwen2",
     common: Common = COMMON,
 ) -> None:
     """Read a data set as `craft adapt` does, open every image, and report what it contains.
@@ -131,17 +147,22 @@ def check(
         answer_with: ask for the option's letter, or its text.
         unseen_fraction: the share of the classes that is held out of training.
         decode: open every image; --no-decode only reads and compares the files.
+        model: the model whose tokenizer measures answers: shipped, or a folder.
     """
     from craft.data import BENCHMARKS, check_data, read_data
+    from craft.data.check import answer_tokens
     from craft.data.compose import Composition, compose, whole
+    from craft.data.levels import levelled, with_white
     from craft.data.sample import distinct
     from craft.data.stats import expected
 
-    raw = read_data(data, source.root, source.domain, source.columns())
+    raw = read_data(data, source.root, source.domain, source.columns(), **source.reading())
+    raw = levelled(with_white(raw, source.white_level))
     composition = Composition(common.seed or 0, answer_with, unseen_fraction=unseen_fraction)
     composed = compose(raw, composition)
     everything = whole(raw)
-    findings = check_data(everything, decode)
+    tokens = answer_tokens(model)
+    findings = check_data(everything, decode, tokens=tokens, letters=answer_with == "letter")
     composed.hashes = everything.hashes  # no image is read twice
     notes = list(composed.notes)
     if data in BENCHMARKS:
@@ -168,13 +189,16 @@ def check(
     pairs = {name.replace("held_out", "held out"): value for name, value in summary.items()}
     show_pairs({name: listed(value) if isinstance(value, list) else value for name, value in pairs.items()})
     for note in notes:
-        print(f"note: {note}")
+        show_line(f"note: {note}")
     for finding in findings:
         where = f" ({listed(finding.where)}{' …' if finding.count > len(finding.where) else ''})"
-        print(f"{'warning' if finding.warning else 'note'}: {finding.text}{where if finding.where else ''}")
-    print("\nOne of its questions:")
-    print(sample.prompt())
-    print(f"-> {sample.answer}")
+        show_line(
+            f"{'warning' if finding.warning else 'note'}: {finding.text}{where if finding.where else ''}"
+        )
+    show_line()
+    show_line("One of its questions:")
+    show_text(sample.prompt())
+    show_line(f"-> {sample.answer}")
 
 
 def prepare(
@@ -206,6 +230,9 @@ def prepare(
         train_limit=preparation.train_limit,
         download=preparation.download,
         split_seed=preparation.split_seed,
+        allow_outside=preparation.allow_outside,
+        white_level=source.white_level,
+        **source.reading(),
     )
     manifest = run(data, source.root, out or prepared_folder(data), wanted)
     about = manifest.about
@@ -223,8 +250,9 @@ def prepare(
         }
     )
     for note in about["notes"]:
-        print(f"note: {note}")
-    print(f"\nNext: craft adapt craft-tiny/qwen2 --data {manifest.path} --out DIR")
+        show_line(f"note: {note}")
+    show_line()
+    show_line(f"Next: craft adapt craft-tiny/qwen2 --data {manifest.path} --out DIR")
 
 
 def stats(
@@ -242,22 +270,22 @@ def stats(
     """
     from craft.data import contact_sheet, data_stats, draw_stats, load_data, showcase
 
-    if out is not None:
-        check_writable(out / "stats.json")
-    loaded = load_data(
-        data,
-        source.root,
-        common.seed or 0,
-        unseen_fraction=0,
-        domain=source.domain,
-        columns=source.columns(),
-    )
-    counts = data_stats(loaded)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "stats.json", counts)
-        draw_stats(loaded, out / "stats.png")
-        contact_sheet(showcase(loaded), out / "contact_sheet.png")
+    with locked(out):
+        loaded = load_data(
+            data,
+            source.root,
+            common.seed or 0,
+            unseen_fraction=0,
+            domain=source.domain,
+            columns=source.columns(),
+            white_level=source.white_level,
+            **source.reading(),
+        )
+        counts = data_stats(loaded)
+        if out is not None:
+            write_json(out / "stats.json", counts)
+            draw_stats(loaded, out / "stats.png")
+            contact_sheet(showcase(loaded), out / "contact_sheet.png")
     if common.json:
         show_json(counts)
         return
@@ -274,6 +302,6 @@ def stats(
     )
     names = ("width", "height", "question words", "prompt words", "answer words")
     rows = [(name, *(f"{counts[name][key]:g}" for key in ("least", "median", "most"))) for name in names]
-    show_table("", ("", "least", "median", "most"), rows)
+    show_table("", ("measure", "least", "median", "most"), rows)
     if out is not None:
-        print(f"drawn: {out / 'stats.png'}, {out / 'contact_sheet.png'}")
+        show_line(f"drawn: {out / 'stats.png'}, {out / 'contact_sheet.png'}")

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from craft.cli.adapt import show_rehearsals
 from craft.cli.options import COMMON, Common, Flag, Limit, settings_of
-from craft.cli.output import listed, show_json, show_table
+from craft.cli.output import listed, show_json, show_line, show_table
 from craft.core.text import percent, signed
 
 if TYPE_CHECKING:
@@ -78,30 +78,33 @@ def demo(
 
 
 def _show(result: "DemoResult") -> None:
+    from craft.evaluation.metrics import ONE_SEED
+
     count, chance = result.rows[0].figures["all"].count, result.rows[0].chance
     title = f"{result.data}: {count} test questions, strict accuracy in % [95 % interval]"
     title += f"; chance {percent(chance)}" if chance else ""
     title += f"; keep ratio {result.keep_ratio:g}" if result.keep_ratio != 1 else ""
     ends = [number for number, row in enumerate(result.rows) if row.encoder == "adapted"]
-    print()
+    show_line()
     columns = ("backbone", "encoder", "all", "seen", "unseen", "gain")
     show_table(title, columns, [_cells(result, row) for row in result.rows], ends)
-    print(f"unseen: classes held out of training ({listed(result.held_out) or 'none'})")
+    held_out = listed(result.held_out) or "none"
+    show_line(f"unseen: classes held out of training ({held_out}); intervals: {ONE_SEED}")
     parts = sorted({part for same in result.frozen.values() for part in same})
     if all(unchanged for same in result.frozen.values() for unchanged in same.values()):
-        print(f"frozen parts unchanged: {', '.join(parts)} of both backbones, byte for byte")
+        show_line(f"frozen parts unchanged: {', '.join(parts)} of both backbones, byte for byte")
     else:
-        print(f"FROZEN PARTS CHANGED: {result.frozen}")
+        show_line(f"FROZEN PARTS CHANGED: {result.frozen}")
     if all(result.text_unchanged.values()):
-        print("text-only answers unchanged: both backbones, logits bit for bit")
+        show_line("text-only answers unchanged: both backbones, logits bit for bit")
     else:
-        print(f"TEXT-ONLY ANSWERS CHANGED: {result.text_unchanged}")
+        show_line(f"TEXT-ONLY ANSWERS CHANGED: {result.text_unchanged}")
     seconds = result.seconds
-    print(
+    show_line(
         f"took {seconds['all']:.0f} s: {seconds['adapt']:.0f} s for adaptation "
         f"({result.metrics['steps']} steps), {seconds['evaluate']:.0f} s for evaluation"
     )
-    print(f"picture: {result.picture}   results: {result.out / 'demo.json'}   encoder: {result.encoder}")
+    show_line(f"picture: {result.picture}   results: {result.out / 'demo.json'}   encoder: {result.encoder}")
 
 
 def _cells(result: "DemoResult", row: "DemoRow") -> list[str]:

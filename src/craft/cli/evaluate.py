@@ -1,11 +1,12 @@
 """`craft eval`."""
 
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from craft.cli.flags import config_of, takes
 from craft.cli.options import COMMON, Common, Flag
-from craft.cli.output import between, listed, show_json, show_table, spread
+from craft.cli.output import between, listed, show_json, show_line, show_table, spread
 from craft.core.errors import ConfigError
 from craft.core.text import percent, table_row
 from craft.evaluation.config import EvalConfig
@@ -64,10 +65,12 @@ def evaluate(
             about = f": {name}" if len(row.reports) > 1 else ""
             _show_classes([sample for report in reports for sample in report.samples], about)
     if dry_run:
-        print("A dry run: everything loads and answers; these few figures mean nothing.")
+        show_line("A dry run: everything loads and answers; these few figures mean nothing.")
     elif not config.encoder and not config.like:
         name = shlex.quote((config.data.name or ("apparel",))[0])
-        print(f"Zero-shot. To adapt: craft adapt {shlex.quote(str(config.backbone))} --data {name} --out DIR")
+        show_line(
+            f"Zero-shot. To adapt: craft adapt {shlex.quote(str(config.backbone))} --data {name} --out DIR"
+        )
 
 
 def _show_json(row: Any, classes: bool) -> None:
@@ -83,7 +86,8 @@ def _show_json(row: Any, classes: bool) -> None:
 
 
 def _show(reports: list[Any]) -> None:
-    from craft.evaluation.report import merge
+    from craft.evaluation.metrics import ONE_SEED, SEVERAL_SEEDS
+    from craft.evaluation.report import chance_of, interval_of, merge
 
     settings, means = reports[0].settings, merge(reports)
     used = [name for name in dict.fromkeys(report.settings["encoder"] for report in reports) if name]
@@ -101,50 +105,77 @@ def _show(reports: list[Any]) -> None:
     if len(reports) > 1:
         total = str(sum(len(report.samples) for report in reports))
         cells = [spread(means[name]) for name in names]
-        rows.append(["mean", total, cells[0], "", *cells[1:]])
-    chance = reports[0].chance
+        ends = interval_of(reports)
+        rows.append(["mean", total, cells[0], "-" if ends is None else between(ends), *cells[1:]])
+    chance = chance_of(reports)
     title = f"{who}, on {settings['data']} ({settings['split']})"
     title += f"; chance {percent(chance)} %" if chance else ""
     title += f"; keep ratio {settings['keep_ratio']:g}" if settings["keep_ratio"] != 1 else ""
     title += "; likeliest options" if settings["protocol"] == "options" else ""
     show_table(title, columns, rows, sections=[len(reports) - 1])
-    print(f"unseen classes: {listed(settings['held_out']) or 'none'}")
+    seeds = {report.settings["seed"] for report in reports}
+    of_mean = f"; of the mean, {SEVERAL_SEEDS}" if len(seeds) > 1 else ""
+    covers = f"{'of a row, ' if of_mean else ''}{ONE_SEED}{of_mean}"
+    show_line(f"unseen classes: {listed(settings['held_out']) or 'none'}; intervals: {covers}")
+    _show_caveats({settings["data"]: reports})
+
+
+def _show_caveats(reports: Mapping[str, list[Any]]) -> None:
+    """What must be said of the data ("partial: 6 of 10 classes")."""
+    from craft.evaluation.report import caveats_of
+
+    for name, of_data in reports.items():
+        for caveat in caveats_of(of_data):
+            show_line(f"note: {name}: {caveat}")
 
 
 def _show_row(row: Any) -> None:
     """A benchmark per line, and the whole as the line of Table 1 that it is."""
-    from craft.evaluation.report import merge
+    from craft.evaluation.metrics import ONE_SEED, SEVERAL_SEEDS
+    from craft.evaluation.report import interval_of, merge
 
     names = ["accuracy", "seen", "unseen", "lenient", "unparseable"]
-    if all(reports[0].settings["protocol"] == "both" for reports in row.reports.values()):
-        names += ["scored", "agreement"]  # of open questions there are none
-    rows = []
+    both = all(reports[0].settings["protocol"] == "both" for reports in row.reports.values())
+    names += ["scored", "agreement"] if both else []  # of open questions there are none
+    rows, columns = [], ["benchmark", "questions", "strict", *names[1:]]
     for (name, reports), head in zip(row.reports.items(), row.heads()[3:], strict=False):
         means = merge(reports)
         shares = [spread(means[key]) for key in names]
-        rows.append(
-            [head if head == name else f"{head} ({name})", str(sum(len(r.samples) for r in reports)), *shares]
-        )
-    rows.append(["average", "", *(percent(row.average(key)) for key in names)])
+        label = head if head == name else f"{head} ({name})"
+        count = str(sum(len(report.samples) for report in reports))
+        rows.append([label, count, *shares])
+    averages = [spread(row.average_over_seeds(key)) for key in names]
+    rows.append(["average", "", *averages])
+    if not both:  # otherwise the table is too wide; --json has the intervals
+        ends = [interval_of(reports) for reports in row.reports.values()]
+        columns.insert(3, "95 % interval")
+        for cells, interval in zip(rows, [*ends, None], strict=True):
+            cells.insert(3, "" if interval is None else between(interval))
     title = (
         f"{row.backbone}, {'zero-shot' if row.surrogate == '-' else 'encoders adapted with ' + row.surrogate}"
     )
-    show_table(title, ("benchmark", "questions", "strict", *names[1:]), rows, sections=[len(rows) - 2])
-    print("As in Table 1:")
+    show_table(title, columns, rows, sections=[len(rows) - 2])
+    if not both:
+        several = any(len({r.settings["seed"] for r in reports}) > 1 for reports in row.reports.values())
+        show_line(f"intervals: {SEVERAL_SEEDS if several else ONE_SEED}")
+    _show_caveats(row.reports)
+    show_line("As in Table 1:")
     for line in (row.heads(), row.cells()):
-        print(table_row(line))
+        show_line(table_row(line))
 
 
 def _show_classes(samples: list[dict[str, Any]], about: str) -> None:
     from craft.evaluation.report import class_table, confusion
 
     table = [
-        [row["label"], "seen" if row["seen"] else "unseen", str(row["count"])]
+        [row["label"], {True: "seen", False: "unseen", None: "both"}[row["seen"]], str(row["count"])]
         + [percent(row[name]) for name in ("strict", "lenient", "unparseable")]
         for row in class_table(samples)
     ]
     if table:
-        show_table(f"By class{about}", ("class", "", "questions", "strict", "lenient", "unparseable"), table)
+        show_table(
+            f"By class{about}", ("class", "group", "questions", "strict", "lenient", "unparseable"), table
+        )
     pairs = [
         [row["correct"], row["named"] or "(no option)", str(row["count"]), str(row["offered"])]
         for row in confusion(samples)[:_WORST]

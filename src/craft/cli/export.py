@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Literal
 
 from craft.cli.options import COMMON, Common
-from craft.cli.output import show_json
+from craft.cli.output import show_json, show_line
+from craft.core.lock import locked
 
 
 def export(
@@ -26,9 +27,10 @@ def export(
     from craft.formats.load import load_artefact
     from craft.formats.vila_u import export_vision_tower
 
-    written = export_vision_tower(load_artefact(encoder), base, out)
+    with locked(out):
+        written = export_vision_tower(load_artefact(encoder), base, out)
     if common.json:
         show_json({"format": format, "written": str(written)})
         return
-    print(f"written: {written}")
-    print(f"To use it, replace {base / 'vision_tower'} with it in a copy of the checkpoint.")
+    show_line(f"written: {written}")
+    show_line(f"To use it, replace {base / 'vision_tower'} with it in a copy of the checkpoint.")

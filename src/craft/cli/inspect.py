@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from craft.cli.options import COMMON, Common
-from craft.cli.output import listed, show_json, show_pairs, show_table
+from craft.cli.output import listed, show_json, show_line, show_pairs, show_table
 from craft.core.files import read_json, user_path
 from craft.core.text import percent
 
@@ -29,6 +29,7 @@ def describe(thing: str, common: Common = COMMON) -> dict[str, Any]:
         CraftError: nothing has that name, or it is damaged.
     """
     from craft.formats.artefact import FORMAT
+    from craft.formats.checks import format_of
     from craft.formats.names import shipped
     from craft.formats.tuned import FORMAT as TUNED
 
@@ -36,8 +37,7 @@ def describe(thing: str, common: Common = COMMON) -> dict[str, Any]:
     if thing not in shipped() and path.is_dir():
         if (path / "run.json").is_file():
             return _run(path, common)
-        kind = read_json(path / "craft.json").get("format") if (path / "craft.json").is_file() else None
-        if kind in (FORMAT, TUNED):
+        if format_of(path / "craft.json") in (FORMAT, TUNED):
             return _encoder(path)
         members = sorted(manifest.parent.name for manifest in path.glob("*/craft.json"))
         if len(members) > 1 and (path / "visual").is_dir():
@@ -47,12 +47,12 @@ def describe(thing: str, common: Common = COMMON) -> dict[str, Any]:
 
 def _run(path: Path, common: Common) -> dict[str, Any]:
     """A run folder: its state, and its result if there is one."""
-    from craft.training.run_folder import RunFolder
+    from craft.training.run_folder import RunFolder, read_record
 
-    record = read_json(path / "run.json")
+    record = read_record(path / "run.json")
     stages = sorted(path.glob("stage-*/run.json"))  # of `craft align`; the last one is the current stage
     current = stages[-1].parent if stages else path
-    stage_record, lines = read_json(current / "run.json"), RunFolder(current).metrics()
+    stage_record, lines = read_record(current / "run.json"), RunFolder(current).metrics()
     before, after = stage_record.get("hashes_before") or {}, stage_record.get("hashes_after") or {}
     config, data = record.get("config") or {}, (record.get("data") or {}).get("name")
     if stages:
@@ -154,7 +154,7 @@ def _fitting_models(fingerprint: str, surrogate: str | None = None) -> list[str]
 def _show(description: dict[str, Any]) -> None:
     kind = description["kind"]
     article = "an" if kind[0] in "aeiou" else "a"
-    print(f"{description.get('path') or description.get('name')}: {article} {kind}")
+    show_line(f"{description.get('path') or description.get('name')}: {article} {kind}")
     result = description.get("encoder") or description.get("backbone")
     if kind == "run":
         last = description["last"] or {}
@@ -179,9 +179,10 @@ def _show(description: dict[str, Any]) -> None:
             }
         )
         if result is None:
-            print("There is no result yet. The same command with --resume continues the run.")
+            show_line("There is no result yet. The same command with --resume continues the run.")
             return
-        print(f"\n{result['path']}: the {result['kind']}")
+        show_line()
+        show_line(f"{result['path']}: the {result['kind']}")
         description = result
     if kind == "family":
         show_pairs({"backbones": ", ".join(description["backbones"])})

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from craft.cli.flags import config_of, takes
 from craft.cli.options import COMMON, Common, Flag
-from craft.cli.output import show_json, show_pairs, show_table
+from craft.cli.output import show_json, show_line, show_pairs, show_table
 from craft.judging.config import JudgeConfig
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def judge(
 
 
 def _show(report: "JudgeReport") -> None:
+    from craft.evaluation.metrics import ONE_SEED
     from craft.judging.cases import BINARY, DIMENSIONS
 
     def cells(figures: Mapping[str, dict[str, Any] | None]) -> tuple[str, ...]:
@@ -64,15 +65,21 @@ def _show(report: "JudgeReport") -> None:
     show_pairs(
         {
             "judge's model": ", ".join(report.models),
+            "rubric": report.settings["rubric"],
+            "intervals": ONE_SEED,
             "tokens": _tokens(report),
             "without a verdict": ", ".join(f"{count} {name}" for name, count in bad.items()),
             "folder": report.folder,
         }
     )
     if bad:
-        print("No figure includes cases without a verdict. The same command asks them again, unless refused.")
+        show_line(
+            "No figure includes cases without a verdict. The same command asks them again, unless refused."
+        )
     if report.settings["note"]:
-        print(f"Note: {report.settings['note']}.")
+        show_line(f"Note: {report.settings['note']}.")
+    for caveat in report.settings["answers"].get("caveats", ()):
+        show_line(f"Note: {caveat}.")
 
 
 def _who_answered(report: "JudgeReport") -> str:
@@ -112,6 +119,7 @@ def _show_estimate(estimate: "CostEstimate", common: Common) -> None:
     show_pairs(
         {
             "judge": estimate.judge,
+            "rubric": estimate.rubric,
             "cases": f"{estimate.cases}, of which {estimate.pending} to be judged",
             "to be answered first": estimate.unanswered or None,
             "tokens read": f"about {read:,}, at most {most_read:,}" if most_read else None,
@@ -120,4 +128,5 @@ def _show_estimate(estimate: "CostEstimate", common: Common) -> None:
             "folder": estimate.folder,
         }
     )
-    print("\nA dry run: no model was asked, and nothing was written.")
+    show_line()
+    show_line("A dry run: no model was asked, and nothing was written.")

@@ -6,6 +6,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from cyclopts import App, CycloptsError, UnknownOptionError
@@ -27,8 +28,10 @@ from craft.cli.report import report
 from craft.cli.serve import serve
 from craft.cli.texts import captions, options, statements
 from craft.cli.transfer import transfer
-from craft.core.errors import CraftError
-from craft.core.interrupt import Interrupted
+from craft.core.errors import CraftError, out_of_memory
+from craft.core.interrupt import Interrupted, ctrl_c
+from craft.core.streams import OutputLost, discard, flush, prepare_streams, visible_messages, write_error
+from craft.core.text import one_line, visible
 
 DONE, OURS, USERS, STOPPED = 0, 1, 2, 130
 """Exit statuses: done; a fault in CRAFT; the user's mistake; stopped with Ctrl-C."""
@@ -106,41 +109,58 @@ def run(app: Callable[[list[str]], Any], tokens: Sequence[str], program: str, st
         program: the program's name, for messages.
         stopped: the message after Ctrl-C.
     """
-    try:
-        app(expand(tokens))
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        _complain(stopped)
-        return STOPPED
-    except BrokenPipeError:  # `craft ... | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
-    except Exception as error:
-        paragraph = explain(error, program)
-        if paragraph is None:
-            traceback.print_exc()
-            _complain("this is a fault in CRAFT, not in what you did; please report it with the text above.")
-            return OURS
-        _complain(paragraph)
-        return STOPPED if isinstance(error, Interrupted) else USERS
+    prepare_streams()
+    with visible_messages(), ctrl_c(f"craft: {stopped}"):
+        try:
+            app(expand(tokens))
+            flush()
+        except KeyboardInterrupt:
+            _complain(stopped)
+            return STOPPED
+        except OutputLost as lost:
+            if isinstance(lost.__cause__, BrokenPipeError):  # `craft ... | head` has read enough
+                return DONE
+            _complain(f"standard output cannot be written: {lost}. Direct it elsewhere.")
+            return USERS
+        except SystemExit as leaving:  # of the library that prints help
+            if not isinstance(leaving.__context__, BrokenPipeError):
+                raise
+            discard(sys.stdout)
+            return DONE
+        except Exception as error:
+            return _fail(error, program)
     return DONE
+
+
+def _fail(error: Exception, program: str) -> int:
+    """Print what went wrong; the exit status."""
+    with suppress(OutputLost):
+        flush()  # the results so far
+    paragraph = explain(error, program)
+    if paragraph is None:
+        write_error(visible(traceback.format_exc(), keep="\n").rstrip())
+        _complain("this is a fault in CRAFT, not in what you did; please report it with the text above.")
+        return OURS
+    _complain(paragraph)
+    return STOPPED if isinstance(error, Interrupted) else USERS
 
 
 def explain(error: Exception, program: str = "craft") -> str | None:
     """One paragraph about a mistake that the user can correct; None for a fault in CRAFT."""
     if isinstance(error, CycloptsError):
-        reason, chain = _line(error), list(error.command_chain or ())
+        reason, chain = one_line(error), list(error.command_chain or ())
         if isinstance(error, UnknownOptionError) and chain and "Did you mean" not in reason:
             reason += " Settings go as --set NAME=VALUE."
         return f"{reason} `{' '.join([program, *chain])} --help` lists what there is."
-    if isinstance(error, CraftError):
-        return _line(error)
-    if _is(error, "torch", "OutOfMemoryError"):
+    if out_of_memory(error):
         return (
-            "the device has too little memory for this. A smaller --batch-size helps (for adapt "
-            "and align: --micro-batch auto, which keeps the batch, or --set gradient_checkpointing=true); "
-            "--dry-run estimates it."
+            "memory does not suffice for this. For adapt, align and baseline, --micro-batch auto needs less "
+            "and gives the same result, as does --set gradient_checkpointing=true; so does a smaller "
+            "batch_size, with another result; --dry-run estimates the need. Other commands take a smaller "
+            "--batch-size. A limit of the shell or container (ulimit -v) may leave too little as well."
         )
+    if isinstance(error, CraftError):
+        return str(error)
     if isinstance(error, OSError) and error.errno in _FULL:  # a failed write has no file name
         return f"{error.filename or 'a disk'}: {error.strerror}. Free some space, or choose another folder."
     if _is(error, "safetensors", "SafetensorError"):  # it has the system's error only as text
@@ -170,9 +190,5 @@ def _how_to_continue(tokens: Sequence[str]) -> str:
     return "stopped. No partial result remains; run the same command to start again."
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
 def _complain(paragraph: str) -> None:
-    print(f"craft: {paragraph}", file=sys.stderr, flush=True)
+    write_error(visible(f"craft: {paragraph}"))

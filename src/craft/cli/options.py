@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
@@ -59,6 +59,9 @@ class Training:
         data: an embedded domain or a benchmark (`craft data list`), a folder of class folders, a table of
             questions, or a folder of `craft data prepare`.
         root: the folder of a benchmark; otherwise the folder that relative paths in the data start from.
+        splits: NAME=SPLIT: what splits with other names are (train, validation, test, or none: not read).
+        partial: accept a copy of a benchmark with fewer classes than the benchmark has; reports say so.
+        overlap: training images that stand in the test split too: refuse them, drop them, or train on them.
         out: the run folder; by default runs/ and the data's name (with the method's for a baseline).
         max_steps: optimiser steps; by default those of the config.
         micro_batch: the largest number of samples in memory at once, or auto, which finds it; same result.
@@ -69,6 +72,9 @@ class Training:
 
     data: str | None = None
     root: str | None = None
+    splits: Several = None
+    partial: Flag = False
+    overlap: Literal["refuse", "drop", "train"] | None = None
     out: Path | None = None
     max_steps: int | None = None
     micro_batch: str | None = None
@@ -76,13 +82,17 @@ class Training:
     overwrite: Flag = False
     dry_run: Flag = False
 
-    def overrides(self, common: Common) -> dict[str, str]:
+    def overrides(self, common: Common) -> dict[str, Any]:
         """The settings among these flags, with `--set`, device and dtype.
 
         Raises:
             ConfigError: an entry of `--set` is not NAME=VALUE.
         """
-        return settings_of(common) | _named({"data.root": self.root, "micro_batch": self.micro_batch})
+        named = _named(
+            {"data.root": self.root, "micro_batch": self.micro_batch, "data.overlap": self.overlap}
+        )
+        reading = {"data.splits": self.splits, "data.partial": self.partial}
+        return settings_of(common) | named | {name: value for name, value in reading.items() if value}
 
 
 TRAINING = Training()

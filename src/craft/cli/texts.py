@@ -8,9 +8,10 @@ from typing import Literal
 from cyclopts import Parameter
 
 from craft.cli.options import COMMON, Common, Count, Flag
-from craft.cli.output import show_json
+from craft.cli.output import show_json, show_line
 from craft.core.errors import ConfigError
 from craft.core.files import atomic_write_text, check_writable, write_json
+from craft.core.lock import locked
 from craft.core.service import Service
 
 
@@ -54,9 +55,11 @@ def captions(
     from craft.data import read_data
     from craft.data.texts import caption_requests, write_texts
 
-    requests = caption_requests(read_data(data, root).samples, model, count)
-    service = Service(model, server.service, server.base_url, concurrency=server.concurrency)
-    _report(write_texts(requests, service, out), out, common)
+    check_writable(out)
+    with locked(out, beside=True):
+        requests = caption_requests(read_data(data, root).samples, model, count)
+        service = Service(model, server.service, server.base_url, concurrency=server.concurrency)
+        _report(write_texts(requests, service, out), out, common)
 
 
 def statements(
@@ -85,15 +88,17 @@ def statements(
 
     if (model is None) == (not rules):
         raise ConfigError("Use either --model, to have a model write, or --rules, for the fixed rules.")
-    samples = read_data(data, root).samples
-    if model is None:
-        rows = rule_statements(samples)
-        atomic_write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        _report(len(rows), out, common)
-        return
-    requests = statement_requests(samples, model)
-    service = Service(model, server.service, server.base_url, concurrency=server.concurrency)
-    _report(write_texts(requests, service, out), out, common)
+    check_writable(out)
+    with locked(out, beside=True):
+        samples = read_data(data, root).samples
+        if model is None:
+            rows = rule_statements(samples)
+            atomic_write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            _report(len(rows), out, common)
+            return
+        requests = statement_requests(samples, model)
+        service = Service(model, server.service, server.base_url, concurrency=server.concurrency)
+        _report(write_texts(requests, service, out), out, common)
 
 
 def options(
@@ -120,8 +125,9 @@ def options(
     from craft.recipes.options import clip_options
 
     check_writable(out)
-    option_file = clip_options(read_data(data, root), clip, count, common.device)
-    write_json(out, option_file)
+    with locked(out, beside=True):
+        option_file = clip_options(read_data(data, root), clip, count, common.device)
+        write_json(out, option_file)
     _report(sum(map(len, option_file.values())), out, common)
 
 
@@ -129,4 +135,4 @@ def _report(count: int, out: Path, common: Common) -> None:
     if common.json:
         show_json({"out": str(out), "written": count})
     else:
-        print(f"{count} written to {out}")
+        show_line(f"{count} written to {out}")

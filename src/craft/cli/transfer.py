@@ -5,8 +5,8 @@ from typing import Any
 
 from craft.cli.flags import config_of, takes
 from craft.cli.options import COMMON, Common, Flag
-from craft.cli.output import show_json, show_table, size, spread
-from craft.core.files import check_writable
+from craft.cli.output import show_json, show_line, show_table, size, spread
+from craft.core.lock import locked
 from craft.core.text import percent, signed
 from craft.evaluation.config import TransferConfig
 
@@ -26,8 +26,6 @@ def transfer(*, flags: Any = None, dry_run: Flag = False, common: Common = COMMO
             backbone a few questions; write nothing.
     """
     config: TransferConfig = config_of(TransferConfig, flags, common)
-    if config.out is not None:
-        check_writable(Path(config.out) / "transfer.json")
     from craft.recipes.transfer import transfer as run
 
     if dry_run and config.surrogates:
@@ -37,10 +35,11 @@ def transfer(*, flags: Any = None, dry_run: Flag = False, common: Common = COMMO
         limit = min(config.ask.limit or REHEARSED, REHEARSED)
         ask = config.ask.model_copy(update={"limit": limit})
         config = config.model_copy(update={"ask": ask, "work": None, "out": None})
-    matrix = run(config=config)
-    written = [] if config.out is None else matrix.save(Path(config.out))
-    if config.out is not None:
-        config.save(Path(config.out) / "config.resolved.yaml")
+    with locked(config.out):
+        matrix = run(config=config)
+        written = [] if config.out is None else matrix.save(Path(config.out))
+        if config.out is not None:
+            config.save(Path(config.out) / "config.resolved.yaml")
     if common.json:
         show_json(matrix.to_json())
         return
@@ -48,9 +47,9 @@ def transfer(*, flags: Any = None, dry_run: Flag = False, common: Common = COMMO
         _show(matrix, name)
     _show_means(matrix)
     for path in written:
-        print(path)
+        show_line(path)
     if dry_run:
-        print("A dry run: everything fits and answers; these few figures mean nothing.")
+        show_line("A dry run: everything fits and answers; these few figures mean nothing.")
 
 
 def _show(matrix: Any, data: str) -> None:
@@ -75,22 +74,39 @@ def _show(matrix: Any, data: str) -> None:
     title = f"{data}: strict accuracy, in brackets the gain over zero-shot"
     title += f"; chance {percent(chances.pop())} %" if len(chances) == 1 and None not in chances else ""
     show_table(title, ("encoder", *matrix.backbones), rows, sections)
+    caveats = [
+        caveat for (name, _, _), cell in matrix.cells.items() if name == data for caveat in cell.caveats
+    ]
+    for caveat in dict.fromkeys(caveats):
+        show_line(f"note: {data}: {caveat}")
 
 
 def _show_means(matrix: Any) -> None:
     """Mean gains on and off the diagonal."""
+    from craft.evaluation.metrics import ONE_SEED, SEVERAL_SEEDS
+
+    summary = matrix.summary()
     rows = [
         [
             mean["data"],
             "same LLM" if mean["diagonal"] else "another LLM",
-            *(signed(mean[name]) for name in ("accuracy", "seen", "unseen")),
+            *(_with_interval(mean, name) for name in ("accuracy", "seen", "unseen")),
             f"{mean['positive']} of {mean['cells']}",
         ]
-        for mean in matrix.summary()
+        for mean in summary
     ]
     if rows:
         columns = ("data", "backbone", "all", "seen", "unseen", "above zero-shot")
-        show_table("Mean gain over zero-shot", columns, rows)
+        seeds = {mean["over seeds"]["accuracy"]["runs"] for mean in summary}
+        covers = ONE_SEED if seeds == {1} else SEVERAL_SEEDS
+        show_table(f"Mean gain over zero-shot [95 % interval; {covers}]", columns, rows)
+
+
+def _with_interval(mean: dict[str, Any], name: str) -> str:
+    if mean[name] is None:
+        return "-"
+    low, high = mean["over seeds"][name]["interval"]
+    return f"{signed(mean[name])} [{signed(low)}, {signed(high)}]"
 
 
 def _rehearse(config: Any, common: Common) -> None:
@@ -117,4 +133,4 @@ def _rehearse(config: Any, common: Common) -> None:
         show_json([dict(zip(columns, row, strict=True)) for row in rows])
         return
     show_table("Encoders to adapt, for every seed", columns, rows)
-    print("A dry run: nothing was written. Leave --dry-run out to adapt and ask.")
+    show_line("A dry run: nothing was written. Leave --dry-run out to adapt and ask.")

@@ -17,6 +17,9 @@ from craft.core.errors import CheckpointError, ConfigError
 PathLike = str | os.PathLike[str]
 
 
+LOCK = ".craft.lock"
+"""The name of the file in a folder that `craft.core.lock` locks."""
+
 _LEFTOVER = re.compile(r"\.(.+)\.\d+-[0-9a-f]{8}\.(tmp|old)")
 
 
@@ -26,8 +29,8 @@ def _sibling(path: Path, suffix: str) -> Path:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a file or folder was left unfinished by a killed process."""
-    return _LEFTOVER.fullmatch(path.name) is not None
+    """Whether a file or folder was left by a killed process: unfinished, or to lock the folder."""
+    return path.name == LOCK or _LEFTOVER.fullmatch(path.name) is not None
 
 
 def clear_leftovers(folder: Path) -> None:
@@ -56,23 +59,67 @@ def user_path(path: PathLike) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def member(folder: Path, name: object, source: PathLike, nested: bool = False) -> Path:
+    """The path of a file that a manifest or an index names, which must be inside the manifest's folder.
+
+    Args:
+        folder: the folder that the name is relative to.
+        name: the name as it was read.
+        source: the manifest or index, for the message.
+        nested: accept folders in the name ("images/a.png"); otherwise, the name is that of a file.
+
+    Raises:
+        CheckpointError: the name is no text, is empty, absolute, has a folder, "..", a backslash or a NUL in
+            it, or it is a link that leads out of the folder.
+    """
+    parts = name.split("/") if isinstance(name, str) else []
+    plain = all(part not in ("", ".", "..") and not set(part) & {"\\", "\0"} for part in parts)
+    if not parts or not plain or (len(parts) > 1 and not nested):
+        kind = "a path inside its folder" if nested else "the plain name of a file in its folder"
+        raise CheckpointError(f"{source} names {name!r}, which is not {kind}; CRAFT reads no other files.")
+    path = folder.joinpath(*parts)
+    if not is_inside(path, folder):
+        raise CheckpointError(
+            f"{path}, which {source} names, is a link to a file outside its folder, which CRAFT does not "
+            "follow; copy the file itself there (cp -L)."
+        )
+    return path
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path is inside a folder, after links are followed. Files of the hub's cache are inside too:
+    its folders `snapshots/REVISION` consist of links to `blobs`."""
+    target, root = path.resolve(), folder.resolve()
+    stores = [parent.parent / "blobs" for parent in (root, *root.parents) if parent.name == "snapshots"]
+    return any(target.is_relative_to(allowed) for allowed in (root, *stores))
+
+
 def check_writable(path: PathLike) -> None:
     """Check that a file can be written, before the work that produces it. Nothing is written.
 
     Raises:
-        ConfigError: `path` is a folder, one of its parents is a file, or writing is not allowed.
+        ConfigError: `path` is a folder, one of its parents is a file, a name is too long, or writing is not
+            allowed.
     """
     path = Path(path)
     existing = next(parent for parent in path.absolute().parents if os.path.exists(parent))
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ConfigError(f"{path} is a folder, so no file can be written there; choose another name")
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise not_written(path, error) from error
     if not existing.is_dir():
         raise ConfigError(f"cannot write {path}: {existing} is a file; choose another path")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"cannot write {path}: writing in {existing} is not allowed; choose another path")
 
 
-def _not_written(path: Path, error: OSError) -> ConfigError:
+def not_written(path: Path, error: OSError) -> ConfigError:
+    """The error for a file or folder that the system does not write, with the way out."""
     full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
     fix = "free some space, or choose another path" if full else "choose another path"
     return ConfigError(f"cannot write {path}: {error.strerror or error}; {fix}")
@@ -96,7 +143,7 @@ def atomic_write_bytes(path: PathLike, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise not_written(path, error) from error
     finally:
         with suppress(OSError):  # renamed already, if all went well
             temporary.unlink()
@@ -123,7 +170,7 @@ def append_text(path: PathLike, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise not_written(path, error) from error
 
 
 def write_json(path: PathLike, value: object) -> None:
@@ -177,7 +224,7 @@ def atomic_directory(path: PathLike) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise not_written(path, error) from error
     try:
         yield temporary
         try:

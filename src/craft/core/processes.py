@@ -163,31 +163,6 @@ def total(values: Tensor) -> Tensor:
     return summed.to(values.device)
 
 
-def gather(rows: Tensor) -> Tensor:
-    """The rows of all processes in order: `[n_i, ...]` -> `[Σ n_i, ...]`, with gradient.
-
-    Processes may have different numbers of rows. The gradient of a row is the sum over the losses of all
-    processes.
-    """
-    return rows if world() == 1 else _Gather.apply(rows, everyone(rows.shape[0]))  # type: ignore[return-value]
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, counts: list[int]) -> Tensor:
-        ctx.mine = slice(sum(counts[: rank()]), sum(counts[: rank() + 1]))
-        padded = rows.new_zeros(max(counts), *rows.shape[1:])  # all_gather takes equal shapes only
-        padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in counts]
-        with peers_needed():
-            together.all_gather(parts, padded)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return total(gradients[0])[ctx.mine], None
-
-
 def _device() -> torch.device:
     """The device from which tensors are sent."""
     cuda = "nccl" in str(together.get_backend())

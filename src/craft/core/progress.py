@@ -6,7 +6,10 @@ In a distributed run only the main process prints.
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from craft.core.streams import write_error
+from craft.core.text import visible
 
 T = TypeVar("T")
 
@@ -14,10 +17,18 @@ QUIET_S = 2.0
 """Minimum number of seconds between plain lines about a job; a shorter job has one line."""
 
 
+_bars: list[Any] = []
+"""The terminals that show a bar at the moment: lines go above it, and are not broken to its width."""
+
+
 def say(text: str) -> None:
     """Print one line on standard error; standard output is for results."""
-    if _prints():
-        print(text, file=sys.stderr, flush=True)
+    if not _prints():
+        return
+    if _bars:
+        _bars[-1].print(visible(text), soft_wrap=True, markup=False, highlight=False, emoji=False)
+    else:
+        write_error(visible(text))
 
 
 def _prints() -> bool:
@@ -39,19 +50,38 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
             total = None
     if not _prints():
         yield from iterable
-    elif sys.stderr.isatty():
-        yield from _bar(iterable, description, total)
+    elif sys.stderr is not None and sys.stderr.isatty():
+        yield from _bar(iterable, visible(description), total)
     else:
         yield from _lines(iterable, description, total)
 
 
 def _bar(iterable: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+    """With a bar, next to the description if there is room for both, otherwise below it."""
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        yield from progress.track(iterable, total=total, description=description)
+    console = Console(stderr=True, highlight=False)
+    figures = 2 * len(str(total or 10**9)) + len("/ 100:00:00 ")  # never cut
+    room = console.width - figures - 1
+    beside = cell_len(description) + 12 <= room
+    bar = min(40, room - beside * cell_len(description) - 1)
+    columns = [
+        *([TextColumn("{task.description}", markup=False)] if beside else []),
+        *([BarColumn(bar)] if bar > 0 else []),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+    ]
+    if not beside:
+        say(description)
+    with Progress(*columns, console=console) as progress:
+        _bars.append(console)
+        try:
+            yield from progress.track(iterable, total=total, description=description)
+        finally:
+            _bars.remove(console)
 
 
 def _lines(iterable: Iterable[T], description: str, total: int | None) -> Iterator[T]:

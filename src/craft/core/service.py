@@ -12,9 +12,13 @@ from importlib import import_module
 from typing import Any, Literal
 
 from craft.core.errors import ConfigError, DataError
+from craft.core.text import one_line
 
 CONNECT = 10.0
 """Seconds to wait for a connection; a slow text may take longer than a server takes to answer."""
+
+PATIENCE = 8
+"""After this many calls in a row that brought nothing usable, CRAFT asks no further."""
 
 Write = Callable[[str, bytes | None], str]
 """Takes a prompt and a PNG (or None), and returns the text that the model writes."""
@@ -64,7 +68,10 @@ def _openai(service: Service) -> Write:
             content.insert(0, {"type": "image_url", "image_url": {"url": url}})
         messages = [{"role": "user", "content": content}]
         answer = client.chat.completions.create(model=service.model, messages=messages, **cap)
-        return answer.choices[0].message.content or ""
+        message = choice_of(answer).message
+        if not message.content and message.refusal:
+            raise UnusableReply(f"the model refused: {message.refusal}")
+        return message.content or ""
 
     return _guarded(send, sdk, key, client)
 
@@ -81,7 +88,7 @@ def _anthropic(service: Service) -> Write:
             content.insert(0, {"type": "image", "source": source})
         messages = [{"role": "user", "content": content}]
         answer = client.messages.create(model=service.model, max_tokens=service.max_tokens, messages=messages)
-        return "".join(block.text for block in answer.content if block.type == "text")
+        return written_in(answer)
 
     return _guarded(send, sdk, key, client)
 
@@ -106,6 +113,49 @@ def _guarded(send: Write, sdk: Any, key: str | None, client: Any) -> Write:
         return text
 
     return write
+
+
+class UnusableReply(ValueError):
+    """A reply with HTTP status 200 that is an error; the message contains the server's words."""
+
+
+def choice_of(answer: Any) -> Any:
+    """The first choice of a reply in OpenAI's protocol.
+
+    Raises:
+        UnusableReply: the body is an error, or of another protocol.
+    """
+    choices = getattr(answer, "choices", None)
+    if not choices or _error_in(choices[0]):
+        raise UnusableReply(_words_of(choices[0] if choices else answer))
+    return choices[0]
+
+
+def written_in(answer: Any) -> str:
+    """The text of a reply in Anthropic's protocol.
+
+    Raises:
+        UnusableReply: the body is an error, or of another protocol.
+    """
+    if getattr(answer, "content", None) is None:
+        raise UnusableReply(_words_of(answer))
+    return "".join(block.text for block in answer.content if block.type == "text")
+
+
+def _error_in(body: Any) -> Any:
+    """What a body that an SDK has parsed says is wrong; None if it says nothing."""
+    names = ("error", "errors", "detail", "message")
+    extra = getattr(body, "model_extra", None) or {}
+    return next((extra[name] for name in names if extra.get(name)), None)
+
+
+def _words_of(body: Any) -> str:
+    error = _error_in(body)
+    if error is None:
+        shown = body.model_dump(exclude_none=True) if hasattr(body, "model_dump") else body
+        return f"HTTP status 200, but no reply of this protocol: {shown}"
+    words = (error.get("message") or error) if isinstance(error, dict) else error
+    return f"HTTP status 200 with an error: {words}"
 
 
 def client_of(sdk: Any, make: Any, key: str | None, service: Any) -> Any:
@@ -149,8 +199,8 @@ def check_reached(error: Exception, key: str | None, who: str, url: str, finishe
 
 def error_line(error: Exception, key: str | None, most: int = 300) -> str:
     """An error in one line of at most `most` characters, without the key."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return (text.replace(key, "(the key)") if key else text)[:most]
+    text = f"{type(error).__name__}: {error}"
+    return one_line(text.replace(key, "(the key)") if key else text, most)
 
 
 def shown_url(url: str) -> str:

@@ -42,17 +42,60 @@ def load_tensors(path: PathLike) -> dict[str, Tensor]:
     """Read every tensor of one safetensors file, to the CPU.
 
     Raises:
-        CheckpointError: the file is missing, truncated, or not safetensors.
+        CheckpointError: the file is missing, truncated, or not safetensors, or a value is not finite.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; check the path, or copy the folder again")
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path} is damaged or not a safetensors file ({error}); copy or download it again"
         ) from error
+    check_finite_weights(tensors, dict.fromkeys(tensors, path), path)
+    return tensors
+
+
+def check_finite_weights(tensors: Mapping[str, Tensor], files: Mapping[str, Path], source: PathLike) -> None:
+    """Refuse NaN and infinity in weights. It reads each tensor once.
+
+    Args:
+        tensors: those without floating-point values are not read.
+        files: the file of a tensor, for the message.
+        source: what the message names for a tensor without a file.
+
+    Raises:
+        CheckpointError: a value is not finite; tensor and file are named.
+    """
+    finite = {
+        name: torch.stack(torch.aminmax(tensor.detach())).isfinite().all()  # both are NaN if a value is
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and tensor.element_size() > 1 and tensor.numel() and not tensor.is_meta
+    }
+    bad = [name for name, good in finite.items() if not good]
+    if bad:
+        more = f" and {len(bad) - 1} more tensors have" if len(bad) > 1 else " has"
+        raise CheckpointError(
+            f"{files.get(bad[0], Path(source))}: tensor {bad[0]}{more} values that are not finite (NaN or "
+            "infinity): the file is damaged, or was saved after a failed training; copy or download it again"
+        )
+
+
+def counts_fault(counts: Tensor, size: int | None = None) -> str | None:
+    """What is wrong with code counts int64 `[K]`, as a clause after "the code prior"; None if nothing is.
+
+    Args:
+        size: K, if it is known.
+    """
+    if counts.is_floating_point() or counts.is_complex() or counts.dtype == torch.bool:
+        return f"has dtype {counts.dtype} and must hold counts, which are whole numbers (int64)"
+    if counts.ndim != 1 or not counts.numel() or (size is not None and len(counts) != size):
+        return f"has shape {list(counts.shape)} instead of [{'K' if size is None else size}]"
+    if bool((counts < 0).any()):
+        code = int((counts < 0).nonzero()[0, 0])
+        return f"has the count {int(counts[code])} for code {code}, and counts cannot be negative"
+    return None
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ from typing import Any
 
 from craft.core.errors import DataError
 from craft.data.problems import Problems
+from craft.data.readers.conversations import refuse_tag
 from craft.data.readers.rows import parse_json
-from craft.data.readers.tables import json_lines
+from craft.data.readers.text import json_lines, read_text
 from craft.data.sample import Sample
 from craft.data.spelling import is_text, squeezed
 
@@ -58,6 +59,8 @@ def _texts(row: dict[str, Any], origin: str) -> tuple[list[str], str]:
         raise DataError(f"{origin}: 'statement' must be a text.")
     if not all(map(is_text, (*captions, statement))):
         raise DataError(f"{origin}: a text contains half a character. Correct it.")
+    for text in (*captions, statement):
+        refuse_tag(text, "captions" if text in captions else "statement", origin)
     return list(dict.fromkeys(text.strip() for text in captions if text.strip())), statement.strip()
 
 
@@ -74,8 +77,8 @@ def with_options(samples: Sequence[Sample], path: Path) -> list[Sample]:
             no image in common.
     """
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = parse_json(read_text(path))
+    except json.JSONDecodeError as error:
         raise DataError(f"the option file {path} cannot be read as JSON ({error}).") from error
     labels = sorted({sample.label for sample in samples if sample.label is not None})
     classes = {squeezed(label): label for label in labels} | {label: label for label in labels}

@@ -1,14 +1,19 @@
-"""Classification as four-option multiple choice, after FOCI (§4.1, §11)."""
+"""Options: classification as four-option multiple choice, after FOCI (§4.1, §11), and the options and answers
+of a user's rows."""
 
-from collections.abc import Collection, Sequence
+import ast
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from craft.core.errors import DataError
 from craft.core.seeding import rng
 from craft.data.sample import LETTERS, Sample
+from craft.data.spelling import brief, normalise
 from craft.data.splits import OPTIONS
 
 AnswerWith = Literal["letter", "option"]
@@ -108,3 +113,82 @@ def _most_similar(
         )
     row = np.asarray(similarity, dtype=np.float64)[names.index(label)]
     return sorted(others, key=lambda name: (-row[names.index(name)], name))
+
+
+_BARE_LIST = re.compile(r"""['"]\s+['"]""")
+"""Two texts without a comma between them, as NumPy prints an array; Python would join them to one text."""
+
+_LETTERED = re.compile(r"\(?([A-Za-z])(?:\)|[.):]|$)\s*(.*)", re.DOTALL)
+"""A letter as people write it ("B", "(B)", "B.", "B: elm"), and the text after it."""
+
+
+_LETTER_NAME = re.compile(r"(?:option|choice|opt)[ _-]?([A-Za-z])|([A-Z])")
+"""The name of a column that holds an option."""
+
+
+def list_in_text(text: str, name: str, origin: str) -> list[Any] | None:
+    """The list that a text is, in JSON or as Python prints it (MMMU, `DataFrame.to_csv`); None if it is none.
+
+    Args:
+        text: the value of a field.
+        name, origin: the field and its row, for messages.
+
+    Raises:
+        DataError: it is a list of texts without commas, as NumPy prints it.
+    """
+    stripped = text.strip()
+    if not (stripped.startswith("[") and stripped.endswith("]")):
+        return None
+    try:
+        return list(json.loads(stripped))
+    except (ValueError, RecursionError):
+        pass
+    if _BARE_LIST.search(stripped):
+        raise DataError(
+            f"{origin}: '{name}' is a list without commas, as NumPy prints an array ({brief(text)}). "
+            "Write it as JSON."
+        )
+    try:
+        return list(ast.literal_eval(stripped))
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return None
+
+
+def lettered_options(values: Mapping[str, Any], origin: str) -> list[Any] | None:
+    """The options that `values` has under letters (columns `A`, `B`, … as in MMBench, or `option_a`, …; or a
+    mapping): all from A on that are not None. None if there are fewer than two.
+
+    Raises:
+        DataError: one is missing between others.
+    """
+    options = {}
+    for name, value in values.items():
+        if value is not None and (match := _LETTER_NAME.fullmatch(name)):
+            options[(match[1] or match[2]).upper()] = value
+    if not {"A", "B"} <= options.keys():
+        return None
+    letters = "".join(sorted(options))
+    if letters != LETTERS[: len(letters)]:
+        raise DataError(f"{origin}: there are options {', '.join(letters)}. Fill in those between them.")
+    return [options[letter] for letter in letters]
+
+
+def correct_option(choices: Sequence[str], answer: str, origin: str) -> int:
+    """The index of the choice that the answer names by its text or its letter ("B", "(B)", "B. elm").
+
+    Raises:
+        DataError: it names none of them.
+    """
+    if answer in choices:
+        return choices.index(answer)
+    alike = [normalise(choice) for choice in choices]
+    if normalise(answer) in alike:
+        return alike.index(normalise(answer))
+    if match := _LETTERED.fullmatch(answer):
+        index, text = LETTERS.index(match[1].upper()), normalise(match[2])
+        if index < len(choices) and text in ("", alike[index]):
+            return index
+    fix = "Use the text of an option, or its letter."
+    if answer.isdigit():
+        fix = f"If it is a position, CRAFT does not guess whether the first is 0 or 1. {fix}"
+    raise DataError(f"{origin}: the answer {brief(answer)} is not one of the choices {list(choices)}. {fix}")

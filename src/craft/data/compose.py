@@ -10,8 +10,9 @@ import numpy as np
 from craft.core.errors import DataError
 from craft.data.benchmarks import BENCHMARKS
 from craft.data.choices import DIRECTIVES, AnswerWith, Distractors, answer_for, multiple_choice
+from craft.data.levels import levelled
 from craft.data.sample import Data, Raw, Sample
-from craft.data.spelling import normalise
+from craft.data.spelling import difference, normalise
 from craft.data.splits import divide, held_out_classes, split_off_validation, take
 
 Similarity: TypeAlias = np.ndarray | Callable[[tuple[str, ...]], np.ndarray] | None
@@ -45,6 +46,7 @@ def compose(raw: Raw, composition: Composition = Composition()) -> Data:
     seed, limit = composition.seed, composition.limit
     if limit is not None and limit < 1:
         raise DataError(f"limit must be at least 1, not {limit}.")
+    raw = levelled(raw)
     where = raw.name if raw.name in BENCHMARKS else raw.source or raw.name
     train, validation, test = divide(raw, composition.split_seed)
     classes: tuple[str, ...] = ()
@@ -78,7 +80,7 @@ def compose(raw: Raw, composition: Composition = Composition()) -> Data:
         )
     if not validation:
         train, validation = split_off_validation(train, seed)
-    splits = {"train": train, "validation": validation, "test": test}
+    splits, tested = {"train": train, "validation": validation, "test": test}, test
     for name, samples in splits.items():
         if limit is not None:
             samples = take(samples, limit, seed, f"limit {name}")[1]
@@ -96,6 +98,8 @@ def compose(raw: Raw, composition: Composition = Composition()) -> Data:
         source=raw.source,
         seed=seed,
         notes=raw.notes,
+        caveats=raw.caveats,
+        tested=tested,
     )
 
 
@@ -106,8 +110,8 @@ def whole(raw: Raw, split_seed: int = 0) -> Data:
     Raises:
         DataError: two samples have the same id.
     """
-    train, validation, test = divide(raw, split_seed)
-    return Data(raw.name, raw.task, raw.domain, train, validation, test)
+    train, validation, test = divide(levelled(raw), split_seed)
+    return Data(raw.name, raw.task, raw.domain, train, validation, test, caveats=raw.caveats)
 
 
 def _classes(raw: Raw, where: str) -> tuple[str, ...]:
@@ -123,7 +127,10 @@ def _classes(raw: Raw, where: str) -> tuple[str, ...]:
     for name in classes:
         if (other := spellings.setdefault(normalise(name), name)) != name:
             origin = next(sample.origin for sample in raw.samples if sample.label == name)
-            raise DataError(f"'{other}' and '{name}' are one class in two spellings ({origin}). Use one.")
+            raise DataError(
+                f"'{other}' and '{name}' are one class in two spellings ({origin}): they differ "
+                f"{difference(other, name)}. Use one."
+            )
     return classes
 
 

@@ -6,13 +6,15 @@ import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 from PIL import Image, features
 
 from craft.core.errors import DataError
+from craft.data.signatures import CONVERT, kind_of
 
 
 class Packed(ABC):
@@ -33,21 +35,47 @@ class Packed(ABC):
         """
 
 
+@dataclass(frozen=True)
+class Deep(Packed):
+    """An image of more than 8 bits a value in a data set, whose images all have the same white.
+
+    Attributes:
+        source: its path or bytes.
+        white: the value that becomes 255.
+        clip: whether larger values become white, too; otherwise they are an error.
+    """
+
+    source: str | bytes
+    white: float
+    clip: bool = False
+
+    def __str__(self) -> str:
+        return self.source if isinstance(self.source, str) else "in the row"
+
+    def read(self) -> bytes:
+        """The bytes of the image's own file."""
+        return image_bytes(self.source)
+
+
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Packed | Image.Image | np.ndarray
 """A path, the bytes of an image file, an image inside a larger file, a PIL image, or an array [H, W] or
 [H, W, 1|3|4] (uint8, uint16, or floats in 0..1)."""
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "MPO", "JPEG2000")
+"""The formats that CRAFT opens, by Pillow's names. Others are refused, whatever a file is called, because
+some of Pillow's decoders start other programs (EPS starts Ghostscript)."""
+
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
-    | {".jfif", ".jpe", ".pjpeg", ".pjp", ".mpo", ".apng", ".dib", ".tga"}
+    | {".jfif", ".jpe", ".pjpeg", ".pjp", ".mpo", ".apng", ".dib"}
 )
 """File name endings (lower case) that count as images in a folder of class folders."""
 
 OTHERS = frozenset(
-    {".avif", ".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".svg", ".exr", ".dcm"}
-    | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"}
+    {".avif", ".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".svg", ".exr", ".dcm", ".tga"}
+    | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".eps", ".psd"}
 )
-"""Endings of images that Pillow opens only in some installations, or in none."""
+"""Endings of images that CRAFT opens only in some installations of Pillow, or in none."""
 
 PICTURES = SUFFIXES | OTHERS
 """All endings of image files."""
@@ -74,7 +102,11 @@ def suffixes() -> frozenset[str]:
 
 
 def _opens(format: str | None) -> bool:
-    return format in Image.OPEN and (format not in _CODECS or bool(features.check(_CODECS[format])))
+    return (
+        format in FORMATS
+        and format in Image.OPEN
+        and (format not in _CODECS or bool(features.check(_CODECS[format])))
+    )
 
 
 def refuse_unreadable(where: str, names: Sequence[str]) -> None:
@@ -98,9 +130,10 @@ def refuse_unreadable(where: str, names: Sequence[str]) -> None:
     if refused:
         kinds = ", ".join(f"{n} {ending}" for ending, n in Counter(map(_ending, refused)).most_common())
         raise DataError(
-            f"{len(refused)} of {len(refused) + len(readable)} images in {where} cannot be opened by this "
-            f"installation of Pillow ({kinds}): {', '.join(refused[:3])}{', …' if len(refused) > 3 else ''}. "
-            "Convert them to JPEG or PNG, or remove them."
+            f"{len(refused)} of {len(refused) + len(readable)} images in {where} cannot be opened here "
+            f"({kinds}): {', '.join(refused[:3])}{', …' if len(refused) > 3 else ''}. "
+            "Convert them to JPEG or PNG (with ImageMagick: `magick mogrify -format png FILES`), or remove "
+            "them."
         )
 
 
@@ -108,11 +141,31 @@ def _ending(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
+def lazy_image(file: str | os.PathLike[str] | IO[bytes] | io.BytesIO | io.BufferedReader) -> Image.Image:
+    """Open an image file of one of the `FORMATS`; its pixels are decoded when they are needed.
+
+    Everything in CRAFT that opens a file as an image goes through this function.
+
+    Raises:
+        PIL.UnidentifiedImageError: it is of no such format.
+        PIL.Image.DecompressionBombError: it has more pixels than are safe to decode.
+        OSError: the file cannot be read.
+    """
+    Image.init()
+    image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        image.close()
+        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, limit {limit}")
+    return image
+
+
 def open_image(source: ImageSource, where: str = "") -> Image.Image:
     """Open and fully decode one image as 8-bit RGB.
 
     EXIF rotation is applied; grey, palette, alpha and CMYK images go through `convert("RGB")` (alpha is
-    dropped, as VILA-U's data path does); 16-bit grey is scaled to 8 bits; of an animation, the first frame.
+    dropped, as VILA-U's data path does); of an animation, the first frame. Grey of more than 8 bits is scaled
+    to 8 bits by the white level of its data set (`Deep`); without one, by the range that its values need.
 
     Args:
         source: path, bytes of an image file, PIL image, or array (see `ImageSource`).
@@ -130,38 +183,51 @@ def open_image(source: ImageSource, where: str = "") -> Image.Image:
     if isinstance(source, Image.Image):
         return _decode(source, f"{prefix}the given image")
     if isinstance(source, bytes | bytearray):
-        name, stream = f"{prefix}the given image bytes", io.BytesIO(source)
+        name, content = f"{prefix}the given image bytes", bytes(source)
     elif isinstance(source, Packed):
-        name, stream = f"{prefix}the image {source}", io.BytesIO(source.read())
+        name, content = f"{prefix}the image {source}", source.read()
     elif isinstance(source, str | os.PathLike):
-        path = Path(source)
-        name = f"{prefix}the image {path}"
-        if path.is_dir():
-            raise DataError(f"{name} is a folder. Pass the path of an image file.")
-        if not path.is_file():
-            raise DataError(f"{name} does not exist. Correct the path, or put the file there.")
-        try:
-            stream = io.BytesIO(path.read_bytes())
-        except OSError as error:
-            reason = error.strerror or error
-            raise DataError(f"{name} cannot be read: {reason}. Check its permissions.") from error
+        name = f"{prefix}the image {source}"
+        content = _file_content(Path(source), name)
     else:
         raise DataError(
             f"{prefix}cannot make an image from a {type(source).__name__}. "
             "Pass a path, the bytes of an image file, a PIL image or a numpy array."
         )
     try:
-        opened = Image.open(stream)
+        opened = lazy_image(io.BytesIO(content))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name} is too large to decode safely ({error}). Make it smaller first.") from error
     except Exception as error:  # a decoder may raise anything on a broken file
-        foreign = _ending(name) in OTHERS or stream.getvalue()[4:8] == b"ftyp"  # HEIC and similar formats
-        fix = "Convert it to JPEG or PNG" if foreign else "Replace the file"
+        kind, fix = kind_of(content)
+        fix = fix or (CONVERT if _ending(name) in OTHERS else "Replace the file")
+        reason = f"it is {kind}" if kind else _reason(error)
         raise DataError(
-            f"{name} is not an image that can be opened ({_reason(error)}). "
-            f"{fix}, or remove it from the data."
+            f"{name} is not an image that can be opened ({reason}). {fix}, or remove it from the data."
         ) from error
-    return _decode(opened, name)
+    return _decode(opened, name, source if isinstance(source, Packed) else None)
+
+
+def _file_content(path: Path, name: str) -> bytes:
+    """The bytes of an image file; the errors name it as `name`."""
+    if path.is_dir():
+        raise DataError(f"{name} is a folder. Pass the path of an image file.")
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"{name} is a link that leads nowhere ({os.readlink(path)}). {link_fix([path])}.")
+    if not path.is_file():
+        raise DataError(f"{name} does not exist. Correct the path, or put the file there.")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{name} cannot be read: {reason}. Check its permissions.") from error
+
+
+def link_fix(links: Sequence[Path]) -> str:
+    """What to do about links that lead nowhere."""
+    if any("annex/objects" in os.readlink(link).replace(os.sep, "/") for link in links):
+        return "git-annex has not fetched the files: run `git annex get .` there"
+    return "Correct the links, fetch the files that they name, or remove the links"
 
 
 def image_bytes_hash(source: ImageSource) -> str:
@@ -180,6 +246,8 @@ def image_bytes_hash(source: ImageSource) -> str:
         digest.update(source.tobytes())
     else:
         digest.update(image_bytes(source))
+        if isinstance(source, Deep) and source.white not in (1, 65535):  # other pixels than as 16 bits
+            digest.update(f"white {source.white} {source.clip}".encode())
     return digest.hexdigest()
 
 
@@ -219,7 +287,7 @@ def looks_like_image(path: Path) -> bool:
         return False
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
+def _decode(image: Image.Image, name: str, packed: Packed | None = None) -> Image.Image:
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
         raise DataError(
@@ -230,7 +298,9 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
         raise DataError(f"{name} has no pixels ({image.width} x {image.height}). Replace the file.")
     try:
         image.load()
-        return _to_rgb(_upright(image))
+        turn = TURNS.get(orientation(image))
+        flat = _eight_bits(image, name, packed) if is_deep(image) else image.copy()
+        return _to_rgb(flat if turn is None else flat.transpose(turn))
     except DataError:
         raise
     except Exception as error:  # a decoder may raise anything on a broken file
@@ -250,28 +320,91 @@ def orientation(image: Image.Image) -> int:
     return value if value in TURNS else 1
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """A copy with the EXIF orientation applied and removed."""
-    turn = TURNS.get(orientation(image))
-    copy = image.copy() if turn is None else image.transpose(turn)
-    copy.info = {name: value for name, value in copy.info.items() if name == "transparency"}
-    return copy
-
-
 def _to_rgb(image: Image.Image) -> Image.Image:
-    mode = image.mode
-    if mode == "RGB":
+    """An image of 8 bits or fewer as RGB, without what else its file said (EXIF, …)."""
+    image.info = {name: value for name, value in image.info.items() if name == "transparency"}
+    if image.mode == "RGB":
         return image
-    if mode.startswith("I"):  # 16-bit grey; PIL would clip it at 255
-        grey = np.asarray(image).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError("integer pixels outside 0..65535")
-        return Image.fromarray((grey // 257).astype(np.uint8)).convert("RGB")
-    if mode == "F":
-        return Image.fromarray(_float_to_bytes(np.asarray(image))).convert("RGB")
-    if mode in ("P", "PA", "LA", "La", "RGBa") or "transparency" in image.info:
+    if image.mode in ("P", "PA", "LA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+WHITES = tuple(float(2**bits - 1) for bits in (8, 10, 12, 14, 16, 24, 32))
+"""The values that are white in grey of more than 8 bits, by the bits that are used."""
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether an image is grey of more than 8 bits (Pillow's modes "I;16", "I" and "F")."""
+    return image.mode.startswith(("I", "F"))
+
+
+def deep_values(image: Image.Image, name: str) -> np.ndarray:
+    """The values `[H, W]` of an image that `is_deep`, int64 or float64, as its file has them.
+
+    Raises:
+        DataError: values that are negative, NaN or infinite.
+    """
+    values = np.asarray(image)
+    if image.mode == "I" and _tag(image, 258) == 32 and _tag(image, 339) == 1:
+        values = values.view(np.uint32)  # Pillow reads unsigned TIFF as signed
+    values = values.astype(np.float64 if image.mode == "F" else np.int64)
+    if not np.isfinite(values).all():
+        raise DataError(f"{name} has pixels that are NaN or infinite. Replace them, or remove it.")
+    if values.min() < 0:
+        raise DataError(
+            f"{name} has pixels below 0, down to {values.min():g} (as CT has). CRAFT cannot know which value "
+            "is black: save the range that matters as 0..255, or remove it."
+        )
+    return values
+
+
+def range_of(image: Image.Image, values: np.ndarray) -> float:
+    """The largest value that an image can have by what its file declares, or else has (see `deep_values`)."""
+    if image.format == "PPM":
+        return 65535.0  # Pillow scales by the file's own white
+    bits = _tag(image, 258) or 16
+    return float(2**bits - 1) if 8 < bits < 16 else float(values.max())
+
+
+def white_for(largest: float, floating: bool) -> float:
+    """The smallest usual white level that holds the largest value: 1 for floats in 0..1, else of `WHITES`."""
+    if floating and largest <= 1:
+        return 1.0
+    return next((white for white in WHITES if largest <= white), largest)
+
+
+def _eight_bits(image: Image.Image, name: str, packed: Packed | None) -> Image.Image:
+    """Grey of more than 8 bits, scaled by the white level of its data set, or by its own range."""
+    values = deep_values(image, name)
+    largest = values.max()
+    if isinstance(packed, Deep):
+        white = packed.white
+        if largest > white and not packed.clip:
+            raise DataError(
+                f"{name} has the value {largest:g}, but white is {white:g} in the data set, by the images "
+                "that CRAFT looked at. Say which value is white: `craft data prepare DATA --out DIR "
+                "--white-level VALUE`, and use DIR as the data."
+            )
+        values = np.minimum(values, white)
+    else:
+        white = white_for(range_of(image, values), image.mode == "F")
+        if packed is not None and white != (1 if image.mode == "F" else 65535):
+            raise DataError(
+                f"{name} has values up to {largest:g}, and one image in a larger file does not say which "
+                "value is white. Run `craft data prepare DATA --out DIR`, and use DIR as the data."
+            )
+    if _tag(image, 262) == 0:  # TIFF's WhiteIsZero, which Pillow applies to 8 bits only
+        values = white - values
+    if image.mode == "F":
+        return Image.fromarray(np.rint(values / white * 255).astype(np.uint8))
+    return Image.fromarray((values * 255 // int(white)).astype(np.uint8))
+
+
+def _tag(image: Image.Image, number: int) -> Any:
+    """A tag of a TIFF; of a list, the first value; None for other formats."""
+    value = getattr(image, "tag_v2", {}).get(number)
+    return value[0] if isinstance(value, tuple) else value
 
 
 def _float_to_bytes(values: np.ndarray) -> np.ndarray:

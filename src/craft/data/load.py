@@ -1,9 +1,11 @@
 """`load_data`: an embedded domain, a benchmark, a manifest or your own files become a `Data` set."""
 
 import difflib
+import functools
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from craft.core.errors import DataError
@@ -12,12 +14,35 @@ from craft.data.benchmarks import BENCHMARKS
 from craft.data.choices import AnswerWith, Distractors
 from craft.data.compose import Composition, Similarity, compose
 from craft.data.domains.embedded import EMBEDDED
+from craft.data.levels import with_white
 from craft.data.manifest import MANIFEST, read_manifest
-from craft.data.readers.folder import read_folder
+from craft.data.readers.folder import METADATA, metadata_tables, read_folder, read_image_folder
 from craft.data.readers.hub import HUB
-from craft.data.readers.rows import Fetch
+from craft.data.readers.pictures import Fetch
 from craft.data.readers.tables import TABLES, TAR, read_tables, tables_in
+from craft.data.readers.text import foreign
 from craft.data.sample import Data, Raw
+from craft.data.spelling import refuse_locale
+from craft.data.splits import split_names
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What tables may hold. `craft data prepare` allows more, because it writes the images to files.
+
+    Attributes:
+        fetch: fetches an image from a URL; None refuses URLs.
+        tars: read tars in WebDataset's layout.
+        outside: allow tables to name images that are not below the root, or the folder of the table.
+    """
+
+    fetch: Fetch | None = None
+    tars: bool = False
+    outside: bool = True
+
+
+IN_PLACE = Reading()
+"""As everything but `prepare` reads."""
 
 
 def load_data(
@@ -34,6 +59,9 @@ def load_data(
     split_seed: int = 0,
     domain: str | None = None,
     columns: Mapping[str, str] | None = None,
+    white_level: float | None = None,
+    splits: Sequence[str] = (),
+    partial: bool = False,
 ) -> Data:
     """Read a data set, split it, hold classes out, and write the multiple-choice questions.
 
@@ -57,10 +85,16 @@ def load_data(
         split_seed: of the division into training and test, if the source has none.
         domain: what the images are of, in words, for your own files; by default the folder's name.
         columns: CRAFT's field -> the column of your table, if they differ.
+        white_level: the value that is white in images of more than 8 bits; None: the smallest of 10, 12, 14
+            and 16 bits that holds the values of all images (1 for floats in 0..1).
+        splits: what splits with other names are: NAME=SPLIT, with train, validation, test or none (not read);
+            the name others stands for all of them.
+        partial: accept a copy of a benchmark with fewer classes than the benchmark has.
 
     Raises:
         DataError: nothing there (with a did-you-mean), a tar or hub data set that must be prepared first, no
-            samples, a single class, a broken row, choices without the answer, repeated ids, missing images.
+            samples, splits with unknown names, fewer classes than the benchmark has, a single class, a broken
+            row, choices without the answer, repeated ids, missing images.
             Images are not decoded here but by `verify_images`.
 
     Source: §4.1, §11 (four options after FOCI, 20 % of the labels held out); splits and seeds are ours.
@@ -75,7 +109,8 @@ def load_data(
         held_out=held_out,
         split_seed=split_seed,
     )
-    return compose(read_data(data, root, domain, columns), composition)
+    raw = read_data(data, root, domain, columns, splits=splits, partial=partial)
+    return compose(with_white(raw, white_level), composition)
 
 
 def read_data(
@@ -84,44 +119,75 @@ def read_data(
     domain: str | None = None,
     columns: Mapping[str, str] | None = None,
     *,
-    fetch: Fetch | None = None,
-    tars: bool = False,
+    reading: Reading = IN_PLACE,
+    splits: Sequence[str] = (),
+    partial: bool = False,
 ) -> Raw:
     """The samples of a data set as found, before anything random.
 
     Args:
-        data, root, domain, columns: as in `load_data`.
-        fetch: fetches an image from a URL; None refuses URLs.
-        tars: read tars in WebDataset's layout; only `prepare` does, because it writes their images to
-            files.
+        data, root, domain, columns, splits, partial: as in `load_data`.
+        reading: what tables may hold.
 
     Raises:
         DataError: as `load_data`.
+        ConfigError: an entry of `splits` is not NAME=SPLIT.
     """
-    data = as_setting(data)
+    data, names = as_setting(data), split_names(splits)
     if data in EMBEDDED:
         return EMBEDDED[data].load()
     if data in BENCHMARKS and not str(root or "").startswith(HUB):
-        return BENCHMARKS[data].load(root)
+        return BENCHMARKS[data].load(root, names, partial)
     if data in BENCHMARKS or data.startswith(HUB):
         raise not_prepared(data, root, domain, columns)
     base = user_path(root) if root is not None else None
     path = located(data, base)
+    if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+        raise DataError(f"the folder {path} may not be read. Change its permissions (`chmod u+rx {path}`).")
     if path.is_dir() and (path / MANIFEST).is_file():
-        return read_manifest(path, base)
+        return read_manifest(path, base, reading.outside)
     top = path if path.is_dir() else None
-    tables = tables_in(path) if top is not None else [path] if path.is_file() else []
-    if any(is_tar(table) for table in tables) and not tars:
+    read = functools.partial(
+        read_tables,
+        root=base,
+        domain=domain,
+        columns=columns,
+        fetch=reading.fetch,
+        top=top,
+        names=names,
+        outside=reading.outside,
+    )
+    tables = tables_in(path, names) if top is not None else [path] if path.is_file() else []
+    if any(is_tar(table) for table in tables) and not reading.tars:
         raise not_prepared(data, root, domain, columns)
+    if top is not None and all(table.stem.lower() == METADATA for table in tables):
+        refuse_locale(name for _, folders, files in os.walk(path) for name in (*folders, *files))
+        if tables := metadata_tables(path, (columns or {}).values()):
+            return read_image_folder(path, tables, read)
+        return read_folder(path, domain, names)
     if tables and tables[0].suffix.lower() in (*TABLES, TAR):
-        return read_tables(tables, base, domain, columns, fetch, top)
-    if top is not None:
-        return read_folder(path, domain)
+        raw = read(tables)
+        raw.notes += [] if top is None else _not_read(top, tables)
+        return raw
     if path.exists():
         raise DataError(
-            f"{path} is neither a folder of class folders nor a table of questions ({', '.join(TABLES)})."
+            f"{path} is neither a folder of class folders nor a table of questions ({', '.join(TABLES)}). "
+            f"{foreign(path) or 'Let the name of a table end in one of these.'}"
         )
     raise _nothing_at(data, path)
+
+
+def _not_read(folder: Path, tables: Sequence[Path]) -> list[str]:
+    """A note about tables next to those of splits."""
+    others = [path.name for path in sorted(folder.iterdir()) if path.suffix.lower() in (*TABLES, TAR)]
+    others = [name for name in others if folder / name not in tables and not name.startswith(".")]
+    if not others or any(path.parent != folder for path in tables):
+        return []
+    stem = Path(others[0]).stem
+    return [
+        f"not read: {', '.join(others)}, because the names are not those of splits; --splits {stem}=train "
+        f"reads {others[0]}"
+    ]
 
 
 def not_prepared(

@@ -9,17 +9,18 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from craft.core.errors import CheckpointError, DataError
+from craft.core.errors import CheckpointError, ConfigError, DataError
 from craft.core.files import atomic_directory, read_json, sha256_file, write_json
 from craft.core.progress import track
-from craft.data.images import ImageSource, image_bytes, image_bytes_hash, image_key, open_image
+from craft.data.images import Packed, image_bytes, image_bytes_hash, image_key, open_image
+from craft.data.problems import Problems
 from craft.data.readers.tables import read_tables
-from craft.data.sample import Raw, Sample
+from craft.data.sample import Raw, Sample, distinct
 
 MANIFEST, ROWS, IMAGES = "manifest.json", "samples.jsonl", "images"
 """The contents of a manifest's folder."""
@@ -64,25 +65,19 @@ def write_manifest(
         DataError: an image cannot be read, or `out` is a folder of something else.
     """
     out = Path(out)
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
-        raise DataError(f"{out} contains other files. Choose a new folder for the manifest.")
+    check_free(out)
     samples = [sample for part in parts for sample in part]
     files = all(isinstance(sample.image, str) for sample in samples)
     folders = {os.path.dirname(os.path.abspath(str(sample.image))) for sample in samples} if files else set()
     files = files and not any(Path(folder).resolve().is_relative_to(out.resolve()) for folder in folders)
     root = Path(os.path.commonpath(folders)) if files else Path(".")
     with atomic_directory(out) as folder:
-        digest, hashes, paths = hashlib.sha256(), dict[Hashable, str](), dict[Hashable, str]()
+        images = _store(samples, raw.name, folder, root if files else None, progress)
+        digest = hashlib.sha256()
         with open(folder / ROWS, "w", encoding="utf-8", newline="\n") as rows:
-            for sample in track(samples, f"preparing {raw.name}") if progress else samples:
-                key = image_key(sample.image)
-                if key not in hashes:
-                    if files:
-                        hashes[key] = image_bytes_hash(sample.image)
-                        paths[key] = os.path.relpath(str(sample.image), root).replace(os.sep, "/")
-                    else:
-                        hashes[key], paths[key] = _unpack(sample.image, folder / IMAGES)
-                line = json.dumps(_row(sample, paths[key], hashes[key]), ensure_ascii=False) + "\n"
+            for sample in samples:
+                row = _row(sample, *images[image_key(sample.image)])
+                line = json.dumps(row, ensure_ascii=False) + "\n"
                 digest.update(line.encode("utf-8"))
                 rows.write(line)
         about = {
@@ -96,25 +91,42 @@ def write_manifest(
             "splits": dict(Counter(sample.split for sample in samples)),
             "split_rule": rule,
             "split_ids": {split: _ids(samples, split) for split in sorted({s.split for s in samples})},
-            "images": len(hashes),
+            "images": len(images),
             "classes": dict(sorted(Counter(s.label for s in samples if s.label is not None).items())),
             "notes": raw.notes,
+            "caveats": raw.caveats,
             "fingerprint": digest.hexdigest(),
         }
+        if raw.white_level is not None:
+            about["white_level"] = raw.white_level
         write_json(folder / MANIFEST, about)
     return Prepared(out, about)
 
 
-def read_manifest(folder: Path, root: Path | None = None) -> Raw:
+def check_free(out: Path) -> None:
+    """Check that a folder may be replaced by a manifest: it is missing, empty, or a manifest already.
+
+    Raises:
+        ConfigError: `out` is a file.
+        DataError: it is a folder of something else.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file, so no folder can be written there; choose another name")
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+        raise DataError(f"{out} contains other files. Choose a new folder for the manifest.")
+
+
+def read_manifest(folder: Path, root: Path | None = None, outside: bool = True) -> Raw:
     """The samples of a manifest.
 
     Args:
         folder: its folder.
         root: the folder that image paths start from, if the images have moved.
+        outside: allow image paths that leave this folder.
 
     Raises:
-        DataError: it is of another format, its rows have changed since it was written, or images are
-            missing.
+        DataError: it is of another format, its rows have changed since it was written, images are missing,
+            or it has images in its rows and in files elsewhere, which `write_manifest` never writes.
     """
     try:
         about = read_json(folder / MANIFEST)
@@ -131,13 +143,20 @@ def read_manifest(folder: Path, root: Path | None = None) -> Raw:
             f"{MANIFEST}. Run `craft data prepare` again; to use rows that you edited, name the .jsonl."
         )
     base = root if root is not None else folder / about["root"]
-    raw = read_tables([folder / ROWS], base)
+    raw = read_tables([folder / ROWS], base, outside=outside)
+    if base != folder / "." and not all(isinstance(sample.image, str) for sample in raw.samples):
+        raise DataError(
+            f"{folder} has images in its rows and in files in {base}, which no manifest of CRAFT has. "
+            f"Run `craft data prepare {folder / ROWS} --root {base}`."
+        )
     raw.name, raw.task, raw.domain = about["name"], about["task"], about["domain"]
     raw.licence, raw.source, raw.notes = about["licence"], about["source"], about["notes"]
+    raw.white_level = float(about["white_level"]) if "white_level" in about else None
+    raw.caveats = list(about.get("caveats") or ())  # absent from manifests of 0.1
     return raw
 
 
-def _row(sample: Sample, path: str, sha256: str) -> dict[str, Any]:
+def _row(sample: Sample, sha256: str, path: str) -> dict[str, Any]:
     """The fields of a sample as a row of a table."""
     free = bool(sample.answer) and not sample.choices  # without a directive, reading would add one
     directive = "" if free and sample.directive is None else sample.directive
@@ -155,15 +174,49 @@ def _row(sample: Sample, path: str, sha256: str) -> dict[str, Any]:
         "captions": list(sample.captions),
         "kind": sample.kind,
         "distractors": list(sample.distractors),
+        "group": sample.group,
     }
     row = {name: value for name, value in fields.items() if value not in (None, "", [])}
     return row if directive is None else row | {"directive": directive}  # "" asks for none
 
 
-def _unpack(image: ImageSource, folder: Path) -> tuple[str, str]:
-    """Write an image as a file named by its content; (hash, path relative to the manifest)."""
+def _store(
+    samples: Sequence[Sample], name: str, folder: Path, root: Path | None, progress: bool
+) -> dict[Hashable, tuple[str, str]]:
+    """(hash, path) of each distinct image by its key: relative to `root`, or written below `folder`.
+
+    Raises:
+        DataError: some cannot be read; if they are written, also some that cannot be opened.
+    """
+    images, problems, firsts = dict[Hashable, tuple[str, str]](), Problems("images"), distinct(samples)
+    for sample in track(firsts, f"preparing {name}") if progress else firsts:
+        try:
+            if root is None:
+                stored = _unpack(sample, folder / IMAGES)
+            else:
+                path = os.path.relpath(str(sample.image), root).replace(os.sep, "/")
+                stored = image_bytes_hash(sample.image), path
+            images[image_key(sample.image)] = stored
+        except DataError as error:
+            problems.add(error)
+    problems.stop(len(firsts))
+    return images
+
+
+def _unpack(sample: Sample, folder: Path) -> tuple[str, str]:
+    """Write the image of a sample as a file named by its content; (hash, path relative to the manifest).
+
+    Raises:
+        DataError: it cannot be opened as an image: a table may name any file, and this folder is shared.
+    """
+    image = sample.image
     if isinstance(image, str | bytes) or hasattr(image, "read"):
         content = image_bytes(image)  # type: ignore[arg-type]
+        try:  # without the white level that the image may need: it is settled after this
+            open_image(content if isinstance(image, Packed) else image, sample.origin)
+        except DataError:
+            open_image(image, sample.origin)  # names the larger file
+            raise
     else:  # pixels: as PNG, which is lossless
         stream = io.BytesIO()
         open_image(image).save(stream, format="PNG")

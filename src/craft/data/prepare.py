@@ -1,26 +1,21 @@
 """`craft data prepare`: settle everything about a data set once, and write it to a local folder."""
 
-import hashlib
-import http.client
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from craft.core.errors import DataError
-from craft.core.files import atomic_write_bytes, user_path
+from craft.core.files import user_path
+from craft.core.lock import locked
 from craft.data.additions import with_options, with_texts
 from craft.data.benchmarks import BENCHMARKS
-from craft.data.load import as_setting, read_data
-from craft.data.manifest import Prepared, write_manifest
+from craft.data.download import download
+from craft.data.levels import with_white
+from craft.data.load import Reading, as_setting, read_data
+from craft.data.manifest import Prepared, check_free, write_manifest
 from craft.data.readers.hub import HUB, hub_folder
 from craft.data.sample import Raw
-from craft.data.splits import TEST_FRACTION, divide
-
-DOWNLOAD_MOST, DOWNLOAD_TIMEOUT = 64 * 2**20, 30.0
-"""The most bytes of one downloaded image, and the seconds to wait for its server."""
+from craft.data.splits import TEST_FRACTION, SplitNames, divide, split_names
 
 
 @dataclass(frozen=True)
@@ -35,6 +30,9 @@ class Wanted:
         train_limit: train on at most this many images, instead of the benchmark's own limit.
         download: fetch images that are given as URLs.
         split_seed: the seed of the division into training and test, if the source has none.
+        allow_outside: allow a table to name images outside its folder (or `root`), also by links.
+        white_level: the value that is white in images of more than 8 bits.
+        splits, partial: as in `load_data`.
     """
 
     domain: str | None = None
@@ -44,6 +42,10 @@ class Wanted:
     train_limit: int | None = None
     download: bool = False
     split_seed: int = 0
+    allow_outside: bool = False
+    white_level: float | None = None
+    splits: Sequence[str] = ()
+    partial: bool = False
 
 
 def prepare(
@@ -62,13 +64,31 @@ def prepare(
 
     Raises:
         DataError: as `load_data`; a hub data set that cannot be downloaded; texts or options that belong to
-            no sample; a URL that gives no image.
+            no sample; a URL that gives no image; images outside the table's folder; an image that must be
+            written to a file and cannot be opened.
         ConfigError: `out` cannot be written.
     """
     out = user_path(out)
-    fetch = partial(_download, folder=out.with_name(f"{out.name}-pictures")) if wanted.download else None
-    data, root = _fetched(as_setting(data), root)
-    raw = read_data(data, root, wanted.domain, wanted.columns, fetch=fetch, tars=True)
+    with locked(out, beside=True):
+        return _prepare(data, root, out, wanted, progress)
+
+
+def _prepare(
+    data: str | Path, root: str | Path | None, out: Path, wanted: Wanted, progress: bool
+) -> Prepared:
+    check_free(out)
+    fetch = partial(download, folder=out.with_name(f"{out.name}-pictures")) if wanted.download else None
+    data, root = _fetched(as_setting(data), root, split_names(wanted.splits))
+    raw = read_data(
+        data,
+        root,
+        wanted.domain,
+        wanted.columns,
+        reading=Reading(fetch, tars=True, outside=wanted.allow_outside),
+        splits=wanted.splits,
+        partial=wanted.partial,
+    )
+    raw = with_white(raw, wanted.white_level)
     if wanted.train_limit is not None:
         raw.train_limit = wanted.train_limit
     for path in wanted.texts:
@@ -80,13 +100,13 @@ def prepare(
     return write_manifest(raw, parts, out, _rule(raw, official, wanted.split_seed), progress)
 
 
-def _fetched(data: str, root: str | Path | None) -> tuple[str, str | Path | None]:
+def _fetched(data: str, root: str | Path | None, names: SplitNames) -> tuple[str, str | Path | None]:
     """Data and root with the local folder of a hub data set instead of its name."""
     if data in BENCHMARKS and str(root or "").startswith(HUB):
         BENCHMARKS[data].refuse_copy(str(root).removeprefix(HUB))
-        return data, hub_folder(str(root))
+        return data, hub_folder(str(root), names)
     if data.startswith(HUB):
-        return str(hub_folder(data)), root
+        return str(hub_folder(data, names)), root
     return data, root
 
 
@@ -97,27 +117,3 @@ def _rule(raw: Raw, official: bool, seed: int) -> str:
     if raw.train_limit is not None:
         rule += f"; at most {raw.train_limit} training images, seed {seed}"
     return rule
-
-
-def _download(url: str, folder: Path) -> Path:
-    """The file with the image of a URL, which is fetched once into the folder.
-
-    Raises:
-        DataError: the server does not answer, refuses, or sends too much or too little.
-    """
-    path = folder / hashlib.sha256(url.encode("utf-8")).hexdigest()[:32]
-    if path.is_file():
-        return path
-    try:
-        request = urllib.request.Request(url, headers={"User-Agent": "craft"})
-        with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as response:
-            content = response.read(DOWNLOAD_MOST + 1)
-            missing = response.length or 0
-    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
-        raise DataError(f"{url} cannot be downloaded ({error}). Remove it, or try again.") from error
-    if len(content) > DOWNLOAD_MOST:
-        raise DataError(f"{url} sends more than {DOWNLOAD_MOST // 2**20} MiB; no image is so large.")
-    if missing:
-        raise DataError(f"{url} was cut short by {missing} bytes. Try again.")
-    atomic_write_bytes(path, content)
-    return path

@@ -39,6 +39,8 @@ class Sample:
         kind: the kind of question, if the data set distinguishes them ("open", "closed").
         distractors: wrong options that this sample must get, the best last (from an option file); if empty,
             `multiple_choice` chooses them.
+        group: what images that belong together share (a leaf, a patient); a group is never divided between
+            training and test. "" if the image stands alone.
     """
 
     id: str
@@ -56,6 +58,7 @@ class Sample:
     text: str = ""
     kind: str = ""
     distractors: tuple[str, ...] = ()
+    group: str = ""
 
     def prompt(self, directive: str | None = None) -> str:
         """The full question: question line, lettered options, and a directive (by default the sample's)."""
@@ -99,8 +102,11 @@ class Raw:
         samples: all samples, in a stable order, with unique ids.
         train_limit: train on at most this many images, with all their questions; the subset is drawn once
             for all seeds.
+        caveats: what every report on the data must say ("partial: 6 of 10 classes").
         classes: the labels of a set that is drawn on demand; empty for every other set.
         draw: draws the training samples again, without images and names of the given classes.
+        white_level: the value that is white in images of more than 8 bits; None: by what they hold.
+        levelled: whether `levelled` has applied it.
     """
 
     name: str
@@ -111,8 +117,11 @@ class Raw:
     source: str = ""
     notes: list[str] = field(default_factory=list)
     train_limit: int | None = None
+    caveats: list[str] = field(default_factory=list)
     classes: tuple[str, ...] = ()
     draw: Callable[[Collection[str]], list[Sample]] | None = None
+    white_level: float | None = None
+    levelled: bool = False
 
 
 @dataclass
@@ -129,6 +138,8 @@ class Data:
         licence, source: of embedded domains and benchmarks; `licence` is empty for your own files.
         seed: the seed of the hold-out and the options.
         notes: sentences about what was left out or chosen while reading.
+        caveats: as in `Raw`.
+        tested: the test samples without a limit; they must not train either.
         hashes: SHA-256 of image files that were read already, by `image_key`; the fingerprint reads only the
             others.
     """
@@ -145,6 +156,8 @@ class Data:
     source: str = ""
     seed: int = 0
     notes: list[str] = field(default_factory=list)
+    caveats: list[str] = field(default_factory=list)
+    tested: list[Sample] = field(default_factory=list, repr=False, compare=False)
     hashes: dict[Hashable, str] = field(default_factory=dict, repr=False, compare=False)
 
     def samples(self, split: str) -> list[Sample]:

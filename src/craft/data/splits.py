@@ -3,17 +3,18 @@ seed as a pure function of names and ids."""
 
 import math
 import re
+import shlex
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
-from craft.core.errors import DataError
+from craft.core.errors import ConfigError, DataError
 from craft.core.seeding import rng
 from craft.data.captions import class_text
 from craft.data.images import image_key
-from craft.data.sample import Raw, Sample, distinct
+from craft.data.sample import Raw, Sample
 
 T = TypeVar("T")
 
@@ -36,20 +37,141 @@ SPLIT_NAMES = {
 }
 """Accepted names of splits (lower case), and what they mean."""
 
+LEFT_OUT, OTHERS = "none", "others"
+"""What a user says of a split that is not to be read, and the name for all splits with unknown names."""
 
-def split_of(path: Path, top: Path | None = None) -> str:
-    """The split that the name of a file begins with, or that its folder is called; "" if neither says.
+SplitNames: TypeAlias = Mapping[str, str]
+"""The name of a split (lower case) -> "train", "validation", "test" or "none"."""
+
+_COPY = re.compile(r" ?\(\d+\)$")
+_SHARD = re.compile(r"[-_.]\d+([-_]of[-_]\d+)?([-_][0-9a-f]{16})?$")
+_HUB_SHARD = re.compile(r"\d+-of-\d+")
+
+
+def split_names(entries: Sequence[str] = ()) -> dict[str, str]:
+    """`SPLIT_NAMES`, and what a user says of other names.
 
     Args:
-        path: the file.
-        top: the folder of the data set. Only folders below it can name a split; None: no folder can.
+        entries: NAME=SPLIT, as in "contrast=none". SPLIT is train, validation, test, or none (not read). The
+            NAME others is every name that is unknown.
+
+    Raises:
+        ConfigError: an entry is not of that form.
     """
-    first_word = re.match(r"[A-Za-z]+", path.name)
-    folder = "" if top is None or path.parent == top else path.parent.name
-    for name in (first_word.group().lower() if first_word else "", folder.lower()):
-        if name in SPLIT_NAMES:
-            return SPLIT_NAMES[name]
-    return ""
+    names = dict(SPLIT_NAMES)
+    for entry in (part for text in entries for part in text.split(",")):
+        name, _, split = (part.strip().lower() for part in entry.partition("="))
+        meaning = LEFT_OUT if split == LEFT_OUT else SPLIT_NAMES.get(split)
+        if not name or meaning is None:
+            raise ConfigError(
+                f"--splits takes NAME=SPLIT with train, validation, test or none (not read) as SPLIT, as in "
+                f"--splits contrast=none; not {entry!r}."
+            )
+        names[name] = meaning
+    return names
+
+
+def split_called(name: str, names: SplitNames) -> str | None:
+    """What the name of a split means; None if it is unknown."""
+    return names.get(name.strip().lower(), names.get(OTHERS))
+
+
+def unknown_splits(where: str | Path, unknown: Iterable[str]) -> DataError:
+    """The error for splits with unknown names: it lists them, with the option that says what they are."""
+    listed = list(dict.fromkeys(unknown))
+    entries = " ".join(shlex.quote(f"{name}={_suggested(name) or LEFT_OUT}") for name in listed)
+    return DataError(
+        f"{where} has splits that CRAFT does not know: {', '.join(listed)}. Use 'train', 'validation' or "
+        f"'test', or say what they are (or none: not read), for instance --splits {entries}. --splits "
+        f"{OTHERS}=none reads none of them. Commands without --splits read what `craft data prepare` wrote."
+    )
+
+
+def _suggested(name: str) -> str | None:
+    """The split that a word of a name suggests: "test_v2" and "testmini" are probably for testing."""
+    for word in re.findall(r"[a-z]+", name.lower()):
+        begins = re.fullmatch(r"(train|test)(val|dev|mini|std|[ab])?", word)
+        if split := SPLIT_NAMES.get(begins.group(1) if begins else word):
+            return split
+    return None
+
+
+def file_splits(
+    paths: Sequence[Path], top: Path | None = None, names: SplitNames = SPLIT_NAMES
+) -> dict[Path, str]:
+    """The split of each file: by its name ("train-00000-of-00002.parquet"), or by its folder below `top`.
+
+    "" if no file names a split. What all names share does not count ("birds_train", "birds_test"). A single
+    file belongs to the split that its name begins with ("test_v2.jsonl").
+
+    Args:
+        paths: the files of one data set.
+        top: its folder. Only folders below it can name a split; None: no folder can.
+        names: what the names mean.
+
+    Raises:
+        DataError: some of several names are unknown, or a file is there twice.
+    """
+    _refuse_copies(paths)
+    parents = split_parents(paths, names)
+    called = {path: _split_name(path, top, names, parents) for path in paths}
+    if len(set(called.values())) == 1:
+        name = next(iter(called.values()))
+        return dict.fromkeys(paths, names.get(name.lower()) or names.get(_first_word(name), ""))
+    short = _without_shared(list(dict.fromkeys(called.values())))
+    meanings = {name: names.get(part.lower()) or split_called(name, names) for name, part in short.items()}
+    meanings |= {name: names[name.lower()] for name in short if name.lower() in names}
+    unknown = [name for name, meaning in meanings.items() if meaning is None]
+    is_split = len(unknown) < len(meanings) or any(map(_suggested, unknown))
+    if unknown and (is_split or any(_HUB_SHARD.search(path.stem) for path in paths)):
+        raise unknown_splits("the data" if top in (None, Path()) else top, unknown)
+    return {path: meanings[name] or "" for path, name in called.items()}
+
+
+def split_parents(paths: Iterable[Path], names: SplitNames = SPLIT_NAMES) -> set[Path]:
+    """The folders whose folders are splits, because the folder of one of these files has the name of one."""
+    return {path.parent.parent for path in paths if path.parent.name.lower() in names}
+
+
+def _split_name(path: Path, top: Path | None, names: SplitNames, parents: set[Path]) -> str:
+    """The name of the split of a file, without what numbers its parts."""
+    stem = _COPY.sub("", path.stem)
+    own = _unnumbered(_SHARD.sub("", stem).removeprefix("partial-"))
+    inside = top is not None and path.parent != top
+    if own.lower() in names or not inside:
+        return own
+    folder = path.parent.name.removeprefix("partial-")
+    return folder if folder.lower() in names or path.parent.parent in parents or own.isdigit() else own
+
+
+def _first_word(name: str) -> str:
+    word = re.match(r"[A-Za-z]+", name)
+    return word.group().lower() if word else ""
+
+
+def _without_shared(listed: list[str]) -> dict[str, str]:
+    """Names, and what is left of each without the words at its start and end that all share."""
+    parts = [re.split(r"[-_. ]+", name) for name in listed]
+    for end in (0, -1):
+        while min(map(len, parts)) > 1 and len({part[end] for part in parts}) == 1:
+            for part in parts:
+                del part[end]
+    return {name: _unnumbered("_".join(part)) for name, part in zip(listed, parts, strict=True)}
+
+
+def _unnumbered(name: str) -> str:
+    """ "train" for "train2017"; other names stay as they are."""
+    plain = name.rstrip("0123456789")
+    return plain if plain.lower() in SPLIT_NAMES else name
+
+
+def _refuse_copies(paths: Sequence[Path]) -> None:
+    """Refuse a file that was downloaded twice ("train (1).parquet" next to "train.parquet"), whose rows would
+    count twice."""
+    for path in paths:
+        first = path.with_stem(_COPY.sub("", path.stem))
+        if first != path and first in paths:
+            raise DataError(f"{path} is a second copy of {first.name}. Remove one of them.")
 
 
 def held_out_classes(names: Sequence[str], fraction: float | int = 0.2, seed: int = 0) -> tuple[str, ...]:
@@ -108,8 +230,8 @@ def divide(raw: Raw, seed: int = 0) -> tuple[list[Sample], list[Sample], list[Sa
     """Training, validation and test samples as the source divides them.
 
     If the source names no test samples, a stratified fifth of the images is for testing; all questions
-    about an image stay together. The training samples are cut to `raw.train_limit`. Labelled images
-    without a text get the class text.
+    about an image stay together, and so do the images of a group. The training samples are cut to
+    `raw.train_limit`. Labelled images without a text get the class text.
 
     Raises:
         DataError: two samples have the same id.
@@ -151,9 +273,9 @@ def split_off_validation(train: list[Sample], seed: int) -> tuple[list[Sample], 
     for sample in sorted(taken, key=lambda s: s.id):
         if sample.label not in trained:
             trained.add(sample.label)
-            returned.add(image_key(sample.image))
+            returned.add(_unit(sample))
     if returned:
-        rest, taken = _by_pictures(train, {image_key(sample.image) for sample in taken} - returned)
+        rest, taken = _by_units(train, {_unit(sample) for sample in taken} - returned)
     return rest, with_split(taken, "validation")
 
 
@@ -165,21 +287,26 @@ def take_pictures(
     most: int | None = None,
     every_group: bool = False,
 ) -> tuple[list[Sample], list[Sample]]:
-    """(the rest, the taken): a share of the images, at least one, evenly from the classes, with all their
-    questions. A single image is not taken."""
-    firsts = distinct(samples)
+    """(the rest, the taken): a share of the images (or groups of images), at least one, evenly from the
+    classes, with all their questions. A single one is not taken."""
+    firsts = list({_unit(sample): sample for sample in reversed(samples)}.values())[::-1]
     if len(firsts) < 2:
         return samples, []
     count = max(1, round(fraction * len(firsts)))
     _, taken = take(firsts, count if most is None else min(most, count), seed, purpose, every_group)
-    return _by_pictures(samples, {image_key(sample.image) for sample in taken})
+    return _by_units(samples, {_unit(sample) for sample in taken})
 
 
-def _by_pictures(samples: list[Sample], chosen: set[Hashable]) -> tuple[list[Sample], list[Sample]]:
-    """(the rest, the chosen): the samples of these images, by `image_key`, apart from the others."""
+def _unit(sample: Sample) -> Hashable:
+    """What is not divided: the group of the image, or the image."""
+    return ("group", sample.group) if sample.group else image_key(sample.image)
+
+
+def _by_units(samples: list[Sample], chosen: set[Hashable]) -> tuple[list[Sample], list[Sample]]:
+    """(the rest, the chosen): the samples of these groups and images apart from the others."""
     rest, taken = [], []
     for sample in samples:
-        (taken if image_key(sample.image) in chosen else rest).append(sample)
+        (taken if _unit(sample) in chosen else rest).append(sample)
     return rest, taken
 
 
@@ -205,7 +332,8 @@ def limit_images(samples: list[Sample], count: int, seed: int) -> list[Sample]:
         firsts.setdefault(image_key(sample.image), sample.id)
     pictures = sorted(firsts, key=lambda key: firsts[key])  # in an order that does not depend on paths
     chosen = rng(seed, "training subset").sample(pictures, min(count, len(pictures)))
-    return _by_pictures(samples, set(chosen))[1]
+    kept = set(chosen)
+    return [sample for sample in samples if image_key(sample.image) in kept]
 
 
 def with_split(samples: list[Sample], split: str) -> list[Sample]:

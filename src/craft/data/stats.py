@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from craft.core.errors import DataError
 from craft.core.progress import track
 from craft.data.benchmarks.base import Benchmark
-from craft.data.images import Packed, image_bytes, open_image
+from craft.data.images import Packed, image_bytes, lazy_image, open_image
 from craft.data.sample import Data, Sample, distinct
 
 SHOWN = 40
@@ -157,7 +157,7 @@ def showcase(data: Data, count: int = SHOWN) -> list[Sample]:
 def _size(sample: Sample) -> tuple[int, int]:
     if isinstance(sample.image, str | bytes | Packed):
         try:
-            with Image.open(io.BytesIO(image_bytes(sample.image))) as image:
+            with lazy_image(io.BytesIO(image_bytes(sample.image))) as image:
                 return image.size
         except (OSError, Image.DecompressionBombError):
             pass  # the error of open_image says what is wrong

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from craft.core.errors import ConfigError, DataError
 from craft.core.progress import track
-from craft.core.service import Service, Write
+from craft.core.service import PATIENCE, Service, Write
 from craft.core.store import JsonLog
 from craft.data.captions import declarative
 from craft.data.images import image_bytes_hash, image_key, open_image
@@ -104,7 +104,8 @@ def write_texts(requests: Iterable[Request], service: Service, out: str | Path, 
 
     Raises:
         ConfigError: no SDK, no key, or a service that cannot be reached or refuses every call.
-        DataError: some texts could not be written (the others are), or the file contains something else.
+        DataError: some texts could not be written (the others are), `PATIENCE` in a row could not, or the
+            file contains something else.
     """
     out = Path(out)
     log = _log(out)
@@ -115,14 +116,21 @@ def write_texts(requests: Iterable[Request], service: Service, out: str | Path, 
     remaining = [replace(request, rows=rows) for request, rows in missing if rows]
     if not remaining:
         return 0
-    write, failed, done = service.start(), list[str](), 0
+    write, failed, done, in_a_row = service.start(), list[str](), 0, 0
     log.append([])  # the file, before a text is paid for
     results = _in_order(remaining, write, service.concurrency)
     shown = track(results, f"asking {service.model}", len(remaining)) if progress else results
     for request, texts in shown:
         if isinstance(texts, DataError):
             failed.append(f"that{_subject(request.rows[0])}: {texts}")
+            in_a_row += 1
+            if in_a_row == PATIENCE:
+                raise DataError(
+                    f"{service.model} failed to write {PATIENCE} texts in a row; the last was {failed[-1]}. "
+                    f"Correct the cause. The texts so far are in {out}; the same command continues."
+                )
             continue
+        in_a_row = 0
         written = {request.field: list(texts) if request.field == "captions" else texts[0]}
         signature = {"model": service.model, "key": request.key}
         log.append({**row, **written, **signature} for row in request.rows)

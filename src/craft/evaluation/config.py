@@ -66,6 +66,9 @@ class EvalDataConfig(Section):
         answer_with: ask for the option's letter, or for its text.
         distractors: random wrong options, or hard ones (similar texts under the frozen text encoder).
         unseen_fraction: share of the classes that count as unseen (without an encoder).
+        splits: what splits with names that CRAFT does not know are: NAME=SPLIT, with train, validation, test
+            or none (not read); the name others is all of them.
+        partial: accept a copy of a benchmark with fewer classes than the benchmark has; the report says so.
     """
 
     name: tuple[str, ...] = Field(default=(), strict=False)
@@ -73,6 +76,12 @@ class EvalDataConfig(Section):
     answer_with: Literal["letter", "option"] | None = None
     distractors: Literal["random", "hard"] | None = None
     unseen_fraction: float | None = Field(default=None, ge=0, lt=1)
+    splits: tuple[str, ...] = Field(default=(), strict=False)
+    partial: bool = False
+
+    def reading(self) -> dict[str, Any]:
+        """`splits` and `partial` if they are set; otherwise those of an encoder's training count."""
+        return {name: value for name in ("splits", "partial") if (value := getattr(self, name))}
 
 
 class EvalConfig(SeededSettings):
@@ -207,6 +216,7 @@ class TransferConfig(SeededSettings):
         data: as for `craft eval`, by default each encoder's own; with surrogates one or several data sets, by
             default every embedded domain.
         root: the folder of a benchmark; otherwise the folder that relative paths in the data start from.
+        splits, partial: as for `craft eval`.
         seed: one seed, instead of `seeds`.
         seeds: the seeds of the questions, as in 0,1,2; by default each encoder's own. With surrogates also
             those of the adaptations, by default 0,1,2.
@@ -223,6 +233,8 @@ class TransferConfig(SeededSettings):
     backbones: tuple[str, ...] = Field(default=(), strict=False)
     data: tuple[str, ...] = Field(default=(), strict=False)
     root: str | None = None
+    splits: tuple[str, ...] = Field(default=(), strict=False)
+    partial: bool = False
     ask: CellConfig = CellConfig()
     out: str | None = None
     work: str | None = None

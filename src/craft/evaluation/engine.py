@@ -62,13 +62,15 @@ class Engine:
         Raises:
             EngineError: it cannot be reached.
         """
-        if self.model is None or fresh:
+        model = self.model
+        if model is None or fresh:
             body = await self._json("GET", "/v1/models")
             names = [entry.get("id") for entry in body.get("data", []) if isinstance(entry, dict)]
             if not names:
                 raise EngineError(f"The engine at {self.url} serves no model.")
-            self.model = self.model if self.model in names else str(names[0])
-        return self.model
+            model = str(model) if model in names else str(names[0])
+            self.model = model
+        return model
 
     async def write(self, prompt: Tensor, samplings: Sequence[Sampling]) -> AsyncIterator[Piece | End]:
         """The answers to an embedded prompt, as they come.

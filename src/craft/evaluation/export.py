@@ -1,13 +1,14 @@
 """Results in the formats of other tools: model-index in a Hugging Face model card, and lmms-eval's JSON."""
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
+from math import isnan
 from pathlib import Path
 from typing import Any
 
 from craft.core.errors import CheckpointError
 from craft.core.files import PathLike, atomic_write_text
-from craft.evaluation.report import Report, merge
+from craft.evaluation.metrics import Group, images_of, standard_error
+from craft.evaluation.report import Report, caveats_of, merge
 
 _METRICS = {
     "accuracy": ("exact_match", "exact match"),
@@ -15,6 +16,9 @@ _METRICS = {
     "unseen": ("exact_match", "exact match, unseen classes"),
     "lenient": ("accuracy", "right option by letter or text"),
 }
+
+
+_METADATA = ("seed", "held_out", "keep_ratio", "encoder", "caveats")
 
 
 def add_to_card(readme: PathLike, reports: Sequence[Report]) -> None:
@@ -42,6 +46,7 @@ def add_to_card(readme: PathLike, reports: Sequence[Report]) -> None:
     arguments = {
         name: settings.get(name) for name in ("backbone", "protocol", "keep_ratio", "max_new_tokens", "limit")
     }
+    arguments["caveats"] = "; ".join(caveats_of(reports)) or None
     results = [
         EvalResult(
             task_type="visual-question-answering",
@@ -73,11 +78,15 @@ def to_lmms(reports: Mapping[str, Report]) -> dict[str, Any]:
     """
     results, configs, counts = {}, {}, {}
     for name, report in reports.items():
-        count, settings = len(report.samples), report.settings
+        count, settings, images = len(report.samples), report.settings, images_of(report.samples)
         row: dict[str, Any] = {"alias": name}
-        for metric, share in (("exact_match", report.accuracy), ("lenient_match", report.lenient)):
+        for metric, mark, share in (
+            ("exact_match", "strict", report.accuracy),
+            ("lenient_match", "lenient", report.lenient),
+        ):
             row[f"{metric},none"] = share
-            row[f"{metric}_stderr,none"] = sqrt(share * (1 - share) / (count - 1)) if count > 1 else "N/A"
+            error = standard_error(Group([sample[mark] for sample in report.samples], images))
+            row[f"{metric}_stderr,none"] = "N/A" if isnan(error) else error
         results[name] = row
         configs[name] = {
             "task": name,
@@ -85,7 +94,7 @@ def to_lmms(reports: Mapping[str, Report]) -> dict[str, Any]:
             "output_type": "multiple_choice" if settings.get("protocol") == "options" else "generate_until",
             "num_fewshot": 0,
             "generation_kwargs": {"max_new_tokens": settings.get("max_new_tokens"), "do_sample": False},
-            "metadata": {key: settings.get(key) for key in ("seed", "held_out", "keep_ratio", "encoder")},
+            "metadata": {key: settings.get(key) for key in _METADATA if key in settings},
         }
         counts[name] = {"original": count, "effective": count}
     first = next(iter(reports.values()))

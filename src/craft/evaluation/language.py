@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from craft.core.errors import DataError
 from craft.models.backbone import Backbone
+from craft.models.context import context_of
 from craft.models.decoding import generate
 
 TEXTS = (
@@ -72,10 +74,20 @@ def check_language(backbone: Backbone, max_new_tokens: int = 40) -> Language:
 
 @torch.no_grad()
 def perplexity(backbone: Backbone, texts: Sequence[str]) -> float:
-    """exp of the mean cross-entropy over all tokens except each text's first, without a prompt format."""
+    """exp of the mean cross-entropy over all tokens except each text's first, without a prompt format.
+
+    Raises:
+        DataError: a text is longer than the LLM's context.
+    """
+    context = context_of(backbone.llm)
     total, count = 0.0, 0
     for text in texts:
         ids = torch.tensor(backbone.tokenizer(text)["input_ids"], dtype=torch.long)
+        if context is not None and len(ids) > context:
+            raise DataError(
+                f"The text that begins {text[:40]!r} has {len(ids):,} tokens, and the LLM reads {context:,} "
+                "(its context); shorten it, or use an LLM with a longer context."
+            )
         logits = backbone.logits(backbone.splice([[ids]]))[0, :-1].float()
         total += float(F.cross_entropy(logits, ids[1:].to(logits.device), reduction="sum"))
         count += len(ids) - 1

@@ -2,16 +2,16 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from craft.core.errors import DataError
-from craft.core.files import atomic_write_text
+from craft.core.errors import CraftError, DataError
+from craft.core.files import atomic_write_text, read_json
 from craft.core.store import json_lines
-from craft.evaluation.matching import answered_by_letter, option_named
-from craft.evaluation.metrics import bootstrap_interval, mean, spread
+from craft.evaluation.matching import answered_by_letter, option_named, remarked
+from craft.evaluation.metrics import Group, images_of, interval, mean, spread
 
 FIGURES = (
     "accuracy",
@@ -39,7 +39,7 @@ class Report:
         seen, unseen: the same over classes kept in, or held out of, training; None without such samples.
         lenient, lenient_seen, lenient_unseen: share of replies that name the correct option.
         unparseable: share of replies that name none or several of the options.
-        interval: 95 % bootstrap interval of `accuracy`.
+        interval: 95 % interval of `accuracy`; see `craft.evaluation.metrics.interval`.
         chance: accuracy of choosing an option at random; None for open questions.
         samples: one row per sample: id, image_hash, prompt, answer, prediction, strict, lenient, unparseable,
             seen, label, correct and choices; with scored options also scored, agrees and scores.
@@ -69,7 +69,13 @@ class Report:
 
     @classmethod
     def of(cls, samples: list[dict[str, Any]], settings: dict[str, Any] | None = None) -> "Report":
-        """The report on a list of per-sample results."""
+        """The report on a list of per-sample results.
+
+        Raises:
+            DataError: the list is empty; no accuracy would be true.
+        """
+        if not samples:
+            raise DataError("There are no answers to mark: no question was asked.")
 
         def share(
             name: str, seen: bool | None = None, among: Sequence[dict[str, Any]] = samples
@@ -86,7 +92,7 @@ class Report:
             lenient_seen=share("lenient", True),
             lenient_unseen=share("lenient", False),
             unparseable=share("unparseable") or 0.0,
-            interval=bootstrap_interval([row["strict"] for row in samples]),
+            interval=interval([Group([row["strict"] for row in samples], images_of(samples))]),
             chance=mean([1 / count for count in options]) if options and all(options) else None,
             samples=samples,
             settings=dict(settings or {}),
@@ -114,7 +120,8 @@ class Report:
 
 
 def read_samples(path: str | Path) -> list[dict[str, Any]]:
-    """The per-sample list that `Report.save_samples` wrote.
+    """The per-sample list that `Report.save_samples` wrote. Stored replies are marked by the rules of now, so
+    that answers of an earlier version can be compared and resumed.
 
     Raises:
         DataError: the file is missing, or one of its lines (which the message names) is not a sample.
@@ -134,7 +141,7 @@ def read_samples(path: str | Path) -> list[dict[str, Any]]:
             ) from error
         if not isinstance(row, dict) or not {"id", "prompt", "answer", "prediction", "strict"} <= row.keys():
             raise DataError(f"{path}, line {number}: not an answer of `craft eval --out`.")
-        rows.append(row)
+        rows.append(remarked(row))
     return rows
 
 
@@ -160,6 +167,69 @@ def samples_in(path: str | Path) -> dict[str, list[dict[str, Any]]]:
     return answers
 
 
+def caveats_of(reports: Iterable[Report]) -> list[str]:
+    """What must be said of the data of reports ("partial: 6 of 10 classes"), each sentence once."""
+    return list(dict.fromkeys(caveat for report in reports for caveat in report.settings.get("caveats", ())))
+
+
+def caveats_in(path: str | Path) -> list[str]:
+    """The caveats in the report.json files of a folder of `craft eval --out`, or next to a file in it."""
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    caveats: dict[str, None] = {}
+    for file in sorted(folder.glob("report.json")) or sorted(folder.glob("*/report.json")):
+        record = read_json(file)
+        for report in record.get("reports") or () if isinstance(record, dict) else ():
+            caveats |= dict.fromkeys((report.get("settings") or {}).get("caveats") or ())
+    return list(caveats)
+
+
+def settings_in(path: str | Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """The settings of the answers that `samples_in` reads, by data set and seed. Evaluations without a
+    readable `report.json` beside their answers are left out."""
+    path = Path(path)
+    folder = path.parent if path.is_file() else path
+    settings: dict[str, dict[str, dict[str, Any]]] = {}
+    for file in [*folder.glob("report.json")] or sorted(folder.glob("*/report.json")):
+        name = "all" if file.parent == folder else file.parent.name
+        try:
+            of_seeds = [dict(report["settings"]) for report in read_json(file)["reports"]]
+            settings[name] = {str(one["seed"]): one for one in of_seeds}
+        except (CraftError, LookupError, TypeError, ValueError):
+            continue
+    if path.is_file():
+        seed = path.stem.removeprefix("samples-")
+        return {name: {seed: of_seeds[seed]} for name, of_seeds in settings.items() if seed in of_seeds}
+    return settings
+
+
+def chance_of(reports: Sequence[Report]) -> float | None:
+    """The mean accuracy of choosing at random over several reports; None if one has open questions."""
+    chances = [report.chance for report in reports]
+    return mean([chance for chance in chances if chance is not None]) if None not in chances else None
+
+
+def interval_of(
+    reports: Sequence[Report], seen: bool | None = None, mark: str = "strict"
+) -> tuple[float, float] | None:
+    """The 95 % interval of the mean over several reports, one per seed.
+
+    Args:
+        reports: of one data set.
+        seen: only questions about seen, or unseen, classes.
+        mark: the mark that is averaged.
+
+    Returns:
+        None if a report has no such questions.
+    """
+    groups = []
+    for number, report in enumerate(reports):
+        rows = [row for row in report.samples if seen is None or row["seen"] == seen]
+        marks = [row[mark] for row in rows]
+        groups.append(Group(marks, images_of(rows), report.settings.get("seed", number)))
+    ends = interval(groups)
+    return None if ends[0] != ends[0] else ends
+
+
 def merge(reports: Sequence[Report]) -> dict[str, dict[str, float | int] | None]:
     """Mean and spread of each figure over several reports, one per seed.
 
@@ -175,7 +245,8 @@ def class_table(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         samples: rows of `Report.samples`; rows without a label are skipped.
 
     Returns:
-        For each class its label, seen, count, and the shares strict, lenient and unparseable. Source: ours.
+        For each class its label, seen (None if only some of its rows are), count, and the shares strict,
+        lenient and unparseable. Source: ours.
     """
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for row in samples:
@@ -184,7 +255,7 @@ def class_table(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     table = [
         {
             "label": label,
-            "seen": all(row["seen"] for row in members),
+            "seen": members[0]["seen"] if len({row["seen"] for row in members}) == 1 else None,
             "count": len(members),
             **{name: mean([row[name] for row in members]) for name in ("strict", "lenient", "unparseable")},
         }

@@ -8,6 +8,7 @@ from craft.core.progress import say
 from craft.data import LETTERS, Sample
 from craft.evaluation.ask import Replies, ask
 from craft.evaluation.config import EvalConfig, EvalSettings, Protocol
+from craft.evaluation.lengths import announce_long_answers, check_questions
 from craft.evaluation.matching import (
     answered_by_letter,
     lenient,
@@ -49,7 +50,8 @@ def evaluate_lvlm(
         **overrides: any of these settings by name.
 
     Raises:
-        DataError: an image cannot be read, or "options" is asked of a question that has none.
+        DataError: an image cannot be read, "options" is asked of a question that has none, or a question with
+            its answer is longer than the LLM's context.
         ConfigError: a setting is unknown or impossible, or the search does not run here.
         CraftError: `keep_ratio` is out of range, or there is no code prior for it; or the LLM counts
             positions itself, and `keep_positions` is wanted.
@@ -69,6 +71,9 @@ def evaluate_lvlm(
         search = search_for(config.search, codebook)
     if config.search != "exact":
         say(f"search: {search.name} ({search.why})")
+    check_questions(lvlm, samples, keep_ratio=1.0 if config.keep_positions else config.keep_ratio)
+    if progress and config.protocol != "options":
+        announce_long_answers(lvlm, samples, config.max_new_tokens)
     sources = [sample.image for sample in samples]
     images = (cache or CodeCache()).encode(lvlm.visual, sources, config.batch_size, progress, search.name)
     prompts = [sample.prompt() for sample in samples]

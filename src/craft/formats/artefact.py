@@ -14,13 +14,13 @@ from torch import Tensor
 
 from craft.core.errors import CheckpointError, CodebookMismatchError
 from craft.core.files import PathLike, atomic_directory, atomic_write_text, read_json, write_json
-from craft.core.tensors import hash_tensors, load_tensors, save_tensors
+from craft.core.tensors import counts_fault, hash_tensors, load_tensors, save_tensors
 from craft.core.text import flat
 from craft.formats.checks import load_strict, read_manifest
 from craft.formats.names import shipped, shipped_folder
 from craft.formats.visual_folder import read_prior
 from craft.models.lvlm import LVLM
-from craft.models.vision_tower import VisionTower
+from craft.models.vision_tower import VisionTower, check_tower_config
 from craft.models.visual_tokenizer import VisualTokenizer
 
 FORMAT, VERSION = "craft-encoder", 1
@@ -144,10 +144,8 @@ def save_artefact(
         CheckpointError: the prior does not have one count per codeword, or weights are not finite.
     """
     target, book = Path(folder), visual.codebook
-    if prior.shape != (book.size,) or prior.dtype != torch.int64:
-        raise CheckpointError(
-            f"The prior has shape {list(prior.shape)} and dtype {prior.dtype}; it needs int64 [{book.size}]."
-        )
+    if (fault := counts_fault(prior, book.size)) or prior.dtype != torch.int64:
+        raise CheckpointError(f"The code prior {fault or f'has dtype {prior.dtype} instead of int64'}.")
     state = visual.vision_tower.state_dict()
     computed = {"format": FORMAT, "version": VERSION, **describe_tensors(visual, state, target)}
     listed = {key: manifest.get(key) for key in _ENTRIES}
@@ -193,14 +191,7 @@ def read_artefact(folder: Path) -> Artefact:
         CheckpointError: a file is missing or damaged, or the weights are not those of the manifest.
     """
     manifest = read_manifest(folder / "craft.json", FORMAT, VERSION, "an adapted encoder")
-    try:
-        size = int(manifest["codebook"]["size"])
-        str(manifest["codebook"]["fingerprint"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder / 'craft.json'} does not describe a codebook; copy it again."
-        ) from error
-    state = checked_weights(folder, manifest)
+    state, size = checked_weights(folder, manifest), manifest["codebook"]["size"]
     return Artefact(folder, manifest, state, read_prior(folder / "prior.safetensors", size))
 
 
@@ -211,6 +202,7 @@ def checked_weights(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tens
         CheckpointError: the file is missing or damaged, or has other weights.
     """
     path = folder / "model.safetensors"
+    check_tower_config(manifest["vision_tower"], folder / "craft.json")
     tensors = load_tensors(path)
     if hash_tensors(tensors) != manifest["tower"]:
         raise CheckpointError(
@@ -233,6 +225,7 @@ def model_card(manifest: Mapping[str, Any], folder: Path) -> str:
         "source": data.get("source"),
         "licence": licence or "not recorded: check it before you share these weights",
         "fingerprint": data.get("fingerprint"),
+        "caveats": "; ".join(map(str, data.get("caveats") or ())) or None,
         "held-out classes": ", ".join(map(str, manifest.get("held_out") or [])) or "none",
     }
     return f"""---

@@ -1,22 +1,100 @@
 """Manifests and weights of CRAFT's layouts: read, cast, and checked with messages about what does not fit."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from craft.core.errors import CheckpointError
 from craft.core.files import read_json
+from craft.core.records import Record, Size, check_record
 
-_ENTRIES = {
-    "craft-visual": ("vision_tower", "levels", "aspect", "dtype", "fingerprint"),
-    "craft-native": ("visual", "codebook", "prompt", "dtype"),
-    "craft-encoder": ("codebook", "vision_tower", "tower"),
-    "craft-tuned": ("codebook", "vision_tower", "tower", "parts", "base"),
-}
+M = TypeVar("M", bound=nn.Module)
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class _Codebook(Record):
+    fingerprint: str = Field(min_length=1)
+    levels: int = Field(ge=0, le=1000)
+    size: int = Field(ge=0, le=2**31)
+    dim: Size
+
+
+class _Data(Record):
+    """The record of `craft.recipes.questions.describe`, or less in an artefact that other code wrote."""
+
+    name: str | None = None
+    fingerprint: str | None = None
+    seed: int | None = None
+    settings: dict[str, Any] | None = None
+    task: str | None = None
+    domain: str | None = None
+    licence: str | None = None
+    source: str | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> "_Data":
+        if self.settings is not None and None in (self.name, self.fingerprint, self.seed):
+            raise ValueError("settings need name, fingerprint and seed")
+        return self
+
+
+class _Config(Record):
+    surrogate: str | None = None
+
+
+class _Metrics(Record):
+    steps: int | None = None
+    best_validation: float | None = Field(default=None, ge=0, le=1)
+
+
+class _Native(Record):
+    visual: Literal["../visual"]
+    codebook: str
+    prompt: str
+    dtype: str
+    llm: str | None = Field(default=None, min_length=1)
+
+
+class _Visual(Record):
+    vision_tower: dict[str, Any]
+    levels: int = Field(ge=0, le=1000)
+    aspect: str
+    dtype: str
+    fingerprint: str
+
+
+class _Encoder(Record):
+    codebook: _Codebook
+    vision_tower: dict[str, Any]
+    tower: str
+    log_temperature: float | None = Field(default=None, ge=-80, le=80)
+    surrogate: str | None = None
+    base_tower: str | None = None
+    data: _Data | None = None
+    held_out: list[str] | None = None
+    config: _Config | None = None
+    metrics: _Metrics | None = None
+    seed: int | None = None
+    made_with: dict[str, Any] | None = None
+
+
+class _Tuned(_Encoder):
+    parts: list[Literal["vision_tower", "projector", "llm"]] = Field(min_length=1)
+    base: dict[str, str]
+    method: str | None = None
+
+
+_KINDS: dict[str, type[Record]] = {
+    "craft-native": _Native,
+    "craft-visual": _Visual,
+    "craft-encoder": _Encoder,
+    "craft-tuned": _Tuned,
+}
 
 
 def read_manifest(path: Path, kind: str, version: int, what: str) -> dict[str, Any]:
@@ -28,22 +106,30 @@ def read_manifest(path: Path, kind: str, version: int, what: str) -> dict[str, A
         what: what the file describes, for messages, such as "a backbone".
 
     Raises:
-        CheckpointError: the file is missing, is not JSON, has another format or a newer version, or lacks an
-            entry.
+        CheckpointError: the file is missing, is not JSON, has another format or a newer version, or an entry
+            is missing or of another type.
     """
     manifest = read_json(path)
     stated = manifest.get("format") if isinstance(manifest, dict) else None
     if stated != kind:
         raise CheckpointError(f"{path} is not {what}: its format is {stated!r} instead of {kind!r}.")
-    if not isinstance(manifest.get("version"), int) or manifest["version"] > version:
+    if type(manifest.get("version")) is not int or not 1 <= manifest["version"] <= version:
         raise CheckpointError(
             f"{path} has format version {manifest.get('version')!r}, and this CRAFT reads up to "
             f"{version}; update CRAFT."
         )
-    missing = [key for key in _ENTRIES[kind] if key not in manifest]
-    if missing:
-        raise CheckpointError(f"{path} lacks {', '.join(missing)}; copy the folder again.")
-    return manifest
+    return check_record(_KINDS[kind], manifest, path)
+
+
+def format_of(path: Path) -> str | None:
+    """The `format` that a JSON file states; None if there is no file, or it states none.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    content = read_json(path) if path.is_file() else None
+    stated = content.get("format") if isinstance(content, dict) else None
+    return stated if isinstance(stated, str) else None
 
 
 def stored_dtype(module: nn.Module, default: str = "bfloat16") -> str:
@@ -72,27 +158,50 @@ def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
+def build_with(make: Callable[[], M], state: Mapping[str, Tensor], where: Path) -> M:
+    """A new module with the weights `state`.
+
+    Names and shapes are compared before memory is allocated, because the sizes in a config may be anything.
+
+    Args:
+        make: builds the module from its config.
+
+    Raises:
+        CheckpointError: as `load_strict`, or as `make`.
+    """
+    with torch.device("meta"):
+        _check_state(make().state_dict(), state, where)
+    module = make()
+    load_strict(module, state, where)
+    return module
+
+
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], where: Path) -> None:
     """Copy `state` into `module`. Names and shapes must agree; the module's dtypes and device stay.
 
     Raises:
-        CheckpointError: a tensor is missing, unknown or of another shape; the message names `where`.
+        CheckpointError: a tensor is missing, unknown or of another shape, or has integers instead of
+            floating-point numbers; the message names `where`.
     """
-    expected = module.state_dict()
+    _check_state(module.state_dict(), state, where)
+    module.load_state_dict(dict(state))
+
+
+def _check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], where: Path) -> None:
     wrong = [f"{name} is missing" for name in expected if name not in state]
     wrong += [f"{name} is not known" for name in state if name not in expected]
-    wrong += [
-        f"{name} has shape {list(state[name].shape)} instead of {list(expected[name].shape)}"
-        for name in expected
-        if name in state and state[name].shape != expected[name].shape
-    ]
+    for name in [name for name in expected if name in state]:
+        tensor, wanted = state[name], expected[name]
+        if tensor.shape != wanted.shape:
+            wrong.append(f"{name} has shape {list(tensor.shape)} instead of {list(wanted.shape)}")
+        elif tensor.is_floating_point() != wanted.is_floating_point():
+            wrong.append(f"{name} has dtype {tensor.dtype} instead of {wanted.dtype}")
     if wrong:
         shown = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         raise CheckpointError(
             f"{where} does not fit its config ({shown}); it is damaged or from another model: "
             "copy the whole folder again."
         )
-    module.load_state_dict(dict(state))
 
 
 @torch.no_grad()

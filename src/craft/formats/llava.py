@@ -5,15 +5,17 @@ folder. The parts become CRAFT's modules, so training and evaluation work as on 
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from craft.core.device import resolve_device, resolve_dtype
 from craft.core.errors import CheckpointError
 from craft.core.files import read_json
-from craft.formats.llm_source import in_dtype, load_tokenizer, quiet, reason_of
+from craft.core.records import Record, check_record
+from craft.formats.llm_source import check_config, check_weights, in_dtype, load_tokenizer, quiet, reason_of
 from craft.formats.weight_folder import WeightFolder
 from craft.models.backbone import Backbone
 from craft.models.images import BARS
@@ -24,6 +26,15 @@ from craft.models.visual_tokenizer import VisualTokenizer
 from craft.quantize import Continuous, tower_fingerprint
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class _Images(Record):
+    image_mean: list[float] | None = Field(default=None, min_length=3, max_length=3)
+    image_std: list[Annotated[float, Field(gt=0)]] | None = Field(default=None, min_length=3, max_length=3)
+
+
+class _Template(Record):
+    chat_template: str | None = None
 
 
 def is_llava(folder: Path) -> bool:
@@ -51,8 +62,10 @@ def load_llava(
     """
     root, target = Path(folder), resolve_device(device)
     precision = resolve_dtype(dtype, target)
-    WeightFolder(root)
+    weights = WeightFolder(root)
+    check_config(root)
     llava = _read(root)
+    check_weights(llava, weights)
     config, whole = llava.config, llava.model
     tower = _tower(root, config, whole.vision_tower)
     codebook = Continuous(tower.dim, tower_fingerprint(tower.state_dict()))
@@ -75,7 +88,12 @@ def _read(root: Path) -> Any:
     try:
         with quiet():
             loaded: Any = LlavaForConditionalGeneration.from_pretrained(
-                root, dtype="auto", local_files_only=True, use_safetensors=True, output_loading_info=True
+                root,
+                dtype="auto",
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
             )
         llava, report = loaded
     except Exception as error:
@@ -104,7 +122,10 @@ def _tower(root: Path, config: Any, vision: PreTrainedModel) -> LlavaTower:
             f"does not give one token per patch of a {kind}; use a checkpoint with {expected!r}."
         )
     mean, std, _ = _images(root, class_token)
-    depth = layer if layer >= 0 else config.vision_config.num_hidden_layers + 1 + layer
+    layers = config.vision_config.num_hidden_layers
+    depth = layer if layer >= 0 else layers + 1 + layer
+    if not 0 < depth <= layers:
+        raise CheckpointError(f"{root}: vision_feature_layer is {layer}, and the tower has {layers} layers.")
     model = config.vision_config.to_diff_dict()
     del model["transformers_version"]  # does not affect the tower
     return LlavaTower({"model": model, "depth": depth, "mean": mean, "std": std}, vision)
@@ -115,8 +136,9 @@ def _images(root: Path, clip: bool) -> tuple[list[float], list[float], str]:
     settings: dict[str, Any] = {}
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (root / name).is_file():
-            content = read_json(root / name)
-            settings = content.get("image_processor", content) or settings
+            content = check_record(Record, read_json(root / name), root / name)
+            nested = content.get("image_processor", content) or settings
+            settings = check_record(_Images, nested, root / name)
             if "image_mean" in settings:
                 break
     mean = settings.get("image_mean", CLIP_MEAN if clip else OURS)
@@ -159,7 +181,7 @@ def _llm(llava: Any) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        llm = AutoModelForCausalLM.from_config(llava.config.text_config)
+        llm = AutoModelForCausalLM.from_config(llava.config.text_config, trust_remote_code=False)
     setattr(llm, llm.base_model_prefix, llava.model.language_model)
     llm.set_output_embeddings(llava.lm_head)
     llm.generation_config = llava.generation_config
@@ -170,5 +192,5 @@ def _tokenizer(root: Path) -> PreTrainedTokenizerBase:
     tokenizer = load_tokenizer(root)
     legacy = root / "chat_template.json"
     if getattr(tokenizer, "chat_template", None) is None and legacy.is_file():
-        tokenizer.chat_template = read_json(legacy).get("chat_template")
+        tokenizer.chat_template = check_record(_Template, read_json(legacy), legacy).get("chat_template")
     return tokenizer

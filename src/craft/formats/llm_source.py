@@ -27,7 +27,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from craft.core.errors import CheckpointError, ConfigError, CraftError
 from craft.core.files import atomic_directory, read_json, sha256_file, user_path
 from craft.core.progress import say
-from craft.core.tensors import load_tensors
+from craft.core.records import Layers, Record, check_record
+from craft.core.tensors import check_finite_weights, load_tensors
+from craft.core.text import flat, one_line
 from craft.formats.checks import add_factors
 from craft.formats.names import hub_folder, is_hub_id, shipped, shipped_folder
 from craft.formats.weight_folder import WeightFolder
@@ -36,6 +38,21 @@ from craft.models.llm_bits import keep_packing, packing
 
 LoadedLLM: TypeAlias = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 _FAST = {None, "TokenizersBackend", "PreTrainedTokenizerFast"}  # classes that add nothing to tokenizer.json
+
+
+class _Tokenizer(Record):
+    tokenizer_class: str | None = None
+    model_max_length: int | float | None = None
+
+
+class _Config(Record):
+    num_hidden_layers: Layers | None = None
+    n_layer: Layers | None = None
+    n_layers: Layers | None = None
+
+
+class _Generation(Record):
+    eos_token_id: int | list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,12 +82,13 @@ PACKAGED = {
 """Packaged LLMs by name. CRAFT uses neither the code nor the dependencies of their packages."""
 
 
-def find_llm(name: str | Path) -> Path:
+def find_llm(name: str | Path, download: bool = True) -> Path:
     """The folder or GGUF file of an LLM.
 
     Args:
         name: a folder with a transformers LLM, a `.gguf` file, a backbone in the native layout (its `llm/`),
             a shipped backbone, a key of `PACKAGED`, or a hub id.
+        download: as for `hub_folder`.
 
     Raises:
         CraftError: there is no such LLM, the hub cannot be reached, or the package is not installed; the
@@ -92,7 +110,7 @@ def find_llm(name: str | Path) -> Path:
             f"{path} holds no LLM: neither the folder nor its llm/ has a config.json; give an LLM's folder."
         )
     if is_hub_id(text):
-        return hub_folder(text)
+        return hub_folder(text, download)
     raise CheckpointError(
         f"There is no LLM {text!r}: no folder or .gguf file has that path. Names: "
         f"{', '.join([*PACKAGED, *shipped()])}; or give a hub id, as Qwen/Qwen2-0.5B."
@@ -118,17 +136,17 @@ def _packaged(name: str) -> Path:
     return path
 
 
-def open_llm(name: str | Path, dtype: torch.dtype) -> LoadedLLM:
+def open_llm(name: str | Path, dtype: torch.dtype, download: bool = True) -> LoadedLLM:
     """A causal LM and its text tokenizer.
 
     Args:
-        name: as for `find_llm`.
+        name, download: as for `find_llm`.
         dtype: of the weights.
 
     Raises:
         CraftError: as `find_llm`; files are missing or damaged; or GGUF is wanted and `gguf` not installed.
     """
-    path = find_llm(name)
+    path = find_llm(name, download)
     if path.is_file():
         packaged = PACKAGED.get(str(name))
         return _load_gguf(path, dtype) if packaged is None else _unpacked(path, packaged, dtype)
@@ -161,17 +179,20 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> LoadedLLM:
     if find_spec("gguf") is None:
         raise ConfigError(f'{path.name} is a GGUF file: pip install "craft-vlm[gguf]" to read it.')
     say(f"reading {path.name}")
+    check_config(path.parent, needed=False)
     try:
         with quiet(), redirect_stderr(io.StringIO()):  # nothing else switches off this progress bar
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            source = {"gguf_file": path.name, "local_files_only": True}
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, **source, trust_remote_code=False)
             llm: Any = AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, dtype=dtype, **plain
+                path.parent, dtype=dtype, **source, **plain, trust_remote_code=False, use_safetensors=True
             )
     except Exception as error:  # the libraries raise any exception
         raise CheckpointError(
-            f"{path} cannot be read as a GGUF file ({' '.join(str(error).split())[:200]}); download it "
+            f"{path} cannot be read as a GGUF file ({reason_of(error)}); download it "
             "again, or give an LLM's folder."
         ) from error
+    check_finite_weights(dict(llm.named_parameters()), {}, path)
     llm.hf_quantizer = None  # the weights are unpacked, so they can be saved
     if hasattr(llm.config, "quantization_config"):
         del llm.config.quantization_config
@@ -204,7 +225,7 @@ def load_borrowed(
     """
     path = folder / "lora" / "model.safetensors"
     borrowed = Borrowed(name, load_tensors(path) if path.is_file() else {})
-    llm, tokenizer = open_llm(name, torch.float32)
+    llm, tokenizer = open_llm(name, torch.float32, download=False)  # the name is from a manifest
     add_factors(llm, borrowed.lora, path)
     return in_dtype(llm, dtype), tokenizer, borrowed
 
@@ -232,8 +253,8 @@ def read_llm(
     """
     from transformers import AutoModelForCausalLM
 
-    WeightFolder(folder)
-    read_json(folder / "config.json")
+    weights = WeightFolder(folder)
+    check_config(folder)
     packed = {} if bits is None else {"quantization_config": packing(bits, dtype)}
     placement = {} if device is None else {"device_map": {"": device}}
     try:
@@ -242,6 +263,7 @@ def read_llm(
                 folder,
                 dtype=dtype,
                 local_files_only=True,
+                trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
                 **packed,
@@ -256,8 +278,51 @@ def read_llm(
             f"{folder} lacks {len(missing)} of the LLM's tensors, among them {missing[0]}; the checkpoint is "
             "incomplete."
         )
+    check_weights(llm, weights)
     keep_packing(llm)
     return llm.eval()
+
+
+def check_config(folder: Path, needed: bool = True) -> dict[str, Any]:
+    """The config.json of a folder for transformers, which must not make transformers load anything else.
+
+    A PEFT adapter would make it load the model that the adapter names; an attention implementation with a
+    "/" is code on the hub.
+
+    Raises:
+        CheckpointError: the file is missing (and `needed`) or damaged, or would do that.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{folder} holds a LoRA adapter of PEFT (adapter_config.json), which names another model. "
+            "Merge it into that model (merge_and_unload, then save_pretrained), and give the merged folder."
+        )
+    path = folder / "config.json"
+    config = check_record(_Config, read_json(path) if needed or path.is_file() else {}, path)
+    if (generation := folder / "generation_config.json").is_file():
+        check_record(_Generation, read_json(generation), generation)
+    for name, value in flat(config).items():
+        if name.endswith(("attn_implementation", "attn_implementation_internal")) and "/" in str(value):
+            raise CheckpointError(
+                f"{path} names the attention {value!r}, which is code on the hub, and CRAFT runs no code of "
+                f"a model; remove {name} from it."
+            )
+    return config
+
+
+def check_weights(model: nn.Module, weights: WeightFolder) -> None:
+    """Refuse weights that transformers reads without a word: NaN, infinity, integers cast to floats.
+
+    Raises:
+        CheckpointError: there are such weights; tensor and file are named.
+    """
+    floats = {name: value for name, value in model.named_parameters() if value.is_floating_point()}
+    if cast_ones := sorted(floats.keys() & weights.integers):
+        raise CheckpointError(
+            f"{weights.where[cast_ones[0]]}: tensor {cast_ones[0]} has integers instead of floating-point "
+            "numbers; the file is damaged or quantised in a way that CRAFT does not read."
+        )
+    check_finite_weights(floats, weights.where, weights.folder)
 
 
 def in_dtype(llm: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -278,14 +343,15 @@ def load_tokenizer(folder: Path, literal: bool = True) -> PreTrainedTokenizerBas
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     kind: Any = AutoTokenizer
+    path = folder / "tokenizer_config.json"
+    settings = check_record(_Tokenizer, read_json(path) if literal or path.is_file() else {}, path)
     if literal:
-        settings = read_json(folder / "tokenizer_config.json")
         complete = settings.get("tokenizer_class") in _FAST and (folder / "tokenizer.json").is_file()
         if not {"tokenizer_class", "eos_token"} & settings.keys():  # GPT-2: only the class has the end token
             complete = complete and (folder / "special_tokens_map.json").is_file()
         kind = PreTrainedTokenizerFast if complete else AutoTokenizer
     try:
-        return kind.from_pretrained(folder, local_files_only=True)
+        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the libraries raise any exception
         raise CheckpointError(
             f"The text tokenizer in {folder} cannot be loaded: {reason_of(error)}"
@@ -308,4 +374,9 @@ def quiet() -> Iterator[None]:
 
 def reason_of(error: Exception) -> str:
     """An error of a library in one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    if "trust_remote_code" in str(error):
+        return (
+            "it needs Python code that comes with the model (auto_map), and CRAFT runs no code of a model; "
+            "use a model whose architecture transformers has, or convert it to one"
+        )
+    return one_line(error, 300) or type(error).__name__

@@ -11,6 +11,7 @@ from craft.core.errors import CheckpointError, ConfigError
 from craft.core.files import PathLike, read_json, user_path
 from craft.formats import artefact, tuned
 from craft.formats.artefact import Artefact
+from craft.formats.checks import format_of
 from craft.formats.names import hub_folder, is_hub_id, shipped, shipped_folder
 from craft.models.llm_bits import check_bits
 from craft.models.lvlm import LVLM
@@ -88,7 +89,7 @@ def load_visual_tokenizer(
     if not path.is_dir() and is_hub_id(name):
         path = hub_folder(name)
     for folder in (path, path / "visual", path.parent / "visual"):
-        if _config_of(folder).get("format") == VISUAL_FORMAT:
+        if format_of(folder / "config.json") == VISUAL_FORMAT:
             return load_visual(folder, target, dtype or "auto")
     if path.is_dir() and is_vila_u(path):
         return load_vila_u_visual(path, target, dtype)
@@ -103,12 +104,11 @@ def _load_folder(
 ) -> LVLM:
     """Load a folder in whatever layout it has."""
     from craft.formats.llava import is_llava, load_llava
-    from craft.formats.native import NATIVE_FORMAT, load_native
+    from craft.formats.native import load_native
     from craft.formats.vila_u import is_vila_u, load_vila_u
 
     if (folder / "craft.json").is_file():
-        kind = read_json(folder / "craft.json").get("format")
-        if kind == NATIVE_FORMAT:
+        if format_of(folder / "craft.json") not in (artefact.FORMAT, tuned.FORMAT):
             return load_native(folder, device, dtype, llm_bits)
         raise CheckpointError(
             f"{folder} is an adapted encoder, which needs a backbone: "
@@ -157,8 +157,7 @@ def load_artefact(path: PathLike) -> Artefact:
             weights are not those of the manifest.
     """
     folder = find_artefact(path)
-    manifest = read_json(folder / "craft.json")
-    if isinstance(manifest, dict) and manifest.get("format") == tuned.FORMAT:
+    if format_of(folder / "craft.json") == tuned.FORMAT:
         return tuned.read_tuned(folder)
     return artefact.read_artefact(folder)
 

@@ -2,8 +2,10 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from craft.core.errors import CraftError
+from craft.core.text import one_line
 
 _SHIPPED = Path(__file__).parents[1] / "shipped"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -27,11 +29,14 @@ def is_hub_id(name: str) -> bool:
     return bool(_HUB_ID.fullmatch(name)) and first not in families and not Path(first).exists()
 
 
-def hub_folder(name: str) -> Path:
+def hub_folder(name: str, download: bool = True) -> Path:
     """The local copy of a hub id; for `org/name/backbone`, of one backbone and the visual tokenizer.
 
+    Args:
+        download: get it from the hub; otherwise only a copy in the cache counts.
+
     Raises:
-        CraftError: the hub cannot be reached, or does not have it.
+        CraftError: the hub cannot be reached, or does not have it; or it is not in the cache.
     """
     from huggingface_hub import snapshot_download
 
@@ -40,9 +45,15 @@ def hub_folder(name: str) -> Path:
         [f"{part}/{kind}" for part in (*inner, "visual") for kind in _FILES] if inner else [*_FILES]
     )
     try:
-        root = Path(snapshot_download(f"{org}/{repository}", allow_patterns=patterns))
+        cached: dict[str, Any] = {} if download else {"local_files_only": True}
+        root = Path(snapshot_download(f"{org}/{repository}", allow_patterns=patterns, **cached))
     except Exception as error:  # network, authentication, unknown name: the remedy is the same
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
+        if not download:
+            raise CraftError(
+                f"A file names the model {name!r}, which is not on this machine, and CRAFT downloads only "
+                f"what you name yourself. If you trust it: hf download {org}/{repository}"
+            ) from error
         raise CraftError(
             f"{name!r} is neither a shipped model nor a folder, and it could not be downloaded from the hub "
             f"({type(error).__name__}: {reason}). Check the name and the connection, or download the model "

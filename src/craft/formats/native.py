@@ -11,6 +11,7 @@ Weights keep their dtype on disk (bfloat16 for a new model) through any number o
 codebook is never rounded: it is saved in that dtype only if no value changes, else in float32.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,8 +21,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from craft.core.device import resolve_device, resolve_dtype
 from craft.core.errors import CheckpointError, CodebookMismatchError, ConfigError
 from craft.core.files import PathLike, atomic_directory, read_json, write_json
+from craft.core.records import check_record
 from craft.core.tensors import hash_tensors, load_tensors, save_tensors
-from craft.formats.checks import cast, dtype_named, load_strict, read_manifest, stored_dtype, under
+from craft.formats.checks import build_with, cast, dtype_named, read_manifest, stored_dtype, under
 from craft.formats.llm_source import load_borrowed, load_tokenizer, quiet, read_llm
 from craft.formats.visual_folder import (
     VISUAL_FORMAT,
@@ -35,7 +37,7 @@ from craft.formats.visual_folder import (
 from craft.models.backbone import Backbone
 from craft.models.llm_bits import refuse_packed
 from craft.models.lvlm import LVLM
-from craft.models.projector import Projector
+from craft.models.projector import Projector, ProjectorConfig
 from craft.models.prompts import FORMATS
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.quantize.continuous import TOWER
@@ -207,10 +209,9 @@ def _save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _load_projector(folder: Path) -> Projector:
-    projector = Projector(read_json(folder / "config.json"))
-    path = folder / "model.safetensors"
-    load_strict(projector, cast(load_tensors(path), torch.float32), path)
-    return projector
+    path, file = folder / "model.safetensors", folder / "config.json"
+    make = partial(Projector, check_record(ProjectorConfig, read_json(file), file))
+    return build_with(make, cast(load_tensors(path), torch.float32), path)
 
 
 def _backbone_card(target: Path, backbone: Backbone) -> str:

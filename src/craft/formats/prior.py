@@ -6,9 +6,10 @@ from pathlib import Path
 from torch import Tensor
 
 from craft.core.errors import CheckpointError, CodebookMismatchError
-from craft.core.files import PathLike, read_json, user_path
-from craft.core.tensors import save_tensors
+from craft.core.files import PathLike, user_path
+from craft.core.tensors import counts_fault, save_tensors
 from craft.formats.artefact import FORMAT
+from craft.formats.checks import format_of, read_manifest
 from craft.formats.visual_folder import VISUAL_FORMAT, read_prior
 from craft.quantize import ResidualCodebook
 
@@ -27,11 +28,8 @@ def save_prior(
         CheckpointError: `counts` does not have one count per codeword.
         ConfigError: the file cannot be written.
     """
-    if counts.shape != (codebook.size,):
-        raise CheckpointError(
-            f"A prior of shape {list(counts.shape)} does not fit {codebook.size} codewords; give one count "
-            "per codeword."
-        )
+    if fault := counts_fault(counts, codebook.size):
+        raise CheckpointError(f"The code prior {fault}; give one count per codeword.")
     save_tensors(path, {"counts": counts}, {**(about or {}), "codebook": codebook.fingerprint})
     return Path(path)
 
@@ -81,9 +79,9 @@ def _codebook_of(path: Path) -> str | None:
         fingerprint = (file.metadata() or {}).get("codebook")
     if fingerprint is not None:
         return fingerprint
-    for name, kind in {"craft.json": FORMAT, "config.json": VISUAL_FORMAT}.items():
-        neighbour = path.with_name(name)
-        manifest = read_json(neighbour) if neighbour.is_file() else None
-        if isinstance(manifest, dict) and manifest.get("format") == kind:
-            return manifest.get("codebook", manifest)["fingerprint"]
+    encoder, tokenizer = path.with_name("craft.json"), path.with_name("config.json")
+    if format_of(encoder) == FORMAT:
+        return read_manifest(encoder, FORMAT, 1, "an adapted encoder")["codebook"]["fingerprint"]
+    if format_of(tokenizer) == VISUAL_FORMAT:
+        return read_manifest(tokenizer, VISUAL_FORMAT, 1, "a visual tokenizer")["fingerprint"]
     return None

@@ -156,12 +156,13 @@ def read_tuned(folder: Path) -> Tuned:
 
 def _card(manifest: Mapping[str, Any], folder: Path) -> str:
     method, model = manifest.get("method"), manifest.get("surrogate")
-    data = (manifest.get("data") or {}).get("name") or "a new domain"
+    record = manifest.get("data") or {}
+    data, caveats = record.get("name") or "a new domain", "; ".join(record.get("caveats") or ())
     run = folder.parent.name if folder.name == "tuned" else folder.name
     return (
         "---\nlibrary_name: craft-vlm\ntags: [vision-language, domain-adaptation]\n---\n"
         f"# {model}, tuned to {data} by {method}\n\n"
         f"The tuned {' and '.join(manifest['parts'])} of {model}: a baseline that CRAFT is compared with. "
-        "It fits that model only.\n\n"
+        f"It fits that model only.{f' Data: {caveats}.' if caveats else ''}\n\n"
         f'```python\nimport craft\n\nlvlm = craft.recipes.baseline.load_tuned("{run}")\n```\n'
     )

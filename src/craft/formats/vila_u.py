@@ -7,26 +7,27 @@ same.
 
 import math
 import re
-import shutil
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, cast
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from craft.core.device import resolve_device, resolve_dtype
 from craft.core.errors import CheckpointError, CodebookMismatchError
-from craft.core.files import atomic_directory, read_json
+from craft.core.files import atomic_directory, member, read_json
+from craft.core.records import Layers, Record, Size, check_record
 from craft.formats.artefact import Artefact
 from craft.formats.llm_source import load_tokenizer, read_llm
 from craft.formats.visual_folder import siglip_text_encoder
-from craft.formats.weight_folder import WeightFolder
+from craft.formats.weight_folder import WeightFolder, copy_folder
 from craft.models.backbone import Backbone
 from craft.models.llm_bits import refuse_packed
 from craft.models.lvlm import LVLM
 from craft.models.projector import Projector
 from craft.models.text_encoder import TextEncoder
-from craft.models.vision_tower import SiglipTower, VisionTower
+from craft.models.vision_tower import SiglipTower, VisionTower, build_tower
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.quantize import ResidualCodebook
 
@@ -49,6 +50,34 @@ TEXT_DEFAULTS = {**_LAYERS, "vocab_size": 32000, "max_position_embeddings": 64}
 HEADS = {1152: 16}
 # and only at 384 px its patches do not fill the image: 27 patches of 14 px per side leave 6 px
 SIDES = {(27, 14): 384}
+Codewords = Annotated[int, Field(ge=1, le=2**24)]
+
+
+class _Quantizer(Record):
+    code_shape: list[Layers] = Field(min_length=1)
+    n_embed: Codewords | list[Codewords]
+    shared_codebook: bool | None = None
+    pretrained_model: str | None = None
+
+    @model_validator(mode="after")
+    def _one_size_per_level(self) -> "_Quantizer":
+        if isinstance(self.n_embed, list) and len(self.n_embed) != self.code_shape[-1]:
+            raise ValueError("n_embed needs one number per level, as many as the last one in code_shape")
+        return self
+
+
+class _TowerFolder(Record):
+    rqvaesiglip: _Quantizer
+
+
+class _ProjectorFolder(Record):
+    mm_projector_type: str
+
+
+class _SiglipPart(Record):
+    """What CRAFT takes from SigLIP's own config; sizes are compared with the weights."""
+
+    image_size: Size | None = None
 
 
 def is_vila_u(folder: Path) -> bool:
@@ -121,7 +150,8 @@ def load_vila_u_visual(
 def _aspect(root: Path) -> str:
     if not root.is_dir():
         raise CheckpointError(f"Folder {root} does not exist; check the path.")
-    aspect = read_json(root / "config.json").get("image_aspect_ratio") or "resize"
+    config = check_record(Record, read_json(root / "config.json"), root / "config.json")
+    aspect = config.get("image_aspect_ratio") or "resize"
     if aspect not in ("resize", "pad"):
         raise CheckpointError(
             f"{root / 'config.json'}: image_aspect_ratio {aspect!r} is not 'resize' or 'pad'."
@@ -132,7 +162,8 @@ def _aspect(root: Path) -> str:
 def _load_visual(root: Path, aspect: str) -> VisualTokenizer:
     weights = WeightFolder(root / "vision_tower")
     config = _tower_config(root)
-    tower = SiglipTower(siglip_vision_config(weights, VISION, root, config.get("pretrained_model")))
+    made = build_tower(siglip_vision_config(weights, VISION, root, config.get("pretrained_model")))
+    tower = cast(SiglipTower, made)
     state = {
         name: weights.tensor(key) for name in tower.state_dict() if (key := _file_name(name)) is not None
     }
@@ -158,7 +189,7 @@ def _load_text_encoder(weights: WeightFolder, root: Path, pretrained_model: str 
     if not state:
         return None
     config = siglip_text_config(weights, TEXT, root, pretrained_model)
-    tokenizer = root / (pretrained_model or "") / "tokenizer.json"
+    tokenizer = (_named_folder(root, pretrained_model) if pretrained_model else root) / "tokenizer.json"
     return siglip_text_encoder(
         state, config, tokenizer if tokenizer.is_file() else None, where=weights.folder
     )
@@ -166,14 +197,7 @@ def _load_text_encoder(weights: WeightFolder, root: Path, pretrained_model: str 
 
 def _tower_config(root: Path) -> dict[str, Any]:
     file = root / "vision_tower" / "config.json"
-    config = read_json(file)
-    inner = config.get("rqvaesiglip") if isinstance(config, dict) else None
-    if not isinstance(inner, dict) or "code_shape" not in inner or "n_embed" not in inner:
-        raise CheckpointError(
-            f"{file} does not describe a VILA-U vision tower: rqvaesiglip.code_shape and "
-            "rqvaesiglip.n_embed are missing; copy the original config."
-        )
-    return inner
+    return check_record(_TowerFolder, read_json(file), file, "copy the original config")["rqvaesiglip"]
 
 
 def _file_name(name: str) -> str | None:
@@ -218,8 +242,9 @@ def read_codebook(vision_tower: Path) -> ResidualCodebook:
 
 
 def _load_projector(folder: Path) -> Projector:
-    weights, config = WeightFolder(folder), read_json(folder / "config.json")
-    kind = config.get("mm_projector_type")
+    weights = WeightFolder(folder)
+    config = check_record(_ProjectorFolder, read_json(folder / "config.json"), folder / "config.json")
+    kind = config["mm_projector_type"]
     names = sorted(weights.where)
     matrices = [weights.shapes[name] for name in names if name.endswith("weight")]
     if not matrices or any(len(shape) != 2 for shape in matrices):
@@ -292,11 +317,7 @@ def save_vila_u(lvlm: LVLM, folder: str | Path) -> None:
         "llm": llm,
     }
     with atomic_directory(target) as building:
-        for source in sorted(root.iterdir()):
-            if source.name in parts or source.name == ".git":
-                continue
-            copy = shutil.copytree if source.is_dir() else shutil.copyfile
-            copy(source, building / source.name)
+        copy_folder(root, building, skip=parts)
         for part, weights in parts.items():
             weights.write(building / part, tensors[part])
 
@@ -374,11 +395,11 @@ def siglip_vision_config(
     Raises:
         CheckpointError: tensors are missing, or contradict that config.
     """
-    hidden, _, patch, _ = _shape(weights, prefix + "embeddings.patch_embedding.weight")
-    side = math.isqrt(_shape(weights, prefix + "embeddings.position_embedding.weight")[0])
+    hidden, _, patch, _ = _shape(weights, prefix + "embeddings.patch_embedding.weight", 4)
+    side = math.isqrt(_shape(weights, prefix + "embeddings.position_embedding.weight", 2)[0])
     stored = _config_in_checkpoint(root, pretrained_model, "vision_config")
     image = SIDES.get((side, patch), side * patch)
-    stated = stored[1].get("image_size", image) if stored else image
+    stated = (stored[1].get("image_size") if stored else None) or image
     if stated // patch == side:
         image = stated  # the patch embedding ignores the remaining pixels
     sizes = {"hidden_size": hidden, "patch_size": patch, "image_size": image}
@@ -394,8 +415,8 @@ def siglip_text_config(
     Raises:
         CheckpointError: as `siglip_vision_config`.
     """
-    vocabulary, hidden = _shape(weights, prefix + "embeddings.token_embedding.weight")
-    length = _shape(weights, prefix + "embeddings.position_embedding.weight")[0]
+    vocabulary, hidden = _shape(weights, prefix + "embeddings.token_embedding.weight", 2)
+    length = _shape(weights, prefix + "embeddings.position_embedding.weight", 2)[0]
     sizes = {"hidden_size": hidden, "vocab_size": vocabulary, "max_position_embeddings": length}
     sizes |= _layer_sizes(weights, prefix)
     return _complete(
@@ -432,22 +453,33 @@ def _complete(
 
 def _config_in_checkpoint(root: Path, name: str | None, part: str) -> tuple[Path, dict[str, Any]] | None:
     """The SigLIP config in a folder of the checkpoint, if `pretrained_model` names one."""
-    file = root / name / "config.json" if name else None
+    file = _named_folder(root, name) / "config.json" if name else None
     if file is None or not file.is_file():
         return None
-    return file, read_json(file).get(part, {})
+    config = check_record(Record, read_json(file), file)
+    return file, check_record(_SiglipPart, config.get(part, {}), f"{part} in {file}")
 
 
-def _shape(weights: WeightFolder, name: str) -> tuple[int, ...]:
-    if name not in weights.shapes:
+def _named_folder(root: Path, name: str) -> Path:
+    """The folder in the checkpoint that `pretrained_model` names; it may be absent (a name on the hub)."""
+    return member(
+        root, name, root / "vision_tower" / "config.json: rqvaesiglip.pretrained_model", nested=True
+    )
+
+
+def _shape(weights: WeightFolder, name: str, axes: int) -> tuple[int, ...]:
+    shape = weights.shapes.get(name)
+    if shape is None:
         raise CheckpointError(f"{weights.folder} lacks tensor {name}; the checkpoint is incomplete.")
-    return weights.shapes[name]
+    if len(shape) != axes or 0 in shape:
+        raise CheckpointError(f"{weights.where[name]}: {name} has shape {list(shape)}; copy it again.")
+    return shape
 
 
 def _layer_sizes(weights: WeightFolder, prefix: str) -> dict[str, int]:
     """MLP width and number of layers."""
     start = prefix + "encoder.layers."
-    inner = _shape(weights, start + "0.mlp.fc1.weight")[0]
-    names = [name.removeprefix(start) for name in weights.shapes if name.startswith(start)]
-    depth = max(int(name.split(".")[0]) for name in names) + 1
+    inner = _shape(weights, start + "0.mlp.fc1.weight", 2)[0]
+    names = [name.removeprefix(start).split(".")[0] for name in weights.shapes if name.startswith(start)]
+    depth = max(int(name) for name in names if name.isdecimal()) + 1
     return {"intermediate_size": inner, "num_hidden_layers": depth}

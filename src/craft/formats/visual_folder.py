@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from craft.core.device import resolve_device, resolve_dtype
 from craft.core.errors import CheckpointError
 from craft.core.files import PathLike, atomic_directory, atomic_write_text, read_json, write_json
-from craft.core.tensors import load_tensors, save_tensors
-from craft.formats.checks import cast, dtype_named, load_strict, read_manifest, stored_dtype, under
-from craft.models.text_encoder import TextEncoder
+from craft.core.records import check_record
+from craft.core.tensors import counts_fault, load_tensors, save_tensors
+from craft.formats.checks import build_with, cast, dtype_named, read_manifest, stored_dtype, under
+from craft.models.text_encoder import TextConfig, TextEncoder
 from craft.models.vision_tower import build_tower
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.quantize import Continuous, ResidualCodebook, tower_fingerprint
@@ -73,8 +75,8 @@ def load_visual(
     for name in ("codebook.codewords", "log_temperature"):
         if name not in tensors and not (continuous and name.startswith("codebook")):
             raise CheckpointError(f"{path} lacks tensor {name}; copy the folder again.")
-    tower = build_tower(config["vision_tower"])
-    load_strict(tower, cast(under(tensors, "vision_tower."), torch.float32), path)
+    make = partial(build_tower, config["vision_tower"], folder / "config.json")
+    tower = build_with(make, cast(under(tensors, "vision_tower."), torch.float32), path)
     if continuous:
         codebook = Continuous(tower.dim, tower_fingerprint(tower.state_dict()))
     else:
@@ -111,9 +113,10 @@ def read_prior(path: PathLike, size: int) -> Tensor:
         CheckpointError: the file is missing, damaged, or not counts of K = `size` codes.
     """
     counts = load_tensors(path).get("counts")
-    if counts is None or counts.dtype != torch.int64 or counts.shape != (size,) or bool((counts < 0).any()):
-        raise CheckpointError(f"{path} does not hold the counts of {size} codes; copy the folder again.")
-    return counts
+    fault = "is missing" if counts is None else counts_fault(counts, size)
+    if counts is None or fault:
+        raise CheckpointError(f"{path}: the code prior {fault}; copy the folder again.")
+    return counts.to(torch.int64)
 
 
 def visual_tensors(visual: VisualTokenizer, dtype: str) -> dict[str, Tensor]:
@@ -178,6 +181,11 @@ def _visual_card(visual: VisualTokenizer) -> str:
 # The text encoder, a folder in that of the visual tokenizer
 
 
+class _TextFolder(TextConfig):
+    tokenizer: bool = True
+    dtype: str = "float32"
+
+
 def read_tokenizer(path: PathLike) -> Tokenizer:
     """Read one `tokenizer.json`.
 
@@ -216,13 +224,12 @@ def load_text_encoder(folder: PathLike) -> TextEncoder:
         CheckpointError: a file is missing, damaged, or does not fit the others.
     """
     folder = Path(folder)
-    config = read_json(folder / "config.json")
+    config = check_record(_TextFolder, read_json(folder / "config.json"), folder / "config.json")
     tokenizer = read_tokenizer(folder / "tokenizer.json") if config.get("tokenizer", True) else None
-    encoder = TextEncoder(config, tokenizer)
     dtype = config.get("dtype", "float32")
     dtype_named(dtype, folder / "config.json")
     path = folder / "model.safetensors"
-    _load_weights(encoder, load_tensors(path), path)
+    encoder = _text_encoder(config, tokenizer, load_tensors(path), path)
     encoder.stored_dtype = dtype
     return encoder
 
@@ -253,12 +260,13 @@ def siglip_text_encoder(
         )
     head = weights.get("head.weight")
     width = {} if head is None or config.get("projection_size") else {"projection_size": head.shape[0]}
-    encoder = TextEncoder({**config, **width}, None if tokenizer is None else read_tokenizer(tokenizer))
-    _load_weights(encoder, weights, Path(where))
-    return encoder
+    read = None if tokenizer is None else read_tokenizer(tokenizer)
+    return _text_encoder({**config, **width}, read, weights, Path(where))
 
 
-def _load_weights(encoder: TextEncoder, state: Mapping[str, Tensor], where: Path) -> None:
-    """Load weights with SigLIP's names, in float32. Position ids, which older versions saved, are ignored."""
-    weights = {name: tensor for name, tensor in state.items() if not name.endswith("position_ids")}
-    load_strict(encoder.model, cast(weights, torch.float32), where)
+def _text_encoder(
+    config: dict[str, Any], tokenizer: Tokenizer | None, state: Mapping[str, Tensor], where: Path
+) -> TextEncoder:
+    """With weights by SigLIP's names, in float32. Position ids, which older versions saved, are ignored."""
+    weights = {f"model.{name}": tensor for name, tensor in state.items() if not name.endswith("position_ids")}
+    return build_with(partial(TextEncoder, config, tokenizer), cast(weights, torch.float32), where)

@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from craft.core.errors import CheckpointError
-from craft.core.files import read_json
+from craft.core.files import is_inside, member, read_json
+from craft.core.tensors import check_finite_weights
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -43,6 +44,7 @@ class WeightFolder:
     Attributes:
         where: tensor name -> file.
         shapes: tensor name -> shape.
+        integers: the names of the tensors without floating-point values.
 
     Raises:
         CheckpointError: the folder, its weights or a shard is missing; a file is truncated or not
@@ -53,10 +55,13 @@ class WeightFolder:
         self.folder = folder
         self.where: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.integers: set[str] = set()
         for file, expected in self._files().items():
-            for name, shape in _header(file).items():
+            for name, (shape, dtype) in _header(file).items():
                 self.where[name] = file
                 self.shapes[name] = shape
+                if dtype[0] in "IUB" and dtype != "BF16":
+                    self.integers.add(name)
             lacking = sorted(expected - self.where.keys())
             if lacking:
                 raise CheckpointError(
@@ -78,7 +83,7 @@ class WeightFolder:
                 raise CheckpointError(f"{index} has no weight_map; copy or download it again.")
             files: dict[Path, set[str]] = {}
             for name, shard in mapping.items():
-                files.setdefault(self.folder / str(shard), set()).add(name)
+                files.setdefault(member(self.folder, shard, index), set()).add(name)
             for shard in sorted(files):
                 if not shard.is_file():
                     raise CheckpointError(f"Shard {shard} of {index} is missing; copy or download it again.")
@@ -99,16 +104,18 @@ class WeightFolder:
         """One tensor, in the file's dtype, on the CPU.
 
         Raises:
-            CheckpointError: no file has it, or the file is damaged.
+            CheckpointError: no file has it, the file is damaged, or a value is not finite.
         """
         if name not in self.where:
             raise CheckpointError(f"{self.folder} lacks tensor {name}; the checkpoint is incomplete.")
         file = self.where[name]
         try:
             with safe_open(file, framework="pt") as opened:
-                return opened.get_tensor(name)
+                tensor = opened.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} is damaged ({error}); copy or download it again.") from error
+        check_finite_weights({name: tensor}, self.where, self.folder)
+        return tensor
 
     def changed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors that differ from those in the files, compared in the dtype of `tensors`.
@@ -143,12 +150,7 @@ class WeightFolder:
             CheckpointError: as `changed`.
         """
         different = self.changed(tensors)
-        target.mkdir(parents=True, exist_ok=True)
-        for source in sorted(self.folder.rglob("*")):
-            name = source.relative_to(self.folder)
-            if source.is_file() and source.name not in skip and ".git" not in name.parts:
-                (target / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target / name)
+        copy_folder(self.folder, target, skip)
         for file in sorted({self.where[name] for name in different}):
             _patch(
                 target / file.relative_to(self.folder),
@@ -157,11 +159,35 @@ class WeightFolder:
         return sorted(different)
 
 
-def _header(file: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes of one safetensors file."""
+def copy_folder(folder: Path, target: Path, skip: Collection[str] = ()) -> None:
+    """Copy the files of a folder to `target`, without `.git` and the names in `skip` that are directly in it.
+
+    Raises:
+        CheckpointError: one is a link that leads out of the folder, whose content does not belong to it, or
+            a link to another folder.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for source in sorted(folder.rglob("*")):
+        name = source.relative_to(folder)
+        if ".git" in name.parts or name.parts[0] in skip:
+            continue
+        if source.is_symlink() and (source.is_dir() or not is_inside(source, folder)):
+            raise CheckpointError(
+                f"{source} is a link to {source.resolve()}, which CRAFT does not copy; put the file or "
+                "folder itself there (cp -rL), or remove the link."
+            )
+        if source.is_dir():
+            continue
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target / name)
+
+
+def _header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype ("BF16", "I64") of each tensor in one safetensors file."""
     try:
         with safe_open(file, framework="pt") as opened:
-            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{file} is damaged or not a safetensors file ({error}); copy or download it again."

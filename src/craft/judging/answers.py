@@ -11,13 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import CheckpointError, ConfigError, DataError
-from craft.core.files import append_text, atomic_write_bytes, atomic_write_text, read_json, write_json
+from craft.core.files import (
+    append_text,
+    atomic_write_bytes,
+    atomic_write_text,
+    member,
+    read_json,
+    write_json,
+)
 from craft.core.interrupt import Interrupted, stop_wish
 from craft.core.progress import say, track
 from craft.core.store import json_lines, whole_lines
 from craft.data import LETTERS, Sample
 from craft.data.images import ImageSource, image_bytes_hash
 from craft.data.spelling import is_text
+from craft.evaluation.lengths import check_questions
 from craft.judging.cases import DIRECTIVE, Case, png
 from craft.models.lvlm import LVLM
 
@@ -68,7 +76,7 @@ def explain(
     Raises:
         ConfigError: the folder holds answers under other settings, or cannot be written to.
         CraftError: `keep_ratio` is out of range, or there is no code prior for it.
-        DataError: an image cannot be read.
+        DataError: an image cannot be read, or a question is longer than the LLM's context.
         Interrupted: the user stopped it; the same call continues.
     """
     all_settings = {
@@ -80,6 +88,7 @@ def explain(
         "count": len(samples),
     }
     lvlm.check_keep_ratio(keep_ratio)
+    check_questions(lvlm, samples, DIRECTIVE, keep_ratio)
     _claim(folder, all_settings)
     path = folder / "answers.jsonl"
     done = _whole_batches(path, batch_size, len(samples))
@@ -183,9 +192,13 @@ def read_cases(folder: Path) -> list[Case]:
 
     Raises:
         DataError: a row is not of the form that `read_rows` describes.
+        CheckpointError: the image of a row is outside the folder.
     """
-    rows = read_rows(folder / "answers.jsonl")
-    return [case_of(row, folder / str(row["image"]) if row.get("image") else None) for row in rows]
+    source = folder / "answers.jsonl"
+    return [
+        case_of(row, member(folder, row["image"], source, nested=True) if row.get("image") else None)
+        for row in read_rows(source)
+    ]
 
 
 def preview_of(cases: Sequence[Case]) -> Preview:

@@ -34,6 +34,16 @@ PROMPT_VERSION = 1
 PROMPT_FILE = Path(__file__).with_name(f"prompt_v{PROMPT_VERSION}.md")
 """Our rubric."""
 
+PROMPTS: dict[str, tuple[Path, int | str, str]] = {
+    "craft": (
+        PROMPT_FILE,
+        PROMPT_VERSION,
+        f"CRAFT's, version {PROMPT_VERSION} (§7 of the paper in our words)",
+    ),
+    "paper": (Path(__file__).with_name("prompt_paper.md"), "paper", "the paper's (§7, word for word)"),
+}
+"""The rubrics that CRAFT has, by name: file, version, and title."""
+
 SHORTEST, LONGEST = 200, 1568
 """Pixels of the shorter and the longer side: smaller images are enlarged, larger ones reduced. Anthropic
 advises against smaller images and reduces larger ones. Source: ours."""
@@ -94,10 +104,14 @@ class Case:
     seen: bool = True
 
     @cached_property
+    def picture(self) -> str | None:
+        """SHA-256 (hex) of the image file, the same for equal images; None if there is no image."""
+        return None if self.image is None else sha256_file(self.image)
+
+    @cached_property
     def content(self) -> str:
         """SHA-256 (hex) over everything that a judge sees of the case."""
-        picture = None if self.image is None else sha256_file(self.image)
-        return json_digest([self.task, self.options, self.truth, self.response, picture], compact=True)
+        return json_digest([self.task, self.options, self.truth, self.response, self.picture], compact=True)
 
 
 @dataclass(frozen=True)
@@ -131,14 +145,16 @@ class Rubric:
     Attributes:
         system: the rubric itself.
         user: one case, with `{task}`, `{options}`, `{truth}` and `{response}` to be filled in.
-        version: the number of our rubric, or the file name of another.
+        version: the number of our rubric, or the name of another.
         sha256: of the file, so that two texts are never mistaken for one.
+        title: which rubric it is, in words.
     """
 
     system: str
     user: str
     version: int | str
     sha256: str
+    title: str
 
     @property
     def identity(self) -> dict[str, str | int]:
@@ -185,19 +201,26 @@ def read_rubric(path: str | Path | None = None) -> Rubric:
     """A rubric from a file of the form of ours: the rubric under "## System", one case under "## User".
 
     Args:
-        path: another rubric, such as the paper's own words (§7); None is ours.
+        path: "craft" or None for ours, "paper" for the paper's, or the file of another.
 
     Raises:
         ConfigError: the file is missing or not of that form, or would not show the response to the judge.
 
-    Source: §7, in our words.
+    Source: §7.
     """
-    file = PROMPT_FILE if path is None else user_path(path)
+    path = path or "craft"
+    if str(path) in PROMPTS:
+        file, version, title = PROMPTS[str(path)]
+    else:
+        file = user_path(path)
+        version = title = file.name
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
-        raise ConfigError(f"The judge's prompt {file} cannot be read: {reason}.") from error
+        raise ConfigError(
+            f"The judge's prompt {file} cannot be read: {reason}. Give a file, or {' or '.join(PROMPTS)}."
+        ) from error
     parts = re.split(r"^## (System|User)[ \t]*$", text, flags=re.MULTILINE)[1:]
     sections = {heading: part.strip() for heading, part in zip(parts[::2], parts[1::2], strict=True)}
     if parts[::2] != ["System", "User"] or "{response}" not in sections["User"] or not sections["System"]:
@@ -206,9 +229,8 @@ def read_rubric(path: str | Path | None = None) -> Rubric:
             "line `## User` that contains {response}, and {task}, {options} and {truth} if you want them. "
             f"For an example see {PROMPT_FILE}"
         )
-    version = PROMPT_VERSION if path is None else file.name
     sha256 = hashlib.sha256(text.encode("utf-8")).hexdigest()
-    return Rubric(sections["System"], sections["User"], version, sha256)
+    return Rubric(sections["System"], sections["User"], version, sha256, title)
 
 
 def user_text(rubric: Rubric, case: Case) -> str:

@@ -56,7 +56,8 @@ class JudgeConfig(Settings):
         retries: further attempts after a rate limit, a timeout or a server error.
         concurrency: simultaneous calls.
         price: US dollars per million tokens read and written, for the estimate.
-        prompt: a file with another rubric, in the form of craft/judging/prompt_v1.md.
+        prompt: the rubric: "craft" (the default: §7 of the paper in our words), "paper" (§7 word for word),
+            or a file in the form of craft/judging/prompt_v1.md.
         device, dtype: where and in which type the LVLM answers: "auto", or a name of `craft.core.device`.
     """
 

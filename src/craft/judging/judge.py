@@ -16,7 +16,7 @@ from craft.judging.cases import Judge, shown_size, user_text
 from craft.judging.config import JudgeConfig
 from craft.judging.report import JudgeReport
 from craft.judging.rules import offline_judge
-from craft.judging.run import VerdictCache, judge_cases
+from craft.judging.run import VerdictCache, judge_cases, no_verdict
 from craft.judging.services import anthropic_judge, openai_judge
 
 USUAL_ANSWER, USUAL_VERDICT = 150, 120
@@ -48,7 +48,7 @@ def judge_answers(answers: Answers, judge: Judge, overwrite: bool = False) -> Ju
         overwrite: discard the verdicts in the folder, and answers that can be made again, and start over.
 
     Raises:
-        ConfigError: the judge cannot work, or the folder holds other answers.
+        ConfigError: the judge cannot work or gives no verdict at all, or the folder holds other answers.
         CheckpointError: a folder of answers lacks `answers.json`.
         DataError: an answer or an image cannot be read.
         Interrupted: the user stopped it; answers and verdicts so far are on disk.
@@ -64,16 +64,21 @@ def judge_answers(answers: Answers, judge: Judge, overwrite: bool = False) -> Ju
             f"{judge.name} has to see the images, and the answers do not say where they are. Name the data "
             "(--data), or give each row an `image`, a path relative to the file."
         )
-    replies = judge_cases(judge, cases, VerdictCache(answers.folder / "verdicts.jsonl"))
+    cache = VerdictCache(answers.folder / "verdicts.jsonl")
+    replies = judge_cases(judge, cases, cache)
+    if all(reply.status != "ok" for reply in replies):
+        raise ConfigError(no_verdict(judge, replies))
     settings = {
         "answers": answer_settings,
         "judge": dict(judge.identity),
         "scores": list(judge.dimensions),
         "note": judge.note,
+        "rubric": None if judge.rubric is None else judge.rubric.title,
         "price": judge.price,
     }
     report = JudgeReport.of(cases, replies, settings)
     report.judge, report.folder = judge.name, answers.folder
+    report.tokens = cache.tokens(judge.key(case) for case in cases)
     write_json(answers.folder / f"report-{slug(judge.name, 'judge')}.json", report.to_json())
     return report
 
@@ -103,6 +108,7 @@ class CostEstimate:
         dollars: likely and at most; None if no price is known, or the judge reads no tokens.
         judge: the judge's name.
         folder: of answers and verdicts.
+        rubric: the title of the judge's rubric; None for rules.
     """
 
     cases: int
@@ -113,11 +119,13 @@ class CostEstimate:
     dollars: tuple[float, float] | None
     judge: str
     folder: Path
+    rubric: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict."""
         amounts = {name: getattr(self, name) for name in ("unanswered", "likely", "most", "dollars")}
-        return {"cases": self.cases, "asked": self.pending, **amounts, "folder": str(self.folder)}
+        names = {"rubric": self.rubric, "folder": str(self.folder)}
+        return {"cases": self.cases, "asked": self.pending, **amounts, **names}
 
 
 def estimate_cost(answers: Answers, judge: Judge, max_new_tokens: int = 1024) -> CostEstimate:
@@ -146,7 +154,17 @@ def estimate_cost(answers: Answers, judge: Judge, max_new_tokens: int = 1024) ->
         likely = (read + guessed * USUAL_ANSWER, len(cases) * min(USUAL_VERDICT, cap))
         most = (read + guessed * max_new_tokens, len(cases) * cap)
         dollars = judge.price and (cost(likely, judge.price), cost(most, judge.price))
-    return CostEstimate(count, len(cases), unanswered, likely, most, dollars, judge.name, answers.folder)
+    return CostEstimate(
+        cases=count,
+        pending=len(cases),
+        unanswered=unanswered,
+        likely=likely,
+        most=most,
+        dollars=dollars,
+        judge=judge.name,
+        folder=answers.folder,
+        rubric=None if judge.rubric is None else judge.rubric.title,
+    )
 
 
 def cost(tokens: Sequence[int], price: Sequence[float]) -> float:

@@ -5,10 +5,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from craft.evaluation.metrics import bootstrap_interval, mean
-from craft.judging.cases import DIMENSIONS, GRADED, STATUSES, Case, Reply
+from craft.evaluation.metrics import Group, images_of, interval, mean
+from craft.judging.cases import BINARY, DIMENSIONS, GRADED, STATUSES, Case, Reply
 
 Figures = dict[str, dict[str, Any] | None]
+
+BOUNDS = {
+    **dict.fromkeys(BINARY, (0.0, 1.0)),
+    **dict.fromkeys(GRADED, (0.0, 5.0)),
+    "overall": (-2.5, 10.0),
+}
+"""The smallest and the largest value of every figure. Source: §4.3."""
 
 
 def overall(scores: Mapping[str, bool | int]) -> float | None:
@@ -23,13 +30,14 @@ class JudgeReport:
     """The figures of one judge on one set of answers.
 
     Attributes:
-        figures: by dimension, and "overall": mean, 95 % bootstrap interval and count, over the cases with a
-            verdict; None if the judge does not score the dimension. Correctness and presence are shares in
+        figures: by dimension, and "overall": mean, 95 % interval over images and count, over the cases with
+            a verdict; None if the judge does not score the dimension. Correctness and presence are shares in
             [0, 1], the others means of grades from 0 to 5; overall lies in [-2.5, 10].
         seen, unseen: the same over the classes that training saw, or that were held out.
         statuses: the number of cases by status.
         models: the ids of the models that replied.
-        tokens: read and written for these verdicts, whenever they were made.
+        tokens: read and written for these cases, whenever they were asked. `of` knows the last replies only;
+            `judge_answers` counts all.
         samples: per case: id, seen, status, scores, overall, notes, response.
         settings: of answers and judge.
         judge: the judge's name.
@@ -74,6 +82,7 @@ class JudgeReport:
 def _row(case: Case, reply: Reply) -> dict[str, Any]:
     return {
         "id": case.id,
+        "image_hash": case.picture,
         "seen": case.seen,
         "status": reply.status,
         **{name: reply.scores.get(name) for name in DIMENSIONS},
@@ -87,8 +96,9 @@ def _row(case: Case, reply: Reply) -> dict[str, Any]:
 
 def _figures(rows: Sequence[Mapping[str, Any]]) -> Figures:
     figures: Figures = {}
-    for name in (*DIMENSIONS, "overall"):
-        values = [float(row[name]) for row in rows if row["status"] == "ok" and row[name] is not None]
-        interval = list(bootstrap_interval(values))
-        figures[name] = {"mean": mean(values), "interval": interval, "count": len(values)} if values else None
+    for name, bounds in BOUNDS.items():
+        judged = [row for row in rows if row["status"] == "ok" and row[name] is not None]
+        values = [float(row[name]) for row in judged]
+        ends = list(interval([Group(values, images_of(judged))], bounds))
+        figures[name] = {"mean": mean(values), "interval": ends, "count": len(values)} if values else None
     return figures

@@ -7,13 +7,12 @@ relevant, faithful to the image or too long; the rules leave these dimensions ou
 import re
 from collections.abc import Sequence
 
-from craft.data.spelling import normalise
-from craft.evaluation.matching import option_named, spans_of
+from craft.evaluation.matching import option_named, says
 from craft.judging.cases import BINARY, Case, Judge, Reply
 
-RULES = 4
+RULES = 5
 """Version of the rules, part of the key of stored verdicts and table cells. Raise it whenever some response
-may get another verdict, which includes changes of `craft.evaluation.matching` and
+may get another verdict, which includes changes of `craft.evaluation.reading` and
 `craft.data.spelling.normalise`; otherwise old verdicts are taken for new ones."""
 
 NEW_WORDS = 3
@@ -45,15 +44,13 @@ def offline_judge() -> Judge:
 
 
 def settles_on_the_truth(case: Case) -> bool:
-    """Whether the first sentence that names exactly one option names the right one; for an open question,
-    whether the first sentence contains the words of the right answer. Source: ours."""
-    sentences = _sentences(case.response, (*case.options, case.truth))
-    if not case.options:
-        truth = normalise(case.truth).rstrip(" .")
-        return bool(truth and sentences) and any(spans_of(truth, normalise(sentences[0])))
-    right = option_named(case.truth, case.options)
-    named = (option_named(sentence, case.options) for sentence in sentences)
-    return right is not None and next((option for option in named if option is not None), None) == right
+    """Whether the response claims the right option and no other, as `craft eval` reads replies; for an open
+    question, whether its first sentence claims the right answer. Source: ours."""
+    if case.options:
+        right, settled = (option_named(text, case.options) for text in (case.truth, case.response))
+        return settled is not None and settled == right
+    sentences = _sentences(case.response, (case.truth,))
+    return bool(sentences) and says(sentences[0], case.truth)
 
 
 def _sentences(text: str, names: Sequence[str]) -> list[str]:

@@ -3,7 +3,8 @@
 import queue
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,18 +13,26 @@ from typing import Any
 from craft.core.errors import CheckpointError, ConfigError
 from craft.core.interrupt import Interrupted, StopWish, stop_wish
 from craft.core.progress import say, track
+from craft.core.service import PATIENCE
 from craft.core.store import JsonLog
-from craft.judging.cases import DIMENSIONS, STATUSES, Ask, Case, Judge, Reply
+from craft.judging.cases import DIMENSIONS, STATUSES, Ask, Case, Judge, Reply, Status
 
 FINAL = ("ok", "refused")
 """Cases with these statuses are not asked again; the same command asks the others again."""
 
-PATIENCE = 8
-"""After this many failures without a single reply the service counts as out of order."""
+WAYS_OUT: dict[Status, str] = {
+    "refused": "Choose another judge (--model).",
+    "truncated": "Raise --max-tokens.",
+    "invalid": "Choose a judge that replies in the requested JSON (--model), or correct --prompt.",
+    "failed": "Correct the cause.",
+}
 
 
 class VerdictCache(JsonLog[Reply]):
     """Replies by key in a JSONL file; the last reply to a key counts.
+
+    Attributes:
+        paid: tokens read and written by all replies to a key.
 
     Args:
         path: the file; the first reply creates it.
@@ -38,7 +47,19 @@ class VerdictCache(JsonLog[Reply]):
                 f"{path}, line {number}, is not a verdict. Remove the line, and the case is asked again."
             )
 
-        super().__init__(path, lambda row: (row["key"], _reply_in(row)), damaged)
+        self.paid: dict[str, tuple[int, int]] = {}
+        super().__init__(path, self._parsed, damaged)
+
+    def _parsed(self, row: Mapping[str, Any]) -> tuple[str, Reply]:
+        key, reply = row["key"], _reply_in(row)
+        before = self.paid.get(key, (0, 0))
+        self.paid[key] = (before[0] + reply.tokens[0], before[1] + reply.tokens[1])
+        return key, reply
+
+    def tokens(self, keys: Iterable[str]) -> tuple[int, int]:
+        """Tokens read and written by all replies to these keys, those without a verdict included."""
+        paid = [self.paid.get(key, (0, 0)) for key in set(keys)]
+        return sum(read for read, _ in paid), sum(written for _, written in paid)
 
     def pending(self, key: str) -> bool:
         """Whether there is no final reply to this key."""
@@ -78,12 +99,14 @@ def _reply_in(row: Mapping[str, Any]) -> Reply:
 
 
 def judge_cases(judge: Judge, cases: Sequence[Case], cache: VerdictCache) -> list[Reply]:
-    """The reply to every case, in order. Only cases without a final reply are asked, each content once.
+    """The reply to every case, in order. Only cases without a final reply are asked, each content once; those
+    that were never asked come first.
 
     The first Ctrl-C stops further calls, waits for those under way and stores their replies.
 
     Raises:
-        ConfigError: no call can succeed (a wrong key, an unknown model, a service that is out of order).
+        ConfigError: no call can succeed (a wrong key, an unknown model), or `PATIENCE` new cases in a row got
+            no verdict.
         DataError: an image cannot be read.
         Interrupted: the user stopped it; the same call continues.
     """
@@ -91,25 +114,38 @@ def judge_cases(judge: Judge, cases: Sequence[Case], cache: VerdictCache) -> lis
     pending = {key: case for key, case in zip(keys, cases, strict=True) if cache.pending(key)}
     if not pending:
         return [cache.values[key] for key in keys]
-    ask, failures, replies = judge.start(), 0, 0
+    repeated = {key for key in pending if key in cache.values}
+    pending = dict(sorted(pending.items(), key=lambda item: item[0] in repeated))
+    ask, without_verdict = judge.start(), list[Reply]()
     with stop_wish() as wish, _each_warning_once():
         calls = _Calls(ask, pending, judge.concurrency, cache)
         try:
             for _ in track(range(len(pending)), f"judging with {judge.name}"):
-                reply = calls.get(wish)
-                if reply.status == "failed":
-                    failures += 1
-                else:
-                    replies += 1
-                if not replies and failures >= PATIENCE:
-                    raise ConfigError(
-                        f"The first {failures} calls of {judge.name} all failed; the last error was: "
-                        f"{reply.detail} Correct the cause and repeat the same command."
-                    )
+                key, reply = calls.get(wish)
+                if reply.status in FINAL:
+                    without_verdict.clear()
+                elif (
+                    key not in repeated
+                ):  # a few cases that never succeed do not keep the others from a report
+                    without_verdict.append(reply)
+                if len(without_verdict) >= PATIENCE:
+                    raise ConfigError(no_verdict(judge, without_verdict))
         except Exception:  # calls under way may already be paid for; a second Ctrl-C does not wait for them
             calls.finish()
             raise
     return [cache.values[key] for key in keys]
+
+
+def no_verdict(judge: Judge, replies: Sequence[Reply]) -> str:
+    """The message about replies of which none is a verdict: how many, why, and the way out."""
+    counts = Counter[Status](reply.status for reply in replies)
+    kinds = ", ".join(f"{count} {status}" for status, count in counts.items())
+    most = counts.most_common(1)[0][0]
+    detail = next(reply.detail for reply in reversed(replies) if reply.status == most)
+    return (
+        f"{judge.name} gave no verdict in {len(replies)} replies in a row ({kinds}); the last: {detail} "
+        f"{WAYS_OUT[most]} The verdicts so far are stored; the same command continues."
+    )
 
 
 class _Calls:
@@ -122,7 +158,7 @@ class _Calls:
         self.remaining: Iterator[tuple[str, Case]] = iter(cases.items())
         self.lock, self.writing = threading.Lock(), threading.Lock()
         self.ask, self.cache = ask, cache
-        self.replies: queue.SimpleQueue[Reply | Exception] = queue.SimpleQueue()
+        self.replies: queue.SimpleQueue[tuple[str, Reply] | Exception] = queue.SimpleQueue()
         count = min(concurrency, len(cases))
         self.threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
         for thread in self.threads:
@@ -138,13 +174,13 @@ class _Calls:
                 reply = self.ask(case)
                 with self.writing:
                     self.cache.add(key, reply)
-                self.replies.put(reply)
+                self.replies.put((key, reply))
             except Exception as error:  # for the main thread
                 self.replies.put(error)
                 return
 
-    def get(self, wish: StopWish) -> Reply:
-        """The next reply, already stored; raises an error of `ask` or of the disk here."""
+    def get(self, wish: StopWish) -> tuple[str, Reply]:
+        """The next key and reply, already stored; raises an error of `ask` or of the disk here."""
         while not wish.requested:
             try:
                 reply = self.replies.get(timeout=0.5)

@@ -10,7 +10,16 @@ from collections.abc import Callable
 from typing import Any
 
 from craft.core.errors import ConfigError
-from craft.core.service import check_reached, client_of, error_line, key_of, sdk_of, shown_url
+from craft.core.service import (
+    check_reached,
+    choice_of,
+    client_of,
+    error_line,
+    key_of,
+    sdk_of,
+    shown_url,
+    written_in,
+)
 from craft.judging.cases import SCHEMA, Ask, Case, Judge, Reply, Rubric, png, read_rubric, reply_of, user_text
 from craft.judging.config import JudgeConfig
 
@@ -54,8 +63,8 @@ def anthropic_judge(config: JudgeConfig) -> Judge:
                 output_config={"format": {"type": "json_schema", "schema": SCHEMA}},
                 extra_body=extra,
             )
+            written = written_in(message)
             tokens = (message.usage.input_tokens, message.usage.output_tokens)
-            written = "".join(block.text for block in message.content if block.type == "text")
             if message.stop_reason == "refusal":
                 return Reply("refused", model=message.model, tokens=tokens, detail=written[:300])
             return reply_of(written, message.model, tokens, cut=message.stop_reason == "max_tokens")
@@ -105,7 +114,7 @@ def openai_judge(config: JudgeConfig) -> Judge:
                 response_format={"type": "json_schema", "json_schema": schema},
                 **extra,
             )
-            choice, usage = answer.choices[0], answer.usage
+            choice, usage = choice_of(answer), answer.usage
             tokens = (getattr(usage, "prompt_tokens", 0) or 0, getattr(usage, "completion_tokens", 0) or 0)
             written = choice.message.refusal or choice.message.content or ""
             if choice.message.refusal or choice.finish_reason == "content_filter":

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from craft.core.errors import ConfigError
-from craft.core.processes import on_main, world
+from craft.core.processes import on_main
 from craft.core.progress import say
 from craft.data import Sample
 from craft.lessons.batches import ImageBatches, image_cache
@@ -47,7 +47,7 @@ def adaptation(
         ConfigError: the settings contradict the model, or each other.
     """
     contrastive_weight = config.contrastive_weight(task)
-    check_settings(config, contrastive_weight)
+    check_settings(config)
     lvlm.visual.vision_tower.float()
     settled = settle(lvlm, samples, config, earlier)
     tower = lvlm.visual.vision_tower
@@ -83,6 +83,7 @@ def adaptation(
         finish=lambda: _finish(lvlm, config, images),
         verb="adapting",
         images=images,
+        complete=batches.complete,
         expect=batches.expect,
         count=len(batches.groups),
         settled=settled,
@@ -90,20 +91,14 @@ def adaptation(
     )
 
 
-def check_settings(config: AdaptConfig, contrastive_weight: float = 0.0) -> None:
+def check_settings(config: AdaptConfig) -> None:
     """Refuse settings that exclude each other.
 
     Raises:
-        ConfigError: both compile and gradient_checkpointing are set, or micro_batch=auto and the contrastive
-            loss in several processes.
+        ConfigError: both compile and gradient_checkpointing are set.
     """
     if config.compile and config.gradient_checkpointing:
         raise ConfigError("compile and gradient_checkpointing exclude each other; set one of them to false.")
-    if contrastive_weight and config.micro_batch == "auto" and world() > 1:
-        raise ConfigError(
-            "micro_batch=auto and the contrastive loss exclude each other in several processes: if one "
-            "process is out of memory, the others wait for its texts. Give a number."
-        )
 
 
 def settle(

@@ -11,6 +11,7 @@ from craft.formats.code_cache import ImageCodes
 from craft.lessons.packing import PackedRow, pack, packed_size
 from craft.losses import surrogate_alignment
 from craft.models.backbone import Backbone
+from craft.models.context import context_of
 from craft.models.freezing import freeze_all_but
 from craft.models.lvlm import LVLM
 from craft.models.prompts import Dialogue, build_dialogue
@@ -99,19 +100,22 @@ class RowBatches:
         return self.codes.codes.shape[1]
 
     def _dialogues(self, row: PackedRow, image_tokens: int) -> tuple[Dialogue, ...]:
-        """The row's dialogues as token ids, at most `max_length` tokens in all."""
+        """The row's dialogues as token ids: at most `max_length` in all, each within the LLM's context."""
         room, listed = self.config.max_length, []
+        context = context_of(self.backbone.llm) or room
         for number, conversation in enumerate(row.conversations):
             backbone = self.backbone
             dialogue = build_dialogue(
                 backbone.prompt, backbone.tokenizer, conversation.turns, row.image is not None
             )
+            prefix = len(dialogue.before) + (0 if row.image is None else image_tokens)
             if number == 0:
-                room -= len(dialogue.before) + (0 if row.image is None else image_tokens)
+                room -= prefix
             elif len(dialogue.after) > room:
                 break  # only the first conversation of a row may be cut off
             room = max(room, 0)
-            listed.append(Dialogue(dialogue.before, dialogue.after[:room], dialogue.learned[:room]))
+            end = max(min(room, context - prefix), 0)
+            listed.append(Dialogue(dialogue.before, dialogue.after[:end], dialogue.learned[:end]))
             room -= len(dialogue.after)
         return tuple(listed)
 

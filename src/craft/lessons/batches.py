@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class Batch:
             if `questions_per_image` is 1.
         texts: embeddings `[B, d]` of the sampled texts, or None without a contrastive loss.
         classes: int64 `[B]`, y of Eq. 4.
+        others: texts `[M, d]` and classes `[M]` of the step's whole batch; None if this is the whole batch.
         mixed: `[M, …]`, images of no class, for the retention loss; None if there are none.
         share: the share of the step's whole batch.
     """
@@ -43,6 +44,7 @@ class Batch:
     answers: tuple[str, ...]
     texts: Tensor | None
     classes: Tensor
+    others: tuple[Tensor, Tensor] | None = None
     dialogues: tuple[tuple[Dialogue, ...], ...] | None = None
     mixed: Tensor | None = None
     share: Share = WHOLE
@@ -103,8 +105,7 @@ class ImageBatches:
     def make(self, indices: Sequence[int], step: int) -> Batch:
         """The batch of these groups; `step` selects the text of each image and seeds the augmentation."""
         groups = [self.groups[index] for index in indices]
-        samples = [group[step % len(group)] for group in groups]
-        classes = torch.tensor([self.classes[class_of(sample)] for sample in samples])
+        samples = self._asked(indices, step)
         ids = tuple(sample.id for sample in samples)
         images = self.images.get([group[0] for group in groups])
         return Batch(
@@ -113,10 +114,30 @@ class ImageBatches:
             questions=tuple(sample.prompt() for sample in samples),
             answers=tuple(sample.answer for sample in samples),
             texts=None if self.texts is None else self.texts.sample(samples, step).to(self.device),
-            classes=classes.to(self.device),
+            classes=self._classes(samples),
             dialogues=tuple(map(self._dialogues, groups)) if self.config.questions_per_image > 1 else None,
             mixed=self._mixed(images, indices, step),
         )
+
+    def complete(self, batch: Batch, whole: Sequence[int], step: int) -> Batch:
+        """A micro-batch with the texts and classes of the groups in the step's whole batch.
+
+        The texts are frozen and a pure function of the step, so that no process has to send its own.
+        """
+        if self.texts is None:
+            return batch
+        samples = self._asked(whole, step)
+        texts = self.texts.sample(samples, step).to(self.device)
+        return replace(batch, others=(texts, self._classes(samples)))
+
+    def _asked(self, indices: Sequence[int], step: int) -> list[Sample]:
+        """The sample of each group that gives its text and class in this step."""
+        groups = (self.groups[index] for index in indices)
+        return [group[step % len(group)] for group in groups]
+
+    def _classes(self, samples: Sequence[Sample]) -> Tensor:
+        """y of Eq. 4 on the device, int64 `[B]`."""
+        return torch.tensor([self.classes[class_of(sample)] for sample in samples]).to(self.device)
 
     def expect(self, indices: Sequence[int]) -> None:
         """Decode in advance the images of a batch that `make` will need soon."""

@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from craft.core.processes import gather, world
 from craft.core.tokens import VisionTokens
 from craft.lessons.batches import Batch
 from craft.lessons.packing import pack
@@ -114,12 +113,16 @@ def commitment_term(config: CommitmentConfig) -> Term:
 
 
 def contrastive_loss(forward: ForwardPass) -> Tensor:
-    """Eq. 4: attracts [CLS] to the text of its image, and repels it from the texts of other classes."""
+    """Eq. 4: attracts [CLS] to the text of its image, and repels it from the texts of other classes.
+
+    Those are the texts of the step's whole batch, also if this is a part of it.
+    """
     tokens, batch = forward.tokens, forward.batch
     assert tokens.cls is not None and batch.texts is not None
-    others = (gather(batch.texts), gather(batch.classes)) if world() > 1 else None
     temperature = forward.lvlm.visual.log_temperature
-    value = contrastive(tokens.cls, batch.texts, batch.classes, temperature, others=others)  # Eq. 4
+    value = contrastive(  # Eq. 4
+        tokens.cls, batch.texts, batch.classes, temperature, others=batch.others
+    )
     return batch.share.samples * value
 
 

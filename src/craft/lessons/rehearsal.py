@@ -157,8 +157,11 @@ def _one_step(lvlm: LVLM, config: LoopConfig, count: int, make_lesson: Callable[
     def run(indices: list[int]) -> dict[str, float]:
         for parameter in lesson.trained.values():
             parameter.grad = None
+        batch = lesson.batches.make(indices, 0)
+        if len(indices) < len(first):
+            batch = lesson.complete(batch, first, 0)
         with autocast(device, dtype), recompute(lvlm, recompute_mode):
-            loss, parts = lesson.objective(lesson.batches.make(indices, 0))
+            loss, parts = lesson.objective(batch)
         loss.backward()
         return {name: float(value) for name, value in parts.items()}
 

@@ -24,9 +24,9 @@ def contrastive(
         classes: y, int64 `[B]`.
         log_temperature: log τ, a scalar; the exponential keeps τ positive.
         bias: added to every s_ij, as in SigLIP; the paper has none.
-        others: texts `[M, d]` and classes `[M]` that images repel, if they are those of all processes
-            (`craft.core.processes.gather`) and not of this batch only. The mean of the losses of all
-            processes, weighted by B, is then the loss of the whole batch, in value and gradient.
+        others: texts `[M, d]` and classes `[M]` of a whole batch, of which this one is a part. Images then
+            repel all texts of the whole batch. The mean of the losses of all its parts, weighted by B, is the
+            loss of the whole batch, in value and gradient.
 
     Raises:
         ValueError: shapes do not fit.

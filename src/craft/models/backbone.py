@@ -59,7 +59,7 @@ class Backbone(nn.Module):
             read no text.
 
     Raises:
-        CheckpointError: the LLM has recurrent layers.
+        CheckpointError: the LLM has recurrent layers, or lacks the tokenizer's first or last token.
     """
 
     projector: Projector
@@ -82,6 +82,14 @@ class Backbone(nn.Module):
                 "and other hybrids have, and CRAFT caches prompts as keys and values; use an LLM with "
                 "attention in all layers, such as Llama, Qwen 2.5 or Qwen 3."
             )
+        rows = cast(nn.Embedding, llm.get_input_embeddings()).weight.shape[0]
+        for name in ("bos", "eos"):
+            number = getattr(tokenizer, f"{name}_token_id", None)
+            if number is not None and number >= rows:
+                raise CheckpointError(
+                    f"The text tokenizer's {name} token {getattr(tokenizer, f'{name}_token')!r} has the id "
+                    f"{number}, and the LLM has {rows} tokens; the two do not belong together."
+                )
         self.projector = projector
         self.llm = llm
         self.tokenizer = cast(PreTrainedTokenizerBase, tokenizer)

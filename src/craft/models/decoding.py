@@ -5,6 +5,7 @@ ids, margins = write(backbone, reading, 5)              # greedy answers
 scores = score(backbone, reading, options)              # log-probabilities of candidate answers, one pass
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from craft.core.errors import CraftError
 from craft.core.tokens import VisionTokens
 from craft.models.backbone import Backbone
+from craft.models.context import context_of
 from craft.models.prompts import decode
 
 SHARED = 0.75
@@ -148,26 +150,30 @@ def write(backbone: Backbone, reading: Reading, max_new_tokens: int) -> tuple[li
     Returns:
         Token ids per prompt, without the end token; and per prompt the smallest margin of a chosen token over
         the second best, as a fraction of that step's largest absolute logit. A margin of the size of rounding
-        errors means that the answer could differ in another batch.
+        errors means that the answer could differ in another batch. An answer ends where the context does.
     """
     end_ids = backbone.end_ids()
     mask, last, logits = reading.mask, reading.last, reading.logits
     rows: list[list[int]] = [[] for _ in range(len(mask))]
     done = [False] * len(rows)
     margins = [float("inf")] * len(rows)
+    context = context_of(backbone.llm)
+    room = [max_new_tokens if context is None else context - 1 - start for start in last[:, 0].tolist()]
     for step in range(max_new_tokens):
         best = logits.topk(2, dim=-1).values
         margin = ((best[:, 0] - best[:, 1]) / logits.abs().amax(dim=-1)).tolist()
+        if any(map(math.isnan, margin)):
+            _refuse_nan(backbone, logits)
         chosen = logits.argmax(dim=-1)
         for row, token in enumerate(chosen.tolist()):
             if not done[row]:
                 margins[row] = min(margins[row], margin[row])
-            done[row] = done[row] or token in end_ids
+            done[row] = done[row] or token in end_ids or step >= room[row]
             if not done[row]:
                 rows[row].append(token)
         if all(done) or step == max_new_tokens - 1:
             break
-        last = last + 1
+        last = last + 1 if context is None else (last + 1).clamp(max=context - 1)  # of rows that are done
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         embeds = backbone.embeddings(chosen[:, None])
         inputs = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": last}
@@ -195,6 +201,7 @@ def score(
         CraftError: the LLM's attention implementation takes no custom masks.
     """
     start = reading.logits.log_softmax(dim=-1)
+    _refuse_nan(backbone, reading.logits)
     scores = [[float(start[row, ids[0]]) for ids in answers] for row, answers in enumerate(options)]
     inputs = [[list(ids[:-1]) for ids in answers] for answers in options]
     width = max((sum(map(len, answers)) for answers in inputs), default=0)
@@ -279,6 +286,19 @@ def _hidden(backbone: Backbone, reading: Reading, embeds: Tensor, mask: Tensor, 
         past_key_values=reading.cache,
         use_cache=True,
     ).last_hidden_state
+
+
+def _refuse_nan(backbone: Backbone, logits: Tensor) -> None:
+    """
+    Raises:
+        CraftError: there is NaN among the logits, and so no likeliest token.
+    """
+    if bool(logits.isnan().any()):
+        raise CraftError(
+            f"The logits of the LLM ({backbone.llm.config.model_type}, {logits.dtype}) are NaN, so it cannot "
+            "answer: a weight is not finite, or its number format has too small a range. Load the model "
+            "again, with dtype float32 if it was float16."
+        )
 
 
 def _add_scores(

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from craft.core.errors import CodebookMismatchError, CraftError
+from craft.core.tensors import counts_fault
 from craft.core.tokens import VisionTokens
 from craft.models.backbone import Backbone
+from craft.models.context import check_context
 from craft.models.decoding import generate
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.pruning import Budget, budget_of, prune_tokens
@@ -99,7 +101,7 @@ class LVLM(nn.Module):
             One stripped text per question.
 
         Raises:
-            DataError: an image cannot be read.
+            DataError: an image cannot be read, or a question is longer than the LLM's context.
             CraftError: counts differ, `keep_ratio` is out of range, or pruning lacks a code prior.
         """
         self.check_keep_ratio(1.0 if images is None else keep_ratio)
@@ -107,6 +109,10 @@ class LVLM(nn.Module):
             raise CraftError(
                 f"Each image needs one question: got {len(images)} images, {len(questions)} questions."
             )
+        rows, columns = self.visual.grid
+        count = 0 if images is None else budget_of(1.0 if keep_positions else keep_ratio, rows * columns)
+        asked = ((f"question {n}", text, None) for n, text in enumerate(questions, start=1))
+        check_context(self.backbone, asked, count)
         answers: list[str] = []
         for start in range(0, len(questions), batch_size):
             rows = slice(start, start + batch_size)
@@ -125,19 +131,18 @@ class LVLM(nn.Module):
 
         Raises:
             CraftError: it is out of range; or it is below 1, and the visual tokenizer has no code prior or
-                one of another size than its codebook.
+                one that does not hold one count for each codeword.
         """
         budget_of(keep_ratio, 1)
-        if keep_ratio != 1:
-            self.visual.need_codes(f"keep_ratio={keep_ratio}")
-        prior, size = self.visual.prior, self.visual.codebook.size
-        if keep_ratio == 1 or (prior is not None and prior.shape == (size,)):
+        if keep_ratio == 1:
             return
-        fault = (
-            "came without a code prior (level-1 code counts)"
-            if prior is None
-            else f"has a code prior of {len(prior)} codes for a codebook of {size}"
-        )
+        size, prior = self.visual.need_codes(f"keep_ratio={keep_ratio}").size, self.visual.prior
+        if prior is None:
+            fault = "came without a code prior (level-1 code counts)"
+        elif (wrong := counts_fault(prior, size)) is not None:
+            fault = f"has a code prior that {wrong}"
+        else:
+            return
         raise CraftError(
             f"keep_ratio={keep_ratio} prunes visual tokens by how common their codes are, and the visual "
             f"tokenizer of {self.name} {fault}. An adapted encoder has one; `craft prior DATA --out FILE` "
@@ -160,7 +165,12 @@ class LVLM(nn.Module):
 
         Args:
             counts: level-1 code counts int64 `[K]`, or None.
+
+        Raises:
+            CraftError: these are no counts: they are not whole numbers, or are negative.
         """
+        if counts is not None and (fault := counts_fault(counts)):
+            raise CraftError(f"The code prior {fault}; `craft prior DATA --out FILE` makes one.")
         visual = copy.copy(self.visual)  # another module with the same parts
         visual.prior = counts
         return LVLM(visual, self.backbone, self.name, self.origin)

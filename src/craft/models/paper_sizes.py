@@ -68,7 +68,7 @@ def paper_lvlm(llm: str, dtype: torch.dtype = torch.bfloat16, visual: VisualToke
     kind, sizes = LLMS[llm]
     config = AutoConfig.for_model(kind, **sizes)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         widths = {"in": visual.codebook.dim, "out": config.hidden_size}
         projector = Projector({"type": "mlp2x_gelu", **widths}).to(dtype)
     return LVLM(visual, Backbone(projector, model, None, "chat-template", "0" * 64), llm)

@@ -3,9 +3,19 @@
 import re
 from typing import Any
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from craft.core.errors import CheckpointError
+from craft.core.records import Record, Size, check_record
+
+
+class ProjectorConfig(Record):
+    """The config of a `Projector`."""
+
+    type: str
+    width_in: Size = Field(alias="in")
+    width_out: Size = Field(alias="out")
 
 
 class Projector(nn.Module):
@@ -15,24 +25,20 @@ class Projector(nn.Module):
         config: `{"type": "linear" | "mlp{n}x_gelu", "in": d, "out": d_LM}`.
 
     Raises:
-        CheckpointError: the type is unknown or a key is missing.
+        CheckpointError: the type is unknown, or a key is missing or of another type.
 
     Source: VILA-U's multimodal projector.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
-        try:
-            kind, width_in, width_out = str(config["type"]), int(config["in"]), int(config["out"])
-        except KeyError as missing:
-            raise CheckpointError(
-                f"The projector's config lacks {missing}; it needs type, in and out."
-            ) from missing
+        check_record(ProjectorConfig, config, "The projector's config", "copy it again")
+        kind, width_in, width_out = str(config["type"]), int(config["in"]), int(config["out"])
         self.config: dict[str, str | int] = {"type": kind, "in": width_in, "out": width_out}
-        depth = re.fullmatch(r"mlp(\d+)x_gelu", kind)
+        depth = re.fullmatch(r"mlp([1-9]\d?)x_gelu", kind)
         if kind == "linear":
             self.layers: nn.Module = nn.Linear(width_in, width_out)
-        elif depth and int(depth.group(1)) >= 1:
+        elif depth:
             stack: list[nn.Module] = [nn.Linear(width_in, width_out)]
             for _ in range(1, int(depth.group(1))):
                 stack += [nn.GELU(), nn.Linear(width_out, width_out)]

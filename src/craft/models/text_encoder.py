@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from pydantic import Field
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import SiglipTextConfig, SiglipTextModel
+from transformers.activations import ACT2FN
 
 from craft.core.errors import CheckpointError
+from craft.core.records import Layers, Record, Size, check_record
 
 _FIELDS = (
     "vocab_size",
@@ -22,6 +25,23 @@ _FIELDS = (
     "layer_norm_eps",
     "pad_token_id",
 )
+
+
+class TextConfig(Record):
+    """The config of a `TextEncoder`."""
+
+    vocab_size: int = Field(ge=1, le=2**24)
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Layers
+    num_attention_heads: Size
+    max_position_embeddings: Size
+    projection_size: Size | None = None
+    hidden_act: str | None = None
+    layer_norm_eps: float | None = Field(default=None, gt=0, lt=1)
+    pad_token_id: int | None = Field(default=None, ge=0, lt=2**24)
+
+
 _PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>")
 
 
@@ -43,7 +63,8 @@ class TextEncoder(nn.Module):
         config: the complete config as a JSON-able dict.
 
     Raises:
-        CheckpointError: the config lacks a field, or the tokenizer has more tokens than the model.
+        CheckpointError: the config lacks a field or has one of another type, or the tokenizer has more tokens
+            than the model.
 
     Source: §3.2 ("frozen text encoder"); SigLIP (arXiv 2303.15343).
     """
@@ -52,13 +73,16 @@ class TextEncoder(nn.Module):
 
     def __init__(self, config: dict[str, Any], tokenizer: Tokenizer | None) -> None:
         super().__init__()
-        missing = [field for field in _FIELDS[:6] if field not in config]
-        if missing:
-            raise CheckpointError(f"The text encoder's config lacks {', '.join(missing)}.")
+        check_record(TextConfig, config, "The text encoder's config", "copy it again")
         settings = {field: config[field] for field in _FIELDS if config.get(field) is not None}
         settings.setdefault("pad_token_id", _pad_id(tokenizer))
         siglip = SiglipTextConfig(**settings, bos_token_id=None, eos_token_id=None, attention_dropout=0.0)
         siglip._attn_implementation = "sdpa"
+        if siglip.hidden_size % siglip.num_attention_heads or siglip.hidden_act not in ACT2FN:
+            raise CheckpointError(
+                f"The text encoder's config has width {siglip.hidden_size}, {siglip.num_attention_heads} "
+                f"heads and activation {siglip.hidden_act!r}, which do not fit each other; copy it again."
+            )
         self.config: dict[str, Any] = {field: getattr(siglip, field) for field in _FIELDS}
         self.dim = int(siglip.projection_size or siglip.hidden_size)
         self.length = int(siglip.max_position_embeddings)

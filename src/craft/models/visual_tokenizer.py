@@ -171,6 +171,7 @@ class VisualTokenizer(nn.Module):
 
         Raises:
             DataError: an image cannot be read, or `images` is empty.
+            CraftError: features are not finite; the image is named, and the weight if that is the cause.
             ConfigError: the search is unknown, or does not fit this codebook or device.
         """
         count = len(images)
@@ -179,7 +180,25 @@ class VisualTokenizer(nn.Module):
             chunk = images[start : start + batch_size]
             values = chunk if isinstance(chunk, Tensor) else self.preprocess(chunk)
             parts.append(self.quantize(*self.vision_tower(values.to(self.device), with_cls), search=search))
+            self._check_finite(parts[-1].features, start)
         return parts[0] if len(parts) == 1 else concatenate(parts)
+
+    def _check_finite(self, features: Tensor, start: int) -> None:
+        """Refuse features `[B, N, d]` with NaN or infinity, of the images from number `start` on."""
+        if not features.numel() or bool(torch.stack(torch.aminmax(features)).isfinite().all()):
+            return
+        image = start + int((~features.isfinite()).flatten(1).any(dim=1).nonzero()[0, 0])
+        state = self.vision_tower.state_dict().items()
+        bad = next((name for name, value in state if not bool(value.isfinite().all())), None)
+        cause = (
+            "the image or a number format of too small a range (use dtype float32)"
+            if bad is None
+            else f"its weight {bad}, which is not finite either; load the model again"
+        )
+        raise CraftError(
+            f"The vision tower's features of image {image + 1} are not finite (NaN or infinity), so they "
+            f"have no codes. The cause is {cause}."
+        )
 
 
 def concatenate(parts: Sequence[VisionTokens]) -> VisionTokens:

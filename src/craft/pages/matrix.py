@@ -1,7 +1,8 @@
 """The transfer matrix of Tables 3 and 7: reports by data set, encoder and backbone; its page and heat map."""
 
+import itertools
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,16 @@ import numpy as np
 
 from craft.core.files import atomic_write_bytes, atomic_write_text, write_json
 from craft.core.text import percent, signed, table_row
-from craft.evaluation.metrics import grouped_interval
-from craft.evaluation.report import Report, merge
+from craft.evaluation.metrics import (
+    ONE_SEED,
+    SEVERAL_SEEDS,
+    Group,
+    images_of,
+    interval,
+    means_of_seeds,
+    spread,
+)
+from craft.evaluation.report import Report, caveats_of, interval_of, merge
 from craft.pages.figure import png_of
 
 ZERO_SHOT = "zero-shot"
@@ -43,34 +52,44 @@ class TransferCell:
     reports: list[Report] = field(repr=False)
     zero_shot: list[Report] = field(repr=False)
 
+    @property
+    def caveats(self) -> list[str]:
+        """What must be said of the data ("partial: 6 of 10 classes")."""
+        return caveats_of(self.reports)
+
+    @property
+    def accuracy(self) -> float:
+        """The mean accuracy over seeds."""
+        return statistics.fmean(report.accuracy for report in self.reports)
+
     def figure(self, name: str = "accuracy") -> float | None:
         """The mean of one figure over seeds; None if a report lacks it."""
-        spread = merge(self.reports)[name]
-        return None if spread is None else float(spread["mean"])
+        over_seeds = merge(self.reports)[name]
+        return None if over_seeds is None else float(over_seeds["mean"])
 
     def gain(self, name: str = "accuracy") -> dict[str, Any] | None:
-        """Adapted minus zero-shot, as fractions.
+        """Adapted minus zero-shot on the same questions, as fractions.
 
         Returns:
-            Mean, standard deviation and number of seeds, and the 95 % bootstrap interval of the mean over
-            paired questions, resampled within each seed. None for the base encoder, and if there are no such
-            questions.
+            Mean and standard deviation over seeds, their number (`runs`), and the 95 % interval of the mean.
+            None for the base encoder, and if there are no such questions.
         """
+        if (groups := self.differences(name)) is None:
+            return None
+        total = spread([float(np.mean(group.values)) for group in groups]) or {}
+        return {**total, "interval": list(interval(groups, (-1.0, 1.0)))}
+
+    def differences(self, name: str = "accuracy") -> list[Group] | None:
+        """Adapted minus zero-shot for every question, one group per seed; None as for `gain`."""
         if self.encoder == ZERO_SHOT:
             return None
-        differences = [
-            _marks(after, name) - _marks(before, name)
-            for after, before in zip(self.reports, self.zero_shot, strict=True)
-        ]
-        if not all(len(difference) for difference in differences):
-            return None
-        means = [float(difference.mean()) for difference in differences]
-        return {
-            "mean": statistics.fmean(means),
-            "std": statistics.stdev(means) if len(means) > 1 else 0.0,
-            "interval": list(grouped_interval(differences)),
-            "runs": len(means),
-        }
+        groups = []
+        for number, (after, before) in enumerate(zip(self.reports, self.zero_shot, strict=True)):
+            rows, base = _rows(after, name), _rows(before, name)
+            values = [float(row["strict"]) - one["strict"] for row, one in zip(rows, base, strict=True)]
+            seed = after.settings.get("seed", number)
+            groups.append(Group(values, images_of(rows), seed, 1 / len(self.reports)))
+        return groups if all(len(group.values) for group in groups) else None
 
     def to_json(self) -> dict[str, Any]:
         """The names, the mean and spread of every figure over seeds, and the gains."""
@@ -80,17 +99,15 @@ class TransferCell:
             "backbone": self.backbone,
             "diagonal": self.diagonal,
             **merge(self.reports),
-            "interval": list(grouped_interval([_marks(report, "accuracy") for report in self.reports])),
+            **({"caveats": self.caveats} if self.caveats else {}),
+            "interval": interval_of(self.reports),
             "gain": {name: self.gain(name) for name in GROUPS},
         }
 
 
-def _marks(report: Report, group: str) -> np.ndarray:
-    """1 for a correct answer and 0 for a wrong one, float64 `[questions]`, over one of `GROUPS`."""
-    return np.array(
-        [row["strict"] for row in report.samples if group == "accuracy" or row["seen"] == (group == "seen")],
-        dtype=np.float64,
-    )
+def _rows(report: Report, group: str) -> list[dict[str, Any]]:
+    """The answers over one of `GROUPS`."""
+    return [row for row in report.samples if group == "accuracy" or row["seen"] == (group == "seen")]
 
 
 @dataclass
@@ -119,11 +136,15 @@ class TransferMatrix:
     def gain(self, data: str, encoder: str, backbone: str, name: str = "accuracy") -> float | None:
         """Adapted minus zero-shot on the same questions, mean over seeds; None if it was not measured."""
         cell = self.cells.get((data, encoder, backbone))
-        spread = None if cell is None else cell.gain(name)
-        return None if spread is None else spread["mean"]
+        gain = None if cell is None else cell.gain(name)
+        return None if gain is None else gain["mean"]
 
     def summary(self) -> list[dict[str, Any]]:
-        """Mean gains over cells, on and off the diagonal, for each data set and for "all" of them."""
+        """Mean gains over cells, on and off the diagonal, for each data set and for "all" of them.
+
+        Each row also has, under "over seeds", the standard deviation over seeds of each mean, their number,
+        and the mean's 95 % interval.
+        """
         names = [*self.data, *(["all"] if len(self.data) > 1 else [])]
         rows = [self._mean_gains(name, diagonal) for name in names for diagonal in (True, False)]
         return [row for row in rows if row is not None]
@@ -135,7 +156,11 @@ class TransferMatrix:
             for cell in self.cells.values()
             if cell.encoder != ZERO_SHOT and cell.diagonal == diagonal and data in (cell.data, "all")
         ]
-        gains = {name: _measured(cell.gain(name) for cell in cells) for name in GROUPS}
+        measured = {name: [g for cell in cells if (g := cell.differences(name))] for name in GROUPS}
+        gains = {
+            name: [statistics.fmean(float(np.mean(group.values)) for group in groups) for groups in lists]
+            for name, lists in measured.items()
+        }
         if not gains["accuracy"]:
             return None
         return {
@@ -145,6 +170,7 @@ class TransferMatrix:
             "positive": sum(gain > 0 for gain in gains["accuracy"]),
             "lowest": min(gains["accuracy"]),
             **{name: statistics.fmean(values) if values else None for name, values in gains.items()},
+            "over seeds": {name: _over_seeds([*itertools.chain(*lists)]) for name, lists in measured.items()},
         }
 
     def table(self) -> list[dict[str, Any]]:
@@ -189,8 +215,16 @@ class TransferMatrix:
         return [folder / f"transfer.{kind}" for kind in ("json", "md", "png")]
 
 
-def _measured(gains: Iterable[dict[str, Any] | None]) -> list[float]:
-    return [gain["mean"] for gain in gains if gain is not None]
+def _over_seeds(groups: Sequence[Group]) -> dict[str, Any] | None:
+    """Standard deviation over seeds, their number, and the 95 % interval of a mean over cells."""
+    if not groups:
+        return None
+    seeds = spread(means_of_seeds(groups)) or {}
+    return {
+        "std": seeds["std"],
+        "runs": seeds["runs"],
+        "interval": list(interval(groups, (-1.0, 1.0))),
+    }
 
 
 # The page
@@ -227,6 +261,8 @@ def _about(matrix: Record) -> str:
         f"Test questions per seed: {'all' if limit is None else f'at most {limit}'}. "
         f"Commit: {', '.join(settings.get('commits') or []) or 'not in a checkout'}."
     )
+    caveats = [f"{cell['data']}: {text}" for cell in matrix["table"] for text in cell.get("caveats", ())]
+    lines += [f"Note: {caveat}." for caveat in dict.fromkeys(caveats)]
     lines.append(f"Made by `{settings['command']}`." if settings.get("command") else "")
     return "\n".join(line for line in lines if line)
 
@@ -243,7 +279,7 @@ def _accuracies(matrix: Record) -> str:
             row = [backbone, encoder + (" *" if diagonal else ""), *map(_accuracy, cells)]
             if several:
                 measured = [cell for cell in cells if cell is not None]
-                row.append(_mean_accuracy(measured) if len(measured) == len(cells) else "-")
+                row.append(_mean_accuracy(matrix, measured) if len(measured) == len(cells) else "-")
             rows.append(row)
     heads = ["backbone", "encoder adapted with", *matrix["data"], *(["mean"] if several else [])]
     return _table(heads, rows)
@@ -252,21 +288,34 @@ def _accuracies(matrix: Record) -> str:
 def _accuracy(cell: Record | None) -> str:
     if cell is None:
         return "-"
-    spread, gain = cell["accuracy"], cell["gain"]["accuracy"]
-    text = percent(spread["mean"]) + (f" ± {percent(spread['std'])}" if spread["runs"] > 1 else "")
+    gain, text = cell["gain"]["accuracy"], _with_deviation(cell["accuracy"])
     return text if gain is None else f"{text} ({signed(gain['mean'])})"
 
 
-def _mean_accuracy(cells: list[Record]) -> str:
+def _mean_accuracy(matrix: Record, cells: list[Record]) -> str:
+    """The mean over data sets, with the deviation of this mean over seeds, and the mean gain."""
+    names = [(cell["data"], cell["encoder"], cell["backbone"]) for cell in cells]
+    by_seed: dict[Any, list[float]] = {}
+    for cell in matrix["cells"]:
+        if (cell["data"], cell["encoder"], cell["backbone"]) in names:
+            for report in cell["reports"]:
+                by_seed.setdefault(report["settings"].get("seed"), []).append(report["accuracy"])
+    complete = all(len(values) == len(cells) for values in by_seed.values())
+    over_seeds = spread([statistics.fmean(values) for values in by_seed.values()]) if complete else None
     mean = sum(cell["accuracy"]["mean"] for cell in cells) / len(cells)
+    text = _with_deviation({**(over_seeds or {"std": 0.0, "runs": 1}), "mean": mean})
     gains = [gain["mean"] for cell in cells if (gain := cell["gain"]["accuracy"]) is not None]
-    return percent(mean) + (f" ({signed(sum(gains) / len(gains))})" if gains else "")
+    return text + (f" ({signed(sum(gains) / len(gains))})" if gains else "")
+
+
+def _with_deviation(figure: Record) -> str:
+    return percent(figure["mean"]) + (f" ± {percent(figure['std'])}" if figure["runs"] > 1 else "")
 
 
 def _gains(matrix: Record) -> str:
     intro = (
-        "Points over zero-shot [95 % bootstrap interval over questions], for all classes, those that "
-        "training had (seen), and those held out of it (unseen)."
+        f"Points over zero-shot [95 % interval, {_covers(matrix)}], for all classes, those that training had "
+        "(seen), and those held out of it (unseen)."
     )
     rows = []
     for cell in matrix["table"]:
@@ -277,6 +326,16 @@ def _gains(matrix: Record) -> str:
     return f"{intro}\n\n" + _table(
         ["data", "encoder adapted with", "backbone", "all", "seen", "unseen"], rows
     )
+
+
+def _covers(matrix: Record) -> str:
+    """What the intervals cover. Older matrices name it themselves, or have none over seeds."""
+    if not any("over seeds" in row for row in matrix["summary"]):
+        return "over questions; the spread of seeds is not in it"
+    if "intervals" in matrix:
+        return matrix["intervals"]
+    seeds = {report["settings"].get("seed") for cell in matrix["cells"] for report in cell["reports"]}
+    return SEVERAL_SEEDS if len(seeds) > 1 else ONE_SEED
 
 
 def _with_interval(gain: Mapping[str, Any] | None) -> str:
@@ -291,13 +350,21 @@ def _means(matrix: Record) -> str:
         [
             row["data"],
             "same LLM" if row["diagonal"] else "another LLM",
-            *(signed(row[name]) for name in GROUPS),
+            *(_mean_gain(row, name) for name in GROUPS),
             f"{row['positive']} of {row['cells']}",
             signed(row["lowest"]),
         ]
         for row in matrix["summary"]
     ]
-    return _table(["data", "backbone", "all", "seen", "unseen", "cells above zero-shot", "lowest"], rows)
+    return f"Points over zero-shot [95 % interval, {_covers(matrix)}].\n\n" + _table(
+        ["data", "backbone", "all", "seen", "unseen", "cells above zero-shot", "lowest"], rows
+    )
+
+
+def _mean_gain(row: Record, name: str) -> str:
+    """A mean over cells, with its interval if the matrix has one."""
+    over_seeds = row.get("over seeds", {}).get(name)
+    return signed(row[name]) if over_seeds is None else _with_interval({**over_seeds, "mean": row[name]})
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -370,7 +437,7 @@ def _panel(matrix: TransferMatrix, title: str, names: Sequence[str]) -> _Panel:
             cells = [cell for name in names if (cell := matrix.cells.get((name, encoder, backbone)))]
             if len(cells) < len(names):
                 continue
-            panel.accuracy[i, j] = np.mean([cell.figure() or 0.0 for cell in cells])
+            panel.accuracy[i, j] = np.mean([cell.accuracy for cell in cells])
             panel.diagonal[i, j] = cells[0].diagonal
             if encoder != ZERO_SHOT:
                 panel.gain[i, j] = np.mean([(cell.gain() or {"mean": np.nan})["mean"] for cell in cells])

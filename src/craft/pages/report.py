@@ -1,6 +1,6 @@
 """`craft report`: runs, evaluations and results on one HTML page that refers to no other file.
 
-CRAFT reads only regular files inside the reported folders, embeds only PNG, and escapes all text.
+CRAFT reads only regular files inside the reported folders, draws PNG files anew, and escapes all text.
 """
 
 import base64
@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 from markdown_it import MarkdownIt
 from markupsafe import Markup
+from PIL import Image
 
 from craft.core.errors import CheckpointError, DataError
-from craft.core.files import atomic_write_text, read_json
+from craft.core.files import atomic_write_text, check_writable, read_json
 from craft.core.provenance import machine
 from craft.core.text import flat, percent
 from craft.data import open_image
+from craft.data.images import lazy_image
 from craft.judging.answers import read_rows
 from craft.judging.cases import BINARY, DIMENSIONS
 from craft.pages.figure import draw_curves
@@ -26,6 +28,7 @@ from craft.pages.matrix import matrix_page
 from craft.training.run_folder import RunFolder
 
 ANSWERS, EDGE = 40, 216  # judged answers that are listed; longest side of their images in pixels
+LARGEST = 256 * 2**20  # bytes of a file that is read
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 DAMAGE = (TemplateError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
 Record = Mapping[str, Any]
@@ -47,10 +50,11 @@ def report(paths: Sequence[str | Path], out: str | Path, title: str = "CRAFT rep
             `python -m paper` wrote (files or folders); or folders with such folders.
 
     Raises:
-        DataError: a path does not exist or holds nothing of these kinds, or a judged image cannot be read.
+        DataError: a path does not exist or holds nothing of these kinds, or a PNG file is damaged.
         CheckpointError: a file is damaged.
         ConfigError: the page cannot be written.
     """
+    check_writable(out)
     sections: list[ReportSection] = []
     for path in paths:
         added = sections_of(Path(os.path.abspath(path)))  # "." has a name too
@@ -61,7 +65,10 @@ def report(paths: Sequence[str | Path], out: str | Path, title: str = "CRAFT rep
             )
         sections += added
     about = "craft {craft-vlm}, torch {torch}".format_map(machine()["versions"])
-    atomic_write_text(out, VIEWS.page(title, about, sections))
+    page = VIEWS.page(title, about, sections).encode(
+        "utf-8", "backslashreplace"
+    )  # JSON may have half characters
+    atomic_write_text(out, page.decode("utf-8"))
     return Path(out)
 
 
@@ -69,11 +76,13 @@ def sections_of(path: Path, below: bool = True) -> list[ReportSection]:
     """One section for each run or result in a file or folder and, with `below`, in the folders inside.
 
     Raises:
-        DataError: the path does not exist, or a judged image cannot be read.
-        CheckpointError: a file is damaged.
+        DataError: the path does not exist or is neither a file nor a folder, or a PNG file is damaged.
+        CheckpointError: a file is damaged, or far larger than a result.
     """
     if not path.exists():
         raise DataError(f"There is nothing at {path}; check the path.")
+    if not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path} is neither a file nor a folder, so CRAFT does not read it. Check the path.")
     folders: list[Path] = []
     if path.is_file():
         results = [path.resolve()] if path.suffix == ".json" else []
@@ -88,6 +97,7 @@ def sections_of(path: Path, below: bool = True) -> list[ReportSection]:
 
 def _section(path: Path) -> ReportSection | None:
     """The section about a JSON file; None if it is neither a run nor a result."""
+    _check_size(path)
     record = read_json(path)
     keys = {path.name, *record} if isinstance(record, dict) else set()
     make = next((make for needed, make in KINDS if needed <= keys), None)
@@ -99,15 +109,38 @@ def _section(path: Path) -> ReportSection | None:
 
 def _files(folder: Path, *patterns: str) -> list[Path]:
     paths = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
-    return [path for path in paths if path.is_file() and _inside(path, folder)]
+    return [path for path in paths if _regular(path, folder)]
+
+
+def _regular(path: Path, folder: Path) -> bool:
+    """Whether this is a file of the folder: no device or pipe, no link that leads outside."""
+    try:
+        return path.is_file() and _inside(path, folder)
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _inside(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
 
 
+def _check_size(path: Path) -> None:
+    if path.stat().st_size > LARGEST:
+        raise CheckpointError(
+            f"{path} has {path.stat().st_size >> 20} MiB, far more than a result. Move it out of the folder."
+        )
+
+
+def _text(folder: Path, name: str) -> bool:
+    """Whether the folder has this text file."""
+    path = folder / name
+    if regular := _regular(path, folder):
+        _check_size(path)
+    return regular
+
+
 def _run(record: Record, path: Path) -> ReportSection:
-    lines = RunFolder(path.parent).metrics() if _files(path.parent, "metrics.jsonl") else []
+    lines = RunFolder(path.parent).metrics() if _text(path.parent, "metrics.jsonl") else []
     png, about = draw_curves(lines)
     settings = sorted(flat(record.get("config") or {}).items())
     return ReportSection(path.parent.name, "training", VIEWS.training(record, settings, _img(png, about)))
@@ -126,7 +159,7 @@ def _evaluation(record: Record, path: Path) -> ReportSection:
 
 def _judged(record: Record, path: Path) -> ReportSection:
     folder = path.parent
-    rows = read_rows(folder / "answers.jsonl")[:ANSWERS] if _files(folder, "answers.jsonl") else []
+    rows = read_rows(folder / "answers.jsonl")[:ANSWERS] if _text(folder, "answers.jsonl") else []
     names = {row["id"]: str(row.get("image") or "") for row in rows}
     pictures = {row: _picture(folder, name, "the picture", EDGE) for row, name in names.items()}
     answers = record["settings"].get("answers") or {}
@@ -141,22 +174,32 @@ def _transfer(record: Record, path: Path) -> ReportSection:
 
 
 def _experiment(record: Record, path: Path) -> ReportSection:
-    if not (pages := _files(path.parent, f"{path.stem}.md")):
-        raise LookupError(f"its page {path.stem}.md is missing")
-    title, text = pages[0].read_text(encoding="utf-8").split("\n", 1)
+    page = path.with_suffix(".md")
+    if not _text(path.parent, page.name):
+        raise LookupError(f"its page {page.name} is missing")
+    title, text = page.read_text(encoding="utf-8").split("\n", 1)
     return ReportSection(title.removeprefix("# "), "experiment", _markdown(text, path.parent))
 
 
 def _picture(folder: Path, name: str, about: str, edge: int | None = None) -> Markup:
-    """A PNG file of a folder; nothing if it is missing, outside or something else."""
-    path = folder / name
-    png = path.read_bytes() if path.is_file() and _inside(path, folder) else b""
-    if edge and png.startswith(SIGNATURE):
-        image, stream = open_image(str(path)), io.BytesIO()
-        image.thumbnail((edge, edge))
-        image.save(stream, format="PNG")
-        png = stream.getvalue()
-    return _img(png, about, "small" if edge else "whole") if png.startswith(SIGNATURE) else Markup()
+    """The pixels of a PNG file of a folder; nothing if it is missing, outside or something else."""
+    path, stream = folder / name, io.BytesIO()
+    if not _regular(path, folder) or not _starts_as_png(path):
+        return Markup()
+    _check_size(path)
+    try:
+        with open_image(str(path)) if edge else lazy_image(path) as image:
+            if edge:
+                image.thumbnail((edge, edge))
+            image.save(stream, format="PNG")  # without texts, and without what follows the image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} is not a complete PNG ({error}). Remove it, or make it again.") from error
+    return _img(stream.getvalue(), about, "small" if edge else "whole")
+
+
+def _starts_as_png(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(SIGNATURE)) == SIGNATURE
 
 
 def _img(png: bytes, about: str, size: str = "whole") -> Markup:

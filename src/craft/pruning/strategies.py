@@ -13,6 +13,7 @@ from torch import Tensor
 
 from craft.core.errors import CraftError
 from craft.core.seeding import stable_seed
+from craft.core.tensors import counts_fault
 from craft.core.tokens import VisionTokens
 from craft.pruning.quota import isolation, keep_until, rank_in_code, rarity_log_ratio
 
@@ -56,6 +57,10 @@ class PruningSettings:
             )
         if self.neighbours < 1:
             raise CraftError(f"neighbours is {self.neighbours}; it must be at least 1.")
+        if self.prior is not None and (fault := counts_fault(self.prior)):
+            raise CraftError(f"The code prior {fault}; `craft prior DATA --out FILE` makes one.")
+        if self.scores is not None and not bool(torch.isfinite(self.scores).all()):
+            raise CraftError("The scores of tokens are not finite (NaN or infinity); compute them again.")
 
 
 Strategy = Callable[[VisionTokens, int, PruningSettings], Tensor]

@@ -1,6 +1,7 @@
 """The frozen residual codebook (§3.1, §9), the gradient past it (§3.2), and how often codes occur (§3.3)."""
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from craft.core.errors import CheckpointError
+from craft.core.errors import CheckpointError, CraftError
 from craft.quantize.search import exact_matmul, search_named
 
 
@@ -114,6 +115,9 @@ class ResidualCodebook(nn.Module):
     def quantize(self, z: Tensor, partial_sums: bool = False, search: str = "exact") -> Quantized:
         """Quantise features level by level, in float32 for every dtype of `z` and autocast.
 
+        Features with NaN or infinity have no nearest codeword: their codes are -1, their sums NaN, so that a
+        loss of them is NaN too. (To raise an error here, every training step would wait for the GPU.)
+
         Args:
             z: `[..., d]`, any float dtype. No gradient flows: see `straight_through`.
             partial_sums: also return the sum after each level (for the cumulative commitment form).
@@ -147,6 +151,10 @@ class ResidualCodebook(nn.Module):
                     residual = (remainder - chosen).square_().sum(-1)  # e (§9)
                 if partial_sums:
                     sums.append(total.clone())
+            without = ~residual.isfinite()[:, None]
+            codes.masked_fill_(without, -1)
+            for part in (total, *sums):
+                part.masked_fill_(without, math.nan)
         shape = z.shape[:-1]
         return Quantized(
             codes=codes.reshape(*shape, self.num_levels),
@@ -215,8 +223,15 @@ def straight_through(features: Tensor, quantized: Tensor) -> Tensor:
 
 
 def code_counts(codes: Tensor, size: int) -> Tensor:
-    """Count level-1 codes: int64 `[K]` from codes int64 `[..., L]` (p_dom before normalising, §3.3)."""
-    return torch.bincount(codes[..., 0].reshape(-1), minlength=size)
+    """Count level-1 codes: int64 `[K]` from codes int64 `[..., L]` (p_dom before normalising, §3.3).
+
+    Raises:
+        CraftError: a code is negative, because its features were not finite.
+    """
+    level = codes[..., 0].reshape(-1)
+    if level.numel() and int(level.min()) < 0:
+        raise CraftError("Some features are not finite (NaN or infinity), so they have no codes to count.")
+    return torch.bincount(level, minlength=size)
 
 
 def usage(codes: Tensor, size: int) -> list[dict[str, float]]:
@@ -231,7 +246,7 @@ def usage(codes: Tensor, size: int) -> list[dict[str, float]]:
     """
     rows = []
     for level in range(codes.shape[-1]):
-        counts = torch.bincount(codes[..., level].reshape(-1), minlength=size).double()
+        counts = code_counts(codes[..., level, None], size).double()
         p = counts / counts.sum().clamp(min=1)
         entropy = -(p[p > 0] * p[p > 0].log()).sum()
         rows.append({"used": float((counts > 0).double().mean()), "perplexity": float(entropy.exp())})

@@ -4,6 +4,7 @@
 `craft.lessons.objective.CraftObjective`.
 """
 
+import copy
 import math
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +23,7 @@ from craft.lessons.adapt import adaptation
 from craft.lessons.batches import image_groups
 from craft.lessons.rehearsal import Rehearsal, rehearse_step
 from craft.models.lvlm import LVLM
-from craft.models.vision_tower import forward_of
+from craft.models.vision_tower import VisionTower, forward_of
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.quantize import code_counts
 from craft.recipes.arguments import DataSource, ModelSource
@@ -52,7 +53,8 @@ class AdaptResult:
         out: the run folder.
         encoder: the artefact in it; `with_encoder`, `evaluate` and `craft export` accept either path.
         metrics: steps, last losses, the best step and its validation score (if validation chose it), minutes,
-            the number of level-1 codes in use, and that before adaptation (if the surrogate has a prior).
+            and how many level-1 codes the adapted and the base tower use on the same `codes_images` training
+            images (`codes_used`, `codes_used_before`).
         prior: level-1 code counts int64 `[K]` of the training images under the adapted tower (§3.3).
         held_out: the classes that were held out of training.
         config: every setting.
@@ -108,39 +110,41 @@ def adapt(
     if finished:
         return _finished(run, settings, surrogate)
 
-    # 1. The data, without the held-out classes, and the surrogate, with a copy of its tower to train.
-    lvlm, dataset = _open(surrogate, data, settings)
-    base_prior = lvlm.visual.prior
-    begin(run, settings, lvlm, dataset, resume, overwrite)
-    say(_announcement(lvlm, dataset, settings))
+    with run.held():
+        # 1. The data, without the held-out classes, and the surrogate, with a copy of its tower to train.
+        lvlm, dataset = _open(surrogate, data, settings)
+        base = copy.deepcopy(lvlm.visual.vision_tower).cpu()
+        begin(run, settings, lvlm, dataset, resume, overwrite)
+        say(_announcement(lvlm, dataset, settings))
 
-    # 2. Training: the tower learns by Eq. 5, and the frozen LLM scores the answers (Eq. 2).
-    make_lesson = partial(adaptation, task=dataset.task, earlier=Settled.of(run.record))
-    with run.recording_failure():
-        result = fit(
-            lvlm,
-            dataset.train,
-            settings,
-            run,
-            make_lesson=make_lesson,
-            resume=resume,
-            validate=validation(dataset, settings),
-        )
+        # 2. Training: the tower learns by Eq. 5, and the frozen LLM scores the answers (Eq. 2).
+        make_lesson = partial(adaptation, task=dataset.task, earlier=Settled.of(run.record))
+        with run.recording_failure():
+            result = fit(
+                lvlm,
+                dataset.train,
+                settings,
+                run,
+                make_lesson=make_lesson,
+                resume=resume,
+                validate=validation(dataset, settings),
+            )
 
-        # 3. The artefact: the adapted tower, its code prior (§3.3), and a manifest.
-        assert result.images is not None
-        prior = code_prior(lvlm.visual, dataset.train, result.images)
-        metrics = {
-            **run_metrics(run, result),
-            "codes_used": int((prior > 0).sum()),
-            "codes_used_before": None if base_prior is None else int((base_prior > 0).sum()),
-        }
-        base = run.record["hashes_before"]["vision_tower"]
-        manifest = run_manifest(run, settings, metrics, base_tower=base)
-        encoder = on_main(lambda: save_artefact(run.encoder, lvlm.visual, prior=prior, manifest=manifest))
-        run.update(status="finished", metrics=metrics)
-    lvlm.visual.prior = prior
-    return AdaptResult(run.path, encoder, metrics, prior, dataset.held_out, settings, lvlm)
+            # 3. The artefact: the adapted tower, its code prior (§3.3), and a manifest.
+            assert result.images is not None
+            prior, before = code_prior(lvlm.visual, base, dataset.train, result.images)
+            metrics = {
+                **run_metrics(run, result),
+                "codes_used": int((prior > 0).sum()),
+                "codes_used_before": int((before > 0).sum()),
+                "codes_images": len(_distinct(dataset.train)),
+            }
+            base_hash = run.record["hashes_before"]["vision_tower"]
+            manifest = run_manifest(run, settings, metrics, base_tower=base_hash)
+            encoder = on_main(lambda: save_artefact(run.encoder, lvlm.visual, prior=prior, manifest=manifest))
+            run.update(status="finished", metrics=metrics)
+        lvlm.visual.prior = prior
+        return AdaptResult(run.path, encoder, metrics, prior, dataset.held_out, settings, lvlm)
 
 
 def rehearse(
@@ -177,29 +181,42 @@ def _open(surrogate: ModelSource | None, data: DataSource | None, settings: Adap
 
 @torch.no_grad()
 def code_prior(
-    visual: VisualTokenizer, samples: list[Sample], images: ImageCache, batch_size: int = 64
-) -> Tensor:
-    """The level-1 code counts of the distinct images of `samples` under the current tower: int64 `[K]`.
+    visual: VisualTokenizer,
+    base: VisionTower,
+    samples: list[Sample],
+    images: ImageCache,
+    batch_size: int = 64,
+) -> tuple[Tensor, Tensor]:
+    """The level-1 code counts of the distinct images of `samples`, int64 `[K]`: under the current tower, and
+    under the base tower.
 
     With several processes, each counts a part of the images.
 
     Args:
-        visual: the visual tokenizer.
+        visual: the visual tokenizer with the current tower.
+        base: a copy of its tower from before training; it moves to the same device and becomes float32.
         samples: the training set.
         images: the cache that decodes its images.
         batch_size: images per pass of the tower.
 
     Source: p_dom of §3.3, before normalisation.
     """
-    distinct = list({image_key(sample.image): sample for sample in samples}.values())[rank() :: world()]
-    counts = torch.zeros(visual.codebook.size, dtype=torch.long)
-    forward = forward_of(visual.vision_tower, images.through_stem)
+    distinct = _distinct(samples)[rank() :: world()]
+    towers = (visual.vision_tower, base.to(visual.device).float())
+    counts = torch.zeros(2, visual.codebook.size, dtype=torch.long)
     for start in range(0, len(distinct), batch_size):
         batch = images.get(distinct[start : start + batch_size]).to(visual.device)
-        features, _ = forward(batch, with_cls=False)
-        codes = visual.codebook.quantize(features.float()).codes
-        counts += code_counts(codes, visual.codebook.size).cpu()
-    return total(counts)
+        for row, tower in zip(counts, towers, strict=True):
+            features, _ = forward_of(tower, images.through_stem)(batch, with_cls=False)
+            codes = visual.codebook.quantize(features.float()).codes
+            row += code_counts(codes, visual.codebook.size).cpu()
+    current, before = total(counts)
+    return current, before
+
+
+def _distinct(samples: list[Sample]) -> list[Sample]:
+    """One sample for each image."""
+    return list({image_key(sample.image): sample for sample in samples}.values())
 
 
 def _announcement(lvlm: LVLM, data: Data, settings: AdaptConfig) -> str:

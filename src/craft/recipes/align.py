@@ -135,39 +135,41 @@ def align(
     if finished:
         return _finished(run, settings)
 
-    # 1. The conversations, the LLM that will read the codes, and the codes of all images.
-    lvlm, stages, codes = _open(settings, visual, sources, codes)
+    with run.held():
+        # 1. The conversations, the LLM that will read the codes, and the codes of all images.
+        lvlm, stages, codes = _open(settings, visual, sources, codes)
 
-    # 2. The start of the run, with the LLM's language before.
-    run.open(settings, resume, overwrite)
-    fingerprint = rows_fingerprint(stages, codes)
-    if run.record.get("data_fingerprint", fingerprint) != fingerprint:
-        raise ConfigError(f"The run in {run.path} began with other data; restore it.")
-    counts = {name: len(rows) for name, rows in stages.items()}
-    codebook = lvlm.visual.codebook.fingerprint
-    run.update(status="running", data_fingerprint=fingerprint, codebook=codebook, rows=counts)
-    before = _language(lvlm, settings, run.record.get("language_before"))
-    run.update(language_before=before)
+        # 2. The start of the run, with the LLM's language before.
+        run.open(settings, resume, overwrite)
+        fingerprint = rows_fingerprint(stages, codes)
+        if run.record.get("data_fingerprint", fingerprint) != fingerprint:
+            raise ConfigError(f"The run in {run.path} began with other data; restore it.")
+        counts = {name: len(rows) for name, rows in stages.items()}
+        codebook = lvlm.visual.codebook.fingerprint
+        run.update(status="running", data_fingerprint=fingerprint, codebook=codebook, rows=counts)
+        before = _language(lvlm, settings, run.record.get("language_before"))
+        run.update(language_before=before)
 
-    with run.recording_failure():
-        # 3. Stage 1: projector. Stage 2: projector and LLM.
-        metrics = {
-            name: _train(lvlm, rows, settings, run, int(name), codes, resume) for name, rows in stages.items()
-        }
+        with run.recording_failure():
+            # 3. Stage 1: projector. Stage 2: projector and LLM.
+            metrics = {
+                name: _train(lvlm, rows, settings, run, int(name), codes, resume)
+                for name, rows in stages.items()
+            }
 
-        # 4. The backbone: LoRA merged or separate, the LLM's language after, the model card.
-        factors = take_lora(lvlm.backbone.llm, merge=True)
-        after = _language(lvlm, settings, None)
-        llm_unchanged = settings.stage == "1" or settings.lora.rank > 0  # except for LoRA
-        if llm_unchanged and not settings.lora.merge:
-            half = {name: value.to(torch.bfloat16) for name, value in factors.items()}
-            lvlm.backbone.borrowed = Borrowed(_lasting_name(settings.llm), half)
-        folder = on_main(lambda: save_native(run.path, BACKBONE, _unrounded(lvlm, settings, visual)))
-        language = {"before": before, "after": after}
-        card = _backbone_card(settings, lvlm, metrics, language, counts)
-        on_main(lambda: atomic_write_text(folder / "README.md", card))
-        run.update(status="finished", metrics=metrics, language=language)
-    return AlignResult(run.path, folder, metrics, language, settings, lvlm)
+            # 4. The backbone: LoRA merged or separate, the LLM's language after, the model card.
+            factors = take_lora(lvlm.backbone.llm, merge=True)
+            after = _language(lvlm, settings, None)
+            llm_unchanged = settings.stage == "1" or settings.lora.rank > 0  # except for LoRA
+            if llm_unchanged and not settings.lora.merge:
+                half = {name: value.to(torch.bfloat16) for name, value in factors.items()}
+                lvlm.backbone.borrowed = Borrowed(_lasting_name(settings.llm), half)
+            folder = on_main(lambda: save_native(run.path, BACKBONE, _unrounded(lvlm, settings, visual)))
+            language = {"before": before, "after": after}
+            card = _backbone_card(settings, lvlm, metrics, language, counts)
+            on_main(lambda: atomic_write_text(folder / "README.md", card))
+            run.update(status="finished", metrics=metrics, language=language)
+        return AlignResult(run.path, folder, metrics, language, settings, lvlm)
 
 
 def rehearse(

@@ -13,6 +13,7 @@ from craft.core.seeding import rng
 from craft.data.chats import Conversation, read_conversations
 from craft.formats.code_cache import CodeCache, ImageCodes
 from craft.lessons.packing import PackedRow, answers_within, make_rows, whole_within
+from craft.models.context import context_of
 from craft.models.lvlm import LVLM
 from craft.models.prompts import build_dialogue
 from craft.models.visual_tokenizer import VisualTokenizer
@@ -64,7 +65,15 @@ def read_sets(
             sets[name] = [item for item in items if isinstance(item, Conversation)]
         else:
             names = getattr(settings, name)
-            sets[name] = read_conversations(names, settings.root, settings.seed, settings.limit)
+            sets[name] = read_conversations(
+                names,
+                settings.root,
+                settings.seed,
+                settings.limit,
+                splits=settings.splits,
+                partial=settings.partial,
+                overlap=settings.overlap,
+            )
     if not sets["captions" if "data" in unused(settings) else "data"]:
         raise DataError("No data: name files of conversations, embedded domains or folders (--data).")
     with_image = [c.origin or c.id for c in sets["text"] if c.image is not None]
@@ -94,13 +103,15 @@ def check_turns(sets: Sets, lvlm: LVLM) -> None:
 
 
 def leave_out_cut_off(sets: Sets, lvlm: LVLM, settings: AlignConfig) -> Sets:
-    """The conversations whose first answer begins within `max_length`. Prints a line about the others.
+    """The conversations whose first answer begins within `max_length` and the LLM's context. Prints a line
+    about the others.
 
     Raises:
         DataError: no conversation of a set remains.
     """
     rows, columns = lvlm.visual.grid
-    begins = answers_within(lvlm.backbone, settings.max_length, rows * columns)
+    most = min(settings.max_length, context_of(lvlm.backbone.llm) or settings.max_length)
+    begins = answers_within(lvlm.backbone, most, rows * columns)
     remaining = Sets()
     for name, conversations in sets.items():
         in_time = [begins(conversation) for conversation in conversations]
@@ -111,10 +122,12 @@ def leave_out_cut_off(sets: Sets, lvlm: LVLM, settings: AlignConfig) -> Sets:
             continue
         examples = ", ".join(omitted[:5]) + (", …" if len(omitted) > 5 else "")
         subject = f"{len(omitted)} of the {len(conversations)} conversations in `{name}` ({examples})"
-        reason = f"the first answer does not begin within max_length={settings.max_length} tokens"
+        limit = f"max_length={most}" if most == settings.max_length else f"the LLM's context of {most}"
+        reason = f"the first answer does not begin within {limit} tokens"
         if not remaining[name]:
             raise DataError(
-                f"In {subject} {reason}; raise it (--set max_length=…), or shorten the questions."
+                f"In {subject} {reason}; raise it (--set max_length=…, or another LLM), or shorten the "
+                "questions."
             )
         say(f"left out: {subject}, because {reason}")
     return remaining

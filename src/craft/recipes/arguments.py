@@ -4,10 +4,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from craft.core.errors import ConfigError
+from craft.core.files import user_path
 from craft.data import Data
 from craft.data.load import as_setting
 from craft.formats.artefact import Artefact
 from craft.formats.load import load
+from craft.formats.names import shipped
 from craft.models.lvlm import LVLM
 
 ModelSource = str | Path | LVLM
@@ -35,6 +38,27 @@ def loaded(model: ModelSource, device: str | None = None, dtype: str | None = No
         CheckpointError: it is missing or damaged.
     """
     return model if isinstance(model, LVLM) else load(model, device, dtype)
+
+
+def surrogate_of(artefact: Artefact, flag: str = "--model", folders: bool = False) -> str:
+    """The LVLM that an encoder was adapted with, if it is a shipped one. CRAFT loads no other by its name in
+    a file, and downloads none.
+
+    Args:
+        flag: the option that names an LVLM.
+        folders: accept a folder on this machine too.
+
+    Raises:
+        ConfigError: the user must name it.
+    """
+    name = artefact.surrogate
+    if name in shipped() or (folders and name and user_path(name).is_dir()):
+        return name
+    known = f" It was adapted with {name}." if name else ""
+    raise ConfigError(
+        f"The encoder in {artefact.folder} does not come with its model, and CRAFT neither loads nor "
+        f"downloads a model because a file names it.{known} Name the model: {flag} MODEL."
+    )
 
 
 def surrogate_name(artefact: Artefact) -> str:

@@ -44,7 +44,7 @@ UNSURE = "unsure"
 STDIN = "/dev/stdin"
 """What `-` is on the command line, whose parser takes it for a flag."""
 
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "image",
     "question",
     "answer",

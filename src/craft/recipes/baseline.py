@@ -23,7 +23,7 @@ from craft.models.freezing import part_hashes, parts
 from craft.models.lvlm import LVLM
 from craft.recipes.adapt import AdaptResult, adapt
 from craft.recipes.adapt import rehearse as rehearse_adapt
-from craft.recipes.arguments import DataSource, ModelSource, loaded
+from craft.recipes.arguments import DataSource, ModelSource, loaded, surrogate_of
 from craft.recipes.opening import (
     Config,
     Model,
@@ -107,34 +107,35 @@ def tune(
     if finished:
         return _finished(run, settings, source())
 
-    # 1. Data, model, and the fingerprints of the parts that train.
-    lvlm, dataset = open_run(data, settings, source)
-    baseline.check(lvlm)
-    base = {name: part_fingerprint(parts(lvlm)[name]) for name in baseline.parts}
-    begin(run, settings, lvlm, dataset, resume, overwrite, method=method)
-    steps = settings.steps(len(image_groups(dataset.train, settings.questions_per_image)))
-    say(f"{method}: {lvlm.name} on {dataset.name}, {steps} steps of {settings.batch_size}")
+    with run.held():
+        # 1. Data, model, and the fingerprints of the parts that train.
+        lvlm, dataset = open_run(data, settings, source)
+        baseline.check(lvlm)
+        base = {name: part_fingerprint(parts(lvlm)[name]) for name in baseline.parts}
+        begin(run, settings, lvlm, dataset, resume, overwrite, method=method)
+        steps = settings.steps(len(image_groups(dataset.train, settings.questions_per_image)))
+        say(f"{method}: {lvlm.name} on {dataset.name}, {steps} steps of {settings.batch_size}")
 
-    # 2. Training, and the tuned parts.
-    make_lesson = partial(baseline.make_lesson, earlier=Settled.of(run.record))
-    validate = validation(dataset, settings)
-    with run.recording_failure():
-        result = fit(
-            lvlm, dataset.train, settings, run, make_lesson=make_lesson, resume=resume, validate=validate
-        )
-        factors = {}
-        if "llm" in baseline.parts:
-            factors = take_lora(lvlm.backbone.llm, merge=True)
-            lvlm.backbone.borrowed = None  # the LLM is no longer the published one
-        run.update(hashes_after=part_hashes(lvlm))
-        metrics = run_metrics(run, result)
-        manifest = {"method": method, **run_manifest(run, settings, metrics)}
-        tuned = run.path / "tuned"
-        on_main(
-            lambda: save_tuned(tuned, lvlm, baseline.parts, base=base, factors=factors, manifest=manifest)
-        )
-        run.update(status="finished", metrics=metrics)
-    return BaselineResult(run.path, tuned, metrics, dataset.held_out, settings, lvlm)
+        # 2. Training, and the tuned parts.
+        make_lesson = partial(baseline.make_lesson, earlier=Settled.of(run.record))
+        validate = validation(dataset, settings)
+        with run.recording_failure():
+            result = fit(
+                lvlm, dataset.train, settings, run, make_lesson=make_lesson, resume=resume, validate=validate
+            )
+            factors = {}
+            if "llm" in baseline.parts:
+                factors = take_lora(lvlm.backbone.llm, merge=True)
+                lvlm.backbone.borrowed = None  # the LLM is no longer the published one
+            run.update(hashes_after=part_hashes(lvlm))
+            metrics = run_metrics(run, result)
+            manifest = {"method": method, **run_manifest(run, settings, metrics)}
+            tuned = run.path / "tuned"
+            on_main(
+                lambda: save_tuned(tuned, lvlm, baseline.parts, base=base, factors=factors, manifest=manifest)
+            )
+            run.update(status="finished", metrics=metrics)
+        return BaselineResult(run.path, tuned, metrics, dataset.held_out, settings, lvlm)
 
 
 METHODS: dict[str, Callable[..., Any]] = {name: partial(tune, name) for name in BASELINES}
@@ -171,15 +172,18 @@ def load_tuned(out: str | Path, model: str | Path | LVLM | None = None, **option
 
     Args:
         out: the run folder.
-        model: the model that was tuned; None loads the model that the run names.
+        model: the model that was tuned; None loads the model that the run names, if it is a shipped
+            one or a folder.
         **options: `device` and `dtype`, as for `craft.load`.
 
     Raises:
         CheckpointError: the run has not finished, or the model is not the one that was tuned.
+        ConfigError: no model is named, and the tuned one would have to be downloaded.
         CodebookMismatchError: it has another codebook.
     """
     artefact = load_artefact(out)
-    return loaded(model or str(artefact.surrogate), **options).with_encoder(artefact)
+    named = surrogate_of(artefact, "model =", folders=True) if model is None else model
+    return loaded(named, **options).with_encoder(artefact)
 
 
 def find_baseline(method: str, *, trains: bool = False) -> Baseline:

@@ -9,13 +9,24 @@ from typing import Any
 
 from craft.core.errors import ConfigError, CraftError
 from craft.core.files import check_writable, write_json
+from craft.core.lock import locked
 from craft.core.progress import say
 from craft.core.store import RecordStore
 from craft.core.tensors import hash_tensors
 from craft.data import BENCHMARKS
 from craft.evaluation.config import EvalConfig, EvalSettings
 from craft.evaluation.export import add_to_card, to_lmms
-from craft.evaluation.report import Report, class_table, confusion, merge, read_samples
+from craft.evaluation.metrics import spread
+from craft.evaluation.report import (
+    Report,
+    caveats_of,
+    chance_of,
+    class_table,
+    confusion,
+    interval_of,
+    merge,
+    read_samples,
+)
 from craft.evaluation.run import answers_to
 from craft.formats.artefact import Artefact
 from craft.formats.code_cache import CodeCache
@@ -73,6 +84,15 @@ class Row:
         figures = [merge(reports)[name] for reports in self.reports.values()]
         known = [float(figure["mean"]) for figure in figures if figure is not None]
         return sum(known) / len(known) if figures and len(known) == len(figures) else None
+
+    def average_over_seeds(self, name: str = "accuracy") -> dict[str, Any] | None:
+        """`average` with its standard deviation over seeds, which needs as many seeds of every benchmark."""
+        if (mean := self.average(name)) is None:
+            return None
+        by_seed = zip(*self.reports.values(), strict=False)
+        averages = [sum(getattr(report, name) for report in reports) / len(reports) for reports in by_seed]
+        same = len({len(reports) for reports in self.reports.values()}) == 1
+        return {**(spread(averages if same else [mean]) or {}), "mean": mean}
 
     def cells(self) -> list[str]:
         """The row as Table 1 has it: surrogate, backbone, tokens, percent per benchmark, average."""
@@ -154,9 +174,16 @@ def evaluate_all(
     config = EvalConfig.build(config, {**overrides, **without_none({"backbone": model_name(backbone)})})
     if config.encoder and config.like:
         raise ConfigError("Give encoders to use them, or like to compare with them; not both.")
-    if config.out is not None:
-        check_writable(Path(config.out) / "report.json")
+    with locked(config.out):
+        return _evaluate_all(backbone, config, resume, card)
+
+
+def _evaluate_all(backbone: str | Path | LVLM | None, config: EvalConfig, resume: bool, card: bool) -> Row:
+    if config.cache is not None:
+        check_writable(Path(config.cache) / "cache.json")
     artefacts = [load_artefact(e) for e in config.encoder or config.like]  # a mistake here costs no LLM
+    for artefact in artefacts if card else ():
+        check_writable(artefact.folder / "README.md")
     lvlm = load_backbone(backbone, config)
     for artefact in artefacts:
         lvlm.with_encoder(artefact)  # a wrong codebook shows before the hours of asking
@@ -204,6 +231,7 @@ def _identity(lvlm: LVLM, case: _Case, config: EvalConfig, weights: dict[str, st
         "like": case.like.manifest["tower"] if case.like else None,
         "data": case.name,
         "root": case.root,
+        **config.data.reading(),
         "seeds": config.all_seeds() or None,
         **({} if bits is None else {"llm_bits": bits}),
         **({"counts": _counts(lvlm, case.encoder, config.prior)} if pruned else {}),
@@ -240,7 +268,7 @@ def _cases(artefacts: Sequence[Artefact], config: EvalConfig) -> list[_Case]:
 
 
 def summary(reports: Sequence[Report], classes: bool = False) -> dict[str, Any]:
-    """Means over seeds, then each report; the interval is that of the samples of a single seed.
+    """Means over seeds with the interval of the accuracy, then each report.
 
     Args:
         reports: one data set's, one per seed.
@@ -248,7 +276,6 @@ def summary(reports: Sequence[Report], classes: bool = False) -> dict[str, Any]:
     """
     figures = merge(reports)
     means = {name: None if value is None else value["mean"] for name, value in figures.items()}
-    single = reports[0].to_json() if len(reports) == 1 else {}
 
     def whole(report: Report) -> dict[str, Any]:
         more = {"classes": class_table(report.samples), "confusion": confusion(report.samples)}
@@ -256,8 +283,9 @@ def summary(reports: Sequence[Report], classes: bool = False) -> dict[str, Any]:
 
     return {
         **means,
-        "interval": single.get("interval"),
-        "chance": reports[0].chance,
+        **({"caveats": caveats} if (caveats := caveats_of(reports)) else {}),
+        "interval": interval_of(reports),
+        "chance": chance_of(reports),
         "count": sum(len(report.samples) for report in reports),
         "spread": figures,
         "reports": [whole(report) for report in reports],

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from craft.core.files import user_path, write_json
+from craft.core.lock import locked
 from craft.core.progress import say
 from craft.data import Data, Sample
 from craft.data.load import short_name
-from craft.evaluation.metrics import bootstrap_interval
-from craft.evaluation.report import Report
+from craft.evaluation.report import Report, interval_of
 from craft.formats.load import load_artefact
 from craft.models.freezing import part_hashes
 from craft.models.lvlm import LVLM
@@ -38,8 +38,8 @@ LIMIT = 500
 SHOWN = 10
 """Test images in the figure."""
 
-GROUPS = {"all": (True, False), "seen": (True,), "unseen": (False,)}
-"""Groups of test questions: the values of `Sample.seen` in each."""
+GROUPS = {"all": None, "seen": True, "unseen": False}
+"""Groups of test questions: the value of `Sample.seen` in each; None is both."""
 
 TEXT_ONLY = ("Name a colour.", "What is a coat?", "Which is larger?\nA. an ant\nB. a horse", "Explain: bag")
 """Questions without an image, asked before and after."""
@@ -51,7 +51,7 @@ TextAnswers = tuple[list[str], torch.Tensor]  # answers, and the logits that the
 
 @dataclass(frozen=True)
 class GroupAccuracy:
-    """Strict accuracy on one group of the test questions, with its 95 % bootstrap interval."""
+    """Strict accuracy on one group of the test questions, with its 95 % interval (`metrics.interval`)."""
 
     accuracy: float
     interval: tuple[float, float]
@@ -156,59 +156,62 @@ def demo(
     start = time.monotonic()
     settings = demo_settings(out, data, surrogate, config, **overrides)
     folder = user_path(settings.out or "").parent
-    lvlms = _load_both(settings, surrogate, other)
-    for lvlm in lvlms.values():
-        lvlm.check_keep_ratio(keep_ratio)
+    with locked(folder):
+        lvlms = _load_both(settings, surrogate, other)
+        for lvlm in lvlms.values():
+            lvlm.check_keep_ratio(keep_ratio)
 
-    # 1. What must not change.
-    hashes = {role: part_hashes(lvlm) for role, lvlm in lvlms.items()}
-    texts = {role: _text_only(lvlm) for role, lvlm in lvlms.items()}
+        # 1. What must not change.
+        hashes = {role: part_hashes(lvlm) for role, lvlm in lvlms.items()}
+        texts = {role: _text_only(lvlm) for role, lvlm in lvlms.items()}
 
-    # 2. Adaptation, with the surrogate alone.
-    result = adapt(lvlms["surrogate"], config=settings, resume=resume, overwrite=not resume)
-    trained = time.monotonic()
+        # 2. Adaptation, with the surrogate alone.
+        result = adapt(lvlms["surrogate"], config=settings, resume=resume, overwrite=not resume)
+        trained = time.monotonic()
 
-    # 3. The same questions before and after, for both.
-    artefact = load_artefact(result.out)
-    adapted = {role: lvlm.with_encoder(artefact) for role, lvlm in lvlms.items()}
-    test_data = _test_data(settings, lvlms["surrogate"], result.held_out)
-    reports: dict[tuple[str, str], Report] = {}
-    for role, encoder in product(lvlms, ("zero-shot", "adapted")):
-        model = lvlms[role] if encoder == "zero-shot" else adapted[role]
-        say(f"{model.name}, {encoder}")
-        report = evaluate(model, data=test_data, limit=limit, like=artefact, keep_ratio=keep_ratio)
-        report.save_samples(folder / "answers" / f"{role} {encoder}.jsonl")
-        reports[role, encoder] = report
-    evaluated = time.monotonic()
+        # 3. The same questions before and after, for both.
+        artefact = load_artefact(result.out)
+        adapted = {role: lvlm.with_encoder(artefact) for role, lvlm in lvlms.items()}
+        test_data = _test_data(settings, lvlms["surrogate"], result.held_out)
+        reports: dict[tuple[str, str], Report] = {}
+        for role, encoder in product(lvlms, ("zero-shot", "adapted")):
+            model = lvlms[role] if encoder == "zero-shot" else adapted[role]
+            say(f"{model.name}, {encoder}")
+            report = evaluate(model, data=test_data, limit=limit, like=artefact, keep_ratio=keep_ratio)
+            report.save_samples(folder / "answers" / f"{role} {encoder}.jsonl")
+            reports[role, encoder] = report
+        evaluated = time.monotonic()
 
-    # 4. What did not change, and what did.
-    frozen = {lvlms[role].name: _same_parts(hashes[role], model) for role, model in adapted.items()}
-    text_unchanged = {lvlms[role].name: _same_texts(texts[role], model) for role, model in adapted.items()}
-    shown = _one_per_class(take(test_data.samples("test"), limit, test_data.seed))
-    examples = _examples(shown, lvlms["surrogate"], adapted["surrogate"], reports)
-    demo_result = DemoResult(
-        out=folder,
-        encoder=result.encoder,
-        picture=_draw(folder / "demo.png", test_data.name, lvlms, reports, examples),
-        data=test_data.name,
-        rows=[
-            DemoRow(lvlms[role].name, role, encoder, _accuracies(report), report.chance)
-            for (role, encoder), report in reports.items()
-        ],
-        frozen=frozen,
-        text_unchanged=text_unchanged,
-        codes_changed=float(np.mean([example.changed.mean() for example in examples])),
-        held_out=result.held_out,
-        metrics=result.metrics,
-        seconds={
-            "adapt": round(trained - start, 1),
-            "evaluate": round(evaluated - trained, 1),
-            "all": round(time.monotonic() - start, 1),
-        },
-        keep_ratio=keep_ratio,
-    )
-    write_json(folder / "demo.json", demo_result.to_json())
-    return demo_result
+        # 4. What did not change, and what did.
+        frozen = {lvlms[role].name: _same_parts(hashes[role], model) for role, model in adapted.items()}
+        text_unchanged = {
+            lvlms[role].name: _same_texts(texts[role], model) for role, model in adapted.items()
+        }
+        shown = _one_per_class(take(test_data.samples("test"), limit, test_data.seed))
+        examples = _examples(shown, lvlms["surrogate"], adapted["surrogate"], reports)
+        demo_result = DemoResult(
+            out=folder,
+            encoder=result.encoder,
+            picture=_draw(folder / "demo.png", test_data.name, lvlms, reports, examples),
+            data=test_data.name,
+            rows=[
+                DemoRow(lvlms[role].name, role, encoder, _accuracies(report), report.chance)
+                for (role, encoder), report in reports.items()
+            ],
+            frozen=frozen,
+            text_unchanged=text_unchanged,
+            codes_changed=float(np.mean([example.changed.mean() for example in examples])),
+            held_out=result.held_out,
+            metrics=result.metrics,
+            seconds={
+                "adapt": round(trained - start, 1),
+                "evaluate": round(evaluated - trained, 1),
+                "all": round(time.monotonic() - start, 1),
+            },
+            keep_ratio=keep_ratio,
+        )
+        write_json(folder / "demo.json", demo_result.to_json())
+        return demo_result
 
 
 def demo_settings(
@@ -278,9 +281,9 @@ def _accuracies(report: Report) -> dict[str, GroupAccuracy]:
     """Accuracy with interval for each group that has questions."""
     accuracies = {}
     for group, seen in GROUPS.items():
-        marks = [row["strict"] for row in report.samples if row["seen"] in seen]
-        if marks:
-            accuracies[group] = GroupAccuracy(float(np.mean(marks)), bootstrap_interval(marks), len(marks))
+        marks = [row["strict"] for row in report.samples if seen in (None, row["seen"])]
+        if (ends := interval_of([report], seen)) is not None:
+            accuracies[group] = GroupAccuracy(float(np.mean(marks)), ends, len(marks))
     return accuracies
 
 

@@ -88,6 +88,8 @@ def evaluate(
         "limit": settings.limit,
         "prior": settings.prior,
     }
+    if questions.caveats:
+        record["caveats"] = list(questions.caveats)
     if (bits := bits_of(lvlm.backbone.llm)) is not None:
         record["llm_bits"] = bits
     codes = cache or CodeCache(settings.cache)
@@ -136,6 +138,7 @@ def questions_asked(
             "answer_with": settings.data.answer_with,
             "distractors": settings.data.distractors,
             "unseen_fraction": settings.data.unseen_fraction,
+            **settings.data.reading(),
         }
         questions = questions_for(wanted, seed, manifest, lvlm)
     return questions, take(questions.samples(settings.split), settings.limit, questions.seed)

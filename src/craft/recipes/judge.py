@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import ConfigError
-from craft.core.files import read_json, user_path
+from craft.core.files import check_writable, user_path
+from craft.core.lock import locked
 from craft.core.text import json_digest, slug
 from craft.data import Sample, stratified
 from craft.formats.artefact import FORMAT, Artefact
+from craft.formats.checks import format_of
 from craft.formats.code_cache import image_names
 from craft.formats.load import load_artefact
 from craft.judging.answers import (
@@ -29,7 +31,7 @@ from craft.judging.judge import CostEstimate, estimate_cost, judge_answers, make
 from craft.judging.report import JudgeReport
 from craft.models.freezing import answer_hashes
 from craft.models.lvlm import LVLM
-from craft.recipes.arguments import ModelSource, data_name, loaded, model_name, without_none
+from craft.recipes.arguments import ModelSource, data_name, loaded, model_name, surrogate_of, without_none
 from craft.recipes.questions import questions_for, take
 
 Config = JudgeConfig | Mapping[str, Any] | str | Path | None
@@ -54,7 +56,8 @@ def judge(
             folder of an earlier judging.
         judge: "offline" (fixed rules, Correctness and Presence only), "anthropic", "openai", or a judge of
             your own.
-        backbone: the LVLM that answers with the run's encoder; None is the run's surrogate.
+        backbone: the LVLM that answers with the run's encoder; None is the run's surrogate, if that is a
+            shipped model or a folder.
         data: as `craft.evaluate` takes it; None is the run's own. For a .jsonl it supplies the images of rows
             that name none, by `id`.
         config: a YAML file, dict or `JudgeConfig`; the other arguments take precedence.
@@ -73,7 +76,9 @@ def judge(
     """
     settings = judge_settings(run, judge, backbone, data, config, overrides)
     chosen = judge if isinstance(judge, Judge) else make_judge(settings)
-    return judge_answers(answers_of(settings, run, backbone), chosen, overwrite)
+    answers = answers_of(settings, run, backbone)
+    with locked(answers.folder):
+        return judge_answers(answers, chosen, overwrite)
 
 
 def estimate(
@@ -153,9 +158,7 @@ def answers_of(
         return _answers_of_lvlm(settings, settings.run, None)
     artefact = load_artefact(settings.run)
     answering = backbone if isinstance(backbone, LVLM) else settings.backbone
-    answering = answering if answering is not None else artefact.manifest.get("config", {}).get("surrogate")
-    if answering is None:
-        raise ConfigError("Name the LVLM that answers (--backbone); the encoder does not say its surrogate.")
+    answering = surrogate_of(artefact, "--backbone", folders=True) if answering is None else answering
     return _answers_of_lvlm(settings, answering, artefact)
 
 
@@ -170,11 +173,12 @@ def _answers_of_lvlm(settings: JudgeConfig, backbone: str | LVLM, artefact: Arte
         lvlm = loaded(backbone, settings.device, settings.dtype)
         return lvlm if zero_shot or artefact is None else lvlm.with_encoder(artefact)
 
-    questions = questions_for({"name": settings.data, "root": settings.root}, settings.seed, manifest, model)
-    samples = take(questions.samples("test"), settings.limit, questions.seed)
     name = str(model_name(backbone))
     parent = Path("runs" if artefact is None or settings.run is None else settings.run) / "judge"
     folder = user_path(settings.out or parent / (slug(name, "judge") + ("-zero-shot" if zero_shot else "")))
+    check_writable(folder / "answers.json")
+    questions = questions_for({"name": settings.data, "root": settings.root}, settings.seed, manifest, model)
+    samples = take(questions.samples("test"), settings.limit, questions.seed)
 
     def collect() -> list[Case]:
         lvlm = model()
@@ -191,6 +195,7 @@ def _answers_of_lvlm(settings: JudgeConfig, backbone: str | LVLM, artefact: Arte
             "data": questions.name,
             "seed": questions.seed,
             "held_out": list(questions.held_out),
+            **({"caveats": list(questions.caveats)} if questions.caveats else {}),
             "samples": json_digest(prompts, compact=True),
         }
         options = settings.model_dump(include={"max_new_tokens", "keep_ratio", "batch_size"})
@@ -205,6 +210,8 @@ def _answers_of_lvlm(settings: JudgeConfig, backbone: str | LVLM, artefact: Arte
 
 def _answers_in_file(settings: JudgeConfig, path: Path) -> Answers:
     """The answers in a .jsonl, at most `limit` of them, drawn evenly from the labels."""
+    folder = user_path(settings.out or path.with_name(f"{path.stem}-judged"))
+    check_writable(folder / "answers.json")
     samples: dict[str, Sample] = {}
     if settings.data is not None:
         data = questions_for({"name": settings.data, "root": settings.root}, settings.seed, {}, _no_lvlm)
@@ -219,7 +226,6 @@ def _answers_in_file(settings: JudgeConfig, path: Path) -> Answers:
             seed=settings.seed or 0,
             purpose="limit",
         )[1]
-    folder = user_path(settings.out or path.with_name(f"{path.stem}-judged"))
     return Answers(
         folder,
         collect=lambda: adopt(path, rows, samples, folder),
@@ -242,4 +248,4 @@ def _is_encoder(path: Path) -> bool:
     """Whether a folder is a run or an adapted encoder, rather than an LVLM."""
     if (path / "run.json").is_file() or (path / "encoder").is_dir():
         return True
-    return (path / "craft.json").is_file() and read_json(path / "craft.json").get("format") == FORMAT
+    return format_of(path / "craft.json") == FORMAT

@@ -11,10 +11,14 @@ from typing import Any, TypeVar
 
 from craft.core.device import resolve_device
 from craft.core.errors import ConfigError
-from craft.core.processes import world
+from craft.core.lock import check_unlocked
+from craft.core.processes import on_main, world
 from craft.core.progress import say
 from craft.data import Data, verify_images
+from craft.data.check import settle_overlap
 from craft.data.load import short_name
+from craft.evaluation.config import EvalConfig
+from craft.evaluation.lengths import announce_long_answers, check_questions
 from craft.evaluation.run import evaluate_lvlm
 from craft.formats.load import load
 from craft.models.backbone import Backbone
@@ -67,6 +71,8 @@ def run_settings(
 def run_folder(settings: LoopConfig, resume: bool, overwrite: bool) -> tuple[RunFolder, bool]:
     """The run's folder, and whether it holds the finished run of these settings. Nothing is written.
 
+    A caller that goes on to train does so within `RunFolder.held`.
+
     Raises:
         ConfigError: the folder is in use, the run to resume had other settings, or a batch cannot be divided
             among the processes.
@@ -80,6 +86,7 @@ def run_folder(settings: LoopConfig, resume: bool, overwrite: bool) -> tuple[Run
     size = settings.micro_batch if isinstance(settings.micro_batch, int) else None
     micro_batches(list(range(settings.batch_size)), 0, world(), size)
     run = RunFolder(str(settings.out))
+    on_main(lambda: check_unlocked(run.path))
     finished = run.check(settings, resume, overwrite) and run.finished
     if finished:
         say(f"the run in {run.path} is already finished")
@@ -92,23 +99,31 @@ def run_data(data: DataSource | None, settings: AdaptConfig, model: "Model") -> 
     Raises:
         DataError: it is missing or broken.
     """
-    return data if isinstance(data, Data) else open_data(settings.data, settings.seed, model)
+    if not isinstance(data, Data):
+        return open_data(settings.data, settings.seed, model)
+    return settle_overlap(data, "drop") if settings.data.overlap == "drop" else data
 
 
 def open_run(data: DataSource | None, settings: AdaptConfig, model: "Model") -> tuple[LVLM, Data]:
     """The model and the data of a run. CRAFT opens every image once before it loads the model.
 
     Raises:
-        DataError: the data is missing, empty or broken.
+        DataError: the data is missing, empty or broken, training images stand in the test split too, or a
+            question with its answer is longer than the LLM's context.
         ConfigError: eval_every is set, and there are no validation samples.
         CheckpointError: the model is missing or damaged.
     """
     opened = run_data(data, settings, model)
     opened.samples("train")
-    verify_images(opened)
+    verify_images(opened, overlap=settings.data.overlap)
+    for caveat in opened.caveats:
+        say(f"note: {opened.name}: {caveat}")
     if settings.eval_every and not opened.validation:
         raise ConfigError(f"eval_every needs validation samples, and {opened.name} has none; unset it.")
-    return model(), opened
+    lvlm = model()
+    check_questions(lvlm, [*opened.train, *opened.validation])
+    announce_long_answers(lvlm, opened.test, EvalConfig().max_new_tokens, later=True)
+    return lvlm, opened
 
 
 def validation(data: Data, settings: AdaptConfig) -> Callable[[LVLM], float] | None:

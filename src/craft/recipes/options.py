@@ -8,9 +8,13 @@ from torch import Tensor
 
 from craft.core.device import resolve_device
 from craft.core.errors import CheckpointError, DataError
+from craft.core.files import user_path
 from craft.core.progress import track
+from craft.core.tensors import check_finite_weights
 from craft.data import open_image
 from craft.data.sample import Raw, distinct
+from craft.formats.llm_source import check_config, reason_of
+from craft.formats.weight_folder import WeightFolder
 
 PROMPT = "an image of a {}"
 """The text that CLIP reads for a class. Source: FOCI."""
@@ -74,12 +78,15 @@ def clip_options(
 def _load(model: str | Path) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoProcessor
 
+    if (folder := user_path(model)).is_dir():
+        WeightFolder(folder)
+        check_config(folder)
     try:
-        clip = AutoModel.from_pretrained(str(model)).eval()
-        processor = AutoProcessor.from_pretrained(str(model))
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{model} cannot be loaded as a CLIP model: {reason}") from error
+        clip = AutoModel.from_pretrained(str(model), trust_remote_code=False, use_safetensors=True).eval()
+        processor = AutoProcessor.from_pretrained(str(model), trust_remote_code=False)
+    except Exception as error:  # the libraries raise any exception
+        raise CheckpointError(f"{model} cannot be loaded as a CLIP model: {reason_of(error)}") from error
+    check_finite_weights(dict(clip.named_parameters()), {}, str(model))
     if not hasattr(clip, "get_text_features") or not hasattr(clip, "get_image_features"):
         raise CheckpointError(
             f"{model} is a {type(clip).__name__}, which does not compare texts with images."

@@ -12,7 +12,7 @@ from craft.formats.load import load_artefact
 from craft.formats.prior import load_prior, save_prior
 from craft.models.lvlm import LVLM
 from craft.quantize import ResidualCodebook, code_counts, usage
-from craft.recipes.arguments import ModelSource, data_name, loaded
+from craft.recipes.arguments import ModelSource, data_name, loaded, surrogate_of
 from craft.recipes.questions import check_limit, questions_for
 
 DEFAULT = "craft-tiny/qwen2"
@@ -72,7 +72,8 @@ def build_prior(
 
     Args:
         data: as for `craft.adapt`.
-        model: the LVLM whose visual tokenizer is used; by default the encoder's surrogate, or `DEFAULT`.
+        model: the LVLM whose visual tokenizer is used; by default the encoder's surrogate if that is a
+            shipped model, and `DEFAULT` without an encoder.
         encoder: a run folder or artefact whose tower is used; by default the model's own tower.
         seed: for the choice of held-out classes, if the encoder was not adapted to this data.
         limit: at most this many images, in the order of the data.
@@ -109,14 +110,15 @@ def build_prior(
 def open_tower(
     model: ModelSource | None, encoder: str | Path | None, device: str | None, dtype: str | None
 ) -> tuple[LVLM, Artefact | None]:
-    """The model, by default the encoder's surrogate or `DEFAULT`, and the encoder.
+    """The model, by default the encoder's surrogate if that is shipped, or `DEFAULT`; and the encoder.
 
     Raises:
         CheckpointError: one of them is missing or damaged.
+        ConfigError: no model is named, and the encoder's surrogate is not a shipped one.
     """
     artefact = None if encoder is None else load_artefact(encoder)
     if model is None:
-        model = (artefact and artefact.surrogate) or DEFAULT
+        model = DEFAULT if artefact is None else surrogate_of(artefact)
     return loaded(model, device, dtype), artefact
 
 

@@ -5,9 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
-from craft.core.errors import ConfigError, DataError
+from craft.core.errors import CheckpointError, ConfigError, DataError
+from craft.core.progress import say
+from craft.core.settings import without_idle
 from craft.data import EMBEDDED, Data, Sample, load_data, stratified
+from craft.data.check import settle_overlap
 from craft.models.lvlm import LVLM
 from craft.recipes.arguments import without_none
 from craft.training.config import AdaptConfig, DataConfig
@@ -16,13 +20,14 @@ from craft.training.config import AdaptConfig, DataConfig
 def open_data(
     settings: DataConfig, seed: int, lvlm: Callable[[], LVLM], held_out: Sequence[str] | None = None
 ) -> Data:
-    """`load_data` with the settings of a config. It calls `lvlm` if hard distractors need its text encoder.
+    """`load_data` with the settings of a config, without dropped images that stand in the test split too. Its
+    notes are printed. It calls `lvlm` if hard distractors need its text encoder.
 
     Raises:
         DataError: as for `load_data`.
         ConfigError: hard distractors need a text encoder, and the LVLM has none.
     """
-    return load_data(
+    data = load_data(
         settings.name,
         root=settings.root,
         seed=seed,
@@ -32,7 +37,13 @@ def open_data(
         limit=settings.limit,
         held_out=held_out,
         similarity=(lambda names: text_similarity(lvlm(), names)) if settings.distractors == "hard" else None,
+        splits=settings.splits,
+        partial=settings.partial,
     )
+    data = settle_overlap(data, "drop") if settings.overlap == "drop" else data
+    for note in data.notes:
+        say(f"note: {note}")
+    return data
 
 
 def text_similarity(lvlm: LVLM, names: Sequence[str]) -> np.ndarray:
@@ -58,6 +69,7 @@ def describe(data: Data, settings: DataConfig) -> dict[str, Any]:
         "licence": data.licence,
         "source": data.source,
         "fingerprint": data.fingerprint,
+        "caveats": list(data.caveats),
         "train": len(data.train),
         "test": len(data.test),
         "settings": settings.model_dump(mode="json"),
@@ -66,9 +78,24 @@ def describe(data: Data, settings: DataConfig) -> dict[str, Any]:
 
 
 def training_data_of(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The record that `describe` made in a manifest; None if `adapt` did not make the artefact."""
+    """The record that `describe` made in a manifest; None if `adapt` did not make the artefact.
+
+    Raises:
+        CheckpointError: its settings are not those of data.
+    """
     record = manifest.get("data")
-    return dict(record) if isinstance(record, Mapping) and "settings" in record else None
+    if not isinstance(record, Mapping) or record.get("settings") is None:
+        return None
+    try:
+        settings = DataConfig.model_validate(without_idle(record["settings"]))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = ".".join(map(str, fault["loc"]))
+        raise CheckpointError(
+            f"The craft.json of the encoder is damaged: data.settings.{name} cannot be {fault['input']!r} "
+            f"({fault['msg'].lower()}). Copy the whole folder again."
+        ) from None
+    return {**record, "settings": settings.model_dump(mode="json")}
 
 
 def is_training_data(
@@ -93,6 +120,7 @@ def is_training_data(
     if name in EMBEDDED or trained_on in EMBEDDED:
         return name == trained_on
     source = {"name": name, "root": settings.get("root", record["settings"]["root"])}
+    source |= {key: settings[key] for key in ("splits", "partial") if settings.get(key)}
     config = DataConfig.model_validate({**record["settings"], **source})
     try:
         data = open_data(config, record["seed"], lvlm, held_out)

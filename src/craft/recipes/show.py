@@ -54,7 +54,8 @@ def show(
 
     Args:
         images: paths, PIL images or arrays; the name of an embedded domain gives `SAMPLES` test images.
-        model: the LVLM whose visual tokenizer is used; by default the encoder's surrogate, or craft-tiny.
+        model: the LVLM whose visual tokenizer is used; by default the encoder's surrogate if that is a
+            shipped model, and craft-tiny without an encoder.
         encoder: a run folder or artefact, drawn below the base tower.
         keep_ratios: keep ratios to draw.
         out: the folder for one PNG per image.

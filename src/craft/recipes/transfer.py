@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import ConfigError, DataError
-from craft.core.files import read_json
+from craft.core.lock import locked
 from craft.core.progress import say
 from craft.core.provenance import machine
 from craft.core.settings import without_idle
@@ -22,6 +22,7 @@ from craft.core.text import flat, json_digest
 from craft.data import EMBEDDED, Data
 from craft.data.load import short_name
 from craft.evaluation.config import TransferConfig
+from craft.evaluation.lengths import check_questions
 from craft.evaluation.report import Report
 from craft.formats.artefact import Artefact
 from craft.formats.code_cache import CodeCache
@@ -42,7 +43,7 @@ from craft.recipes.arguments import (
 from craft.recipes.evaluate import evaluate
 from craft.recipes.questions import checked, questions_for
 from craft.training.config import AdaptConfig
-from craft.training.run_folder import FREE, RunFolder
+from craft.training.run_folder import FREE, RunFolder, read_record
 
 WORK = "runs/transfer"
 """The default folder of the encoders that are adapted here, of codes and of answers."""
@@ -120,24 +121,25 @@ def transfer(
     encoders, surrogates = encoders or settings.encoders, surrogates or settings.surrogates
     backbones = backbones or settings.backbones or surrogates
     _check(encoders, surrogates, backbones, settings)
-    once = functools.cache(lambda model: loaded(model, settings.device, settings.dtype))
-    lvlms, makers = (
-        [once(model if isinstance(model, LVLM) else str(model)) for model in models]
-        for models in (backbones, surrogates)
-    )
-    _apart(lvlms)
-    _apart(makers)
-    for lvlm in lvlms:
-        lvlm.check_keep_ratio(settings.ask.keep_ratio)
-    sources = sources or list(settings.data)
-    if makers:
-        plan = _plan_of_surrogates(makers, sources, lvlms, settings)
-    else:
-        rows, seeds = _named_rows(encoders, lvlms, same_questions=bool(sources)), settings.all_seeds()
-        plan = _Plan(rows, len(encoders), sources or [None], seeds or [None], settings.work)
-    limits = settings.ask.model_dump(include={"keep_ratio", "limit", "max_new_tokens"})
-    ask = _Asker(None if plan.work is None else Path(plan.work), limits, settings.ask.batch_size)
-    answers = _answers(plan, lvlms, ask, settings)
+    with locked(settings.work or (WORK if surrogates else None)):
+        once = functools.cache(lambda model: loaded(model, settings.device, settings.dtype))
+        lvlms, makers = (
+            [once(model if isinstance(model, LVLM) else str(model)) for model in models]
+            for models in (backbones, surrogates)
+        )
+        _apart(lvlms)
+        _apart(makers)
+        for lvlm in lvlms:
+            lvlm.check_keep_ratio(settings.ask.keep_ratio)
+        sources = sources or list(settings.data)
+        if makers:
+            plan = _plan_of_surrogates(makers, sources, lvlms, settings)
+        else:
+            rows, seeds = _named_rows(encoders, lvlms, same_questions=bool(sources)), settings.all_seeds()
+            plan = _Plan(rows, len(encoders), sources or [None], seeds or [None], settings.work)
+        limits = settings.ask.model_dump(include={"keep_ratio", "limit", "max_new_tokens"})
+        ask = _Asker(None if plan.work is None else Path(plan.work), limits, settings.ask.batch_size)
+        answers = _answers(plan, lvlms, ask, settings)
     record = {
         "seeds": sorted(answers.seeds),
         **limits,
@@ -153,7 +155,8 @@ def transfer(
 def adaptation_settings(settings: TransferConfig) -> AdaptConfig:
     """The settings of the adaptations, with the root, device and dtype of the whole."""
     shared = {"data.root": settings.root, "device": settings.device, "dtype": settings.dtype}
-    return AdaptConfig.build(settings.adapt, without_none(shared))
+    reading = {"data.splits": settings.splits or None, "data.partial": settings.partial or None}
+    return AdaptConfig.build(settings.adapt, without_none(shared | reading))
 
 
 @dataclass(frozen=True)
@@ -197,6 +200,7 @@ def _answers(plan: _Plan, lvlms: Sequence[LVLM], ask: "_Asker", settings: Transf
     answers = _Answers()
     adapted_here = bool(settings.surrogates)
     root = None if adapted_here else settings.root
+    reading = {"splits": settings.splits or None, "partial": settings.partial or None}
     for number, row in enumerate(plan.rows, start=1):
         answers.surrogates[row.label] = row.surrogate
         answers.commits.add(str((row.artefact.manifest.get("made_with") or {}).get("commit")))
@@ -205,11 +209,13 @@ def _answers(plan: _Plan, lvlms: Sequence[LVLM], ask: "_Asker", settings: Transf
             if isinstance(data, Data):
                 questions = checked(data, manifest)
             else:
-                named = {"root": root, "name": data_name(data)}
+                named = {"root": root, "name": data_name(data), **reading}
                 questions = questions_for(named, seed, manifest, lambda: lvlms[0])
             answers.seeds.add(questions.seed)
             if adapted_here and (row.data is not None or settings.adapt.data.limit is None):
                 _check_data(row.artefact, questions)
+            for lvlm in lvlms:
+                check_questions(lvlm, questions.test)  # before the hours of asking the others
             for lvlm in lvlms:
                 say(f"encoder {number} of {plan.total}, {row.label} on {questions.name}: {lvlm.name}")
                 before = ask(lvlm, None, questions, row.artefact)
@@ -314,7 +320,7 @@ def _adapted_rows(
         name = source.name if isinstance(source, Data) else short_name(source)
         run = RunFolder(folder / f"{_plain(name)}-{_plain(surrogate.name)}-{seed}")
         record = run.path / "run.json"
-        before = read_json(record).get("hashes_before") if record.is_file() else None
+        before = read_record(record).get("hashes_before") if record.is_file() else None
         stale = before is not None and before != hashes[surrogate.name]
         if stale:
             say(f"{run.path} was made with other weights of {surrogate.name}; it is made again")

@@ -9,13 +9,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from craft.core.errors import CheckpointError, TrainingError
 from craft.core.files import atomic_directory, read_json, remove_directory, write_json
+from craft.core.records import Record, check_record
 from craft.core.tensors import load_tensors, save_tensors
 
 VERSION = 2
+
+
+class _Group(Record):
+    """What AdamW needs of its settings."""
+
+    params: list[int]
+    lr: float
+    betas: list[float] = Field(min_length=2, max_length=2)
+    eps: float
+    weight_decay: float
+
+
+class _Notes(Record):
+    best_step: int | None
+    best_score: float | None
+    minutes: float = 0.0
+
+
+class _State(Record):
+    step: int = Field(ge=0)
+    param_groups: list[_Group] = Field(min_length=1)
+    scheduler: dict[str, Any]
+    notes: _Notes
 
 
 @dataclass(frozen=True)
@@ -120,12 +145,16 @@ def load_latest(folder: Path) -> Checkpoint | None:
     path = max(folder.glob("step-*"), default=None)
     if path is None:
         return None
-    state = read_json(path / "state.json")
+    file, fix = path / "state.json", f"delete {path} to use an older checkpoint"
+    state = check_record(Record, read_json(file), file, fix)
     if state.get("format") != "craft-checkpoint" or state.get("version") != VERSION:
         raise CheckpointError(f"{path} is not a checkpoint of this version; delete it to use an older one.")
+    check_record(_State, state, file, fix)
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in load_tensors(path / "optimizer.safetensors").items():
         index, _, key = name.partition(".")
+        if not index.isdecimal():
+            raise CheckpointError(f"{path / 'optimizer.safetensors'} has a tensor {name!r}; {fix}.")
         moments.setdefault(int(index), {})[key] = value
     groups = [{**group, "betas": tuple(group["betas"])} for group in state["param_groups"]]
     return Checkpoint(

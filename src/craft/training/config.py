@@ -12,6 +12,9 @@ from craft.core.settings import Section, Settings
 Search = Literal["auto", "exact", "fused"]
 """Values of the setting `search`: "auto", or a search of `craft.quantize.search`."""
 
+Overlap = Literal["refuse", "drop", "train"]
+"""What happens to training images that stand in the test split too (see `craft.data.check`)."""
+
 
 class DataConfig(Section):
     """Which data, and how its questions are written (see `craft.data.load_data`).
@@ -24,6 +27,11 @@ class DataConfig(Section):
         distractors: wrong options: "random", or "hard" (similar texts under the frozen text encoder).
         unseen_fraction: the share of classes held out of training (§4.1: 0.2).
         limit: the largest number of samples in each split; None is all.
+        splits: what splits with names that CRAFT does not know are: NAME=SPLIT, with train, validation, test
+            or none (not read); the name others is all of them.
+        partial: accept a copy of a benchmark with fewer classes than the benchmark has; reports say so.
+        overlap: training images that stand in the test split too (the same pixels, near-duplicates, or of one
+            group): "refuse" them, "drop" them from training, or "train" on them all the same.
     """
 
     name: str = "apparel"
@@ -32,6 +40,9 @@ class DataConfig(Section):
     distractors: Literal["random", "hard"] = "random"
     unseen_fraction: float = Field(default=0.2, ge=0, lt=1)
     limit: int | None = Field(default=None, ge=1)
+    splits: tuple[str, ...] = Field(default=(), strict=False)
+    partial: bool = False
+    overlap: Overlap = "refuse"
 
 
 class OptimizerConfig(Section):
@@ -142,7 +153,7 @@ class LoopConfig(Settings):
         batch_size: samples per optimiser step, over all processes and micro-batches (§4.1: 24).
         micro_batch: the largest number of samples in one forward pass of one process; None is the whole share
             of the batch, "auto" the largest number that fits into memory. The loss is the same except for
-            rounding, and except for Eq. 4, which sees the pairs within one micro-batch of all processes.
+            rounding.
         gradient_checkpointing: layers of tower and LLM keep only their inputs and run again in the backward
             pass: less memory, the same result. "selective" also keeps the results of matrix products and
             attention: two thirds of the memory for little time. "auto" takes the first of false, "selective"
@@ -295,6 +306,7 @@ class AlignConfig(LoopConfig):
         text_share: the share of `text` in stage 2.
         root: the folder that image paths start from.
         limit: the largest number of conversations from each source.
+        splits, partial, overlap: as in `DataConfig`, for data that is not a table of conversations.
         start: an earlier result, whose projector (and LoRA, if saved separately) this run starts with.
         prompt: the prompt format; None is the LLM's chat template, or "plain" if it has none.
         projector: the shape of the projector.
@@ -317,6 +329,9 @@ class AlignConfig(LoopConfig):
     text_share: float = Field(default=0.1, ge=0, lt=1)
     root: str | None = None
     limit: int | None = Field(default=None, ge=1)
+    splits: tuple[str, ...] = Field(default=(), strict=False)
+    partial: bool = False
+    overlap: Overlap = "refuse"
     start: str | None = None
     prompt: str | None = None
     projector: str = "mlp2x_gelu"

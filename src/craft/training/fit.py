@@ -13,7 +13,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LRScheduler
 
 from craft.core import processes
-from craft.core.errors import ConfigError, TrainingError
+from craft.core.errors import ConfigError, TrainingError, out_of_memory
 from craft.core.interrupt import Interrupted, stop_wish
 from craft.core.progress import say, track
 from craft.core.seeding import seed_everything, stable_seed
@@ -25,7 +25,7 @@ from craft.training.config import LoopConfig
 from craft.training.engine import Engine
 from craft.training.image_cache import ImageCache
 from craft.training.lesson import Lesson, Share, do_nothing
-from craft.training.micro_batch import checkpointing, fitting, moments_placeholder
+from craft.training.micro_batch import ballast, checkpointing, give_back, resolved
 from craft.training.order import batch_indices, micro_batches
 from craft.training.run_folder import RunFolder
 
@@ -82,7 +82,7 @@ def fit(
         ConfigError: the settings contradict each other, the model or the machine.
         TrainingError: a loss is not finite (the message names the samples), or the trained weights are not;
             gradient reached frozen weights, frozen weights changed, or another process of the run failed.
-        Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP; a checkpoint was written.
 
     Source: §3.2 and §4.1.
     """
@@ -99,7 +99,8 @@ def fit(
     share = math.ceil(config.batch_size / processes.world())
     engine.recompute = checkpointing(lvlm, lesson, count, config, share, engine.dtype)
     run.update(gradient_checkpointing=engine.recompute)
-    say(freeze_report(lvlm))
+    for line in freeze_report(lvlm).splitlines():
+        say(line)
 
     # 2. The state of an interrupted run.
     state = _resumed(run, lesson, config, total, started) if resume else _State(started)
@@ -112,7 +113,7 @@ def fit(
         engine.restore(state.newest.optimizer)
         schedule.load_state_dict(state.newest.scheduler)
         state.newest = None  # frees its tensors
-    plan = _Plan(count, total, _micro_batch(engine, lesson, count, config, run))
+    plan = _Plan(count, total, resolved(engine, lesson, count, config, run, state.micro_batch))
     engine.start_trackers(config)
 
     # 4. The steps.
@@ -156,6 +157,7 @@ class _State:
         step: the steps done before this process started.
         best_step, best_score: of the best weights so far; None without validation.
         checkpointed_step: the best step according to the newest checkpoint.
+        micro_batch: what `micro_batch=auto` had found when the newest checkpoint was written.
         newest: the checkpoint to continue from, until its tensors are loaded.
     """
 
@@ -164,6 +166,7 @@ class _State:
     best_step: int | None = None
     best_score: float | None = None
     checkpointed_step: int | None = None
+    micro_batch: int | None = None
     newest: checkpoint.Checkpoint | None = None
 
     def minutes(self) -> float:
@@ -202,6 +205,7 @@ def _resumed(run: RunFolder, lesson: Lesson, config: LoopConfig, total: int, sta
             best_step=notes["best_step"],
             best_score=notes["best_score"],
             checkpointed_step=notes["best_step"],
+            micro_batch=notes.get("micro_batch"),
             newest=newest,
         )
         say(f"resuming after step {state.step} of {total}")
@@ -242,6 +246,7 @@ class _Loop:
     def __post_init__(self) -> None:
         self.probe_every = self.config.probe_every or max(1, self.plan.total // 20)
         self.clock, self.seen = time.monotonic(), 0
+        self.ballast = ballast(self.engine.device) if self.config.micro_batch == "auto" else None
         self.line: dict[str, Any] = {}
 
     def step(self, index: int) -> None:
@@ -252,13 +257,39 @@ class _Loop:
             later_batch = batch_indices(plan.count, config.batch_size, later, config.seed)
             for share in micro_batches(later_batch, processes.rank(), processes.world(), plan.micro_batch):
                 self.lesson.expect(share)
-        parts = _backward(self.engine, self.lesson, batch, index, plan.micro_batch, config.seed)
+        parts = self._gradients(batch, index)
         if index == self.state.step:
             check_gradients(self.engine.model)
         self.engine.step()
         self.line = {"step": index + 1, **parts, "lr": self.schedule.get_last_lr()[0]}
         self.schedule.step()
         self.seen += config.batch_size
+
+    def _gradients(self, batch: list[int], index: int) -> dict[str, float]:
+        """Compute the gradients of one step; returns the parts of its loss.
+
+        If `micro_batch=auto` found a size that no longer fits, halve it and repeat the step. In several
+        processes that is not possible, since the others wait for the gradients of this one.
+        """
+        while True:
+            size = self.plan.micro_batch
+            try:
+                return _backward(self.engine, self.lesson, batch, index, size, self.config.seed)
+            except Exception as error:
+                auto = self.config.micro_batch == "auto" and processes.world() == 1
+                if not auto or size is None or size == 1 or not out_of_memory(error):
+                    raise
+            self._halve(size, index + 1)  # memory is freed here, with the frames of the error
+
+    def _halve(self, size: int, step: int) -> None:
+        say(f"micro-batches of {size} no longer fit into memory at step {step}; continuing with {size // 2}")
+        self.engine.optimizer.zero_grad(set_to_none=True)
+        self.ballast = None
+        if self.lesson.images is not None:
+            self.lesson.images.forget()
+        give_back()
+        self.plan = replace(self.plan, micro_batch=size // 2)
+        self.run.update(micro_batch=size // 2)
 
     def measure(self, step: int) -> None:
         """Probe and validate if they are due, and write the line of metrics.jsonl."""
@@ -304,6 +335,8 @@ class _Loop:
                 "best_score": state.best_score,
                 "minutes": state.minutes(),
             }
+            if config.micro_batch == "auto":
+                notes["micro_batch"] = self.plan.micro_batch
             if processes.is_main():
                 checkpoint.save(
                     run.checkpoints, step, self.lesson.trained, *moments, notes, config.keep_checkpoints
@@ -343,7 +376,7 @@ def _backward(
     seed_everything(stable_seed(seed, "step", index, processes.rank()))
     engine.optimizer.zero_grad(set_to_none=True)
     shares = micro_batches(batch, processes.rank(), processes.world(), size)
-    batches = _make_batches(lesson, shares, index)
+    batches = _make_batches(lesson, shares, batch, index)
     parts: list[dict[str, Tensor]] = []
     for number, micro_batch in enumerate(batches, start=1):
         with engine.micro_batch(last=number == len(batches)):
@@ -353,8 +386,8 @@ def _backward(
     return _sum_parts(parts, batches, index + 1)
 
 
-def _make_batches(lesson: Lesson, shares: list[list[int]], index: int) -> list[Any]:
-    """This process's micro-batches, each with its `Share` of the whole batch.
+def _make_batches(lesson: Lesson, shares: list[list[int]], whole_batch: list[int], index: int) -> list[Any]:
+    """This process's micro-batches, each with its `Share` of the whole batch and what it needs from that.
 
     Raises:
         TrainingError: another process cannot make its micro-batches; the message gives the reason.
@@ -365,6 +398,7 @@ def _make_batches(lesson: Lesson, shares: list[list[int]], index: int) -> list[A
         batches = [lesson.batches.make(share, index) for share in shares]
         if whole:
             return batches, []
+        batches = [lesson.complete(batch, whole_batch, index) for batch in batches]
         return batches, [(len(batch.ids), lesson.batches.answer_tokens(batch)) for batch in batches]
 
     batches, counts = processes.jointly(make, f"step {index + 1}")
@@ -398,37 +432,6 @@ def _sum_parts(parts: list[dict[str, Tensor]], batches: list[Any], step: int) ->
             "out a broken sample; the last checkpoint is intact."
         )
     return values
-
-
-def _micro_batch(
-    engine: Engine, lesson: Lesson, count: int, config: LoopConfig, run: RunFolder
-) -> int | None:
-    """The largest number of samples in one forward pass; "auto" is resolved, once for all resumptions.
-
-    Raises:
-        ConfigError: "auto" with FSDP2.
-        TrainingError: a single sample does not fit into memory.
-    """
-    if config.micro_batch != "auto":
-        return config.micro_batch
-    if engine.sharded:
-        raise ConfigError("micro_batch=auto is not offered with FSDP2; give a number.")
-    longest = sorted(range(count), key=lesson.batches.length, reverse=True)
-
-    def trial(samples: int) -> None:
-        placeholder = moments_placeholder(list(lesson.trained.values()))
-        batch = lesson.batches.make([longest[number % count] for number in range(samples)], 0)
-        with engine.micro_batch(last=False):
-            loss, _ = engine.loss(batch)
-            engine.backward(loss)
-        del placeholder
-
-    size = run.record.get("micro_batch")
-    if size is None:
-        size = fitting(trial, math.ceil(config.batch_size / processes.world()))
-        engine.optimizer.zero_grad(set_to_none=True)
-        run.update(micro_batch=size)
-    return size
 
 
 def _optimizer(trainee: nn.Module, config: LoopConfig, total: int) -> tuple[AdamW, LRScheduler]:

@@ -115,6 +115,10 @@ class ImageCache:
             if keys not in self._stacking:
                 self._stacking[keys] = self._thread.submit(self._stack, list(samples))
 
+    def forget(self) -> None:
+        """Drop the announced batches, because micro-batches will be others."""
+        self._stacking.clear()
+
     def close(self) -> None:
         """End thread and processes; `get` then decodes images in this process."""
         for executor in (self._thread, self.pool):

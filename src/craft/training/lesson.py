@@ -83,6 +83,10 @@ def do_nothing() -> None:
 def _ignore(indices: Sequence[int]) -> None: ...
 
 
+def _unchanged(batch: Any, whole: Sequence[int], step: int) -> Any:
+    return batch
+
+
 @dataclass(frozen=True)
 class Settled:
     """The choices that a run on labelled images makes at its start; a resumed run keeps them.
@@ -126,6 +130,8 @@ class Lesson:
         finish: called once after the last `blend`.
         verb: the label of the progress bar.
         images: the cache of decoded images, if the lesson has one.
+        complete: micro-batch, samples of the step's whole batch, step -> the micro-batch with what its loss
+            needs from the whole batch.
         expect: called with the samples of micro-batches that `batches` will make soon.
         count: the number of samples in `batches`; None if it is that of the training set.
         settled: the choices made at the start, for run.json; None if there were none.
@@ -141,6 +147,7 @@ class Lesson:
     finish: Callable[[], None] = do_nothing
     verb: str = "training"
     images: ImageCache | None = None
+    complete: Callable[[Any, Sequence[int], int], Any] = _unchanged
     expect: Callable[[Sequence[int]], None] = _ignore
     count: int | None = None
     settled: Settled | None = None

@@ -3,22 +3,27 @@
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from craft.core.errors import ConfigError
+from pydantic import Field
+
+from craft.core.errors import CheckpointError, ConfigError
 from craft.core.files import (
     atomic_write_text,
     clear_leftovers,
     is_leftover,
+    not_written,
     read_json,
     user_path,
     write_json,
 )
 from craft.core.interrupt import Interrupted
+from craft.core.lock import locked
 from craft.core.processes import is_main, on_main
 from craft.core.provenance import machine
+from craft.core.records import Record, check_record
 from craft.core.settings import Settings, removed_fault, without_idle
 from craft.core.text import flat
 
@@ -26,10 +31,63 @@ _OUTPUTS = ("config.resolved.yaml", "metrics.jsonl", "checkpoints", "encoder", "
 _OUTPUTS += ("stage-1", "stage-2", "visual", "backbone")  # of an alignment
 FREE = frozenset(
     {"out", "device", "checkpoint_every", "keep_checkpoints", "trackers", "cache_mib"}
-    | {"gradient_checkpointing", "workers"}
+    | {"gradient_checkpointing", "workers", "micro_batch"}
+    | {f"{section}{name}" for section in ("", "data.") for name in ("splits", "partial", "overlap")}
     | {"pixel_cache", "log_every"}  # of runs that an earlier version began
 )
-"""Settings that may change when a run is resumed, because they do not change the result."""
+"""Settings that may change when a run is resumed, because they do not change the result. (splits, partial and
+overlap may change the data, whose fingerprint is compared.)"""
+
+
+class _Line(Record):
+    step: int = Field(ge=0)
+
+
+class _Named(Record):
+    name: str | None = None
+    fingerprint: str | None = None
+
+
+class _Choice(Record):
+    name: str
+    why: str
+
+
+class _Run(Record):
+    """The fields of `run.json` that CRAFT reads again."""
+
+    status: str | None = None
+    reason: str | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
+    machine: dict[str, Any] = Field(default_factory=dict)
+    data: _Named = _Named()
+    data_fingerprint: str | None = None
+    held_out: list[str] | None = None
+    seed: int | None = None
+    surrogate: str | None = None
+    steps: int | None = Field(default=None, ge=0)
+    micro_batch: int | None = Field(default=None, ge=1)
+    hashes_before: dict[str, str] = Field(default_factory=dict)
+    hashes_after: dict[str, str] = Field(default_factory=dict)
+    search: _Choice = _Choice(name="exact", why="")
+    blend: float | None = Field(default=None, ge=0, le=1)
+    retention: float | None = Field(default=None, ge=0)
+    language_before: dict[str, Any] | None = None
+    language: dict[str, Any] | None = None
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    interrupted_at: int | None = None
+    best_step: int | None = None
+    best_validation: float | None = None
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The content of a `run.json`.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    fix = "restore it, choose another folder, or delete this one"
+    return check_record(_Run, read_json(path), path, fix)
 
 
 class RunFolder:
@@ -75,9 +133,26 @@ class RunFolder:
         continues, self.record = on_main(lambda: (self._check(config, resume, overwrite), self.record))
         return continues
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """A context in which no other command writes to this folder; the main process has the lock for all.
+
+        Raises:
+            ConfigError: another one does, or the folder cannot be written to.
+        """
+        with ExitStack() as stack:
+            on_main(lambda: stack.enter_context(locked(self.path)))
+            yield
+
     def _check(self, config: Settings, resume: bool, overwrite: bool) -> bool:
+        try:
+            return self._continues(config, resume, overwrite)
+        except OSError as error:
+            raise not_written(self.path, error) from error
+
+    def _continues(self, config: Settings, resume: bool, overwrite: bool) -> bool:
         if (self.path / "run.json").is_file():
-            self.record = read_json(self.path / "run.json")
+            self.record = read_record(self.path / "run.json")
             if not self.under_way:
                 return False  # a mistake stopped it at its start
             if resume:
@@ -174,12 +249,21 @@ class RunFolder:
             file.write(json.dumps(line) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
+        """The lines of metrics.jsonl.
+
+        Raises:
+            CheckpointError: one is damaged.
+        """
         path = self.path / "metrics.jsonl"
         if not path.is_file():
             return []
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.endswith("}")]  # a crash may cut off the last one
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            whole = [line for line in lines if line.endswith("}")]  # a crash may cut off the last one
+            rows = list(map(json.loads, whole))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} is damaged ({error}); run again with --overwrite.") from error
+        return [check_record(_Line, row, path, "run again with --overwrite") for row in rows]
 
     def rewind(self, step: int) -> None:
         """Delete the lines of metrics.jsonl after `step`, which the run repeats."""

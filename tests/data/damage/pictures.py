@@ -13,7 +13,7 @@ from replicas import parquet, pixels, png
 
 @damage(
     "{root}/ash/0.png",
-    "not an image that can be opened (cannot identify image file)",
+    "not an image that can be opened (it is an HTML page)",
     "Replace the file, or remove it",
 )
 def text_for_a_picture(root: Path) -> Path:
@@ -22,7 +22,7 @@ def text_for_a_picture(root: Path) -> Path:
 
 @damage(
     "{root}/ash/0.png",
-    "not an image that can be opened (cannot identify image file)",
+    "not an image that can be opened (it is an empty file (0 bytes))",
     "Replace the file, or remove it",
 )
 def empty_file(root: Path) -> Path:

@@ -29,9 +29,9 @@ def no_answer(root: Path) -> Path:
     return lines(root, row(1, answer=None))
 
 
-@damage("{root}/q.jsonl:2", "'image' is missing", "'images'", "image, question, answer, or image and label")
+@damage("{root}/q.jsonl:2", "'image' is missing", "'imgae'", "image, question, answer, or image and label")
 def misspelled_image(root: Path) -> Path:
-    return lines(root, row(1, image=None, images="img/1.png"))
+    return lines(root, row(1, image=None, imgae="img/1.png"))
 
 
 @damage("{root}/q.jsonl:2", "'caption'", "did you mean 'captions'?")
@@ -128,9 +128,9 @@ def no_rows(root: Path) -> Path:
     return root / "e.jsonl"
 
 
-@damage("{root}/b.jsonl", "UTF-8", "byte 0xff in position 0")
+@damage("{root}/b.jsonl:1", "UTF-8", "byte 0xff in position 0", "Save it as UTF-8")
 def not_utf8(root: Path) -> Path:
-    (root / "b.jsonl").write_bytes(b"\xff\xfe{")
+    (root / "b.jsonl").write_bytes(b"\xff{")
     return root / "b.jsonl"
 
 

@@ -25,7 +25,7 @@ def empty_csv(root: Path) -> Path:
     return root / "t.csv"
 
 
-@damage("{root}/t.csv:2", "'answer'", "None")
+@damage("{root}/t.csv:2", "'answer' is empty", "leave the row out")
 def empty_cell(root: Path) -> Path:
     lines(root)
     (root / "t.csv").write_text("image,question,answer\nimg/0.png,What?,\n")

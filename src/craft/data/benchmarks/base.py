@@ -1,6 +1,8 @@
 """A benchmark of the paper (§4.1, §11), and what the readers of copies share."""
 
+import functools
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,14 +12,29 @@ from craft.core.errors import DataError
 from craft.core.files import user_path
 from craft.data.choices import DIRECTIVES
 from craft.data.images import ImageSource
-from craft.data.readers.folder import folders_in
 from craft.data.readers.packed import parquet_files, read_parquet
 from craft.data.readers.rows import Row
-from craft.data.sample import Raw, Sample, Task
-from craft.data.spelling import normalise
+from craft.data.readers.scan import folders_in
+from craft.data.sample import Raw, Sample, Task, distinct
+from craft.data.spelling import normalise, squeezed
+from craft.data.splits import LEFT_OUT, SPLIT_NAMES, SplitNames, file_splits
 
-Note = Callable[[str], None]
-"""Takes a sentence about something that was left out or chosen while reading."""
+
+@dataclass(frozen=True)
+class Note:
+    """Takes sentences about what was left out or chosen while reading, each once.
+
+    Attributes:
+        splits: what the names of splits mean.
+        sentences: in order.
+    """
+
+    splits: SplitNames = field(default_factory=lambda: SPLIT_NAMES)
+    sentences: dict[str, None] = field(default_factory=dict)
+
+    def __call__(self, sentence: str) -> None:
+        """Add a sentence."""
+        self.sentences[sentence] = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +59,7 @@ class Benchmark:
         refused: ids of hub copies that cannot be used, and why.
         train_limit: training uses at most this many images (OCR-VQA).
         counted: what `sizes` counts.
+        caveats: sentences about the samples of a copy that every report on them must say.
     """
 
     name: str
@@ -60,24 +78,27 @@ class Benchmark:
     refused: Mapping[str, str] = field(default_factory=dict)
     train_limit: int | None = None
     counted: Literal["questions", "images"] = "questions"
+    caveats: Callable[[Sequence[Sample]], list[str]] = field(default=lambda _: [], repr=False)
 
-    def load(self, root: str | Path | None) -> Raw:
+    def load(self, root: str | Path | None, names: SplitNames = SPLIT_NAMES, partial: bool = False) -> Raw:
         """Every sample of the copy in `root`: the original layout, or a hub copy's parquet files.
+
+        Args:
+            root: the folder.
+            names: what the names of splits mean.
+            partial: accept fewer classes than the benchmark has.
 
         Raises:
             DataError: no root, or no such folder; nothing of the benchmark in it; a file of it is missing or
-                damaged.
+                damaged; splits with unknown names; fewer or more classes than the benchmark has.
         """
         if root is None:
             raise DataError(f"{self.title} needs a folder: --root DIR. {self.how_to_get()}")
         folder = user_path(root)
         if not folder.is_dir():
             raise DataError(f"the folder {folder} does not exist. {self.how_to_get()}")
-        notes: dict[str, None] = {}  # in order, each once
-
-        def note(text: str) -> None:
-            notes[text] = None
-
+        _names_in.cache_clear()  # the folder may have changed
+        note = Note(names)
         samples = list(self.original(folder, note))
         if not samples and (configurations := parquet_files(folder)):
             if len(configurations) > 1:
@@ -85,10 +106,17 @@ class Benchmark:
                     f"{root} has several configurations of {self.title}: "
                     f"{', '.join(sorted(configurations))}. Use one of them as --root."
                 )
-            rows = read_parquet(next(iter(configurations.values())), folder, folder)
-            samples = [sample for row in rows for sample in self.copy(row, note)]
+            splits = file_splits(next(iter(configurations.values())), folder, names)
+            samples = [
+                sample
+                for path, split in splits.items()
+                if split != LEFT_OUT
+                for row in read_parquet(path, split, folder)
+                for sample in self.copy(row, note)
+            ]
         if not samples:
             raise DataError(f"{self.title} is not in {root}. Expected {self.layout}. {self.how_to_get()}")
+        caveats = [*self._classes_missing(samples, root, partial), *self._far_fewer(samples)]
         return Raw(
             self.name,
             self.task,
@@ -96,9 +124,40 @@ class Benchmark:
             samples,
             self.licence,
             self.source,
-            notes=list(notes),
+            notes=list(note.sentences),
             train_limit=self.train_limit,
+            caveats=caveats + self.caveats(samples),
         )
+
+    def _classes_missing(self, samples: Sequence[Sample], root: str | Path, partial: bool) -> list[str]:
+        """The caveat that classes are missing.
+
+        Raises:
+            DataError: they are missing and `partial` is False, or there are more than the benchmark has.
+        """
+        count = len({sample.label for sample in samples}) if self.classes else 0
+        if count == self.classes:
+            return []
+        share = f"{count} of {self.classes} classes"
+        if count > self.classes:
+            raise DataError(
+                f"{root} is not {self.title}: it has {count} classes, and {self.title} has "
+                f"{self.classes}. Name the folder itself as the data instead: --data {root}."
+            )
+        if not partial:
+            raise DataError(
+                f"{root} has only {share} of {self.title}, so results on it are not those of the benchmark. "
+                "Complete the copy, or use --partial, and every report says so (commands without --partial "
+                f"read what `craft data prepare {self.name} --root DIR --partial` wrote). {self.how_to_get()}"
+            )
+        return [f"partial: {share}"]
+
+    def _far_fewer(self, samples: Sequence[Sample]) -> list[str]:
+        """The caveat that there are fewer than half of the benchmark's images or questions."""
+        images = self.counted == "images" or self.task == "classification"
+        count = len(distinct(samples)) if images else len(samples)
+        total = sum(self.sizes.values())
+        return [f"partial: {count} of {total} {'images' if images else 'questions'}"] * (2 * count < total)
 
     def how_to_get(self) -> str:
         """Where the files come from, in one or two sentences."""
@@ -119,8 +178,9 @@ class Benchmark:
 
 
 def row_id(row: Row) -> str:
-    """An id from the position of a row: "test-00000.parquet, row 7"."""
-    return row.origin.rpartition("/")[2]
+    """An id from the position of a row: "test-00000.parquet, row 7"; "test/0000.parquet, row 7"."""
+    *_, folder, name = ("", *Path(row.origin).parts)
+    return f"{folder}/{name}" if name.partition(".")[0].isdigit() else name
 
 
 def column(row: Row, *names: str) -> Any:
@@ -137,14 +197,69 @@ def column(row: Row, *names: str) -> Any:
     )
 
 
+_COPIES = re.compile(r"[ _-]?(\(\d+\)|copy( \d+)?)$", re.IGNORECASE)
+"""What a browser or a file manager adds to the name of a second download: " (1)", " copy"."""
+
+
+def _alike(name: str) -> str:
+    """What names that mean one file share: letter case, spaces, underscores and " (1)" do not count."""
+    stem, _, ending = name.rpartition(".")
+    stem, ending = (stem, ending) if stem else (name, "")
+    return f"{squeezed(_COPIES.sub('', stem))}.{ending.lower()}"
+
+
+@functools.lru_cache(maxsize=4096)
+def _names_in(folder: Path) -> dict[str, list[Path]]:
+    """The contents of a folder by `_alike`."""
+    contents: dict[str, list[Path]] = {}
+    try:
+        for path in sorted(folder.iterdir()):
+            contents.setdefault(_alike(path.name), []).append(path)
+    except NotADirectoryError:
+        pass
+    except OSError as error:
+        raise DataError(f"the folder {folder} cannot be read: {error.strerror or error}.") from error
+    return contents
+
+
+def entry(folder: Path, name: str) -> Path | None:
+    """The file or folder `name` of a folder, which may be spelled in another way ("Images", "setid (1).mat").
+
+    Raises:
+        DataError: there are several, and none is spelled exactly so.
+    """
+    if (folder / name).exists():
+        return folder / name
+    others = _names_in(folder).get(_alike(name), [])
+    if len(others) > 1:
+        raise DataError(
+            f"{folder} has {len(others)} files for {name}: {', '.join(path.name for path in others)}. Rename "
+            "the right one, or remove the others."
+        )
+    return others[0] if others else None
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of a file below a folder ("n02085620-Chihuahua/x.jpg"), each part as `entry` finds it; as
+    written if it does not exist."""
+    path = folder
+    if (folder / name).exists():
+        return folder / name
+    for part in Path(name).parts:
+        if (below := entry(path, part)) is None:
+            return folder / name
+        path = below
+    return path
+
+
 def find_below(root: Path, *names: str, depth: int = 3) -> Path | None:
-    """The first file with one of these names in `root`, or up to `depth` folders deeper."""
+    """The first file with one of these names (see `entry`) in `root`, or up to `depth` folders deeper."""
     layer = [root]
     for _ in range(depth + 1):
         for name in names:
             for folder in layer:
-                if (folder / name).exists():
-                    return folder / name
+                if (path := entry(folder, name)) is not None:
+                    return path
         layer = [child for folder in layer for child in folders_in(folder)]
         if len(layer) > 2000:  # thousands of folders hold classes or images, not the file
             return None
@@ -161,6 +276,22 @@ def need_below(root: Path, title: str, name: str, partner: Path) -> Path:
     if path is None:
         raise DataError(f"{title}: {partner} exists, but {name} is missing. Put it next to it.")
     return path
+
+
+def image_folder(root: Path, title: str, name: str, partner: Path, first: str) -> Path:
+    """The folder `name` of images, or the folder below it (zips nest them) that has the image `first`.
+
+    Raises:
+        DataError: there is no folder of this name.
+    """
+    outer = need_below(root, title, name, partner)
+    layer = [outer]
+    for _ in range(3):
+        for folder in layer:
+            if inside(folder, first).exists():
+                return folder
+        layer = [child for folder in layer for child in folders_in(folder)][:2000]
+    return outer
 
 
 def read_annotations(path: Path) -> Any:

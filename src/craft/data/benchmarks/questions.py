@@ -1,5 +1,7 @@
 """The four benchmarks that come with questions."""
 
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,16 @@ from craft.data.benchmarks.base import (
     Note,
     choice_sample,
     column,
+    entry,
     find_below,
+    image_folder,
+    inside,
     need_below,
     open_sample,
     read_annotations,
     row_id,
 )
-from craft.data.images import SUFFIXES, ImageSource, looks_like_image
+from craft.data.images import SUFFIXES, ImageSource, looks_like_image, open_image
 from craft.data.readers.rows import Row
 from craft.data.sample import Sample
 from craft.data.splits import SPLIT_NAMES
@@ -44,9 +49,10 @@ def _iconqa(root: Path, note: Note) -> Iterator[Sample]:
     path, problems = _problems(root, "IconQA", f"{TASK}_")
     if path is None or not problems:
         return
-    images = need_below(path.parent, "IconQA", "iconqa", path)
+    first = f"{problems[0][0]}/{TASK}/{problems[0][1]}/image.png"
+    images = image_folder(path.parent, "IconQA", "iconqa", path, first)
     for folder, pid, problem in problems:
-        image, question = str(images / folder / TASK / pid / "image.png"), str(problem["question"])
+        image, question = str(inside(images, f"{folder}/{TASK}/{pid}/image.png")), str(problem["question"])
         split, origin = SPLIT_NAMES[folder], f"{path}, problem {pid}"
         sample = Sample(f"{folder}/{pid}", image, question, answer="", split=split, origin=origin)
         yield from choice_sample(sample, problem["choices"], problem["answer"], note)
@@ -56,12 +62,27 @@ def _iconqa_copy(row: Row, note: Note) -> Iterator[Sample]:
     if column(row, "ques_type") != TASK:
         return
     note("the hub copy has no training split; training needs the original zip")
-    choices = column(row, "choices")
-    options = [word.strip() for word in choices.split(",")] if isinstance(choices, str) else list(choices)
+    choices, answer = column(row, "choices"), column(row, "answer")
+    options = _separated(choices, answer) if isinstance(choices, str) else list(choices)
+    if not options:
+        note("left out: questions whose options cannot be told apart because of a comma inside one")
+        return
     id = f"{row.split}/{row.values.get('question_id', row.origin)}"
     image, question = column(row, "query_image", "image"), str(column(row, "question"))
     sample = Sample(id, image, question, answer="", split=row.split, origin=row.origin)
-    yield from choice_sample(sample, options, column(row, "answer"), note)
+    yield from choice_sample(sample, options, answer, note)
+
+
+def _separated(choices: str, answer: Any) -> list[str]:
+    """The options that the hub copy joins with commas; none if the answer is torn by a comma of its own.
+
+    A comma before a space belongs to an option if there are others ("red,blue, dark").
+    """
+    for pattern in (r",(?! )", r", *"):
+        options = [word.strip() for word in re.split(pattern, choices)]
+        if len(options) > 1 and (str(answer).strip() in options or str(answer).strip() not in choices):
+            return options
+    return []
 
 
 ICONQA = Benchmark(
@@ -93,13 +114,18 @@ def _ocr_vqa(root: Path, note: Note) -> Iterator[Sample]:
     if annotations is None:
         return
     folder = need_below(root, "OCR-VQA", "images", annotations)
+    while (nested := entry(folder, folder.name)) is not None and nested.is_dir():
+        folder = nested
     covers = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
     books: dict[str, Any] = read_annotations(annotations)
-    missing = broken = 0
+    missing = broken = cut = 0
     for id, book in books.items():
         path = covers.get(id)
         if path is None or not looks_like_image(path):
             missing, broken = missing + (path is None), broken + (path is not None)
+            continue
+        if not _is_whole(path):
+            cut += 1
             continue
         origin = f"{annotations}, book {id}"
         if book.get("split") not in OCR_VQA_SPLITS:
@@ -107,11 +133,29 @@ def _ocr_vqa(root: Path, note: Note) -> Iterator[Sample]:
         yield from _about_book(
             id, str(path), book["questions"], book["answers"], OCR_VQA_SPLITS[book["split"]], origin
         )
-    if missing or broken:
+    if missing or broken or cut:
         note(
-            f"left out: {missing + broken} of {len(books)} books without a usable cover ({missing} missing, "
-            f"{broken} files that are not pictures; many of the addresses are dead)"
+            f"left out: {missing + broken + cut} of {len(books)} books without a usable cover ({missing} "
+            f"missing, {broken} files that are not pictures, {cut} truncated; many of the addresses are dead)"
         )
+
+
+_ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82", b"GI": b"\x00;"}
+"""How whole JPEG, PNG and GIF files end, possibly with a few bytes after it, by how they start."""
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a picture is complete. Only one that does not end as its format does is decoded."""
+    with open(path, "rb") as file:
+        start = file.read(2)
+        file.seek(max(0, os.path.getsize(path) - 64))
+        if start in _ENDS and _ENDS[start] in file.read():
+            return True
+    try:
+        open_image(path)
+    except DataError:
+        return False
+    return True
 
 
 def _about_book(
@@ -163,15 +207,16 @@ def _scienceqa(root: Path, note: Note) -> Iterator[Sample]:
     path, problems = _problems(root, "ScienceQA")
     if path is None:
         return
-    images = find_below(root, "images") or root
+    with_image = [(folder, pid, problem) for folder, pid, problem in problems if problem.get("image")]
+    first = "/".join((*with_image[0][:2], with_image[0][2]["image"])) if with_image else ""
+    outer = find_below(root, "images") or root
+    images = image_folder(outer.parent, "ScienceQA", outer.name, path, first)
     captions_file = find_below(root, "captions.json")
     captions = read_annotations(captions_file).get("captions", {}) if captions_file is not None else {}
-    for folder, pid, problem in problems:
-        if not problem.get("image"):
-            continue
+    for folder, pid, problem in with_image:
         sample = Sample(
             id=f"{folder}/{pid}",
-            image=str(images / folder / pid / problem["image"]),
+            image=str(inside(images, f"{folder}/{pid}/{problem['image']}")),
             question=_hinted(problem),
             answer="",
             captions=(str(captions[pid]),) if captions.get(pid) else (),
@@ -179,7 +224,7 @@ def _scienceqa(root: Path, note: Note) -> Iterator[Sample]:
             origin=f"{path}, problem {pid}",
         )
         yield from choice_sample(sample, problem["choices"], problem["answer"], note)
-    if text_only := sum(not problem.get("image") for _, _, problem in problems):
+    if text_only := len(problems) - len(with_image):
         note(f"left out: {text_only} questions without a picture")
 
 
@@ -219,13 +264,15 @@ def _vqa_rad(root: Path, note: Note) -> Iterator[Sample]:
     annotations = find_below(root, "VQA_RAD Dataset Public.json")
     if annotations is None:
         return
-    images = need_below(root, "VQA-RAD", VQA_RAD_IMAGES, annotations)
-    for number, entry in enumerate(read_annotations(annotations)):
-        split = "test" if str(entry["phrase_type"]).strip().startswith("test") else "train"
-        kind = str(entry.get("answer_type", "")).strip().lower() or _open_or_closed(entry["answer"])
-        image = str(images / str(entry["image_name"]).strip())
-        id, origin = str(entry.get("qid", number)), f"{annotations}, entry {number + 1}"
-        yield from open_sample(id, image, entry["question"], entry["answer"], split, origin, kind)
+    entries = read_annotations(annotations)
+    first = str(entries[0]["image_name"]).strip() if entries else ""
+    images = image_folder(root, "VQA-RAD", VQA_RAD_IMAGES, annotations, first)
+    for number, item in enumerate(entries):
+        split = "test" if str(item["phrase_type"]).strip().startswith("test") else "train"
+        kind = str(item.get("answer_type", "")).strip().lower() or _open_or_closed(item["answer"])
+        image = str(inside(images, str(item["image_name"]).strip()))
+        id, origin = str(item.get("qid", number)), f"{annotations}, entry {number + 1}"
+        yield from open_sample(id, image, item["question"], item["answer"], split, origin, kind)
 
 
 def _vqa_rad_copy(row: Row, note: Note) -> Iterator[Sample]:

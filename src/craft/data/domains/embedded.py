@@ -8,9 +8,9 @@ from importlib.resources import files
 from typing import Any, TypeAlias
 
 import numpy as np
-from PIL import Image
 
 from craft.data.domains.scenes import NUMBERS, draw_scenes, scene_words
+from craft.data.images import lazy_image
 from craft.data.sample import Raw, Task, labelled
 
 APPAREL_WORDS = (
@@ -109,7 +109,7 @@ def _meta(name: str) -> dict[str, Any]:
 def _sheet(name: str, meta: dict[str, Any]) -> Iterator[np.ndarray]:
     """The grey images uint8 `[size, size]` of a PNG sheet, row by row."""
     size, columns = meta["size"], meta["columns"]
-    with files("craft.data.domains").joinpath(name).open("rb") as stream, Image.open(stream) as sheet:
+    with files("craft.data.domains").joinpath(name).open("rb") as stream, lazy_image(stream) as sheet:
         pixels = np.asarray(sheet.convert("L"))
     for y in range(0, len(pixels), size):
         for x in range(0, columns * size, size):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from craft.core.seeding import rng
+from craft.data.images import lazy_image
 from craft.data.sample import Sample
 
 SIZE = 112
@@ -63,11 +64,9 @@ def _about() -> dict[str, Any]:
 
 @functools.cache
 def _art() -> _Art:
-    from PIL import Image
-
     about, pages = _about(), {}
     for name in ("objects", "glyphs"):
-        with _FOLDER.joinpath(f"{name}.png").open("rb") as stream, Image.open(stream) as page:
+        with _FOLDER.joinpath(f"{name}.png").open("rb") as stream, lazy_image(stream) as page:
             pages[name] = np.asarray(page)
     things, y = {}, 0
     for size in about["sizes"]:

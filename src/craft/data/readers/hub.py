@@ -1,10 +1,13 @@
 """Data sets of the Hugging Face hub: `craft data prepare hub:OWNER/NAME` alone downloads them."""
 
+import glob
 from pathlib import Path
 
 from craft.core.errors import DataError
 from craft.data.images import PICTURES, refuse_unreadable
+from craft.data.readers.packed import configurations_of
 from craft.data.readers.tables import TABLES, TAR
+from craft.data.splits import LEFT_OUT, SPLIT_NAMES, SplitNames, file_splits
 
 HUB = "hub:"
 """The prefix of a hub data set: `hub:OWNER/NAME`, or `hub:OWNER/NAME/CONFIGURATION`."""
@@ -13,7 +16,7 @@ _ROWS = (*TABLES, TAR)
 _DATA = (*_ROWS, *sorted(PICTURES))
 
 
-def hub_folder(name: str) -> Path:
+def hub_folder(name: str, names: SplitNames = SPLIT_NAMES) -> Path:
     """Download a data set of the hub (or find it in the local cache) and return its folder.
 
     CRAFT reads the files of the data set: parquet files if it has any, else all images, tables and tars.
@@ -21,10 +24,12 @@ def hub_folder(name: str) -> Path:
 
     Args:
         name: `hub:OWNER/NAME`, `hub:OWNER/NAME@REVISION`, or either followed by `/CONFIGURATION`.
+        names: what the names of splits mean; splits that are not to be read are not downloaded.
 
     Raises:
-        DataError: no such data set; it is private; it is a loading script without data files; it contains
-            images that this installation cannot open; no network.
+        DataError: no such data set; it has several configurations, or splits with unknown names (before the
+            download); it is private; it is a loading script without data files; it contains images that this
+            installation cannot open; no network.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -35,7 +40,7 @@ def hub_folder(name: str) -> Path:
     repository, _, revision = parts[1].partition("@")
     id, configuration = f"{parts[0]}/{repository}", "/".join(parts[2:])
     try:
-        patterns = _patterns(id, revision or None, configuration)
+        patterns = _patterns(id, revision or None, configuration, names)
         folder = snapshot_download(
             id, repo_type="dataset", revision=revision or None, allow_patterns=patterns
         )
@@ -57,7 +62,7 @@ def hub_folder(name: str) -> Path:
     return root / configuration if configuration else root
 
 
-def _patterns(id: str, revision: str | None, configuration: str) -> list[str] | None:
+def _patterns(id: str, revision: str | None, configuration: str, names: SplitNames) -> list[str] | None:
     """What to download; None (everything) if the network is switched off and only the cache counts."""
     from huggingface_hub import HfApi, constants
 
@@ -65,12 +70,32 @@ def _patterns(id: str, revision: str | None, configuration: str) -> list[str] | 
         return None
     files = HfApi().list_repo_files(id, repo_type="dataset", revision=revision)
     refuse_script(id, files)
-    kinds = (".parquet",) if any(f.endswith(".parquet") for f in files) else _DATA
+    if packed := [Path(file) for file in files if file.lower().endswith(".parquet")]:
+        return [*_parquet(id, packed, configuration, names), "README.md"]
     if not any(f.lower().endswith(_ROWS) for f in files):  # else rows name the images
         refuse_unreadable(f"the hub data set {id}", _in_folders(files, configuration))
     prefix = f"{configuration}/*" if configuration else "*"
-    endings = (ending for kind in kinds for ending in (kind, kind.upper()))
+    endings = (ending for kind in _DATA for ending in (kind, kind.upper()))
     return [f"{prefix}{ending}" for ending in endings] + ["README.md"]
+
+
+def _parquet(id: str, files: list[Path], configuration: str, names: SplitNames) -> list[str]:
+    """Patterns for the parquet files of a configuration, without splits that are not to be read.
+
+    Raises:
+        DataError: there are several configurations and none is named, or splits have unknown names.
+    """
+    top = Path(configuration)
+    groups = configurations_of([path for path in files if path.is_relative_to(top)], top)
+    if len(groups) > 1:
+        raise DataError(
+            f"the hub data set {id} has several configurations: "
+            f"{', '.join(name or '.' for name in sorted(groups))}. Name one of them: "
+            f"{HUB}{id}/{sorted(groups)[-1]}."
+        )
+    splits = [file_splits(group, top, names) for group in groups.values()]
+    read = (path for group in splits for path, split in group.items() if split != LEFT_OUT)
+    return [glob.escape(path.as_posix()) for path in read]
 
 
 def _in_folders(files: list[str], configuration: str) -> list[str]:

@@ -4,7 +4,7 @@
 import functools
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 from craft.core.errors import DataError
 from craft.data.images import OTHERS, PICTURES, Packed
 from craft.data.readers.rows import Row, parse_json
-from craft.data.splits import SPLIT_NAMES, split_of
+from craft.data.readers.text import foreign
+from craft.data.splits import SPLIT_NAMES, split_parents
 
 
 @dataclass(frozen=True)
@@ -56,51 +57,60 @@ def _column(path: str, group: int, column: str) -> Any:
 def parquet_files(root: Path) -> dict[str, list[Path]]:
     """The parquet files below `root`, by the folder that distinguishes configurations of a hub data set.
 
-    `data/` and folders with the name of a split do not count: `data/train-*.parquet` and
+    `data/`, and folders with the name of a split or next to one, do not count: `data/train-*.parquet` and
     `ScienceQA-IMG/test/*` belong to the configurations "" and "ScienceQA-IMG".
     """
+    return configurations_of([path for path in root.rglob("*") if path.suffix.lower() == ".parquet"], root)
+
+
+def configurations_of(paths: Sequence[Path], root: Path) -> dict[str, list[Path]]:
+    """`parquet_files` for files that need not exist."""
     configurations: dict[str, list[Path]] = {}
-    for path in sorted(root.rglob("*.parquet")):
+    parents = split_parents(paths)
+    for path in sorted(paths):
         parts = path.relative_to(root).parts[:-1]
         if any(part.startswith(".") for part in parts):
             continue
+        parts = parts[:-1] if path.parent.parent in parents else parts
         names = [part for part in parts if part != "data" and part.lower() not in SPLIT_NAMES]
         configurations.setdefault("/".join(names), []).append(path)
     return configurations
 
 
-def read_parquet(paths: list[Path], root: Path | None = None, top: Path | None = None) -> Iterator[Row]:
-    """The rows of parquet files in order.
+def read_parquet(path: Path, split: str = "", root: Path | None = None) -> Iterator[Row]:
+    """The rows of a parquet file in order.
 
     A number in a class column becomes the name that the file (or the README.md in `root`) gives it, and -1
     becomes None. An image becomes a `ParquetCell`, or None if there is none.
 
     Args:
-        paths: the files.
+        path: the file.
+        split: of the rows.
         root: the folder of a README.md that may name classes.
-        top: as in `split_of`.
 
     Raises:
-        DataError: a file is not parquet, or is cut short.
+        DataError: a file is not parquet, is cut short, or has two columns of one name.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     card = _names_in_card(root) if root is not None else {}
-    for path in paths:
-        try:
-            with pq.ParquetFile(path) as file:
-                names = card | _names_in_schema(file.schema_arrow)
-                yield from _rows(file, path, names, split_of(path, top))
-        except (OSError, pa.ArrowException) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(f"{path} cannot be read as parquet: {reason} Copy the file again.") from error
+    try:
+        with pq.ParquetFile(path) as file:
+            names = card | _names_in_schema(file.schema_arrow)
+            yield from _rows(file, path, names, split)
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        fix = foreign(path) or "Copy the file again."
+        raise DataError(f"{path} cannot be read as parquet: {reason} {fix}") from error
 
 
 def _rows(file: Any, path: Path, names: dict[str, list[str]], split: str) -> Iterator[Row]:
     import pyarrow as pa
 
     schema = file.schema_arrow
+    if repeated := [name for name in dict.fromkeys(schema.names) if schema.names.count(name) > 1]:
+        raise DataError(f"{path} has two columns '{repeated[0]}'. Rename or remove one.")
     binary = {f.name for f in schema if pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type)}
     packed = {f.name for f in schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0}
     # Only the path of an image is read here: its bytes may be gigabytes.
@@ -202,7 +212,10 @@ def read_tar(path: Path, split: str) -> Iterator[Row]:
                 key = f"{folder}/{stem}"
                 if "image" in values and f".{ending.lower()}" in OTHERS:
                     continue  # the same image, in a format that may not be readable
-                values |= _member(tar, member, path, ending.lower())
+                fields = _member(tar, member, path, ending.lower())
+                if "image" in values and not isinstance(fields.get("image"), FileSlice):
+                    fields.pop("image", None)  # where the image was before it was packed
+                values |= fields
             if values:
                 yield Row(f"{path}, sample {key.lstrip('/')}", values, split)
     except (tarfile.TarError, OSError) as error:

@@ -2,42 +2,43 @@
 
 - {image, question, answer[, choices, label, captions, split, id, directive]}: a question
 - {image, label[, …]}: a labelled image, which becomes a four-option question (or one of its `choices`)
+- {image, question, A, B, …, answer}: MMBench's form, the options in columns
 - {image, conversations: [{from, value}, …]}: LLaVA's form
 - {images, messages: [{role, content}, …]}: OpenAI's form
+- {images, query, response} and {images, instruction, input, output}: ms-swift's and LLaMA-Factory's
 """
 
-import base64
-import binascii
 import difflib
 import functools
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from craft.core.errors import DataError
 from craft.data.captions import class_text, declarative
-from craft.data.choices import DIRECTIVES, QUESTION
-from craft.data.images import ImageSource, Packed
-from craft.data.readers.conversations import conversation
+from craft.data.choices import DIRECTIVES, QUESTION, correct_option, lettered_options, list_in_text
+from craft.data.images import ImageSource
+from craft.data.readers.conversations import conversation, is_conversation, refuse_tag, untagged
+from craft.data.readers.pictures import Fetch, one_picture, read_picture
 from craft.data.sample import LETTERS, Sample
-from craft.data.spelling import is_text, normalise
-from craft.data.splits import SPLIT_NAMES
+from craft.data.spelling import brief, difference, is_text, normalise
 
 REQUIRED = ("image", "question", "answer")
 """The fields of a question."""
 
-OPTIONAL = ("choices", "label", "captions", "split", "id", "directive", "kind", "text", "distractors")
+OPTIONAL = (
+    *("choices", "label", "captions", "split", "id", "directive", "kind", "text", "distractors"),
+    "group",
+)
 """The fields that a row may have in addition."""
 
 LISTS = ("choices", "captions", "distractors")
 """Fields that hold a list."""
 
 _KNOWN = {*REQUIRED, *OPTIONAL}
-
-Fetch = Callable[[str], Path]
-"""Takes the URL of an image and returns a file with it."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Row:
     Attributes:
         origin: file and line ("a.jsonl:3"), for messages.
         values: its fields.
-        split: the split that the name of the file says; "" if it does not.
+        split: the split that the row or its file says; "" if neither does.
     """
 
     origin: str
@@ -59,26 +60,34 @@ def parse_json(text: str) -> Any:
     """`json.loads`, with one kind of error for everything that cannot be read.
 
     Raises:
-        json.JSONDecodeError: not JSON, nested too deep, or with a number that is too long.
+        json.JSONDecodeError: not JSON, nested too deep, with a number that is too long, or with an object
+            that has a key twice (all values but the last would be lost).
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError:
         raise
     except (ValueError, RecursionError) as error:
         raise json.JSONDecodeError(str(error).partition(";")[0], text, 0) from error
 
 
-def list_in(cell: str) -> list[Any]:
-    """The list in a cell of a CSV file: JSON, or texts separated by "|"."""
-    if cell.lstrip().startswith("["):
-        try:
-            value = parse_json(cell)
-        except json.JSONDecodeError:
-            pass
-        else:
-            return value if isinstance(value, list) else [value]
-    return [part.strip() for part in cell.split("|")]
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"an object with {brief(pairs[0][1])} has the key '{twice}' twice")
+    return value
+
+
+def list_in(text: str, name: str, origin: str) -> list[Any]:
+    """The list in a cell of a CSV file: JSON, a Python list, or texts separated by "|".
+
+    Raises:
+        DataError: the text is a list that cannot be read.
+    """
+    value = list_in_text(text, name, origin)
+    return [part.strip() for part in text.split("|")] if value is None else value
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,7 @@ class RowReader:
         columns: CRAFT's field -> the table's column, if they differ.
         fetch: fetches an image from a URL; None refuses URLs.
         lists_in_cells: lists stand in cells as text (CSV and TSV).
+        inside: the folder that image paths must not leave; None allows all.
     """
 
     path: str
@@ -104,6 +114,7 @@ class RowReader:
     columns: Mapping[str, str] = field(default_factory=dict)
     fetch: Fetch | None = None
     lists_in_cells: bool = False
+    inside: Path | None = None
 
     def samples(self, row: Row) -> list[Sample]:
         """The samples of one row: several for a conversation of several turns.
@@ -112,7 +123,7 @@ class RowReader:
             DataError: something in the row is missing or wrong.
         """
         values = self._fields(row)
-        if "conversations" in values or "messages" in values:
+        if is_conversation(values):
             return self._turns(row, values)
         return [self._flat(row, values)]
 
@@ -126,16 +137,20 @@ class RowReader:
         mapped = set(self.columns.values())
         values = {name: value for name, value in row.values.items() if name not in mapped}
         values |= {field: row.values[column] for field, column in self.columns.items()}
-        if self.lists_in_cells:  # lists in columns of other names
-            cells = {name: values[name] for name in LISTS if isinstance(values.get(name), str)}
-            values |= {name: list_in(cell) for name, cell in cells.items()}
-        if "file_name" in values:  # metadata.jsonl of an image folder
-            values.setdefault("image", values["file_name"])
+        values = {name: None if is_nan(value) else value for name, value in values.items()}
+        if values.get("choices") is None and (options := _other_choices(values, row.origin)) is not None:
+            values["choices"] = options
+            if values.get("options") is None and values.get("hint"):  # as MMBench asks
+                values["question"] = f"{values['hint']}\n{values['question']}"
+        for name in LISTS:
+            if isinstance(value := values.get(name), str):
+                items = (list_in if self.lists_in_cells else list_in_text)(value, name, row.origin)
+                values[name] = value if items is None else items
         return values
 
     def _turns(self, row: Row, values: dict[str, Any]) -> list[Sample]:
         picture, pairs = conversation(values, row.origin)
-        image, split = read_picture(picture, self.base, row.origin, self.fetch), _split(values, row)
+        image = self._picture(picture, row)
         id = self._id(values, row)
         return [
             Sample(
@@ -143,51 +158,59 @@ class RowReader:
                 image=image,
                 question=question,
                 answer=answer,
-                split=split,
+                split=row.split,
                 directive="",  # the questions of conversations contain their own directive
                 origin=row.origin,
                 text=declarative(question, answer),
+                group=_group(values, row.origin),
             )
             for number, (question, answer) in enumerate(pairs, start=1)
         ]
 
+    def _picture(self, value: Any, row: Row) -> ImageSource:
+        return read_picture(value, self.base, row.origin, self.fetch, self.inside)
+
     def _id(self, values: dict[str, Any], row: Row) -> str:
         """The row's own id, or one from its position: "questions.jsonl:12", wherever the file is."""
         if values.get("id") is not None:
-            return _text(values, "id", row.origin)
+            return text_of(values, "id", row.origin)
         return self.name + row.origin.removeprefix(self.path)
 
     def _flat(self, row: Row, values: dict[str, Any]) -> Sample:
         """A question, or a labelled image."""
         origin = row.origin
+        picture = one_picture(values, origin)
+        if picture is None and "images" in values:
+            raise DataError(f"{origin}: 0 images. A row must be about exactly one; leave other rows out.")
         labelled = values.get("label") is not None and values.get("answer") is None
-        _check_fields(values, labelled, origin)
-        label = _text(values, "label", origin) if values.get("label") is not None else None
+        _check_fields(values | ({} if picture is None else {"image": picture}), labelled, origin)
+        label = text_of(values, "label", origin) if values.get("label") is not None else None
         choices = _strings(values, "choices", origin)
         question = QUESTION if choices else ""
         if not labelled or values.get("question"):
-            question = _text(values, "question", origin)
-        answer = _text(values, "answer", origin) if not labelled else str(label) if choices else ""
-        correct = _correct(choices, answer, origin) if choices else None
+            question = untagged(text_of(values, "question", origin), 1, origin)
+        answer = text_of(values, "answer", origin) if not labelled else str(label) if choices else ""
+        correct = correct_option(choices, answer, origin) if choices else None
         if correct is not None:
             answer = choices[correct]
         if label is not None and (normalise(label) == normalise(answer) or (labelled and choices)):
             label = answer
         return Sample(
             id=self._id(values, row),
-            image=read_picture(values["image"], self.base, origin, self.fetch),
+            image=self._picture(picture, row),
             question=question,
             answer=answer,
             choices=choices,
             label=label,
             captions=_strings(values, "captions", origin),
-            split=_split(values, row),
+            split=row.split,
             directive=_directive(values, has_options=bool(choices) or labelled),
             origin=origin,
             correct=correct,
             text=self._statement(values, origin, question, answer, label),
-            kind=_text(values, "kind", origin) if values.get("kind") else "",
+            kind=text_of(values, "kind", origin) if values.get("kind") else "",
             distractors=_strings(values, "distractors", origin),
+            group=_group(values, origin),
         )
 
     def _statement(
@@ -195,52 +218,12 @@ class RowReader:
     ) -> str:
         """The ground-truth text: the row's own, the class text, or question and answer as a statement."""
         if values.get("text"):
-            return _text(values, "text", origin)
+            return text_of(values, "text", origin)
         if label is not None and values.get("answer") is None:
             return class_text(self.domain or self.default_domain, label)
         if self.domain and label == answer:
             return class_text(self.domain, answer)
         return declarative(question, answer)
-
-
-def read_picture(value: Any, base: Path, origin: str, fetch: Fetch | None = None) -> ImageSource:
-    """The image that a row names: a path, bytes, a data URI, a URL, or a part of a larger file.
-
-    Raises:
-        DataError: it is none of these, or a URL that is not, or cannot be, fetched.
-    """
-    if isinstance(value, Packed):
-        return value
-    if isinstance(value, Mapping) and ("url" in value or "path" in value or "bytes" in value):
-        value = value.get("bytes") or value.get("url") or value.get("path")
-    if isinstance(value, bytes):
-        return value
-    text = _text({"image": value}, "image", origin)
-    if text.startswith("data:"):
-        return _from_data_uri(text, origin)
-    if text.startswith(("http://", "https://")):
-        if fetch is None:
-            raise DataError(
-                f"{origin}: the image is a URL ({text[:80]}), and CRAFT downloads nothing unless asked. "
-                "Run `craft data prepare --download`, and use the folder that it writes."
-            )
-        try:
-            return str(fetch(text))
-        except DataError as error:
-            raise DataError(f"{origin}: {error}") from error
-    if "\\" in text and not (base / text).is_file():  # as Windows writes paths
-        text = text.replace("\\", "/")
-    return str(base / text)
-
-
-def _from_data_uri(text: str, origin: str) -> bytes:
-    head, comma, body = text.partition(",")
-    try:
-        if not comma or not head.endswith(";base64"):
-            raise ValueError("not base64")
-        return base64.b64decode(body, validate=True)
-    except (ValueError, binascii.Error) as error:
-        raise DataError(f"{origin}: the image is a data URI that cannot be read ({error}).") from error
 
 
 def _check_fields(values: Mapping[str, Any], labelled: bool, origin: str) -> None:
@@ -250,7 +233,7 @@ def _check_fields(values: Mapping[str, Any], labelled: bool, origin: str) -> Non
     for name in ("image",) if labelled else REQUIRED:
         if name not in values:
             near = difflib.get_close_matches(name, [key for key in values if key not in OPTIONAL], 1, 0.7)
-            hint = f" (is '{near[0]}' meant to be it?)" if near else ""
+            hint = f" (is '{near[0]}' meant to be it? --column {name}={near[0]})" if near else ""
             others = [key for key in values if key not in _KNOWN]
             columns = f"; this one has {', '.join(others)}. Map the column: --column {name}=NAME"
             raise DataError(
@@ -273,14 +256,41 @@ def _directive(values: Mapping[str, Any], has_options: bool) -> str | None:
     return None if has_options else DIRECTIVES["open"]
 
 
-def _text(row: Mapping[str, Any], name: str, origin: str) -> str:
+def _other_choices(values: Mapping[str, Any], origin: str) -> Any:
+    """The options of a question under other names than `choices`: `options`, or MMBench's columns A, B, …"""
+    if values.get("question") is None:
+        return None
+    return lettered_options(values, origin) if values.get("options") is None else values["options"]
+
+
+def is_nan(value: Any) -> bool:
+    """Whether a value is NaN, as pandas writes a missing one."""
+    return isinstance(value, float) and math.isnan(value)
+
+
+def text_of(row: Mapping[str, Any], name: str, origin: str) -> str:
+    """A field of a row as text. A number is written as text, a whole one without a fraction (pandas makes
+    1.0 of 1 in a column with gaps).
+
+    Raises:
+        DataError: it is empty or no text, or contains half a character, or the tag for an image (except in a
+            question).
+    """
     value = row[name]
-    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:  # not NaN
-        value = str(value)
+    if value is None:
+        raise DataError(
+            f"{origin}: '{name}' is empty (null, NaN or an empty cell). Fill it in, or leave the row out."
+        )
+    if isinstance(value, bool):
+        raise DataError(f"{origin}: '{name}' is the boolean {value}. Write it as text, as in \"yes\".")
+    if isinstance(value, int | float) and math.isfinite(value):
+        value = str(int(value)) if value == int(value) else str(value)
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{origin}: '{name}' must be a non-empty text, not {value!r}.")
+        raise DataError(f"{origin}: '{name}' must be a non-empty text, not {brief(value)}.")
     if not is_text(value):
-        raise DataError(f"{origin}: '{name}' contains half a character ({value!r}). Correct it.")
+        raise DataError(f"{origin}: '{name}' contains half a character ({brief(value)}). Correct it.")
+    if name not in ("question", "id"):
+        refuse_tag(value, name, origin)
     return value.strip()
 
 
@@ -288,39 +298,34 @@ def _strings(row: Mapping[str, Any], name: str, origin: str) -> tuple[str, ...]:
     value = row.get(name)
     if value is None:
         return ()
+    if isinstance(value, Mapping) and name == "choices":
+        value = lettered_options({key.upper(): option for key, option in value.items()}, origin) or value
     if not isinstance(value, list):
-        raise DataError(f"{origin}: '{name}' must be a list of texts, not {value!r}.")
-    strings = tuple(_text({name: item}, name, origin) for item in value)
+        raise DataError(f"{origin}: '{name}' must be a list of texts, not {brief(value)}.")
+    strings = tuple(text_of({name: item}, name, origin) for item in value)
     if name == "choices":
         if not 2 <= len(strings) <= len(LETTERS):
-            raise DataError(f"{origin}: 'choices' must hold 2 to {len(LETTERS)} options, not {len(strings)}.")
-        if len(set(map(normalise, strings))) < len(strings):
-            raise DataError(
-                f"{origin}: 'choices' names an option twice: {list(strings)}. Make them distinct."
+            one = f' ({brief(strings[0])}). Separate them with "|", or write a JSON list' * (
+                len(strings) == 1
             )
+            raise DataError(
+                f"{origin}: 'choices' must hold 2 to {len(LETTERS)} options, not {len(strings)}{one}."
+            )
+        _check_distinct(strings, origin)
     return strings
 
 
-def _correct(choices: tuple[str, ...], answer: str, origin: str) -> int:
-    """The index of the choice that the answer names by its text or its letter."""
-    if answer in choices:
-        return choices.index(answer)
-    alike = [normalise(choice) for choice in choices]
-    if normalise(answer) in alike:
-        return alike.index(normalise(answer))
-    if len(answer) == 1 and answer.upper() in LETTERS[: len(choices)]:
-        return LETTERS.index(answer.upper())
-    raise DataError(
-        f"{origin}: the answer '{answer}' is not one of the choices {list(choices)}. "
-        "Use the text of an option, or its letter."
-    )
+def _check_distinct(choices: tuple[str, ...], origin: str) -> None:
+    spellings: dict[str, str] = {}
+    for choice in choices:
+        if normalise(choice) in spellings:
+            other = spellings[normalise(choice)]
+            how = "" if other == choice else f" They differ {difference(other, choice)}."
+            raise DataError(
+                f"{origin}: 'choices' names an option twice: {list(choices)}.{how} Make them distinct."
+            )
+        spellings[normalise(choice)] = choice
 
 
-def _split(values: Mapping[str, Any], row: Row) -> str:
-    value = values.get("split")
-    if value is None:
-        return row.split
-    name = SPLIT_NAMES.get(str(value).lower())
-    if name is None:
-        raise DataError(f"{row.origin}: unknown split {value!r}. Use 'train', 'validation' or 'test'.")
-    return name
+def _group(values: Mapping[str, Any], origin: str) -> str:
+    return "" if values.get("group") is None else text_of(values, "group", origin)

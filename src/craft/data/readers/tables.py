@@ -1,21 +1,28 @@
 """Your own tables as rows and samples: JSONL, JSON, CSV, TSV, parquet; for `craft data prepare` also tars."""
 
-import csv
-import io
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from craft.core.errors import DataError
-from craft.core.progress import track
+from craft.data.images import link_fix
 from craft.data.problems import Problems
 from craft.data.readers.packed import parquet_files, read_parquet, read_tar
-from craft.data.readers.rows import LISTS, Fetch, Row, RowReader, list_in, parse_json
+from craft.data.readers.pictures import Fetch
+from craft.data.readers.rows import Row, RowReader, is_nan
+from craft.data.readers.text import EXAMPLE, SEPARATORS, csv_rows, json_rows
 from craft.data.sample import Raw, Sample, Task
 from craft.data.spelling import words
-from craft.data.splits import SPLIT_NAMES, split_of
+from craft.data.splits import (
+    LEFT_OUT,
+    SPLIT_NAMES,
+    SplitNames,
+    file_splits,
+    split_called,
+    unknown_splits,
+)
 
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """File name endings (lower case) of tables."""
@@ -26,17 +33,8 @@ TAR = ".tar"
 SPLITLIKE = (*SPLIT_NAMES, "metadata")
 """Names (lower case) of files that say what they are in their folder, not what the data set is called."""
 
-EXAMPLE = '{"image": "a.jpg", "question": "What is this?", "answer": "an oak"}'
-"""A row, for messages."""
 
-MANY = 20_000
-"""Files of this many lines or more show how far the reading is."""
-
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
-"""The separator of the cells of a file, by its ending (lower case)."""
-
-
-def tables_in(folder: Path) -> list[Path]:
+def tables_in(folder: Path, names: SplitNames = SPLIT_NAMES) -> list[Path]:
     """The tables of a folder: parquet files at any depth, else tars, else files with the name of a split
     ("train.jsonl") or "metadata". Empty if there are none.
 
@@ -53,7 +51,7 @@ def tables_in(folder: Path) -> list[Path]:
     endings = (*TABLES, TAR)
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in endings and not p.name.startswith("."))
     tars = [path for path in files if path.suffix.lower() == TAR]
-    named = [path for path in files if path.stem.lower() in SPLITLIKE]
+    named = [path for path in files if path.stem.lower() in {*SPLITLIKE, *names}]
     return tars or named
 
 
@@ -64,6 +62,8 @@ def read_tables(
     columns: Mapping[str, str] | None = None,
     fetch: Fetch | None = None,
     top: Path | None = None,
+    names: SplitNames = SPLIT_NAMES,
+    outside: bool = True,
 ) -> Raw:
     """Read the rows of tables as samples; image paths are relative to the file (or to `root`).
 
@@ -72,24 +72,29 @@ def read_tables(
     text if a `domain` ("bird") is known and the label is the answer.
 
     Args:
-        paths: the tables. A file with the name of a split ("test.csv") determines the split of its rows, and
-            so does a folder below `top`.
+        paths: the tables. `file_splits` says which split the rows of each belong to, unless they have a
+            column `split`.
         root: the folder that image paths start from.
         domain: what the images are of, in words.
         columns: CRAFT's field -> the table's column, if they differ.
         fetch: fetches an image from a URL; None refuses URLs.
         top: the folder that holds the tables; None for a single file.
+        names: what the names of splits mean.
+        outside: allow image paths that leave `root` (or `top`, or the folder of the file).
 
     Raises:
         DataError: bad JSON, a missing or wrong field, choices without the answer, a repeated id, missing
             images (the first few are named with file and line), or no rows at all.
     """
     single = len(paths) == 1 and paths[0].stem.lower() not in SPLITLIKE
-    name = paths[0].stem if single else paths[0].parent.resolve().name
+    folder = top if top is not None and paths[0].stem.lower() == "metadata" else paths[0].parent
+    name = paths[0].stem if single else folder.resolve().name
     samples: list[Sample] = []
-    problems, rows, ids = Problems("rows"), 0, dict[str, str]()
+    problems, rows, ids, unknown = Problems("rows"), 0, dict[str, str](), dict[str, str]()
     shared = os.path.commonpath([path.parent for path in paths])
-    for path in paths:
+    splits = file_splits(paths, top, names)
+    column = (columns or {}).get("split", "split")
+    for path in (path for path in paths if splits[path] != LEFT_OUT):
         reader = RowReader(
             path=str(path),
             name=path.relative_to(shared).as_posix(),
@@ -99,8 +104,19 @@ def read_tables(
             columns=dict(columns or {}),
             fetch=fetch,
             lists_in_cells=path.suffix.lower() in SEPARATORS,
+            inside=None if outside else _with_blobs(root or top or path.parent),
         )
-        for row in read_rows(path, problems, root or path.parent, top):
+        for row in read_rows(path, problems, root or path.parent, splits[path]):
+            split = _split_of(row, column, names)
+            if split == LEFT_OUT:
+                continue
+            if split is None:
+                name_of_split = str(row.values[column])
+                if name_of_split not in unknown:
+                    unknown[name_of_split] = f"{row.origin}: unknown split {name_of_split!r}; the table"
+                    problems.add(unknown_splits(unknown[name_of_split], [name_of_split]))
+                continue
+            row = replace(row, split=split)
             try:
                 for sample in reader.samples(row):
                     if sample.id in ids:
@@ -113,12 +129,29 @@ def read_tables(
                 rows += 1
             except DataError as error:
                 problems.add(error)
+    if unknown and len(unknown) == len(problems.messages):
+        raise unknown_splits(next(iter(unknown.values())), unknown)
     problems.stop(rows + len(problems.messages))
     source = str(paths[0]) if len(paths) == 1 else str(paths[0].parent)
     if not samples:
         raise DataError(f"{source} has no rows. Write one JSON object per line, like {EXAMPLE}")
     check_images(samples, paths[0].parent if root is None else root)
     return Raw(name, _task(samples), domain or words(name), samples, source=source)
+
+
+def _split_of(row: Row, column: str, names: SplitNames) -> str | None:
+    """The split of a row: that of its own column, or that of its file; None if it is unknown."""
+    value = row.values.get(column)
+    return row.split if value in (None, "") or is_nan(value) else split_called(str(value), names)
+
+
+def _with_blobs(folder: Path) -> Path:
+    """The folder that holds the files of `folder`. In the cache of the Hugging Face hub they are links into
+    `blobs`, next to `snapshots`."""
+    for parent in (folder, *folder.parents):
+        if parent.name == "snapshots" and (parent.parent / "blobs").is_dir():
+            return parent.parent
+    return folder
 
 
 def check_images(rows: Sequence[Any], base: Path, fix: str = "correct them, or put the files there") -> None:
@@ -138,6 +171,8 @@ def check_images(rows: Sequence[Any], base: Path, fix: str = "correct them, or p
     if missing:
         examples = "; ".join(f"{row.image} ({row.origin})" for row in missing[:5])
         more = f"; and {len(missing) - 5} more" if len(missing) > 5 else ""
+        if links := [Path(file) for file in sorted(gone) if os.path.islink(file)]:
+            fix = f"{len(links)} of them are links that lead nowhere. {link_fix(links)}"
         raise DataError(
             f"{len(missing)} of the {len(rows)} rows name an image that does not exist: {examples}{more}. "
             f"Paths are relative to {base}; {fix}."
@@ -160,106 +195,24 @@ def _task(samples: Sequence[Sample]) -> Task:
     return "classification" if labelled and all(s.answer_text in (s.label, "") for s in samples) else "vqa"
 
 
-def read_rows(
-    path: Path, problems: Problems, root: Path | None = None, top: Path | None = None
-) -> Iterator[Row]:
+def read_rows(path: Path, problems: Problems, root: Path | None = None, split: str = "") -> Iterator[Row]:
     """The rows of one file. Lines that are not rows are recorded in `problems`.
 
     Args:
         path: the file.
         problems: collects the mistakes.
         root: the folder of a README.md that may name the classes of a parquet file.
-        top: the folder of the data set, if it is one; folders below it may name a split.
+        split: of the rows, unless they say otherwise.
 
     Raises:
         DataError: the file as a whole cannot be read.
     """
     kind = path.suffix.lower()
     if kind == ".parquet":
-        yield from read_parquet([path], root, top)
-        return
-    split = split_of(path, top)
-    if kind == TAR:
+        yield from read_parquet(path, split, root)
+    elif kind == TAR:
         yield from read_tar(path, split)
     elif kind in SEPARATORS:
-        yield from _csv(path, SEPARATORS[kind], split)
-    elif kind == ".json" and (text := _text(path)).lstrip()[:1] == "[":
-        yield from _json(path, text, split)
+        yield from csv_rows(path, split)
     else:
-        yield from json_lines(path, problems, split)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as UTF-8 text ({error}).") from error
-
-
-def json_lines(path: Path, problems: Problems, split: str = "", example: str = EXAMPLE) -> Iterator[Row]:
-    """The objects of a JSONL file. Lines that are not objects are recorded in `problems`.
-
-    Args:
-        path: the file.
-        problems: collects the mistakes.
-        split: of the rows.
-        example: a row, for messages.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    lines = _text(path).split("\n")
-    shown = track(lines, f"reading {path.name}") if len(lines) >= MANY else lines
-    for number, line in enumerate(shown, start=1):
-        if not line.strip():
-            continue
-        origin = f"{path}:{number}"
-        try:
-            value = parse_json(line)
-        except json.JSONDecodeError as error:
-            problem = f"not valid JSON ({error.msg}, column {error.colno})"
-        else:
-            if isinstance(value, dict):
-                yield Row(origin, value, split)
-                continue
-            problem = f"a {type(value).__name__}, not an object"
-        problems.add(DataError(f"{origin}: {problem}. Every line must be one object, like {example}"))
-
-
-def _json(path: Path, text: str, split: str) -> Iterator[Row]:
-    """A JSON file with one list of objects, like LLaVA's."""
-    try:
-        values = parse_json(text)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno})."
-        ) from error
-    for number, value in enumerate(values, start=1):
-        if not isinstance(value, dict):
-            raise DataError(f"{path}, entry {number}: a {type(value).__name__}, not an object.")
-        yield Row(f"{path}, entry {number}", value, split)
-
-
-def _csv(path: Path, separator: str, split: str) -> Iterator[Row]:
-    """A table with a header. Empty cells are None; a list is JSON, or items separated by "|"."""
-    csv.field_size_limit(2**31 - 1)  # a cell may be an image
-    reader = csv.DictReader(io.StringIO(_text(path)), delimiter=separator)
-    if not reader.fieldnames:
-        raise DataError(f"{path} is empty. Its first line must name the columns, like image,question,answer.")
-    names = [name.strip() for name in reader.fieldnames if name.strip()]
-    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise DataError(f"{path}: its first line names two columns '{repeated[0]}'. Rename or remove one.")
-    for cells in reader:
-        origin = f"{path}:{reader.line_num}"
-        if None in cells or None in cells.values():
-            count = sum(value is not None for key, value in cells.items() if key is not None)
-            count += len(cells.get(None) or [])  # type: ignore[call-overload]
-            raise DataError(
-                f"{origin}: {count} cells, but the first line names {len(reader.fieldnames)} columns. "
-                'Put cells that contain a separator in "quotes".'
-            )
-        values: dict[str, Any] = {key.strip(): cell if cell.strip() else None for key, cell in cells.items()}
-        for name in LISTS:
-            if values.get(name) is not None:
-                values[name] = list_in(values[name])
-        yield Row(origin, values, split)
+        yield from json_rows(path, problems, split)

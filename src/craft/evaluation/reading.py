@@ -1,0 +1,408 @@
+"""Which options does a reply claim? The rules are the table "How a reply is read" in docs/evaluation.md.
+
+`plain` removes reasoning and markup. `_marked` replaces each mention of an option by one character. The
+patterns of `_CLAIMS` find what is claimed around these characters, and the strongest kind of claim decides.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from craft.data.sample import LETTERS
+from craft.data.spelling import normalise
+
+_PREFIX = 3
+"""A truncated reply names an option if it has at least this many characters."""
+
+_SIGNS = ".,;:!?\"'()[]"
+"""Characters that are ignored at both ends of a reply and of an option."""
+
+_DIGITS = r"\d+(?:e[-+]?\d+)?"
+_NUMBER = re.compile(rf"(?:(?<!\w)-)?(?:(?<![\w.])\.)?{_DIGITS}(?:[.,:/^'-]-?{_DIGITS})*", re.IGNORECASE)
+"""A number with its sign and everything attached to it: "-5", ".5", "15:30", "2/5", "3-5"."""
+
+_TEXT, _LETTER = 0xF0000, 0x100000
+"""The marks of an option that is named by text, or by letter: these code points plus the option's index."""
+
+# --- plain text ---------------------------------------------------------------------------------------------
+
+_THINK = r"(?:seed:)?(?:think|thinking|thoughts?|reasoning|reflection|analysis|scratchpad)"
+_OPENED, _CLOSED = rf"[<\[◁]{_THINK}[>\]▷]", rf"[<\[◁]/{_THINK}[>\]▷]"
+_STYLES = r"text|textbf|textit|textrm|textsf|mathrm|mathbf|mathsf|mathit|operatorname|emph"
+_TAGS = (
+    "s|b|i|u|a|em|strong|p|span|div|code|pre|su[bp]|[uo]l|li|h[1-6]|font|answer|bos|eos|pad|unk|end_of_turn"
+)
+_FINAL = r"\nfinal answer: \1\n"
+_VERBS = r"is|are|was|were|do|does|did|wo|would|could|should|has|have|had"
+
+_CHARACTERS = str.maketrans(
+    {
+        **dict.fromkeys("‐‑‒–−", "-"),
+        **dict.fromkeys("—―", " - "),
+        **dict.fromkeys("‘’‚‛ʼ´′", "'"),
+        **dict.fromkeys("“”„‟«»「」『』", '"'),
+        **dict.fromkeys("【〔〖〈《", "["),
+        **dict.fromkeys("】〕〗〉》", "]"),
+        **dict.fromkeys("→⇒➔➜", ">"),
+        "。": ". ",
+        "、": ", ",
+        "⁄": "/",
+    }
+)
+
+_REWRITES = tuple(
+    (re.compile(pattern, re.IGNORECASE), replacement)
+    for pattern, replacement in (
+        # reasoning before the answer
+        (rf"(?s){_OPENED}.*?{_CLOSED}", " "),
+        (rf"(?s)^.*{_CLOSED}|{_OPENED}.*$", " "),
+        (r"(?s)^.*<\|channel\|>final<\|message\|>", ""),
+        # LaTeX, tags, Markdown, JSON
+        (r"\{,\}", ","),
+        (rf"\\(?:{_STYLES})\s*\{{([^{{}}]*)\}}", r"\1"),
+        (r"\\f?boxed\s*\{([^{}]*)\}?", _FINAL),
+        (r"\\[()\[\]]|\\[,;:! ]", " "),
+        (r"\\([%$#&_{}])", r"\1"),
+        (r"(?s)<answer>(.*?)(?:</answer>|$)", _FINAL),
+        (r"(?s)<\|begin_of_box\|>(.*?)(?:<\|end_of_box\|>|$)", _FINAL),
+        (r"<br ?/?>|</p>|</li>|```\w*|[{}]", "\n"),
+        (rf"</?(?:{_TAGS})(?:\s[^<>]*)?/?>|<\|[^<>|]*\|>", " "),
+        (r"<(\w[^<>\n]*)>", r"[\1]"),
+        (r"\$?\$(?=\S)([^$\n]{0,200}[^\s$])\$\$?(?!\d)", r"\1"),
+        (r"~~[^~]*~~|(?:^|(?<=[\n.;]))[^\n.;]*[❌✗✘✖][^\n.;]*|[✅✓✔☑]", " "),
+        (r"(?<!\w)[*_`]+(?=\S)|(?<=\S)[*_`]+(?!\w)", ""),
+        (r"(?m)^\s*(?:[-*+•>#]+\s+)+", ""),
+        # contractions and quotation marks
+        (r"\bcan(?:no|'?)t\b", "can not"),
+        (rf"\b({_VERBS})n'?t\b", r"\1 not"),
+        (r"\b(it|that|this|here|there|answer)'s\b", r"\1 is"),
+        (r"\"|(?<!\w)'|'(?!\w)", ""),
+        # numbers and names
+        (r"(?<=\d) ?(?:%|percent\b|per cent\b)", "%"),
+        (r"_", " "),
+        (r"(?<=[^\W\d])(?<!\de)-(?=\w)|(?<=\d)-(?=[^\W\d])", " "),
+        (r"[^\S\n]+", " "),
+        (r" ?\n\s*", "\n"),
+    )
+)
+_THOUSANDS = re.compile(r"(?<![\w.,])\d{1,3}(?:[,' ]\d{2,3})*[,' ]\d{3}(?!\w|,\d)")
+_RAISED, _WHOLE = re.compile("[²³¹⁰⁴-⁹⁺⁻]+"), re.compile("[^¼-¾⅐-⅟]+")
+
+
+def plain(text: str) -> str:
+    """A text without reasoning, markup and typographic variants; letter case and line ends stay."""
+    text = _RAISED.sub(lambda run: "^" + unicodedata.normalize("NFKC", run[0]), text)
+    text = _WHOLE.sub(lambda run: unicodedata.normalize("NFKC", run[0]), text).translate(_CHARACTERS)
+    text = "".join(char for char in text if unicodedata.category(char) != "Cf" and ord(char) < _TEXT)
+    for pattern, replacement in _REWRITES:
+        text = pattern.sub(replacement, text)
+    return _THOUSANDS.sub(lambda number: re.sub(r"\D", "", number[0]), text).strip()
+
+
+def core(text: str) -> str:
+    """Plain text without a leading article and without punctuation at its ends; ".5" keeps its point."""
+    bare = plain(text).rstrip(f" \n{_SIGNS}")
+    bare = re.sub(rf"^(?:(?!(?<!\.)\.\d)[ \n{re.escape(_SIGNS)}])+", "", bare)
+    return re.sub(r"^(?:an?|the) (?=\S)", "", normalise(bare))
+
+
+# --- marks --------------------------------------------------------------------------------------------------
+
+_T, _L, _X = "[\U000f0000-\U000ffffd]", "[\U00100000-\U0010fffd]", "[\U000f0000-\U0010fffd]"
+
+_WORDS = {"no", "all", "none", "both", "other"}
+"""Options that are such a word are named by the word alone, not by the word before another ("no tumor")."""
+
+_PARTS = r"because|since|as|or|and|nor|but|not|rather|instead|due|it|there|this|that|they|i|we|you|the"
+_GOES_ON = re.compile(rf"(?! (?!(?:{_PARTS})\b)[\w{_X[1:-1]}])", re.IGNORECASE)
+"""What may follow such a word."""
+
+_AFTER = (
+    rf" ?(?:$|\n|[^\w\s'(]|\((?:{_X}|not\b|because\b)|{_X})| [A-Z]\b(?!')"
+    r"| (?:or|and|nor|but|because|is|rather|instead"
+)
+_AFTER_LETTER = {
+    "A": re.compile(
+        rf"{_AFTER}|since|as|due|not|with|over|it is|are|was|has|seems?|looks?|fits|matches|would|could|can|"
+        r"may|might|must|should)\b"
+    ),
+    "I": re.compile(rf"{_AFTER})\b"),
+}
+"""What follows the letters A and I, as opposed to the article and the pronoun."""
+
+_LABEL_BEFORE = re.compile(r"\b(?:answer|option|choice|letter|label)(?: ?[:=>-] ?| )[(\[]?$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class _Names:
+    """How the options of a question may be named.
+
+    Attributes:
+        texts: the marks by `core` of a text; several if options differ only in what `core` ignores.
+        pattern: finds the texts; None if there are none.
+        letters: the option's index by letter, in lower case.
+    """
+
+    texts: dict[str, str]
+    pattern: re.Pattern[str] | None
+    letters: dict[str, int]
+
+
+@lru_cache(maxsize=1024)
+def _names(choices: tuple[str, ...], by_letter: bool, lettered: bool) -> _Names:
+    first = {normalise(choice): index for index, choice in reversed(list(enumerate(choices)))}
+    letters = dict[str, int]()
+    if lettered:
+        letters = {
+            letter.lower(): first[normalise(choice)] for letter, choice in zip(LETTERS, choices, strict=False)
+        }
+    texts = dict[str, str]()
+    for index in first.values():
+        text = core(choices[index])
+        if len(text) == 1 and text.upper() in LETTERS:
+            letters = letters if by_letter else {**letters, text: index}
+        elif text:
+            texts[text] = texts.get(text, "") + chr(_TEXT + index)
+    longest_first = sorted(texts, key=len, reverse=True)
+    words = "|".join(r"\s".join(map(re.escape, text.split())) for text in longest_first)
+    pattern = re.compile(rf"(?<!\w)(?:(?:an?|the) )?({words})(?!\w)", re.IGNORECASE) if texts else None
+    return _Names(texts, pattern, letters)
+
+
+def _marked(text: str, names: _Names) -> str:
+    """Plain text with each mention of an option replaced by its mark."""
+
+    def by_text(match: re.Match[str]) -> str:
+        key = normalise(match[1])
+        start, end = match.span(1)
+        if splits_number(text, start) or splits_number(text, end):
+            return match[0]
+        if key in _WORDS and not _GOES_ON.match(text, end):
+            return match[0]
+        return names.texts.get(key, match[0])
+
+    if names.pattern is not None:
+        text = names.pattern.sub(by_text, text)
+    if not names.letters:
+        return text
+
+    def by_letter(match: re.Match[str]) -> str:
+        letter = match[0]
+        if letter in "AI" and not _AFTER_LETTER[letter].match(text, match.end()):
+            return letter
+        if letter in "ai" and not _is_letter(text, *match.span()):
+            return letter
+        return chr(_LETTER + names.letters[letter.lower()])
+
+    some = "".join(names.letters)
+    return re.sub(rf"(?<![\w'])(?<!\w\.)[{some}{some.upper()}](?![\w'+#])(?!\.\w\b)", by_letter, text)
+
+
+def _is_letter(text: str, start: int, end: int) -> bool:
+    """Whether "a" or "i" is a letter here, and no article that ends a truncated reply ("It is a")."""
+    if start == 0 or _LABEL_BEFORE.search(text[:start]):
+        return re.match(r"$|[.:)\],;\n]", text[end:]) is not None
+    return re.match(r"[)\]]|\.(?=\s|$)", text[end:]) is not None
+
+
+def splits_number(text: str, position: int) -> bool:
+    """Whether `position` lies inside a number."""
+    near = slice(max(0, position - 60), position + 60)
+    offset = position - near.start
+    return any(number.start() < offset < number.end() for number in _NUMBER.finditer(text[near]))
+
+
+# --- claims -------------------------------------------------------------------------------------------------
+
+_NOT_VERB = (
+    r"(?! ?(?:is|are|was|were|has|have|had|does|do|did|can|could|would|should|may|might|must|will|seems?|"
+    r"looks?|appears?|being|leaves)\b)"
+)
+_ITEM = rf"(?:[(\[]?{_L}[ .):,\]=(-]{{0,4}}{_T}{_NOT_VERB}|[(\[]?{_X}[)\]]?)"
+_AND = (
+    r"(?: ?[,/&+|] ?(?:and |or )?| (?:or|and|nor|and/or|plus|vs\.?|versus) | ?)"
+    r"(?:(?:option|choice|answer|also|even|maybe|perhaps|possibly|probably) ){0,3}"
+)
+_ALL = rf"(?:either |both )?{_ITEM}(?:{_AND}{_ITEM}){{0,25}}"
+_LIST = (
+    rf"(?:either |both )?{_ITEM}{_NOT_VERB}(?:{_AND}{_ITEM}{_NOT_VERB}){{0,25}}"
+    rf"(?!(?:{_AND}{_ITEM}){{1,25}} (?:are|were|do|have)\b)"
+)
+_END = (
+    r"(?= ?(?:$|[.,;:!?)\n(\[-]|because\b|since\b|as\b|due\b|given\b|for\b|rather\b|instead\b|not\b|"
+    r"and not\b|over\b|i (?:think|guess|believe)\b|with\b|it is\b|there \w+\b|this is\b))"
+)
+_SURELY = (
+    r"clearly|definitely|certainly|obviously|probably|likely|possibly|surely|presumably|apparently|actually|"
+    r"undoubtedly|therefore|thus|indeed|most likely|most probably|maybe|perhaps|also|just|simply|only"
+)
+_SO = (
+    rf"(?:(?:well|ok|okay|yes|sure|so|hmm+|um|{_SURELY}|i (?:would )?(?:say|think|believe|guess)|i'd say|"
+    r"my guess|it is|it must be|it could be|that is|this is|must be|looks like)[ ,:.-]{1,4}){0,5}"
+)
+_FILL = (
+    rf"(?:(?:{_SURELY}|option|choice|letter|answer|number|the|an?|that|it is|this is|called)"
+    r"[ :]{1,2}){0,5}"
+)
+_LABEL = (
+    r"answer|option|choice|letter|label|selection|response|prediction|pick|solution|guess|conclusion|verdict|"
+    r"result|output|diagnosis|classification|category|class|(?:right|correct|best) one|correct|ans"
+)
+_IS = r"(?:\b(?:is|are|was|be|being)\b:?| ?[:=>-]+)"
+_PICK = (
+    r"prefer|pick|picked|choose|chose|choosing|select|selected|go(?:ing)? (?:with|for)|opt(?:ing)? for|"
+    r"vote(?: for)?|settle (?:on|for)|answer(?: with)?"
+)
+_SHOWN = (
+    r"is|are|was|be|been|shows?|showing|depicts?|depicting|displays?|looks? like|resembles?|represents?|"
+    r"means|called|(?:identified|classified|recogni[sz]ed|known) as|say|think|believe|guess|suspect|equals?|"
+    r"so|thus|therefore|hence|-?[=>]|(?<!anything )(?<!nothing )(?<!all )(?<!everything )but"
+)
+_CHANGE = (
+    r"wait|actually|sorry|oops|correction|i mean|scratch that|on second thoughts?|make that|or rather|no(?=,)"
+)
+_START = r"(?:^|[.!;\n]) ?"
+
+_CLAIMS: tuple[tuple[str, ...], ...] = (
+    (rf"\bfinal (?:answer|choice|decision)\b(?: {_IS})?[ :]*{_FILL}{_LIST}",),
+    (
+        rf"\b(?:{_LABEL})\b[^.;!?\n{_X[1:-1]}]{{0,60}}?{_IS} ?{_FILL}{_LIST}",
+        rf"\b(?:answer|option|choice|letter) {_LIST}{_END}",
+        rf"{_ALL} (?:is|are|was|would be|seems|must be|looks)"
+        rf"(?: (?:{_SURELY}|the|my|our|most|best|right|correct)){{0,5}} "
+        r"(?:correct|right(?! ?\w)|best|answer|choice|true|option)\b",
+        rf"{_ALL} ?[:(=-] ?(?:true|right|correct)\b(?! ?\w)",
+        rf"\b(?:{_PICK}) {_FILL}{_LIST}",
+        rf"^{_SO}{_LIST}{_END}",
+        rf"{_START}{_SO}{_LIST} ?(?=[.!;\n]|$)",
+        rf"(?:{_START}|, |\b(?:but|so|and) ){_SO}(?:it|this|that|these|those|they|there) "
+        rf"(?:is|are|was|must be) {_FILL}{_LIST}",
+        rf"\b(?:{_CHANGE})[ ,:.-]+(?:no[ ,]+)?{_FILL}{_LIST}",
+    ),
+    (rf"(?:\b|(?<=[ \n]))(?:{_SHOWN}) ?{_FILL}{_LIST}",),
+)
+"""What claims an option: patterns by strength, of which the first that claims something decides."""
+_TIERS = tuple(tuple(re.compile(one, re.IGNORECASE) for one in tier) for tier in _CLAIMS)
+
+_BREAK = re.compile(
+    r"[;:!?\n]|\.(?=\s|$)|,? (?:(?<!anything )(?<!nothing )(?<!all )(?<!everything )but|so|therefore|thus|"
+    r"hence|instead(?! of)|however|yet|then)\b|, (?:it|this|these|the|i|my|we|which|there|and)\b|"
+    r"\band (?:it|this|the|so|is|therefore|thus)\b| - |>",
+    re.IGNORECASE,
+)
+"""Where a clause ends, and with it the reach of a negation."""
+
+_DENIED_BEFORE = re.compile(
+    r"\b(?:not|never|no(?!,| (?:wait|actually|sorry|it|this|that|the)\b)|none|nothing|neither|nor|without|"
+    r"rather than|instead of|unlike|than|except|other than|opposed to|differ\w* from|compared (?:to|with)|"
+    r"contrast to|between|far from|(?:anything|everything|all) but|hardly|unlikely|less likely|impossible|"
+    r"wrong|incorrect|false|lack\w*|absen\w+|rul(?:e[sd]?|ing) out|eliminat\w+|reject\w*|exclud\w+|"
+    r"dismiss\w*|discard\w*|den(?:y|ie[ds])|mist(?:aken?|ook)|confus\w+|if|whether|unless|doubt|"
+    r"nicht|kein\w*|pas|non|não|geen|niet|не)\b",
+    re.IGNORECASE,
+)
+_WRONG = (
+    r"not|never|incorrect|wrong|false|impossible|unlikely|implausible|improbable|out|excluded|ruled out|"
+    r"eliminated|rejected|less likely|tempting"
+)
+_DENIED_AFTER = re.compile(
+    r" (?:(?:is|are|was|were|be|been|being|would|could|can|should|may|might|must|does|do|did|will|wo|seems?|"
+    rf"looks?|sounds?|has|have|to) )+(?:(?:{_SURELY}|both|all|quite|very|the|an?) )*(?:{_WRONG})\b"
+    r"|,? or not\b| ?[:,(=-] ?(?:false|wrong|incorrect|no)\b(?= ?(?:$|[.!;)\n]))| (?:false|wrong)\b"
+    r"|[^.;!?\n]{0,30},? but (?:it )?(?:is|was|are) not(?: one| it| really)?(?= ?(?:$|[.!;\n]))",
+    re.IGNORECASE,
+)
+_IDIOMS = re.compile(
+    r"\b(?:there is |i have |with )?(?:no|without(?: an?| any)?|beyond(?: an?| any)?) (?:doubt|question)\b"
+    r"(?: that)?|\bnot (?:only|just|merely|simply)\b|\bif (?:i (?:had|have) to \w+|forced(?: to \w+)?|"
+    r"anything),?|\b(?:(?:can|could) not be anything|none|nothing) (?:but|other than)\b",
+    re.IGNORECASE,
+)
+"""Phrases with a negation that deny nothing."""
+
+_REPEATED = re.compile(rf"({_X})(?:[ ,]+\1)+")
+_QUESTIONS = re.compile(r"[^.!?\n]*\?")
+_ITEMISED = re.compile(
+    rf"(?:(?:^|(?<=[\n:;,.])) ?[(\[]?({_L})[.):\]]+|(?<= )[(\[]?({_L})[.):\]]+(?= ?{_T})) ?{_T}?"
+)
+_NO_WORDS = re.compile(
+    r"\b(?:or|and|but|either|both|also|option|choice|answer|letter)\b|[\W]+", re.IGNORECASE
+)
+
+
+def claims(reply: str, choices: Sequence[str], by_letter: bool = False, lettered: bool = True) -> set[int]:
+    """The options that a reply claims: none if it cannot be read, several if it contradicts itself.
+
+    Equal options count as the first of them.
+
+    Args:
+        reply: any text.
+        choices: the options.
+        by_letter: the question asks for a letter, so a letter is not the text of an option that is a letter.
+        lettered: the options have letters.
+
+    Source: ours.
+    """
+    whole = [normalise(choice) for choice in choices]
+    names = _names(tuple(choices), by_letter, lettered)
+    raw = normalise(reply)
+    letter = raw.strip(" .:()[]")
+    if by_letter and letter in names.letters:
+        return {names.letters[letter]}
+    if raw in whole:
+        return {whole.index(raw)}
+    bare = core(reply)
+    if bare in names.texts:
+        return _options(names.texts[bare])
+    text = _IDIOMS.sub(" ", _marked(plain(reply), names))
+    text = _REPEATED.sub(r"\1", text)
+    marks = re.findall(_X, text)
+    if marks and not _NO_WORDS.sub("", text):
+        return _options(marks)
+    begun = _begun(bare, names.texts) if lettered else set[int]()
+    return begun or (_decided(text) if marks else set())
+
+
+def _decided(text: str) -> set[int]:
+    """The options of the strongest kind of claim; a mere mention counts only if no option is denied."""
+    text = _QUESTIONS.sub(" ", _without_items(text)).strip()
+    for tier in _TIERS:
+        claimed = set[int]()
+        for match in (match for pattern in tier for match in pattern.finditer(text)):
+            first = re.search(_X, match[0])
+            if first is not None and not _denied(text, match.start() + first.start(), match.end()):
+                claimed |= _options(match[0])
+        if claimed:
+            return claimed
+    mentions = list(re.finditer(_X, text))
+    if any(_denied(text, *mention.span()) for mention in mentions):
+        return set()
+    return _options(re.findall(_T, text))
+
+
+def _without_items(text: str) -> str:
+    """Text without the options, if it repeats them in order: "A. elm, B. oak"."""
+    items = [min(_options(match[0])) for match in _ITEMISED.finditer(text)]
+    return _ITEMISED.sub(" ", text) if items[:2] == [0, 1] else text
+
+
+def _options(marks: Iterable[str]) -> set[int]:
+    """The options of some marks."""
+    points = [ord(char) for char in "".join(marks)]
+    return {point - (_LETTER if point >= _LETTER else _TEXT) for point in points if point >= _TEXT}
+
+
+def _denied(text: str, start: int, end: int) -> bool:
+    """Whether the clause before `start` or the words after `end` deny a claim between them."""
+    clause = _BREAK.split(text[max(0, start - 200) : start])[-1]
+    return bool(_DENIED_BEFORE.search(clause) or _DENIED_AFTER.match(text, end))
+
+
+def _begun(bare: str, texts: Mapping[str, str]) -> set[int]:
+    """The only option that begins with these words, which the maximum length has cut off."""
+    if len(bare) < _PREFIX:
+        return set()
+    begun = [text for text in texts if text.startswith(bare) and not splits_number(text, len(bare))]
+    return _options(texts[begun[0]]) if len(begun) == 1 else set()
