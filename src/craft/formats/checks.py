@@ -35,6 +35,9 @@ class _Data(Record):
     domain: str | None = None
     licence: str | None = None
     source: str | None = None
+    classes: list[str] | None = None
+    question: str | None = None
+    caveats: list[str] | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> "_Data":
