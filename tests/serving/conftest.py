@@ -11,7 +11,7 @@ from craft.formats.artefact import save_artefact
 from craft.models.lvlm import LVLM
 
 
-def save_encoder(lvlm: LVLM, folder: Path, seed: int, **manifest) -> Path:
+def save_encoder(lvlm: LVLM, folder: Path, seed: int, base_counts=None, **manifest) -> Path:
     """An adapted encoder whose tower is the base tower with noise on its weights."""
     visual = copy.copy(lvlm.visual)
     visual._modules = dict(lvlm.visual._modules)
@@ -22,7 +22,7 @@ def save_encoder(lvlm: LVLM, folder: Path, seed: int, **manifest) -> Path:
             parameter += 0.15 * parameter.std(unbiased=False) * torch.randn(parameter.shape, generator=random)
     prior = torch.randint(1, 50, (lvlm.visual.codebook.size,), generator=random)
     about = {"surrogate": "craft-tiny/qwen2", "held_out": [], "data": {"name": f"domain {seed}"}}
-    return save_artefact(folder, visual, prior=prior, manifest=about | manifest)
+    return save_artefact(folder, visual, prior=prior, base_counts=base_counts, manifest=about | manifest)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import craft
 from craft.core.errors import CodebookMismatchError
 from craft.models.decoding import generate
 from craft.serving.settings import Access, Limits
@@ -534,3 +535,33 @@ def test_the_page_needs_nothing_from_elsewhere(server):
     page = httpx.get(server.url)
     assert page.headers["content-type"].startswith("text/html") and "<title>CRAFT" in page.text
     assert "http://" not in page.text and "https://" not in page.text and "//cdn" not in page.text
+
+
+def test_the_model_auto_chooses_the_encoder_by_its_images(models, samples, tmp_path):
+    """The encoder whose training images had such codes answers; images of another kind go to the base."""
+    import torch
+
+    lvlm = models[LLM]
+    codes = lvlm.encode([s.image for s in samples]).codes
+    counts = torch.stack(
+        [
+            torch.bincount(codes[..., n].flatten(), minlength=lvlm.visual.codebook.size)
+            for n in range(codes.shape[-1])
+        ]
+    )
+    clothes = save_encoder(lvlm, tmp_path / "clothes", 3, base_counts=counts)
+    other = save_encoder(lvlm, tmp_path / "other", 4, base_counts=counts.roll(7, dims=1))
+    with serving(lvlm, {"clothes": clothes, "other": other}) as running:
+        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+
+        def chosen(image):
+            wanted = {"model": f"{LLM}:auto", "messages": [message("what?", image)], "max_tokens": 2}
+            (entry,) = client.chat.completions.create(**wanted).model_extra["craft"]["encoders"]
+            return entry["name"]
+
+        names = [chosen(sample.image) for sample in samples[:20]]
+        assert names.count("clothes") >= 15 and "other" not in names
+        others = [chosen(sample.image) for sample in craft.data.load_data("scenes").test[:12]]
+        assert others.count(BASE) > others.count("clothes") and "other" not in others
+        page = httpx.get(f"{running.url}/metrics").text
+        assert 'craft_routed_images_total{encoder="clothes"}' in page

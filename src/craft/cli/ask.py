@@ -5,7 +5,9 @@ from typing import Any
 
 from craft.cli.flags import config_of, takes
 from craft.cli.options import COMMON, Common, Flag
-from craft.cli.output import show_json
+from craft.cli.output import show_json, show_line
+from craft.core.progress import say
+from craft.core.streams import flush, printable, write
 from craft.core.text import percent
 from craft.evaluation.config import AskConfig
 
@@ -37,20 +39,21 @@ def ask(
 
     def stream(piece: str) -> None:
         written.append(piece)
-        print(piece, end="", flush=True)
+        write(printable(piece, keep="\n"))
+        flush()
 
     asked = run(
         config=config,
         resume=resume,
-        show=(lambda row: print() if written else _show(row)) if shows else None,
+        show=(lambda row: show_line() if written else _show(row)) if shows else None,
         stream=stream if streams else None,
     )
     if common.json:
         show_json(asked.rows)
     elif config.out is not None:
-        print(f"{len(asked.rows)} answers in {config.out}")
+        show_line(f"{len(asked.rows)} answers in {config.out}")
     if asked.failed:
-        print(f"{asked.failed} of {len(asked.rows)} images could not be read", file=sys.stderr)
+        say(f"{asked.failed} of {len(asked.rows)} images could not be read")
 
 
 def _show(row: dict[str, Any]) -> None:
@@ -60,4 +63,4 @@ def _show(row: dict[str, Any]) -> None:
     if "probability" in row:
         text += f"  {percent(row['probability'])} %"
         text += f"  (next: {row['runner_up']} {percent(row['runner_up_probability'])} %)"
-    print(f"{', '.join(images)}: {text}")
+    show_line(f"{', '.join(images)}: {text}")

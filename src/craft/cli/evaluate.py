@@ -116,6 +116,7 @@ def _show(reports: list[Any]) -> None:
     seeds = {report.settings["seed"] for report in reports}
     of_mean = f"; of the mean, {SEVERAL_SEEDS}" if len(seeds) > 1 else ""
     covers = f"{'of a row, ' if of_mean else ''}{ONE_SEED}{of_mean}"
+    _show_calibration(reports[0])
     show_line(f"unseen classes: {listed(settings['held_out']) or 'none'}; intervals: {covers}")
     _show_caveats({settings["data"]: reports})
 
@@ -127,6 +128,16 @@ def _show_caveats(reports: Mapping[str, list[Any]]) -> None:
     for name, of_data in reports.items():
         for caveat in caveats_of(of_data):
             show_line(f"note: {name}: {caveat}")
+
+
+def _show_calibration(report: Any) -> None:
+    """How far the probabilities of options are from their accuracy, if options were scored."""
+    calibration = report.calibration(report.settings.get("answer_temperature"))
+    for group in ("seen", "unseen") if calibration else ():
+        if group in calibration:
+            errors = {when: percent(calibration[group][when]["error"]) for when in calibration[group]}
+            after = f", {errors['after']} with the encoder's temperature" if "after" in errors else ""
+            show_line(f"expected calibration error, {group} classes: {errors['before']} points{after}")
 
 
 def _show_row(row: Any) -> None:

@@ -6,6 +6,7 @@ error). Bins of equal mass instead of equal width are ours: few answers have a l
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,12 @@ class Calibration:
     confidence: float
     accuracy: float
     bins: tuple[tuple[float, float, int], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As a dict for JSON, rounded to six digits."""
+        figures = {name: round(getattr(self, name), 6) for name in ("error", "nll", "confidence", "accuracy")}
+        bins = [[round(mean, 6), round(share, 6), count] for mean, share, count in self.bins]
+        return {"count": self.count, **figures, "bins": bins}
 
 
 def probabilities(scores: Sequence[float], temperature: float = 1.0) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 from craft.core.errors import CraftError, DataError
 from craft.core.files import atomic_write_text, read_json
 from craft.core.store import json_lines
+from craft.evaluation.calibration import measure
 from craft.evaluation.matching import answered_by_letter, option_named, remarked
 from craft.evaluation.metrics import Group, images_of, interval, mean, spread
 
@@ -103,10 +104,40 @@ class Report:
             agreement_parseable=share("agrees", among=[row for row in samples if not row["unparseable"]]),
         )
 
+    def scores_and_right(self, seen: bool | None = None) -> tuple[list[list[float]], list[int]]:
+        """Of the questions whose options were scored: the scores, and the index of the right option.
+
+        Args:
+            seen: only of seen, or of unseen, classes.
+        """
+        rows = [row for row in self.samples if row.get("scores") and (seen is None or row["seen"] == seen)]
+        return [row["scores"] for row in rows], [row["choices"].index(row["correct"]) for row in rows]
+
+    def calibration(self, temperature: float | None = None) -> dict[str, Any] | None:
+        """How well the probabilities of options fit the accuracy, of all, seen and unseen classes.
+
+        Args:
+            temperature: of the encoder's calibration, which gives the entries "after".
+
+        Returns:
+            None if no options were scored.
+        """
+        groups = {}
+        for name, seen in (("all", None), ("seen", True), ("unseen", False)):
+            scores, right = self.scores_and_right(seen)
+            if not scores:
+                continue
+            before = measure(scores, right).to_json()
+            after = {} if temperature is None else {"after": measure(scores, right, temperature).to_json()}
+            groups[name] = {"before": before, **after}
+        return {"temperature": temperature, **groups} if groups else None
+
     def to_json(self, samples: bool = False) -> dict[str, Any]:
         """As a dict for JSON; `samples` adds the per-sample list."""
         result: dict[str, Any] = {name: getattr(self, name) for name in FIGURES}
         result |= {"interval": list(self.interval), "chance": self.chance, "count": len(self.samples)}
+        if calibration := self.calibration(self.settings.get("answer_temperature")):
+            result["calibration"] = calibration
         result |= {"settings": self.settings}
         return result | ({"samples": self.samples} if samples else {})
 

@@ -18,7 +18,7 @@ from craft.core.tensors import counts_fault, hash_tensors, load_tensors, save_te
 from craft.core.text import flat
 from craft.formats.checks import load_strict, read_manifest
 from craft.formats.names import shipped, shipped_folder
-from craft.formats.visual_folder import read_prior
+from craft.formats.visual_folder import read_base_counts, read_prior
 from craft.models.lvlm import LVLM
 from craft.models.vision_tower import VisionTower, check_tower_config
 from craft.models.visual_tokenizer import VisualTokenizer
@@ -36,12 +36,15 @@ class Artefact:
         manifest: `craft.json`.
         state: the adapted tower's state dict.
         prior: level-1 code counts int64 `[K]` of the training images under the adapted tower (§3.3).
+        base_counts: code counts int64 `[L, K]` of the same images under the base tower; None in artefacts of
+            earlier versions.
     """
 
     folder: Path
     manifest: dict[str, Any]
     state: dict[str, Tensor]
     prior: Tensor
+    base_counts: Tensor | None = None
 
     @property
     def codebook_fingerprint(self) -> str:
@@ -128,7 +131,12 @@ class Artefact:
 
 
 def save_artefact(
-    folder: PathLike, visual: VisualTokenizer, *, prior: Tensor, manifest: Mapping[str, Any]
+    folder: PathLike,
+    visual: VisualTokenizer,
+    *,
+    prior: Tensor,
+    manifest: Mapping[str, Any],
+    base_counts: Tensor | None = None,
 ) -> Path:
     """Write an adapted encoder, as a whole or not at all; an existing one is replaced.
 
@@ -139,6 +147,8 @@ def save_artefact(
             state), `data` (name, fingerprint, licence, source, task, domain), `held_out` (class names),
             `config`, `metrics`. Missing entries become null; other entries are written too. This function
             adds format, version, codebook, tower and log τ.
+        base_counts: code counts int64 `[L, K]` of the training images under the base tower, from which
+            `craft serve` tells domains apart (ours).
 
     Raises:
         CheckpointError: the prior does not have one count per codeword, or weights are not finite.
@@ -154,7 +164,8 @@ def save_artefact(
     with atomic_directory(target) as building:
         write_json(building / "craft.json", written)
         save_tensors(building / "model.safetensors", state)
-        save_tensors(building / "prior.safetensors", {"counts": prior})
+        counts = {"counts": prior} | ({} if base_counts is None else {"base_counts": base_counts})
+        save_tensors(building / "prior.safetensors", counts)
         atomic_write_text(building / "README.md", model_card(written, target))
     return target
 
@@ -192,7 +203,8 @@ def read_artefact(folder: Path) -> Artefact:
     """
     manifest = read_manifest(folder / "craft.json", FORMAT, VERSION, "an adapted encoder")
     state, size = checked_weights(folder, manifest), manifest["codebook"]["size"]
-    return Artefact(folder, manifest, state, read_prior(folder / "prior.safetensors", size))
+    path, levels = folder / "prior.safetensors", int(manifest["codebook"]["levels"])
+    return Artefact(folder, manifest, state, read_prior(path, size), read_base_counts(path, levels, size))
 
 
 def checked_weights(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -84,6 +84,7 @@ class _Encoder(Record):
     metrics: _Metrics | None = None
     seed: int | None = None
     made_with: dict[str, Any] | None = None
+    answer_temperature: float | None = Field(default=None, gt=0, le=1000)
 
 
 class _Tuned(_Encoder):

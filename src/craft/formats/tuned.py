@@ -151,7 +151,7 @@ def read_tuned(folder: Path) -> Tuned:
     tensors = checked_weights(folder, manifest)
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("vision_tower.")}
     none = torch.zeros(0, dtype=torch.long)  # a baseline has no code prior
-    return Tuned(folder, manifest, under(tensors, "vision_tower."), none, rest)
+    return Tuned(folder, manifest, under(tensors, "vision_tower."), none, rest=rest)
 
 
 def _card(manifest: Mapping[str, Any], folder: Path) -> str:

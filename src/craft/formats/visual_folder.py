@@ -119,6 +119,23 @@ def read_prior(path: PathLike, size: int) -> Tensor:
     return counts.to(torch.int64)
 
 
+def read_base_counts(path: PathLike, levels: int, size: int) -> Tensor | None:
+    """Code counts int64 `[L, K]` under the base tower from a `prior.safetensors`, or None.
+
+    Raises:
+        CheckpointError: they are not counts of L levels of K codes.
+    """
+    counts = load_tensors(path).get("base_counts")
+    if counts is None:
+        return None
+    fault = f"has {len(counts)} levels instead of {levels}" if len(counts) != levels else None
+    for row in counts:
+        fault = fault or counts_fault(row, size)
+    if fault:
+        raise CheckpointError(f"{path}: base_counts {fault}; copy the folder again.")
+    return counts.to(torch.int64)
+
+
 def visual_tensors(visual: VisualTokenizer, dtype: str) -> dict[str, Tensor]:
     """The tensors of `model.safetensors`: the tower in `dtype`, the codebook unrounded, log τ in float32."""
     precision = dtype_named(dtype, Path("dtype"))

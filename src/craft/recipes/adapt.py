@@ -6,6 +6,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,8 @@ from torch import Tensor
 from craft.core.processes import on_main, rank, total, world
 from craft.core.progress import say
 from craft.data import Data, Sample
+from craft.evaluation.calibration import fit_temperature
+from craft.evaluation.run import evaluate_lvlm
 from craft.formats.artefact import save_artefact
 from craft.formats.load import load_artefact
 from craft.lessons.adapt import adaptation
@@ -38,6 +41,7 @@ from craft.recipes.opening import (
     run_settings,
     validation,
 )
+from craft.recipes.questions import take
 from craft.training.config import AdaptConfig
 from craft.training.fit import fit
 from craft.training.image_cache import ImageCache, image_key
@@ -136,12 +140,17 @@ def adapt(
             metrics = {
                 **run_metrics(run, result),
                 "codes_used": int((prior > 0).sum()),
-                "codes_used_before": int((before > 0).sum()),
+                "codes_used_before": int((before[0] > 0).sum()),
                 "codes_images": len(_distinct(dataset.train)),
             }
             base_hash = run.record["hashes_before"]["vision_tower"]
-            manifest = run_manifest(run, settings, metrics, base_tower=base_hash)
-            encoder = on_main(lambda: save_artefact(run.encoder, lvlm.visual, prior=prior, manifest=manifest))
+            calibration = calibrate(lvlm, take(dataset.validation, settings.eval_limit, settings.seed))
+            manifest = run_manifest(run, settings, metrics, base_tower=base_hash, **calibration)
+            encoder = on_main(
+                lambda: save_artefact(
+                    run.encoder, lvlm.visual, prior=prior, base_counts=before, manifest=manifest
+                )
+            )
             run.update(status="finished", metrics=metrics)
         lvlm.visual.prior = prior
         return AdaptResult(run.path, encoder, metrics, prior, dataset.held_out, settings, lvlm)
@@ -187,8 +196,8 @@ def code_prior(
     images: ImageCache,
     batch_size: int = 64,
 ) -> tuple[Tensor, Tensor]:
-    """The level-1 code counts of the distinct images of `samples`, int64 `[K]`: under the current tower, and
-    under the base tower.
+    """The code counts of the distinct images of `samples`: of level 1 under the current tower, int64 `[K]`,
+    and of all levels under the base tower, int64 `[L, K]`.
 
     With several processes, each counts a part of the images.
 
@@ -202,16 +211,36 @@ def code_prior(
     Source: p_dom of §3.3, before normalisation.
     """
     distinct = _distinct(samples)[rank() :: world()]
-    towers = (visual.vision_tower, base.to(visual.device).float())
-    counts = torch.zeros(2, visual.codebook.size, dtype=torch.long)
+    base = base.to(visual.device).float()
+    current = torch.zeros(1, visual.codebook.size, dtype=torch.long)
+    before = torch.zeros(visual.codebook.num_levels, visual.codebook.size, dtype=torch.long)
     for start in range(0, len(distinct), batch_size):
         batch = images.get(distinct[start : start + batch_size]).to(visual.device)
-        for row, tower in zip(counts, towers, strict=True):
+        for counts, tower in ((current, visual.vision_tower), (before, base)):
             features, _ = forward_of(tower, images.through_stem)(batch, with_cls=False)
             codes = visual.codebook.quantize(features.float()).codes
-            row += code_counts(codes, visual.codebook.size).cpu()
-    current, before = total(counts)
-    return current, before
+            for level, row in enumerate(counts):
+                row += code_counts(codes[..., level:], visual.codebook.size).cpu()
+    return total(current)[0], total(before)
+
+
+def calibrate(lvlm: LVLM, samples: Sequence[Sample]) -> dict[str, Any]:
+    """The temperature that makes probabilities of options fit their accuracy, and how well it does so. Ours.
+
+    Args:
+        lvlm: with the adapted tower.
+        samples: of the validation split: images that did not train, of seen classes only.
+
+    Returns:
+        Entries of the manifest: `answer_temperature`, and `calibration` with the expected calibration error
+        and the negative log-likelihood before and after. Nothing without questions that have options.
+    """
+    asked = [sample for sample in samples if sample.choices]
+    if not asked:
+        return {}
+    report = evaluate_lvlm(lvlm, asked, protocol="options", progress=False)
+    temperature = fit_temperature(*report.scores_and_right())
+    return {"answer_temperature": temperature, "calibration": report.calibration(temperature)}
 
 
 def _distinct(samples: list[Sample]) -> list[Sample]:

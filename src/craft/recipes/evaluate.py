@@ -90,6 +90,8 @@ def evaluate(
     }
     if questions.caveats:
         record["caveats"] = list(questions.caveats)
+    if artefact is not None and artefact.manifest.get("answer_temperature"):
+        record["answer_temperature"] = artefact.manifest["answer_temperature"]
     if (bits := bits_of(lvlm.backbone.llm)) is not None:
         record["llm_bits"] = bits
     codes = cache or CodeCache(settings.cache)

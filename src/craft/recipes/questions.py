@@ -12,6 +12,7 @@ from craft.core.progress import say
 from craft.core.settings import without_idle
 from craft.data import EMBEDDED, Data, Sample, load_data, stratified
 from craft.data.check import settle_overlap
+from craft.data.choices import QUESTION
 from craft.models.lvlm import LVLM
 from craft.recipes.arguments import without_none
 from craft.training.config import AdaptConfig, DataConfig
@@ -66,6 +67,8 @@ def describe(data: Data, settings: DataConfig) -> dict[str, Any]:
         "name": data.name,
         "task": data.task,
         "domain": data.domain,
+        "classes": list(data.classes),
+        "question": QUESTION if data.classes and data.task == "classification" else None,
         "licence": data.licence,
         "source": data.source,
         "fingerprint": data.fingerprint,

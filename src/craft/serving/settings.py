@@ -76,7 +76,7 @@ class ServeConfig(Settings):
     max_tokens: int = Field(default=1024, ge=1)
     max_answers: int = Field(default=16, ge=1)
     cache_mib: int = Field(default=256, ge=0)
-    margin: float = Field(default=0.05, ge=0)
+    margin: float = Field(default=0.1, ge=0)
     llm_bits: Literal[4, 8] | None = None
     device: str | None = None
     dtype: str | None = None

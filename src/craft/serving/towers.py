@@ -37,12 +37,14 @@ class Tower:
         lvlm: the LLM with this tower; all towers share the LLM.
         hash: SHA-256 of the tower's weights.
         manifest: the encoder's `craft.json`; empty for the base tower.
+        base_counts: code counts int64 `[L, K]` of its training images under the base tower, for routing.
     """
 
     name: str
     lvlm: LVLM
     hash: str
     manifest: Mapping[str, Any] = field(default_factory=dict)
+    base_counts: Tensor | None = None
 
     @property
     def prior(self) -> Tensor | None:
@@ -127,7 +129,13 @@ class Towers:
             artefact = load_artefact(self._folder(name))
             if not isinstance(artefact, Artefact):
                 raise CraftError(f"{self._folder(name)} is a baseline, which has no codes to serve.")
-            tower = Tower(name, artefact.apply(self.lvlm), artefact.manifest["tower"], artefact.manifest)
+            tower = Tower(
+                name,
+                artefact.apply(self.lvlm),
+                artefact.manifest["tower"],
+                artefact.manifest,
+                artefact.base_counts,
+            )
             self._keep(tower)
             return tower
 

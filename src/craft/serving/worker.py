@@ -241,11 +241,13 @@ class Worker:
         self._encode([(base, *image) for request in requests for image in request.images])
         for request in requests:
             towers = {tower.name: tower for tower in request.routes or ()}
-            priors = {name: tower.prior for name, tower in towers.items() if tower.prior is not None}
+            domains = {
+                name: tower.base_counts for name, tower in towers.items() if tower.base_counts is not None
+            }
             chosen = []
             for digest, _ in request.images:
-                codes = self._entries[base.hash, digest][0][:, 0].long()
-                name = None if general is None else route(codes, priors, general, self.margin)
+                codes = self._entries[base.hash, digest][0].long()
+                name = None if general is None else route(codes, domains, general, self.margin)
                 chosen.append(base if name is None else towers[name])
             request.towers = chosen
 
