@@ -1,5 +1,7 @@
 """`craft serve`: opens the LLM and its encoders, and answers HTTP until it is stopped."""
 
+import torch
+
 from craft.core.errors import ConfigError
 from craft.core.progress import say
 from craft.evaluation.engine import Engine
@@ -8,6 +10,9 @@ from craft.serving.codes import BoundedCodes
 from craft.serving.settings import ServeConfig, access_of, read_keys
 from craft.serving.towers import Towers
 from craft.serving.worker import Worker
+
+THREADS = 2
+"""Batches that are answered at the same time on a CPU."""
 
 
 def serve(config: ServeConfig) -> None:
@@ -36,6 +41,7 @@ def serve(config: ServeConfig) -> None:
         window=config.window,
         waiting=config.queue,
         margin=config.margin,
+        threads=THREADS if lvlm.device.type == "cpu" and torch.get_num_threads() > 1 else 1,
     )
     engine = None
     if config.engine is not None:
