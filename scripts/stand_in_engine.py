@@ -59,7 +59,7 @@ async def written(lvlm: LVLM, body: dict[str, Any]) -> AsyncIterator[str]:
     batch, before = Batch(lvlm.backbone, [[prompt]] * count, samplings), [""] * count
     while not batch.finished:
         for row, _ in batch.step():
-            whole = lvlm.backbone.tokenizer.decode(batch.ids[row], skip_special_tokens=True)
+            whole: Any = lvlm.backbone.tokenizer.decode(batch.ids[row], skip_special_tokens=True)
             yield chunk(index=row, text=whole[len(before[row]) :], finish_reason=None)
             before[row] = whole
     for row, ended in enumerate(batch.ended):

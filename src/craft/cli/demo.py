@@ -60,6 +60,7 @@ def demo(
     from craft.data.load import short_name
     from craft.recipes.demo import LIMIT, demo_settings, finished_encoder
     from craft.recipes.demo import demo as run
+    from craft.recipes.serve import need_server, serve_encoder
 
     overrides = settings_of(common)
     arguments: dict[str, Any] = {
@@ -73,11 +74,9 @@ def demo(
 
         show_rehearsals({"": rehearse(config=demo_settings(**arguments))}, common.json)
         return
+    settings = demo_settings(**arguments)
     if ui:
-        from craft.recipes.serve import need_server, serve_encoder
-
         need_server()
-        settings = demo_settings(**arguments)
         if not resume and (encoder := finished_encoder(settings)) is not None:
             say(f"the demo in {encoder.parent.parent} is finished; --ui serves its encoder")
             serve_encoder(settings.surrogate, encoder, short_name(settings.data.name), settings.device)

@@ -136,7 +136,8 @@ class Front:
             manifest = self.towers.describe(name)
         except CraftError as error:
             return self._entry(f"{self.llm}:{name}", parent=self.llm, error=str(error))
-        data = manifest.get("data") if isinstance(manifest.get("data"), dict) else {}
+        data = manifest.get("data")
+        data = data if isinstance(data, dict) else {}
         return self._entry(
             f"{self.llm}:{name}",
             parent=self.llm,
