@@ -190,15 +190,15 @@ class Questions:
             raise self.unknown(model)
         asked = names if encoder == AUTO else [encoder] if urls else []
         read = partial(read_image, limits=self.settings.limits, hosts=self.settings.hosts)
-        found = await asyncio.gather(
+        results = await asyncio.gather(
             *(self._tower(name) for name in asked),
             *(asyncio.to_thread(read, url) for url in urls),
             return_exceptions=True,
         )
-        for item in found:
+        for item in results:
             if isinstance(item, BaseException):
                 raise item
-        return found[len(asked) :], found[: len(asked)]  # pyright: ignore[reportReturnType]
+        return results[len(asked) :], results[: len(asked)]  # pyright: ignore[reportReturnType]
 
     async def _tower(self, name: str | None) -> Tower:
         if name is None:
