@@ -374,6 +374,27 @@ def test_demo(craft, family, pictures, tmp_path):
     assert [row["figures"] for row in again["rows"]] == [row["figures"] for row in found["rows"]]
 
 
+def test_the_page_of_a_demo(craft, family, pictures, tmp_path, monkeypatch):
+    """`--ui` serves the demo's encoder; a finished demo with the same settings is not repeated."""
+    served = []
+    monkeypatch.setattr("craft.recipes.serve.serve", served.append)
+    models = ("--surrogate", family / "qwen2", "--other", family / "llama", "--out", tmp_path / "demo")
+    words = ("demo", *models, "--data", pictures, "--limit", "8", *FAST, "--ui")
+    first = craft(*words, "--max-steps", "2")
+    again = craft(*words, "--max-steps", "2")
+    other = craft(*words, "--max-steps", "1", "--json")
+    assert [said.status for said in (first, again, other)] == [0, 0, 0], first.err + again.err + other.err
+    assert "frozen parts unchanged" in first.out
+    assert again.out == "" and "is finished" in again.err
+    assert other.json["metrics"]["steps"] == 1 and "is finished" not in other.err
+    for config, said in zip(served, (first, again, other), strict=True):
+        assert f"page: http://127.0.0.1:{config.port}/" in said.err
+        assert config.model == str(family / "qwen2") and config.host == "127.0.0.1"
+        assert config.folders() == {pictures.name: str(tmp_path / "demo" / "run" / "encoder")}
+    (tmp_path / "demo" / "demo.json").unlink()
+    assert "frozen parts unchanged" in craft(*words, "--max-steps", "1", "--resume").out
+
+
 LIGHT = """
 import contextlib, io, json, sys
 from craft.cli.main import app, main

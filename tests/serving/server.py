@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import socket
 import threading
 import time
@@ -38,6 +39,33 @@ def serving(lvlm, encoders, settings=None, engine=None, root=None, limit=8, **wo
         server.should_exit = True
         runner.join(30)
         thread.stop()
+
+
+@contextmanager
+def listening(app, port=0):
+    """The port at which an application answers."""
+    with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        free.bind(("127.0.0.1", port))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield port
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+def leave(url, body) -> None:
+    """Ask a question and close the connection without reading the answer."""
+    content = json.dumps(body).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as line:
+        line.sendall(head.encode() + content)
 
 
 def uri(image) -> str:

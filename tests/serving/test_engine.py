@@ -2,83 +2,18 @@
 
 import base64
 import io
-import json
-import socket
-import threading
-import time
-from contextlib import contextmanager
 
 import httpx
 import openai
 import pytest
 import torch
-import uvicorn
-from fastapi import FastAPI
-from fastapi import Request as HttpRequest
-from fastapi.responses import JSONResponse, StreamingResponse
 
 from craft.core.errors import CraftError
 from craft.evaluation.engine import Engine, packed
-from craft.models.sampling import AnswerText, Batch, Sampling
-from serving.server import message, serving
+from scripts.stand_in_engine import stand_in
+from serving.server import listening, message, serving
 
 LLM = "craft-tiny/llama"
-
-
-def stand_in(lvlm, seen):
-    """vLLM's routes for embedded prompts, answered by transformers."""
-    app = FastAPI()
-
-    @app.get("/v1/models")
-    async def models():
-        return {"object": "list", "data": [{"id": "the-llm"}]}
-
-    @app.post("/v1/completions")
-    async def complete(request: HttpRequest):
-        body = await request.json()
-        seen.append(body)
-        if body["model"] != "the-llm":
-            return JSONResponse({"error": {"message": f"no model {body['model']}"}}, 404)
-        prompt = torch.load(io.BytesIO(base64.b64decode(body["prompt_embeds"])), weights_only=True)
-        sampling = Sampling(body["max_tokens"], body["temperature"], body["top_p"], body["seed"] or 0)
-        batch = Batch(lvlm.backbone, [[prompt]], [sampling])
-
-        async def stream():
-            text, count, before = AnswerText(lvlm.backbone), 0, ""
-            while not batch.finished:
-                for _, token in batch.step():
-                    count += 1
-                    ids = batch.ids[0]
-                    whole = lvlm.backbone.tokenizer.decode(ids, skip_special_tokens=True)
-                    text.add(token.id)
-                    choice = {"index": 0, "text": whole[len(before) :], "finish_reason": None}
-                    before = whole
-                    yield f"data: {json.dumps({'choices': [choice]})}\n\n"
-            reason = "stop" if batch.ended[0] else "length"
-            yield f"data: {json.dumps({'choices': [{'index': 0, 'text': '', 'finish_reason': reason}]})}\n\n"
-            yield f"data: {json.dumps({'choices': [], 'usage': {'completion_tokens': count}})}\n\n"
-            yield "data: [DONE]\n\n"
-
-        return StreamingResponse(stream(), media_type="text/event-stream")
-
-    return app
-
-
-@contextmanager
-def listening(app, port=0):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", port))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield port
-    finally:
-        server.should_exit = True
-        thread.join(20)
 
 
 def test_answers_behind_an_engine_are_those_of_the_model(models, encoders, samples):

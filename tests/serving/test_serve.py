@@ -1,12 +1,14 @@
 """`craft serve` as a process: it starts, refuses what it cannot serve, and ends what it began."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -99,3 +101,22 @@ def test_a_port_in_use_is_refused(encoders):
         process = start("--port", str(taken.getsockname()[1]))
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 2 and "in use" in errors
+
+
+def test_the_unit_is_valid_and_its_command_has_known_flags(tmp_path):
+
+    from craft.serving.settings import ServeConfig
+
+    unit = Path(__file__).parents[2] / "examples" / "serve" / "craft.service"
+    text = unit.read_text()
+    (command,) = [line for line in text.splitlines() if line.startswith("ExecStart=")]
+    flags = {word[2:].replace("-", "_") for word in command.split() if word.startswith("--")}
+    assert flags <= set(ServeConfig.model_fields)
+    (stop,) = [line for line in text.splitlines() if line.startswith("TimeoutStopSec=")]
+    assert int(stop.partition("=")[2]) > ServeConfig().timeout
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("needs systemd-analyze")
+    copy = tmp_path / unit.name
+    copy.write_text(text.replace("/srv/craft/venv/bin/craft", sys.executable))
+    checked = subprocess.run(["systemd-analyze", "verify", str(copy)], capture_output=True, text=True)
+    assert checked.returncode == 0 and checked.stderr == ""

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from craft.cli.adapt import show_rehearsals
 from craft.cli.options import COMMON, Common, Flag, Limit, settings_of
 from craft.cli.output import listed, show_json, show_line, show_table
+from craft.core.progress import say
 from craft.core.text import percent, signed
 
 if TYPE_CHECKING:
@@ -41,16 +42,25 @@ class DemoFlags:
 
 
 def demo(
-    *, flags: DemoFlags = DemoFlags(), resume: Flag = False, dry_run: Flag = False, common: Common = COMMON
+    *,
+    flags: DemoFlags = DemoFlags(),
+    resume: Flag = False,
+    dry_run: Flag = False,
+    ui: Flag = False,
+    common: Common = COMMON,
 ) -> None:
     """Do the main job end to end: adapt with one LLM, and measure what another LLM gains from the encoder.
 
     Args:
         resume: continue an interrupted demo.
         dry_run: show what trains and how much memory it takes; write nothing.
+        ui: then serve the surrogate with its new encoder, and print the address of a page to ask them. A
+            finished demo with the same settings is not repeated.
     """
-    from craft.recipes.demo import LIMIT, demo_settings
+    from craft.data.load import short_name
+    from craft.recipes.demo import LIMIT, demo_settings, finished_encoder
     from craft.recipes.demo import demo as run
+    from craft.recipes.serve import need_server, serve_encoder
 
     overrides = settings_of(common)
     arguments: dict[str, Any] = {
@@ -64,6 +74,13 @@ def demo(
 
         show_rehearsals({"": rehearse(config=demo_settings(**arguments))}, common.json)
         return
+    settings = demo_settings(**arguments)
+    if ui:
+        need_server()
+        if not resume and (encoder := finished_encoder(settings)) is not None:
+            say(f"the demo in {encoder.parent.parent} is finished; --ui serves its encoder")
+            serve_encoder(settings.surrogate, encoder, short_name(settings.data.name), settings.device)
+            return
     result = run(
         **arguments,
         other=flags.other,
@@ -75,6 +92,8 @@ def demo(
         show_json(result.to_json())
     else:
         _show(result)
+    if ui:
+        serve_encoder(settings.surrogate, result.encoder, short_name(settings.data.name), settings.device)
 
 
 def _show(result: "DemoResult") -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from craft.core.errors import ConfigError
 from craft.core.files import user_path, write_json
 from craft.core.lock import locked
 from craft.core.progress import say
@@ -234,6 +235,21 @@ def demo_settings(
     settings = AdaptConfig.build(config, {**without_none(named), **without_none(overrides, OPTIONAL)})
     folder = settings.out or str(Path("runs") / f"demo-{short_name(settings.data.name)}")
     return settings.model_copy(update={"out": str(Path(folder) / "run")})
+
+
+def finished_encoder(settings: AdaptConfig) -> Path | None:
+    """The encoder of an earlier demo with the same settings; None if there is none, or it was interrupted.
+
+    Args:
+        settings: as `demo_settings` returns them.
+    """
+    run = RunFolder(settings.out or "")
+    name = "/".join(Path(settings.surrogate).parts[-2:])  # a loaded model's name, which runs record
+    try:
+        same = run.check(settings.model_copy(update={"surrogate": name}), resume=True) and run.finished
+    except ConfigError:  # other settings: the demo replaces that run
+        return None
+    return run.encoder if same and (run.path.parent / "demo.json").is_file() else None
 
 
 def _load_both(

@@ -12,6 +12,7 @@ from fastapi import FastAPI, HTTPException
 from fastapi import Request as HttpRequest
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
 from craft.core.errors import CodebookMismatchError, CraftError
 from craft.core.progress import say
@@ -213,14 +214,23 @@ class Front:
             raise Refusal(401, "The admin key is missing or wrong.", "invalid_api_key")
 
     async def _json(self, request: HttpRequest) -> Any:
-        """The body, up to the limit, as JSON."""
+        """The body, up to the limits of size and time, as JSON."""
         content, limit = bytearray(), self.settings.limits.body * 4 // 3 + 2**20  # images are base64
-        async for part in request.stream():
-            content += part
-            if len(content) > limit:
-                raise Refusal(413, f"The body has more than {limit} bytes.")
         try:
-            return json.loads(bytes(content), parse_constant=_no_constant)
+            async with asyncio.timeout(self.settings.timeout):
+                async for part in request.stream():
+                    content += part
+                    if len(content) > limit:
+                        raise Refusal(413, f"The body has more than {limit} bytes.")
+        except TimeoutError as error:
+            seconds = f"{self.settings.timeout:g} seconds"
+            raise Refusal(408, f"The body did not arrive within {seconds}.", "timeout") from error
+        except ClientDisconnect as error:  # nobody reads this
+            raise Refusal(499, "The client has left.") from error
+        try:
+            body = json.loads(bytes(content), parse_constant=_no_constant, object_pairs_hook=_once)
+            json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair is no text
+            return body
         except (ValueError, RecursionError) as error:
             raise Refusal(400, f"The body is not JSON: {str(error)[:200]}") from error
 
@@ -242,6 +252,16 @@ def _matches(request: HttpRequest, keys: Sequence[str]) -> bool:
     """Whether the request has one of the keys; every key is compared, in constant time."""
     sent = request.headers.get("authorization", "").removeprefix("Bearer ").encode("latin-1")
     return any([hmac.compare_digest(sent, key.encode()) for key in keys])
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; of a repeated key, clients and servers take different values."""
+    body = dict(pairs)
+    if len(body) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"it has the key {repeated[:40]!r} twice")
+    return body
 
 
 def _no_constant(name: str) -> float:

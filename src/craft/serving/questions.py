@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from PIL import Image
 
 from craft.core.errors import CraftError
 from craft.evaluation.engine import Engine, EngineError
@@ -146,19 +147,9 @@ class Questions:
             if wanted.options is not None:
                 check_options(self.towers.lvlm, turns[-1].text, wanted.options, bool(turns[-1].images))
             keep = wanted.keep_ratio or self.settings.keep_ratio
-            images = await asyncio.gather(
-                *(asyncio.to_thread(read_image, url, limits, self.settings.hosts) for url in urls)
-            )
+            images, towers = await self._images_and_towers(wanted.model, encoder, urls)
         except CraftError as error:
             raise Refusal(400, str(error)) from error
-        towers: list[Tower] = []
-        routes = None
-        if encoder == AUTO:
-            routes = [await self._tower(name) for name in self.towers.names()]
-        elif urls:
-            towers = [await self._tower(encoder)] * len(urls)
-        elif encoder is not None and encoder not in self.towers.names():
-            raise self.unknown(wanted.model)
         length = (
             sum(map(len, pieces))
             + len(urls) * self.towers.lvlm.visual.grid[0] * self.towers.lvlm.visual.grid[1]
@@ -175,15 +166,39 @@ class Questions:
         return Request(
             pieces,
             images,
-            towers,
+            [] if encoder == AUTO else towers * len(urls),
             send=lambda event: None,
             samplings=samplings,
-            routes=routes,
+            routes=towers if encoder == AUTO else None,
             question=turns[-1].text,
             options=wanted.options or (),
             keep_ratio=keep if images else 1.0,
             embed_only=self.engine is not None,
         )
+
+    async def _images_and_towers(
+        self, model: str, encoder: str | None, urls: Sequence[str]
+    ) -> tuple[list[tuple[str, Image.Image]], list[Tower]]:
+        """The images of a request, and at the same time the towers that may read them.
+
+        Raises:
+            Refusal: there is no such encoder, or it cannot be loaded.
+            CraftError: an image cannot be read.
+        """
+        names = self.towers.names()
+        if not urls and encoder not in (None, AUTO, *names):
+            raise self.unknown(model)
+        asked = names if encoder == AUTO else [encoder] if urls else []
+        read = partial(read_image, limits=self.settings.limits, hosts=self.settings.hosts)
+        results = await asyncio.gather(
+            *(self._tower(name) for name in asked),
+            *(asyncio.to_thread(read, url) for url in urls),
+            return_exceptions=True,
+        )
+        for item in results:
+            if isinstance(item, BaseException):
+                raise item
+        return results[len(asked) :], results[: len(asked)]  # pyright: ignore[reportReturnType]
 
     async def _tower(self, name: str | None) -> Tower:
         if name is None:

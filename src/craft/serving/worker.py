@@ -1,14 +1,15 @@
-"""The thread that computes: it encodes the images of waiting requests per tower and answers them together.
+"""The threads that compute: they encode the images of waiting requests per tower and answer them together.
 
-One thread runs towers and LLM, so nothing in them has to be safe for threads. Requests wait in a bounded
-queue. The worker takes as many as fit a batch; what arrives meanwhile is in the next one. Continuous batching
-and paging are left to an engine (`craft.evaluation.engine`).
+Requests wait in a bounded queue. A thread takes as many as fit a batch; what arrives meanwhile is in the next
+one. On a GPU one thread is enough. On a CPU two threads, each with half the cores, answer more than one with
+all of them, because small matrix products do not fill the cores. Continuous batching and paging are left to
+an engine (`craft.evaluation.engine`).
 """
 
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -77,6 +78,9 @@ class Failed:
 
 Event: TypeAlias = Chosen | Piece | End | Scores | Embedded | Failed
 
+Entries: TypeAlias = dict[Key, tuple[Tensor, Tensor]]
+"""The codes and residuals that a batch needs."""
+
 
 @dataclass(eq=False)
 class Request:
@@ -116,15 +120,16 @@ class Request:
 
 
 class Worker:
-    """Answers requests in a thread of its own.
+    """Answers requests in threads of its own.
 
     Args:
         base: the LLM with its base tower.
         codes: the cache of codes.
         batch_size: the most answers that are written together.
-        window: seconds to wait for further requests when there is room in a batch.
+        window: seconds to wait for further requests when there is room in a batch; not before an engine.
         waiting: the most requests in the queue.
         margin: of routing, in nats per token.
+        threads: batches that are answered at the same time; they share PyTorch's threads.
 
     Raises (from `submit`):
         queue.Full: too many requests wait.
@@ -139,6 +144,7 @@ class Worker:
         window: float = 0.005,
         waiting: int = 256,
         margin: float = MARGIN,
+        threads: int = 1,
     ) -> None:
         self.base = base
         self.lvlm = base.lvlm
@@ -148,13 +154,16 @@ class Worker:
         self.margin = margin
         self.encoded = 0
         self._queue: queue.Queue[Request | None] = queue.Queue(waiting)
-        self._held: Request | None = None
-        self._entries: dict[Key, tuple[Tensor, Tensor]] = {}  # codes that the present batch needs
-        self._thread = threading.Thread(target=self._run, name="craft-worker", daemon=True)
+        self._cores = max(1, torch.get_num_threads() // threads)
+        self._threads = [
+            threading.Thread(target=self._run, name=f"craft-worker-{number}", daemon=True)
+            for number in range(threads)
+        ]
 
     def start(self) -> "Worker":
-        """Start the thread."""
-        self._thread.start()
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
         return self
 
     def submit(self, request: Request) -> None:
@@ -172,16 +181,20 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+        """Whether all threads run."""
+        return all(thread.is_alive() for thread in self._threads)
 
     def stop(self, timeout: float = 60.0) -> None:
-        """Answer what waits, then end the thread."""
-        self._queue.put(None)
-        self._thread.join(timeout)
+        """Answer what waits, then end the threads."""
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join(timeout)
 
     def _run(self) -> None:
-        while (batch := self._next_batch()) is not None:
+        if len(self._threads) > 1:
+            torch.set_num_threads(self._cores)  # of this thread
+        for batch in self._batches():
             live = [request for request in batch if not request.gone]
             try:
                 self._answer(live)
@@ -190,40 +203,43 @@ class Worker:
                 for request in live:
                     request.send(Failed(error))
 
-    def _next_batch(self) -> list[Request] | None:
-        """The next requests, as many answers as a batch holds; None to stop."""
-        first = self._held or self._queue.get()
-        self._held = None
-        if first is None:
-            return None
-        batch, room = [first], self.batch_size - len(first.samplings)
-        until = time.monotonic() + self.window
-        while room > 0:
-            try:
-                request = self._queue.get(timeout=max(0.0, until - time.monotonic()))
-            except queue.Empty:
-                break
-            if request is None:
-                self._queue.put(None)  # stop after this batch
-                break
-            if len(request.samplings) > room:
-                self._held = request
-                break
-            batch.append(request)
-            room -= len(request.samplings)
-        return batch
+    def _batches(self) -> Iterator[list[Request]]:
+        """The requests that one thread answers together, up to the end of the queue."""
+        held: Request | None = None
+        ended = False
+        while not ended or held is not None:
+            first, held = held or self._queue.get(), None
+            if first is None:
+                return
+            batch, room = [first], self.batch_size - len(first.samplings)
+            until = time.monotonic() + (0.0 if first.embed_only else self.window)
+            while room > 0 and not ended:
+                try:
+                    request = self._queue.get(timeout=max(0.0, until - time.monotonic()))
+                except queue.Empty:
+                    break
+                if request is None:
+                    ended = True
+                elif len(request.samplings) > room:
+                    held = request
+                    break
+                else:
+                    batch.append(request)
+                    room -= len(request.samplings)
+            yield batch
 
     @torch.no_grad()
     def _answer(self, requests: list[Request]) -> None:
-        self._entries = {}
-        self._route([request for request in requests if request.routes is not None])
+        entries: Entries = {}
+        self._route([request for request in requests if request.routes is not None], entries)
         self._encode(
-            [(tower, *image) for r in requests for tower, image in zip(r.towers, r.images, strict=True)]
+            [(tower, *image) for r in requests for tower, image in zip(r.towers, r.images, strict=True)],
+            entries,
         )
         ready: list[tuple[Request, list[Segment]]] = []
         for request in requests:
             try:
-                ready.append((request, self._row(request)))
+                ready.append((request, self._row(request, entries)))
             except CraftError as error:  # its own fault, not that of the others
                 request.send(Failed(error))
         for request, row in ready:
@@ -235,10 +251,10 @@ class Worker:
         if written := [one for one in ready if not one[0].options and not one[0].embed_only]:
             self._write(*zip(*written, strict=True))
 
-    def _route(self, requests: Sequence[Request]) -> None:
+    def _route(self, requests: Sequence[Request], entries: Entries) -> None:
         """Choose the tower of each image of requests to the model "auto"."""
         base, general = self.base, self.base.prior
-        self._encode([(base, *image) for request in requests for image in request.images])
+        self._encode([(base, *image) for request in requests for image in request.images], entries)
         for request in requests:
             towers = {tower.name: tower for tower in request.routes or ()}
             domains = {
@@ -246,20 +262,20 @@ class Worker:
             }
             chosen = []
             for digest, _ in request.images:
-                codes = self._entries[base.hash, digest][0].long()
+                codes = entries[base.hash, digest][0].long()
                 name = None if general is None else route(codes, domains, general, self.margin)
                 chosen.append(base if name is None else towers[name])
             request.towers = chosen
 
-    def _encode(self, wanted: Sequence[tuple[Tower, str, Image.Image]]) -> None:
-        """Encode images that are not in the cache, those of one tower together."""
+    def _encode(self, wanted: Sequence[tuple[Tower, str, Image.Image]], entries: Entries) -> None:
+        """Add the codes of images to `entries`; those not in the cache are encoded, per tower together."""
         groups: dict[str, tuple[Tower, dict[str, Image.Image]]] = {}
         for tower, digest, image in wanted:
             key = (tower.hash, digest)
-            if key in self._entries:
+            if key in entries:
                 continue
             if (entry := self.codes.get(key)) is not None:
-                self._entries[key] = entry
+                entries[key] = entry
                 continue
             groups.setdefault(tower.hash, (tower, {}))[1].setdefault(digest, image)
         for tower, images in groups.values():
@@ -268,15 +284,15 @@ class Worker:
             codes, residual = tokens.codes.to(torch.int32).cpu(), tokens.residual.float().cpu()
             self.encoded += len(images)
             for digest, *entry in zip(images, codes.unbind(), residual.unbind(), strict=True):
-                self._entries[tower.hash, digest] = (entry[0], entry[1])
+                entries[tower.hash, digest] = (entry[0], entry[1])
                 self.codes.put((tower.hash, digest), *entry)
 
-    def _row(self, request: Request) -> list[Segment]:
+    def _row(self, request: Request, entries: Entries) -> list[Segment]:
         """The request's prompt as segments, its images read by the backbone."""
         row: list[Segment] = [torch.tensor(request.pieces[0], dtype=torch.long)]
         maps = []
         for tower, (digest, _), piece in zip(request.towers, request.images, request.pieces[1:], strict=True):
-            whole = self._tokens(tower, digest)
+            whole = self._tokens(tower, digest, entries)
             tokens = tower.lvlm.visible(whole, request.keep_ratio)
             maps.append(CodeMap(whole.grid, whole.codes[0, :, 0].tolist(), tokens.positions[0].tolist()))
             row += [self.lvlm.backbone.read(tokens)[0], torch.tensor(piece, dtype=torch.long)]
@@ -285,8 +301,8 @@ class Worker:
         request.send(Chosen(tuple(request.towers), count, length, tuple(maps)))
         return row
 
-    def _tokens(self, tower: Tower, digest: str) -> VisionTokens:
-        codes, residual = self._entries[tower.hash, digest]
+    def _tokens(self, tower: Tower, digest: str, entries: Entries) -> VisionTokens:
+        codes, residual = entries[tower.hash, digest]
         images = ImageCodes(
             tower.lvlm.visual, codes[None], residual[None], torch.zeros(1, dtype=torch.long), (digest,)
         )
