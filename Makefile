@@ -43,7 +43,7 @@ extras: $(VENV)/.dev
 # make oldest OLDEST_TORCH=2.11.0 PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 OLDEST := .venv-oldest
 OLDEST_TORCH ?= 2.13.0
-OLDEST_EXTRAS := gguf judge lora mat
+OLDEST_EXTRAS := gguf judge lora
 OLDEST_TESTS := tests/golden tests/formats tests/test_release_fixture.py tests/cli/test_verbs.py tests/data/test_data_domains.py \
 	tests/data/test_data_tables.py tests/data/test_data_benchmarks.py tests/judging/test_services.py tests/training/test_tower_lora.py
 

@@ -1,6 +1,6 @@
 """Print, as constraints for pip, the oldest releases that pyproject.toml accepts: `make oldest` tests them.
 
-    python scripts/oldest.py --extras lora mat --replace torch==2.13.0
+    python scripts/oldest.py --extras lora gguf --replace torch==2.13.0
 
 The core's dependencies and those of the named extras stand at their lower bounds. Every other package
 stands at its version in constraints.txt, so that the environment is the same each time.

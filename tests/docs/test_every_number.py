@@ -59,8 +59,11 @@ def numbers_of(section: str) -> Iterator[str]:
 
 def sources(page: str, section: str) -> set[Path]:
     """The files of docs/results that a section links or names."""
-    names = re.findall(r"\]\(([^)\s#]+)[^)]*\)", section) + re.findall(r"`([\w/.-]+\.json)`", section)
-    paths = {(base / name).resolve() for name in names for base in ((ROOT / page).parent, RESULTS, ROOT)}
+    folder = (ROOT / page).parent
+    linked = re.findall(r"\]\(([^)\s#]+)[^)]*\)", section)
+    named = re.findall(r"`([\w/.-]+\.json)`", section)
+    paths = {(folder / name).resolve() for name in linked}
+    paths |= {(base / name).resolve() for name in named for base in (folder, RESULTS, ROOT)}
     paths = {path for path in paths if RESULTS in path.parents and path.suffix in {".md", ".json"}}
     return {path.with_suffix(suffix) for path in paths for suffix in (".md", ".json")}
 
