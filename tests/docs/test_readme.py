@@ -10,6 +10,7 @@ PARTS = [
     "Try it",
     "Install",
     "Adapt and evaluate",
+    "Use it",
     "From Python",
     "Results",
     "How it works",
