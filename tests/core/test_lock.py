@@ -18,8 +18,11 @@ from craft.core.lock import check_unlocked, locked
 fcntl = pytest.importorskip("fcntl")
 SOURCE = Path(__file__).parents[2] / "src"
 HOLD = """
+import signal
 import sys
 from craft.core.lock import locked
+for number in (signal.SIGINT, signal.SIGHUP):  # nohup and background jobs ignore them
+    signal.signal(number, signal.SIG_DFL)
 with locked(sys.argv[1], beside=sys.argv[2] == "beside"):
     print("held", flush=True)
     sys.stdin.read()
