@@ -66,7 +66,8 @@ def main() -> None:
         calibrated(domain, seed, arguments.work) for domain in arguments.domains for seed in arguments.seeds
     ]
     for domain in arguments.route:
-        craft.adapt(MODEL, domain, str(arguments.work / f"{domain}-0"), seed=0)
+        out = arguments.work / f"{domain}-0"
+        craft.adapt(MODEL, domain, str(out), seed=0, resume=(out / "run.json").exists())
     routing = routed([*arguments.domains, *arguments.route], arguments.work)
     write_json(arguments.out, {"model": MODEL, "runs": runs, "routing": routing, "provenance": machine()})
 

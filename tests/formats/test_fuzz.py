@@ -87,6 +87,7 @@ def test_a_model(model, name):
     assert not faults(model / name, lambda: load(model, "cpu"))
 
 
+@pytest.mark.slow
 def test_the_config_of_an_llm(model):
     def use():
         load(model, "cpu").answer(tiny_images(1), ["What is it?"])
@@ -95,6 +96,7 @@ def test_the_config_of_an_llm(model):
         assert not faults(model / "llm" / name, use, ("abc", -1, [], {"a": {"b": 1}})), name
 
 
+@pytest.mark.slow
 def test_an_encoder(run):
     lvlm, data = tiny_lvlm(), tiny_data()
     evaluate(lvlm, run, data, limit=1)
@@ -131,6 +133,7 @@ def test_the_crafted_manifests_of_the_issue(run, tmp_path):
         load_artefact(folder)
 
 
+@pytest.mark.slow
 def test_a_run_folder(run):
     settings = {"max_steps": 2, "batch_size": 4, "device": "cpu"}
     config = adapt(tiny_lvlm(), tiny_data(), run, resume=True, **settings).config

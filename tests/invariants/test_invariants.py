@@ -98,7 +98,13 @@ def test_saved_loaded_saved_is_byte_identical(run, tmp_path):
     _, _, result = run
     artefact = load_artefact(result.out)
     visual = tiny_lvlm().with_encoder(artefact).visual
-    save_artefact(tmp_path / "encoder", visual, prior=artefact.prior, manifest=artefact.manifest)
+    save_artefact(
+        tmp_path / "encoder",
+        visual,
+        prior=artefact.prior,
+        manifest=artefact.manifest,
+        base_counts=artefact.base_counts,
+    )
     for name in ("model.safetensors", "prior.safetensors", "craft.json"):
         assert (tmp_path / "encoder" / name).read_bytes() == (result.encoder / name).read_bytes()
     assert hash_tensors(visual.vision_tower.state_dict()) == artefact.manifest["tower"]

@@ -17,7 +17,7 @@ FLIPS = 10_000
 SMALLEST = float(np.finfo(np.float64).tiny)
 """The smallest p-value that is returned: below it, there is no float but 0."""
 
-ALIKE = {"backbone", "encoder", "tower", "seed", "held_out", "asked_alone"}
+ALIKE = {"backbone", "encoder", "tower", "seed", "held_out", "asked_alone", "answer_temperature"}
 """Settings of a report that may differ: they say what is compared, or every question is checked for them."""
 
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from craft.core.errors import CraftError, DataError
-from craft.data.images import image_bytes_hash, open_image
+from craft.data.images import image_bytes_hash, lazy_image, open_image
 from craft.serving.settings import Limits
 
 TIMEOUT = 10.0
@@ -45,7 +45,7 @@ def read_image(url: str, limits: Limits, hosts: Collection[str] = ()) -> tuple[s
     if len(content) > limits.body:
         raise CraftError(f"The image has {len(content)} bytes, and the server takes {limits.body}.")
     try:
-        with Image.open(io.BytesIO(content)) as header:
+        with lazy_image(io.BytesIO(content)) as header:
             size = header.width * header.height
     except Exception:  # `open_image` says what is wrong
         size = 0
