@@ -175,7 +175,7 @@ def test_resuming_beside_a_live_run_and_after_its_death(craft, family, pictures,
     assert "holds a run that is running" in said
 
 
-@pytest.mark.parametrize("ignored", [False, True], ids=["ssh", "nohup"])
+@pytest.mark.parametrize("ignored", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["ssh", "nohup"])
 def test_the_connection_is_lost(family, pictures, tmp_path, environment, ignored):
     """SIGHUP, twice as the system sends it, to a run whose terminal has closed; nohup's run goes on."""
     out, words = tmp_path / "run", ("adapt", family / "llama", "--data", pictures, *FAST)

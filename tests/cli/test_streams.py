@@ -43,7 +43,10 @@ def shell(command, environment, cwd=None, **more):
     )
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "ascii", "gb2312"])
+@pytest.mark.parametrize(
+    "encoding",
+    ["cp1252", *map(slow, ("latin-1", "ascii", "gb2312"))],
+)
 def test_what_an_encoding_does_not_have_is_an_escape(foreign, environment, encoding):
     said = shell(f"{CRAFT} data check {foreign}", environment, PYTHONIOENCODING=encoding)
     assert said.returncode == 0 and b"Traceback" not in said.stderr, said.stderr
@@ -56,6 +59,7 @@ def test_what_an_encoding_does_not_have_is_an_escape(foreign, environment, encod
     assert json.loads(said.stdout.decode(encoding))["classes"] == ["chêne", "dog", "猫"]
 
 
+@pytest.mark.slow
 def test_a_c_locale_reads_the_same_names(craft, foreign, environment):
     """Python reads file names as ASCII there; the files are not to blame."""
     for name in ("häuser", "table.jsonl"):
@@ -66,7 +70,14 @@ def test_a_c_locale_reads_the_same_names(craft, foreign, environment):
     assert said.returncode == 2 and b"nichts-d\\xe4" in said.stderr
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed",
+    [
+        pytest.param(">&-", marks=pytest.mark.slow),
+        pytest.param("2>&-", marks=pytest.mark.slow),
+        "<&- >&- 2>&-",
+    ],
+)
 def test_closed_streams(foreign, environment, closed, tmp_path):
     said = shell(f"{CRAFT} data stats {foreign} --out {tmp_path} {closed}", environment)
     assert said.returncode == 0, said.stderr
@@ -85,6 +96,7 @@ def test_a_reader_that_has_read_enough(environment, words):
         assert (said.returncode, said.stderr) == (0, b"")
 
 
+@pytest.mark.slow
 def test_progress_that_nobody_reads_does_not_end_a_run(family, pictures, environment, tmp_path):
     out = tmp_path / "run"
     words = [

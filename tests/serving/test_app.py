@@ -37,7 +37,7 @@ def client(server):
 LLM = "craft-tiny/llama"
 
 
-@pytest.mark.parametrize("name", [LLM, "craft-tiny/qwen2"])
+@pytest.mark.parametrize("name", [LLM, pytest.param("craft-tiny/qwen2", marks=pytest.mark.slow)])
 def test_answers_are_those_of_the_model_for_every_client(models, encoders, samples, name):
     """Sixteen clients, two encoders and the base tower, streamed or not, in random order: 204 questions."""
     few, lvlm = samples[:34], models[name]

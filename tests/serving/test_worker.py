@@ -38,7 +38,9 @@ def result(events, answers=1):
     return texts
 
 
-@pytest.mark.parametrize("name", ["craft-tiny/llama", "craft-tiny/qwen2"])
+@pytest.mark.parametrize(
+    "name", ["craft-tiny/llama", pytest.param("craft-tiny/qwen2", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("batch_size, count, threads", [(1, 6, 1), (32, 50, 1), (8, 30, 2)])
 def test_many_clients_get_the_answers_of_the_model(
     models, encoders, samples, name, batch_size, count, threads
