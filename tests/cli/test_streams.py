@@ -43,10 +43,12 @@ def shell(command, environment, cwd=None, **more):
     )
 
 
-@pytest.mark.parametrize(
-    "encoding",
-    ["cp1252", *map(slow, ("latin-1", "ascii", "gb2312"))],
-)
+def slow(value):
+    """A case that only the slow run has: each starts Python several times."""
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", *map(slow, ("latin-1", "ascii", "gb2312"))])
 def test_what_an_encoding_does_not_have_is_an_escape(foreign, environment, encoding):
     said = shell(f"{CRAFT} data check {foreign}", environment, PYTHONIOENCODING=encoding)
     assert said.returncode == 0 and b"Traceback" not in said.stderr, said.stderr
@@ -70,14 +72,7 @@ def test_a_c_locale_reads_the_same_names(craft, foreign, environment):
     assert said.returncode == 2 and b"nichts-d\\xe4" in said.stderr
 
 
-@pytest.mark.parametrize(
-    "closed",
-    [
-        pytest.param(">&-", marks=pytest.mark.slow),
-        pytest.param("2>&-", marks=pytest.mark.slow),
-        "<&- >&- 2>&-",
-    ],
-)
+@pytest.mark.parametrize("closed", [slow(">&-"), slow("2>&-"), "<&- >&- 2>&-"])
 def test_closed_streams(foreign, environment, closed, tmp_path):
     said = shell(f"{CRAFT} data stats {foreign} --out {tmp_path} {closed}", environment)
     assert said.returncode == 0, said.stderr

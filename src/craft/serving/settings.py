@@ -173,7 +173,7 @@ def read_keys(path: str | None, variable: str, flag: str) -> tuple[str, ...]:
         keys = _without_empty(Path(path).expanduser().read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"{flag} {path} cannot be read; it is a file with a key in each line, not a key."
+            f"{flag} names no file that can be read; it takes a file with a key in each line, not a key."
         ) from error
     if not keys:
         raise ConfigError(f"{flag} {path} has no key; put one into each line.")
