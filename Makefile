@@ -18,12 +18,12 @@ SPACE := $(subst ,, )
 demo: $(VENV)/.core
 	$(BIN)/craft demo
 
-# Two processes of one thread each; the slow ones start processes of their own.
+# Two processes of one thread each.
 test: $(VENV)/.dev
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 slow: $(VENV)/.dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
