@@ -13,7 +13,7 @@ from cli.conftest import FAST
 from craft.core.files import LOCK
 from craft.training.run_folder import RunFolder
 
-fcntl = pytest.importorskip("fcntl")
+fcntl = pytest.importorskip("fcntl", reason="needs the locks of a Unix system")
 
 FOLDERS = {
     "adapt": "adapt nothing --data nowhere --out OUT",
@@ -198,7 +198,7 @@ def test_the_connection_is_lost(family, pictures, tmp_path, environment, ignored
 
 @pytest.mark.slow
 def test_the_terminal_itself_is_gone(family, pictures, tmp_path, environment):
-    pty = pytest.importorskip("pty")
+    pty = pytest.importorskip("pty", reason="needs the terminals of a Unix system")
     out, words = tmp_path / "run", ("adapt", family / "llama", "--data", pictures, *FAST)
     command = [sys.executable, "-m", "craft", *map(str, words), "--max-steps", "2000", "--out", str(out)]
     process, terminal = pty.fork()

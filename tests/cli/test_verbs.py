@@ -376,7 +376,7 @@ def test_demo(craft, family, pictures, tmp_path):
 
 def test_the_page_of_a_demo(craft, family, pictures, tmp_path, monkeypatch):
     """`--ui` serves the demo's encoder; a finished demo with the same settings is not repeated."""
-    pytest.importorskip("uvicorn", reason="needs the extra serve")
+    pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install 'craft-vlm[serve]'")
     served = []
     monkeypatch.setattr("craft.recipes.serve.serve", served.append)
     models = ("--surrogate", family / "qwen2", "--other", family / "llama", "--out", tmp_path / "demo")

@@ -15,7 +15,7 @@ from craft.core.errors import ConfigError
 from craft.core.files import LOCK, is_leftover
 from craft.core.lock import check_unlocked, locked
 
-fcntl = pytest.importorskip("fcntl")
+fcntl = pytest.importorskip("fcntl", reason="needs the locks of a Unix system")
 SOURCE = Path(__file__).parents[2] / "src"
 HOLD = """
 import signal

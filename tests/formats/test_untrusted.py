@@ -105,7 +105,7 @@ def test_images_of_judged_answers(tmp_path, name):
 
 def test_a_backbone_names_the_visual_tokenizer_of_its_family_only(model):
     manifest = json.loads((model / "craft.json").read_text())
-    for wrong in ("../../elsewhere/visual", "/tmp/visual", "visual", "", "../visual/../visual"):
+    for wrong in ("../../elsewhere/visual", "/elsewhere/visual", "visual", "", "../visual/../visual"):
         (model / "craft.json").write_text(json.dumps({**manifest, "visual": wrong}))
         with pytest.raises(CheckpointError, match=r"craft\.json.*visual cannot be"):
             load(model, "cpu")

@@ -5,6 +5,7 @@ convolutional stem under the same layers; without it, a small tower learns too l
 `LlavaTower` is the vision model of a LLaVA checkpoint.
 """
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, cast, runtime_checkable
 
@@ -25,7 +26,7 @@ OURS = (0.5, 0.5, 0.5)
 """Mean and standard deviation by which `craft.models.images.scaled` normalises pixels."""
 
 
-class VisionTower(nn.Module):
+class VisionTower(nn.Module, ABC):
     """What every vision tower has, whatever its architecture.
 
     Attributes:
@@ -44,6 +45,7 @@ class VisionTower(nn.Module):
     dim: int
     layers: nn.ModuleList
 
+    @abstractmethod
     def forward(self, pixel_values: Tensor, with_cls: bool = True) -> tuple[Tensor, Tensor | None]:
         """Pixels float `[B, 3, S, S]` -> features and [CLS] feature.
 
@@ -54,7 +56,6 @@ class VisionTower(nn.Module):
         Returns:
             Features `[B, N, d]` and the [CLS] feature `[B, d]` or None, both in the dtype of the weights.
         """
-        raise NotImplementedError
 
     if TYPE_CHECKING:
 

@@ -1,5 +1,6 @@
 """The requests of OpenAI's protocol that the server takes. What it does not support is refused by name."""
 
+from abc import ABC, abstractmethod
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -82,7 +83,7 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class Common(BaseModel):
+class Common(BaseModel, ABC):
     """What both routes take."""
 
     model_config = ConfigDict(extra="forbid")
@@ -133,9 +134,9 @@ class Common(BaseModel):
         return tuple(text for text in listed if text)
 
     @property
+    @abstractmethod
     def alternatives(self) -> int | None:
         """The number of alternatives per token, or None without log-probabilities."""
-        raise NotImplementedError
 
     @property
     def length(self) -> int | None:

@@ -1,5 +1,6 @@
 """A `Lesson` tells `craft.training.fit` what a run trains and how."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -59,7 +60,7 @@ class Batches(Protocol):
         ...
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """The loss of a batch, as a module that data parallelism can wrap.
 
     Attributes:
@@ -68,12 +69,12 @@ class Objective(nn.Module):
 
     lvlm: LVLM
 
+    @abstractmethod
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss (a scalar with gradient) and its parts by name, detached.
 
         Both are contributions of the batch to those of the whole step (see `Share`); `fit` adds them up.
         """
-        raise NotImplementedError
 
 
 def do_nothing() -> None:
