@@ -75,11 +75,15 @@ def test_one_process_alone_puts_a_sharded_optimiser_together(tmp_path, monkeypat
             held.clear()
             return torch.ones(6)
 
+    class Idle(Objective):
+        def forward(self, batch):
+            raise AssertionError("this test takes no step")
+
     engine = Engine(AdaptConfig.build(FAST), tmp_path)
     engine.sharded = True
     moments = {"exp_avg": Shard(), "exp_avg_sq": Shard()}
     engine.optimizer = SimpleNamespace(state_dict=lambda: {"state": {0: moments}, "param_groups": []})
-    objective = Objective()
+    objective = Idle()
     objective.lvlm = tiny_lvlm().requires_grad_(False)
     objective.lvlm.register_parameter("learned", torch.nn.Parameter(torch.ones(2, 3)))
     engine._whole = objective
