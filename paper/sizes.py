@@ -88,7 +88,7 @@ def _one_step(lvlm: LVLM, batch: int) -> tuple[int, ...]:
     size = lvlm.visual.image_size
     with torch.device("meta"):
         tokens = lvlm.visual(torch.empty(batch, 3, size, size))
-        projected = lvlm.backbone.project(tokens.quantized)
+        projected = lvlm.backbone.read(tokens)
         text = torch.empty(TEXT, dtype=torch.long)
         spliced = lvlm.backbone.splice([[projected[row], text] for row in range(batch)])
         length = spliced["inputs_embeds"].shape[1]

@@ -93,7 +93,7 @@ def test_visual_tokens(lvlm: LVLM, mode: str) -> None:
     table = lvlm.visual.codebook.levels[0]
     distances = (tokens.features[:, :, None] - table).square().sum(-1)
     close(distances, f"vision.{mode}.first_level_distances")
-    close(lvlm.backbone.project(tokens.quantized), f"vision.{mode}.projector_output")
+    close(lvlm.backbone.read(tokens), f"vision.{mode}.projector_output")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -175,7 +175,7 @@ def test_inference(lvlm: LVLM) -> None:
     assert torch.equal(one["attention_mask"], expected()["infer.attention_mask"])
     close(lvlm.backbone.logits(one), "infer.logits")
     start, end = facts()["infer"]["image_span_in_embeds"]
-    assert torch.equal(one["inputs_embeds"][:, start:end], lvlm.backbone.project(tokens[:1].quantized))
+    assert torch.equal(one["inputs_embeds"][:, start:end], lvlm.backbone.read(tokens[:1]))
     close(
         lvlm.backbone.logits(lvlm.backbone.inputs(tokens, [QUESTION] * 4))[:, -1],
         "infer.last_logits_all_images",
@@ -223,7 +223,7 @@ def test_training_loss_and_gradients(lvlm: LVLM) -> None:
 
 @torch.no_grad()
 def test_right_padded_batch_with_two_images_in_one_row(lvlm: LVLM) -> None:
-    image = iter(lvlm.backbone.project(lvlm.encode(expected()["pixel_values.resize"][1:]).quantized))
+    image = iter(lvlm.backbone.read(lvlm.encode(expected()["pixel_values.resize"][1:])))
     rows: list[list[Tensor]] = []
     for ids, kept in zip(
         expected()["batch.input_ids"], expected()["batch.input_attention_mask"], strict=True

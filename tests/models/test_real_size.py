@@ -60,7 +60,7 @@ def test_every_shape_of_a_step(lvlm: LVLM) -> None:
         assert tokens.partial_sums is not None and tokens.partial_sums.shape == (2, 256, 4, 1024)
         assert tokens.cls is not None and tokens.cls.shape == (2, 1024)
         assert tokens.grid == (16, 16)
-        projected = lvlm.backbone.project(tokens.quantized)
+        projected = lvlm.backbone.read(tokens)
         assert projected.shape == (2, 256, 4096) and projected.dtype == torch.bfloat16
         text = torch.empty(88, dtype=torch.long)
         spliced = lvlm.backbone.splice([[text, projected[0], text], [text, projected[1]]])

@@ -176,9 +176,10 @@ def _save_backbone(target: Path, backbone: Backbone, dtype: str) -> None:
         manifest["llm"] = borrowed.name
     with atomic_directory(target) as building:
         write_json(building / "craft.json", manifest)
-        projector = building / "projector"
-        write_json(projector / "config.json", backbone.projector.config)
-        save_tensors(projector / "model.safetensors", cast(backbone.projector.state_dict(), precision))
+        if backbone.projector is not None:
+            folder = building / "projector"
+            write_json(folder / "config.json", backbone.projector.config)
+            save_tensors(folder / "model.safetensors", cast(backbone.projector.state_dict(), precision))
         if borrowed is None:
             _save_llm(building / "llm", backbone.llm, precision)
             _save_tokenizer(building / "llm", backbone.tokenizer)

@@ -75,24 +75,25 @@ class Tuned(Artefact):
                 f"{lvlm.name} reads {fingerprint}; use them with {self.manifest.get('surrogate')}, from "
                 "which they were tuned."
             )
+        own = parts_of(lvlm)
         for part in self.parts:
-            if part_fingerprint(parts_of(lvlm)[part]) != self.manifest["base"][part]:
+            if part not in own or part_fingerprint(own[part]) != self.manifest["base"][part]:
                 raise CheckpointError(
                     f"The {part} in {self.folder} was tuned from that of {self.manifest.get('surrogate')}, "
                     f"and {lvlm.name} has another; tuned parts fit the model that they were tuned from only."
                 )
         old, path = lvlm.backbone, self.folder / "model.safetensors"
-        projector, llm = old.projector, old.llm
+        reader, llm = old.reader, old.llm
         if "projector" in self.parts:
-            projector = copy.deepcopy(projector)
-            load_strict(projector, under(self.rest, "projector."), path)
+            reader = copy.deepcopy(reader)
+            load_strict(reader, under(self.rest, "projector."), path)
         if "llm" in self.parts:
             llm = copy.deepcopy(llm)
             device = old.device
             factors = {name: factor.to(device) for name, factor in under(self.rest, "llm.").items()}
             add_factors(llm, factors, path)
         borrowed = None if "llm" in self.parts else old.borrowed  # a tuned LLM is not the published one
-        backbone = Backbone(projector, llm, old.tokenizer, old.prompt, old.codebook_fingerprint, borrowed)
+        backbone = Backbone(reader, llm, old.tokenizer, old.prompt, old.codebook_fingerprint, borrowed)
         return LVLM(lvlm.visual, backbone.requires_grad_(False).eval(), lvlm.name, lvlm.origin)
 
 

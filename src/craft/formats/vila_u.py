@@ -294,8 +294,8 @@ def save_vila_u(lvlm: LVLM, folder: str | Path) -> None:
             or the target overlaps with the checkpoint.
     """
     refuse_packed(lvlm.backbone.llm, "cannot be written in VILA-U's layout")
-    root, target = lvlm.origin, Path(folder)
-    if root is None or not is_vila_u(root):
+    root, target, projector = lvlm.origin, Path(folder), lvlm.backbone.projector
+    if root is None or not is_vila_u(root) or projector is None:
         raise CheckpointError(
             f"{lvlm.name} cannot be written in VILA-U's layout: the checkpoint it was loaded from "
             f"({root or 'none'}) is not a VILA-U folder. Use the native layout."
@@ -313,7 +313,7 @@ def save_vila_u(lvlm: LVLM, folder: str | Path) -> None:
     }
     tensors = {
         "vision_tower": tower_tensors(tower.state_dict(), lvlm.visual.log_temperature, parts["vision_tower"]),
-        "mm_projector": dict(lvlm.backbone.projector.state_dict()),
+        "mm_projector": dict(projector.state_dict()),
         "llm": llm,
     }
     with atomic_directory(target) as building:

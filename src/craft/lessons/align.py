@@ -141,7 +141,9 @@ class AlignObjective(Objective):
         mean = surrogate_alignment(hidden, backbone.lm_head, inputs["labels"])
         loss = batch.share.answers * mean
         if batch.tokens is None:  # so that the projector has a gradient in every step
-            loss = loss + 0 * backbone.project(self.lvlm.visual.codebook.codewords[0, :1]).sum()
+            assert backbone.projector is not None
+            weight = next(backbone.projector.parameters())
+            loss = loss + 0 * backbone.projector(weight.new_zeros(1, 1, self.lvlm.visual.codebook.dim)).sum()
         return loss, {"loss": loss.detach()}
 
 

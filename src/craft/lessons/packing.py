@@ -198,9 +198,9 @@ def _longest(packed: Sequence[tuple[list[Tensor], Sequence[Dialogue]]]) -> int:
 
 
 def _images(backbone: Backbone, tokens: VisionTokens) -> Iterator[Tensor]:
-    """The projected tokens `[n, h]` of each image, without pruned ones."""
-    projected = backbone.project(tokens.quantized.to(backbone.device))
+    """The tokens `[n, h]` of each image as the LLM gets them, without pruned ones."""
+    images = backbone.read(tokens)
     if tokens.attention_mask is None:
-        return iter(projected)
-    mask = tokens.attention_mask.to(projected.device)
-    return (row[selected] for row, selected in zip(projected, mask, strict=True))
+        return iter(images)
+    mask = tokens.attention_mask.to(images.device)
+    return (row[selected] for row, selected in zip(images, mask, strict=True))

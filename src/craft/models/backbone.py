@@ -1,4 +1,4 @@
-"""The backbone: projector + LLM + text tokenizer + prompt format, for one codebook (§3.1, §8)."""
+"""The backbone of one codebook: projector or token table, LLM, text tokenizer, prompt format (§3.1, §8)."""
 
 import copy
 import inspect
@@ -17,6 +17,7 @@ from craft.core.tokens import VisionTokens
 from craft.losses.sal import IGNORED
 from craft.models.projector import Projector
 from craft.models.prompts import Prompt, build_prompt, end_of_answer
+from craft.models.token_table import TokenTable
 
 Segment = Tensor  # int64 [n]: token ids; or float [n, h]: embeddings
 Side = Literal["left", "right"]
@@ -46,7 +47,8 @@ class Backbone(nn.Module):
     """Reads visual tokens and text, writes text. One class for every LLM architecture.
 
     Attributes:
-        projector: g_φ, d -> h.
+        projector: g_φ, d -> h, or None if the LLM reads a token table.
+        table: the `TokenTable`, or None if the LLM reads what the projector makes of z̃.
         llm: a transformers causal LM of width h.
         tokenizer: its text tokenizer.
         prompt: the name of its prompt format (a key of `craft.models.prompts.FORMATS`).
@@ -54,7 +56,8 @@ class Backbone(nn.Module):
         borrowed: the source of the LLM (`craft.formats.llm_source`), or None if the backbone holds its LLM.
 
     Args:
-        projector, llm, prompt, codebook_fingerprint, borrowed: see the attributes.
+        projector: the projector, or the token table.
+        llm, prompt, codebook_fingerprint, borrowed: see the attributes.
         tokenizer: see the attributes; None only for sizes without values (`craft.models.paper_sizes`), which
             read no text.
 
@@ -62,13 +65,14 @@ class Backbone(nn.Module):
         CheckpointError: the LLM has recurrent layers, or lacks the tokenizer's first or last token.
     """
 
-    projector: Projector
+    projector: Projector | None
+    table: TokenTable | None
     llm: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
     def __init__(
         self,
-        projector: Projector,
+        projector: Projector | TokenTable,
         llm: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None,
         prompt: str,
@@ -90,13 +94,27 @@ class Backbone(nn.Module):
                     f"The text tokenizer's {name} token {getattr(tokenizer, f'{name}_token')!r} has the id "
                     f"{number}, and the LLM has {rows} tokens; the two do not belong together."
                 )
-        self.projector = projector
+        self.projector = None if isinstance(projector, TokenTable) else projector
+        self.table = projector if isinstance(projector, TokenTable) else None
+        last = -1 if self.table is None else int(self.table.ids.max())
+        if last >= rows:
+            raise CheckpointError(
+                f"The token table needs the token id {last}, and the LLM has {rows} tokens; the two do not "
+                "belong together."
+            )
         self.llm = llm
         self.tokenizer = cast(PreTrainedTokenizerBase, tokenizer)
         self.prompt = prompt
         self.codebook_fingerprint = codebook_fingerprint
         self.borrowed = borrowed
         self._build_prompt = lru_cache(CACHED_PROMPTS)(build_prompt)
+
+    @property
+    def reader(self) -> Projector | TokenTable:
+        """The projector or the token table: what turns visual tokens into the LLM's input."""
+        reader = self.projector or self.table
+        assert reader is not None
+        return reader
 
     @property
     def device(self) -> torch.device:
@@ -141,13 +159,19 @@ class Backbone(nn.Module):
             return partial(_logits_by_forward, self.llm)
         return cast(nn.Module, self.llm.get_output_embeddings())
 
-    def project(self, quantized: Tensor) -> Tensor:
-        """z̃ `[..., d]` -> `[..., h]` in the projector's dtype, with gradient to z̃."""
-        return self.projector(quantized.to(next(self.projector.parameters()).dtype))
-
     def read(self, tokens: VisionTokens) -> Tensor:
-        """The visual tokens as the LLM gets them: `[B, N, h]` on the LLM's device, with gradient to z̃."""
-        return self.project(tokens.quantized.to(self.device))
+        """The visual tokens as the LLM gets them: `[B, N, h]` on the LLM's device.
+
+        The gradient goes to z̃ through the projector, or to the features by the table's rule.
+
+        Raises:
+            CraftError: as `TokenTable.read`.
+        """
+        if self.table is not None:
+            return self.table.read(tokens, self.embeddings)
+        assert self.projector is not None
+        quantized = tokens.quantized.to(self.device)
+        return self.projector(quantized.to(next(self.projector.parameters()).dtype))
 
     def tokenized(self, question: str, answer: str | None = None, image: bool = True) -> Prompt:
         """The token ids of a question (and answer) in this backbone's prompt format. The last
@@ -166,7 +190,7 @@ class Backbone(nn.Module):
         keep_positions: bool = False,
         padding: Side | None = None,
     ) -> dict[str, Tensor]:
-        """The LLM's inputs: prompts with the projected visual tokens inserted.
+        """The LLM's inputs: prompts with the visual tokens inserted.
 
         Args:
             tokens: the images' tokens, one image per question; None for text only.

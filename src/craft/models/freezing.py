@@ -19,9 +19,10 @@ def parts(lvlm: LVLM) -> dict[str, nn.Module]:
     modules: dict[str, nn.Module] = {
         "vision_tower": lvlm.visual.vision_tower,
         "codebook": lvlm.visual.codebook,
-        "projector": lvlm.backbone.projector,
-        "llm": lvlm.backbone.llm,
     }
+    if lvlm.backbone.projector is not None:  # a token table is part of the LLM
+        modules["projector"] = lvlm.backbone.projector
+    modules["llm"] = lvlm.backbone.llm
     if lvlm.visual.text_encoder is not None:
         modules["text_encoder"] = lvlm.visual.text_encoder
     return modules

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,8 @@ class ResidualCodebook(nn.Module):
     Args:
         levels: `[L, K, d]`, or a list of L tensors `[K, d]`. If all entries of the list are the same tensor
             object, levels share the codebook, which is stored once.
+        fingerprint: of a codebook that is derived from other tensors (`derived_fingerprint`); None: that of
+            the codewords.
 
     Raises:
         CheckpointError: there are no levels, they differ in shape, or a value is not finite.
@@ -48,8 +50,9 @@ class ResidualCodebook(nn.Module):
 
     codewords: Tensor
 
-    def __init__(self, levels: Tensor | Sequence[Tensor]) -> None:
+    def __init__(self, levels: Tensor | Sequence[Tensor], fingerprint: str | None = None) -> None:
         super().__init__()
+        self._derived_fingerprint = fingerprint
         tables = list(levels)
         if not tables or any(table.ndim != 2 or table.shape != tables[0].shape for table in tables):
             shapes = [tuple(table.shape) for table in tables]
@@ -101,7 +104,10 @@ class ResidualCodebook(nn.Module):
         """SHA-256 (hex) over the little-endian float32 bytes of all levels, then K, L, d and the metric.
 
         A shared table counts once per level, so the fingerprint does not depend on how a codebook is stored.
+        A derived codebook has that of the tensors it was derived from.
         """
+        if self._derived_fingerprint is not None:
+            return self._derived_fingerprint
         key = self._key()
         if self._fingerprint is None or self._fingerprint[0] != key:
             digest = hashlib.sha256()
@@ -191,6 +197,27 @@ class ResidualCodebook(nn.Module):
         if self.codewords.dtype != torch.float32:  # .half(), .to(bfloat16): move, but keep the values
             self.codewords = exact.to(self.codewords.device)
         return self
+
+
+def derived_fingerprint(tensors: Mapping[str, Tensor], kind: str, metric: str) -> str:
+    """The fingerprint of a codebook that is derived from stored tensors, whatever its dtype.
+
+    SHA-256 (hex) over names, shapes and values of the tensors rounded to bfloat16, then kind and metric.
+
+    Args:
+        tensors: the stored tensors by name.
+        kind: how the codewords follow from them, such as "simvq".
+        metric: what the search compares, such as "cosine".
+
+    Source: ours; copies of TA-Tok are public in float32 and in bfloat16.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        rounded = tensors[name].detach().cpu().to(torch.bfloat16).contiguous()
+        digest.update(f"{name} {list(rounded.shape)} ".encode())
+        digest.update(rounded.view(torch.int16).numpy().astype("<i2", copy=False).tobytes())
+    digest.update(f"kind={kind} metric={metric}".encode())
+    return digest.hexdigest()
 
 
 class _StraightThrough(torch.autograd.Function):

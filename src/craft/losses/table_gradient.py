@@ -1,0 +1,164 @@
+"""Gradients through a token table: the LLM reads rows of its own embedding instead of a projection.
+
+A code selects a row, and nothing differentiable lies between the features and that row. The forward pass
+stays exactly the row; a rule here replaces its gradient. Source: ours; the paper's models have projectors.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TableGradient = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(features z `[n, d]`, codes int64 `[n, L]`, gradient at the rows `[n, h]`) -> gradient at z `[n, d]`."""
+
+SCORES = 2**26
+"""The largest number of scores (tokens times codewords) that `soft` holds at once."""
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, codes: Tensor, rows: Tensor, rule: TableGradient) -> Tensor:
+        ctx.save_for_backward(features, codes)
+        ctx.rule = rule
+        return rows.view_as(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        features, codes = ctx.saved_tensors
+        flat = grad_outputs[0].reshape(-1, grad_outputs[0].shape[-1]).float()
+        gradient = ctx.rule(features.reshape(-1, features.shape[-1]).float(), codes.flatten(0, -2), flat)
+        return gradient.reshape(features.shape).to(features.dtype), None, None, None
+
+
+def through_table(features: Tensor, codes: Tensor, rows: Tensor, rule: TableGradient) -> Tensor:
+    """Return `rows` unchanged; pass their gradient to `features` by a rule.
+
+    Args:
+        features: z `[..., d]`, the vectors that were compared with the codebook; gets the gradient.
+        codes: int64 `[..., L]`.
+        rows: `[..., h]`, what the LLM reads; gets no gradient.
+        rule: `affine`, `soft` or `identity`.
+
+    Returns:
+        `[..., h]`, bit-identical to `rows`.
+    """
+    return _Rows.apply(features, codes, rows.detach(), rule)  # type: ignore[no-any-return]
+
+
+def identity(features: Tensor, codes: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient at the rows, unchanged; for tables whose width h is the codebook's width d."""
+    return gradient
+
+
+def affine(slope: Tensor) -> TableGradient:
+    """The rule g -> g Mᵀ.
+
+    Args:
+        slope: M float `[d, h]`, as `affine_fit` returns it.
+    """
+
+    def rule(features: Tensor, codes: Tensor, gradient: Tensor) -> Tensor:
+        return gradient @ slope.to(gradient).T
+
+    return rule
+
+
+def affine_fit(codewords: Tensor, table: Tensor) -> tuple[Tensor, float]:
+    """The least-squares fit of a table by an affine map of the codewords, T ≈ C M + m, in float64.
+
+    All codewords weigh the same: weights by frequency leave fewer rows to average over, and fit noisy tables
+    worse.
+
+    Args:
+        codewords: C `[K, d]`.
+        table: T `[K, h]`.
+
+    Returns:
+        M float32 `[d, h]`, and R², the share of the table's variance that the fit explains.
+    """
+    c, t = codewords.detach().double(), table.detach().double()
+    c, t = c - c.mean(dim=0), t - t.mean(dim=0)
+    slope = torch.linalg.lstsq(c.cpu(), t.cpu(), driver="gelsd").solution.to(c.device)
+    rest, whole = (t - c @ slope).square().sum(), t.square().sum()
+    return slope.float(), float(1 - rest / whole) if float(whole) else 0.0
+
+
+def soft(
+    levels: Tensor, tables: Tensor, temperatures: Sequence[float], gains: Sequence[float] | None = None
+) -> TableGradient:
+    """The rule that differentiates the mean row of nearby codewords.
+
+    At each level, row and codewords are replaced by their means under `p_j = softmax(-|r - c_j|² / τ)`, where
+    r is what earlier levels leave of z. The gradient of `g · Σ_j p_j T_j` with respect to r is
+    `(2 / τ) Σ_j p_j (g · T_j - Σ_k p_k g · T_k) c_j`. Levels are averaged.
+
+    Args:
+        levels: the codebook float32 `[L, K, d]`.
+        tables: the rows `[L, K, h]`.
+        temperatures: τ of each level, in units of squared distance.
+        gains: what each level's gradient is divided by; None is 1 (`soft_gain`).
+    """
+
+    def rule(features: Tensor, codes: Tensor, gradient: Tensor) -> Tensor:
+        total, rest = torch.zeros_like(features), features
+        for level, (codewords, table) in enumerate(zip(levels, tables, strict=True)):
+            tau, gain = temperatures[level], 1.0 if gains is None else gains[level]
+            for rows in _blocks(len(features), len(codewords)):
+                p = _near(rest[rows], codewords, tau)
+                value = gradient[rows] @ table.to(gradient).T  # g · T_j
+                pull = p * (value - (p * value).sum(dim=1, keepdim=True))
+                total[rows] += (2 / (tau * gain * len(levels))) * (pull @ codewords)
+            rest = rest - codewords[codes[:, level].clamp(min=0)]
+        return total
+
+    return rule
+
+
+def soft_gain(rest: Tensor, codewords: Tensor, temperature: float) -> float:
+    """The mean over tokens of `trace(J) / d`, where J is the Jacobian of the soft codeword `Σ_j p_j c_j`.
+
+    A straight-through estimator has the Jacobian 1; a soft rule divided by this number has the same scale.
+
+    Args:
+        rest: r `[n, d]`, what earlier levels leave of z.
+        codewords: `[K, d]` of this level.
+        temperature: τ, in units of squared distance.
+    """
+    total = 0.0
+    squares = codewords.square().sum(dim=1)
+    for rows in _blocks(len(rest), len(codewords)):
+        p = _near(rest[rows], codewords, temperature)
+        variance = p @ squares - (p @ codewords).square().sum(dim=1)
+        total += float(variance.double().sum())
+    return 2 / temperature * total / (len(rest) * rest.shape[1])
+
+
+def median_gap(rest: Tensor, codewords: Tensor) -> float:
+    """The median over tokens of the gap between the two smallest squared distances to codewords.
+
+    Args:
+        rest: r `[n, d]`, what earlier levels leave of z.
+        codewords: `[K, d]` of this level, K at least 2.
+    """
+    gaps = []
+    for rows in _blocks(len(rest), len(codewords)):
+        near = _distances(rest[rows], codewords).topk(2, dim=1, largest=False).values
+        gaps.append(near[:, 1] - near[:, 0])
+    return float(torch.cat(gaps).median())
+
+
+def _near(rest: Tensor, codewords: Tensor, temperature: float) -> Tensor:
+    """p float `[n, K]`: the softmax of `-|r - c_j|² / τ`."""
+    return (-_distances(rest, codewords) / temperature).softmax(dim=1)
+
+
+def _distances(rest: Tensor, codewords: Tensor) -> Tensor:
+    """|r - c_j|² - |r|² `[n, K]`."""
+    return codewords.square().sum(dim=1) - 2 * (rest @ codewords.T)
+
+
+def _blocks(tokens: int, size: int) -> list[slice]:
+    step = max(1, SCORES // size)
+    return [slice(start, start + step) for start in range(0, tokens, step)]
