@@ -42,7 +42,7 @@ from craft.models.backbone import Backbone
 from craft.models.lvlm import LVLM
 from craft.models.projector import Projector
 from craft.models.text_encoder import TextEncoder
-from craft.models.vision_tower import build_tower
+from craft.models.towers import build_tower
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.training.run_folder import RunFolder
 from machine import machine_kind

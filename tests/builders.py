@@ -23,7 +23,8 @@ from craft.models.backbone import Backbone
 from craft.models.lvlm import LVLM
 from craft.models.projector import Projector
 from craft.models.text_encoder import TextEncoder
-from craft.models.vision_tower import HybridTower, SiglipTower, build_tower
+from craft.models.towers import build_tower
+from craft.models.vision_tower import HybridTower, SiglipTower
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.quantize import ResidualCodebook
 

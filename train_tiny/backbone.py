@@ -29,7 +29,7 @@ from transformers import (
 from craft.core.device import resolve_device
 from craft.core.tensors import load_tensors, save_tensors
 from craft.models.projector import Projector
-from craft.models.vision_tower import build_tower
+from craft.models.towers import build_tower
 from craft.quantize import ResidualCodebook, usage
 from train_tiny.names import Concept, concepts
 from train_tiny.pictures import Sprites, augment

@@ -8,7 +8,8 @@ from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from craft.core.errors import CheckpointError
 from craft.models.conv_stem import ConvStem, _convolve
-from craft.models.vision_tower import VisionTower, build_tower
+from craft.models.towers import build_tower
+from craft.models.vision_tower import VisionTower
 
 SIGLIP = {
     "type": "siglip", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,

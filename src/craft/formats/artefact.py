@@ -20,7 +20,8 @@ from craft.formats.checks import load_strict, read_manifest
 from craft.formats.names import shipped, shipped_folder
 from craft.formats.visual_folder import read_base_counts, read_prior
 from craft.models.lvlm import LVLM
-from craft.models.vision_tower import VisionTower, check_tower_config
+from craft.models.towers import check_tower_config
+from craft.models.vision_tower import VisionTower
 from craft.models.visual_tokenizer import VisualTokenizer
 
 FORMAT, VERSION = "craft-encoder", 1

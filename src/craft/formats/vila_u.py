@@ -27,7 +27,8 @@ from craft.models.llm_bits import refuse_packed
 from craft.models.lvlm import LVLM
 from craft.models.projector import Projector
 from craft.models.text_encoder import TextEncoder
-from craft.models.vision_tower import SiglipTower, VisionTower, build_tower
+from craft.models.towers import build_tower
+from craft.models.vision_tower import SiglipTower, VisionTower
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.quantize import ResidualCodebook
 

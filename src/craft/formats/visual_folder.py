@@ -17,7 +17,7 @@ from craft.core.records import check_record
 from craft.core.tensors import counts_fault, load_tensors, save_tensors
 from craft.formats.checks import build_with, cast, dtype_named, read_manifest, stored_dtype, under
 from craft.models.text_encoder import TextConfig, TextEncoder
-from craft.models.vision_tower import build_tower
+from craft.models.towers import build_tower
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.quantize import Continuous, ResidualCodebook, tower_fingerprint
 

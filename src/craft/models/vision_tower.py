@@ -6,18 +6,14 @@ convolutional stem under the same layers; without it, a small tower learns too l
 """
 
 from abc import ABC, abstractmethod
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer, SiglipVisionEmbeddings
 
-from craft.core.errors import CheckpointError
-from craft.core.records import Layers, Record, Size, check_record
 from craft.models.conv_stem import ConvStem
 
 ClsAttention = Literal["read-only", "symmetric"]
@@ -285,73 +281,3 @@ def _vision_model(config: dict[str, Any]) -> PreTrainedModel:
     settings = {key: value for key, value in config.items() if key != "model_type"}
     built = AutoConfig.for_model(config["model_type"], **settings)
     return AutoModel.from_config(built, dtype=torch.float32, trust_remote_code=False)
-
-
-class _SiglipSizes(Record):
-    image_size: Size
-    patch_size: Size = 16
-    hidden_size: Size
-    intermediate_size: Size
-    num_hidden_layers: Layers
-    num_attention_heads: Size
-    layer_norm_eps: float = Field(default=1e-6, gt=0, lt=1)
-    hidden_act: str = ""
-    cls_attention: ClsAttention = "read-only"
-
-
-class _HybridSizes(_SiglipSizes):
-    dim: Size
-    stem_blocks: int = Field(ge=1, le=16)
-
-
-class _VisionModel(Record):
-    model_type: Literal["clip_vision_model", "siglip_vision_model"]
-
-
-class _LlavaSizes(Record):
-    model: _VisionModel
-    depth: Layers
-    mean: list[float] = Field(min_length=3, max_length=3)
-    std: list[Annotated[float, Field(gt=0)]] = Field(min_length=3, max_length=3)
-
-
-_KINDS: dict[str, tuple[type[VisionTower], type[Record]]] = {
-    "siglip": (SiglipTower, _SiglipSizes),
-    "hybrid": (HybridTower, _HybridSizes),
-    "llava": (LlavaTower, _LlavaSizes),
-}
-
-
-def check_tower_config(config: dict[str, Any], where: str | Path = "The vision tower's config") -> None:
-    """Check the config of a vision tower.
-
-    Args:
-        where: the file that it is from, for the message.
-
-    Raises:
-        CheckpointError: the type is unknown, or a key is missing or of another type or range.
-    """
-    kind = config.get("type")
-    if not isinstance(kind, str) or kind not in _KINDS:
-        raise CheckpointError(
-            f"{where}: the vision tower type {kind!r} is unknown; this version builds {', '.join(_KINDS)}."
-        )
-    check_record(_KINDS[kind][1], config, where)
-
-
-def build_tower(config: dict[str, Any], where: str | Path = "The vision tower's config") -> VisionTower:
-    """Build the tower that a config names: a `SiglipTower`, `HybridTower` or `LlavaTower`.
-
-    Args:
-        config: `type` is "siglip", "hybrid" or "llava"; the class documents the other keys.
-        where: the file that it is from, for messages.
-
-    Raises:
-        CheckpointError: as `check_tower_config`, or the values do not fit each other.
-    """
-    check_tower_config(config, where)
-    tower: Any = _KINDS[config["type"]][0]
-    try:
-        return tower(config)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"{where} describes no vision tower: {error}; copy it again.") from error

@@ -1,0 +1,81 @@
+"""Vision towers by the type that their config names."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from craft.core.errors import CheckpointError
+from craft.core.records import Layers, Record, Size, check_record
+from craft.models.vision_tower import ClsAttention, HybridTower, LlavaTower, SiglipTower, VisionTower
+
+
+class _SiglipSizes(Record):
+    image_size: Size
+    patch_size: Size = 16
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Layers
+    num_attention_heads: Size
+    layer_norm_eps: float = Field(default=1e-6, gt=0, lt=1)
+    hidden_act: str = ""
+    cls_attention: ClsAttention = "read-only"
+
+
+class _HybridSizes(_SiglipSizes):
+    dim: Size
+    stem_blocks: int = Field(ge=1, le=16)
+
+
+class _VisionModel(Record):
+    model_type: Literal["clip_vision_model", "siglip_vision_model"]
+
+
+class _LlavaSizes(Record):
+    model: _VisionModel
+    depth: Layers
+    mean: list[float] = Field(min_length=3, max_length=3)
+    std: list[Annotated[float, Field(gt=0)]] = Field(min_length=3, max_length=3)
+
+
+KINDS: dict[str, tuple[type[VisionTower], type[Record]]] = {
+    "siglip": (SiglipTower, _SiglipSizes),
+    "hybrid": (HybridTower, _HybridSizes),
+    "llava": (LlavaTower, _LlavaSizes),
+}
+"""The towers by the `type` of their config, and what a config of that type must hold."""
+
+
+def check_tower_config(config: dict[str, Any], where: str | Path = "The vision tower's config") -> None:
+    """Check the config of a vision tower.
+
+    Args:
+        where: the file that it is from, for the message.
+
+    Raises:
+        CheckpointError: the type is unknown, or a key is missing or of another type or range.
+    """
+    kind = config.get("type")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise CheckpointError(
+            f"{where}: the vision tower type {kind!r} is unknown; this version builds {', '.join(KINDS)}."
+        )
+    check_record(KINDS[kind][1], config, where)
+
+
+def build_tower(config: dict[str, Any], where: str | Path = "The vision tower's config") -> VisionTower:
+    """Build the tower that a config names.
+
+    Args:
+        config: `type` is a key of `KINDS`; the class documents the other keys.
+        where: the file that it is from, for messages.
+
+    Raises:
+        CheckpointError: as `check_tower_config`, or the values do not fit each other.
+    """
+    check_tower_config(config, where)
+    tower: Any = KINDS[config["type"]][0]
+    try:
+        return tower(config)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise CheckpointError(f"{where} describes no vision tower: {error}; copy it again.") from error
