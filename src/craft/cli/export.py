@@ -13,24 +13,29 @@ def export(
     *,
     base: Path,
     out: Path,
-    format: Literal["vila-u"] = "vila-u",
+    format: Literal["vila-u", "tar"] = "vila-u",
     common: Common = COMMON,
 ) -> None:
     """Write an adapted encoder in the file layout of another program.
 
     Args:
         encoder: a run folder of `craft adapt`, or its encoder/.
-        base: the VILA-U checkpoint that was adapted; CRAFT copies from it everything that it did not train.
-        out: the folder to write; OUT/vision_tower/ replaces the folder of that name in the checkpoint.
+        base: the checkpoint that was adapted; CRAFT copies from it everything that it did not train.
+        out: the folder to write. For vila-u, OUT/vision_tower/ replaces the folder of that name in the
+            checkpoint; for tar, OUT is the LLM's folder if its shards hold TA-Tok, else OUT/TA-Tok/ is
+            written.
         format: the layout to write.
     """
     from craft.formats.load import load_artefact
+    from craft.formats.tar import export_tar
     from craft.formats.vila_u import export_vision_tower
 
+    write = {"vila-u": export_vision_tower, "tar": export_tar}[format]
     with locked(out):
-        written = export_vision_tower(load_artefact(encoder), base, out)
+        written = write(load_artefact(encoder), base, out)
     if common.json:
         show_json({"format": format, "written": str(written)})
         return
     show_line(f"written: {written}")
-    show_line(f"To use it, replace {base / 'vision_tower'} with it in a copy of the checkpoint.")
+    if format == "vila-u":
+        show_line(f"To use it, replace {base / 'vision_tower'} with it in a copy of the checkpoint.")

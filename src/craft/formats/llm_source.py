@@ -234,7 +234,11 @@ def load_borrowed(
 
 
 def read_llm(
-    folder: Path, dtype: torch.dtype, bits: int | None = None, device: torch.device | None = None
+    folder: Path,
+    dtype: torch.dtype,
+    bits: int | None = None,
+    device: torch.device | None = None,
+    shared: bool = False,
 ) -> PreTrainedModel:
     """Load `AutoModelForCausalLM` from a local folder, safetensors only.
 
@@ -243,6 +247,7 @@ def read_llm(
         dtype: of the LLM's weights.
         bits: 4 or 8 packs its linear maps on `device` as they are read (`craft.models.llm_bits`).
         device: the device to load to; None is the CPU.
+        shared: the folder holds tensors of other parts too, so transformers need not list them.
 
     Returns:
         The LLM in evaluation mode.
@@ -258,7 +263,7 @@ def read_llm(
     packed = {} if bits is None else {"quantization_config": packing(bits, dtype)}
     placement = {} if device is None else {"device_map": {"": device}}
     try:
-        with quiet():
+        with quiet(warnings=not shared):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
@@ -359,15 +364,18 @@ def load_tokenizer(folder: Path, literal: bool = True) -> PreTrainedTokenizerBas
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Switch off transformers' progress bars within the block."""
+def quiet(warnings: bool = True) -> Iterator[None]:
+    """Switch off transformers' progress bars, and its warnings if not `warnings`, within the block."""
     from transformers.utils import logging
 
-    bars = logging.is_progress_bar_enabled()
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    if not warnings:
+        logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
 

@@ -24,18 +24,23 @@ def load(
     dtype: str | torch.dtype | None = None,
     *,
     llm_bits: int | None = None,
+    visual: str | Path | None = None,
+    scale: int | None = None,
 ) -> LVLM:
     """Load an LVLM.
 
     Args:
         name_or_path: a shipped model (`craft.formats.names.shipped()` lists them), a folder in the native,
-            VILA-U or LLaVA (transformers) layout, or a hub id `org/name` (`org/name/backbone` if a family
+            VILA-U, Tar or LLaVA (transformers) layout, or a hub id `org/name` (`org/name/backbone` if a family
             has several).
         device: "auto" (None), "cpu", "cuda", "mps", ...
         dtype: of the weights in memory: "float32", "bfloat16" or "auto" (None), which is bfloat16 if the
             device supports it. The codebook is always float32.
         llm_bits: 4 or 8 packs the LLM's linear maps in as many bits (bitsandbytes; `craft.models.llm_bits`).
             The LLM is then frozen.
+        visual: for Tar's layout, the folder or hub id of the visual tokenizer if it is not near the LLM
+            (`craft.formats.tar`).
+        scale: for Tar's layout, the side of the squares of patches that become one token: 1, 2 or 3.
 
     Returns:
         The model in evaluation mode.
@@ -45,18 +50,31 @@ def load(
             message says what to do.
         ConfigError: bitsandbytes, the device or the layout does not support `llm_bits`.
     """
+    from craft.formats.tar import is_tar, load_tar
+
     name = str(name_or_path)
     if llm_bits is not None:
         check_bits(llm_bits, resolve_device(device))
+    folder = _folder_of(name)
+    if is_tar(folder):
+        source = None if visual is None else _folder_of(str(visual))
+        return load_tar(folder, device, dtype, llm_bits, source, scale)
+    if visual is not None or scale is not None:
+        raise ConfigError(f"visual and scale are for Tar's layout, and {name} has another; leave them out.")
+    return _load_folder(folder, device, dtype, llm_bits)
+
+
+def _folder_of(name: str) -> Path:
+    """The folder of a shipped model, on this machine, or downloaded from the hub."""
     if name in shipped():
-        return _load_folder(shipped_folder(name), device, dtype, llm_bits)
+        return shipped_folder(name)
     path = user_path(name)
     if path.is_dir():
-        return _load_folder(path, device, dtype, llm_bits)
+        return path
     if path.exists():
         raise CheckpointError(f"{path} is a file; give the folder of the model.")
     if is_hub_id(name):
-        return _load_folder(hub_folder(name), device, dtype, llm_bits)
+        return hub_folder(name)
     names = shipped()
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]}?" if close else ""
@@ -135,7 +153,7 @@ def _load_folder(
         raise CheckpointError(f"{folder} is a family of models; add one of {', '.join(members)} to the path.")
     raise CheckpointError(
         f"{folder} holds no model: neither craft.json (native layout), nor VILA-U's llm/, vision_tower/ and "
-        f"mm_projector/, nor a LLaVA config.json is there. Shipped models: {', '.join(shipped()) or 'none'}."
+        f"mm_projector/, nor a config.json of Tar or LLaVA is there. Shipped models: {', '.join(shipped()) or 'none'}."
     )
 
 

@@ -438,8 +438,8 @@ def _complete(
         if heads == 0 or hidden % heads:
             raise CheckpointError(
                 f"{weights.folder}: no published SigLIP model has width {hidden}, so the number of attention "
-                "heads is unknown; put the SigLIP config.json in a folder and name it in "
-                "rqvaesiglip.pretrained_model."
+                "heads is unknown; put the SigLIP config.json in a folder and name it where the checkpoint "
+                "names its SigLIP: rqvaesiglip.pretrained_model (VILA-U), or teacher in ta_tok.json (Tar)."
             )
         return {**defaults, **sizes, "num_attention_heads": heads}
     file, config = stored

@@ -40,6 +40,7 @@ class WeightFolder:
 
     Args:
         folder: holds `model.safetensors`, or `model.safetensors.index.json` and its shards.
+        single: another name for the file that is not sharded.
 
     Attributes:
         where: tensor name -> file.
@@ -51,8 +52,9 @@ class WeightFolder:
             safetensors; a shard lacks a tensor of the index; the folder has only `pytorch_model.bin`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, single: str = SINGLE) -> None:
         self.folder = folder
+        self.single = single
         self.where: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.integers: set[str] = set()
@@ -73,8 +75,8 @@ class WeightFolder:
         """Weight files, and the tensors that the index lists for each."""
         if not self.folder.is_dir():
             raise CheckpointError(f"Folder {self.folder} does not exist; the checkpoint is incomplete.")
-        if (self.folder / SINGLE).is_file():
-            return {self.folder / SINGLE: set()}
+        if (self.folder / self.single).is_file():
+            return {self.folder / self.single: set()}
         index = self.folder / INDEX
         if index.is_file():
             content = read_json(index)

@@ -113,6 +113,14 @@ def _chat_template(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) ->
     return [prompts.bare_ids(tokenizer, part) for part in text.split(prompts.IMAGE_SLOT)]
 
 
+def _tar(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list[Piece]:
+    """Tar's ChatML, with its system line unless the conversation has one."""
+    system = () if turns[0].role == "system" else (Turn("system", prompts.TAR_SYSTEM),)
+    text = "".join(f"<|im_start|>{turn.role}\n{_with_slots(turn)}<|im_end|>\n" for turn in (*system, *turns))
+    parts = f"{text}<|im_start|>assistant\n".split(prompts.IMAGE_SLOT)
+    return [prompts.bare_ids(tokenizer, part) for part in parts]
+
+
 def _llava(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list[Piece]:
     """LLaVA's: several turns and images need the checkpoint's chat template."""
     if len(turns) == 1 and turns[0].images <= 1:
@@ -131,4 +139,5 @@ _FORMATS: dict[str, Callable[[PreTrainedTokenizerBase, Sequence[Turn]], list[Pie
     "vila-u": _vila_u,
     "chat-template": _chat_template,
     "llava": _llava,
+    "tar": _tar,
 }

@@ -85,13 +85,20 @@ def generate(
     return [decode(backbone.tokenizer, row) for row in generate_ids(backbone, inputs, max_new_tokens)]
 
 
-def generate_ids(backbone: Backbone, inputs: dict[str, Tensor], max_new_tokens: int) -> list[list[int]]:
+def generate_ids(
+    backbone: Backbone,
+    inputs: dict[str, Tensor],
+    max_new_tokens: int,
+    repetition_penalty: float = 1.0,
+    prompts: Sequence[Sequence[int]] | None = None,
+) -> list[list[int]]:
     """Greedy token ids per row, without the end token.
 
     Args:
         inputs: left-padded, as `Backbone.inputs` returns them without answers.
+        repetition_penalty, prompts: as for `write`.
     """
-    return write(backbone, prefill(backbone, inputs), max_new_tokens)[0]
+    return write(backbone, prefill(backbone, inputs), max_new_tokens, repetition_penalty, prompts)[0]
 
 
 @torch.no_grad()
@@ -144,8 +151,23 @@ def read(
 
 
 @torch.no_grad()
-def write(backbone: Backbone, reading: Reading, max_new_tokens: int) -> tuple[list[list[int]], list[float]]:
+def write(
+    backbone: Backbone,
+    reading: Reading,
+    max_new_tokens: int,
+    repetition_penalty: float = 1.0,
+    prompts: Sequence[Sequence[int]] | None = None,
+) -> tuple[list[list[int]], list[float]]:
     """Greedy answers.
+
+    Args:
+        backbone: the backbone that `reading` is from.
+        reading: of B prompts.
+        max_new_tokens: maximum length of an answer.
+        repetition_penalty: positive logits of tokens that occurred are divided by it, negative ones
+            multiplied, as in transformers.
+        prompts: per prompt the token ids that count as occurred from the start; None: only new tokens, as
+            transformers does for a prompt of embeddings.
 
     Returns:
         Token ids per prompt, without the end token; and per prompt the smallest margin of a chosen token over
@@ -159,7 +181,10 @@ def write(backbone: Backbone, reading: Reading, max_new_tokens: int) -> tuple[li
     margins = [float("inf")] * len(rows)
     context = context_of(backbone.llm)
     room = [max_new_tokens if context is None else context - 1 - start for start in last[:, 0].tolist()]
+    occurred = [list(ids) for ids in prompts or rows]
     for step in range(max_new_tokens):
+        if repetition_penalty != 1:
+            logits = _penalised(logits, occurred, repetition_penalty)
         best = logits.topk(2, dim=-1).values
         margin = ((best[:, 0] - best[:, 1]) / logits.abs().amax(dim=-1)).tolist()
         if any(map(math.isnan, margin)):
@@ -171,6 +196,7 @@ def write(backbone: Backbone, reading: Reading, max_new_tokens: int) -> tuple[li
             done[row] = done[row] or token in end_ids or step >= room[row]
             if not done[row]:
                 rows[row].append(token)
+                occurred[row].append(token)
         if all(done) or step == max_new_tokens - 1:
             break
         last = last + 1 if context is None else (last + 1).clamp(max=context - 1)  # of rows that are done
@@ -238,6 +264,15 @@ def score(
     hidden = _hidden(backbone, reading, embeds, bias[:, None].to(backbone.device), offsets)
     _add_scores(backbone, hidden, targets, scores)
     return scores
+
+
+def _penalised(logits: Tensor, occurred: Sequence[Sequence[int]], penalty: float) -> Tensor:
+    """Logits `[B, V]` with the repetition penalty of transformers (arXiv 1909.05858)."""
+    penalised = logits.clone()
+    for row, ids in zip(penalised, occurred, strict=True):
+        chosen = torch.tensor(sorted(set(ids)), dtype=torch.long, device=row.device)
+        row[chosen] = torch.where(row[chosen] > 0, row[chosen] / penalty, row[chosen] * penalty)
+    return penalised
 
 
 class _Target(NamedTuple):

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -105,3 +106,28 @@ def pixels(images: Sequence[Any], size: int, aspect: str = "resize") -> Tensor:
         raise DataError("The list of images is empty; give at least one image.")
     stacked = torch.from_numpy(np.stack([square_bytes(source, size, aspect) for source in images]))
     return scaled(stacked)
+
+
+def float_pixels(images: Sequence[Any], size: int, antialias: bool = True) -> Tensor:
+    """The pixels of Tar's understanding script, which resizes values instead of bytes; for `LVLM.encode`.
+
+    Its evaluation on benchmarks resizes bytes, as `pixels` does with the aspect mode "resize".
+
+    Args:
+        images, size: as for `pixels`.
+        antialias: as torchvision 0.17 and later do; without it as torchvision 0.16, which Tar's code pins.
+
+    Returns:
+        float32 `[B, 3, S, S]`: `(x / 255 - 0.5) / 0.5`, then a bilinear resize.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    resized = []
+    for source in images:
+        values = torch.from_numpy(np.asarray(open_image(source), dtype=np.uint8).copy()).permute(2, 0, 1)
+        whole = scaled(values)[None]
+        if whole.shape[-2:] != (size, size):
+            whole = F.interpolate(whole, (size, size), mode="bilinear", antialias=antialias)
+        resized.append(whole[0])
+    return torch.stack(resized)

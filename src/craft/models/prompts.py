@@ -16,6 +16,8 @@ VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+TAR_SYSTEM = "You are a helpful assistant."
+_TAR_ANSWER = "<|im_end|>\n<|im_start|>assistant\n"
 _LLAVA_IMAGE = "<image>"
 IMAGE_SLOT = "\ue000"  # a private-use character that marks the image while a chat template is filled in
 _NO_THINKING = {"enable_thinking": False}  # for LLMs that may think first (Qwen3): answers have 5 tokens
@@ -208,11 +210,30 @@ def llava(
     return Prompt(before[:index], before[index + 1 :], tail)
 
 
+def tar(
+    tokenizer: PreTrainedTokenizerBase, question: str, answer: str | None = None, image: bool = True
+) -> Prompt:
+    """Tar's: ChatML with a system line that Tar always writes; the image and a line break begin the turn.
+
+    Codes have no tokens around them when the LLM reads an image, at any scale.
+    """
+    opening, request = f"{_chatml('system', TAR_SYSTEM)}<|im_start|>user\n", f"{question}{_TAR_ANSWER}"
+    tail = [] if answer is None else bare_ids(tokenizer, f"{answer}<|im_end|>")
+    if image:
+        return Prompt(bare_ids(tokenizer, opening), bare_ids(tokenizer, f"\n{request}"), tail)
+    return Prompt(bare_ids(tokenizer, opening + request), [], tail)
+
+
+def _chatml(role: str, text: str) -> str:
+    return f"<|im_start|>{role}\n{text}<|im_end|>\n"
+
+
 FORMATS: dict[str, Callable[..., Prompt]] = {
     "vila-u": vila_u,
     "chat-template": chat_template,
     "plain": plain,
     "llava": llava,
+    "tar": tar,
 }
 
 
@@ -345,11 +366,19 @@ def _next_llava(
     return _next_vila_u(tokenizer, _, question, answer)  # LLaVA-1.5 and VILA-U share vicuna's format
 
 
+def _next_tar(
+    tokenizer: PreTrainedTokenizerBase, _: Sequence[tuple[str, str]], question: str, answer: str
+) -> tuple[list[int], list[int]]:
+    request = f"\n<|im_start|>user\n{question}{_TAR_ANSWER}"
+    return bare_ids(tokenizer, request), bare_ids(tokenizer, f"{answer}<|im_end|>")
+
+
 _NEXT = {
     "vila-u": _next_vila_u,
     "chat-template": _next_chat,
     "plain": _next_plain,
     "llava": _next_llava,
+    "tar": _next_tar,
 }
 
 

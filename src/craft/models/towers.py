@@ -7,6 +7,7 @@ from pydantic import Field
 
 from craft.core.errors import CheckpointError
 from craft.core.records import Layers, Record, Size, check_record
+from craft.models.ta_tok import TaTokTower
 from craft.models.vision_tower import ClsAttention, HybridTower, LlavaTower, SiglipTower, VisionTower
 
 
@@ -27,6 +28,11 @@ class _HybridSizes(_SiglipSizes):
     stem_blocks: int = Field(ge=1, le=16)
 
 
+class _TaTokSizes(_SiglipSizes):
+    dim: Size
+    scale: int = Field(ge=1, le=16)
+
+
 class _VisionModel(Record):
     model_type: Literal["clip_vision_model", "siglip_vision_model"]
 
@@ -42,6 +48,7 @@ KINDS: dict[str, tuple[type[VisionTower], type[Record]]] = {
     "siglip": (SiglipTower, _SiglipSizes),
     "hybrid": (HybridTower, _HybridSizes),
     "llava": (LlavaTower, _LlavaSizes),
+    "ta-tok": (TaTokTower, _TaTokSizes),
 }
 """The towers by the `type` of their config, and what a config of that type must hold."""
 
