@@ -252,7 +252,7 @@ def test_a_visual_tokenizer_of_another_size_is_refused(family: Path) -> None:
     path = family / "Tar-a" / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "num_image_tokens": 255}))
-    with pytest.raises(CheckpointError, match="255 image tokens.*256 codewords"):
+    with pytest.raises(CheckpointError, match=r"255 image tokens.*256 codewords"):
         craft.load(family / "Tar-a")
 
 
@@ -309,3 +309,14 @@ def test_a_pickle_converted_by_its_user_loads(family: Path) -> None:
     assert torch.equal(lvlm.encode(IMAGES).codes[..., 0], expected()["llava.codes"])
     again = subprocess.run(command, check=False, capture_output=True, text=True)
     assert again.returncode == 1 and "exists" in again.stderr
+
+
+def test_options_after_the_name(tmp_path: Path) -> None:
+    lvlm = craft.load(f"{GOLDEN / 'Tar-a'}?scale=3&visual={GOLDEN / 'Tar-b'}", device="cpu", dtype="float32")
+    assert lvlm.visual.grid == (3, 3)
+    assert torch.equal(lvlm.encode(IMAGES).codes[..., 0], expected()["llava.scale3.codes"])
+    for query, words in {"scale=0": "whole number", "size=3": "scale=NUMBER", "scale=10": "more"}.items():
+        with pytest.raises(craft.CraftError, match=words):
+            craft.load(f"{GOLDEN / 'Tar-a'}?{query}")
+    with pytest.raises(craft.CraftError, match="Tar's layout"):
+        craft.load("craft-tiny/qwen2?scale=2")

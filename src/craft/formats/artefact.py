@@ -26,10 +26,7 @@ from craft.models.visual_tokenizer import VisualTokenizer
 
 FORMAT, VERSION = "craft-encoder", 1
 _ENTRIES = ("surrogate", "base_tower", "data", "held_out", "config", "metrics")
-_FREE = (
-    "cls_attention",
-    "scale",
-)  # may differ between base and adapted tower, because no weight depends on it
+_FREE = ("cls_attention", "scale")  # may differ from the base tower, because no weight depends on it
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import difflib
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import torch
 
@@ -31,8 +32,8 @@ def load(
 
     Args:
         name_or_path: a shipped model (`craft.formats.names.shipped()` lists them), a folder in the native,
-            VILA-U, Tar or LLaVA (transformers) layout, or a hub id `org/name` (`org/name/backbone` if a family
-            has several).
+            VILA-U, Tar or LLaVA (transformers) layout, or a hub id `org/name` (`org/name/backbone` if a
+            family has several).
         device: "auto" (None), "cpu", "cuda", "mps", ...
         dtype: of the weights in memory: "float32", "bfloat16" or "auto" (None), which is bfloat16 if the
             device supports it. The codebook is always float32.
@@ -40,7 +41,9 @@ def load(
             The LLM is then frozen.
         visual: for Tar's layout, the folder or hub id of the visual tokenizer if it is not near the LLM
             (`craft.formats.tar`).
-        scale: for Tar's layout, the side of the squares of patches that become one token: 1, 2 or 3.
+        scale: for Tar's layout, the side of the squares of patches that become one token: 1, 2 or 3. Both may
+            also follow the name, as in `Tar-1.5B?scale=2&visual=csuhan/Tar-7B-v0.1`, so that every command
+            takes them.
 
     Returns:
         The model in evaluation mode.
@@ -55,6 +58,8 @@ def load(
     name = str(name_or_path)
     if llm_bits is not None:
         check_bits(llm_bits, resolve_device(device))
+    name, options = split_name(name)
+    visual, scale = options.get("visual", visual), options.get("scale", scale)
     folder = _folder_of(name)
     if is_tar(folder):
         source = None if visual is None else _folder_of(str(visual))
@@ -62,6 +67,27 @@ def load(
     if visual is not None or scale is not None:
         raise ConfigError(f"visual and scale are for Tar's layout, and {name} has another; leave them out.")
     return _load_folder(folder, device, dtype, llm_bits)
+
+
+def split_name(name: str) -> tuple[str, dict[str, Any]]:
+    """A model's name and the options that follow it: `NAME?scale=2&visual=FOLDER`.
+
+    Raises:
+        ConfigError: an option is unknown, or its value cannot be read.
+    """
+    head, mark, query = name.partition("?")
+    if not mark or user_path(name).exists():
+        return name, {}
+    options: dict[str, Any] = dict(parse_qsl(query, keep_blank_values=True))
+    if not options or not options.keys() <= {"scale", "visual"}:
+        raise ConfigError(
+            f"{name}: after ? a model's name takes scale=NUMBER and visual=FOLDER, joined by &."
+        )
+    if "scale" in options:
+        if not options["scale"].isdecimal() or int(options["scale"]) < 1:
+            raise ConfigError(f"{name}: scale is a whole number from 1 on, not {options['scale']!r}.")
+        options["scale"] = int(options["scale"])
+    return head, options
 
 
 def _folder_of(name: str) -> Path:
@@ -153,7 +179,8 @@ def _load_folder(
         raise CheckpointError(f"{folder} is a family of models; add one of {', '.join(members)} to the path.")
     raise CheckpointError(
         f"{folder} holds no model: neither craft.json (native layout), nor VILA-U's llm/, vision_tower/ and "
-        f"mm_projector/, nor a config.json of Tar or LLaVA is there. Shipped models: {', '.join(shipped()) or 'none'}."
+        "mm_projector/, nor a config.json of Tar or LLaVA is there. Shipped models: "
+        f"{', '.join(shipped()) or 'none'}."
     )
 
 

@@ -182,7 +182,7 @@ def _load_visual(source: _Source, root: Path, scale: int | None) -> VisualTokeni
     kind = (settings.select_layer_id, bottleneck.norm, quantiser.name, quantiser.args.l2_normalized)
     if kind != (-2, "none", "simvq", True):
         raise CheckpointError(
-            f"{where}: CRAFT reads TA-Tok with select_layer_id, norm, quantiser and l2_normalized as they are "
+            f"{where}: CRAFT reads TA-Tok with select_layer_id, norm, quantiser and l2_normalized as "
             f"published, which is (-2, 'none', 'simvq', True); here they are {kind}."
         )
     home, teacher = _teacher(settings.teacher, (weights.folder, weights.folder.parent, root, root.parent))
