@@ -1,6 +1,7 @@
 """The lesson of `craft adapt`: the vision tower learns by Eq. 5 from labelled images (§3.2)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,8 +11,9 @@ from craft.core.processes import on_main
 from craft.core.progress import say
 from craft.data import Sample
 from craft.lessons.batches import ImageBatches, image_cache
-from craft.lessons.objective import CraftObjective, Term, paper_terms, retention_loss
+from craft.lessons.objective import CraftObjective, Term, mean_square, paper_terms, retention_loss
 from craft.lessons.retention import MIXED, base_features, blended, kept_share, retention_weight
+from craft.lessons.table_rule import set_table_rule
 from craft.models.lvlm import LVLM
 from craft.models.vision_tower import ClsTower, HybridTower, forward_of
 from craft.quantize import Continuous
@@ -53,7 +55,7 @@ def adaptation(
     tower = lvlm.visual.vision_tower
     stem_frozen = config.trainable != "all" and isinstance(tower, HybridTower)
     cached_stem = stem_frozen and stem_suffices(lvlm, config)
-    terms, base = paper_terms(config.losses, contrastive_weight), None
+    terms, base = paper_terms(config.losses, contrastive_weight, mean_square(lvlm.visual.codebook)), None
     if settled.retention:
         terms.append(Term("retention", settled.retention, retention_loss))
         base = base_features(tower, stem_frozen)  # a copy, before LoRA is added
@@ -63,6 +65,8 @@ def adaptation(
         lvlm, samples, config, images, with_texts=contrastive_weight > 0, with_mixed=base is not None
     )
     probe = _Probe(lvlm, batches, config)  # computes the codes of the base tower
+    table = set_table_rule(lvlm, config.losses, probe.features, earlier and earlier.table)
+    settled = replace(settled, table=table)
     if config.cls_attention and isinstance(tower, ClsTower):
         tower.cls_attention = config.cls_attention
     return Lesson(
@@ -186,11 +190,15 @@ class _Probe:
         self.base = self._encode()
 
     @torch.no_grad()
+    def features(self) -> Tensor:
+        """Features of the probe's images under the current tower, float32 `[B, N, d]`."""
+        run = forward_of(self.lvlm.visual.vision_tower, self.from_stem)
+        return run(self.images, with_cls=False)[0].float()
+
     def _encode(self) -> Tensor:
         """Level-1 codes int64 `[B, N]`; for a continuous LVLM, features float32 `[B, N, d]`."""
-        visual = self.lvlm.visual
-        features, _ = forward_of(visual.vision_tower, self.from_stem)(self.images, with_cls=False)
-        return features.float() if visual.continuous else visual.quantize(features, None).codes[..., 0]
+        visual, features = self.lvlm.visual, self.features()
+        return features if visual.continuous else visual.quantize(features, None).codes[..., 0]
 
     def __call__(self) -> dict[str, float]:
         now = self._encode()

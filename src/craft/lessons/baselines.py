@@ -28,7 +28,6 @@ from craft.training.config import (
     CommitmentConfig,
     ContrastiveConfig,
     LdifsConfig,
-    LossesConfig,
     RetentionConfig,
 )
 from craft.training.lesson import Lesson, Objective, Settled
@@ -131,13 +130,12 @@ def llm_lora(
 
 def answers_only(config: BaselineConfig) -> BaselineConfig:
     """The same settings with the autoregressive loss alone: no commitment, contrastive or retention loss."""
-    losses = LossesConfig(
-        sal=config.losses.sal,
-        commitment=CommitmentConfig(weight=0.0),
-        contrastive=ContrastiveConfig(weight=0.0),
-        retention=RetentionConfig(weight=0.0),
-    )
-    return config.model_copy(update={"losses": losses})
+    without = {
+        "commitment": CommitmentConfig(weight=0.0),
+        "contrastive": ContrastiveConfig(weight=0.0),
+        "retention": RetentionConfig(weight=0.0),
+    }
+    return config.model_copy(update={"losses": config.losses.model_copy(update=without)})
 
 
 def _frozen_tower_lesson(

@@ -20,8 +20,12 @@ from craft.models.backbone import Backbone
 from craft.models.layers import Compiled, layers_of
 from craft.models.lvlm import LVLM
 from craft.models.vision_tower import HybridTower, forward_of
+from craft.quantize import Continuous, ResidualCodebook
 from craft.training.config import CommitmentConfig, LossesConfig, SalConfig
 from craft.training.lesson import Objective
+
+UNIT = 1e-3
+"""Codewords whose length differs from 1 by less have unit length; they may be stored in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +64,17 @@ class Term:
     reads: tuple[Literal["cls", "partial_sums"], ...] = ()
 
 
-def paper_terms(losses: LossesConfig, contrastive_weight: float) -> list[Term]:
+def paper_terms(losses: LossesConfig, contrastive_weight: float, square: float = 1.0) -> list[Term]:
     """The three terms of Eq. 5: L_SAL + λ_commit L_commit + λ_con L_con.
 
     Args:
         losses: weights and reductions.
         contrastive_weight: λ_con, which may depend on the task (`AdaptConfig.contrastive_weight`).
+        square: as for `commitment_term`.
     """
     return [
         sal_term(losses.sal),  # Eq. 2
-        commitment_term(losses.commitment),  # Eq. 3
+        commitment_term(losses.commitment, square),  # Eq. 3
         Term("contrastive", contrastive_weight, contrastive_loss, reads=("cls",)),  # Eq. 4
     ]
 
@@ -96,8 +101,15 @@ def answer_inputs(backbone: Backbone, tokens: VisionTokens, batch: Batch) -> dic
     return pack(backbone, tokens, [(True, dialogues) for dialogues in batch.dialogues])
 
 
-def commitment_term(config: CommitmentConfig) -> Term:
-    """Eq. 3: the squared distance of features to their codewords."""
+def commitment_term(config: CommitmentConfig, square: float = 1.0) -> Term:
+    """Eq. 3: the squared distance of features to their codewords.
+
+    Args:
+        config: weight, form and reduction.
+        square: the mean square of an entry of the features, to which the reduction "mean" is relative
+            (`mean_square`).
+    """
+    scale = 1 / square if config.reduction == "mean" else 1.0
 
     def loss(forward: ForwardPass) -> Tensor:
         tokens = forward.tokens
@@ -106,10 +118,22 @@ def commitment_term(config: CommitmentConfig) -> Term:
             value = commitment_cumulative(tokens.features, tokens.partial_sums, config.reduction)
         else:
             value = commitment(tokens.features, tokens.quantized, config.reduction)  # Eq. 3
-        return forward.batch.share.samples * value
+        return forward.batch.share.samples * scale * value
 
     reads = ("partial_sums",) if config.form == "cumulative" else ()
     return Term("commitment", config.weight, loss, reads)
+
+
+def mean_square(codebook: ResidualCodebook | Continuous) -> float:
+    """The mean square of an entry of z̃ if all codewords have unit length, else 1. Source: ours.
+
+    Squared distances between unit vectors are at most 4, whatever d is. Their mean over d would be without
+    effect if d is large (1,536 in Tar).
+    """
+    if isinstance(codebook, Continuous) or codebook.codewords.is_meta:
+        return 1.0
+    farthest = codebook.derived("distance from unit length", lambda c: (c.norm(dim=-1) - 1).abs().max())
+    return codebook.num_levels / codebook.dim if float(farthest) < UNIT else 1.0
 
 
 def contrastive_loss(forward: ForwardPass) -> Tensor:
@@ -131,7 +155,7 @@ def retention_loss(forward: ForwardPass) -> Tensor:
     batch = forward.batch
     if forward.mixed is None or forward.mixed_base is None:
         return forward.tokens.features.new_zeros(())
-    value = retention(forward.mixed, forward.mixed_base)
+    value = retention(forward.mixed, forward.mixed_base) / mean_square(forward.lvlm.visual.codebook)
     # Relative to the expected number of mixed images, so that micro-batches add up to the whole batch.
     return batch.share.samples * (value * len(forward.mixed) / (MIXED * len(batch.ids)))
 

@@ -25,6 +25,7 @@ from craft.formats.load import load_artefact
 from craft.lessons.adapt import adaptation
 from craft.lessons.batches import image_groups
 from craft.lessons.rehearsal import Rehearsal, rehearse_step
+from craft.lessons.table_rule import check_table_rule
 from craft.models.lvlm import LVLM
 from craft.models.vision_tower import VisionTower, forward_of
 from craft.models.visual_tokenizer import VisualTokenizer
@@ -182,6 +183,7 @@ def _open(surrogate: ModelSource | None, data: DataSource | None, settings: Adap
     """The surrogate, whose τ of Eq. 4 gets its initial value if it trains, and the data."""
     lvlm, dataset = open_run(data, settings, Model(surrogate, settings))
     lvlm.visual.need_codes("CRAFT's adaptation")
+    check_table_rule(lvlm.backbone, lvlm.visual.codebook.dim, settings.losses)
     temperature = settings.losses.contrastive.temperature
     if temperature is not None and settings.contrastive_weight(dataset.task) > 0:
         lvlm.visual.log_temperature.data.fill_(math.log(temperature))

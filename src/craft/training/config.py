@@ -83,7 +83,8 @@ class CommitmentConfig(Section):
     Attributes:
         weight: λ_commit.
         form: "final" is Eq. 3 (distance to z̃); "cumulative" averages over levels, as VILA-U does.
-        reduction: over the width d: "sum" is Eq. 3 as printed, "mean" is VILA-U's code, 1/d of it.
+        reduction: over the width d: "sum" is Eq. 3 as printed, "mean" is VILA-U's code, 1/d of it. Distances
+            to codewords of unit length are relative to their mean square in "mean" (Tar: that is "sum").
     """
 
     weight: float = Field(default=0.1, ge=0)
@@ -119,12 +120,24 @@ class RetentionConfig(Section):
 
 
 class LossesConfig(Section):
-    """The three terms of Eq. 5, and one of ours."""
+    """The three terms of Eq. 5, one of ours, and the gradient through a token table.
+
+    Attributes:
+        sal, commitment, contrastive, retention: the sections above.
+        table_gradient: what replaces the gradient of an LLM's token table, which has none (Tar, Chameleon):
+            "affine" is that of the affine map from codewords to rows that fits best; "soft" that of the mean
+            row of nearby codewords; "identity" passes it unchanged if the widths agree. Source: ours
+            (`craft.losses.table_gradient`).
+        table_temperature: the temperature of "soft", in units of the median gap between the squared distances
+            to the nearest two codewords.
+    """
 
     sal: SalConfig = SalConfig()
     commitment: CommitmentConfig = CommitmentConfig()
     contrastive: ContrastiveConfig = ContrastiveConfig()
     retention: RetentionConfig = RetentionConfig()
+    table_gradient: Literal["affine", "soft", "identity"] = "affine"
+    table_temperature: float = Field(default=3.0, gt=0)
 
 
 class LoraConfig(Section):

@@ -97,22 +97,26 @@ class Settled:
         blend: the share of the trained weights in the result, in (0, 1].
         retention: the weight of the retention loss; None if the vision tower does not train, or if a version
             without this loss started the run.
+        table: how gradients pass the LLM's token table (`craft.lessons.table_rule`); None if it reads what a
+            projector makes of z̃.
     """
 
     search: Choice
     blend: float | None = None
     retention: float | None = None
+    table: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Settled | None":
         """The choices in a run's `run.json`, or None if the run has not made them yet."""
         if "search" not in record:
             return None
-        return cls(Choice(**record["search"]), record.get("blend"), record.get("retention"))
+        search = Choice(**record["search"])
+        return cls(search, record.get("blend"), record.get("retention"), record.get("table"))
 
     def to_record(self) -> dict[str, Any]:
         """The fields of `run.json`."""
-        fields = {"search": asdict(self.search), "blend": self.blend, "retention": self.retention}
+        fields = {**asdict(self), "search": asdict(self.search)}
         return {name: value for name, value in fields.items() if value is not None}
 
 
