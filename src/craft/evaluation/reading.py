@@ -20,8 +20,16 @@ _SIGNS = ".,;:!?\"'()[]"
 """Characters that are ignored at both ends of a reply and of an option."""
 
 _DIGITS = r"\d+(?:e[-+]?\d+)?"
-_NUMBER = re.compile(rf"(?:(?<!\w)-)?(?:(?<![\w.])\.)?{_DIGITS}(?:[.,:/^'-]-?{_DIGITS})*", re.IGNORECASE)
-"""A number with its sign and everything attached to it: "-5", ".5", "15:30", "2/5", "3-5"."""
+_MANY = r"(?:hundred|thousand|million|billion|dozen)\b"
+_NUMBER = re.compile(
+    r"(?:(?:(?<![-=])>|[<≤≥±√]) ?|\b(?:minus|negative|over|under|above|below|up to|at least|at most) )?"
+    rf"(?:(?<!\w)-)?(?:(?<![\w.])\.)?{_DIGITS}"
+    rf"(?:(?:[.,:/^'-]-?| ?[+*×÷±/] ?| - | (?:to|minus|plus|times|x) )\.?{_DIGITS}| \d+/\d+| ?[¼-¾⅐-⅞])*"
+    rf"(?: ?[%°]|\+| {_MANY}| or (?:more|less|fewer)\b)?",
+    re.IGNORECASE,
+)
+"""A number with its sign and everything that makes it another one: "-5", ".5", "15:30", "2/5", "3 to 5",
+"5 + 2", "≥5", "5%", "5 or more"."""
 
 _TEXT, _LETTER = 0xF0000, 0x100000
 """The marks of an option that is named by text, or by letter: these code points plus the option's index."""
@@ -35,6 +43,8 @@ _TAGS = (
     "s|b|i|u|a|em|strong|p|span|div|code|pre|su[bp]|[uo]l|li|h[1-6]|font|answer|bos|eos|pad|unk|end_of_turn"
 )
 _FINAL = r"\nfinal answer: \1\n"
+_JOINT = "‐"
+"""The hyphen of a compound. An option within a longer compound is another word: "tumor-free"."""
 _VERBS = r"is|are|was|were|do|does|did|wo|would|could|should|has|have|had"
 
 _CHARACTERS = str.maketrans(
@@ -45,7 +55,7 @@ _CHARACTERS = str.maketrans(
         **dict.fromkeys("“”„‟«»「」『』", '"'),
         **dict.fromkeys("【〔〖〈《", "["),
         **dict.fromkeys("】〕〗〉》", "]"),
-        **dict.fromkeys("→⇒➔➜", ">"),
+        **dict.fromkeys("→⇒➔➜", "->"),
         "。": ". ",
         "、": ", ",
         "⁄": "/",
@@ -62,11 +72,10 @@ _REWRITES = tuple(
         # LaTeX, tags, Markdown, JSON
         (r"\{,\}", ","),
         (rf"\\(?:{_STYLES})\s*\{{([^{{}}]*)\}}", r"\1"),
-        (r"\\f?boxed\s*\{([^{}]*)\}?", _FINAL),
+        (r"\$*\\f?boxed\s*\{([^{}]*)\}?\$*", "<answer>\\1</answer>"),
         (r"\\[()\[\]]|\\[,;:! ]", " "),
         (r"\\([%$#&_{}])", r"\1"),
-        (r"(?s)<answer>(.*?)(?:</answer>|$)", _FINAL),
-        (r"(?s)<\|begin_of_box\|>(.*?)(?:<\|end_of_box\|>|$)", _FINAL),
+        (r"(?s)(?:<answer>|<\|begin_of_box\|>)(.*?)(?:</answer>|<\|end_of_box\|>|$)", _FINAL),
         (r"<br ?/?>|</p>|</li>|```\w*|[{}]", "\n"),
         (rf"</?(?:{_TAGS})(?:\s[^<>]*)?/?>|<\|[^<>|]*\|>", " "),
         (r"<(\w[^<>\n]*)>", r"[\1]"),
@@ -82,7 +91,8 @@ _REWRITES = tuple(
         # numbers and names
         (r"(?<=\d) ?(?:%|percent\b|per cent\b)", "%"),
         (r"_", " "),
-        (r"(?<=[^\W\d])(?<!\de)-(?=\w)|(?<=\d)-(?=[^\W\d])", " "),
+        (r"(?<=[^\W\d])(?<!\de)(?<!\b(?-i:[A-Z]))-(?=\w)", _JOINT),
+        (r"(?<=\b(?-i:[A-Z]))-(?=\w)|(?<=\d)-(?=[^\W\d])", " "),
         (r"[^\S\n]+", " "),
         (r" ?\n\s*", "\n"),
     )
@@ -103,7 +113,7 @@ def plain(text: str) -> str:
 
 def core(text: str) -> str:
     """Plain text without a leading article and without punctuation at its ends; ".5" keeps its point."""
-    bare = plain(text).rstrip(f" \n{_SIGNS}")
+    bare = plain(text).replace(_JOINT, " ").rstrip(f" \n{_SIGNS}")
     bare = re.sub(rf"^(?:(?!(?<!\.)\.\d)[ \n{re.escape(_SIGNS)}])+", "", bare)
     return re.sub(r"^(?:an?|the) (?=\S)", "", normalise(bare))
 
@@ -112,12 +122,20 @@ def core(text: str) -> str:
 
 _T, _L, _X = "[\U000f0000-\U000ffffd]", "[\U00100000-\U0010fffd]", "[\U000f0000-\U0010fffd]"
 
-_WORDS = {"no", "all", "none", "both", "other"}
+_WORDS = {"no", "one", "all", "none", "both", "other"}
 """Options that are such a word are named by the word alone, not by the word before another ("no tumor")."""
 
 _PARTS = r"because|since|as|or|and|nor|but|not|rather|instead|due|it|there|this|that|they|i|we|you|the"
 _GOES_ON = re.compile(rf"(?! (?!(?:{_PARTS})\b)[\w{_X[1:-1]}])", re.IGNORECASE)
 """What may follow such a word."""
+_OTHER_QUANTITY = re.compile(r"\^|/[^\W\d]| (?:or (?:more|less)|to \d)")
+"""What makes another quantity of one with a unit: "5 cm^2", "5 cm/s", "5 cm or more"."""
+_POINTS = re.compile(
+    r"\b(?:th[ei]s?|that|which|each|any|every|other|right|correct|best|first|second|last|\w+rd|\w+th) $"
+    r"|\b(?:shows?|ha[sd]|have|see|there (?:is|are|was|were)|with|contains?) $",
+    re.IGNORECASE,
+)
+"""What such a word is not an option after: "the one", "there is no"."""
 
 _AFTER = (
     rf" ?(?:$|\n|[^\w\s'(]|\((?:{_X}|not\b|because\b)|{_X})| [A-Z]\b(?!')"
@@ -166,20 +184,22 @@ def _names(choices: tuple[str, ...], by_letter: bool, lettered: bool) -> _Names:
         elif text:
             texts[text] = texts.get(text, "") + chr(_TEXT + index)
     longest_first = sorted(texts, key=len, reverse=True)
-    words = "|".join(r"\s".join(map(re.escape, text.split())) for text in longest_first)
-    pattern = re.compile(rf"(?<!\w)(?:(?:an?|the) )?({words})(?!\w)", re.IGNORECASE) if texts else None
-    return _Names(texts, pattern, letters)
+    words = "|".join(rf"[\s{_JOINT}]".join(map(re.escape, text.split())) for text in longest_first)
+    pattern = rf"(?<![\w{_JOINT}])(?:(?:an?|the) )?({words})(?!['{_JOINT}]?\w| {_MANY})"
+    return _Names(texts, re.compile(pattern, re.IGNORECASE) if texts else None, letters)
 
 
 def _marked(text: str, names: _Names) -> str:
     """Plain text with each mention of an option replaced by its mark."""
 
     def by_text(match: re.Match[str]) -> str:
-        key = normalise(match[1])
+        key = normalise(match[1].replace(_JOINT, " "))
         start, end = match.span(1)
         if splits_number(text, start) or splits_number(text, end):
             return match[0]
-        if key in _WORDS and not _GOES_ON.match(text, end):
+        if key in _WORDS and (not _GOES_ON.match(text, end) or _POINTS.search(text[: match.start()])):
+            return match[0]
+        if any(map(str.isdigit, key)) and _OTHER_QUANTITY.match(text, end):
             return match[0]
         return names.texts.get(key, match[0])
 
@@ -236,7 +256,7 @@ _END = (
 )
 _SURELY = (
     r"clearly|definitely|certainly|obviously|probably|likely|possibly|surely|presumably|apparently|actually|"
-    r"undoubtedly|therefore|thus|indeed|most likely|most probably|maybe|perhaps|also|just|simply|only"
+    r"undoubtedly|therefore|thus|indeed|rather|most likely|most probably|maybe|perhaps|also|just|simply|only"
 )
 _SO = (
     rf"(?:(?:well|ok|okay|yes|sure|so|hmm+|um|{_SURELY}|i (?:would )?(?:say|think|believe|guess)|i'd say|"
@@ -248,12 +268,12 @@ _FILL = (
 )
 _LABEL = (
     r"answer|option|choice|letter|label|selection|response|prediction|pick|solution|guess|conclusion|verdict|"
-    r"result|output|diagnosis|classification|category|class|(?:right|correct|best) one|correct|ans"
+    r"result|output|diagnosis|classification|category|class|(?:right|correct|best) one|correct|ans|assistant"
 )
 _IS = r"(?:\b(?:is|are|was|be|being)\b:?| ?[:=>-]+)"
 _PICK = (
     r"prefer|pick|picked|choose|chose|choosing|select|selected|go(?:ing)? (?:with|for)|opt(?:ing)? for|"
-    r"vote(?: for)?|settle (?:on|for)|answer(?: with)?"
+    r"vote(?: for)?|settle (?:on|for)|answer(?: with)?|lean(?:ing)? towards?|(?:that|which|this) leaves"
 )
 _SHOWN = (
     r"is|are|was|be|been|shows?|showing|depicts?|depicting|displays?|looks? like|resembles?|represents?|"
@@ -261,12 +281,12 @@ _SHOWN = (
     r"so|thus|therefore|hence|-?[=>]|(?<!anything )(?<!nothing )(?<!all )(?<!everything )but"
 )
 _CHANGE = (
-    r"wait|actually|sorry|oops|correction|i mean|scratch that|on second thoughts?|make that|or rather|no(?=,)"
+    r"wait|actually|sorry|oops|correction|just kidding|i meant?|scratch that|on second thoughts?|make that|or rather|no(?=,)"
 )
 _START = r"(?:^|[.!;\n]) ?"
 
 _CLAIMS: tuple[tuple[str, ...], ...] = (
-    (rf"\bfinal (?:answer|choice|decision)\b(?: {_IS})?[ :]*{_FILL}{_LIST}",),
+    (rf"\bfinal(?: (?:answer|choice|decision)\b(?: {_IS})?[ :]*|: ?){_FILL}{_LIST}",),
     (
         rf"\b(?:{_LABEL})\b[^.;!?\n{_X[1:-1]}]{{0,60}}?{_IS} ?{_FILL}{_LIST}",
         rf"\b(?:answer|option|choice|letter) {_LIST}{_END}",
@@ -294,30 +314,64 @@ _BREAK = re.compile(
 )
 """Where a clause ends, and with it the reach of a negation."""
 
+_FOREIGN_NOT = r"nicht|kein\w*|nie|pas|non|não|geen|niet|ikke|inte|ei|nem|değil|tidak|bukan|không"
+"""The word "not" in languages with Latin letters."""
+
 _DENIED_BEFORE = re.compile(
     r"\b(?:not|never|no(?!,| (?:wait|actually|sorry|it|this|that|the)\b)|none|nothing|neither|nor|without|"
     r"rather than|instead of|unlike|than|except|other than|opposed to|differ\w* from|compared (?:to|with)|"
-    r"contrast to|between|far from|(?:anything|everything|all) but|hardly|unlikely|less likely|impossible|"
-    r"wrong|incorrect|false|lack\w*|absen\w+|rul(?:e[sd]?|ing) out|eliminat\w+|reject\w*|exclud\w+|"
-    r"dismiss\w*|discard\w*|den(?:y|ie[ds])|mist(?:aken?|ook)|confus\w+|if|whether|unless|doubt|"
-    r"nicht|kein\w*|pas|non|não|geen|niet|не)\b",
+    r"contrast to|between|far from|(?:anything|everything|all) but|hardly|barely|scarcely|unlikely|less|"
+    r"least|worst|impossible|wrong|incorrect|false|lack\w*|absen\w+|free of|negative for|fail(?:s|ed|ing)?|"
+    r"rul(?:e[sd]?|ing) out|eliminat\w+|reject\w*|exclud\w+|dismiss\w*|discard\w*|avoid\w*|mimic\w*|r/o|den(?:y|ie[ds])|"
+    rf"mist(?:aken?|ook)|confus\w+|whether|doubt|{_FOREIGN_NOT})\b",
     re.IGNORECASE,
 )
+_SUPPOSED = re.compile(
+    r"\b(?:if|unless|suppos(?:e|ing)|assuming|at first|initially|originally|used to|thought|"
+    r"(?:many|most|some|people|others|they|you|(?:some)?one (?:would|could|might|may))\b[^.;!?\n]{0,20}"
+    r"\b(?:say|think|believe|guess|answer|call|choose|pick|select|assume|expect|mistake))\b",
+    re.IGNORECASE,
+)
+"""A condition, or somebody else's view: nothing in the rest of its sentence is claimed, except after "but"."""
+
 _WRONG = (
-    r"not|never|incorrect|wrong|false|impossible|unlikely|implausible|improbable|out|excluded|ruled out|"
-    r"eliminated|rejected|less likely|tempting"
+    r"incorrect|wrong|false|impossible|unlikely|implausible|improbable|out|excluded|ruled out|eliminated|"
+    r"rejected|less likely|negative|absent|not (?:seen|shown|visible|present|possible|likely|correct|right)"
 )
+_SENTENCE = re.compile(r"[!?\n]|\.(?=\s|$)|\b(?:but|however|yet|actually)\b", re.IGNORECASE)
 _DENIED_AFTER = re.compile(
-    r" (?:(?:is|are|was|were|be|been|being|would|could|can|should|may|might|must|does|do|did|will|wo|seems?|"
-    rf"looks?|sounds?|has|have|to) )+(?:(?:{_SURELY}|both|all|quite|very|the|an?) )*(?:{_WRONG})\b"
-    r"|,? or not\b| ?[:,(=-] ?(?:false|wrong|incorrect|no)\b(?= ?(?:$|[.!;)\n]))| (?:false|wrong)\b"
-    r"|[^.;!?\n]{0,30},? but (?:it )?(?:is|was|are) not(?: one| it| really)?(?= ?(?:$|[.!;\n]))",
+    r"\s(?:(?:is|are|was|were|be|been|being|would|could|can|should|may|might|must|does|do|did|will|wo|seems?|"
+    rf"looks?|sounds?|has|have|to) )+(?:(?:{_SURELY}|both|all|quite|very|the|an?) )*"
+    rf"(?:not|never|no longer|tempting|least|{_WRONG})\b"
+    r"|[ .,!-]{1,5}not(?= ?(?:$|[.!;\n]))"
+    r"| (?:is|was) what [^.;!?\n]{0,15}\b(?:most|many|some|people|others|avoid|reject|exclude)\b"
+    rf"|,? or not\b| ?[ :,(=-] ?(?:{_WRONG}|no|none)\b(?= ?(?:$|[.!;)\n]))| (?:false|wrong)\b"
+    r"|[^.;!?\n]{0,30},? but (?:it )?(?:is|was|are) not(?: one| it| really)?(?= ?(?:$|[.!;\n]))"
+    rf"|[^.;!?\n]{{0,40}} (?:if|unless|{_FOREIGN_NOT})\b",
     re.IGNORECASE,
 )
+_RETRACTED = re.compile(
+    rf"{_X}[^.;!?\n{_X[1:-1]}]{{0,30}}[.,;!\n] ?(?:(?:but|and|which|that|this|it|they) )*"
+    rf"(?:(?:is|was|would be|are|seems) )?(?:{_SURELY} )?(?:{_WRONG})(?= ?(?:$|[.!;)\n]))",
+    re.IGNORECASE,
+)
+"""A claim that the next words take back: "B. That is wrong." """
+
+_REFUSED = re.compile(
+    r"\b(?:unable to|sorry|as an ai|language model|(?:can|could|do|does|did) not (?:clearly )?(?:see|tell|know|"
+    r"determine|identify|recogni[sz]e|help|assist|answer|say|provide|make out))\b",
+    re.IGNORECASE,
+)
+"""In a reply with such words a mention is no claim."""
+
+_OTHER_SCRIPT = re.compile(r"[\u0400-\u1cff\u3040-\u9fff\uac00-\ud7af]")
+"""Letters whose language has other words for "not"."""
+
 _IDIOMS = re.compile(
     r"\b(?:there is |i have |with )?(?:no|without(?: an?| any)?|beyond(?: an?| any)?) (?:doubt|question)\b"
     r"(?: that)?|\bnot (?:only|just|merely|simply)\b|\bif (?:i (?:had|have) to \w+|forced(?: to \w+)?|"
-    r"anything),?|\b(?:(?:can|could) not be anything|none|nothing) (?:but|other than)\b",
+    r"anything|i(?: am|'m) not mistaken),?|\bunless i(?: am|'m) mistaken,?|\bmore or less\b|"
+    r"\bby (?:the )?(?:process of )?elimination\b|\b(?:(?:can|could) not be anything|none|nothing) (?:but|other than)\b",
     re.IGNORECASE,
 )
 """Phrases with a negation that deny nothing."""
@@ -327,6 +381,7 @@ _QUESTIONS = re.compile(r"[^.!?\n]*\?")
 _ITEMISED = re.compile(
     rf"(?:(?:^|(?<=[\n:;,.])) ?[(\[]?({_L})[.):\]]+|(?<= )[(\[]?({_L})[.):\]]+(?= ?{_T})) ?{_T}?"
 )
+_ENUMERATED = re.compile(rf"[(\[]?{_X}(?:,? ?(?:(?:and|or) )?{_X}){{2,25}}[)\]]?")
 _NO_WORDS = re.compile(
     r"\b(?:or|and|but|either|both|also|option|choice|answer|letter)\b|[\W]+", re.IGNORECASE
 )
@@ -358,9 +413,15 @@ def claims(reply: str, choices: Sequence[str], by_letter: bool = False, lettered
         return _options(names.texts[bare])
     text = _IDIOMS.sub(" ", _marked(plain(reply), names))
     text = _REPEATED.sub(r"\1", text)
-    marks = re.findall(_X, text)
+    if _OTHER_SCRIPT.search(text):
+        return set()
+    if not names.texts.keys() & {"yes", "no"}:
+        text = _RETRACTED.sub("", text)
+    marks, offered = re.findall(_X, text), _options("".join(names.texts.values()))
     if marks and not _NO_WORDS.sub("", text):
         return _options(marks)
+    rest = _ENUMERATED.sub(lambda listed: " " if _options(listed[0]) >= offered else listed[0], text)
+    text = rest if re.search(_X, rest) else text
     begun = _begun(bare, names.texts) if lettered else set[int]()
     return begun or (_decided(text) if marks else set())
 
@@ -368,18 +429,28 @@ def claims(reply: str, choices: Sequence[str], by_letter: bool = False, lettered
 def _decided(text: str) -> set[int]:
     """The options of the strongest kind of claim; a mere mention counts only if no option is denied."""
     text = _QUESTIONS.sub(" ", _without_items(text)).strip()
-    for tier in _TIERS:
-        claimed = set[int]()
-        for match in (match for pattern in tier for match in pattern.finditer(text)):
-            first = re.search(_X, match[0])
-            if first is not None and not _denied(text, match.start() + first.start(), match.end()):
-                claimed |= _options(match[0])
+    for number, tier in enumerate(_TIERS):
+        claimed = _claimed(text, tier)
         if claimed:
-            return claimed
+            end = min(position for position, _ in claimed)
+            later = _claimed(text, _TIERS[-1]) if number == 1 else []
+            return {one for _, marks in claimed for one in _options(marks)} | {
+                one for position, marks in later for one in _options(marks) if position > end
+            }
     mentions = list(re.finditer(_X, text))
-    if any(_denied(text, *mention.span()) for mention in mentions):
+    if _REFUSED.search(text) or any(_denied(text, *mention.span()) for mention in mentions):
         return set()
     return _options(re.findall(_T, text))
+
+
+def _claimed(text: str, tier: Sequence[re.Pattern[str]]) -> list[tuple[int, str]]:
+    """The claims of one strength that nothing denies: where the first option stands, and all of them."""
+    claimed = list[tuple[int, str]]()
+    for match in (match for pattern in tier for match in pattern.finditer(text)):
+        first = re.search(_X, match[0])
+        if first is not None and not _denied(text, match.start() + first.start(), match.end()):
+            claimed.append((match.start() + first.start(), match[0]))
+    return claimed
 
 
 def _without_items(text: str) -> str:
@@ -396,8 +467,11 @@ def _options(marks: Iterable[str]) -> set[int]:
 
 def _denied(text: str, start: int, end: int) -> bool:
     """Whether the clause before `start` or the words after `end` deny a claim between them."""
-    clause = _BREAK.split(text[max(0, start - 200) : start])[-1]
-    return bool(_DENIED_BEFORE.search(clause) or _DENIED_AFTER.match(text, end))
+    before = text[max(0, start - 200) : start]
+    clause, sentence = _BREAK.split(before)[-1], _SENTENCE.split(before)[-1]
+    if _DENIED_BEFORE.search(clause) or _SUPPOSED.search(sentence):
+        return True
+    return _DENIED_AFTER.match(text, end) is not None
 
 
 def _begun(bare: str, texts: Mapping[str, str]) -> set[int]:
