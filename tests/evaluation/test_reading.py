@@ -239,6 +239,27 @@ REPLIES: dict[tuple[str, ...], dict[str, str]] = {
             ),
             "elm",
         ),
+        # as chat models write
+        **dict.fromkeys(
+            (
+                "Oak can be excluded. Maple as well. That leaves elm.",
+                "By process of elimination: B",
+                "I lean towards B",
+                "Final: B",
+                "Assistant: B",
+                "From the given options (oak, elm, maple, ash), elm is the best match.",
+                "Among oak, elm, maple, and ash, this is an elm.",
+                "This appears to be an elm (Ulmus americana).",
+                "B. If the leaf were lobed, it would be A.",
+                "Unless I'm mistaken, it is an elm.",
+                "I am unable to see the bark, but the answer is B.",
+                "On second thought, B",
+                "At first glance it's an oak, but it is an elm.",
+                "Not an oak, but rather an elm.",
+                "Many would answer A. They would be wrong. It is B.",
+            ),
+            "elm",
+        ),
         "A": "oak",
         "a": "oak",
         "A.": "oak",
@@ -338,6 +359,39 @@ REPLIES: dict[tuple[str, ...], dict[str, str]] = {
                 "AB",
                 "ABCD",
                 "e.g. a leaf",
+                # denied afterwards, or without a verb
+                "B. That is wrong.",
+                "elm, but that is incorrect",
+                "$\\boxed{B}$ is wrong.",
+                "elm unlikely",
+                "elm: excluded",
+                "elm... NOT!",
+                "elm is what most would say",
+                # other words that deny
+                "The least likely answer is B",
+                "It fails to be an elm.",
+                "mimics an elm",
+                # conditions, other views, refusals
+                "If the leaves are serrated, it is an elm.",
+                "If the leaf is lobed, it's A; otherwise, B.",
+                "It is an elm if the leaf is rough",
+                "Many people would say it is an elm.",
+                "At first I thought it was an elm",
+                "Unable to determine. An elm has serrated leaves.",
+                # other languages
+                "答案不是 B",
+                "这不是 elm",
+                "A、B 都不对",
+                "B：错",
+                "elm ではありません",
+                "Это не elm",
+                "To nie jest elm",
+                "Bu elm değil",
+                # compounds and possessives
+                "an elm-like leaf",
+                "non-elm",
+                "wych-elm",
+                "elm's",
             ),
             NOTHING,
         ),
@@ -379,6 +433,8 @@ REPLIES: dict[tuple[str, ...], dict[str, str]] = {
                 r"\boxed{A} \boxed{B}",
                 "Both A and B are correct.",
                 "maybe A, maybe B",
+                "A: The tree is an elm.",
+                "elm, just kidding, oak",
             ),
             TWO,
         ),
@@ -424,6 +480,9 @@ REPLIES: dict[tuple[str, ...], dict[str, str]] = {
         "no evidence of a tumor": NOTHING,
         "I see no sign of tumor": NOTHING,
         "No tumor. There is a tumor.": TWO,
+        **dict.fromkeys(
+            ("tumor-free", "free of tumor", "negative for tumor", "Tumor: absent", "tumor not seen"), NOTHING
+        ),
         "A": "no tumor",
         "The answer is A.": "no tumor",
     },
@@ -444,6 +503,8 @@ REPLIES: dict[tuple[str, ...], dict[str, str]] = {
         **dict.fromkeys(
             ("maybe", "There is no tumor", "no tumor", "No evidence of", "I cannot say yes"), NOTHING
         ),
+        **dict.fromkeys(("There is no", "The image shows no", "No hay tumor", "No (不是)"), NOTHING),
+        **dict.fromkeys(("No, that's not correct", "No. This is incorrect.", "Unfortunately, no."), "no"),
         **dict.fromkeys(("not yes", "no doubt", "nope", "It is not clear", "The answer is not no"), NOTHING),
     },
     NUMBERS: {
@@ -458,6 +519,9 @@ REPLIES: dict[tuple[str, ...], dict[str, str]] = {
             ("1.5", "15", "5.5", "15:30", "1/5", "10000", "1,0000", "5,0", "five", "not 5"), NOTHING
         ),
         **dict.fromkeys(("5 or 50", "5 and -5"), TWO),
+        **dict.fromkeys(("2 + 3 = 5", "10 - 5 -> 5", "55 - 50 = 5", "≈ 5"), "5"),
+        **dict.fromkeys(("minus 5", "≥5", "> 4 and < 5", "5%", "5 °", "5+", "5 or more", "over 5"), NOTHING),
+        **dict.fromkeys(("5 thousand", "3 to 5", "5 + 5", "5 x 2", "√5", "5 ½", "5 1/2"), NOTHING),
     },
     UNITS: {
         **dict.fromkeys(("5 cm", "It is 5 cm long", "5 cm."), "5 cm"),
@@ -466,6 +530,7 @@ REPLIES: dict[tuple[str, ...], dict[str, str]] = {
         ),
         **dict.fromkeys(("-5 °C", "−5 °C", "-5 ℃"), "-5 °C"),
         **dict.fromkeys(("5 mm", "15 cm", "5", "150%"), NOTHING),
+        **dict.fromkeys(("5 cm²", "5 cm/s", "5 cm or more", "3 to 5 cm", "5 cm to 7 mm"), NOTHING),
     },
     NINE: {
         "I": "wren",
@@ -527,6 +592,10 @@ REPLIES: dict[tuple[str, ...], dict[str, str]] = {
         "X or Y": TWO,
     },
     ("x²", "x2", "x"): {"x²": "x²", "x2": "x2", "It is x².": "x²", "x^2": "x²"},
+    ("none", "one", "two"): {
+        **dict.fromkeys(("one", "There is one.", "It is one"), "one"),
+        **dict.fromkeys(("the second one", "The one on the left", "two hundred", "Which one"), NOTHING),
+    },
     ("oak", "oak", "elm"): {"A": "oak", "B": "oak", "oak": "oak", "C": "elm", "A or B": "oak"},
 }
 

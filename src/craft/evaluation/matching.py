@@ -5,7 +5,8 @@ from typing import Any
 
 from craft.data import LETTERS, Sample
 from craft.data.spelling import normalise
-from craft.evaluation.reading import claims, core
+from craft.evaluation.plain import core
+from craft.evaluation.reading import claims
 
 _PAIRS = (("yes", "no"), ("true", "false"))
 """Answers to an open question that are read as the two options of a question without letters."""

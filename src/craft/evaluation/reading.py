@@ -5,120 +5,21 @@ patterns of `_CLAIMS` find what is claimed around these characters, and the stro
 """
 
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from craft.data.sample import LETTERS
 from craft.data.spelling import normalise
+from craft.evaluation.plain import FIRST_MARK, JOINT, MANY, core, plain, splits_number
 
 _PREFIX = 3
 """A truncated reply names an option if it has at least this many characters."""
 
-_SIGNS = ".,;:!?\"'()[]"
-"""Characters that are ignored at both ends of a reply and of an option."""
-
-_DIGITS = r"\d+(?:e[-+]?\d+)?"
-_MANY = r"(?:hundred|thousand|million|billion|dozen)\b"
-_NUMBER = re.compile(
-    r"(?:(?:(?<![-=])>|[<≤≥±√]) ?|\b(?:minus|negative|over|under|above|below|up to|at least|at most) )?"
-    rf"(?:(?<!\w)-)?(?:(?<![\w.])\.)?{_DIGITS}"
-    rf"(?:(?:[.,:/^'-]-?| ?[+*×÷±/] ?| - | (?:to|minus|plus|times|x) )\.?{_DIGITS}| \d+/\d+| ?[¼-¾⅐-⅞])*"
-    rf"(?: ?[%°]|\+| {_MANY}| or (?:more|less|fewer)\b)?",
-    re.IGNORECASE,
-)
-"""A number with its sign and everything that makes it another one: "-5", ".5", "15:30", "2/5", "3 to 5",
-"5 + 2", "≥5", "5%", "5 or more"."""
-
-_TEXT, _LETTER = 0xF0000, 0x100000
+_TEXT, _LETTER = FIRST_MARK, 0x100000
 """The marks of an option that is named by text, or by letter: these code points plus the option's index."""
 
-# --- plain text ---------------------------------------------------------------------------------------------
-
-_THINK = r"(?:seed:)?(?:think|thinking|thoughts?|reasoning|reflection|analysis|scratchpad)"
-_OPENED, _CLOSED = rf"[<\[◁]{_THINK}[>\]▷]", rf"[<\[◁]/{_THINK}[>\]▷]"
-_STYLES = r"text|textbf|textit|textrm|textsf|mathrm|mathbf|mathsf|mathit|operatorname|emph"
-_TAGS = (
-    "s|b|i|u|a|em|strong|p|span|div|code|pre|su[bp]|[uo]l|li|h[1-6]|font|answer|bos|eos|pad|unk|end_of_turn"
-)
-_FINAL = r"\nfinal answer: \1\n"
-_JOINT = "‐"
-"""The hyphen of a compound. An option within a longer compound is another word: "tumor-free"."""
-_VERBS = r"is|are|was|were|do|does|did|wo|would|could|should|has|have|had"
-
-_CHARACTERS = str.maketrans(
-    {
-        **dict.fromkeys("‐‑‒–−", "-"),
-        **dict.fromkeys("—―", " - "),
-        **dict.fromkeys("‘’‚‛ʼ´′", "'"),
-        **dict.fromkeys("“”„‟«»「」『』", '"'),
-        **dict.fromkeys("【〔〖〈《", "["),
-        **dict.fromkeys("】〕〗〉》", "]"),
-        **dict.fromkeys("→⇒➔➜", "->"),
-        "。": ". ",
-        "、": ", ",
-        "⁄": "/",
-    }
-)
-
-_REWRITES = tuple(
-    (re.compile(pattern, re.IGNORECASE), replacement)
-    for pattern, replacement in (
-        # reasoning before the answer
-        (rf"(?s){_OPENED}.*?{_CLOSED}", " "),
-        (rf"(?s)^.*{_CLOSED}|{_OPENED}.*$", " "),
-        (r"(?s)^.*<\|channel\|>final<\|message\|>", ""),
-        # LaTeX, tags, Markdown, JSON
-        (r"\{,\}", ","),
-        (rf"\\(?:{_STYLES})\s*\{{([^{{}}]*)\}}", r"\1"),
-        (r"\$*\\f?boxed\s*\{([^{}]*)\}?\$*", "<answer>\\1</answer>"),
-        (r"\\[()\[\]]|\\[,;:! ]", " "),
-        (r"\\([%$#&_{}])", r"\1"),
-        (r"(?s)(?:<answer>|<\|begin_of_box\|>)(.*?)(?:</answer>|<\|end_of_box\|>|$)", _FINAL),
-        (r"<br ?/?>|</p>|</li>|```\w*|[{}]", "\n"),
-        (rf"</?(?:{_TAGS})(?:\s[^<>]*)?/?>|<\|[^<>|]*\|>", " "),
-        (r"<(\w[^<>\n]*)>", r"[\1]"),
-        (r"\$?\$(?=\S)([^$\n]{0,200}[^\s$])\$\$?(?!\d)", r"\1"),
-        (r"~~[^~]*~~|(?:^|(?<=[\n.;]))[^\n.;]*[❌✗✘✖][^\n.;]*|[✅✓✔☑]", " "),
-        (r"(?<!\w)[*_`]+(?=\S)|(?<=\S)[*_`]+(?!\w)", ""),
-        (r"(?m)^\s*(?:[-*+•>#]+\s+)+", ""),
-        # contractions and quotation marks
-        (r"\bcan(?:no|'?)t\b", "can not"),
-        (rf"\b({_VERBS})n'?t\b", r"\1 not"),
-        (r"\b(it|that|this|here|there|answer)'s\b", r"\1 is"),
-        (r"\"|(?<!\w)'|'(?!\w)", ""),
-        # numbers and names
-        (r"(?<=\d) ?(?:%|percent\b|per cent\b)", "%"),
-        (r"_", " "),
-        (r"(?<=[^\W\d])(?<!\de)(?<!\b(?-i:[A-Z]))-(?=\w)", _JOINT),
-        (r"(?<=\b(?-i:[A-Z]))-(?=\w)|(?<=\d)-(?=[^\W\d])", " "),
-        (r"[^\S\n]+", " "),
-        (r" ?\n\s*", "\n"),
-    )
-)
-_THOUSANDS = re.compile(r"(?<![\w.,])\d{1,3}(?:[,' ]\d{2,3})*[,' ]\d{3}(?!\w|,\d)")
-_RAISED, _WHOLE = re.compile("[²³¹⁰⁴-⁹⁺⁻]+"), re.compile("[^¼-¾⅐-⅟]+")
-
-
-def plain(text: str) -> str:
-    """A text without reasoning, markup and typographic variants; letter case and line ends stay."""
-    text = _RAISED.sub(lambda run: "^" + unicodedata.normalize("NFKC", run[0]), text)
-    text = _WHOLE.sub(lambda run: unicodedata.normalize("NFKC", run[0]), text).translate(_CHARACTERS)
-    text = "".join(char for char in text if unicodedata.category(char) != "Cf" and ord(char) < _TEXT)
-    for pattern, replacement in _REWRITES:
-        text = pattern.sub(replacement, text)
-    return _THOUSANDS.sub(lambda number: re.sub(r"\D", "", number[0]), text).strip()
-
-
-def core(text: str) -> str:
-    """Plain text without a leading article and without punctuation at its ends; ".5" keeps its point."""
-    bare = plain(text).replace(_JOINT, " ").rstrip(f" \n{_SIGNS}")
-    bare = re.sub(rf"^(?:(?!(?<!\.)\.\d)[ \n{re.escape(_SIGNS)}])+", "", bare)
-    return re.sub(r"^(?:an?|the) (?=\S)", "", normalise(bare))
-
-
-# --- marks --------------------------------------------------------------------------------------------------
+# --- marks (rules 10 to 12) ---------------------------------------------------------------------------------
 
 _T, _L, _X = "[\U000f0000-\U000ffffd]", "[\U00100000-\U0010fffd]", "[\U000f0000-\U0010fffd]"
 
@@ -130,12 +31,17 @@ _GOES_ON = re.compile(rf"(?! (?!(?:{_PARTS})\b)[\w{_X[1:-1]}])", re.IGNORECASE)
 """What may follow such a word."""
 _OTHER_QUANTITY = re.compile(r"\^|/[^\W\d]| (?:or (?:more|less)|to \d)")
 """What makes another quantity of one with a unit: "5 cm^2", "5 cm/s", "5 cm or more"."""
-_POINTS = re.compile(
-    r"\b(?:th[ei]s?|that|which|each|any|every|other|right|correct|best|first|second|last|\w+rd|\w+th) $"
-    r"|\b(?:shows?|ha[sd]|have|see|there (?:is|are|was|were)|with|contains?) $",
-    re.IGNORECASE,
-)
-"""What such a word is not an option after: "the one", "there is no"."""
+_FROM = re.compile(r"\d ?[^\W\d]{0,3} to $")
+_NOT_AFTER = {
+    "one": re.compile(
+        r"\b(?:the|this|that|which|each|any|every|other|right|correct|best|first|second|last|\w+rd|\w+th) $",
+        re.IGNORECASE,
+    ),
+    "no": re.compile(
+        r"\b(?:shows?|ha[sd]|have|see|with|contains?|there (?:is|are|was|were)) $", re.IGNORECASE
+    ),
+}
+"""What such a word is not an option after: "the correct one", a truncated "There is no"."""
 
 _AFTER = (
     rf" ?(?:$|\n|[^\w\s'(]|\((?:{_X}|not\b|because\b)|{_X})| [A-Z]\b(?!')"
@@ -184,8 +90,8 @@ def _names(choices: tuple[str, ...], by_letter: bool, lettered: bool) -> _Names:
         elif text:
             texts[text] = texts.get(text, "") + chr(_TEXT + index)
     longest_first = sorted(texts, key=len, reverse=True)
-    words = "|".join(rf"[\s{_JOINT}]".join(map(re.escape, text.split())) for text in longest_first)
-    pattern = rf"(?<![\w{_JOINT}])(?:(?:an?|the) )?({words})(?!['{_JOINT}]?\w| {_MANY})"
+    words = "|".join(rf"[\s{JOINT}]".join(map(re.escape, text.split())) for text in longest_first)
+    pattern = rf"(?<![\w{JOINT}])(?:(?:an?|the) )?({words})(?!['{JOINT}]?\w| {MANY})"
     return _Names(texts, re.compile(pattern, re.IGNORECASE) if texts else None, letters)
 
 
@@ -193,13 +99,15 @@ def _marked(text: str, names: _Names) -> str:
     """Plain text with each mention of an option replaced by its mark."""
 
     def by_text(match: re.Match[str]) -> str:
-        key = normalise(match[1].replace(_JOINT, " "))
+        key = normalise(match[1].replace(JOINT, " "))
         start, end = match.span(1)
         if splits_number(text, start) or splits_number(text, end):
             return match[0]
-        if key in _WORDS and (not _GOES_ON.match(text, end) or _POINTS.search(text[: match.start()])):
+        if key in _WORDS and not _GOES_ON.match(text, end):
             return match[0]
-        if any(map(str.isdigit, key)) and _OTHER_QUANTITY.match(text, end):
+        if key in _NOT_AFTER and _NOT_AFTER[key].search(text[: match.start()]):
+            return match[0]
+        if any(map(str.isdigit, key)) and (_OTHER_QUANTITY.match(text, end) or _FROM.search(text[:start])):
             return match[0]
         return names.texts.get(key, match[0])
 
@@ -227,14 +135,7 @@ def _is_letter(text: str, start: int, end: int) -> bool:
     return re.match(r"[)\]]|\.(?=\s|$)", text[end:]) is not None
 
 
-def splits_number(text: str, position: int) -> bool:
-    """Whether `position` lies inside a number."""
-    near = slice(max(0, position - 60), position + 60)
-    offset = position - near.start
-    return any(number.start() < offset < number.end() for number in _NUMBER.finditer(text[near]))
-
-
-# --- claims -------------------------------------------------------------------------------------------------
+# --- claims (rules 3 to 7) ----------------------------------------------------------------------------------
 
 _NOT_VERB = (
     r"(?! ?(?:is|are|was|were|has|have|had|does|do|did|can|could|would|should|may|might|must|will|seems?|"
@@ -281,12 +182,15 @@ _SHOWN = (
     r"so|thus|therefore|hence|-?[=>]|(?<!anything )(?<!nothing )(?<!all )(?<!everything )but"
 )
 _CHANGE = (
-    r"wait|actually|sorry|oops|correction|just kidding|i meant?|scratch that|on second thoughts?|make that|or rather|no(?=,)"
+    r"wait|actually|sorry|oops|correction|just kidding|i meant?|scratch that|on second thoughts?|make that|"
+    r"or rather|no(?=,)"
 )
 _START = r"(?:^|[.!;\n]) ?"
 
 _CLAIMS: tuple[tuple[str, ...], ...] = (
+    # rule 4
     (rf"\bfinal(?: (?:answer|choice|decision)\b(?: {_IS})?[ :]*|: ?){_FILL}{_LIST}",),
+    # rule 5
     (
         rf"\b(?:{_LABEL})\b[^.;!?\n{_X[1:-1]}]{{0,60}}?{_IS} ?{_FILL}{_LIST}",
         rf"\b(?:answer|option|choice|letter) {_LIST}{_END}",
@@ -301,10 +205,13 @@ _CLAIMS: tuple[tuple[str, ...], ...] = (
         rf"(?:is|are|was|must be) {_FILL}{_LIST}",
         rf"\b(?:{_CHANGE})[ ,:.-]+(?:no[ ,]+)?{_FILL}{_LIST}",
     ),
+    # rule 6
     (rf"(?:\b|(?<=[ \n]))(?:{_SHOWN}) ?{_FILL}{_LIST}",),
 )
 """What claims an option: patterns by strength, of which the first that claims something decides."""
 _TIERS = tuple(tuple(re.compile(one, re.IGNORECASE) for one in tier) for tier in _CLAIMS)
+
+# --- denials (rule 8) ---------------------------------------------------------------------------------------
 
 _BREAK = re.compile(
     r"[;:!?\n]|\.(?=\s|$)|,? (?:(?<!anything )(?<!nothing )(?<!all )(?<!everything )but|so|therefore|thus|"
@@ -314,7 +221,7 @@ _BREAK = re.compile(
 )
 """Where a clause ends, and with it the reach of a negation."""
 
-_FOREIGN_NOT = r"nicht|kein\w*|nie|pas|non|não|geen|niet|ikke|inte|ei|nem|değil|tidak|bukan|không"
+_FOREIGN_NOT = r"nicht|kein\w*|nie|pas|non(?!‐)|não|geen|niet|ikke|inte|ei|nem|değil|tidak|bukan|không"
 """The word "not" in languages with Latin letters."""
 
 _DENIED_BEFORE = re.compile(
@@ -322,17 +229,18 @@ _DENIED_BEFORE = re.compile(
     r"rather than|instead of|unlike|than|except|other than|opposed to|differ\w* from|compared (?:to|with)|"
     r"contrast to|between|far from|(?:anything|everything|all) but|hardly|barely|scarcely|unlikely|less|"
     r"least|worst|impossible|wrong|incorrect|false|lack\w*|absen\w+|free of|negative for|fail(?:s|ed|ing)?|"
-    r"rul(?:e[sd]?|ing) out|eliminat\w+|reject\w*|exclud\w+|dismiss\w*|discard\w*|avoid\w*|mimic\w*|r/o|den(?:y|ie[ds])|"
-    rf"mist(?:aken?|ook)|confus\w+|whether|doubt|{_FOREIGN_NOT})\b",
+    r"rul(?:e[sd]?|ing) out|eliminat\w+|reject\w*|exclud\w+|dismiss\w*|discard\w*|avoid\w*|mimic\w*|r/o|"
+    rf"den(?:y|ie[ds])|mist(?:aken?|ook)|confus\w+|whether|doubt|{_FOREIGN_NOT})\b",
     re.IGNORECASE,
 )
 _SUPPOSED = re.compile(
-    r"\b(?:if|unless|suppos(?:e|ing)|assuming|at first|initially|originally|used to|thought|"
-    r"(?:many|most|some|people|others|they|you|(?:some)?one (?:would|could|might|may))\b[^.;!?\n]{0,20}"
-    r"\b(?:say|think|believe|guess|answer|call|choose|pick|select|assume|expect|mistake))\b",
+    r"\b(?:if|unless|suppos(?:e|ing)|assuming|at first|initially|originally|used to|(?:i|we|had) thought|"
+    r"(?:many|most|some|people|others|they|you|(?:some)?one (?=would|could|might|may))"
+    r"(?: (?:people|observers|of \w+|would|could|might|may|will|often|also)){0,3} "
+    r"(?:say|think|believe|guess|answer|call|choose|pick|select|assume|expect|mistake))\b",
     re.IGNORECASE,
 )
-"""A condition, or somebody else's view: nothing in the rest of its sentence is claimed, except after "but"."""
+"""A condition or another view: nothing in the rest of its sentence is claimed, except after "but"."""
 
 _WRONG = (
     r"incorrect|wrong|false|impossible|unlikely|implausible|improbable|out|excluded|ruled out|eliminated|"
@@ -358,8 +266,8 @@ _RETRACTED = re.compile(
 """A claim that the next words take back: "B. That is wrong." """
 
 _REFUSED = re.compile(
-    r"\b(?:unable to|sorry|as an ai|language model|(?:can|could|do|does|did) not (?:clearly )?(?:see|tell|know|"
-    r"determine|identify|recogni[sz]e|help|assist|answer|say|provide|make out))\b",
+    r"\b(?:unable to|sorry|as an ai|language model|(?:can|could|do|does|did) not (?:clearly )?(?:see|tell|"
+    r"know|determine|identify|recogni[sz]e|help|assist|answer|say|provide|make out))\b",
     re.IGNORECASE,
 )
 """In a reply with such words a mention is no claim."""
@@ -371,10 +279,13 @@ _IDIOMS = re.compile(
     r"\b(?:there is |i have |with )?(?:no|without(?: an?| any)?|beyond(?: an?| any)?) (?:doubt|question)\b"
     r"(?: that)?|\bnot (?:only|just|merely|simply)\b|\bif (?:i (?:had|have) to \w+|forced(?: to \w+)?|"
     r"anything|i(?: am|'m) not mistaken),?|\bunless i(?: am|'m) mistaken,?|\bmore or less\b|"
-    r"\bby (?:the )?(?:process of )?elimination\b|\b(?:(?:can|could) not be anything|none|nothing) (?:but|other than)\b",
+    r"\bby (?:the )?(?:process of )?elimination\b|"
+    r"\b(?:(?:can|could) not be anything|none|nothing) (?:but|other than)\b",
     re.IGNORECASE,
 )
 """Phrases with a negation that deny nothing."""
+
+# --- one reply ----------------------------------------------------------------------------------------------
 
 _REPEATED = re.compile(rf"({_X})(?:[ ,]+\1)+")
 _QUESTIONS = re.compile(r"[^.!?\n]*\?")
@@ -402,6 +313,7 @@ def claims(reply: str, choices: Sequence[str], by_letter: bool = False, lettered
     """
     whole = [normalise(choice) for choice in choices]
     names = _names(tuple(choices), by_letter, lettered)
+    # rule 3
     raw = normalise(reply)
     letter = raw.strip(" .:()[]")
     if by_letter and letter in names.letters:
@@ -411,52 +323,55 @@ def claims(reply: str, choices: Sequence[str], by_letter: bool = False, lettered
     bare = core(reply)
     if bare in names.texts:
         return _options(names.texts[bare])
+    # rules 1, 2 and 10 to 12
     text = _IDIOMS.sub(" ", _marked(plain(reply), names))
     text = _REPEATED.sub(r"\1", text)
-    if _OTHER_SCRIPT.search(text):
+    if _OTHER_SCRIPT.search(text):  # rule 13
         return set()
     if not names.texts.keys() & {"yes", "no"}:
         text = _RETRACTED.sub("", text)
-    marks, offered = re.findall(_X, text), _options("".join(names.texts.values()))
+    marks = re.findall(_X, text)
     if marks and not _NO_WORDS.sub("", text):
         return _options(marks)
-    rest = _ENUMERATED.sub(lambda listed: " " if _options(listed[0]) >= offered else listed[0], text)
-    text = rest if re.search(_X, rest) else text
+    # rule 14, or rules 4 to 9
     begun = _begun(bare, names.texts) if lettered else set[int]()
-    return begun or (_decided(text) if marks else set())
+    return begun or (_decided(text, len(set(whole))) if marks else set())
 
 
-def _decided(text: str) -> set[int]:
-    """The options of the strongest kind of claim; a mere mention counts only if no option is denied."""
-    text = _QUESTIONS.sub(" ", _without_items(text)).strip()
-    for number, tier in enumerate(_TIERS):
+def _decided(text: str, number: int) -> set[int]:
+    """What is claimed of so many options, by the strongest kind of claim (rules 4 to 7 and 9)."""
+    text = _QUESTIONS.sub(" ", _without_items(text, number)).strip()
+    for tier in _TIERS:
         claimed = _claimed(text, tier)
+        if claimed and tier is not _TIERS[0]:  # a later statement can contradict it
+            first = min(claimed)
+            claimed |= {start: marks for start, marks in _claimed(text, _TIERS[-1]).items() if start > first}
         if claimed:
-            end = min(position for position, _ in claimed)
-            later = _claimed(text, _TIERS[-1]) if number == 1 else []
-            return {one for _, marks in claimed for one in _options(marks)} | {
-                one for position, marks in later for one in _options(marks) if position > end
-            }
+            return _options(claimed.values())
     mentions = list(re.finditer(_X, text))
     if _REFUSED.search(text) or any(_denied(text, *mention.span()) for mention in mentions):
         return set()
     return _options(re.findall(_T, text))
 
 
-def _claimed(text: str, tier: Sequence[re.Pattern[str]]) -> list[tuple[int, str]]:
-    """The claims of one strength that nothing denies: where the first option stands, and all of them."""
-    claimed = list[tuple[int, str]]()
-    for match in (match for pattern in tier for match in pattern.finditer(text)):
+def _claimed(text: str, patterns: Sequence[re.Pattern[str]]) -> dict[int, str]:
+    """The marks of the claims that nothing denies, by the position of the first."""
+    claimed = dict[int, str]()
+    for match in (match for pattern in patterns for match in pattern.finditer(text)):
         first = re.search(_X, match[0])
         if first is not None and not _denied(text, match.start() + first.start(), match.end()):
-            claimed.append((match.start() + first.start(), match[0]))
+            start = match.start() + first.start()
+            claimed[start] = claimed.get(start, "") + match[0]
     return claimed
 
 
-def _without_items(text: str) -> str:
-    """Text without the options, if it repeats them in order: "A. elm, B. oak"."""
+def _without_items(text: str, number: int) -> str:
+    """Text without the options, if it repeats them: "A. elm, B. oak", or "(elm, oak, ash)" of three."""
     items = [min(_options(match[0])) for match in _ITEMISED.finditer(text)]
-    return _ITEMISED.sub(" ", text) if items[:2] == [0, 1] else text
+    if items[:2] == [0, 1]:
+        text = _ITEMISED.sub(" ", text)
+    rest = _ENUMERATED.sub(lambda part: " " if len(_options(part[0])) == number else part[0], text)
+    return rest if re.search(_X, rest) else text
 
 
 def _options(marks: Iterable[str]) -> set[int]:
@@ -466,7 +381,7 @@ def _options(marks: Iterable[str]) -> set[int]:
 
 
 def _denied(text: str, start: int, end: int) -> bool:
-    """Whether the clause before `start` or the words after `end` deny a claim between them."""
+    """Whether the words before `start` or after `end` deny a claim between them (rule 8)."""
     before = text[max(0, start - 200) : start]
     clause, sentence = _BREAK.split(before)[-1], _SENTENCE.split(before)[-1]
     if _DENIED_BEFORE.search(clause) or _SUPPOSED.search(sentence):
