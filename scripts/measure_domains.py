@@ -7,6 +7,7 @@ questions before and after. docs/results/apparel.json (and digits.json alike) wa
 """
 
 import argparse
+import math
 import platform
 import statistics
 import subprocess
@@ -70,14 +71,44 @@ def level(rows: list[dict], phase: str, group: str = "accuracy") -> str:
 
 
 def gain(rows: list[dict], group: str = "accuracy") -> str:
-    """Mean gain in points, with the 95 % t-interval over seeds; "-" if a seed has no such questions."""
+    """Mean gain in points, with its 95 % interval over seeds and questions; "-" if a seed has no such
+    questions."""
     pairs = [(row["adapted"][group], row["zero-shot"][group]) for row in rows]
     if any(None in pair for pair in pairs):
         return "-"
     gains = [after - before for after, before in pairs]
-    ends = interval_over_seeds(gains)
+    ends = interval_over_seeds(gains, [question_error(row, group) for row in rows])
     shown = "" if ends is None else f" [{100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]"
     return f"{100 * statistics.mean(gains):+.1f}{shown}"
+
+
+def question_error(row: dict, group: str) -> float:
+    """The standard error over questions of one seed's gain.
+
+    The files have shares but no answers, so the marks before and after count as independent. They are mostly
+    of the same questions with the same right answers, so the error is rather too large than too small.
+    """
+    variance = 0.0
+    for phase in ("adapted", "zero-shot"):
+        share, count = row[phase][group], asked(row[phase], group)
+        share = (count * share + 2) / (count + 4)  # shares of 0 and 1 have noise too (Agresti, Coull 1998)
+        variance += share * (1 - share) / count
+    return math.sqrt(variance)
+
+
+def asked(figures: dict, group: str) -> int:
+    """The number of questions of a group, from the shares of all groups."""
+    total, seen, unseen = figures["samples"], figures["seen"], figures["unseen"]
+    if group == "accuracy" or None in (seen, unseen):
+        return total
+    right = figures["accuracy"] * total
+
+    def misfit(count: int) -> float:
+        parts = (total - count) * seen, count * unseen
+        return abs(sum(parts) - right) + sum(abs(part - round(part)) for part in parts)
+
+    count = min(range(1, total), key=misfit)
+    return count if group == "unseen" else total - count
 
 
 def page(told: dict) -> str:
@@ -87,7 +118,7 @@ def page(told: dict) -> str:
     given = "".join(f" {name}={value}" for name, value in told["settings"]["set"].items())
     command = "python scripts/measure_domains.py" + (f" --set{given}" if given else "")
     asked = "the test split" if limit is None else f"at most {limit} questions of the test split"
-    covers = "95 % t-interval over seeds" if len(seeds) > 1 else "one seed: no interval"
+    covers = "95 % interval over seeds and questions" if len(seeds) > 1 else "one seed: no interval"
     head = (
         f"Strict exact match in percent over {asked}, mean ± standard deviation over the seeds "
         f"{seeds}; gains in points [{covers}]; four options, so a blind guess scores 25. Seen and unseen: "

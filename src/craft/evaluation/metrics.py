@@ -75,13 +75,21 @@ def interval(groups: Sequence[Group], bounds: tuple[float, float] = (0.0, 1.0)) 
     return round(max(low, bounds[0]), _DIGITS), round(min(high, bounds[1]), _DIGITS)
 
 
-def interval_over_seeds(means: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % t-interval over the means of seeds, if nothing else is known; None for one seed.
+def interval_over_seeds(means: Sequence[float], errors: Sequence[float] = ()) -> tuple[float, float] | None:
+    """The 95 % t-interval over the means of seeds, combined with the noise of questions; None for one seed.
 
-    Source: Student 1908.
+    Args:
+        means: one per seed.
+        errors: the standard error over questions of each mean. Its arm is added in squares, as in `interval`;
+            the questions of two seeds count as different ones. Nothing: the interval covers seeds only.
+
+    Source: Student 1908; Zou and Donner 2008.
     """
-    arm, mean = _arm_over_seeds(means), float(np.mean(means))
-    return None if len(means) < 2 else (round(mean - arm, _DIGITS), round(mean + arm, _DIGITS))
+    if len(means) < 2:
+        return None
+    questions = _NORMAL * math.sqrt(math.fsum(error**2 for error in errors)) / len(means)
+    arm, mean = math.hypot(_arm_over_seeds(means), questions), float(np.mean(means))
+    return round(mean - arm, _DIGITS), round(mean + arm, _DIGITS)
 
 
 def standard_error(group: Group) -> float:
