@@ -5,15 +5,17 @@ the markers is free; its numbers are not.
 """
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from craft.evaluation.metrics import interval_over_seeds
-from docs.reading import ROOT
+from docs.reading import ROOT, script
 
 RESULTS = ROOT / "docs" / "results"
+question_error = script("measure_domains").question_error
 SURROGATE, OTHER = "craft-tiny/qwen2", "craft-tiny/llama"
 
 
@@ -43,9 +45,9 @@ def ends(what: str, interval: Sequence[float]) -> dict[str, str]:
     return {f"{what}, {end}": points(value) for end, value in zip(("from", "to"), interval, strict=True)}
 
 
-def over_seeds(what: str, values: Sequence[float]) -> dict[str, str]:
-    """A mean of shares over seeds, and the ends of its t-interval."""
-    interval = interval_over_seeds(values)
+def over_seeds(what: str, values: Sequence[float], errors: Sequence[float] = ()) -> dict[str, str]:
+    """A mean of shares over seeds, and the ends of its interval over seeds and, with `errors`, questions."""
+    interval = interval_over_seeds(values, errors)
     assert interval is not None
     return {what: points(statistics.mean(values)), **ends(what, interval)}
 
@@ -140,6 +142,11 @@ def changes(runs: Sequence[Mapping[str, Any]], model: str, group: str) -> list[f
     return [row["adapted"][group] - row["zero-shot"][group] for row in rows]
 
 
+def question_errors(runs: Sequence[Mapping[str, Any]], model: str, group: str) -> list[float]:
+    """The standard error over questions of each of `changes`."""
+    return [question_error(run["rows"][model], group) for run in runs]
+
+
 def mean_change(runs: Sequence[Mapping[str, Any]], model: str, group: str) -> float:
     """Mean points that a group of classes gains, over runs of scripts/measure_domains.py."""
     gained = changes(runs, model, group)
@@ -159,7 +166,11 @@ def further_holdouts() -> dict[str, str]:
         for phase in ("zero-shot", "adapted"):
             unseen = [run["rows"][model][phase]["unseen"] for run in runs]
             quoted[f"unseen classes of {model}, {phase}"] = points(statistics.mean(unseen))
-        quoted |= over_seeds(f"change of unseen classes of {model}", changes(runs, model, "unseen"))
+        quoted |= over_seeds(
+            f"change of unseen classes of {model}",
+            changes(runs, model, "unseen"),
+            question_errors(runs, model, "unseen"),
+        )
     return quoted
 
 
@@ -172,7 +183,8 @@ def all_holdouts() -> dict[str, str]:
         for name, runs in (("three", first), ("ten", first + further)):
             gained = changes(runs, model, "unseen")
             assert sign * statistics.mean(gained) > 0, f"unseen classes on {model} changed direction"
-            quoted |= over_seeds(f"unseen classes of {model} over {name}", gained)
+            errors = question_errors(runs, model, "unseen")
+            quoted |= over_seeds(f"unseen classes of {model} over {name}", gained, errors)
     for model in (SURROGATE, OTHER):
         quoted[f"gain of {model} over three"] = gain(first, model)
         quoted[f"gain of {model} over seven"] = gain(further, model)
@@ -216,50 +228,99 @@ def weight_of_retention(weight: int) -> dict[str, str]:
     for model in (SURROGATE, OTHER):
         for group in ("seen", "unseen"):
             pairs = zip(changes(other, model, group), changes(three, model, group), strict=True)
-            quoted |= over_seeds(f"{group}, weight {weight}, {model}", [a - b for a, b in pairs])
+            errors = [  # zero-shot cancels out
+                question_error(
+                    {"adapted": a["rows"][model]["adapted"], "zero-shot": b["rows"][model]["adapted"]}, group
+                )
+                for a, b in zip(other, three, strict=True)
+            ]
+            quoted |= over_seeds(f"{group}, weight {weight}, {model}", [a - b for a, b in pairs], errors)
     return quoted
+
+
+def rows_of_seeds(name: str, line: str, domains: Sequence[str] = ()) -> list[list[dict[str, Any]]]:
+    """The rows of a line of a table for each seed."""
+    rows = [
+        row for row in load(name)["rows"] if row["line"] == line and (not domains or row["domain"] in domains)
+    ]
+    return [[row for row in rows if row["seed"] == seed] for seed in sorted({row["seed"] for row in rows})]
 
 
 def means_of_seeds(name: str, line: str, figure: str, domains: Sequence[str] = ()) -> list[float]:
     """A figure of a line of a table for each seed, mean over domains; "unseen" is its change."""
-    rows = [
-        row for row in load(name)["rows"] if row["line"] == line and (not domains or row["domain"] in domains)
+    return [
+        statistics.mean(row[figure] - (row["before"][figure] if figure == "unseen" else 0) for row in rows)
+        for rows in rows_of_seeds(name, line, domains)
     ]
-    value = {row["seed"]: [] for row in rows}
-    for row in rows:
-        value[row["seed"]].append(row[figure] - (row["before"][figure] if figure == "unseen" else 0))
-    return [statistics.mean(value[seed]) for seed in sorted(value)]
+
+
+Pair = tuple[Mapping[str, Any], Mapping[str, Any]]
+
+
+def errors_of_seeds(seeds: Sequence[Sequence[Pair]], group: str) -> list[float]:
+    """The standard error over questions of each seed's mean difference over pairs of rows.
+
+    Rows of one domain and seed have the same questions, so each domain counts once.
+    """
+    errors = []
+    for pairs in seeds:
+        of_domain: dict[str, list[float]] = {}
+        for one, other in pairs:
+            row = {
+                phase: {**figures, "samples": figures["count"]}
+                for phase, figures in (("adapted", one), ("zero-shot", other))
+            }
+            of_domain.setdefault(one["domain"], []).append(question_error(row, group))
+        parts = [statistics.mean(values) for values in of_domain.values()]
+        errors.append(math.hypot(*parts) / len(parts))
+    return errors
+
+
+def difference_of_lines(
+    what: str, name: str, lines: tuple[str, str], figure: str, domains: Sequence[str] = ()
+) -> dict[str, str]:
+    """How far the first line is ahead of the second; for unseen classes of how much each changes."""
+    one, other = (means_of_seeds(name, line, figure, domains) for line in lines)
+    rows = zip(*(rows_of_seeds(name, line, domains) for line in lines), strict=True)
+    errors = errors_of_seeds([list(zip(*both, strict=True)) for both in rows], figure)
+    return over_seeds(what, [a - b for a, b in zip(one, other, strict=True)], errors)
+
+
+def change_of_unseen(what: str, name: str, line: str) -> dict[str, str]:
+    """How much unseen classes change with a line."""
+    rows = [
+        [(row, {**row["before"], "count": row["count"]}) for row in seed]
+        for seed in rows_of_seeds(name, line)
+    ]
+    return over_seeds(what, means_of_seeds(name, line, "unseen"), errors_of_seeds(rows, "unseen"))
 
 
 def against_a_continuous_model() -> dict[str, str]:
-    """Table 1's lines beside each other, over seeds."""
-    start = [
-        after - before
-        for after, before in zip(
-            means_of_seeds("table1", "zero-shot, continuous", "accuracy"),
-            means_of_seeds("table1", "zero-shot", "accuracy"),
-            strict=True,
-        )
-    ]
-    quoted = over_seeds("start", start)
+    """Table 1's lines beside each other; other data over seeds alone."""
+    starts = ("zero-shot, continuous", "zero-shot")
+    quoted = difference_of_lines("start", "table1", starts, "accuracy")
     for line in ("Vision FT", "CRAFT, craft-tiny/qwen2", "Projector FT"):
-        quoted |= over_seeds(f"unseen, {line}", means_of_seeds("table1", line, "unseen"))
+        quoted |= change_of_unseen(f"unseen, {line}", "table1", line)
     for line in ("Vision FT", "CRAFT, craft-tiny/qwen2"):
         quoted |= over_seeds(f"other data, {line}", means_of_seeds("table1", line, "general"))
     return quoted
 
 
 def positions_kept() -> dict[str, str]:
-    """How much more is kept at 0.2 if tokens stay at their positions, over seeds."""
+    """How much more is kept at 0.2 if tokens stay at their positions."""
     rows = load("pruning-choices")["test"]["rows"]
-    kept, packed = (
-        {
-            seed: statistics.mean(r["accuracy"] for r in rows if (r["way"], r["seed"]) == (way, seed))
-            for seed in (0, 1, 2)
-        }
-        for way in ("positions kept at 0.2", "as it is: δ 1, β ½, 4 neighbours, packed at 0.2")
-    )
-    return over_seeds("positions kept", [kept[seed] - packed[seed] for seed in kept])
+    ways = ("positions kept at 0.2", "as it is: δ 1, β ½, 4 neighbours, packed at 0.2")
+    pairs = [
+        list(
+            zip(
+                *([r for r in rows if (r["way"], r["seed"]) == (way, seed)] for way in ways),
+                strict=True,
+            )
+        )
+        for seed in (0, 1, 2)
+    ]
+    gained = [statistics.mean(a["accuracy"] - b["accuracy"] for a, b in seed) for seed in pairs]
+    return over_seeds("positions kept", gained, errors_of_seeds(pairs, "accuracy"))
 
 
 def commitment_at_a_high_rate() -> dict[str, str]:
@@ -304,11 +365,13 @@ def share_kept() -> dict[str, str]:
         (("apparel", "digits"), "unseen"),
         (("scenes",), "accuracy"),
     ):
-        whole, part = (
-            means_of_seeds("open-questions", line, figure, domains) for line in ("blend 1", "blend 0.3")
+        quoted |= difference_of_lines(
+            f"{figure}, {domains}, all kept or 0.3",
+            "open-questions",
+            ("blend 1", "blend 0.3"),
+            figure,
+            domains,
         )
-        pairs = zip(whole, part, strict=True)
-        quoted |= over_seeds(f"{figure}, {domains}, all kept or 0.3", [a - b for a, b in pairs])
     return quoted
 
 

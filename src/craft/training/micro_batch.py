@@ -21,6 +21,7 @@ from craft.training.run_folder import RunFolder
 
 _MARGIN = 1.3  # the estimate of activations is good to 30 %
 _ROOM = 1 / 8  # of a step's memory; later steps may need a little more than the trial did
+_MMAP_THRESHOLD, _LARGE = -3, 2**18  # a setting of glibc, and bytes
 _LEAST_ROOM = 2**26  # on the CPU; also the size of `ballast`
 
 
@@ -47,7 +48,7 @@ def fitting(trial: Callable[[int], object], most: int) -> int:
             if not (out_of_memory(error) or should_reduce_batch_size(error)):
                 raise
             failed = True  # memory is freed after this block, with the frames of the error
-        give_back()
+        give_back(tight=failed)
         if not processes.agree(failed):
             return size
         if size == 1:
@@ -59,13 +60,21 @@ def fitting(trial: Callable[[int], object], most: int) -> int:
         size //= 2
 
 
-def give_back() -> None:
-    """Return freed memory to the system: torch's cache of a device, and what the C library keeps."""
+def give_back(tight: bool = True) -> None:
+    """Return freed memory to the system: torch's cache of a device, and what the C library keeps.
+
+    The C library keeps the address space of freed blocks, which `ulimit -v` counts, for those up to a size that
+    grows with every larger one it frees. If memory is `tight`, the size is fixed from here on, so that larger
+    tensors are returned; steps take longer then.
+    """
     from accelerate.utils.memory import clear_device_cache
 
     clear_device_cache(garbage_collection=True)
     with suppress(AttributeError, OSError, TypeError):  # glibc's alone
-        ctypes.CDLL(None).malloc_trim(0)
+        library = ctypes.CDLL(None)
+        if tight:
+            library.mallopt(_MMAP_THRESHOLD, _LARGE)
+        library.malloc_trim(0)
 
 
 def ballast(device: torch.device) -> torch.Tensor | None:
