@@ -63,7 +63,7 @@ def fitting(trial: Callable[[int], object], most: int) -> int:
 def give_back(tight: bool = True) -> None:
     """Return freed memory to the system: torch's cache of a device, and what the C library keeps.
 
-    The C library keeps the address space of freed blocks, which `ulimit -v` counts, for those up to a size that
+    The C library keeps the address space of freed blocks, which `ulimit -v` counts, up to a size that
     grows with every larger one it frees. If memory is `tight`, the size is fixed from here on, so that larger
     tensors are returned; steps take longer then.
     """
