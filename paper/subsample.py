@@ -41,7 +41,7 @@ def subsampled_codebook(lvlm: LVLM, fraction: float, seed: int = 0) -> LVLM:
         whole.vision_tower, codebook, whole.text_encoder, whole.log_temperature.detach(), None, whole.aspect
     )
     reader = Backbone(
-        backbone.projector,
+        backbone.reader,
         backbone.llm,
         backbone.tokenizer,
         backbone.prompt,

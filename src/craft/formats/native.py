@@ -1,7 +1,8 @@
 """CRAFT's own on-disk layout: a family folder with one visual tokenizer and any number of backbones.
 
     FAMILY/visual/{config.json, model.safetensors, text_encoder/, README.md[, prior.safetensors]}
-    FAMILY/BACKBONE/{craft.json, projector/, llm/, README.md}   (llm/ or what `craft.formats.llm_source` says)
+    FAMILY/BACKBONE/{craft.json, projector/, llm/, README.md}   (llm/ or what `craft.formats.llm_source` says;
+                                                                 projector/ or `craft.formats.table_folder`)
 
 A backbone whose `craft.json` names a vision tower ("tower:…") instead of a codebook is a continuous LVLM: it
 reads the features of the family's tower without quantisation. A family with only such backbones needs no
@@ -25,6 +26,7 @@ from craft.core.records import check_record
 from craft.core.tensors import hash_tensors, load_tensors, save_tensors
 from craft.formats.checks import build_with, cast, dtype_named, read_manifest, stored_dtype, under
 from craft.formats.llm_source import load_borrowed, load_tokenizer, quiet, read_llm
+from craft.formats.table_folder import load_table, save_table
 from craft.formats.visual_folder import (
     VISUAL_FORMAT,
     load_visual,
@@ -39,6 +41,7 @@ from craft.models.llm_bits import refuse_packed
 from craft.models.lvlm import LVLM
 from craft.models.projector import Projector, ProjectorConfig
 from craft.models.prompts import FORMATS
+from craft.models.token_table import TokenTable
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.quantize.continuous import TOWER
 
@@ -126,20 +129,32 @@ def load_native(
     else:
         llm = read_llm(folder / "llm", precision, llm_bits, target if llm_bits else None)
         tokenizer = load_tokenizer(folder / "llm")
-    projector = _load_projector(folder / "projector")
-    backbone = Backbone(
-        projector.to(precision), llm, tokenizer, manifest["prompt"], manifest["codebook"], borrowed
-    )
-    widths = (visual.codebook.dim, backbone.embeddings.weight.shape[1])
-    if (projector.config["in"], projector.config["out"]) != widths:
-        raise CheckpointError(
-            f"{folder}: the projector maps {projector.config['in']} to {projector.config['out']}, and "
-            f"codebook and LLM have widths {widths[0]} and {widths[1]}; the folders belong to different "
-            "models."
-        )
+    if (folder / "table").is_dir():
+        reader: Projector | TokenTable = load_table(folder / "table", llm)
+    else:
+        reader = _load_projector(folder / "projector").to(precision)
+    backbone = Backbone(reader, llm, tokenizer, manifest["prompt"], manifest["codebook"], borrowed)
+    _check_sizes(folder, reader, visual, backbone.embeddings.weight.shape[1])
     remember_dtype(backbone, manifest["dtype"], folder / "craft.json")
     resolved = folder.resolve()
     return LVLM(visual, backbone, f"{resolved.parent.name}/{resolved.name}", resolved).to(target).eval()
+
+
+def _check_sizes(folder: Path, reader: Projector | TokenTable, visual: VisualTokenizer, width: int) -> None:
+    """Check that projector or token table fit the codebook and an LLM of this width."""
+    codebook = visual.codebook
+    if isinstance(reader, TokenTable):
+        sizes = (codebook.num_levels, 0 if visual.continuous else visual.need_codes("A token table").size)
+        if (reader.levels, reader.size) != sizes:
+            raise CheckpointError(
+                f"{folder}: the token table has {reader.levels} levels of {reader.size} codes, and the "
+                f"codebook has {sizes[0]} of {sizes[1]}; the folders belong to different models."
+            )
+    elif (reader.config["in"], reader.config["out"]) != (codebook.dim, width):
+        raise CheckpointError(
+            f"{folder}: the projector maps {reader.config['in']} to {reader.config['out']}, and codebook and "
+            f"LLM have widths {codebook.dim} and {width}; the folders belong to different models."
+        )
 
 
 def _same_visual(folder: Path, visual: VisualTokenizer, dtype: str | None) -> None:
@@ -176,7 +191,9 @@ def _save_backbone(target: Path, backbone: Backbone, dtype: str) -> None:
         manifest["llm"] = borrowed.name
     with atomic_directory(target) as building:
         write_json(building / "craft.json", manifest)
-        if backbone.projector is not None:
+        if backbone.projector is None:
+            save_table(building / "table", backbone, precision)
+        else:
             folder = building / "projector"
             write_json(folder / "config.json", backbone.projector.config)
             save_tensors(folder / "model.safetensors", cast(backbone.projector.state_dict(), precision))

@@ -34,6 +34,11 @@ def save_visual(folder: PathLike, visual: VisualTokenizer, dtype: str | None = N
     target, text_dtype = Path(folder), dtype
     dtype = dtype or stored_dtype(visual)
     codebook, tower = visual.codebook, visual.vision_tower
+    if not isinstance(codebook, Continuous) and codebook.is_derived:
+        raise CheckpointError(
+            f"The codebook of this model is derived from other tensors, which {target} could not hold; keep "
+            "the checkpoint that it was loaded from, and write adapted towers into it with `craft export`."
+        )
     config = {
         "format": VISUAL_FORMAT,
         "version": VERSION,

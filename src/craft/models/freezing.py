@@ -113,6 +113,8 @@ def answer_hashes(lvlm: LVLM) -> dict[str, str]:
     backbone = lvlm.backbone
     template = getattr(backbone.tokenizer, "chat_template", None)
     settings = [backbone.prompt, lvlm.visual.aspect, template, _vocabulary(backbone.tokenizer)]
+    if backbone.table is not None:
+        settings.append(hash_tensors({"ids": backbone.table.ids}))
     return {**part_hashes(lvlm), "words": hashlib.sha256(json.dumps(settings).encode()).hexdigest()}
 
 

@@ -100,6 +100,11 @@ class ResidualCodebook(nn.Module):
         return self._derived[name][1]
 
     @property
+    def is_derived(self) -> bool:
+        """Whether its fingerprint is that of other tensors, from which the codewords were computed."""
+        return self._derived_fingerprint is not None
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the little-endian float32 bytes of all levels, then K, L, d and the metric.
 

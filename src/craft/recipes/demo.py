@@ -290,7 +290,7 @@ def _same_texts(before: TextAnswers, lvlm: LVLM) -> bool:
 
 def _same_parts(before: Mapping[str, str], lvlm: LVLM) -> dict[str, bool]:
     after = part_hashes(lvlm)
-    return {part: before[part] == after[part] for part in FROZEN}
+    return {part: before[part] == after[part] for part in FROZEN if part in before}
 
 
 def _accuracies(report: Report) -> dict[str, GroupAccuracy]:

@@ -191,7 +191,7 @@ def _answers_of_lvlm(settings: JudgeConfig, backbone: str | LVLM, artefact: Arte
             "backbone": name,
             "zero_shot": zero_shot,
             "tower": hashes["vision_tower"],
-            **{part: hashes[part] for part in ("projector", "llm", "words")},
+            **{part: hashes[part] for part in ("projector", "llm", "words") if part in hashes},
             "data": questions.name,
             "seed": questions.seed,
             "held_out": list(questions.held_out),

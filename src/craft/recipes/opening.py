@@ -213,7 +213,7 @@ def with_copies(lvlm: LVLM, parts: Collection[str]) -> LVLM:
     )
     if {"projector", "llm"} & set(parts):
         backbone = Backbone(
-            copied("projector", backbone.projector),
+            copied("projector", backbone.reader),
             copied("llm", backbone.llm),
             backbone.tokenizer,
             backbone.prompt,

@@ -51,6 +51,8 @@ WORK = "runs/transfer"
 SEEDS = (0, 1, 2)
 """The default seeds of the encoders that are adapted here (§4.1: "the average over 3 seeds")."""
 
+_BACKBONE = ("projector", "llm", "codebook", "words")
+
 TransferSettings = TransferConfig | Mapping[str, Any] | str | Path | None
 
 
@@ -383,7 +385,7 @@ class _Asker:
         prior: Any = lvlm.visual.prior if encoder is None else encoder.prior
         pruning = self.settings["keep_ratio"] != 1
         return {
-            "backbone": {name: hashes[name] for name in ("projector", "llm", "codebook", "words")},
+            "backbone": {part: hashes[part] for part in _BACKBONE if part in hashes},
             "tower": hashes["vision_tower"] if encoder is None else encoder.manifest["tower"],
             "prior": hash_tensors({"prior": prior}) if pruning and prior is not None else None,
             "questions": questions.fingerprint,
