@@ -13,24 +13,26 @@ def export(
     *,
     base: Path,
     out: Path,
-    format: Literal["vila-u", "tar"] = "vila-u",
+    format: Literal["vila-u", "tar", "chameleon"] = "vila-u",
     common: Common = COMMON,
 ) -> None:
     """Write an adapted encoder in the file layout of another program.
 
     Args:
         encoder: a run folder of `craft adapt`, or its encoder/.
-        base: the checkpoint that was adapted; CRAFT copies from it everything that it did not train.
+        base: the checkpoint that was adapted, or another of its codebook; CRAFT copies from it everything
+            that it did not train.
         out: the folder to write. For vila-u, OUT/vision_tower/ replaces the folder of that name in the
             checkpoint; for tar, OUT is the LLM's folder if its shards hold TA-Tok, else OUT/TA-Tok/ is
-            written.
+            written; for chameleon, OUT is a copy of the checkpoint.
         format: the layout to write.
     """
+    from craft.formats.chameleon import export_chameleon
     from craft.formats.load import load_artefact
     from craft.formats.tar import export_tar
     from craft.formats.vila_u import export_vision_tower
 
-    write = {"vila-u": export_vision_tower, "tar": export_tar}[format]
+    write = {"vila-u": export_vision_tower, "tar": export_tar, "chameleon": export_chameleon}[format]
     with locked(out):
         written = write(load_artefact(encoder), base, out)
     if common.json:

@@ -107,6 +107,7 @@ def _encoder(path: Path) -> dict[str, Any]:
 
 def _model(thing: str, common: Common) -> dict[str, Any]:
     """A model. Its weights are loaded in bfloat16 by default, since CRAFT only counts them."""
+    from craft.formats.chameleon import is_chameleon
     from craft.formats.llava import is_llava
     from craft.formats.load import load
     from craft.formats.names import shipped
@@ -115,7 +116,7 @@ def _model(thing: str, common: Common) -> dict[str, Any]:
 
     lvlm = load(thing, common.device or "cpu", common.dtype or "bfloat16")
     codebook, llm = lvlm.visual.codebook, lvlm.backbone.llm
-    layouts = {"VILA-U": is_vila_u, "LLaVA": is_llava}
+    layouts = {"VILA-U": is_vila_u, "Chameleon": is_chameleon, "LLaVA": is_llava}
     layout = next((name for name, fits in layouts.items() if lvlm.origin and fits(lvlm.origin)), "native")
     return {
         "kind": "model",

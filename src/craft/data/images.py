@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, Literal, TypeAlias
 
 import numpy as np
 from PIL import Image, features
@@ -60,6 +60,9 @@ class Deep(Packed):
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Packed | Image.Image | np.ndarray
 """A path, the bytes of an image file, an image inside a larger file, a PIL image, or an array [H, W] or
 [H, W, 1|3|4] (uint8, uint16, or floats in 0..1)."""
+
+Alpha = Literal["drop", "white", "keep"]
+"""What becomes of transparency: it is dropped, blended on white, or kept (the image is then RGBA)."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "MPO", "JPEG2000")
 """The formats that CRAFT opens, by Pillow's names. Others are refused, whatever a file is called, because
@@ -160,16 +163,18 @@ def lazy_image(file: str | os.PathLike[str] | IO[bytes] | io.BytesIO | io.Buffer
     return image
 
 
-def open_image(source: ImageSource, where: str = "") -> Image.Image:
+def open_image(source: ImageSource, where: str = "", alpha: Alpha = "drop") -> Image.Image:
     """Open and fully decode one image as 8-bit RGB.
 
     EXIF rotation is applied; grey, palette, alpha and CMYK images go through `convert("RGB")` (alpha is
-    dropped, as VILA-U's data path does); of an animation, the first frame. Grey of more than 8 bits is scaled
-    to 8 bits by the white level of its data set (`Deep`); without one, by the range that its values need.
+    dropped, as VILA-U's data path does, unless `alpha` says otherwise); of an animation, the first frame.
+    Grey of more than 8 bits is scaled to 8 bits by the white level of its data set (`Deep`); without one, by
+    the range that its values need.
 
     Args:
         source: path, bytes of an image file, PIL image, or array (see `ImageSource`).
         where: where this image was declared ("train.jsonl:12"), for the message.
+        alpha: what becomes of transparency; an image without it is always RGB.
 
     Raises:
         DataError: the file is missing, not an image, truncated, corrupt or a decompression bomb; or the shape
@@ -179,9 +184,9 @@ def open_image(source: ImageSource, where: str = "") -> Image.Image:
     """
     prefix = f"{where}: " if where else ""
     if isinstance(source, np.ndarray):
-        return _from_array(source, prefix)
+        return _to_rgb(_from_array(source, prefix), alpha)
     if isinstance(source, Image.Image):
-        return _decode(source, f"{prefix}the given image")
+        return _decode(source, f"{prefix}the given image", alpha=alpha)
     if isinstance(source, bytes | bytearray):
         name, content = f"{prefix}the given image bytes", bytes(source)
     elif isinstance(source, Packed):
@@ -205,7 +210,7 @@ def open_image(source: ImageSource, where: str = "") -> Image.Image:
         raise DataError(
             f"{name} is not an image that can be opened ({reason}). {fix}, or remove it from the data."
         ) from error
-    return _decode(opened, name, source if isinstance(source, Packed) else None)
+    return _decode(opened, name, source if isinstance(source, Packed) else None, alpha)
 
 
 def _file_content(path: Path, name: str) -> bytes:
@@ -287,7 +292,9 @@ def looks_like_image(path: Path) -> bool:
         return False
 
 
-def _decode(image: Image.Image, name: str, packed: Packed | None = None) -> Image.Image:
+def _decode(
+    image: Image.Image, name: str, packed: Packed | None = None, alpha: Alpha = "drop"
+) -> Image.Image:
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
         raise DataError(
@@ -300,7 +307,7 @@ def _decode(image: Image.Image, name: str, packed: Packed | None = None) -> Imag
         image.load()
         turn = TURNS.get(orientation(image))
         flat = _eight_bits(image, name, packed) if is_deep(image) else image.copy()
-        return _to_rgb(flat if turn is None else flat.transpose(turn))
+        return _to_rgb(flat if turn is None else flat.transpose(turn), alpha)
     except DataError:
         raise
     except Exception as error:  # a decoder may raise anything on a broken file
@@ -320,14 +327,18 @@ def orientation(image: Image.Image) -> int:
     return value if value in TURNS else 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, alpha: Alpha) -> Image.Image:
     """An image of 8 bits or fewer as RGB, without what else its file said (EXIF, …)."""
     image.info = {name: value for name, value in image.info.items() if name == "transparency"}
     if image.mode == "RGB":
         return image
     if image.mode in ("P", "PA", "LA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    if alpha == "drop" or image.mode != "RGBA":
+        return image.convert("RGB")
+    if alpha == "keep":
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 WHITES = tuple(float(2**bits - 1) for bits in (8, 10, 12, 14, 16, 24, 32))
@@ -435,7 +446,7 @@ def _from_array(array: np.ndarray, prefix: str) -> Image.Image:
         ) from error
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
+    return Image.fromarray(np.ascontiguousarray(array))
 
 
 def _reason(error: Exception) -> str:

@@ -7,7 +7,7 @@ from craft.core.errors import CraftError
 from craft.core.progress import track
 from craft.evaluation.engine import write_all
 from craft.formats.code_cache import ImageCodes
-from craft.models.decoding import option_ids, read, score, write
+from craft.models.decoding import largest, option_ids, read, score, write
 from craft.models.lvlm import LVLM
 from craft.models.prompts import decode
 from craft.models.sampling import Sampling, close_call
@@ -82,7 +82,7 @@ def ask(
         texts = [questions[index] for index in batch]
         room = max(max_new_tokens, *(len(ids) for index in batch for ids in option_tokens[index]), 0)
         reading = read(backbone, tokens, texts, image_of, keep_positions, room)
-        scale = reading.logits.abs().amax(dim=-1).tolist()
+        scale = largest(reading.logits).tolist()
         ids, leads = write(backbone, reading, max_new_tokens)
         scores = score(backbone, reading, [option_tokens[index] for index in batch])
         close = []

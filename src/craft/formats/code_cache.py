@@ -256,7 +256,7 @@ def _digests(images: Sequence[Any]) -> list[bytes]:
     for image in images:
         if _source(image) not in digests:
             # The pixels of a PIL image do not include its palette and rotation; those of the RGB image do.
-            content = open_image(image) if isinstance(image, Image.Image) else image
+            content = open_image(image, alpha="keep") if isinstance(image, Image.Image) else image
             digests[_source(image)] = bytes.fromhex(image_bytes_hash(content))
     return [digests[_source(image)] for image in images]
 

@@ -32,8 +32,8 @@ def load(
 
     Args:
         name_or_path: a shipped model (`craft.formats.names.shipped()` lists them), a folder in the native,
-            VILA-U, Tar or LLaVA (transformers) layout, or a hub id `org/name` (`org/name/backbone` if a
-            family has several).
+            VILA-U, Tar, Chameleon or LLaVA (transformers) layout, or a hub id `org/name`
+            (`org/name/backbone` if a family has several).
         device: "auto" (None), "cpu", "cuda", "mps", ...
         dtype: of the weights in memory: "float32", "bfloat16" or "auto" (None), which is bfloat16 if the
             device supports it. The codebook is always float32.
@@ -117,12 +117,13 @@ def load_visual_tokenizer(
 
     Args:
         name_or_path: a shipped family (`craft-tiny`) or backbone, a family's folder or its `visual/`, a
-            folder in VILA-U's layout, or a hub id.
+            folder in VILA-U's or Chameleon's layout, or a hub id.
         device, dtype: as for `load`.
 
     Raises:
         CraftError: as for `load`.
     """
+    from craft.formats.chameleon import is_chameleon, load_chameleon_visual
     from craft.formats.vila_u import is_vila_u, load_vila_u_visual
     from craft.formats.visual_folder import VISUAL_FORMAT, load_visual
 
@@ -137,9 +138,11 @@ def load_visual_tokenizer(
             return load_visual(folder, target, dtype or "auto")
     if path.is_dir() and is_vila_u(path):
         return load_vila_u_visual(path, target, dtype)
+    if path.is_dir() and is_chameleon(path):
+        return load_chameleon_visual(path, target, dtype)
     raise CheckpointError(
         f"There is no visual tokenizer at {name!r}. Shipped: {', '.join(sorted(families)) or 'none'}; or "
-        "give a family's folder (with visual/), or a VILA-U checkpoint."
+        "give a family's folder (with visual/), or a VILA-U or Chameleon checkpoint."
     )
 
 
@@ -147,8 +150,10 @@ def _load_folder(
     folder: Path, device: str | torch.device | None, dtype: str | torch.dtype | None, llm_bits: int | None
 ) -> LVLM:
     """Load a folder in whatever layout it has."""
+    from craft.formats.chameleon import is_chameleon, load_chameleon
     from craft.formats.llava import is_llava, load_llava
     from craft.formats.native import load_native
+    from craft.formats.refusals import refuse_continuous, refuse_pickles
     from craft.formats.vila_u import is_vila_u, load_vila_u
 
     if (folder / "craft.json").is_file():
@@ -163,6 +168,7 @@ def _load_folder(
             f"{folder} is a run folder, whose adapted encoder needs a backbone: "
             f"craft.load(BACKBONE).with_encoder({str(folder)!r}), or --encoder on the command line."
         )
+    refuse_continuous(folder, _config_of(folder))
     if is_llava(folder):
         if llm_bits is not None:
             raise ConfigError(
@@ -170,6 +176,8 @@ def _load_folder(
                 "llm_bits out."
             )
         return load_llava(folder, device, dtype)
+    if is_chameleon(folder):
+        return load_chameleon(folder, device, dtype, llm_bits)
     if "vision_tower_cfg" in _config_of(folder) or is_vila_u(folder):
         return load_vila_u(folder, device, dtype, llm_bits)
     members = sorted(path.parent.name for path in folder.glob("*/craft.json"))
@@ -177,9 +185,10 @@ def _load_folder(
         return load_native(folder / members[0], device, dtype, llm_bits)
     if members:
         raise CheckpointError(f"{folder} is a family of models; add one of {', '.join(members)} to the path.")
+    refuse_pickles(folder)
     raise CheckpointError(
         f"{folder} holds no model: neither craft.json (native layout), nor VILA-U's llm/, vision_tower/ and "
-        "mm_projector/, nor a config.json of Tar or LLaVA is there. Shipped models: "
+        "mm_projector/, nor a config.json of Tar, Chameleon or LLaVA is there. Shipped models: "
         f"{', '.join(shipped()) or 'none'}."
     )
 

@@ -65,6 +65,11 @@ def save_native(family: PathLike, name: str, lvlm: LVLM, dtype: str | None = Non
         CheckpointError: the family has another vision tower, or the LLM is packed in 4 or 8 bits.
     """
     refuse_packed(lvlm.backbone.llm, "cannot be saved")
+    if lvlm.backbone.llm.config.model_type == "chameleon":
+        raise CheckpointError(
+            f"{lvlm.name} cannot be saved in the native layout: transformers reads Chameleon's LLM only with "
+            "its VQ model. Keep its own folder; `craft export --format chameleon` writes a tower into a copy."
+        )
     family = Path(family)
     if name in ("", "visual") or Path(name).name != name:
         raise CheckpointError(f"{name!r} cannot name a backbone; use one folder name other than 'visual'.")

@@ -121,12 +121,16 @@ def _tar(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list[Piec
     return [prompts.bare_ids(tokenizer, part) for part in parts]
 
 
-def _llava(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list[Piece]:
-    """LLaVA's: several turns and images need the checkpoint's chat template."""
-    if len(turns) == 1 and turns[0].images <= 1:
-        prompt = prompts.llava(tokenizer, turns[0].text, image=bool(turns[0].images))
-        return [prompt.before, prompt.after] if turns[0].images else [prompt.before]
-    raise CraftError("The prompt format 'llava' is used with one turn and at most one image here.")
+def _one_turn(name: str) -> Callable[[PreTrainedTokenizerBase, Sequence[Turn]], list[Piece]]:
+    """Formats of checkpoints that were made for one image and one question."""
+
+    def pieces(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list[Piece]:
+        if len(turns) == 1 and turns[0].images <= 1:
+            prompt = prompts.build_prompt(name, tokenizer, turns[0].text, image=bool(turns[0].images))
+            return [prompt.before, prompt.after] if turns[0].images else [prompt.before]
+        raise CraftError(f"The prompt format {name!r} is used with one turn and at most one image here.")
+
+    return pieces
 
 
 def _with_slots(turn: Turn) -> str:
@@ -138,6 +142,7 @@ _FORMATS: dict[str, Callable[[PreTrainedTokenizerBase, Sequence[Turn]], list[Pie
     "plain": _plain,
     "vila-u": _vila_u,
     "chat-template": _chat_template,
-    "llava": _llava,
+    "llava": _one_turn("llava"),
     "tar": _tar,
+    "chameleon": _one_turn("chameleon"),
 }

@@ -186,7 +186,7 @@ def write(
         if repetition_penalty != 1:
             logits = _penalised(logits, occurred, repetition_penalty)
         best = logits.topk(2, dim=-1).values
-        margin = ((best[:, 0] - best[:, 1]) / logits.abs().amax(dim=-1)).tolist()
+        margin = ((best[:, 0] - best[:, 1]) / largest(logits)).tolist()
         if any(map(math.isnan, margin)):
             _refuse_nan(backbone, logits)
         chosen = logits.argmax(dim=-1)
@@ -321,6 +321,12 @@ def _hidden(backbone: Backbone, reading: Reading, embeds: Tensor, mask: Tensor, 
         past_key_values=reading.cache,
         use_cache=True,
     ).last_hidden_state
+
+
+def largest(logits: Tensor) -> Tensor:
+    """The largest absolute logit `[B]` of logits float32 `[B, V]`, without tokens that the LLM never writes,
+    to which some give the lowest number of their dtype (Chameleon to the tokens of images)."""
+    return logits.masked_fill(logits <= torch.finfo(torch.bfloat16).min, 0).abs().amax(dim=-1)
 
 
 def _refuse_nan(backbone: Backbone, logits: Tensor) -> None:

@@ -20,7 +20,7 @@ LONGEST = 16384
 """An image with a side longer than this (pixels) is made smaller before it is padded; padding one of
 100000 x 1 would take 28 GiB."""
 
-ASPECTS = ("resize", "crop", *BARS)
+ASPECTS = ("resize", "crop", "crop-lanczos", *BARS)
 
 
 def _square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
@@ -38,7 +38,7 @@ def _square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
     return canvas
 
 
-def _cropped(image: Image.Image, size: int) -> Image.Image:
+def _cropped(image: Image.Image, size: int, filter: Image.Resampling) -> Image.Image:
     """Scale the shorter side to `size` and crop the central square, as in CLIP and LLaVA."""
     width, height = image.size
     if max(width, height) > 100 * min(
@@ -49,7 +49,7 @@ def _cropped(image: Image.Image, size: int) -> Image.Image:
         image = image.crop((left, top, min(width, left + 2 * reach), min(height, top + 2 * reach)))
         width, height = image.size
     wide, high = (size * side // min(width, height) for side in (width, height))
-    image = image.resize((wide, high), Image.Resampling.BICUBIC)
+    image = image.resize((wide, high), filter)
     left, top = (wide - size) // 2, (high - size) // 2
     return image.crop((left, top, left + size, top + size))
 
@@ -65,9 +65,11 @@ def square_bytes(source: Any, size: int, aspect: str = "resize") -> np.ndarray:
     """
     if aspect not in ASPECTS:
         raise DataError(f"The image aspect mode {aspect!r} is unknown; use one of {', '.join(ASPECTS)}.")
-    image = open_image(source)
+    image = open_image(source, alpha="white" if aspect == "crop-lanczos" else "drop")
     if aspect == "crop":
-        image = _cropped(image, size)
+        image = _cropped(image, size, Image.Resampling.BICUBIC)
+    if aspect == "crop-lanczos":
+        image = _cropped(image, size, Image.Resampling.LANCZOS)
     if aspect in BARS:
         image = _square(image, BARS[aspect])
     if image.size != (size, size):
@@ -94,7 +96,8 @@ def pixels(images: Sequence[Any], size: int, aspect: str = "resize") -> Tensor:
         images: paths, bytes, PIL images or arrays, as for `craft.data.images.open_image`.
         size: side S of the square.
         aspect: "resize" (distort to the square, bicubic), "pad" (grey bars), "pad-clip" (bars of CLIP's mean
-            colour) or "crop" (the central square).
+            colour), "crop" (the central square) or "crop-lanczos" (the same by Lanczos resampling, with
+            transparency blended on white; Chameleon's).
 
     Returns:
         float32 `[B, 3, S, S]`, `(x / 255 - 0.5) / 0.5`.

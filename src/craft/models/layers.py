@@ -10,6 +10,8 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from craft.models.vision_tower import VisionTower
+
 Recompute = bool | Literal["selective"]
 """What runs again: nothing, whole layers, or all of a layer except its matrix products and attention."""
 
@@ -28,8 +30,14 @@ _STORED = {
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
-    """The layers of all vision towers and LLMs in `model`."""
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    """The layers of all vision towers and LLMs in `model`, such as transformer layers or residual blocks."""
+    towers = [module for module in model.modules() if isinstance(module, VisionTower)]
+    own = {id(layer) for tower in towers for layer in tower.layers}
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, GradientCheckpointingLayer) or id(module) in own
+    ]
 
 
 @contextmanager

@@ -72,9 +72,10 @@ def estimate_memory(
         layers = len(tower.layers)
         if any(p.requires_grad for p in tower.parameters()):
             images = math.ceil(batch_size * (1 + mixed))
-            activations = (
-                images * patches * width * kept_per_token(tower.siglip_config, layers, gradient_checkpointing)
-            )
+            stored = tower.stored_per_image(gradient_checkpointing)
+            if stored is None:
+                stored = patches * kept_per_token(tower.siglip_config, layers, gradient_checkpointing)
+            activations = images * width * stored
         book = lvlm.visual.codebook
         rows = min(batch_size * patches, ROW_BLOCK)
         searching = 3 * rows * min(book.size, code_block(rows, book.size, book.codewords.device)) * 4

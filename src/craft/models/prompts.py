@@ -19,6 +19,8 @@ VICUNA_SYSTEM = (
 TAR_SYSTEM = "You are a helpful assistant."
 _TAR_ANSWER = "<|im_end|>\n<|im_start|>assistant\n"
 _LLAVA_IMAGE = "<image>"
+CHAMELEON_TOKENS = ("<racm3:break>", "<image>", "<eoss>")
+"""The tokens before, at and after an image in Chameleon's text. Source: its processor in transformers."""
 IMAGE_SLOT = "\ue000"  # a private-use character that marks the image while a chat template is filled in
 _NO_THINKING = {"enable_thinking": False}  # for LLMs that may think first (Qwen3): answers have 5 tokens
 # Templates that write today's date into the prompt (Llama 3.2, SmolLM3) get a fixed one, Llama's default. So
@@ -228,12 +230,37 @@ def _chatml(role: str, text: str) -> str:
     return f"<|im_start|>{role}\n{text}<|im_end|>\n"
 
 
+def chameleon(
+    tokenizer: PreTrainedTokenizerBase, question: str, answer: str | None = None, image: bool = True
+) -> Prompt:
+    """Chameleon's: BOS, the image in its two marks, `QUESTION<sep>ANSWER</s>`, tokenised as a whole.
+
+    Source: transformers' `ChameleonProcessor`, with the image before the question, as in its examples.
+    """
+    start, mark, end = CHAMELEON_TOKENS
+    text = f"{question.replace(mark, '')}{tokenizer.sep_token or ''}"
+    text = f"{start}{mark}{end}{text}" if image else text
+    before, tail = list(tokenizer(text)["input_ids"]), list[int]()
+    if answer is not None:
+        before, tail = _split_answer(list(tokenizer(text + answer)["input_ids"]), before)
+        tail = _ended(tokenizer, tail)
+    if not image:
+        return Prompt(before, [], tail)
+    token = tokenizer.get_vocab().get(mark)
+    if token is None:  # not a Chameleon checkpoint's tokenizer: each side of the mark is tokenised separately
+        front, _, back = text.partition(mark)
+        return Prompt(piece_ids(tokenizer, front, True), bare_ids(tokenizer, back), tail)
+    index = before.index(token)
+    return Prompt(before[:index], before[index + 1 :], tail)
+
+
 FORMATS: dict[str, Callable[..., Prompt]] = {
     "vila-u": vila_u,
     "chat-template": chat_template,
     "plain": plain,
     "llava": llava,
     "tar": tar,
+    "chameleon": chameleon,
 }
 
 
@@ -373,12 +400,22 @@ def _next_tar(
     return bare_ids(tokenizer, request), bare_ids(tokenizer, f"{answer}<|im_end|>")
 
 
+def _next_chameleon(
+    tokenizer: PreTrainedTokenizerBase, _: Sequence[tuple[str, str]], question: str, answer: str
+) -> tuple[list[int], list[int]]:
+    raise ConfigError(
+        "The prompt format 'chameleon' has only one turn, because its authors' processor writes no other; "
+        "give one per conversation."
+    )
+
+
 _NEXT = {
     "vila-u": _next_vila_u,
     "chat-template": _next_chat,
     "plain": _next_plain,
     "llava": _next_llava,
     "tar": _next_tar,
+    "chameleon": _next_chameleon,
 }
 
 

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from craft.core.errors import CheckpointError
 from craft.core.records import Layers, Record, Size, check_record
+from craft.models.chameleon import ChameleonTower
 from craft.models.ta_tok import TaTokTower
 from craft.models.vision_tower import ClsAttention, HybridTower, LlavaTower, SiglipTower, VisionTower
 
@@ -44,11 +45,30 @@ class _LlavaSizes(Record):
     std: list[Annotated[float, Field(gt=0)]] = Field(min_length=3, max_length=3)
 
 
+class _ChameleonModel(Record):
+    resolution: Size = 512
+    base_channels: Size = 128
+    channel_multiplier: list[Size] = Field(default=[1, 1, 2, 2, 4], min_length=1, max_length=12)
+    num_res_blocks: Layers = 2
+    latent_channels: Size = 256
+    embed_dim: Size = 256
+    in_channels: Literal[3] = 3
+    double_latent: Literal[False] = False
+
+
+class _ChameleonSizes(Record):
+    model: _ChameleonModel
+    factor: float = Field(gt=0)
+    mean: list[float] = Field(min_length=3, max_length=3)
+    std: list[Annotated[float, Field(gt=0)]] = Field(min_length=3, max_length=3)
+
+
 KINDS: dict[str, tuple[type[VisionTower], type[Record]]] = {
     "siglip": (SiglipTower, _SiglipSizes),
     "hybrid": (HybridTower, _HybridSizes),
     "llava": (LlavaTower, _LlavaSizes),
     "ta-tok": (TaTokTower, _TaTokSizes),
+    "chameleon": (ChameleonTower, _ChameleonSizes),
 }
 """The towers by the `type` of their config, and what a config of that type must hold."""
 

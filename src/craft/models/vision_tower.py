@@ -31,7 +31,7 @@ class VisionTower(nn.Module, ABC):
         image_size: side S of the square input, in pixels.
         grid: (rows, columns) of the patch grid; N is their product.
         dim: d, the width of a feature.
-        layers: its transformer layers.
+        layers: its transformer layers, or the blocks of a convolutional tower.
     """
 
     config: dict[str, Any]
@@ -52,6 +52,17 @@ class VisionTower(nn.Module, ABC):
         Returns:
             Features `[B, N, d]` and the [CLS] feature `[B, d]` or None, both in the dtype of the weights.
         """
+
+    def stored_per_image(self, recompute: bool | str) -> int | None:
+        """Number of values that the backward pass stores per image.
+
+        Args:
+            recompute: whether its layers run again in the backward pass (`craft.models.layers.Recompute`).
+
+        Returns:
+            None for transformer layers, whose number `craft.models.memory` estimates.
+        """
+        return None
 
     if TYPE_CHECKING:
 

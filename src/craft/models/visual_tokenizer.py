@@ -25,7 +25,7 @@ class VisualTokenizer(nn.Module):
         text_encoder: the frozen text encoder of the contrastive loss, or None.
         log_temperature: log τ of Eq. 4, a scalar parameter (`s_ij = τ cos`).
         prior: level-1 code counts int64 `[K]` (§3.3), or None.
-        aspect: how images become square: "resize", "crop", "pad" or "pad-clip", as in
+        aspect: how images become square: "resize", "crop", "crop-lanczos", "pad" or "pad-clip", as in
             `craft.models.images.pixels`.
 
     Source: §3.1.

@@ -197,7 +197,7 @@ class Asker:
         opened: list[tuple[int, Image.Image]] = []
         for index, one in enumerate(wanted):
             try:
-                opened.append((index, open_image(one.image)))
+                opened.append((index, open_image(one.image, alpha="keep")))
             except DataError as error:
                 rows[index] |= {"answer": None, "error": str(error)}
         for chosen in (
@@ -302,9 +302,8 @@ class Asker:
             DataError: an image cannot be read.
             CraftError: the LLM's prompt format has one image only.
         """
-        images = self.codes.encode(
-            self.lvlm.visual, [open_image(one.image) for one in wanted], self.settings.batch_size, False
-        )
+        opened = [open_image(one.image, alpha="keep") for one in wanted]
+        images = self.codes.encode(self.lvlm.visual, opened, self.settings.batch_size, False)
         tokens = [self.lvlm.visible(images.tokens([n]), self.settings.keep_ratio) for n in range(len(wanted))]
         (answer,) = self.write([prompt_row(self.lvlm, tokens, wanted[0].prompt)])
         return {"image": [one.image for one in wanted], "question": wanted[0].question, "answer": answer}

@@ -52,7 +52,7 @@ def read_image(url: str, limits: Limits, hosts: Collection[str] = ()) -> tuple[s
     if size > limits.pixels:
         raise CraftError(f"The image has {size} pixels, and the server takes {limits.pixels}.")
     try:
-        image = open_image(content, "image_url")
+        image = open_image(content, "image_url", alpha="keep")
     except DataError as error:
         raise CraftError(str(error)) from error
     return image_bytes_hash(image), image

@@ -1,0 +1,118 @@
+"""Chameleon's parts from transformers: VQ encoder as vision tower, and an output embedding for text."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import ChameleonVQVAEConfig
+from transformers.models.chameleon.modeling_chameleon import (
+    ChameleonVQVAEEncoder,
+    ChameleonVQVAEEncoderAttnBlock,
+    ChameleonVQVAEEncoderResnetBlock,
+)
+
+from craft.models.vision_tower import VisionTower
+
+_BLOCKS = (ChameleonVQVAEEncoderResnetBlock, ChameleonVQVAEEncoderAttnBlock)
+
+
+class ChameleonTower(VisionTower):
+    """What stands before the search in Chameleon's VQ model: a convolutional encoder and a 1 x 1 convolution.
+
+    Its output is the vector that is compared with the codebook. It has no [CLS]. It is always in evaluation
+    mode, because its blocks drop values in training mode (`dropout`).
+
+    Args:
+        config: `model` (a `ChameleonVQVAEConfig`, JSON-able), and `factor`, `mean`, `std` of the image
+            processor: the encoder reads `(byte * factor - mean) / std`.
+
+    Source: Chameleon (arXiv 2405.09818); `ChameleonVQVAE.encode` of transformers.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        model = ChameleonVQVAEConfig(**config["model"])
+        self.config = {**config, "type": "chameleon"}
+        self.siglip_config = model
+        self.encoder = ChameleonVQVAEEncoder(model)
+        self.quant_conv = nn.Conv2d(model.latent_channels, model.embed_dim, 1)
+        self.image_size = model.resolution
+        side = model.resolution >> (len(model.channel_multiplier) - 1)  # each level but one halves the sides
+        self.grid = (side, side)
+        self.dim = model.embed_dim
+        self.train(False)
+
+    @property
+    def layers(self) -> nn.ModuleList:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The residual and attention blocks; they map `[B, C, h, w]` to the same."""
+        return nn.ModuleList(module for module in self.encoder.modules() if isinstance(module, _BLOCKS))
+
+    def train(self, mode: bool = True) -> "ChameleonTower":
+        """Stay in evaluation mode, whatever `mode` is."""
+        return super().train(False)
+
+    def forward(self, pixel_values: Tensor, with_cls: bool = True) -> tuple[Tensor, None]:
+        """As `VisionTower.forward`; the second value is always None, whatever `with_cls` is."""
+        values = self._normalised(pixel_values).to(self.quant_conv.weight.dtype)
+        return self.quant_conv(self.encoder(values)).flatten(2).transpose(1, 2), None
+
+    def _normalised(self, pixel_values: Tensor) -> Tensor:
+        """Pixels in [-1, 1] -> the image processor's values float32, bit for bit.
+
+        The bytes are restored first; values between them, which augmentation makes, are rounded to them.
+        """
+        values = ((pixel_values.float() + 1) * 127.5).round().double() * self.config["factor"]
+        mean, std = (values.new_tensor(self.config[key]).view(3, 1, 1).float() for key in ("mean", "std"))
+        return (values.float() - mean) / std
+
+    def stored_per_image(self, recompute: bool | str) -> int:
+        """As `VisionTower.stored_per_image`: counted in one pass on the meta device."""
+        tower = copy.deepcopy(self).to("meta")
+        inputs = [0]
+        kept: dict[int, dict[int, int]] = {-1: {}}  # block -> tensor -> number of values
+        current = [-1]
+
+        def enter(block: nn.Module, values: tuple[Tensor, ...]) -> None:
+            current[0] = id(block)
+            kept[id(block)] = {}
+            inputs[0] += values[0].numel()
+
+        def leave(*_: object) -> None:
+            current[0] = -1
+
+        def pack(tensor: Tensor) -> Tensor:
+            kept[current[0]][tensor.untyped_storage()._cdata] = tensor.numel()
+            return tensor
+
+        for block in tower.layers:
+            block.register_forward_pre_hook(enter)
+            block.register_forward_hook(leave)
+        pixels = torch.zeros(1, 3, self.image_size, self.image_size, device="meta")
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            tower(pixels)
+        weights = {parameter.untyped_storage()._cdata for parameter in tower.parameters()}
+        sums = {key: sum(n for at, n in part.items() if at not in weights) for key, part in kept.items()}
+        outside = sums.pop(-1)  # kept by no block
+        return outside + (inputs[0] + max(sums.values()) if recompute else sum(sums.values()))
+
+
+class TextHead(nn.Linear):
+    """An output embedding that gives the tokens of images the lowest logit, as Chameleon's forward pass does.
+
+    Args:
+        head: the output embedding whose weight is used, not copied.
+        image_ids: int64 `[K]`, the ids of the image tokens.
+    """
+
+    image_ids: Tensor
+
+    def __init__(self, head: nn.Linear, image_ids: Tensor) -> None:
+        super().__init__(head.in_features, head.out_features, bias=False, device="meta")
+        self.weight = head.weight
+        self.register_buffer("image_ids", image_ids.to(head.weight.device), persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Hidden states `[..., h]` -> logits `[..., V]`."""
+        logits = super().forward(input)
+        return logits.index_fill(-1, self.image_ids, torch.finfo(logits.dtype).min)
