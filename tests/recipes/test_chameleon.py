@@ -7,9 +7,8 @@ import torch
 
 from chameleons import save_chameleon
 from craft.core.errors import DataError
-from craft.formats.load import load, load_artefact
+from craft.formats.load import load_artefact
 from craft.lessons.batches import ImageBatches
-from craft.losses.table_gradient import affine, affine_fit
 from craft.recipes import adapt, evaluate
 from tiny_data import tiny_data
 
@@ -25,17 +24,12 @@ def family(tmp_path_factory):
     return folder
 
 
-def surrogate(folder):
-    lvlm = load(folder, "cpu", "float32")
-    backbone = lvlm.backbone
-    rows = backbone.table.rows(backbone.embeddings)[0]
-    backbone.table.gradient = affine(affine_fit(lvlm.visual.codebook.levels[0], rows)[0])
-    return lvlm
-
-
-def test_adapts_resumes_and_moves_to_the_other_llm(family, tmp_path, monkeypatch):
-    whole = adapt(surrogate(family / "small"), tiny_data(), tmp_path / "whole", **FAST)
+@pytest.mark.parametrize("rule", ["affine", "soft"])
+def test_adapts_resumes_and_moves_to_the_other_llm(family, tmp_path, monkeypatch, rule):
+    settings = {**FAST, "losses.table_gradient": rule}
+    whole = adapt(family / "small", tiny_data(), tmp_path / "whole", **settings)
     run = json.loads((whole.out / "run.json").read_text())
+    assert run["table_gradient"]["rule"] == rule
     before, after = run["hashes_before"], run["hashes_after"]
     assert {part for part in before if before[part] != after[part]} == {"vision_tower"}
 
@@ -48,16 +42,14 @@ def test_adapts_resumes_and_moves_to_the_other_llm(family, tmp_path, monkeypatch
 
     monkeypatch.setattr(ImageBatches, "make", gone)
     with pytest.raises(DataError):
-        adapt(surrogate(family / "small"), tiny_data(), tmp_path / "broken", **FAST)
+        adapt(family / "small", tiny_data(), tmp_path / "broken", **settings)
     monkeypatch.setattr(ImageBatches, "make", make)
-    broken = adapt(surrogate(family / "small"), tiny_data(), tmp_path / "broken", resume=True, **FAST)
+    broken = adapt(family / "small", tiny_data(), tmp_path / "broken", resume=True, **settings)
     one, two = (load_artefact(result.out) for result in (whole, broken))
     assert all(torch.equal(value, two.state[name]) for name, value in one.state.items())
     assert torch.equal(one.prior, two.prior)
 
-    again = adapt(
-        surrogate(family / "small"), tiny_data(), tmp_path / "again", gradient_checkpointing=True, **FAST
-    )
+    again = adapt(family / "small", tiny_data(), tmp_path / "again", gradient_checkpointing=True, **settings)
     rerun = load_artefact(again.out)
     assert all(torch.equal(value, rerun.state[name]) for name, value in one.state.items())
 
