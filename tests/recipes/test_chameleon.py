@@ -29,7 +29,7 @@ def test_adapts_resumes_and_moves_to_the_other_llm(family, tmp_path, monkeypatch
     settings = {**FAST, "losses.table_gradient": rule}
     whole = adapt(family / "small", tiny_data(), tmp_path / "whole", **settings)
     run = json.loads((whole.out / "run.json").read_text())
-    assert run["table_gradient"]["rule"] == rule
+    assert run["table"]["rule"] == rule
     before, after = run["hashes_before"], run["hashes_after"]
     assert {part for part in before if before[part] != after[part]} == {"vision_tower"}
 

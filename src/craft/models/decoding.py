@@ -24,6 +24,7 @@ SHARED = 0.75
 """Images are read in a separate pass if a batch has at most this many per question; the pass has a cost."""
 
 _TAIL = 4  # tokens at the end of a prompt that show whether it was split there
+_NEVER = torch.finfo(torch.bfloat16).min  # or lower: the logit of a token that an LLM never writes
 _HEAD_BLOCK = 256  # positions whose logits over the vocabulary are in memory at once
 
 
@@ -324,9 +325,11 @@ def _hidden(backbone: Backbone, reading: Reading, embeds: Tensor, mask: Tensor, 
 
 
 def largest(logits: Tensor) -> Tensor:
-    """The largest absolute logit `[B]` of logits float32 `[B, V]`, without tokens that the LLM never writes,
-    to which some give the lowest number of their dtype (Chameleon to the tokens of images)."""
-    return logits.masked_fill(logits <= torch.finfo(torch.bfloat16).min, 0).abs().amax(dim=-1)
+    """The largest absolute logit `[B]` of logits float32 `[B, V]`, without tokens that the LLM never writes.
+
+    Some give them the lowest number of the dtype, as Chameleon gives it to the tokens of images.
+    """
+    return logits.masked_fill(logits <= _NEVER, 0).abs().amax(dim=-1)
 
 
 def _refuse_nan(backbone: Backbone, logits: Tensor) -> None:
