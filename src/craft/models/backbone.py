@@ -96,7 +96,7 @@ class Backbone(nn.Module):
                 )
         self.projector = None if isinstance(projector, TokenTable) else projector
         self.table = projector if isinstance(projector, TokenTable) else None
-        last = -1 if self.table is None else int(self.table.ids.max())
+        last = -1 if self.table is None or self.table.ids.is_meta else int(self.table.ids.max())
         if last >= rows:
             raise CheckpointError(
                 f"The token table needs the token id {last}, and the LLM has {rows} tokens; the two do not "
