@@ -13,7 +13,7 @@ def export(
     *,
     base: Path,
     out: Path,
-    format: Literal["vila-u", "tar", "chameleon"] = "vila-u",
+    format: Literal["vila-u", "tar", "chameleon", "unitok"] = "vila-u",
     common: Common = COMMON,
 ) -> None:
     """Write an adapted encoder in the file layout of another program.
@@ -24,15 +24,22 @@ def export(
             that it did not train.
         out: the folder to write. For vila-u, OUT/vision_tower/ replaces the folder of that name in the
             checkpoint; for tar, OUT is the LLM's folder if its shards hold TA-Tok, else OUT/TA-Tok/ is
-            written; for chameleon, OUT is a copy of the checkpoint.
+            written; for chameleon, OUT is a copy of the checkpoint; for unitok, OUT holds the tokenizer file.
         format: the layout to write.
     """
     from craft.formats.chameleon import export_chameleon
     from craft.formats.load import load_artefact
     from craft.formats.tar import export_tar
+    from craft.formats.unitok import export_unitok
     from craft.formats.vila_u import export_vision_tower
 
-    write = {"vila-u": export_vision_tower, "tar": export_tar, "chameleon": export_chameleon}[format]
+    writers = {
+        "vila-u": export_vision_tower,
+        "tar": export_tar,
+        "chameleon": export_chameleon,
+        "unitok": export_unitok,
+    }
+    write = writers[format]
     with locked(out):
         written = write(load_artefact(encoder), base, out)
     if common.json:

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from craft.core.errors import CheckpointError, ConfigError, CraftError
 from craft.core.files import atomic_directory, read_json, sha256_file, user_path
@@ -239,6 +239,7 @@ def read_llm(
     bits: int | None = None,
     device: torch.device | None = None,
     shared: bool = False,
+    config: PreTrainedConfig | None = None,
 ) -> PreTrainedModel:
     """Load `AutoModelForCausalLM` from a local folder, safetensors only.
 
@@ -248,6 +249,7 @@ def read_llm(
         bits: 4 or 8 packs its linear maps on `device` as they are read (`craft.models.llm_bits`).
         device: the device to load to; None is the CPU.
         shared: the folder holds tensors of other parts too, so transformers need not list them.
+        config: the LLM's config if that of the folder is not one of transformers.
 
     Returns:
         The LLM in evaluation mode.
@@ -260,7 +262,9 @@ def read_llm(
 
     weights = WeightFolder(folder)
     check_config(folder)
-    packed = {} if bits is None else {"quantization_config": packing(bits, dtype)}
+    packed: dict[str, Any] = {} if config is None else {"config": config}
+    if bits is not None:
+        packed["quantization_config"] = packing(bits, dtype)
     placement = {} if device is None else {"device_map": {"": device}}
     try:
         with quiet(warnings=not shared):

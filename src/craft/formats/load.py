@@ -32,7 +32,7 @@ def load(
 
     Args:
         name_or_path: a shipped model (`craft.formats.names.shipped()` lists them), a folder in the native,
-            VILA-U, Tar, Chameleon or LLaVA (transformers) layout, or a hub id `org/name`
+            VILA-U, Tar, UniTok, Chameleon or LLaVA (transformers) layout, or a hub id `org/name`
             (`org/name/backbone` if a family has several).
         device: "auto" (None), "cpu", "cuda", "mps", ...
         dtype: of the weights in memory: "float32", "bfloat16" or "auto" (None), which is bfloat16 if the
@@ -154,6 +154,7 @@ def _load_folder(
     from craft.formats.llava import is_llava, load_llava
     from craft.formats.native import load_native
     from craft.formats.refusals import refuse_continuous, refuse_pickles
+    from craft.formats.unitok import is_unitok, load_unitok
     from craft.formats.vila_u import is_vila_u, load_vila_u
 
     if (folder / "craft.json").is_file():
@@ -178,6 +179,8 @@ def _load_folder(
         return load_llava(folder, device, dtype)
     if is_chameleon(folder):
         return load_chameleon(folder, device, dtype, llm_bits)
+    if is_unitok(folder):
+        return load_unitok(folder, device, dtype, llm_bits)
     if "vision_tower_cfg" in _config_of(folder) or is_vila_u(folder):
         return load_vila_u(folder, device, dtype, llm_bits)
     members = sorted(path.parent.name for path in folder.glob("*/craft.json"))
@@ -188,7 +191,7 @@ def _load_folder(
     refuse_pickles(folder)
     raise CheckpointError(
         f"{folder} holds no model: neither craft.json (native layout), nor VILA-U's llm/, vision_tower/ and "
-        "mm_projector/, nor a config.json of Tar, Chameleon or LLaVA is there. Shipped models: "
+        "mm_projector/, nor a config.json of Tar, UniTok, Chameleon or LLaVA is there. Shipped models: "
         f"{', '.join(shipped()) or 'none'}."
     )
 

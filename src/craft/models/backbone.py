@@ -17,6 +17,7 @@ from craft.core.tokens import VisionTokens
 from craft.losses.sal import IGNORED
 from craft.models.projector import Projector
 from craft.models.prompts import Prompt, build_prompt, end_of_answer
+from craft.models.sequence_projector import SequenceProjector
 from craft.models.token_table import TokenTable
 
 Segment = Tensor  # int64 [n]: token ids; or float [n, h]: embeddings
@@ -65,14 +66,14 @@ class Backbone(nn.Module):
         CheckpointError: the LLM has recurrent layers, or lacks the tokenizer's first or last token.
     """
 
-    projector: Projector | None
+    projector: Projector | SequenceProjector | None
     table: TokenTable | None
     llm: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
     def __init__(
         self,
-        projector: Projector | TokenTable,
+        projector: Projector | SequenceProjector | TokenTable,
         llm: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None,
         prompt: str,
@@ -110,7 +111,7 @@ class Backbone(nn.Module):
         self._build_prompt = lru_cache(CACHED_PROMPTS)(build_prompt)
 
     @property
-    def reader(self) -> Projector | TokenTable:
+    def reader(self) -> Projector | SequenceProjector | TokenTable:
         """The projector or the token table: what turns visual tokens into the LLM's input."""
         reader = self.projector or self.table
         assert reader is not None

@@ -12,7 +12,7 @@ from torch import Tensor
 from craft.core.errors import DataError
 from craft.data.images import open_image
 
-BARS = {"pad": (127, 127, 127), "pad-clip": (122, 116, 104)}
+BARS = {"pad": (127, 127, 127), "pad-clip": (122, 116, 104), "pad-clip-bilinear": (122, 116, 104)}
 """Aspect modes that pad to a square, and their colours: the mean by which pixels are normalised (0.5, or
 CLIP's), rounded as in VILA-U and LLaVA, int(mean * 255)."""
 
@@ -73,7 +73,10 @@ def square_bytes(source: Any, size: int, aspect: str = "resize") -> np.ndarray:
     if aspect in BARS:
         image = _square(image, BARS[aspect])
     if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
+        bilinear = aspect == "pad-clip-bilinear"
+        image = image.resize(
+            (size, size), Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC
+        )
     return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
 
 

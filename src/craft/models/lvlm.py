@@ -136,7 +136,14 @@ class LVLM(nn.Module):
         budget_of(keep_ratio, 1)
         if keep_ratio == 1:
             return
-        size, prior = self.visual.need_codes(f"keep_ratio={keep_ratio}").size, self.visual.prior
+        codebook = self.visual.need_codes(f"keep_ratio={keep_ratio}")
+        if codebook.is_product:
+            raise CraftError(
+                f"keep_ratio={keep_ratio} prunes visual tokens by how common their level-1 codes are (§3.3). "
+                f"In the codebook of {self.name} no level comes first: each describes another part of a "
+                "token (product quantisation). Use keep_ratio=1."
+            )
+        size, prior = codebook.size, self.visual.prior
         if prior is None:
             fault = "came without a code prior (level-1 code counts)"
         elif (wrong := counts_fault(prior, size)) is not None:

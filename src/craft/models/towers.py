@@ -10,6 +10,7 @@ from craft.core.records import Layers, Record, Size, check_record
 from craft.models.chameleon import ChameleonTower
 from craft.models.ta_tok import TaTokTower
 from craft.models.vision_tower import ClsAttention, HybridTower, LlavaTower, SiglipTower, VisionTower
+from craft.models.vitamin import VitaminTower
 
 
 class _SiglipSizes(Record):
@@ -32,6 +33,20 @@ class _HybridSizes(_SiglipSizes):
 class _TaTokSizes(_SiglipSizes):
     dim: Size
     scale: int = Field(ge=1, le=16)
+
+
+class _VitaminSizes(Record):
+    image_size: Size
+    stem_width: Size
+    stage_dims: list[Size] = Field(min_length=2, max_length=2)
+    stage_depths: list[Layers] = Field(min_length=2, max_length=2)
+    hidden_size: Size
+    num_hidden_layers: Layers
+    num_attention_heads: Size
+    intermediate_size: Size
+    dim: Size
+    codebooks: Size
+    projection_inner: Size
 
 
 class _VisionModel(Record):
@@ -68,6 +83,7 @@ KINDS: dict[str, tuple[type[VisionTower], type[Record]]] = {
     "hybrid": (HybridTower, _HybridSizes),
     "llava": (LlavaTower, _LlavaSizes),
     "ta-tok": (TaTokTower, _TaTokSizes),
+    "vitamin": (VitaminTower, _VitaminSizes),
     "chameleon": (ChameleonTower, _ChameleonSizes),
 }
 """The towers by the `type` of their config, and what a config of that type must hold."""

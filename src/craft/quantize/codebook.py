@@ -100,6 +100,14 @@ class ResidualCodebook(nn.Module):
         return self._derived[name][1]
 
     @property
+    def is_product(self) -> bool:
+        """Whether levels fill different entries of a codeword (product quantisation), so none comes first."""
+        if self.num_levels == 1 or self.codewords.is_meta:
+            return False
+        filled = self.derived("filled entries", lambda c: c.abs().amax(dim=1) > 0)
+        return bool((filled.expand(self.num_levels, -1).sum(dim=0) <= 1).all())
+
+    @property
     def is_derived(self) -> bool:
         """Whether its fingerprint is that of other tensors, from which the codewords were computed."""
         return self._derived_fingerprint is not None
