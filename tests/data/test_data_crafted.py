@@ -23,7 +23,7 @@ from replicas import class_folders, paint
     ],
 )
 def test_a_manifest(tmp_path: Path, field: str, value: object) -> None:
-    root = class_folders(tmp_path / "trees", {"ash": 4, "elm": 4})
+    root = class_folders(tmp_path / "trees", ["ash", "elm"])
     folder = prepare(root, None, tmp_path / "m", progress=False).path
     about = json.loads((folder / "manifest.json").read_text()) | {field: value}
     if value is None:
@@ -110,7 +110,7 @@ def test_annotations_of_a_benchmark(tmp_path: Path, name: str, files: dict[str, 
 
 @pytest.mark.parametrize("options", [[], 5, None, "ash"])
 def test_an_option_file(tmp_path: Path, options: object) -> None:
-    root = class_folders(tmp_path / "trees", {"ash": 4, "elm": 4})
+    root = class_folders(tmp_path / "trees", ["ash", "elm"])
     path = tmp_path / "o.json"
     path.write_text(json.dumps({"ash": [{"image": "0.png", "options": options}]}))
     with pytest.raises(DataError, match=r"o\.json is not an option file"):

@@ -119,7 +119,7 @@ def _white(deep: Mapping[str | bytes, bool]) -> tuple[float, str]:
     Raises:
         DataError: values below 0; or integers and floats.
     """
-    kinds = {floating: _name(source) for source, floating in reversed(deep.items())}
+    kinds = {floating: _name(source) for source, floating in [*deep.items()][::-1]}
     if len(kinds) > 1:
         raise DataError(
             f"the data has grey images of integers ({kinds[False]}) and of floats ({kinds[True]}), so no "
