@@ -173,6 +173,14 @@ def test_integers_among_floats_are_refused(tmp_path: Path) -> None:
         load_data(root)
 
 
+def test_floats_behind_bright_integers_are_refused(tmp_path: Path) -> None:
+    """Integers of 16 bits settle a level; the floats would all be black."""
+    root = scans(tmp_path / "scans", 16)
+    Image.fromarray(scan(0).astype(np.float32) / 4095).save(root / "train" / "elm" / "z.tif")
+    with pytest.raises(DataError, match=r"integers .* and of floats \(.*z\.tif\)"):
+        load_data(root)
+
+
 def test_eight_bit_images_of_the_set_stay_as_they_are(tmp_path: Path) -> None:
     root = scans(tmp_path)
     Image.fromarray(pixels(5, 16)).save(root / "train" / "ash" / "colour.png")

@@ -762,3 +762,35 @@ def test_a_manifest_by_somebody_else_leads_nowhere(root: Path) -> None:
         with pytest.raises(DataError, match=r"files in|--allow-outside"):
             prepare(folder, None, root / "out", progress=False)
         assert not (root / "out").exists()
+
+
+@pytest.mark.parametrize(("separator", "opens", "closes"), [(",", 8, 11), ("\t", 3, 4)])
+@pytest.mark.parametrize("order", [("image", "question", "answer"), ("answer", "question", "image")])
+def test_rows_of_images_without_an_ending_are_not_swallowed(
+    root: Path, separator: str, opens: int, closes: int, order: tuple[str, ...]
+) -> None:
+    """Two quotes with whole rows between them; "9" of "images/9" is all that says that it is an image."""
+    rows = [{"image": f"images/{n}", "question": QUESTION, "answer": f"oak {n}"} for n in range(20)]
+    rows[opens]["answer"] = f'"{rows[opens]["answer"]}'
+    rows[closes]["answer"] += '"'
+    lines = [separator.join(order), *(separator.join(row[name] for name in order) for row in rows)]
+    name = "q.csv" if separator == "," else "q.tsv"
+    refused(root / name, "\n".join(lines) + "\n", f"{name}:{opens + 2}", "does not close")
+
+
+def test_image_and_images_that_differ_are_two_images(root: Path) -> None:
+    turns = [{"from": "human", "value": "<image>\nWhich tree?"}, {"from": "gpt", "value": "oak"}]
+    row = {"image": "0.png", "images": ["1.png"], "conversations": turns}
+    refused(root / "q.jsonl", json.dumps(row), "q.jsonl:1", "2 images")
+    assert samples(root / "q.jsonl", json.dumps(row | {"images": ["0.png"]}))[0].image.endswith("0.png")
+
+
+def test_a_tar_sample_with_two_images_is_refused(root: Path) -> None:
+    """The second one, perhaps a mask, replaced the first in silence."""
+    with tarfile.open(root / "train.tar", "w") as tar:
+        for name, file in (("a.cls", ""), ("a.jpg", "0.png"), ("a.png", "1.png")):
+            if not file:
+                (root / "a.cls").write_text("oak")
+            tar.add(root / (file or "a.cls"), name)
+    with pytest.raises(DataError, match=r"sample a: two images, a\.jpg and a\.png"):
+        read_tables([root / "train.tar"])

@@ -203,6 +203,8 @@ def read_json(path: PathLike) -> Any:
         ) from error
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8 text, so not JSON; restore the file") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}); restore the file") from error
 
 
 @contextmanager

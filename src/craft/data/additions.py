@@ -108,7 +108,8 @@ def _entries(content: Any, path: Path) -> list[dict[str, Any]]:
     lists = list(content.values()) if isinstance(content, dict) else [None]
     entries = []
     for entry in (entry for value in lists for entry in (value if isinstance(value, list) else [None])):
-        if not isinstance(entry, dict) or not {"image", "options"} <= entry.keys():
+        options = entry.get("options") if isinstance(entry, dict) and "image" in entry else None
+        if not isinstance(options, list) or not options:
             raise DataError(
                 f"{path} is not an option file of FOCI's format: "
                 '{class: [{"image": …, "options": [correct, wrong, …]}]}.'

@@ -6,7 +6,7 @@ be almost black; scaled image by image, a dark image would look like a bright on
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from PIL import Image
@@ -54,21 +54,22 @@ def levelled(raw: Raw) -> Raw:
         _check_colour(colour, raw.white_level)
     if not deep:
         return replace(raw, levelled=True)
-    clip, sources = raw.white_level is not None, set(deep)
+    clip = raw.white_level is not None
     white, reason = (raw.white_level, "--white-level") if raw.white_level is not None else _white(deep)
     note = f"{len(deep)} images have more than 8 bits; {white:g} is white in all of them ({reason})"
     samples = [
         replace(sample, image=Deep(sample.image, white, clip))
-        if isinstance(sample.image, str | bytes) and sample.image in sources
+        if isinstance(sample.image, str | bytes) and sample.image in deep
         else sample
         for sample in raw.samples
     ]
     return replace(raw, samples=samples, levelled=True, notes=[*raw.notes, note])
 
 
-def _deep_images(raw: Raw) -> tuple[list[str | bytes], list[str | bytes]]:
-    """The sources of the images with grey of more than 8 bits, and of those with 16-bit colour."""
-    deep, colour = list[str | bytes](), list[str | bytes]()
+def _deep_images(raw: Raw) -> tuple[dict[str | bytes, bool], list[str | bytes]]:
+    """The sources of the images with grey of more than 8 bits (True: of floats), and of those with 16-bit
+    colour."""
+    deep, colour = dict[str | bytes, bool](), list[str | bytes]()
     # Images inside larger files are not opened only to look.
     files = [sample for sample in distinct(raw.samples) if isinstance(sample.image, str | bytes)]
     for source in (sample.image for sample in sorted(files, key=lambda sample: sample.id)):
@@ -77,7 +78,7 @@ def _deep_images(raw: Raw) -> tuple[list[str | bytes], list[str | bytes]]:
             if _may_be_deep(source):
                 with _opened(source) as image:
                     if is_deep(image):
-                        deep.append(source)
+                        deep[source] = image.mode == "F"
                     elif ";16" in str(getattr(image, "tile", "")):
                         colour.append(source)
         except Exception:  # a decoder may raise anything; `verify_images` names what cannot be opened
@@ -108,28 +109,31 @@ def _looked_at(sources: Sequence[str | bytes]) -> list[str | bytes]:
     return list(sources[::step])
 
 
-def _white(deep: Sequence[str | bytes]) -> tuple[float, str]:
-    """The white level of these images, and how it came about.
+def _name(source: str | bytes) -> str:
+    return source if isinstance(source, str) else "an image in a row"
+
+
+def _white(deep: Mapping[str | bytes, bool]) -> tuple[float, str]:
+    """The white level of these images (which are of floats if True), and how it came about.
 
     Raises:
         DataError: values below 0; or integers and floats.
     """
-    largest, kinds, looked = 0.0, dict[bool, str](), _looked_at(deep)
-    for source in looked:
-        name = source if isinstance(source, str) else "an image in a row"
+    kinds = {floating: _name(source) for source, floating in [*deep.items()][::-1]}
+    if len(kinds) > 1:
+        raise DataError(
+            f"the data has grey images of integers ({kinds[False]}) and of floats ({kinds[True]}), so no "
+            "white level fits both. Convert one kind, or say which value is white: `craft data "
+            "prepare DATA --out DIR --white-level VALUE`, and use DIR as the data."
+        )
+    largest = 0.0
+    for source in _looked_at(list(deep)):
         with _opened(source) as image:
             try:
                 image.load()
             except Exception:  # a decoder may raise anything; `verify_images` names what cannot be decoded
                 continue
-            kinds.setdefault(image.mode == "F", name)
-            largest = max(largest, range_of(image, deep_values(image, f"the image {name}")))
-        if len(kinds) > 1:
-            raise DataError(
-                f"the data has grey images of integers ({kinds[False]}) and of floats ({kinds[True]}), so no "
-                "white level fits both. Convert one kind, or say which value is white: `craft data "
-                "prepare DATA --out DIR --white-level VALUE`, and use DIR as the data."
-            )
+            largest = max(largest, range_of(image, deep_values(image, f"the image {_name(source)}")))
         if image.mode.startswith("I;16") and largest > 16383:
             break  # no image of this mode can need more
     white = white_for(largest, True in kinds)
@@ -142,8 +146,8 @@ def _check_colour(colour: Sequence[str | bytes], white_level: float | None) -> N
     Raises:
         DataError: no value of the images looked at is above a quarter of the range.
     """
-    brightest, looked = 0, _looked_at(colour)
-    for source in looked:
+    brightest = 0
+    for source in _looked_at(colour):
         try:
             with _opened(source) as image:
                 bands = image.convert("RGB").getextrema()
@@ -154,10 +158,9 @@ def _check_colour(colour: Sequence[str | bytes], white_level: float | None) -> N
             return
     if white_level != 65535:
         bits = 8 + brightest.bit_length()
-        name = colour[0] if isinstance(colour[0], str) else "an image in a row"
         raise DataError(
-            f"{len(colour)} images are 16-bit colour whose values need {bits} bits only ({name}): they would "
-            f"be almost black. Scale them to 8 bits (ImageMagick: `magick mogrify -level 0,{2**bits - 1} "
-            "-depth 8 FILES`). If they are as dark as that: `craft data prepare DATA --out DIR "
-            "--white-level 65535`, and use DIR as the data."
+            f"{len(colour)} images are 16-bit colour whose values need {bits} bits only "
+            f"({_name(colour[0])}): they would be almost black. Scale them to 8 bits (ImageMagick: "
+            f"`magick mogrify -level 0,{2**bits - 1} -depth 8 FILES`). If they are as dark as that: "
+            "`craft data prepare DATA --out DIR --white-level 65535`, and use DIR as the data."
         )

@@ -163,7 +163,7 @@ def read_data(
     if top is not None and all(table.stem.lower() == METADATA for table in tables):
         refuse_locale(name for _, folders, files in os.walk(path) for name in (*folders, *files))
         if tables := metadata_tables(path, (columns or {}).values()):
-            return read_image_folder(path, tables, read)
+            return read_image_folder(path, tables, read, names)
         return read_folder(path, domain, names)
     if tables and tables[0].suffix.lower() in (*TABLES, TAR):
         raw = read(tables)

@@ -10,17 +10,20 @@ import json
 import os
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from craft.core.errors import CheckpointError, ConfigError, DataError
 from craft.core.files import atomic_directory, read_json, sha256_file, write_json
 from craft.core.progress import track
+from craft.core.records import Record, check_record
 from craft.data.images import Packed, image_bytes, image_bytes_hash, image_key, open_image
 from craft.data.problems import Problems
 from craft.data.readers.tables import read_tables
-from craft.data.sample import Raw, Sample, distinct
+from craft.data.sample import Raw, Sample, Task, distinct
 
 MANIFEST, ROWS, IMAGES = "manifest.json", "samples.jsonl", "images"
 """The contents of a manifest's folder."""
@@ -29,6 +32,21 @@ FORMAT = 1
 """The version of the layout."""
 
 _ENDINGS = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp"}
+
+
+class _About(Record):
+    """The fields of `manifest.json` that are read. Manifests of 0.1 have no caveats."""
+
+    name: str
+    task: Task
+    domain: str
+    licence: str
+    source: str
+    root: str
+    notes: list[str]
+    caveats: list[str] = Field(default_factory=list)
+    white_level: Annotated[float, Field(ge=1)] | None = None
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -130,30 +148,28 @@ def read_manifest(folder: Path, root: Path | None = None, outside: bool = True) 
     """
     try:
         about = read_json(folder / MANIFEST)
+        if not isinstance(about, dict) or about.get("format") != FORMAT:
+            raise DataError(
+                f"{folder / MANIFEST} is not a manifest of format {FORMAT}. Run `craft data prepare` again."
+            )
+        about = _About(**check_record(_About, about, folder / MANIFEST, "run `craft data prepare` again"))
         fingerprint = sha256_file(folder / ROWS)
     except CheckpointError as error:
-        raise DataError(f"the manifest {folder} is incomplete: {error}.") from error
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise DataError(
-            f"{folder / MANIFEST} is not a manifest of format {FORMAT}. Run `craft data prepare` again."
-        )
-    if fingerprint != about["fingerprint"]:
+        raise DataError(f"the manifest {folder} cannot be read: {error}") from error
+    if fingerprint != about.fingerprint:
         raise DataError(
             f"{folder / ROWS} has changed since it was written: its fingerprint differs from the one in "
             f"{MANIFEST}. Run `craft data prepare` again; to use rows that you edited, name the .jsonl."
         )
-    base = root if root is not None else folder / about["root"]
+    base = root if root is not None else folder / about.root
     raw = read_tables([folder / ROWS], base, outside=outside)
     if base != folder / "." and not all(isinstance(sample.image, str) for sample in raw.samples):
         raise DataError(
             f"{folder} has images in its rows and in files in {base}, which no manifest of CRAFT has. "
             f"Run `craft data prepare {folder / ROWS} --root {base}`."
         )
-    raw.name, raw.task, raw.domain = about["name"], about["task"], about["domain"]
-    raw.licence, raw.source, raw.notes = about["licence"], about["source"], about["notes"]
-    raw.white_level = float(about["white_level"]) if "white_level" in about else None
-    raw.caveats = list(about.get("caveats") or ())  # absent from manifests of 0.1
-    return raw
+    fields = about.model_dump(exclude={"root", "fingerprint"})
+    return replace(raw, **fields)
 
 
 def _row(sample: Sample, sha256: str, path: str) -> dict[str, Any]:

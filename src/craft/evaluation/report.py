@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from craft.core.errors import CraftError, DataError
 from craft.core.files import atomic_write_text, read_json
+from craft.core.records import Record, check_record
 from craft.core.store import json_lines
 from craft.evaluation.calibration import measure
 from craft.evaluation.matching import answered_by_letter, option_named, remarked
@@ -203,14 +206,30 @@ def caveats_of(reports: Iterable[Report]) -> list[str]:
     return list(dict.fromkeys(caveat for report in reports for caveat in report.settings.get("caveats", ())))
 
 
+class _Settings(Record):
+    caveats: list[str] = Field(default_factory=list)
+
+
+class _Report(Record):
+    settings: _Settings = Field(default_factory=_Settings)
+
+
+class _Reports(Record):
+    reports: list[_Report] = Field(default_factory=list)
+
+
 def caveats_in(path: str | Path) -> list[str]:
-    """The caveats in the report.json files of a folder of `craft eval --out`, or next to a file in it."""
+    """The caveats in the report.json files of a folder of `craft eval --out`, or next to a file in it.
+
+    Raises:
+        CheckpointError: such a file is damaged.
+    """
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     caveats: dict[str, None] = {}
     for file in sorted(folder.glob("report.json")) or sorted(folder.glob("*/report.json")):
-        record = read_json(file)
-        for report in record.get("reports") or () if isinstance(record, dict) else ():
-            caveats |= dict.fromkeys((report.get("settings") or {}).get("caveats") or ())
+        record = check_record(_Reports, read_json(file), file, "evaluate again")
+        for report in _Reports(**record).reports:
+            caveats |= dict.fromkeys(report.settings.caveats)
     return list(caveats)
 
 

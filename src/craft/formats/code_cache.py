@@ -242,10 +242,10 @@ def _read_parts(folder: Path, visual: VisualTokenizer) -> Codes:
             )
             if beyond:
                 raise CheckpointError(f"{path} holds codes outside the codebook")
-        except (CheckpointError, KeyError) as error:
+            names = [bytes(row) for row in digests.tolist()]
+        except (CheckpointError, LookupError, TypeError, ValueError, RuntimeError) as error:
             say(f"{error}; its images are encoded again")
             continue
-        names = [bytes(row) for row in digests.tolist()]
         stored.update(zip(names, zip(codes.unbind(), residual.unbind(), strict=True), strict=True))
     return stored
 

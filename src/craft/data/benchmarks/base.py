@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from craft.core.errors import DataError
 from craft.core.files import user_path
 from craft.data.choices import DIRECTIVES
@@ -294,17 +296,27 @@ def image_folder(root: Path, title: str, name: str, partner: Path, first: str) -
     return outer
 
 
-def read_annotations(path: Path) -> Any:
+def read_annotations(path: Path, kind: Any) -> Any:
     """A JSON file of annotations.
 
+    Args:
+        path: the file.
+        kind: the type of its content, as pydantic checks it.
+
     Raises:
-        DataError: it cannot be read, or is not JSON.
+        DataError: it cannot be read, is not JSON, or has other content.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        TypeAdapter(kind).validate_python(content)
+        return content
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValidationError as error:
+        first = error.errors()[0]
+        fault = " / ".join(map(str, (*first["loc"], first["msg"])))
+        raise DataError(f"{path} is damaged or another file ({fault}). Copy it again.") from None
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON ({error}). Copy the file again.") from error
 
 

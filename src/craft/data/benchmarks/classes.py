@@ -6,9 +6,8 @@ from pathlib import Path
 
 from craft.core.errors import DataError
 from craft.data.benchmarks.base import Note, column, row_id
-from craft.data.images import SUFFIXES
 from craft.data.readers.rows import Row
-from craft.data.readers.scan import folders_in
+from craft.data.readers.scan import Scan, folders_in
 from craft.data.sample import Sample, labelled
 from craft.data.spelling import squeezed
 from craft.data.splits import LEFT_OUT, split_called, unknown_splits
@@ -165,13 +164,15 @@ def from_class_folders(root: Path, note: Note, classes: ClassNames, prefer: str 
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """The images at any depth below a folder, without hidden ones (macOS' "._x.jpg")."""
-    return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith((".", "@")) for part in path.relative_to(folder.parent).parts)
-    ]
+    """The images at any depth below a folder.
+
+    Raises:
+        DataError: as `Scan.refuse`.
+    """
+    scan = Scan(folder)
+    pictures = scan.below(folder)
+    scan.refuse()
+    return pictures
 
 
 LABELS = ("label", "labels", "class", "fine_label")

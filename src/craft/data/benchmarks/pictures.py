@@ -288,9 +288,7 @@ def _plant_village(root: Path, note: Note) -> Iterator[Sample]:
     path = find_below(root, LEAF_MAP) or next(
         (folder / LEAF_MAP for folder in root.absolute().parents[:2] if (folder / LEAF_MAP).is_file()), None
     )  # raw/color as the root
-    leaves = read_annotations(path) if path is not None else {}
-    if not isinstance(leaves, dict):
-        raise DataError(f"{path} is not the authors' map of leaves, an object. Copy the file again.")
+    leaves = read_annotations(path, dict[str, list[str]]) if path is not None else {}
     if path is not None:
         note(f"images of one leaf are in one split, by {path.name}")
     for sample in from_class_folders(root, note, PLANT_CLASSES, "color"):

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from craft.core.errors import DataError
+from craft.core.records import Record
 from craft.data.benchmarks.base import (
     Benchmark,
     Note,
@@ -27,16 +30,42 @@ from craft.data.sample import Sample
 from craft.data.splits import SPLIT_NAMES
 
 
+class _Problem(Record):
+    question: str
+    choices: list[Any] | None = None
+    image: str | None = None
+
+
+class _Captions(Record):
+    captions: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Book(Record):
+    questions: list[Any]
+    answers: list[Any]
+    split: Any
+
+
+class _Entry(Record):
+    image_name: Any
+    phrase_type: Any
+    question: Any
+    answer: Any
+
+
 def _problems(root: Path, title: str, task: str = "") -> tuple[Path | None, list[tuple[str, str, Any]]]:
     """The problems.json of a copy, and (folder, id, problem) of each problem that pid_splits.json lists for a
     sub-task; (None, []) without this file."""
     path = find_below(root, "problems.json")
     if path is None:
         return None, []
-    pids = read_annotations(need_below(path.parent, title, "pid_splits.json", path))
-    problems = read_annotations(path)
-    folders = ("train", "val", "test")
-    return path, [(folder, pid, problems[pid]) for folder in folders for pid in pids.get(task + folder, [])]
+    lists = need_below(path.parent, title, "pid_splits.json", path)
+    pids = read_annotations(lists, dict[str, list[str]])
+    problems = read_annotations(path, dict[str, _Problem])
+    listed = [(folder, pid) for folder in ("train", "val", "test") for pid in pids.get(task + folder, [])]
+    if missing := [pid for _, pid in listed if pid not in problems]:
+        raise DataError(f"{path} lacks {len(missing)} problems that {lists} lists ({missing[0]}). Copy both.")
+    return path, [(folder, pid, problems[pid]) for folder, pid in listed]
 
 
 # IconQA: questions about abstract diagrams; the sub-task `choose_txt` (options in words), the paper's.
@@ -55,7 +84,7 @@ def _iconqa(root: Path, note: Note) -> Iterator[Sample]:
         image, question = str(inside(images, f"{folder}/{TASK}/{pid}/image.png")), str(problem["question"])
         split, origin = SPLIT_NAMES[folder], f"{path}, problem {pid}"
         sample = Sample(f"{folder}/{pid}", image, question, answer="", split=split, origin=origin)
-        yield from choice_sample(sample, problem["choices"], problem["answer"], note)
+        yield from choice_sample(sample, problem.get("choices") or (), problem.get("answer"), note)
 
 
 def _iconqa_copy(row: Row, note: Note) -> Iterator[Sample]:
@@ -117,7 +146,7 @@ def _ocr_vqa(root: Path, note: Note) -> Iterator[Sample]:
     while (nested := entry(folder, folder.name)) is not None and nested.is_dir():
         folder = nested
     covers = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
-    books: dict[str, Any] = read_annotations(annotations)
+    books = read_annotations(annotations, dict[str, _Book])
     missing = broken = cut = 0
     for id, book in books.items():
         path = covers.get(id)
@@ -128,8 +157,8 @@ def _ocr_vqa(root: Path, note: Note) -> Iterator[Sample]:
             cut += 1
             continue
         origin = f"{annotations}, book {id}"
-        if book.get("split") not in OCR_VQA_SPLITS:
-            raise DataError(f"{origin}: the split must be 1, 2 or 3, not {book.get('split')!r}.")
+        if book["split"] not in (1, 2, 3):
+            raise DataError(f"{origin}: the split must be 1, 2 or 3, not {book['split']!r}.")
         yield from _about_book(
             id, str(path), book["questions"], book["answers"], OCR_VQA_SPLITS[book["split"]], origin
         )
@@ -212,7 +241,8 @@ def _scienceqa(root: Path, note: Note) -> Iterator[Sample]:
     outer = find_below(root, "images") or root
     images = image_folder(outer.parent, "ScienceQA", outer.name, path, first)
     captions_file = find_below(root, "captions.json")
-    captions = read_annotations(captions_file).get("captions", {}) if captions_file is not None else {}
+    content = read_annotations(captions_file, _Captions) if captions_file is not None else {}
+    captions = content.get("captions", {})
     for folder, pid, problem in with_image:
         sample = Sample(
             id=f"{folder}/{pid}",
@@ -223,7 +253,7 @@ def _scienceqa(root: Path, note: Note) -> Iterator[Sample]:
             split=SPLIT_NAMES[folder],
             origin=f"{path}, problem {pid}",
         )
-        yield from choice_sample(sample, problem["choices"], problem["answer"], note)
+        yield from choice_sample(sample, problem.get("choices") or (), problem.get("answer"), note)
     if text_only := len(problems) - len(with_image):
         note(f"left out: {text_only} questions without a picture")
 
@@ -264,7 +294,7 @@ def _vqa_rad(root: Path, note: Note) -> Iterator[Sample]:
     annotations = find_below(root, "VQA_RAD Dataset Public.json")
     if annotations is None:
         return
-    entries = read_annotations(annotations)
+    entries = read_annotations(annotations, list[_Entry])
     first = str(entries[0]["image_name"]).strip() if entries else ""
     images = image_folder(root, "VQA-RAD", VQA_RAD_IMAGES, annotations, first)
     for number, item in enumerate(entries):

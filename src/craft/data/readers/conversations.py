@@ -56,8 +56,7 @@ def conversation(
         DataError: not exactly one image, or not exactly one tag for it in a question (`query` and
             `instruction` may lack it); no turns, or turns that do not alternate; an empty question or answer.
     """
-    named = values.get("images") or values.get("image") or values.get("file_name")
-    images = listed(named, "images", origin)
+    images = images_in(values, origin)
     if pair := _pair_fields(values):
         field, turns = pair[0], _instruction(values, pair, origin)
         if images and turns and not any(_TAGS.search(text) for _, text in turns):
@@ -213,6 +212,14 @@ def _flattened(content: list[Any], field: str, origin: str, pictures: list[Any])
         else:
             raise DataError(f"{origin}: a part of type {kind!r} in '{field}' is neither text nor image.")
     return "".join(texts)
+
+
+def images_in(values: Mapping[str, Any], origin: str) -> list[Any]:
+    """The images that a row names in `image` and `images`, each once, or else in `file_name` (the metadata of
+    an image folder)."""
+    images = listed(values.get("image"), "image", origin)
+    images += [image for image in listed(values.get("images"), "images", origin) if image not in images]
+    return images or listed(values.get("file_name"), "file_name", origin)
 
 
 def listed(value: Any, name: str, origin: str) -> list[Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from craft.core.errors import DataError
 from craft.data.problems import Problems
+from craft.data.readers.rows import IMAGE_COLUMNS
 from craft.data.readers.scan import SHOWN, Scan, is_passed_over
 from craft.data.readers.tables import TABLES, read_rows
 from craft.data.sample import Raw, Sample, labelled
@@ -17,9 +18,6 @@ from craft.data.splits import LEFT_OUT, SPLIT_NAMES, SplitNames, split_called, u
 
 METADATA = "metadata"
 """The name of an imagefolder's tables, without their ending."""
-
-IMAGE_COLUMNS = ("file_name", "image", "images")
-"""Columns of a table that name images."""
 
 CONTAINERS = frozenset(
     {"images", "image", "imgs", "img", "pictures", "photos", "jpegimages", "masks", "mask", "labels"}
@@ -204,7 +202,9 @@ def _names_images(table: Path, columns: Collection[str]) -> bool:
     return row is not None and not row.values.keys().isdisjoint(columns)
 
 
-def read_image_folder(root: Path, tables: Sequence[Path], read: Callable[[Sequence[Path]], Raw]) -> Raw:
+def read_image_folder(
+    root: Path, tables: Sequence[Path], read: Callable[[Sequence[Path]], Raw], names: SplitNames = SPLIT_NAMES
+) -> Raw:
     """Read Hugging Face's imagefolder: images, and tables that name and describe them.
 
     A folder called as a split (train/) says the split of its images, unless the table does. The notes count
@@ -214,9 +214,11 @@ def read_image_folder(root: Path, tables: Sequence[Path], read: Callable[[Sequen
         root: the folder.
         tables: from `metadata_tables`.
         read: reads tables as samples.
+        names: what the names of splits mean.
 
     Raises:
-        DataError: as `read`; a split whose images no table names; or as `Scan.refuse`.
+        DataError: as `read`; a split whose images no table names; images in splits and others in none, or in
+            folders with unknown names; or as `Scan.refuse`.
     """
     scan = Scan(root)
     pictures = scan.below(root)
@@ -226,8 +228,9 @@ def read_image_folder(root: Path, tables: Sequence[Path], read: Callable[[Sequen
     raw = read(tables)
     used = {os.path.abspath(sample.image) for sample in raw.samples if isinstance(sample.image, str)}
     unnamed = [path for path in pictures if os.path.abspath(path) not in used]
-    read_parts = {_split_part(root, Path(name)) for name in used}
-    if lost := {_split_part(root, path) for path in unnamed} - read_parts - {""}:
+    read_parts = {_split_part(root, name, names) for name in used}
+    lost = {_split_part(root, path, names) for path in unnamed} - read_parts
+    if lost := [part for part in lost if names.get(part.lower(), LEFT_OUT) != LEFT_OUT]:
         raise DataError(
             f"{root} has images in {', '.join(sorted(lost))} that no table names; {tables[0]} names others. "
             f"Put a {tables[0].name} there too, or move that folder away."
@@ -236,17 +239,42 @@ def read_image_folder(root: Path, tables: Sequence[Path], read: Callable[[Sequen
         examples = ", ".join(path.relative_to(root).as_posix() for path in unnamed[:SHOWN])
         more = ", …" if len(unnamed) > SHOWN else ""
         scan.passed[f"images that no table names ({examples}{more})"] = len(unnamed)
-    samples = raw.samples
-    if not any(sample.split for sample in samples) and "" not in read_parts:
-        splits = [SPLIT_NAMES[_split_part(root, Path(str(s.image))).lower()] for s in samples]
-        samples = [replace(s, split=split) for s, split in zip(samples, splits, strict=True)]
+    samples = _split_by_folder(root, raw.samples, names)
     return replace(raw, samples=samples, source=str(root), notes=[*raw.notes, *scan.notes()])
 
 
-def _split_part(root: Path, path: Path) -> str:
-    """The folder on the way from `root` to a file that is called as a split; "" if there is none."""
+def _split_by_folder(root: Path, samples: Sequence[Sample], names: SplitNames) -> list[Sample]:
+    """The samples to read, with the splits that the folders of their images say, if any does.
+
+    Raises:
+        DataError: the folders of some are splits, and those of others are not.
+    """
+    folders = [_split_part(root, s.image, names) if isinstance(s.image, str) else "" for s in samples]
+    splits = {folder.lower() for folder in folders if folder.lower() in names}
+    if not splits or (len(splits) == 1 < len({*folders}) and splits <= CLASS_WORDS):
+        return list(samples)
+    read, unknown = [], list[str]()
+    for sample, folder in zip(samples, folders, strict=True):
+        split = sample.split or split_called(folder, names)
+        if not sample.split and not folder:
+            raise DataError(
+                f"{sample.origin}: the image is in no folder of a split, and others in {root} are. Move it "
+                "into one, or give all rows a column 'split'."
+            )
+        if split is None:
+            unknown.append(folder)
+        elif split != LEFT_OUT:
+            read.append(replace(sample, split=split))
+    if unknown:
+        raise unknown_splits(root, unknown)
+    return read
+
+
+def _split_part(root: Path, path: str | Path, names: SplitNames) -> str:
+    """The folder on the way from `root` to a file that is called as a split, or else the first one; "" if
+    there is none."""
     try:
         folders = Path(os.path.abspath(path)).relative_to(os.path.abspath(root)).parts[:-1]
     except ValueError:  # the image is elsewhere
         return ""
-    return next((name for name in folders if name.lower() in SPLIT_NAMES), "")
+    return next((name for name in folders if name.lower() in names), next(iter(folders), ""))

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from craft.core.errors import DataError
 from craft.data.images import OTHERS, PICTURES, Packed
 from craft.data.readers.rows import Row, parse_json
@@ -97,7 +99,7 @@ def read_parquet(path: Path, split: str = "", root: Path | None = None) -> Itera
     card = _names_in_card(root) if root is not None else {}
     try:
         with pq.ParquetFile(path) as file:
-            names = card | _names_in_schema(file.schema_arrow)
+            names = card | _names_in_schema(file.schema_arrow, path)
             yield from _rows(file, path, names, split)
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
@@ -133,15 +135,25 @@ def _rows(file: Any, path: Path, names: dict[str, list[str]], split: str) -> Ite
             yield Row(f"{path}, row {number}", values, split)
 
 
-def _names_in_schema(schema: Any) -> dict[str, list[str]]:
-    """Class names by column, as Hugging Face writes them into a parquet file."""
+def _names_in_schema(schema: Any, path: Path) -> dict[str, list[str]]:
+    """Class names by column, as Hugging Face writes them into a parquet file.
+
+    Raises:
+        DataError: they are not in that form.
+    """
     raw = (schema.metadata or {}).get(b"huggingface")
-    features = json.loads(raw).get("info", {}).get("features", {}) if raw else {}
-    return {
-        column: list(feature["names"])
-        for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-    }
+    try:
+        features = json.loads(raw).get("info", {}).get("features", {}) if raw else {}
+        labels = {
+            column: feature["names"]
+            for column, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+        return TypeAdapter(dict[str, list[str]]).validate_python(labels)
+    except (ValueError, LookupError, AttributeError) as error:
+        raise DataError(
+            f"{path}: the class names in its metadata ('huggingface') are damaged. Copy the file again."
+        ) from error
 
 
 def _names_in_card(root: Path) -> dict[str, list[str]]:
@@ -151,18 +163,18 @@ def _names_in_card(root: Path) -> dict[str, list[str]]:
     try:
         head = (root / "README.md").read_text(encoding="utf-8").split("---")[1]
         infos = (yaml.safe_load(head) or {}).get("dataset_info") or []
-    except (OSError, UnicodeDecodeError, IndexError, AttributeError, yaml.YAMLError):
-        return {}
-    names_by_column = {}
-    for info in infos if isinstance(infos, list) else [infos]:
-        for feature in info.get("features") or []:
-            kind = feature.get("dtype")
-            if isinstance(kind, dict) and "class_label" in kind:
-                names = kind["class_label"].get("names") or {}
-                numbered = names.items() if isinstance(names, dict) else enumerate(names)
-                ordered = sorted(numbered, key=lambda item: int(item[0]))
-                names_by_column[feature["name"]] = [str(name) for _, name in ordered]
-    return names_by_column
+        names_by_column = {}
+        for info in infos if isinstance(infos, list) else [infos]:
+            for feature in info.get("features") or []:
+                kind = feature.get("dtype")
+                if isinstance(kind, dict) and "class_label" in kind:
+                    names = kind["class_label"].get("names") or {}
+                    numbered = names.items() if isinstance(names, dict) else enumerate(names)
+                    ordered = sorted(numbered, key=lambda item: int(item[0]))
+                    names_by_column[feature["name"]] = [str(name) for _, name in ordered]
+        return names_by_column
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, yaml.YAMLError):
+        return {}  # a README.md that is no card
 
 
 @dataclass(frozen=True)
@@ -212,9 +224,14 @@ def read_tar(path: Path, split: str) -> Iterator[Row]:
                 key = f"{folder}/{stem}"
                 if "image" in values and f".{ending.lower()}" in OTHERS:
                     continue  # the same image, in a format that may not be readable
-                fields = _member(tar, member, path, ending.lower())
-                if "image" in values and not isinstance(fields.get("image"), FileSlice):
+                fields, image = _member(tar, member, path, ending.lower()), values.get("image")
+                if isinstance(image, FileSlice) and not isinstance(fields.get("image"), FileSlice):
                     fields.pop("image", None)  # where the image was before it was packed
+                elif isinstance(image, FileSlice) and Path(image.name).suffix.lower() not in OTHERS:
+                    raise DataError(
+                        f"{path}, sample {key.lstrip('/')}: two images, {image.name} and {member.name}. A "
+                        "sample must be about exactly one; write the tar without the other."
+                    )
                 values |= fields
             if values:
                 yield Row(f"{path}, sample {key.lstrip('/')}", values, split)

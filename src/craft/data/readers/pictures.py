@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from craft.core.errors import DataError
 from craft.data.images import ImageSource, Packed
-from craft.data.readers.conversations import listed
+from craft.data.readers.conversations import images_in
 from craft.data.spelling import brief, is_text, refuse_locale
 
 Fetch = Callable[[str], Path]
@@ -35,10 +35,7 @@ def one_picture(values: Mapping[str, Any], origin: str) -> Any:
     Raises:
         DataError: there are several, or `image` and `images` name different ones.
     """
-    images = listed(values.get("image"), "image", origin)
-    images += [image for image in listed(values.get("images"), "images", origin) if image not in images]
-    if not images and values.get("file_name") is not None:
-        images = [values["file_name"]]
+    images = images_in(values, origin)
     if len(images) > 1:
         raise DataError(f"{origin}: {len(images)} images. A row must be about exactly one.")
     return images[0] if images else None

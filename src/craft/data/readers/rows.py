@@ -38,6 +38,9 @@ OPTIONAL = (
 LISTS = ("choices", "captions", "distractors")
 """Fields that hold a list."""
 
+IMAGE_COLUMNS = ("image", "images", "file_name")
+"""Columns of a table that name images."""
+
 _KNOWN = {*REQUIRED, *OPTIONAL}
 
 

@@ -48,6 +48,7 @@ class Scan:
         self.locked: list[Path] = []
         self.pointers: dict[Path, bytes] = {}
         self.empty: list[Path] = []
+        self._classes: dict[str, Path] = {}
         self._above = {os.path.realpath(path) for path in (root, *root.absolute().parents)}
 
     def folders(self, parent: Path) -> list[Path]:
@@ -61,15 +62,30 @@ class Scan:
         return folders
 
     def below(self, folder: Path) -> list[Path]:
-        """The images at any depth below a folder, sorted, through links to folders too (each folder once)."""
-        pictures = sorted(self._walk(folder, {*self._above, os.path.realpath(folder)}))
+        """The images at any depth below a folder, sorted, through links to folders too (each folder once).
+
+        Raises:
+            DataError: a folder cannot be read, or was read below a folder of another name, through a link.
+        """
+        real = os.path.realpath(folder)
+        self._claim(real, folder)
+        pictures = sorted(self._walk(folder, {*self._above, real}, folder))
         self.names += [path.relative_to(self.root).as_posix() for path in pictures]
         known = suffixes()
         if not pictures:
             self.empty.append(folder)
         return [path for path in pictures if path.suffix.lower() in known]
 
-    def _walk(self, folder: Path, visited: set[str]) -> Iterator[Path]:
+    def _claim(self, real: str, top: Path) -> None:
+        """Note which class folder a folder is read for."""
+        other = self._classes.setdefault(real, top)
+        if other.name != top.name:
+            raise DataError(
+                f"the class folders {other} and {top} both lead to {real}, so its images would be in two "
+                "classes. Remove the link from one of them."
+            )
+
+    def _walk(self, folder: Path, visited: set[str], top: Path) -> Iterator[Path]:
         for entry in self._entries(folder):
             path = Path(entry.path)
             if not entry.is_dir():
@@ -83,7 +99,8 @@ class Scan:
                 self.passed["links to a folder that is read already"] += 1
             else:
                 visited.add(real)
-                yield from self._walk(path, visited)
+                self._claim(real, top)
+                yield from self._walk(path, visited, top)
 
     def _entries(self, folder: Path) -> list[os.DirEntry[str]]:
         """What is in a folder, sorted, without what is hidden, the system's, broken or locked."""
@@ -154,7 +171,8 @@ class Scan:
                 f"themselves: {self._listed(list(self.pointers))}. {fix} there."
             )
         refuse_unreadable(f"the data folder {self.root}", self.names)
-        unread = len(self.names) - sum(os.path.splitext(n)[1].lower() in suffixes() for n in self.names)
+        known = suffixes()
+        unread = sum(os.path.splitext(name)[1].lower() not in known for name in self.names)
         if unread:  # `refuse_unreadable` lets these pass
             self.passed["images that also exist in a format that is read"] = unread
 

@@ -15,7 +15,7 @@ from craft.core.errors import DataError
 from craft.core.progress import track
 from craft.data.images import PICTURES
 from craft.data.problems import Problems
-from craft.data.readers.rows import LISTS, Row, list_in, parse_json
+from craft.data.readers.rows import IMAGE_COLUMNS, LISTS, Row, list_in, parse_json
 from craft.data.spelling import brief
 
 EXAMPLE = '{"image": "a.jpg", "question": "What is this?", "answer": "an oak"}'
@@ -274,7 +274,7 @@ def csv_rows(path: Path, split: str = "") -> Iterator[Row]:
             )
         origin = f"{path}:{last}"
         if first < last:
-            _check_swallowed(f"{path}:{first}", lines[first - 1 : last], separator, len(names))
+            _check_swallowed(f"{path}:{first}", lines[first - 1 : last], separator, names)
         pairs = zip(names, cells, strict=True)
         values: dict[str, Any] = {name: cell if cell.strip() else None for name, cell in pairs}
         for name in LISTS:
@@ -322,7 +322,7 @@ def _records(path: Path, text: str, separator: str) -> Iterator[tuple[int, int, 
             yield first, reader.line_num, cells
 
 
-def _check_swallowed(origin: str, lines: list[str], separator: str, columns: int) -> None:
+def _check_swallowed(origin: str, lines: list[str], separator: str, names: list[str]) -> None:
     """Refuse a row of several lines whose later lines are rows of their own: between a quote that is not
     closed and the next quote, rows would be lost.
 
@@ -330,20 +330,30 @@ def _check_swallowed(origin: str, lines: list[str], separator: str, columns: int
         origin: its file and first line.
         lines: its lines.
         separator: of the cells.
-        columns: how many cells a row has.
+        names: of the columns.
 
     Raises:
         DataError: a later line has as many cells as a row, and an image where the first line has one.
     """
-    rows = [next(csv.reader([line], delimiter=separator), []) for line in lines]
-    pictures = [n for n, cell in enumerate(rows[0]) if _is_picture(cell)]
-    for number, cells in enumerate(rows[1:], start=1):
-        if len(cells) == columns and any(_is_picture(cells[n]) for n in pictures):
+    plain = [line.replace('"', "").split(separator) for line in lines]
+    heads = (plain[0], next(csv.reader(lines[:1], delimiter=separator), []))
+    for number, row in enumerate(plain[1:], start=1):
+        if len(row) == len(names) and any(
+            _same_kind(*cells) for head in heads for cells in zip(names, head, row, strict=False)
+        ):
             raise DataError(
                 f'{origin}: a cell of this row begins with a quote (") that does not close, and the row '
                 f"{brief(lines[number])} would become part of the cell. Close the quote, remove it, or write "
                 "the cell on one line."
             )
+
+
+def _same_kind(column: str, one: str, other: str) -> bool:
+    """Whether two cells name images: by their looks, or in a column of images by names that differ in digits
+    alone."""
+    if column in IMAGE_COLUMNS:
+        one, other = (re.sub(r"\d+", "0", cell.strip()) for cell in (one, other))
+    return (one == other and column in IMAGE_COLUMNS) or (_is_picture(one) and _is_picture(other))
 
 
 def _is_picture(cell: str) -> bool:
