@@ -1,12 +1,15 @@
 """`craft ask`: answers are those of the model, files grow row by row, and nothing is lost."""
 
+import copy
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 
 import craft
 from craft.cli.main import main
@@ -101,6 +104,7 @@ def test_a_stopped_run_continues_to_the_same_file(lvlm, folder, tmp_path, suffix
     lines = content.splitlines(keepends=True)
     end = kept + (suffix == "csv")
     out.write_bytes(b"".join(lines[:end]) + lines[end][:9])  # killed in the middle of a row
+    shutil.copy(f"{whole}.record.json", f"{out}.record.json")
     asked = ask(lvlm, folder, out=str(out), resume=True, **settings)
     assert asked.resumed == kept and len(asked.rows) == 20 and asked.failed == 1
     assert out.read_bytes() == content
@@ -109,6 +113,33 @@ def test_a_stopped_run_continues_to_the_same_file(lvlm, folder, tmp_path, suffix
         assert [row["image"] for row in table] == paths(folder) and table[0]["probability"]
     else:
         assert [json.loads(line)["image"] for line in lines] == paths(folder)
+
+
+def test_answers_of_another_model_or_setting_are_not_mixed(lvlm, folder, tmp_path):
+    """The rows name images and questions; what answered stands in a record beside the file."""
+    out = tmp_path / "out.jsonl"
+    ask(lvlm, folder, out=str(out), options=CLASSES)
+    whole = out.read_bytes()
+    record = json.loads((tmp_path / "out.jsonl.record.json").read_text())
+    assert len(record["vision_tower"]) == 64 and record["options"] == [list(CLASSES)]
+    out.write_bytes(b"".join(whole.splitlines(keepends=True)[:6]))
+    other = copy.deepcopy(lvlm)
+    with torch.no_grad():
+        next(other.visual.vision_tower.parameters()).add_(0.1)
+    for model, settings, words in (
+        (other, {"options": CLASSES}, "another vision_tower"),
+        (lvlm, {"options": CLASSES[:-1]}, "another options"),
+        (lvlm, {"options": CLASSES, "min_probability": 0.9}, "another min_probability"),
+        (lvlm, {"options": CLASSES, "keep_ratio": 0.5}, "another keep_ratio"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            ask(model, folder, out=str(out), resume=True, **settings)
+    assert ask(lvlm, folder, out=str(out), options=CLASSES, resume=True).resumed == 6
+    assert out.read_bytes() == whole
+    out.write_bytes(b"".join(whole.splitlines(keepends=True)[:6]))
+    (tmp_path / "out.jsonl.record.json").unlink()
+    with pytest.raises(ConfigError, match="record of what gave the answers"):
+        ask(lvlm, folder, out=str(out), options=CLASSES, resume=True)
 
 
 def test_an_existing_file_is_kept(lvlm, folder, tmp_path):

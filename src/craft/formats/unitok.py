@@ -8,7 +8,6 @@ in it can run. Product quantisation becomes residual quantisation: each codebook
 outside its slice, so the sum of codewords is their concatenation, exactly.
 """
 
-import pickle
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -207,15 +206,16 @@ def _unpickled(path: Path) -> dict[str, Any]:
         CheckpointError: it holds more than tensors and settings, or something else.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        tensors, _ = content["trainer"]["unitok"], content["args"]
-        if not all(isinstance(value, Tensor) for value in tensors.values()):
-            raise TypeError("not all of its tensors are tensors")
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises any exception
         raise CheckpointError(
             f"{path} cannot be read with weights_only=True, which keeps code in it from running: "
             f"{reason_of(error)} Download it again."
         ) from error
+    try:
+        tensors, _ = content["trainer"]["unitok"], content["args"]
+        if not all(isinstance(value, Tensor) for value in tensors.values()):
+            raise TypeError("not all of its tensors are tensors")
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f'{path} does not hold {{"args", "trainer": {{"unitok"}}}} as {NAME}.pth does; download it again.'
@@ -337,8 +337,8 @@ def export_unitok(source: LVLM | Artefact, base: str | Path, out: str | Path) ->
     mllm = _mllm(root)
     if mllm is None:
         raise CheckpointError(f"{root} is not a UniTok checkpoint: no config.json of {KIND} is there.")
-    found = _find(root, mllm)
-    own = _visual(found)
+    tokenizer_file = _find(root, mllm)
+    own = _visual(tokenizer_file)
     visual = source.visual if isinstance(source, LVLM) else source.apply_to(own)
     tower = visual.vision_tower
     if visual.codebook.fingerprint != own.codebook.fingerprint or not isinstance(tower, VitaminTower):
@@ -346,21 +346,21 @@ def export_unitok(source: LVLM | Artefact, base: str | Path, out: str | Path) ->
             f"The encoder was adapted for codebook {visual.codebook.fingerprint}, and {root} has codebook "
             f"{own.codebook.fingerprint}; give the checkpoint that the encoder was adapted from."
         )
-    folder = found.path.parent.resolve()
+    folder = tokenizer_file.path.parent.resolve()
     if folder in (target.resolve(), *target.resolve().parents) or target.resolve() in folder.parents:
         raise CheckpointError(f"{target} is, contains or is inside {folder}; choose another folder.")
     tensors = {_file_name(name): value for name, value in tower.state_dict().items()}
     with atomic_directory(target) as building:
-        if found.path.suffix == ".pth":
-            content = _unpickled(found.path)
+        if tokenizer_file.path.suffix == ".pth":
+            content = _unpickled(tokenizer_file.path)
             whole = dict(content["trainer"]["unitok"])
             whole |= {name: value.to(whole[name].dtype).cpu() for name, value in tensors.items()}
             save_tensors(building / f"{NAME}.safetensors", whole)
             settings = {key: value for key, value in content["args"].items() if _is_json(value)}
             write_json(building / f"{NAME}.json", {"pth": {"args": settings}})
         else:
-            weights = WeightFolder(found.path.parent, single=found.path.name)
-            others = [path.name for path in found.path.parent.iterdir() if path.stem != NAME]
+            weights = WeightFolder(tokenizer_file.path.parent, single=tokenizer_file.path.name)
+            others = [path.name for path in tokenizer_file.path.parent.iterdir() if path.stem != NAME]
             weights.write(building, tensors, skip=others)
     return target
 

@@ -1,8 +1,5 @@
 """`craft ask`: what do these images show? Answers, or a probability for each option."""
 
-import csv
-import io
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,14 +12,12 @@ from PIL import Image
 
 from craft.core.errors import ConfigError, CraftError, DataError
 from craft.core.files import append_text, check_writable, user_path
-from craft.core.progress import say, track
-from craft.core.store import json_lines, whole_lines
+from craft.core.progress import track
 from craft.core.tokens import VisionTokens
-from craft.data.choices import DIRECTIVES, QUESTION
+from craft.data.choices import QUESTION
 from craft.data.images import PICTURES, open_image
 from craft.data.problems import Problems
 from craft.data.readers.tables import read_rows
-from craft.data.sample import Sample
 from craft.evaluation.ask import ask as ask_all
 from craft.evaluation.calibration import probabilities
 from craft.evaluation.config import AskConfig
@@ -34,9 +29,7 @@ from craft.models.backbone import Segment
 from craft.models.conversation import Turn, build_conversation
 from craft.models.lvlm import LVLM
 from craft.models.sampling import AnswerText, Batch, Sampling
-
-LISTED = 26
-"""Up to this many options are listed in the prompt, with their letters; more are only scored."""
+from craft.recipes.ask_file import Wanted, answer_record, earlier_rows, keep_record, written
 
 UNSURE = "unsure"
 """The answer if no option reaches the wanted probability."""
@@ -44,42 +37,8 @@ UNSURE = "unsure"
 STDIN = "/dev/stdin"
 """What `-` is on the command line, whose parser takes it for a flag."""
 
-COLUMNS: tuple[str, ...] = (
-    "image",
-    "question",
-    "answer",
-    "probability",
-    "runner_up",
-    "runner_up_probability",
-    "margin",
-    "error",
-)
-"""Columns of a CSV file of answers."""
-
 TABLES = frozenset({".jsonl", ".csv", ".tsv"})
 """Endings of tables with questions of their own."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A question about one image.
-
-    Attributes:
-        image: the image's path.
-        question: the question line.
-        options: the answers to choose from; empty for a written answer.
-    """
-
-    image: str
-    question: str
-    options: tuple[str, ...] = ()
-
-    @property
-    def prompt(self) -> str:
-        """The prompt: question, lettered options and directive, as in training."""
-        listed = self.options if len(self.options) <= LISTED else ()
-        directive = DIRECTIVES["option"] if self.options else ""
-        return Sample("", "", self.question, "", choices=listed, directive=directive).prompt()
 
 
 @dataclass(frozen=True)
@@ -157,18 +116,22 @@ def ask(
     if settings.together:
         row = asker.together(wanted)
         if settings.out is not None:
-            append_text(settings.out, _written([row], settings.out))
+            append_text(settings.out, written([row], settings.out))
         if show is not None:
             show(row)
         return Asked([row], 0, 0)
+    if settings.out is not None:
+        keep_record(settings.out, answer_record(lvlm, settings, temperature, wanted), bool(done))
     rows = list(done)
     failed = sum("error" in row for row in done)
     size = settings.batch_size * 4
-    starts = range(len(done), len(wanted), size)
+    # An interrupted chunk is asked again as a whole: in another batch, rounding could give other digits.
+    first = len(done) // size * size if len(done) < len(wanted) else len(wanted)
+    starts = range(first, len(wanted), size)
     for start in track(starts, f"asking {lvlm.name}") if len(starts) > 1 else starts:
-        answers = asker.rows(wanted[start : start + size])
+        answers = asker.rows(wanted[start : start + size])[max(0, len(done) - start) :]
         if settings.out is not None:
-            append_text(settings.out, _written(answers, settings.out))
+            append_text(settings.out, written(answers, settings.out))
         for row in answers:
             rows.append(row)
             failed += "error" in row
@@ -427,55 +390,6 @@ def table_rows(path: Path, question: str | None, options: tuple[str, ...]) -> li
         wanted.append(Wanted(str(location), str(asked), tuple(map(str, listed)) or options))
     problems.stop()
     return wanted
-
-
-# The file of answers
-
-
-def earlier_rows(out: str, wanted: Sequence[Wanted], resume: bool) -> list[dict[str, Any]]:
-    """The rows of an interrupted run, which are the answers to the first questions.
-
-    Raises:
-        ConfigError: the file exists and `resume` is not set, or its rows answer other questions.
-    """
-    path = Path(out)
-    if path.suffix.lower() not in (".jsonl", ".csv"):
-        raise ConfigError(f"--out {out}: answers are written as .jsonl or .csv.")
-    if not path.exists() or path.stat().st_size == 0:
-        return []
-    if not resume:
-        raise ConfigError(f"{out} exists; --resume continues it, or choose another file.")
-    rows = _read(path)
-    if [(row.get("image"), row.get("question")) for row in rows] != [
-        (w.image, w.question) for w in wanted[: len(rows)]
-    ]:
-        raise ConfigError(f"{out} has answers to other images or questions; choose another file.")
-    if rows:
-        say(f"{len(rows)} of {len(wanted)} images are answered already in {out}")
-    return rows
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    lines = whole_lines(path)
-    if path.suffix.lower() == ".jsonl":
-        return [json.loads(line) for line in lines]
-    table = csv.DictReader(io.StringIO("\n".join(line.decode() for line in lines)))
-    rows = [{key: value for key, value in row.items() if value != ""} for row in table]
-    return [row if "answer" in row or "error" in row else row | {"answer": ""} for row in rows]
-
-
-def _written(rows: Sequence[dict[str, Any]], out: str) -> str:
-    if Path(out).suffix.lower() == ".jsonl":
-        return json_lines(rows)
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore", lineterminator="\n", restval="")
-    if not Path(out).exists() or Path(out).stat().st_size == 0:
-        writer.writeheader()
-    for row in rows:  # one line each, so that a cut file can be continued
-        writer.writerow(
-            {key: " ".join(v.splitlines()) if isinstance(v, str) else v for key, v in row.items()}
-        )
-    return stream.getvalue()
 
 
 def _encoder(folder: str) -> Artefact:
