@@ -19,6 +19,7 @@ import craft
 from craft.core.errors import CheckpointError, CodebookMismatchError
 from craft.core.tensors import load_tensors
 from craft.formats.tar import export_tar
+from craft.formats.vila_u import HEADS
 from craft.losses.table_gradient import TableGradient, affine, affine_fit, identity, soft
 from craft.models.decoding import generate_ids
 from craft.models.images import float_pixels, pixels
@@ -246,6 +247,17 @@ def test_heads_that_no_published_model_has_need_the_config(family: Path) -> None
     shutil.rmtree(family / "siglip2_config")
     with pytest.raises(CheckpointError, match="number of attention heads is unknown"):
         craft.load(family / "Tar-a")
+
+
+def test_without_siglips_config_the_image_size_is_that_of_the_settings(
+    family: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """9 patches of 7 pixels leave 3 of 66 pixels over, which the tensors do not tell."""
+    shutil.rmtree(family / "siglip2_config")
+    monkeypatch.setitem(HEADS, 48, 4)
+    lvlm = craft.load(family / "Tar-a", device="cpu", dtype="float32")
+    assert lvlm.visual.image_size == SIZE
+    assert torch.equal(lvlm.encode(IMAGES).codes[..., 0], expected()["llava.codes"])
 
 
 def test_a_visual_tokenizer_of_another_size_is_refused(family: Path) -> None:

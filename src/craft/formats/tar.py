@@ -187,6 +187,9 @@ def _load_visual(source: _Source, root: Path, scale: int | None) -> VisualTokeni
         )
     home, teacher = _teacher(settings.teacher, (weights.folder, weights.folder.parent, root, root.parent))
     siglip = siglip_vision_config(weights, f"{source.prefix}encoder.", home, teacher)
+    size, patch = settings.input_size, siglip["patch_size"]
+    if size is not None and size // patch == siglip["image_size"] // patch:
+        siglip["image_size"] = size  # the patch embedding ignores what fills no patch
     config = {
         **siglip,
         "type": "ta-tok",
