@@ -9,12 +9,14 @@ import pytest
 import torch
 
 import craft
+from craft.cli.inspect import describe
 from craft.core.errors import ConfigError
 from craft.core.tensors import hash_tensors, load_tensors
 from craft.lessons.objective import mean_square
 from craft.lessons.table_rule import check_table_rule, set_table_rule
 from craft.models.freezing import part_hashes
 from craft.models.lvlm import LVLM
+from craft.recipes.baseline import tune
 from craft.training.config import LossesConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tar_small"
@@ -118,3 +120,18 @@ def test_a_poor_fit_warns(capsys: pytest.CaptureFixture[str]) -> None:
 def test_unit_codewords_make_distances_relative() -> None:
     assert mean_square(load("a").visual.codebook) == pytest.approx(1 / 32)
     assert mean_square(craft.load("craft-tiny/qwen2", device="cpu").visual.codebook) == 1
+
+
+def test_baselines_of_a_projector_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"the LLM of .*Tar-a has none"):
+        tune("projector-ft", str(GOLDEN / "Tar-a"), data="apparel", out=tmp_path, device="cpu", limit=20)
+    assert not (tmp_path / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("folder", "layout", "reads"),
+    [("tar_small/Tar-a", "Tar", "token table"), ("unitok_small", "UniTok", "projector")],
+)
+def test_inspect_names_layout_and_reader(folder: str, layout: str, reads: str) -> None:
+    description = describe(str(GOLDEN.parent / folder))
+    assert (description["layout"], description["reads"]) == (layout, reads)

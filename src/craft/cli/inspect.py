@@ -8,6 +8,13 @@ from craft.cli.output import listed, show_json, show_line, show_pairs, show_tabl
 from craft.core.files import read_json, user_path
 from craft.core.text import percent
 
+READS = {
+    "features": "features of the vision tower, unquantised",
+    "projector": "codewords, through a projector",
+    "token table": "codes, as rows of its own embedding (a token table)",
+}
+"""How images enter the LLM, in words."""
+
 
 def inspect(thing: str, *, common: Common = COMMON) -> None:
     """Describe a run folder, an adapted encoder or a model (shipped, a folder, or a hub id).
@@ -111,18 +118,28 @@ def _model(thing: str, common: Common) -> dict[str, Any]:
     from craft.formats.llava import is_llava
     from craft.formats.load import load
     from craft.formats.names import shipped
+    from craft.formats.tar import is_tar
+    from craft.formats.unitok import is_unitok
     from craft.formats.vila_u import is_vila_u
     from craft.models.freezing import parameter_table
 
     lvlm = load(thing, common.device or "cpu", common.dtype or "bfloat16")
     codebook, llm = lvlm.visual.codebook, lvlm.backbone.llm
-    layouts = {"VILA-U": is_vila_u, "Chameleon": is_chameleon, "LLaVA": is_llava}
+    layouts = {
+        "VILA-U": is_vila_u,
+        "Tar": is_tar,
+        "UniTok": is_unitok,
+        "Chameleon": is_chameleon,
+        "LLaVA": is_llava,
+    }
+    table = lvlm.backbone.table
     layout = next((name for name, fits in layouts.items() if lvlm.origin and fits(lvlm.origin)), "native")
     return {
         "kind": "model",
         "name": lvlm.name,
         "path": None if thing in shipped() or lvlm.origin is None else str(lvlm.origin),
         "layout": layout,
+        "reads": "features" if lvlm.visual.continuous else "projector" if table is None else "token table",
         "codebook": {
             "fingerprint": codebook.fingerprint,
             "levels": codebook.num_levels,
@@ -203,6 +220,7 @@ def _show_parts(description: dict[str, Any]) -> None:
         "fits": None,
         "same codebook as": ", ".join(description.get("shares_codebook_with") or []),
         "layout": description.get("layout"),
+        "LLM reads": READS.get(description.get("reads", "")),
         "LLM": None,
         "prompt format": description.get("prompt"),
         "images": f"{description['image_size']} pixels, {grid[0]} x {grid[1]} tokens" if grid else None,

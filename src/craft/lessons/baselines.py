@@ -62,8 +62,14 @@ class Baseline:
         """Refuse a model of the wrong kind.
 
         Raises:
-            ConfigError: the method needs a continuous LVLM, and this one is discrete.
+            ConfigError: the method needs a continuous LVLM, and this one is discrete; or it trains the
+                projector, and this LLM reads a token table.
         """
+        if "projector" in self.parts and lvlm.backbone.projector is None:
+            raise ConfigError(
+                f"{self.name} trains the projector, and the LLM of {lvlm.name} has none: it reads codes as "
+                "rows of its own embedding. Use llm-lora, or a model with a projector."
+            )
         if self.continuous and not lvlm.visual.continuous:
             raise ConfigError(
                 f"{self.name} tunes the vision tower of a continuous LVLM, and {lvlm.name} is discrete: "
