@@ -31,8 +31,8 @@ SURROGATE, OTHER = "craft-tiny/qwen2-table", "craft-tiny/llama-table"
 LIMIT = 500
 MANY = 3
 FEW = (
-    "With fewer than three seeds these are leads: they show that a tower adapts through a table and that another "
-    "LLM with another table gains too, and not that one rule is better."
+    "With fewer than three seeds these are leads: they show that a tower adapts through a table and that "
+    "another LLM with another table gains too, and not that one rule is better."
 )
 
 
