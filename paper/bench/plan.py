@@ -192,7 +192,7 @@ def _memory(run: Run) -> tuple[dict[str, float], int, int]:
         weights -= packed_saving(lvlm.backbone.llm, run.llm_bits)
     trained = {
         "vision": sum(p.numel() for p in lvlm.visual.vision_tower.parameters()),
-        "projector": sum(p.numel() for p in lvlm.backbone.projector.parameters()),
+        "projector": sum(p.numel() for p in lvlm.backbone.reader.parameters()),
         "lora": _lora_weights(text),
     }[run.trains]
     if run.trains != "vision":
