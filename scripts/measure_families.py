@@ -55,7 +55,7 @@ def tar(name: str, scale: int) -> LVLM:
     with torch.device("meta"):
         tower = TaTokTower({**SO400M, "type": "ta-tok", "dim": DIM, "scale": scale})
         visual = VisualTokenizer(tower, ResidualCodebook(torch.zeros(1, K, DIM)))
-        llm = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        llm = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
         slope = torch.zeros(DIM, config.hidden_size)
     table = TokenTable.consecutive(FIRST, 1, K).to("meta")
     table.gradient = affine(slope)

@@ -43,8 +43,8 @@ def gains(runs: list[dict[str, Any]], role: int, group: str) -> list[float]:
 
 
 def shown(values: list[float]) -> str:
-    """Mean, t-interval over seeds, and the values."""
-    ends = interval_over_seeds(values)
+    """Mean, t-interval over seeds (from three on), and the values."""
+    ends = interval_over_seeds(values) if len(values) >= MANY else None
     interval = "" if ends is None else f" [{ends[0]:+.1f}, {ends[1]:+.1f}]"
     return f"{statistics.mean(values):+.1f}{interval} ({', '.join(f'{value:+.1f}' for value in values)})"
 

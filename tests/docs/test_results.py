@@ -27,6 +27,7 @@ MADE_BY = {
     **{f"retention-{weight}-seeds": domains_page for weight in (0, 1)},
     "apparel-seeds": domains_page,
     "digits": domains_page,
+    "table-gradient": script("measure_table_gradient").page,
 }
 """What makes a page of its JSON, by the file's name."""
 

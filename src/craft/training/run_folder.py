@@ -201,13 +201,18 @@ class RunFolder:
             clear_leftovers(folder)
 
     def _same_settings(self, config: Settings) -> None:
-        """Raise a ConfigError if the run to resume has other settings, except those in `FREE`."""
+        """Raise a ConfigError if the run to resume has other settings, except those in `FREE`.
+
+        A setting that the run does not name is newer than the run, and has its default.
+        """
         before, now = flat(without_idle(self.record.get("config", {}))), flat(config.model_dump(mode="json"))
         if fault := removed_fault({name: value for name, value in before.items() if name not in FREE}):
             raise ConfigError(
                 f"The run in {self.path} cannot be resumed by this version. {fault} Finish the run with the "
                 "version that began it, or start again (--overwrite, or another folder)."
             )
+        defaults = flat(type(config).model_construct().model_dump(mode="json"))
+        before = {name: value for name, value in defaults.items() if name in now} | before
         changed = [
             f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
             for name in sorted(before.keys() | now.keys())
