@@ -18,6 +18,7 @@ from torch import Tensor
 import craft
 from craft.core.errors import CheckpointError, CodebookMismatchError
 from craft.core.tensors import load_tensors
+from craft.formats.artefact import save_artefact
 from craft.formats.tar import export_tar
 from craft.formats.vila_u import HEADS
 from craft.losses.table_gradient import TableGradient, affine, affine_fit, identity, soft
@@ -236,11 +237,22 @@ def test_an_llm_without_its_visual_tokenizer(family: Path) -> None:
     shutil.rmtree(family / "TA-Tok")
     with pytest.raises(CheckpointError, match=r"neither in its shards nor in.*convert_ta_tok"):
         craft.load(family / "Tar-a")
-    shutil.move(family / "siglip2_config", family / "Tar-b")
-    (family / "Tar-b" / "TA-Tok").mkdir()
-    shutil.copy(GOLDEN / "TA-Tok" / "ta_tok.json", family / "Tar-b" / "TA-Tok")
-    lvlm = craft.load(family / "Tar-a", device="cpu", dtype="float32", visual=family / "Tar-b")
+    lvlm = craft.load(
+        family / "Tar-b", device="cpu", dtype="float32"
+    )  # its shards have it, and SigLIP's config
     assert torch.equal(lvlm.encode(IMAGES).codes[..., 0], expected()["llava.codes"])
+    shutil.copytree(family, family / "elsewhere")
+    lvlm = craft.load(family / "Tar-a", device="cpu", dtype="float32", visual=family / "elsewhere" / "Tar-b")
+    assert torch.equal(lvlm.encode(IMAGES).codes[..., 0], expected()["llava.codes"])
+
+
+def test_an_encoder_goes_with_its_scale(tmp_path: Path) -> None:
+    lvlm = craft.load(GOLDEN / "Tar-a", device="cpu", dtype="float32", scale=2)
+    prior = torch.ones(256, dtype=torch.int64)
+    folder = save_artefact(tmp_path / "encoder", lvlm.visual, prior=prior, manifest={})
+    assert lvlm.with_encoder(folder).visual.grid == (4, 4)
+    with pytest.raises(CheckpointError, match=r"scale=2, and this model was loaded with scale=1.*\?scale=2"):
+        loaded("b").with_encoder(folder)
 
 
 def test_heads_that_no_published_model_has_need_the_config(family: Path) -> None:

@@ -26,7 +26,7 @@ from craft.models.visual_tokenizer import VisualTokenizer
 
 FORMAT, VERSION = "craft-encoder", 1
 _ENTRIES = ("surrogate", "base_tower", "data", "held_out", "config", "metrics")
-_FREE = ("cls_attention", "scale")  # may differ from the base tower, because no weight depends on it
+_FREE = ("cls_attention",)  # may differ from the base tower, because no weight depends on it
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,11 @@ class Artefact:
         adapted, expected = self.manifest["vision_tower"], base.config
         keys = [key for key in {**adapted, **expected} if key not in _FREE]
         differing = [key for key in keys if adapted.get(key) != expected.get(key)]
+        if differing == ["scale"]:
+            raise CheckpointError(
+                f"The adapted encoder in {self.folder} was trained with scale={adapted['scale']}, and this "
+                f"model was loaded with scale={expected['scale']}; load it as NAME?scale={adapted['scale']}."
+            )
         if differing:
             shown = ", ".join(
                 f"{key} {adapted.get(key)!r} instead of {expected.get(key)!r}" for key in differing

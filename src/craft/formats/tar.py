@@ -31,13 +31,14 @@ from craft.quantize import ResidualCodebook, derived_fingerprint
 INSIDE = "model.vision_tower.vision_tower."
 """Names of TA-Tok's tensors in an LLM's shards begin so."""
 
-TENSORS, SETTINGS = "ta_tok.safetensors", "ta_tok.json"
+TENSORS, SETTINGS, CONFIG = "ta_tok.safetensors", "ta_tok.json", "siglip2_config"
 _SIMVQ = "bottleneck.regularizer."
 _CODEBOOK = ("embedding.weight", "embedding_proj.weight", "embedding_proj.bias")
 _OURS = {"encode_task_layer.0.": "task_layer.", "bottleneck.in_linear.": "in_linear.", "encoder.": ""}
 _FETCH = (
-    "Download TA-Tok without a pickle from the shards of csuhan/Tar-7B-v0.1 and name that folder with "
-    "visual=… (--visual), or convert ta_tok.pth yourself: python scripts/convert_ta_tok.py ta_tok.pth TA-Tok."
+    "Download TA-Tok without a pickle from the shards of csuhan/Tar-7B-v0.1 and name that folder after the "
+    "model's, NAME?visual=FOLDER; or convert ta_tok.pth yourself: "
+    "python scripts/convert_ta_tok.py ta_tok.pth TA-Tok."
 )
 
 
@@ -236,7 +237,8 @@ def _file_name(name: str) -> str:
 
 def _settings(root: Path, folder: Path) -> tuple[_Args, Path]:
     """TA-Tok's arguments, and the file that they are from; the published ones if there is none."""
-    for near in (folder, folder / "TA-Tok", root / "TA-Tok", root.parent / "TA-Tok"):
+    beside = (path / "TA-Tok" for path in (folder, folder.parent, root, root.parent))
+    for near in (folder, *beside):
         file = near / SETTINGS
         if file.is_file():
             return _Settings(**check_record(_Settings, read_json(file), file)).model.args, file
@@ -244,11 +246,16 @@ def _settings(root: Path, folder: Path) -> tuple[_Args, Path]:
 
 
 def _teacher(name: str | None, folders: tuple[Path, ...]) -> tuple[Path, str | None]:
-    """The folder that holds the folder of SigLIP's config, and that folder's name; or None."""
-    if name is not None:
+    """The folder that holds the folder of SigLIP's config, and that folder's name; or None.
+
+    Args:
+        name: the teacher in TA-Tok's settings, if they name one; `siglip2_config` is looked for too.
+        folders: where to look.
+    """
+    for candidate in (name, CONFIG):
         for folder in folders:
-            if (folder / name / "config.json").is_file():
-                return folder, name
+            if candidate is not None and (folder / candidate / "config.json").is_file():
+                return folder, candidate
     return folders[0], None
 
 
