@@ -59,8 +59,12 @@ def test_every_shipped_model_has_all_its_files():
     for name in shipped():
         folder = names.shipped_folder(name)
         told = read_json(folder / "craft.json")
-        own = ("lora/model.safetensors",) if "llm" in told else ("llm/config.json", "llm/tokenizer.json")
-        for part in (*own, "projector/config.json", "../visual/config.json"):
+        own = () if "llm" in told else ("llm/config.json", "llm/tokenizer.json")
+        table = (folder / "table").is_dir()
+        if "llm" in told and not table:
+            own = ("lora/model.safetensors",)
+        reader = "table/model.safetensors" if table else "projector/config.json"
+        for part in (*own, reader, "../visual/config.json"):
             assert (folder / part).is_file(), f"{name}: {part}"
 
 
