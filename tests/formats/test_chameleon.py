@@ -1,6 +1,7 @@
 """Chameleon checkpoints: everything equal to transformers' own class, and one tower for two LLMs."""
 
 import json
+from functools import cache
 
 import numpy as np
 import pytest
@@ -29,11 +30,23 @@ QUESTIONS = ["What is shown?", "How many of them are there?", "a red cat or not,
 ANSWERS = ["a bag", "two", "a red cat"]
 
 
+@cache
+def rounds_down(processor):
+    """Whether this release of transformers rounds down what it blends on white; newer ones and we do not."""
+    half = processor.image_processor.convert_to_rgb(Image.new("RGBA", (1, 1), (14, 14, 14, 126)))
+    return int(np.asarray(half)[0, 0, 0]) == 135  # it is 135.9
+
+
 def pictures():
     """One picture each: landscape, portrait with transparency, square, narrow."""
     draw = np.random.default_rng(0)
     shapes = ((50, 70, 3), (71, 40, 4), (SIDE, SIDE, 3), (33, 90, 3))
     return [Image.fromarray(draw.integers(0, 255, shape, dtype=np.uint8)) for shape in shapes]
+
+
+def opaque(processor):
+    """The pictures; without transparency where `rounds_down`."""
+    return [picture.convert("RGB") if rounds_down(processor) else picture for picture in pictures()]
 
 
 @pytest.fixture(scope="module", params=["small", "large"])
@@ -75,10 +88,11 @@ def save_encoder(folder, lvlm):
 @torch.no_grad()
 def test_pixels_features_and_codes_are_those_of_transformers(both):
     model, processor, lvlm = both
-    values = processor.image_processor(pictures(), return_tensors="pt")["pixel_values"]
-    pixels = lvlm.visual.preprocess(pictures())
+    shown = opaque(processor)
+    values = processor.image_processor(shown, return_tensors="pt")["pixel_values"]
+    pixels = lvlm.visual.preprocess(shown)
     assert torch.equal(lvlm.visual.vision_tower._normalised(pixels), values)
-    tokens = lvlm.encode(pictures())
+    tokens = lvlm.encode(shown)
     vq = model.model.vqmodel
     assert tokens.grid == (8, 8) and lvlm.visual.vision_tower.dim == 8
     assert torch.equal(tokens.features, vq.quant_conv(vq.encoder(values)).flatten(2).transpose(1, 2))
@@ -96,7 +110,7 @@ def test_pixels_features_and_codes_are_those_of_transformers(both):
 def test_prompts_logits_and_greedy_ids_are_those_of_transformers(both, image):
     model, processor, lvlm = both
     backbone = lvlm.backbone
-    for picture, question in zip(pictures(), QUESTIONS, strict=False):
+    for picture, question in zip(opaque(processor), QUESTIONS, strict=False):
         images = {"images": [picture]} if image else {}
         theirs = processor(text=[("<image>" if image else "") + question], return_tensors="pt", **images)
         tokens = lvlm.encode([picture]) if image else None
@@ -156,7 +170,10 @@ def test_pixels_of_every_mode_are_those_of_the_processor(both, mode):
         picture.info["transparency"] = 3
     values = processor.image_processor([picture], return_tensors="pt")["pixel_values"]
     found = lvlm.visual.vision_tower._normalised(lvlm.visual.preprocess([picture]))
-    assert torch.equal(found, values)
+    if mode in ("RGBA", "LA", "P") and rounds_down(processor):
+        torch.testing.assert_close(found, values, rtol=0, atol=2.1 * 2 / 255)
+    else:
+        assert torch.equal(found, values)
 
 
 def test_transparency_counts_in_the_cache_of_codes(both):
@@ -369,7 +386,7 @@ def without_sep(folder):
             "makes images of 64 px, and the VQ model reads 32 px",
         ),
         (lambda f: processor(f, image_std=[0.0, 1.0, 1.0]), "image_std"),
-        (lambda f: other_vq(f, base_channels=64), "says .64, 3, 3, 3."),
+        (lambda f: other_vq(f, base_channels=64), "conv_in.weight has shape .32, 3, 3, 3. instead of .64"),
         (lambda f: other_vq(f, double_latent=True), "double_latent"),
         (lambda f: other_vq(f, embed_dim=16), "quant_conv.*has shape"),
         (without_sep, "lacks sep_token"),
