@@ -29,7 +29,7 @@ from craft.quantize import ResidualCodebook
 from craft.training.config import LossesConfig
 
 POOR_FIT = 0.3
-"""Below this R² the affine rule warns: it is the lowest that was tried and worked (docs/concepts.md)."""
+"""Below this R² the affine rule warns. Ours: no table with less was tried; those of craft-tiny have 0.53."""
 
 
 def check_table_rule(backbone: Backbone, dim: int, losses: LossesConfig) -> None:

@@ -48,6 +48,11 @@ class ChameleonTower(VisionTower):
         """The residual and attention blocks; they map `[B, C, h, w]` to the same."""
         return nn.ModuleList(module for module in self.encoder.modules() if isinstance(module, _BLOCKS))
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As `VisionTower.settings`: how pixels are normalised."""
+        return {name: self.config[name] for name in ("factor", "mean", "std")}
+
     def train(self, mode: bool = True) -> "ChameleonTower":
         """Stay in evaluation mode, whatever `mode` is."""
         return super().train(False)

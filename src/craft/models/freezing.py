@@ -108,13 +108,15 @@ def answer_hashes(lvlm: LVLM) -> dict[str, str]:
     """`part_hashes`, and `words`: a hash of everything else that answers depend on.
 
     Models of one name and with the same weights may differ in their text tokenizer, chat template, prompt
-    format or in how images become square.
+    format, token table, in how images become square, and in settings of the tower (`VisionTower.settings`).
     """
     backbone = lvlm.backbone
     template = getattr(backbone.tokenizer, "chat_template", None)
     settings = [backbone.prompt, lvlm.visual.aspect, template, _vocabulary(backbone.tokenizer)]
     if backbone.table is not None:
         settings.append(hash_tensors({"ids": backbone.table.ids}))
+    if lvlm.visual.vision_tower.settings:
+        settings.append(lvlm.visual.vision_tower.settings)
     return {**part_hashes(lvlm), "words": hashlib.sha256(json.dumps(settings).encode()).hexdigest()}
 
 

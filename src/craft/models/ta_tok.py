@@ -39,6 +39,11 @@ class TaTokTower(ClsTower):
         return self.config["scale"]
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """As `VisionTower.settings`: the scale too."""
+        return super().settings | ({} if self.scale == 1 else {"scale": self.scale})
+
+    @property
     def grid(self) -> tuple[int, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """(rows, columns) of tokens."""
         return (self.side // self.scale, self.side // self.scale)

@@ -53,6 +53,11 @@ class VisionTower(nn.Module, ABC):
             Features `[B, N, d]` and the [CLS] feature `[B, d]` or None, both in the dtype of the weights.
         """
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings that change the features and no weight; those at their default may be left out."""
+        return {}
+
     def stored_per_image(self, recompute: bool | str) -> int | None:
         """Number of values that the backward pass stores per image.
 
@@ -102,6 +107,11 @@ class ClsTower(VisionTower):
         """Set it in `config`."""
         if mode != self.cls_attention:
             self.config["cls_attention"] = mode
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As `VisionTower.settings`: how [CLS] and patches attend to each other."""
+        return {} if self.cls_attention == "read-only" else {"cls_attention": self.cls_attention}
 
     def _run(self, patches: Tensor, with_cls: bool) -> tuple[Tensor, Tensor | None]:
         """Run all layers: patches `[B, N, h]` -> (patches `[B, N, h]`, cls `[B, 1, h]` or None).
@@ -261,6 +271,11 @@ class LlavaTower(VisionTower):
         self.grid = (side, side)
         self.dim = parts.config.hidden_size
         self.class_token = hasattr(self.embeddings, "class_embedding")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As `VisionTower.settings`: how pixels are normalised."""
+        return {name: self.config[name] for name in ("mean", "std")}
 
     def forward(self, pixel_values: Tensor, with_cls: bool = True) -> tuple[Tensor, None]:
         """As `VisionTower.forward`; the second value is always None, whatever `with_cls` is."""
