@@ -18,8 +18,9 @@ from craft.core.errors import CheckpointError, CodebookMismatchError, ConfigErro
 from craft.core.files import atomic_directory, read_json
 from craft.core.records import Record, check_record
 from craft.formats.artefact import Artefact
+from craft.formats.checks import load_strict
 from craft.formats.llm_source import check_config, check_weights, in_dtype, load_tokenizer, quiet, reason_of
-from craft.formats.weight_folder import WeightFolder
+from craft.formats.weight_folder import WeightFolder, refuse_overlap
 from craft.models.backbone import Backbone
 from craft.models.chameleon import ChameleonTower, TextHead
 from craft.models.lvlm import LVLM
@@ -141,9 +142,7 @@ def export_chameleon(source: LVLM | Artefact, base_folder: str | Path, out: str 
             f"The encoder was adapted for codebook {adapted}, and {base} has codebook {expected}; give a "
             "checkpoint of the family that the encoder was adapted from."
         )
-    root, resolved = base.resolve(), target.resolve()
-    if root in (resolved, *resolved.parents) or resolved in root.parents:  # the target is replaced
-        raise CheckpointError(f"{target} is, contains or is inside the base ({base}); choose another folder.")
+    refuse_overlap(target, base)
     with atomic_directory(target) as building:
         tensors = {VQ + name: value for name, value in visual.vision_tower.state_dict().items()}
         WeightFolder(base).write(building, tensors)
@@ -166,13 +165,7 @@ def _load_visual(root: Path) -> tuple[VisualTokenizer, TokenTable]:
             f"{tower.image_size} px; copy both files of one checkpoint."
         )
     state = {name: weights.tensor(VQ + name) for name in tower.state_dict()}
-    for name, value in tower.state_dict().items():
-        if state[name].shape != value.shape:
-            raise CheckpointError(
-                f"{weights.where[VQ + name]}: {VQ + name} has shape {list(state[name].shape)}, and vq_config "
-                f"in {file} says {list(value.shape)}; copy both again."
-            )
-    tower.load_state_dict(state)
+    load_strict(tower, state, root)
     codewords = weights.tensor(CODEBOOK)
     if codewords.ndim != 2 or codewords.shape[1] != tower.dim:
         raise CheckpointError(

@@ -17,9 +17,10 @@ from craft.core.errors import CheckpointError, CodebookMismatchError
 from craft.core.files import atomic_directory, read_json
 from craft.core.records import Record, Size, check_record
 from craft.formats.artefact import Artefact
+from craft.formats.checks import load_strict
 from craft.formats.llm_source import load_tokenizer, read_llm
 from craft.formats.vila_u import siglip_vision_config
-from craft.formats.weight_folder import WeightFolder
+from craft.formats.weight_folder import WeightFolder, refuse_overlap
 from craft.models.backbone import Backbone
 from craft.models.lvlm import LVLM
 from craft.models.ta_tok import TaTokTower
@@ -34,7 +35,9 @@ INSIDE = "model.vision_tower.vision_tower."
 TENSORS, SETTINGS, CONFIG = "ta_tok.safetensors", "ta_tok.json", "siglip2_config"
 _SIMVQ = "bottleneck.regularizer."
 _CODEBOOK = ("embedding.weight", "embedding_proj.weight", "embedding_proj.bias")
-_OURS = {"encode_task_layer.0.": "task_layer.", "bottleneck.in_linear.": "in_linear.", "encoder.": ""}
+_OURS = {"encode_task_layer.0.": "task_layer.", "bottleneck.in_linear.": "in_linear."}
+"""What names of the linear maps begin with in TA-Tok, and here."""
+
 _FETCH = (
     "Download TA-Tok without a pickle from the shards of csuhan/Tar-7B-v0.1 and name that folder after the "
     "model's, NAME?visual=FOLDER; or convert ta_tok.pth yourself: "
@@ -204,13 +207,7 @@ def _load_visual(source: _Source, root: Path, scale: int | None) -> VisualTokeni
             "Tar has 1, 2 and 3."
         )
     state = {name: source.tensor(_file_name(name)) for name in tower.state_dict() if name != "cls_token"}
-    for name, value in tower.state_dict().items():
-        if name in state and state[name].shape != value.shape:
-            raise CheckpointError(
-                f"{weights.folder}: {source.prefix}{_file_name(name)} has shape {list(state[name].shape)}, "
-                f"and the config says {list(value.shape)}."
-            )
-    tower.load_state_dict({**state, "cls_token": tower.cls_token.detach()})
+    load_strict(tower, {**state, "cls_token": tower.cls_token.detach()}, weights.folder)
     return VisualTokenizer(tower, _codebook(source))
 
 
@@ -230,7 +227,7 @@ def _codebook(source: _Source) -> ResidualCodebook:
 def _file_name(name: str) -> str:
     """A tensor name of `TaTokTower` -> the name in TA-Tok."""
     for theirs, ours in _OURS.items():
-        if ours and name.startswith(ours):
+        if name.startswith(ours):
             return theirs + name.removeprefix(ours)
     return "encoder." + (f"encoder.{name}" if name.startswith("layers.") else name)
 
@@ -280,7 +277,10 @@ def export_tar(source: LVLM | Artefact, base: str | Path, out: str | Path) -> Pa
     if not is_tar(root):
         raise CheckpointError(f"{root} is not a Tar checkpoint: its config.json has no image tokens.")
     ta_tok = _find(root, None)
-    own = _load_visual(ta_tok, root, None)
+    adapted = (
+        source.visual.vision_tower.config if isinstance(source, LVLM) else source.manifest["vision_tower"]
+    )
+    own = _load_visual(ta_tok, root, adapted.get("scale"))  # no weight depends on the scale
     visual = source.visual if isinstance(source, LVLM) else source.apply_to(own)
     if visual.codebook.fingerprint != own.codebook.fingerprint:
         raise CodebookMismatchError(
@@ -293,9 +293,7 @@ def export_tar(source: LVLM | Artefact, base: str | Path, out: str | Path) -> Pa
         )
     folder = ta_tok.weights.folder
     target = Path(out) if ta_tok.prefix else Path(out) / "TA-Tok"
-    resolved, stored = target.resolve(), folder.resolve()
-    if stored in (resolved, *resolved.parents) or resolved in stored.parents:  # the target is replaced
-        raise CheckpointError(f"{target} is, contains or is inside {folder}; choose another folder.")
+    refuse_overlap(target, folder)
     state = visual.vision_tower.state_dict()
     tensors = {ta_tok.prefix + _file_name(name): state[name] for name in state if name != "cls_token"}
     with atomic_directory(target) as building:

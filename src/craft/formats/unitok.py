@@ -26,8 +26,9 @@ from craft.core.files import atomic_directory, read_json, write_json
 from craft.core.records import Record, Size, check_record
 from craft.core.tensors import check_finite_weights, save_tensors
 from craft.formats.artefact import Artefact
+from craft.formats.checks import load_strict
 from craft.formats.llm_source import load_tokenizer, quiet, read_llm, reason_of
-from craft.formats.weight_folder import WeightFolder
+from craft.formats.weight_folder import WeightFolder, refuse_overlap
 from craft.models.backbone import Backbone
 from craft.models.lvlm import LVLM
 from craft.models.sequence_projector import SequenceProjector
@@ -256,13 +257,7 @@ def _visual(source: _Source) -> VisualTokenizer:
     }
     tower = build_tower(config, source.path)
     state = {name: source.tensor(_file_name(name)) for name in tower.state_dict()}
-    for name, value in tower.state_dict().items():
-        if state[name].shape != value.shape:
-            raise CheckpointError(
-                f"{source.path}: {_file_name(name)} has shape {list(state[name].shape)}, and its settings "
-                f"say {list(value.shape)}."
-            )
-    tower.load_state_dict(state)
+    load_strict(tower, state, source.path)
     return VisualTokenizer(tower, _codebook(source.tensor, _CODEBOOK, args), aspect="pad-clip-bilinear")
 
 
@@ -300,13 +295,7 @@ def _projector(weights: WeightFolder, dim: int) -> SequenceProjector:
     width, inner, out = (shape[name][0] for name in names)
     projector = SequenceProjector({"type": "unitok", "in": dim, "width": width, "inner": inner, "out": out})
     state = {name: weights.tensor(EMBEDDER + name) for name in projector.state_dict()}
-    for name, value in projector.state_dict().items():
-        if state[name].shape != value.shape:
-            raise CheckpointError(
-                f"{weights.folder}: {EMBEDDER}{name} has shape {list(state[name].shape)}, and the codebook "
-                f"asks for {list(value.shape)}; copy the original folder."
-            )
-    projector.load_state_dict(state)
+    load_strict(projector, state, weights.folder)
     return projector
 
 
@@ -346,9 +335,7 @@ def export_unitok(source: LVLM | Artefact, base: str | Path, out: str | Path) ->
             f"The encoder was adapted for codebook {visual.codebook.fingerprint}, and {root} has codebook "
             f"{own.codebook.fingerprint}; give the checkpoint that the encoder was adapted from."
         )
-    folder = tokenizer_file.path.parent.resolve()
-    if folder in (target.resolve(), *target.resolve().parents) or target.resolve() in folder.parents:
-        raise CheckpointError(f"{target} is, contains or is inside {folder}; choose another folder.")
+    refuse_overlap(target, tokenizer_file.path.parent)
     tensors = {_file_name(name): value for name, value in tower.state_dict().items()}
     with atomic_directory(target) as building:
         if tokenizer_file.path.suffix == ".pth":

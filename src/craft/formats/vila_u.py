@@ -21,7 +21,7 @@ from craft.core.records import Layers, Record, Size, check_record
 from craft.formats.artefact import Artefact
 from craft.formats.llm_source import load_tokenizer, read_llm
 from craft.formats.visual_folder import siglip_text_encoder
-from craft.formats.weight_folder import WeightFolder, copy_folder
+from craft.formats.weight_folder import WeightFolder, copy_folder, refuse_overlap
 from craft.models.backbone import Backbone
 from craft.models.llm_bits import refuse_packed
 from craft.models.lvlm import LVLM
@@ -301,12 +301,7 @@ def save_vila_u(lvlm: LVLM, folder: str | Path) -> None:
             f"{lvlm.name} cannot be written in VILA-U's layout: the checkpoint it was loaded from "
             f"({root or 'none'}) is not a VILA-U folder. Use the native layout."
         )
-    resolved = target.resolve()
-    if root in (resolved, *resolved.parents) or resolved in root.parents:  # the target is replaced
-        raise CheckpointError(
-            f"{target} is, contains or is inside the checkpoint that {lvlm.name} was loaded from ({root}); "
-            "choose another folder."
-        )
+    refuse_overlap(target, root)
     parts = {part: WeightFolder(root / part) for part in ("vision_tower", "mm_projector", "llm")}
     tower = _vila_u_tower(lvlm.visual.vision_tower)
     llm = {

@@ -161,6 +161,19 @@ class WeightFolder:
         return sorted(different)
 
 
+def refuse_overlap(target: Path, source: Path) -> None:
+    """Check that `target`, which will be replaced, is apart from the folder that is copied.
+
+    Raises:
+        CheckpointError: it is, contains or is inside `source`.
+    """
+    new, old = target.resolve(), source.resolve()
+    if old in (new, *new.parents) or new in old.parents:
+        raise CheckpointError(
+            f"{target} is, contains or is inside the checkpoint ({source}); choose another folder."
+        )
+
+
 def copy_folder(folder: Path, target: Path, skip: Collection[str] = ()) -> None:
     """Copy the files of a folder to `target`, without `.git` and the names in `skip` that are directly in it.
 
