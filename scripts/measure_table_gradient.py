@@ -5,20 +5,19 @@ python scripts/measure_table_gradient.py [--domains apparel digits] [--seeds 0 1
 Each cell is one adaptation with default settings and `losses.table_gradient=RULE`, and both LLMs asked the
 same 500 test questions before and after. Cells that the JSON has already are not run again, so a stopped run
 continues. The projector's figures are those of docs/results/apparel.json and digits.json: the same settings,
-seeds and questions.
+seeds and questions. Domains without such a file need the rule "projector" too.
 """
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import sys
-from importlib.metadata import version
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from craft.core.files import atomic_write_text, write_json
+from craft.core.provenance import machine
 from craft.core.text import table_row
 from craft.evaluation.metrics import interval_over_seeds
 
@@ -28,10 +27,11 @@ from measure_domains import measure
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "docs/results/table-gradient"
 SURROGATE, OTHER = "craft-tiny/qwen2-table", "craft-tiny/llama-table"
+RULES = ("projector", "affine", "soft")
 LIMIT = 500
 MANY = 3
 FEW = (
-    "With fewer than three seeds these are leads: they show that a tower adapts through a table and that "
+    "Rows of fewer than three seeds are leads: they show that a tower adapts through a table and that "
     "another LLM with another table gains too, and not that one rule is better."
 )
 
@@ -62,27 +62,40 @@ def page(record: dict[str, Any]) -> str:
         table_row(["domain", "rule", "seeds", "surrogate", "other LLM", "unseen", "unseen, other LLM"]),
         table_row(["---"] * 7),
     ]
-    for domain in record["domains"]:
-        for rule in ("projector", *record["rules"]):
+    for domain in dict.fromkeys(run["domain"] for run in record["runs"]):
+        for rule in RULES:
             runs = select(record, domain, rule)
             if not runs:
                 continue
             cells = [shown(gains(runs, role, group)) for group in ("accuracy", "unseen") for role in (0, 1)]
             seeds = ", ".join(str(run["seed"]) for run in runs)
             lines.append(table_row([domain, rule, seeds, *cells]))
-    few = len({run["seed"] for run in record["runs"]}) < MANY
+    counts = Counter((run["domain"], run["rule"]) for run in record["runs"])
+    few = min(counts.values()) < MANY
     lines += ["", *([FEW] if few else []), *record["notes"], ""]
     return "\n".join(lines)
 
 
 def select(record: dict[str, Any], domain: str, rule: str) -> list[dict[str, Any]]:
     """The runs of a rule; of the projector those with the seeds that some rule has."""
-    seeds = {run["seed"] for run in record["runs"] if run["domain"] == domain}
+    runs = [run for run in record["runs"] if run["domain"] == domain]
+    page = ROOT / f"docs/results/{domain}.json"
+    if rule == "projector" and page.is_file():
+        seeds = {run["seed"] for run in runs}
+        return [run for run in json.loads(page.read_text(encoding="utf-8"))["runs"] if run["seed"] in seeds]
+    return sorted((run for run in runs if run["rule"] == rule), key=lambda run: run["seed"])
+
+
+def cell(domain: str, rule: str, seed: int) -> dict[str, Any]:
+    """One run, with its rule and its machine."""
+    names, settings = (SURROGATE, OTHER), {"losses.table_gradient": rule}
     if rule == "projector":
-        runs = json.loads((ROOT / f"docs/results/{domain}.json").read_text(encoding="utf-8"))["runs"]
-        return [run for run in runs if run["seed"] in seeds]
-    runs = [run for run in record["runs"] if (run["domain"], run["rule"]) == (domain, rule)]
-    return sorted(runs, key=lambda run: run["seed"])
+        names, settings = ("craft-tiny/qwen2", "craft-tiny/llama"), {}
+    return {
+        **measure(domain, names[0], [names[1]], seed, LIMIT, settings),
+        "rule": rule,
+        "machine": machine(),
+    }
 
 
 def main() -> None:
@@ -90,37 +103,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--domains", nargs="+", default=["apparel", "digits"])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--rules", nargs="+", default=["affine", "soft"])
+    parser.add_argument("--rules", nargs="+", default=["affine", "soft"], choices=RULES)
     arguments = parser.parse_args()
     path = OUT.with_suffix(".json")
     record: dict[str, Any] = {"runs": [], "notes": []}
     if path.is_file():
         record = json.loads(path.read_text(encoding="utf-8"))
-    record |= {"domains": arguments.domains, "rules": arguments.rules}
     for seed in arguments.seeds:
         for domain in arguments.domains:
             for rule in arguments.rules:
-                cell = (seed, domain, rule)
-                if cell in {(run["seed"], run["domain"], run["rule"]) for run in record["runs"]}:
+                if (seed, domain, rule) in {
+                    (run["seed"], run["domain"], run["rule"]) for run in record["runs"]
+                }:
                     continue
-                run = measure(domain, SURROGATE, [OTHER], seed, LIMIT, {"losses.table_gradient": rule})
-                record["runs"].append({**run, "rule": rule, **origin()})
+                record["runs"].append(cell(domain, rule, seed))
                 write_json(path, record)
     write_json(path, record)
     atomic_write_text(OUT.with_suffix(".md"), page(record))
-
-
-def origin() -> dict[str, Any]:
-    """Commit and machine of a run."""
-    command = ["git", "rev-parse", "HEAD"]
-    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    versions = {name: version(name) for name in ("torch", "transformers")}
-    return {
-        "commit": commit,
-        "python": platform.python_version(),
-        "processor": platform.machine(),
-        **versions,
-    }
 
 
 if __name__ == "__main__":

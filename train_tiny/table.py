@@ -25,6 +25,7 @@ from torch import Tensor
 
 import craft
 from craft.core.files import atomic_write_text, write_json
+from craft.core.provenance import machine
 from craft.core.text import table_row
 from craft.data import Sample, load_data
 from craft.formats.native import save_native
@@ -201,6 +202,7 @@ def main() -> None:
         "images": len(samples),
         "R2 of an affine map of level-1 codewords": {k: round(v, 3) for k, v in shares.items()},
         "validation accuracy": {k: {d: round(v, 1) for d, v in row.items()} for k, row in scores.items()},
+        "machine": machine(),
     }
     records = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
     write_json(RESULT, {**records, f"craft-tiny/{folder.name}": record})
