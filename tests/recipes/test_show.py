@@ -118,7 +118,7 @@ def test_a_file_name_that_is_not_utf8(tmp_path):
     try:
         Image.new("RGB", (30, 20), (200, 90, 10)).save(file)
     except OSError:
-        pytest.skip("this file system takes UTF-8 only")
+        pytest.skip("this file system refuses names that are not UTF-8, so no image has one")
     shown = show([str(file)], tiny_lvlm(), out=tmp_path / "out")
     assert shown.images[0].title == "caf?"
     assert shown.pictures[0].is_file()
