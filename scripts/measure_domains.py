@@ -18,7 +18,7 @@ from pathlib import Path
 
 import craft
 from craft.core.files import atomic_write_text, write_json
-from craft.evaluation.metrics import interval_over_seeds
+from craft.evaluation.metrics import harmonic_mean, interval_over_seeds
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUPS = ("accuracy", "seen", "unseen", "lenient", "unparseable")
@@ -46,8 +46,8 @@ def measure(domain: str, surrogate: str, others: list[str], seed: int, limit: in
 def table(runs: list[dict], surrogate: str) -> str:
     """Means and spreads over seeds, one line per domain and backbone."""
     lines = [
-        "| domain | backbone | zero-shot | adapted | gain | seen | unseen | gain, unseen |",
-        "|---|---|---|---|---|---|---|---|",
+        "| domain | backbone | zero-shot | adapted | gain | seen | unseen | gain, unseen | H | gain, H |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for domain in dict.fromkeys(run["domain"] for run in runs):
         chosen = [run for run in runs if run["domain"] == domain]
@@ -55,25 +55,31 @@ def table(runs: list[dict], surrogate: str) -> str:
             rows = [run["rows"][name] for run in chosen]
             role = "surrogate" if name == surrogate else "never trained with"
             cells = [domain, f"{name} ({role})", level(rows, "zero-shot"), level(rows, "adapted"), gain(rows)]
-            for group in ("seen", "unseen"):
+            for group in ("seen", "unseen", "harmonic"):
                 cells.append(f"{level(rows, 'zero-shot', group)} → {level(rows, 'adapted', group)}")
-            lines.append(f"| {' | '.join([*cells, gain(rows, 'unseen')])} |")
+                cells += [] if group == "seen" else [gain(rows, group)]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def level(rows: list[dict], phase: str, group: str = "accuracy") -> str:
     """Mean and standard deviation over seeds, in percent; "-" if a seed has no such questions."""
-    values = [row[phase][group] for row in rows]
+    values = [figure(row[phase], group) for row in rows]
     if None in values:
         return "-"
     deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.mean(values):.1f}{deviation}"
 
 
+def figure(figures: dict, group: str) -> float | None:
+    """A figure of a phase; "harmonic" is the harmonic mean of seen and unseen."""
+    return harmonic_mean(figures["seen"], figures["unseen"]) if group == "harmonic" else figures[group]
+
+
 def gain(rows: list[dict], group: str = "accuracy") -> str:
     """Mean gain in points, with its 95 % interval over seeds and questions; "-" if a seed has no such
     questions."""
-    pairs = [(row["adapted"][group], row["zero-shot"][group]) for row in rows]
+    pairs = [(figure(row["adapted"], group), figure(row["zero-shot"], group)) for row in rows]
     if any(None in pair for pair in pairs):
         return "-"
     gains = [after - before for after, before in pairs]
@@ -90,10 +96,23 @@ def question_error(row: dict, group: str) -> float:
     """
     variance = 0.0
     for phase in ("adapted", "zero-shot"):
-        share, count = row[phase][group], asked(row[phase], group)
-        share = (count * share + 2) / (count + 4)  # shares of 0 and 1 have noise too (Agresti, Coull 1998)
-        variance += share * (1 - share) / count
+        figures = row[phase]
+        if group != "harmonic":
+            variance += variance_of(figures, group)
+            continue
+        seen, unseen = figures["seen"], figures["unseen"]
+        if seen + unseen > 0:  # the delta method: dH/d(seen) = 2 unseen² / (seen + unseen)²
+            slopes = (2 * unseen**2 / (seen + unseen) ** 2, 2 * seen**2 / (seen + unseen) ** 2)
+            variance += slopes[0] ** 2 * variance_of(figures, "seen")
+            variance += slopes[1] ** 2 * variance_of(figures, "unseen")
     return math.sqrt(variance)
+
+
+def variance_of(figures: dict, group: str) -> float:
+    """The variance over questions of a share."""
+    share, count = figures[group], asked(figures, group)
+    share = (count * share + 2) / (count + 4)  # shares of 0 and 1 have noise too (Agresti, Coull 1998)
+    return share * (1 - share) / count
 
 
 def asked(figures: dict, group: str) -> int:
@@ -122,7 +141,7 @@ def page(told: dict) -> str:
     head = (
         f"Strict exact match in percent over {asked}, mean ± standard deviation over the seeds "
         f"{seeds}; gains in points [{covers}]; four options, so a blind guess scores 25. Seen and unseen: "
-        "zero-shot → adapted. "
+        "zero-shot → adapted; H is their harmonic mean. "
         f"Made by `{command}`.\n\n"
     )
     text = table(told["runs"], told["settings"]["surrogate"])

@@ -10,6 +10,7 @@ from scipy.stats import binomtest, t
 
 from craft.evaluation.metrics import (
     Group,
+    harmonic_mean,
     images_of,
     interval,
     interval_over_seeds,
@@ -275,3 +276,10 @@ def test_reports_of_several_seeds_have_one_interval():
     assert interval_of([Report.of(rows[:40], {"seed": 0}), Report.of(rows[3:5], {"seed": 1})]) is not None
     assert interval_of(reports, seen=False)[0] < interval_of(reports)[0]
     assert interval_of([Report.of([row(True, True)])], seen=False) is None
+
+
+def test_the_harmonic_mean_is_low_if_one_side_is():
+    assert harmonic_mean(0.9, 0.03) == pytest.approx(2 / (1 / 0.9 + 1 / 0.03))
+    assert harmonic_mean(0.5, 0.5) == 0.5
+    assert harmonic_mean(0.0, 0.0) == 0.0
+    assert harmonic_mean(0.9, None) is None and harmonic_mean(None, 0.9) is None

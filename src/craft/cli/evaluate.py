@@ -117,7 +117,8 @@ def _show(reports: list[Any]) -> None:
     of_mean = f"; of the mean, {SEVERAL_SEEDS}" if len(seeds) > 1 else ""
     covers = f"{'of a row, ' if of_mean else ''}{ONE_SEED}{of_mean}"
     _show_calibration(reports[0])
-    show_line(f"unseen classes: {listed(settings['held_out']) or 'none'}; intervals: {covers}")
+    both = f"; harmonic mean with seen ones: {spread(means['harmonic'])}" if means["harmonic"] else ""
+    show_line(f"unseen classes: {listed(settings['held_out']) or 'none'}{both}; intervals: {covers}")
     _show_caveats({settings["data"]: reports})
 
 

@@ -53,20 +53,21 @@ def transfer(*, flags: Any = None, dry_run: Flag = False, common: Common = COMMO
 
 
 def _show(matrix: Any, data: str) -> None:
-    """Accuracy and gain over zero-shot for each cell; below them seen and unseen classes."""
+    """Accuracy and gain over zero-shot for each cell; below them seen and unseen classes, and H of both."""
     table = {(cell["encoder"], cell["backbone"]): cell for cell in matrix.table() if cell["data"] == data}
     rows: list[list[str]] = []
     sections: list[int] = []
     for encoder in matrix.encoders:
-        for name in ("accuracy", "seen", "unseen"):
+        labels = {"accuracy": encoder, "seen": "  seen", "unseen": "  unseen", "harmonic": "  H"}
+        for name, label in labels.items():
             cells = []
             for backbone in matrix.backbones:
                 cell = table.get((encoder, backbone))
                 text = "-" if cell is None else spread(cell[name])
-                gain = None if cell is None else cell["gain"][name]
+                gain = None if cell is None else cell["gain"].get(name)
                 cells.append(text if gain is None else f"{text} ({signed(gain['mean'])})")
             if any(cell != "-" for cell in cells):
-                rows.append([encoder if name == "accuracy" else f"  {name}", *cells])
+                rows.append([label, *cells])
         sections.append(len(rows) - 1)
     chances = {
         report.chance for key, cell in matrix.cells.items() if key[0] == data for report in cell.reports

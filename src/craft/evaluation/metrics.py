@@ -198,6 +198,14 @@ def mean(values: Values) -> float | None:
     return float(np.mean(np.asarray(values, dtype=np.float64))) if len(values) else None
 
 
+def harmonic_mean(seen: float | None, unseen: float | None) -> float | None:
+    """H = 2 s u / (s + u) of the accuracies of seen and unseen classes, the figure of generalised zero-shot
+    learning (Xian et al. 2017); None without one of them, 0 if both are 0."""
+    if seen is None or unseen is None:
+        return None
+    return 2 * seen * unseen / (seen + unseen) if seen + unseen > 0 else 0.0
+
+
 def spread(values: Sequence[float | None]) -> dict[str, float | int] | None:
     """Mean and sample standard deviation over seeds (0 for one seed); None if a value is missing."""
     known = [value for value in values if value is not None]

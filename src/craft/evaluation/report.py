@@ -15,12 +15,13 @@ from craft.core.records import Record, check_record
 from craft.core.store import json_lines
 from craft.evaluation.calibration import measure
 from craft.evaluation.matching import answered_by_letter, option_named, remarked
-from craft.evaluation.metrics import Group, images_of, interval, mean, spread
+from craft.evaluation.metrics import Group, harmonic_mean, images_of, interval, mean, spread
 
 FIGURES = (
     "accuracy",
     "seen",
     "unseen",
+    "harmonic",
     "lenient",
     "lenient_seen",
     "lenient_unseen",
@@ -41,6 +42,7 @@ class Report:
     Attributes:
         accuracy: strict exact match over all samples (§4.1).
         seen, unseen: the same over classes kept in, or held out of, training; None without such samples.
+        harmonic: H, the harmonic mean of `seen` and `unseen`; None without one of them. Not the paper's.
         lenient, lenient_seen, lenient_unseen: share of replies that name the correct option.
         unparseable: share of replies that name none or several of the options.
         interval: 95 % interval of `accuracy`; see `craft.evaluation.metrics.interval`.
@@ -70,6 +72,11 @@ class Report:
     scored_unseen: float | None = None
     agreement: float | None = None
     agreement_parseable: float | None = None
+
+    @property
+    def harmonic(self) -> float | None:
+        """H of seen and unseen classes (`craft.evaluation.metrics.harmonic_mean`)."""
+        return harmonic_mean(self.seen, self.unseen)
 
     @classmethod
     def of(cls, samples: list[dict[str, Any]], settings: dict[str, Any] | None = None) -> "Report":
