@@ -28,11 +28,9 @@ def labelled(classes, each=2):
 @pytest.mark.parametrize(
     ("classes", "weight"), [(2, RETENTION_OF_FEW), (FEW - 1, RETENTION_OF_FEW), (FEW, 0.0), (90, 0.0)]
 )
-def test_few_classes_are_held(classes, weight, capsys):
+def test_few_classes_are_held(classes, weight):
     assert AdaptConfig().losses.retention.weight is None
     assert retention_weight(None, labelled(classes)) == weight
-    said = capsys.readouterr().err
-    assert (f"weight 3, for {classes} classes" in said) == (weight > 0)
     assert retention_weight(0.5, labelled(classes)) == 0.5 and retention_weight(0.0, labelled(classes)) == 0
 
 

@@ -62,6 +62,7 @@ class Training:
         splits: NAME=SPLIT: what splits with other names are (train, validation, test, or none: not read).
         partial: accept a copy of a benchmark with fewer classes than the benchmark has; reports say so.
         overlap: training images that stand in the test split too: refuse them, drop them, or train on them.
+        preset: settings under a name, which the config and all flags override; paper is the paper's recipe.
         out: the run folder; by default runs/ and the data's name (with the method's for a baseline).
         max_steps: optimiser steps; by default those of the config.
         micro_batch: the largest number of samples in memory at once, or auto, which finds it; same result.
@@ -75,6 +76,7 @@ class Training:
     splits: Several = None
     partial: Flag = False
     overlap: Literal["refuse", "drop", "train"] | None = None
+    preset: str | None = None
     out: Path | None = None
     max_steps: int | None = None
     micro_batch: str | None = None
@@ -89,7 +91,12 @@ class Training:
             ConfigError: an entry of `--set` is not NAME=VALUE.
         """
         named = _named(
-            {"data.root": self.root, "micro_batch": self.micro_batch, "data.overlap": self.overlap}
+            {
+                "data.root": self.root,
+                "micro_batch": self.micro_batch,
+                "data.overlap": self.overlap,
+                "preset": self.preset,
+            }
         )
         reading = {"data.splits": self.splits, "data.partial": self.partial}
         return settings_of(common) | named | {name: value for name, value in reading.items() if value}

@@ -1,9 +1,11 @@
 """Settings, checked: unknown keys, wrong types and contradictions are `ConfigError`s.
 
 A config is a YAML file, a dict, dotted overrides (`optimizer.learning_rate=1e-4`), or all three; later ones
-win. `craft.training.config`, `craft.evaluation.config` and `craft.judging.config` list the settings.
+win. A preset, if the setting `preset` names one, comes before them all. `craft.training.config`,
+`craft.evaluation.config` and `craft.judging.config` list the settings.
 """
 
+import copy
 import difflib
 import re
 from collections.abc import Iterator, Mapping
@@ -77,9 +79,11 @@ class Settings(Section):
 
     Attributes:
         flags: flags of the verb that are not settings; a config file that names one is refused.
+        presets: the folder of the files that the setting `preset` can name, if there is such a setting.
     """
 
     flags: ClassVar[tuple[str, ...]] = ("resume", "overwrite", "dry_run", "json")
+    presets: ClassVar[Path | None] = None
 
     @classmethod
     def build(
@@ -100,14 +104,21 @@ class Settings(Section):
             ConfigError: a key is unknown, ambiguous or removed, a value has the wrong type or range, or the
                 file is missing or not YAML.
         """
-        if isinstance(config, Settings):
-            tree, entries = config.model_dump(), {}
-        else:
-            tree: dict[str, Any] = {}
+        complete = config.model_dump() if isinstance(config, Settings) else {}
+        tree: dict[str, Any] = copy.deepcopy(complete)
+        entries: dict[str, Any] = {}
+        if not complete:
             entries = read_yaml(Path(config)) if isinstance(config, str | Path) else dict(config or {})
         for name, value in (*entries.items(), *(overrides or {}).items()):
             _put(cls, tree, str(name), value)
         tree = without_idle(tree)
+        if complete and (changed := _presets(tree).items() - _presets(complete).items()):
+            name, preset = min(changed)
+            raise ConfigError(
+                f"{name}={preset} comes too late: the config has a value for every setting, which precede "
+                "those of a preset. Name the preset where the config is built."
+            )
+        tree = _with_presets(cls, tree)
         if fault := removed_fault(tree):
             raise ConfigError(fault)
         try:
@@ -133,6 +144,42 @@ def _over(defaults: Mapping[str, Any], tree: Mapping[Any, Any]) -> dict[Any, Any
         else:
             complete[name] = value
     return complete
+
+
+def _presets(tree: Mapping[str, Any]) -> dict[str, str]:
+    """The presets that settings name, by the dotted name of the setting."""
+    return {
+        name: value for name, value in flat(tree).items() if value and name.rpartition(".")[2] == "preset"
+    }
+
+
+def _with_presets(model: type[BaseModel], tree: dict[str, Any]) -> dict[str, Any]:
+    """`tree` over the settings of the presets that it names, in its sections too."""
+    if tree.get("preset") is not None and (folder := getattr(model, "presets", None)) is not None:
+        tree = _merged(read_preset(folder, tree["preset"]), tree)
+    for name, field in model.model_fields.items():
+        if _is_section(field.annotation) and isinstance(tree.get(name), dict):
+            tree = {**tree, name: _with_presets(cast("type[BaseModel]", field.annotation), tree[name])}
+    return tree
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings; those of `above` precede."""
+    both = below.keys() & above.keys()
+    inner = {key for key in both if isinstance(below[key], Mapping) and isinstance(above[key], Mapping)}
+    return {**below, **above, **{key: _merged(below[key], above[key]) for key in inner}}
+
+
+def read_preset(folder: Path, name: str) -> dict[str, Any]:
+    """The settings of a preset.
+
+    Raises:
+        ConfigError: there is none of that name; the message names those that there are.
+    """
+    names = sorted(file.stem for file in folder.glob("*.yaml"))
+    if name not in names:
+        raise ConfigError(f"There is no preset {name!r}; there is: {', '.join(names)}.")
+    return read_yaml(folder / f"{name}.yaml")
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

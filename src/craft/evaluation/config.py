@@ -210,6 +210,8 @@ class TransferConfig(SeededSettings):
     """Everything `craft transfer` and `craft.transfer` need.
 
     Attributes:
+        preset: settings under a name, which all others override; "paper" is the paper's recipe, with a keep
+            ratio of 0.8.
         encoders: run folders; those that differ only in their seed are averaged.
         surrogates: instead of encoders: LVLMs to adapt one with, for every data set and seed.
         backbones: shipped models, folders or hub ids of the same codebook; by default the surrogates.
@@ -228,6 +230,9 @@ class TransferConfig(SeededSettings):
         device, dtype: as for `craft.load`.
     """
 
+    presets: ClassVar[Path | None] = Path(__file__).parent / "presets"
+
+    preset: str | None = None
     encoders: tuple[str, ...] = Field(default=(), strict=False)
     surrogates: tuple[str, ...] = Field(default=(), strict=False)
     backbones: tuple[str, ...] = Field(default=(), strict=False)

@@ -272,6 +272,10 @@ adapted vision tower `{manifest["tower"]}`.
 
 {_rows(about)}
 
+## Recipe
+
+{_recipe(manifest)}
+
 ## Metrics
 
 {_rows(flat(manifest.get("metrics") or {})) or "None were recorded."}
@@ -281,6 +285,17 @@ adapted vision tower `{manifest["tower"]}`.
 The images: {licence or "not recorded"}. \
 The weights are also subject to the terms of the base model, {surrogate}.
 """
+
+
+def _recipe(manifest: Mapping[str, Any]) -> str:
+    """Preset and departures from the paper's recipe; artefacts of earlier versions do not name them."""
+    preset = (manifest.get("config") or {}).get("preset") or "none"
+    departing = manifest.get("departures")
+    if departing is None:
+        return "Not recorded."
+    return (
+        f"Preset: {preset}. Not the paper's: {'' if departing else 'nothing.'}\n{_rows(departing)}".rstrip()
+    )
 
 
 def _rows(values: Mapping[str, Any]) -> str:

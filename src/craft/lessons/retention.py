@@ -14,7 +14,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from craft.core.progress import say
 from craft.core.seeding import rng
 from craft.data import Sample
 from craft.models.vision_tower import VisionTower, forward_of
@@ -45,7 +44,7 @@ def class_count(samples: Sequence[Sample]) -> int:
 
 
 def retention_weight(weight: float | None, samples: Sequence[Sample]) -> float:
-    """The weight of the retention loss. Prints a line if the number of classes decides it and it is not 0.
+    """The weight of the retention loss.
 
     Args:
         weight: the setting; None is `RETENTION_OF_FEW` with fewer than `FEW` classes, else 0.
@@ -55,11 +54,7 @@ def retention_weight(weight: float | None, samples: Sequence[Sample]) -> float:
     """
     if weight is not None:
         return weight
-    classes = class_count(samples)
-    if classes >= FEW:
-        return 0.0
-    say(f"retention: weight {RETENTION_OF_FEW:g}, for {classes} classes (0 from {FEW} on)")
-    return RETENTION_OF_FEW
+    return RETENTION_OF_FEW if class_count(samples) < FEW else 0.0
 
 
 def base_features(tower: VisionTower, from_stem: bool) -> Callable[[Tensor], Tensor]:
@@ -122,8 +117,6 @@ def mix(images: Tensor, others: Tensor, ids: Sequence[str], seed: int, step: int
 def kept_share(blend: float | None, samples: Sequence[Sample], retention: float = 0.0) -> float:
     """The share of the trained weights in the result, in (0, 1].
 
-    Prints a line if the number of classes decides it.
-
     Args:
         blend: the setting; with None it depends on the number of classes.
         samples: the training set.
@@ -135,10 +128,7 @@ def kept_share(blend: float | None, samples: Sequence[Sample], retention: float 
         return blend
     if retention:
         return 1.0
-    classes = class_count(samples)
-    share = BLEND_OF_FEW if classes < FEW else BLEND_OF_MANY
-    say(f"blend: {share:g} of the trained weights, for {classes} classes (1 from {FEW} on)")
-    return share
+    return BLEND_OF_FEW if class_count(samples) < FEW else BLEND_OF_MANY
 
 
 def blended(trained: dict[str, nn.Parameter], share: float | None) -> Callable[[], None]:

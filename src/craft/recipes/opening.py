@@ -21,6 +21,7 @@ from craft.evaluation.config import EvalConfig
 from craft.evaluation.lengths import announce_long_answers, check_questions
 from craft.evaluation.run import evaluate_lvlm
 from craft.formats.load import load
+from craft.lessons.recipe import departures, recipe_line
 from craft.models.backbone import Backbone
 from craft.models.llm_bits import bits_of, check_bits
 from craft.models.lvlm import LVLM
@@ -235,7 +236,7 @@ def begin(
     overwrite: bool,
     **facts: Any,
 ) -> None:
-    """Open the run folder, and record model and data in `run.json`.
+    """Open the run folder, and record model, data and departures from the paper's recipe in `run.json`.
 
     `resume` and `overwrite` are as for `RunFolder.open`; `facts` are further fields.
 
@@ -247,6 +248,9 @@ def begin(
         raise ConfigError(f"{data.name} is not the data that the run in {run.path} began with; restore it.")
     run.update(data=describe(data, settings.data), data_fingerprint=data.fingerprint, **facts)
     run.update(held_out=list(data.held_out), seed=settings.seed, surrogate=lvlm.name)
+    departing = departures(settings, data)
+    run.update(departures=departing)
+    say(recipe_line(departing, settings.preset))
 
 
 def run_metrics(run: RunFolder, result: FitResult) -> dict[str, Any]:
@@ -273,6 +277,7 @@ def run_manifest(
         "data": run.record["data"],
         "held_out": run.record["held_out"],
         "config": settings.model_dump(mode="json"),
+        "departures": run.record["departures"],
         "metrics": metrics,
         "seed": settings.seed,
         "made_with": run.record["machine"],

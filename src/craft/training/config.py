@@ -3,11 +3,15 @@
 The docstrings are the text of docs/reference.md (`python scripts/write_reference.py`).
 """
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from craft.core.settings import Section, Settings
+
+PRESETS = Path(__file__).parent / "presets"
+"""The presets of `craft adapt` and `craft baseline`."""
 
 Search = Literal["auto", "exact", "fused"]
 """Values of the setting `search`: "auto", or a search of `craft.quantize.search`."""
@@ -211,6 +215,7 @@ class AdaptConfig(LoopConfig):
     """Everything `craft adapt` needs.
 
     Attributes:
+        preset: settings under a name, which all others override; "paper" is the paper's recipe.
         surrogate: a shipped model, a folder or a hub id whose frozen LLM scores the answers.
         data, losses: the sections above.
         trainable: "all" of the vision tower; its "layers", without what pixels enter first (the convolutional
@@ -238,6 +243,9 @@ class AdaptConfig(LoopConfig):
             many small operations takes longer than running them.
     """
 
+    presets: ClassVar[Path | None] = PRESETS
+
+    preset: str | None = None
     surrogate: str = "craft-tiny/qwen2"
     data: DataConfig = DataConfig()
     losses: LossesConfig = LossesConfig()
