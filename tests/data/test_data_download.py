@@ -1,6 +1,7 @@
-"""`--download` connects to public addresses alone."""
+"""`--download` and the server connect to public addresses alone."""
 
 import http.server
+import io
 import json
 import socket
 import threading
@@ -8,10 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from craft.core.errors import DataError
+from craft.core.errors import CraftError, DataError
 from craft.data import Wanted, prepare
 from craft.data.download import download, is_public
+from craft.serving.pictures import read_image
+from craft.serving.settings import Limits
 from replicas import png
 
 PUBLIC, CONTENT = "93.184.215.14", png(7)
@@ -205,3 +209,54 @@ def test_behind_a_proxy_private_urls_are_refused_too(
     assert server[1] == ["http://outside.example/a.png"]
     with pytest.raises(DataError, match="public addresses only"):
         download("http://10.0.0.1/a.png", tmp_path)
+
+
+# `craft serve --allow-url`
+
+
+def test_the_server_reads_images_of_allowed_hosts(outside: str) -> None:
+    _, image = read_image(f"{outside}/a.png", Limits(), {"outside.example"})
+    assert image.size == Image.open(io.BytesIO(CONTENT)).size
+    with pytest.raises(CraftError, match=r"fetches no image from 'outside\.example' \(allowed hosts: other"):
+        read_image(f"{outside}/a.png", Limits(), {"other.example"})
+    with pytest.raises(CraftError, match=r"more than 10 bytes"):
+        read_image(f"{outside}/a.png", Limits(body=10), {"outside.example"})
+
+
+def test_the_server_follows_no_redirect(outside: str, server: tuple[int, list[str]]) -> None:
+    with pytest.raises(CraftError, match="answered with status 302"):
+        read_image(f"{outside}/to/{outside}/b.png", Limits(), {"outside.example"})
+    assert server[1] == [f"/to/{outside}/b.png"]
+
+
+def test_a_host_that_turns_private_is_not_reached(
+    outside: str, server: tuple[int, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DNS rebinding: the name is public when it is checked, and this machine when it is used."""
+    resolve, asked = socket.getaddrinfo, list[str]()
+
+    def getaddrinfo(host: str, *args: object, **options: object) -> list:
+        asked.append(host)
+        again = asked.count("outside.example") > 1
+        return resolve("127.0.0.1" if again else host, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(socket, "create_connection", _refused_if_public)
+    with pytest.raises(CraftError, match=r"outside\.example cannot be fetched"):
+        read_image(f"{outside}/a.png", Limits(), {"outside.example"})
+    assert asked == ["outside.example"] and server[1] == []
+
+
+def _refused_if_public(address: tuple[str, int], *_: object) -> socket.socket:
+    assert address[0] == PUBLIC, "the second address was used"
+    raise ConnectionRefusedError
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "inside.example"])
+def test_a_private_host_is_refused_even_if_it_is_allowed(
+    server: tuple[int, list[str]], names: dict[str, str], host: str
+) -> None:
+    names["inside.example"] = "10.0.0.1"
+    with pytest.raises(CraftError, match="private address"):
+        read_image(f"http://{host}:{server[0]}/a.png", Limits(), {host})
+    assert server[1] == []

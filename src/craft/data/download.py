@@ -1,8 +1,8 @@
-"""Images from URLs, for `craft data prepare --download`: from public addresses of the internet only.
+"""Images from URLs, for `craft data prepare --download` and `craft serve`: from public addresses only.
 
-A table may come from anybody, and the machine that reads it may reach servers that nobody outside can (a
-router, a cloud's metadata service). So CRAFT resolves every name itself, refuses addresses that are not
-public, and connects to the address that it has checked, also after a redirect.
+A table or a request may come from anybody, and the machine that reads it may reach servers that nobody
+outside can (a router, a cloud's metadata service). So CRAFT resolves every name itself, refuses addresses
+that are not public, and connects to the address that it has checked, also after a redirect.
 """
 
 import hashlib
@@ -38,11 +38,8 @@ def download(url: str, folder: Path) -> Path:
     if path.is_file():
         return path
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": "craft"})
-        with _opener().open(request, timeout=TIMEOUT) as response:
-            content = response.read(MOST + 1)
-            missing = response.length or 0
-    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+        content, missing = fetch(url, MOST, TIMEOUT)
+    except FAULTS as error:
         raise DataError(f"{url} cannot be downloaded ({error}). Remove it, or try again.") from error
     if len(content) > MOST:
         raise DataError(f"{url} sends more than {MOST // 2**20} MiB; no image is so large.")
@@ -51,6 +48,28 @@ def download(url: str, folder: Path) -> Path:
     open_image(content, url)  # an error page is not kept
     atomic_write_bytes(path, content)
     return path
+
+
+FAULTS = (urllib.error.URLError, http.client.HTTPException, OSError, ValueError)
+"""What `fetch` raises if a server does not answer as it should."""
+
+
+def fetch(url: str, most: int, timeout: float, redirects: bool = True) -> tuple[bytes, int]:
+    """The content at a URL, up to `most` + 1 bytes, and how many announced bytes are missing.
+
+    Args:
+        url: http or https.
+        most: the number of bytes that are allowed.
+        timeout: seconds to wait for the server.
+        redirects: follow them.
+
+    Raises:
+        DataError: the server, or one that it leads to, is not public.
+        urllib.error.URLError: or another of `FAULTS`.
+    """
+    request = urllib.request.Request(url, headers={"User-Agent": "craft"})
+    with _opener(redirects).open(request, timeout=timeout) as response:
+        return response.read(most + 1), response.length or 0
 
 
 def is_public(address: str) -> bool:
@@ -123,12 +142,12 @@ class _Handler(urllib.request.HTTPHandler):
     https_request = urllib.request.HTTPHandler.http_request
 
 
-def _opener() -> urllib.request.OpenerDirector:
+def _opener(redirects: bool) -> urllib.request.OpenerDirector:
     """Opens http and https alone: urllib's handlers of file:, ftp: and data: are not there."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
-        urllib.request.HTTPRedirectHandler(),
+        *([urllib.request.HTTPRedirectHandler()] if redirects else []),
         urllib.request.HTTPErrorProcessor(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.UnknownHandler(),

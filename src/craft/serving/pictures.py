@@ -3,14 +3,14 @@
 import base64
 import binascii
 import io
-import ipaddress
-import socket
 from collections.abc import Collection
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 from PIL import Image
 
 from craft.core.errors import CraftError, DataError
+from craft.data.download import FAULTS, fetch
 from craft.data.images import image_bytes_hash, lazy_image, open_image
 from craft.serving.settings import Limits
 
@@ -70,41 +70,24 @@ def _data_uri(url: str) -> bytes:
 
 def _fetch(url: str, limits: Limits, hosts: Collection[str]) -> bytes:
     """The bytes at an address. Redirects are not followed: they could lead to another host."""
-    import httpx
-
     host = (urlsplit(url).hostname or "").lower()
     if host not in hosts:
         allowed = ", ".join(sorted(hosts)) or "none"
         raise CraftError(
             f"The server fetches no image from {host!r} (allowed hosts: {allowed}); send a data URI."
         )
-    check_public(host)
-    content = bytearray()
     try:
-        with httpx.stream("GET", url, timeout=TIMEOUT, follow_redirects=False) as response:
-            if response.status_code != 200:
-                raise CraftError(f"The image's host answered with status {response.status_code}.")
-            for part in response.iter_bytes():
-                content += part
-                if len(content) > limits.body:
-                    raise CraftError(f"The image at {host} has more than {limits.body} bytes.")
-    except httpx.HTTPError as error:
+        content, missing = fetch(url, limits.body, TIMEOUT, redirects=False)
+    except DataError as error:
+        raise CraftError(
+            f"The host {host!r} of the image has a private address, which the server does not use."
+        ) from error
+    except HTTPError as error:
+        raise CraftError(f"The image's host answered with status {error.code}.") from error
+    except FAULTS as error:
         raise CraftError(f"The image at {host} cannot be fetched: {type(error).__name__}.") from error
-    return bytes(content)
-
-
-def check_public(host: str) -> None:
-    """Refuse a host with a private, loopback or link-local address.
-
-    Raises:
-        CraftError: one of its addresses is not public, or it has none.
-    """
-    try:
-        addresses = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
-    except (OSError, UnicodeError) as error:
-        raise CraftError(f"The host {host!r} of the image has no address.") from error
-    for address in addresses:
-        if not ipaddress.ip_address(str(address).partition("%")[0]).is_global:
-            raise CraftError(
-                f"The host {host!r} of the image has a private address, which the server does not use."
-            )
+    if len(content) > limits.body:
+        raise CraftError(f"The image at {host} has more than {limits.body} bytes.")
+    if missing:
+        raise CraftError(f"The image at {host} was cut short by {missing} bytes.")
+    return content
