@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import craft
 from craft.core.errors import CodebookMismatchError
 from craft.models.decoding import generate
+from craft.serving.routing import typical_score
 from craft.serving.settings import Access, Limits
 from craft.serving.towers import BASE, Towers
 from serving.conftest import save_encoder
@@ -548,8 +549,10 @@ def test_the_model_auto_chooses_the_encoder_by_its_images(models, samples, tmp_p
             for n in range(codes.shape[-1])
         ]
     )
-    clothes = save_encoder(lvlm, tmp_path / "clothes", 3, base_counts=counts)
-    other = save_encoder(lvlm, tmp_path / "other", 4, base_counts=counts.roll(7, dims=1))
+    typical = typical_score(codes, counts)
+    clothes = save_encoder(lvlm, tmp_path / "clothes", 3, base_counts=counts, typical_score=typical)
+    rolled = counts.roll(7, dims=1)
+    other = save_encoder(lvlm, tmp_path / "other", 4, base_counts=rolled, typical_score=typical)
     with serving(lvlm, {"clothes": clothes, "other": other}) as running:
         client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
 

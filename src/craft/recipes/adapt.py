@@ -43,6 +43,7 @@ from craft.recipes.opening import (
     validation,
 )
 from craft.recipes.questions import take
+from craft.serving.routing import typical_score
 from craft.training.config import AdaptConfig
 from craft.training.fit import fit
 from craft.training.image_cache import ImageCache, image_key
@@ -137,7 +138,7 @@ def adapt(
 
             # 3. The artefact: the adapted tower, its code prior (§3.3), and a manifest.
             assert result.images is not None
-            prior, before = code_prior(lvlm.visual, base, dataset.train, result.images)
+            prior, before, typical = code_prior(lvlm.visual, base, dataset.train, result.images)
             metrics = {
                 **run_metrics(run, result),
                 "codes_used": int((prior > 0).sum()),
@@ -146,7 +147,8 @@ def adapt(
             }
             base_hash = run.record["hashes_before"]["vision_tower"]
             calibration = calibrate(lvlm, take(dataset.validation, settings.eval_limit, settings.seed))
-            manifest = run_manifest(run, settings, metrics, base_tower=base_hash, **calibration)
+            routing = {"typical_score": typical}
+            manifest = run_manifest(run, settings, metrics, base_tower=base_hash, **routing, **calibration)
             encoder = on_main(
                 lambda: save_artefact(
                     run.encoder, lvlm.visual, prior=prior, base_counts=before, manifest=manifest
@@ -197,11 +199,11 @@ def code_prior(
     samples: list[Sample],
     images: ImageCache,
     batch_size: int = 64,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, float]:
     """The code counts of the distinct images of `samples`: of level 1 under the current tower, int64 `[K]`,
-    and of all levels under the base tower, int64 `[L, K]`.
+    and of all levels under the base tower, int64 `[L, K]`; and the images' `typical_score`.
 
-    With several processes, each counts a part of the images.
+    With several processes, each counts a part of the images; the score is that of the main process's part.
 
     Args:
         visual: the visual tokenizer with the current tower.
@@ -210,12 +212,13 @@ def code_prior(
         images: the cache that decodes its images.
         batch_size: images per pass of the tower.
 
-    Source: p_dom of §3.3, before normalisation.
+    Source: p_dom of §3.3, before normalisation; the base tower's part is ours, for `craft serve`.
     """
     distinct = _distinct(samples)[rank() :: world()]
     base = base.to(visual.device).float()
     current = torch.zeros(1, visual.codebook.size, dtype=torch.long)
     before = torch.zeros(visual.codebook.num_levels, visual.codebook.size, dtype=torch.long)
+    base_codes: list[Tensor] = []
     for start in range(0, len(distinct), batch_size):
         batch = images.get(distinct[start : start + batch_size]).to(visual.device)
         for counts, tower in ((current, visual.vision_tower), (before, base)):
@@ -223,7 +226,10 @@ def code_prior(
             codes = visual.codebook.quantize(features.float()).codes
             for level, row in enumerate(counts):
                 row += code_counts(codes[..., level:], visual.codebook.size).cpu()
-    return total(current)[0], total(before)
+            if counts is before:
+                base_codes += codes.cpu()
+    before = total(before)
+    return total(current)[0], before, typical_score(base_codes, before)
 
 
 def calibrate(lvlm: LVLM, samples: Sequence[Sample]) -> dict[str, Any]:

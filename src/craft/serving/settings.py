@@ -46,7 +46,8 @@ class ServeConfig(Settings):
         max_tokens: tokens of an answer.
         max_answers: answers of a request (its n).
         cache_mib: MiB of codes to keep in memory.
-        margin: nats per token by which a domain has to beat the general prior for the model "auto".
+        margin: for the model "auto": nats per token by which an image's codes have to be likelier than those
+            of a domain's unusual training images; below 0 lets less usual images through.
         llm_bits: hold the LLM in 4 or 8 bits (bitsandbytes).
         device, dtype: as for `craft.load`.
     """
@@ -76,7 +77,7 @@ class ServeConfig(Settings):
     max_tokens: int = Field(default=1024, ge=1)
     max_answers: int = Field(default=16, ge=1)
     cache_mib: int = Field(default=256, ge=0)
-    margin: float = Field(default=0.1, ge=0)
+    margin: float = 0.0
     llm_bits: Literal[4, 8] | None = None
     device: str | None = None
     dtype: str | None = None

@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from craft.core.errors import CodebookMismatchError, CraftError
 from craft.core.files import PathLike, read_json
 from craft.core.tensors import hash_tensors
 from craft.formats.artefact import Artefact
 from craft.formats.load import find_artefact, load_artefact
 from craft.models.lvlm import LVLM
+from craft.serving.routing import Domain, log_prior
 
 BASE = "base"
 """The name of the base tower in replies."""
@@ -37,19 +36,14 @@ class Tower:
         lvlm: the LLM with this tower; all towers share the LLM.
         hash: SHA-256 of the tower's weights.
         manifest: the encoder's `craft.json`; empty for the base tower.
-        base_counts: code counts int64 `[L, K]` of its training images under the base tower, for routing.
+        domain: what routing knows of its training images; None in encoders of earlier versions.
     """
 
     name: str
     lvlm: LVLM
     hash: str
     manifest: Mapping[str, Any] = field(default_factory=dict)
-    base_counts: Tensor | None = None
-
-    @property
-    def prior(self) -> Tensor | None:
-        """Level-1 code counts int64 `[K]`, or None."""
-        return self.lvlm.visual.prior
+    domain: Domain | None = None
 
 
 class Towers:
@@ -129,13 +123,10 @@ class Towers:
             artefact = load_artefact(self._folder(name))
             if not isinstance(artefact, Artefact):
                 raise CraftError(f"{self._folder(name)} is a baseline, which has no codes to serve.")
-            tower = Tower(
-                name,
-                artefact.apply(self.lvlm),
-                artefact.manifest["tower"],
-                artefact.manifest,
-                artefact.base_counts,
-            )
+            counts, typical = artefact.base_counts, artefact.manifest.get("typical_score")
+            domain = None if counts is None or typical is None else Domain(log_prior(counts), float(typical))
+            lvlm = artefact.apply(self.lvlm)
+            tower = Tower(name, lvlm, artefact.manifest["tower"], artefact.manifest, domain)
             self._keep(tower)
             return tower
 

@@ -26,7 +26,7 @@ from craft.models.decoding import option_ids, prefill, score
 from craft.models.lvlm import LVLM
 from craft.models.sampling import AnswerText, Batch, End, Piece, Reason, Sampling
 from craft.serving.codes import BoundedCodes, Key
-from craft.serving.routing import MARGIN, route
+from craft.serving.routing import route
 from craft.serving.towers import Tower
 
 
@@ -143,7 +143,7 @@ class Worker:
         batch_size: int = 32,
         window: float = 0.005,
         waiting: int = 256,
-        margin: float = MARGIN,
+        margin: float = 0.0,
         threads: int = 1,
     ) -> None:
         self.base = base
@@ -253,17 +253,15 @@ class Worker:
 
     def _route(self, requests: Sequence[Request], entries: Entries) -> None:
         """Choose the tower of each image of requests to the model "auto"."""
-        base, general = self.base, self.base.prior
+        base = self.base
         self._encode([(base, *image) for request in requests for image in request.images], entries)
         for request in requests:
             towers = {tower.name: tower for tower in request.routes or ()}
-            domains = {
-                name: tower.base_counts for name, tower in towers.items() if tower.base_counts is not None
-            }
+            domains = {name: tower.domain for name, tower in towers.items() if tower.domain is not None}
             chosen = []
             for digest, _ in request.images:
                 codes = entries[base.hash, digest][0].long()
-                name = None if general is None else route(codes, domains, general, self.margin)
+                name = route(codes, domains, self.margin)
                 chosen.append(base if name is None else towers[name])
             request.towers = chosen
 
