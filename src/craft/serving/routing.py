@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 TYPICAL = 0.1
-"""The share of a domain's own images whose scores count as unusual. Chosen by `scripts/measure_routing.py`."""
+"""The share of own images whose scores count as unusual for a domain (`scripts/measure_routing.py`)."""
 
 ALPHA = 1.0
 """Added to every count, so that a code that never occurred has a probability."""
