@@ -69,6 +69,7 @@ class _Visual(Record):
     aspect: str
     dtype: str
     fingerprint: str
+    codewords: str | None = None
 
 
 class _Encoder(Record):

@@ -64,9 +64,13 @@ def load(
     if is_tar(folder):
         source = None if visual is None else _folder_of(str(visual))
         return load_tar(folder, device, dtype, llm_bits, source, scale)
+    _refuse_options(name, visual, scale)
+    return _load_folder(folder, device, dtype, llm_bits)
+
+
+def _refuse_options(name: str, visual: object, scale: object) -> None:
     if visual is not None or scale is not None:
         raise ConfigError(f"visual and scale are for Tar's layout, and {name} has another; leave them out.")
-    return _load_folder(folder, device, dtype, llm_bits)
 
 
 def split_name(name: str) -> tuple[str, dict[str, Any]]:
@@ -117,32 +121,46 @@ def load_visual_tokenizer(
 
     Args:
         name_or_path: a shipped family (`craft-tiny`) or backbone, a family's folder or its `visual/`, a
-            folder in VILA-U's or Chameleon's layout, or a hub id.
+            folder in VILA-U's, Tar's, UniTok's or Chameleon's layout, or a hub id; for Tar, options may
+            follow it (`load`).
         device, dtype: as for `load`.
 
     Raises:
         CraftError: as for `load`.
     """
     from craft.formats.chameleon import is_chameleon, load_chameleon_visual
+    from craft.formats.refusals import refuse_continuous, refuse_pickles
+    from craft.formats.tar import is_tar, load_tar_visual
+    from craft.formats.unitok import is_unitok, load_unitok_visual
     from craft.formats.vila_u import is_vila_u, load_vila_u_visual
     from craft.formats.visual_folder import VISUAL_FORMAT, load_visual
 
-    name = str(name_or_path)
+    name, options = split_name(str(name_or_path))
+    source, scale = options.get("visual"), options.get("scale")
     first, target = name.split("/")[0], resolve_device(device)
     families = {model.split("/")[0] for model in shipped()}
     path = shipped_folder(first) if first in families else user_path(name)
     if not path.is_dir() and is_hub_id(name):
         path = hub_folder(name)
+    if path.is_dir() and is_tar(path):
+        return load_tar_visual(path, target, dtype, source and _folder_of(source), scale)
+    _refuse_options(name, source, scale)
+    if path.is_dir():
+        refuse_continuous(path, _config_of(path))
+        if is_chameleon(path):
+            return load_chameleon_visual(path, target, dtype)
+        if is_unitok(path):
+            return load_unitok_visual(path, target, dtype)
+        if is_vila_u(path):
+            return load_vila_u_visual(path, target, dtype)
     for folder in (path, path / "visual", path.parent / "visual"):
         if format_of(folder / "config.json") == VISUAL_FORMAT:
             return load_visual(folder, target, dtype or "auto")
-    if path.is_dir() and is_vila_u(path):
-        return load_vila_u_visual(path, target, dtype)
-    if path.is_dir() and is_chameleon(path):
-        return load_chameleon_visual(path, target, dtype)
+    if path.is_dir():
+        refuse_pickles(path)
     raise CheckpointError(
         f"There is no visual tokenizer at {name!r}. Shipped: {', '.join(sorted(families)) or 'none'}; or "
-        "give a family's folder (with visual/), or a VILA-U or Chameleon checkpoint."
+        "give a family's folder (with visual/), or a VILA-U, Tar, UniTok or Chameleon checkpoint."
     )
 
 

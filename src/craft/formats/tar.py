@@ -119,10 +119,40 @@ def load_tar(
     Source: the layout of csuhan/Tar.
     """
     root = Path(folder)
-    config = check_record(_Llm, read_json(root / "config.json"), root / "config.json")
-    source = _find(root, None if visual is None else Path(visual))
     target = resolve_device(device)
     precision = resolve_dtype(dtype, target)
+    tokenizer, first = _load_checked(root, visual, scale)
+    llm = read_llm(root, precision, llm_bits, target if llm_bits else None, shared=True)
+    table = TokenTable.consecutive(first, 1, tokenizer.need_codes("A Tar LLM").size)
+    text = load_tokenizer(root, literal=False)
+    backbone = Backbone(table, llm, text, "tar", tokenizer.codebook.fingerprint)
+    tokenizer.vision_tower.to(precision)
+    lvlm = LVLM(tokenizer, backbone, root.name or str(root), origin=root.resolve())
+    return lvlm.to(target).eval()
+
+
+def load_tar_visual(
+    folder: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    visual: str | Path | None = None,
+    scale: int | None = None,
+) -> VisualTokenizer:
+    """TA-Tok of a Tar checkpoint, without its LLM; the arguments are those of `load_tar`.
+
+    Raises:
+        CheckpointError: as for `load_tar`.
+    """
+    target = resolve_device(device)
+    tokenizer, _ = _load_checked(Path(folder), visual, scale)
+    tokenizer.vision_tower.to(resolve_dtype(dtype, target))
+    return tokenizer.to(target).eval()
+
+
+def _load_checked(root: Path, visual: str | Path | None, scale: int | None) -> tuple[VisualTokenizer, int]:
+    """TA-Tok, which has as many codewords as the LLM has image tokens, and the id of the first of these."""
+    config = check_record(_Llm, read_json(root / "config.json"), root / "config.json")
+    source = _find(root, None if visual is None else Path(visual))
     tokenizer = _load_visual(source, root, scale)
     size = tokenizer.need_codes("A Tar LLM").size
     if size != config["num_image_tokens"]:
@@ -130,13 +160,7 @@ def load_tar(
             f"{root / 'config.json'} counts {config['num_image_tokens']} image tokens, and TA-Tok in "
             f"{source.weights.folder} has {size} codewords; the two do not belong together."
         )
-    llm = read_llm(root, precision, llm_bits, target if llm_bits else None, shared=True)
-    table = TokenTable.consecutive(config["image_start_token_id"], 1, size)
-    text = load_tokenizer(root, literal=False)
-    backbone = Backbone(table, llm, text, "tar", tokenizer.codebook.fingerprint)
-    tokenizer.vision_tower.to(precision)
-    lvlm = LVLM(tokenizer, backbone, root.name or str(root), origin=root.resolve())
-    return lvlm.to(target).eval()
+    return tokenizer, config["image_start_token_id"]
 
 
 class _Source:

@@ -133,20 +133,10 @@ def load_unitok(
 
     Source: the layout of FoundationVision/UniTok.
     """
-    root = Path(folder)
-    mllm = _mllm(root)
-    assert mllm is not None
-    source = _find(root, mllm)
-    target = resolve_device(device)
+    root, target = Path(folder), resolve_device(device)
     precision = resolve_dtype(dtype, target)
-    visual = _visual(source)
-    weights = WeightFolder(mllm)
-    own = _codebook(weights.tensor, EMBEDDER + _CODEBOOK, source.args)
-    if own.fingerprint != visual.codebook.fingerprint:
-        raise CodebookMismatchError(
-            f"The MLLM in {mllm} has codebook {own.fingerprint}, and {source.path} has codebook "
-            f"{visual.codebook.fingerprint}; the two are from different checkpoints."
-        )
+    visual, weights = _load_checked(root)
+    mllm = weights.folder
     settings = {key: value for key, value in read_json(mllm / "config.json").items() if key not in _OURS}
     config = LlamaConfig(**settings)
     llm = read_llm(mllm, precision, llm_bits, target if llm_bits else None, shared=True, config=config)
@@ -157,6 +147,35 @@ def load_unitok(
     backbone = Backbone(projector, llm, tokenizer, "vila-u", visual.codebook.fingerprint)
     visual.vision_tower.to(precision)
     return LVLM(visual, backbone, root.name or str(root), origin=root.resolve()).to(target).eval()
+
+
+def load_unitok_visual(
+    folder: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+) -> VisualTokenizer:
+    """The visual tokenizer of a UniTok checkpoint, without its LLM.
+
+    Raises:
+        CheckpointError, CodebookMismatchError: as for `load_unitok`.
+    """
+    target = resolve_device(device)
+    visual, _ = _load_checked(Path(folder))
+    visual.vision_tower.to(resolve_dtype(dtype, target))
+    return visual.to(target).eval()
+
+
+def _load_checked(root: Path) -> tuple[VisualTokenizer, WeightFolder]:
+    """The visual tokenizer, and the MLLM's weights, which have the same codebooks."""
+    mllm = _mllm(root)
+    assert mllm is not None
+    source, weights = _find(root, mllm), WeightFolder(mllm)
+    visual = _visual(source)
+    own = _codebook(weights.tensor, EMBEDDER + _CODEBOOK, source.args)
+    if own.fingerprint != visual.codebook.fingerprint:
+        raise CodebookMismatchError(
+            f"The MLLM in {mllm} has codebook {own.fingerprint}, and {source.path} has codebook "
+            f"{visual.codebook.fingerprint}; the two are from different checkpoints."
+        )
+    return visual, weights
 
 
 def _find(root: Path, mllm: Path) -> _Source:

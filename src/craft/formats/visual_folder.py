@@ -34,11 +34,6 @@ def save_visual(folder: PathLike, visual: VisualTokenizer, dtype: str | None = N
     target, text_dtype = Path(folder), dtype
     dtype = dtype or stored_dtype(visual)
     codebook, tower = visual.codebook, visual.vision_tower
-    if not isinstance(codebook, Continuous) and codebook.is_derived:
-        raise CheckpointError(
-            f"The codebook of this model is derived from other tensors, which {target} could not hold; keep "
-            "the checkpoint that it was loaded from, and write adapted towers into it with `craft export`."
-        )
     config = {
         "format": VISUAL_FORMAT,
         "version": VERSION,
@@ -48,6 +43,8 @@ def save_visual(folder: PathLike, visual: VisualTokenizer, dtype: str | None = N
         "dtype": dtype,
         "fingerprint": codebook.fingerprint,
     }
+    if isinstance(codebook, ResidualCodebook) and codebook.is_derived:
+        config["codewords"] = ResidualCodebook(codebook.levels).fingerprint  # of the rows themselves
     if visual.continuous:  # the saved tower is the base tower of everyone who reads it
         config["fingerprint"] = tower_fingerprint(tower.state_dict())
     with atomic_directory(target) as building:
@@ -86,12 +83,15 @@ def load_visual(
         codebook = Continuous(tower.dim, tower_fingerprint(tower.state_dict()))
     else:
         codebook = _codebook(tensors["codebook.codewords"], int(config["levels"]), path)
-    if codebook.fingerprint != config["fingerprint"]:
+    derived = config.get("codewords")  # then `fingerprint` is that of the tensors they are derived from
+    expected = derived or config["fingerprint"]
+    if codebook.fingerprint != expected:
         raise CheckpointError(
-            f"{path} holds codebook {codebook.fingerprint}, and {folder / 'config.json'} says "
-            f"{config['fingerprint']}; one of the two files is from another model or damaged, so copy "
-            "both again."
+            f"{path} holds codebook {codebook.fingerprint}, and {folder / 'config.json'} says {expected}; "
+            "one of the two files is from another model or damaged, so copy both again."
         )
+    if derived and isinstance(codebook, ResidualCodebook):
+        codebook = ResidualCodebook(codebook.levels, str(config["fingerprint"]))
     if tower.dim != codebook.dim:
         raise CheckpointError(
             f"{path}: the tower's features have width {tower.dim}, and codewords have width {codebook.dim}; "
