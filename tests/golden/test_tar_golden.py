@@ -23,7 +23,7 @@ from craft.formats.artefact import save_artefact
 from craft.formats.load import load_artefact
 from craft.formats.tar import export_tar
 from craft.formats.vila_u import HEADS
-from craft.losses.table_gradient import TableGradient, affine, affine_fit, identity, soft
+from craft.losses.table_gradient import Soft, TableGradient, affine, affine_fit, identity
 from craft.models.decoding import generate_ids
 from craft.models.freezing import answer_hashes
 from craft.models.images import float_pixels, pixels
@@ -198,7 +198,7 @@ def rule_of(lvlm: LVLM, kind: str) -> TableGradient:
     if kind == "affine":
         return affine(affine_fit(codewords[0], rows[0])[0])
     if kind == "soft":  # the fixture's softmax over cos / 0.03 is one over -|z - c|² / 0.06
-        return soft(codewords, rows, [0.06])
+        return Soft(codewords, rows, [0.06])
     return identity
 
 

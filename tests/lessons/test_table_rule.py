@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import craft
+from craft.cli.adapt import show_rehearsals
 from craft.cli.inspect import describe
 from craft.core.errors import ConfigError
 from craft.core.tensors import hash_tensors, load_tensors
@@ -16,6 +17,7 @@ from craft.lessons.objective import mean_square
 from craft.lessons.table_rule import check_table_rule, set_table_rule
 from craft.models.freezing import part_hashes
 from craft.models.lvlm import LVLM
+from craft.recipes.adapt import rehearse
 from craft.recipes.baseline import tune
 from craft.training.config import LossesConfig
 
@@ -135,3 +137,16 @@ def test_baselines_of_a_projector_are_refused(tmp_path: Path) -> None:
 def test_inspect_names_layout_and_reader(folder: str, layout: str, reads: str) -> None:
     description = describe(str(GOLDEN.parent / folder))
     assert (description["layout"], description["reads"]) == (layout, reads)
+
+
+def test_a_dry_run_names_the_bytes_of_soft(capsys: pytest.CaptureFixture[str]) -> None:
+    rules = {rule: {**SETTINGS, "losses.table_gradient": rule} for rule in ("affine", "soft")}
+    done = {rule: rehearse(str(GOLDEN / "Tar-a"), **more) for rule, more in rules.items()}
+    assert "table_gradient" not in done["affine"].memory
+    memory = done["soft"].memory
+    lvlm = load("a")
+    rows, size = lvlm.backbone.embeddings.weight.shape[1] * 256, 4 * 81
+    assert memory["table_gradient"] == 4 * (rows + 3 * size * 256)
+    assert memory["total"] - memory["table_gradient"] == done["affine"].memory["total"]
+    show_rehearsals({"": done["soft"]}, as_json=False)
+    assert "table_gradient" in capsys.readouterr().out

@@ -1,15 +1,19 @@
 """Rules that replace the gradient of a token table, against their definitions."""
 
+from collections.abc import Callable
+from itertools import accumulate
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from craft.losses.table_gradient import (
+    Soft,
     affine,
     affine_fit,
     identity,
     median_gap,
-    soft,
     soft_gain,
     through_table,
 )
@@ -78,7 +82,7 @@ def test_soft_is_the_derivative_of_the_mean_row(
 ) -> None:
     monkeypatch.setattr("craft.losses.table_gradient.SCORES", block)
     temperatures, gains = [2.0, 3.0, 5.0], [0.5, 2.0, 4.0]
-    rule = soft(parts["levels"], parts["tables"], temperatures, gains)
+    rule = Soft(parts["levels"], parts["tables"], temperatures, gains)
     gradient = rule(parts["z"], parts["codes"], parts["g"])
     step = 1e-6
     for column in range(DIM):
@@ -107,3 +111,28 @@ def test_the_median_gap(parts: dict[str, Tensor]) -> None:
     near = (parts["z"][:, None] - parts["levels"][0]).square().sum(-1).sort(dim=1).values
     expected = (near[:, 1] - near[:, 0]).median()
     assert median_gap(parts["z"], parts["levels"][0]) == pytest.approx(float(expected))
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """The most bytes of tensors that exist at once in addition to those before."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as record:
+        kept = run()
+    del kept
+    results: Any = record.profiler
+    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    assert events
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+@pytest.mark.parametrize("tokens", [40, 400], ids=["one block", "blocks"])
+def test_the_bytes_that_soft_holds_are_its_peak(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("craft.losses.table_gradient.SCORES", 2**20)
+    size, dim, width = 8192, 16, 48
+    levels, z = torch.randn(1, size, dim), torch.randn(tokens, dim)
+    rule = Soft(levels, torch.randn(1, size, width), [1.0])
+    codes, g = torch.zeros(tokens, 1, dtype=torch.long), torch.randn(tokens, width)
+    rows = rule.tables.nbytes
+    assert rows + peak_bytes(lambda: rule(z, codes, g)) == pytest.approx(rule.held_bytes(tokens), rel=0.05)
+    assert rule.held_bytes(tokens) - rows == 3 * min(tokens, 128) * size * 4

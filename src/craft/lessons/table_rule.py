@@ -15,12 +15,12 @@ from craft.core.errors import ConfigError
 from craft.core.processes import on_main
 from craft.core.progress import say
 from craft.losses.table_gradient import (
+    Soft,
     TableGradient,
     affine,
     affine_fit,
     identity,
     median_gap,
-    soft,
     soft_gain,
 )
 from craft.models.backbone import Backbone
@@ -99,7 +99,7 @@ def set_table_rule(
     elif losses.table_gradient == "soft":
         scales = earlier or on_main(lambda: _soft_scales(codebook, features(), losses.table_temperature))
         record |= {key: scales[key] for key in ("temperatures", "gains")}
-        table.gradient = soft(levels, rows, record["temperatures"], record["gains"])
+        table.gradient = Soft(levels, rows, record["temperatures"], record["gains"])
     else:
         table.gradient = identity
     record["milliseconds"] = earlier["milliseconds"] if earlier else _milliseconds(lvlm, features())

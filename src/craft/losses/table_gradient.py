@@ -5,6 +5,7 @@ stays exactly the row; a rule here replaces its gradient. Source: ours; the pape
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ TableGradient = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(features z `[n, d]`, codes int64 `[n, L]`, gradient at the rows `[n, h]`) -> gradient at z `[n, d]`."""
 
 SCORES = 2**26
-"""The largest number of scores (tokens times codewords) that `soft` holds at once."""
+"""The largest number of scores (tokens times codewords) in a block of `Soft`."""
 
 
 class _Rows(torch.autograd.Function):
@@ -39,7 +40,7 @@ def through_table(features: Tensor, codes: Tensor, rows: Tensor, rule: TableGrad
         features: z `[..., d]`, the vectors that were compared with the codebook; gets the gradient.
         codes: int64 `[..., L]`.
         rows: `[..., h]`, what the LLM reads; gets no gradient.
-        rule: `affine`, `soft` or `identity`.
+        rule: `affine`, `Soft` or `identity`.
 
     Returns:
         `[..., h]`, bit-identical to `rows`.
@@ -85,35 +86,50 @@ def affine_fit(codewords: Tensor, table: Tensor) -> tuple[Tensor, float]:
     return slope.float(), float(1 - rest / whole) if float(whole) else 0.0
 
 
-def soft(
-    levels: Tensor, tables: Tensor, temperatures: Sequence[float], gains: Sequence[float] | None = None
-) -> TableGradient:
+@dataclass(frozen=True, eq=False)
+class Soft:
     """The rule that differentiates the mean row of nearby codewords.
 
     At each level, row and codewords are replaced by their means under `p_j = softmax(-|r - c_j|² / τ)`, where
     r is what earlier levels leave of z. The gradient of `g · Σ_j p_j T_j` with respect to r is
     `(2 / τ) Σ_j p_j (g · T_j - Σ_k p_k g · T_k) c_j`. Levels are averaged.
 
-    Args:
+    Attributes:
         levels: the codebook float32 `[L, K, d]`.
         tables: the rows `[L, K, h]`.
         temperatures: τ of each level, in units of squared distance.
         gains: what each level's gradient is divided by; None is 1 (`soft_gain`).
     """
 
-    def rule(features: Tensor, codes: Tensor, gradient: Tensor) -> Tensor:
+    levels: Tensor
+    tables: Tensor
+    temperatures: Sequence[float]
+    gains: Sequence[float] | None = None
+
+    def __call__(self, features: Tensor, codes: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient at z, as every `TableGradient`."""
         total, rest = torch.zeros_like(features), features
-        for level, (codewords, table) in enumerate(zip(levels, tables, strict=True)):
-            tau, gain = temperatures[level], 1.0 if gains is None else gains[level]
+        for level, (codewords, table) in enumerate(zip(self.levels, self.tables, strict=True)):
+            tau, gain = self.temperatures[level], 1.0 if self.gains is None else self.gains[level]
             for rows in _blocks(len(features), len(codewords)):
-                p = _near(rest[rows], codewords, tau)
-                value = gradient[rows] @ table.to(gradient).T  # g · T_j
-                pull = p * (value - (p * value).sum(dim=1, keepdim=True))
-                total[rows] += (2 / (tau * gain * len(levels))) * (pull @ codewords)
+                pull = _pull(rest[rows], gradient[rows], codewords, table, tau)
+                total[rows] += (2 / (tau * gain * len(self.levels))) * pull
             rest = rest - codewords[codes[:, level].clamp(min=0)]
         return total
 
-    return rule
+    def held_bytes(self, tokens: int) -> int:
+        """Bytes of the rows, and of the scores of one block of the backward pass of some tokens."""
+        size = self.tables.shape[1]
+        scores = min(tokens, max(1, SCORES // size)) * size * torch.float32.itemsize
+        return self.tables.numel() * self.tables.element_size() + 3 * scores
+
+
+def _pull(rest: Tensor, gradient: Tensor, codewords: Tensor, table: Tensor, temperature: float) -> Tensor:
+    """Σ_j p_j (g · T_j - Σ_k p_k g · T_k) c_j `[n, d]`; of its scores `[n, K]`, three exist at once."""
+    p = _near(rest, codewords, temperature)
+    value = gradient @ table.to(gradient).T  # g · T_j
+    value -= (p * value).sum(dim=1, keepdim=True)
+    return value.mul_(p) @ codewords
 
 
 def soft_gain(rest: Tensor, codewords: Tensor, temperature: float) -> float:

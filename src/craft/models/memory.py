@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from craft.losses.sal import BLOCK
+from craft.losses.table_gradient import Soft
 from craft.models.layers import Recompute
 from craft.models.lvlm import LVLM
 from craft.quantize import ResidualCodebook
@@ -57,7 +58,8 @@ def estimate_memory(
 
     Returns:
         Bytes: `weights`, `gradients`, `optimiser` (AdamW: two float32 moments), `activations`, `logits`,
-        `search` (temporary scores, and what the search stores in addition to the codebook), `total`.
+        `search` (temporary scores, and what the search stores in addition to the codebook), `table_gradient`
+        (rows and temporary scores of `craft.losses.table_gradient.Soft`; only with this rule), `total`.
     """
     tower = lvlm.visual.vision_tower
     weights = weight_bytes(lvlm) + (weight_bytes(tower) if mixed else 0)
@@ -67,8 +69,8 @@ def estimate_memory(
     width = dtype.itemsize
 
     activations = searching = 0
+    patches = lvlm.visual.grid[0] * lvlm.visual.grid[1]
     if search is not None:
-        patches = lvlm.visual.grid[0] * lvlm.visual.grid[1]
         layers = len(tower.layers)
         if any(p.requires_grad for p in tower.parameters()):
             images = math.ceil(batch_size * (1 + mixed))
@@ -87,16 +89,18 @@ def estimate_memory(
 
     positions = min(batch_size * answer_len, BLOCK)
     logits = positions * text.vocab_size * 4 * 2  # float32, and their gradient
-    total = weights + gradients + optimiser + activations + logits + searching
-    return {
+    rule = None if lvlm.backbone.table is None or search is None else lvlm.backbone.table.gradient
+    soft = rule.held_bytes(batch_size * patches) if isinstance(rule, Soft) else 0
+    parts = {
         "weights": weights,
         "gradients": gradients,
         "optimiser": optimiser,
         "activations": activations,
         "logits": logits,
         "search": searching,
-        "total": total,
+        **({"table_gradient": soft} if soft else {}),
     }
+    return {**parts, "total": sum(parts.values())}
 
 
 def kept_per_token(
