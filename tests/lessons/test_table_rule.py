@@ -103,7 +103,20 @@ def test_rules_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         craft.adapt(surrogate="craft-tiny/qwen2", out=tmp_path, **rules["soft"])
     assert not list(tmp_path.iterdir())
     projector = craft.load("craft-tiny/qwen2", device="cpu")
-    check_table_rule(projector.backbone, projector.visual.codebook.dim, LossesConfig())
+    codebook = projector.visual.need_codes("this test")
+    check_table_rule(projector.backbone, codebook, LossesConfig())
+    lvlm = load("a")
+    for rule, top_k, message in (("affine", 4, "is for.*soft"), ("soft", 257, "more than the 256 codes")):
+        losses = LossesConfig(table_gradient=rule, table_top_k=top_k)
+        with pytest.raises(ConfigError, match=message):
+            check_table_rule(lvlm.backbone, lvlm.visual.need_codes("this test"), losses)
+
+
+def test_the_nearest_codes_alone_train_another_tower_than_all(tmp_path: Path) -> None:
+    found = {k: weights(adapt(tmp_path / str(k), "soft", **{"losses.table_top_k": k}).out) for k in (4, None)}
+    assert found[4] != found[None]
+    gains = [json.loads((tmp_path / str(k) / "run.json").read_text())["table"]["gains"] for k in found]
+    assert gains[0] != gains[1]
 
 
 def test_a_poor_fit_warns(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,19 +32,24 @@ POOR_FIT = 0.3
 """Below this R² the affine rule warns. Ours: no table with less was tried; those of craft-tiny have 0.53."""
 
 
-def check_table_rule(backbone: Backbone, dim: int, losses: LossesConfig) -> None:
+def check_table_rule(backbone: Backbone, codebook: ResidualCodebook, losses: LossesConfig) -> None:
     """Check `losses.table_gradient` before any work.
 
     Args:
         backbone: of the surrogate.
-        dim: d, the width of a codeword.
+        codebook: of the surrogate.
         losses: the settings.
 
     Raises:
         ConfigError: the LLM reads no token table, and the setting is not the default; or the rule is
-            "identity", and the LLM's width is not d.
+            "identity", and the LLM's width is not d; or `losses.table_top_k` is more than the codes, or set
+            for another rule.
     """
-    rule = losses.table_gradient
+    rule, top_k, dim = losses.table_gradient, losses.table_top_k, codebook.dim
+    if top_k is not None and rule != "soft":
+        raise ConfigError(
+            f"losses.table_top_k={top_k} is for losses.table_gradient=soft, and here it is {rule}; leave it out."
+        )
     if backbone.table is None:
         if rule != LossesConfig().table_gradient:
             raise ConfigError(
@@ -52,6 +57,11 @@ def check_table_rule(backbone: Backbone, dim: int, losses: LossesConfig) -> None
                 "Chameleon), and this one has a projector, whose gradient needs no rule; leave it out."
             )
         return
+    if top_k is not None and top_k > codebook.size:
+        raise ConfigError(
+            f"losses.table_top_k={top_k} is more than the {codebook.size} codes of the codebook; leave it out "
+            "to use all."
+        )
     width = backbone.embeddings.weight.shape[1]
     if rule == "identity" and width != dim:
         raise ConfigError(
@@ -97,9 +107,9 @@ def set_table_rule(
                 "the answers (sal in metrics.jsonl), or use losses.table_gradient=soft."
             )
     elif losses.table_gradient == "soft":
-        scales = earlier or on_main(lambda: _soft_scales(codebook, features(), losses.table_temperature))
+        scales = earlier or on_main(lambda: _soft_scales(codebook, features(), losses))
         record |= {key: scales[key] for key in ("temperatures", "gains")}
-        table.gradient = Soft(levels, rows, record["temperatures"], record["gains"])
+        table.gradient = Soft(levels, rows, record["temperatures"], record["gains"], losses.table_top_k)
     else:
         table.gradient = identity
     record["milliseconds"] = earlier["milliseconds"] if earlier else _milliseconds(lvlm, features())
@@ -107,15 +117,17 @@ def set_table_rule(
 
 
 @torch.no_grad()
-def _soft_scales(codebook: ResidualCodebook, features: Tensor, temperature: float) -> dict[str, list[float]]:
+def _soft_scales(
+    codebook: ResidualCodebook, features: Tensor, losses: LossesConfig
+) -> dict[str, list[float]]:
     """Temperature and gain of each level, from the features of some images."""
     rest = features.flatten(0, -2)
     codes = codebook.quantize(rest).codes
     temperatures, gains = [], []
     for level, codewords in enumerate(codebook.levels):
-        tau = temperature * max(median_gap(rest, codewords), torch.finfo(torch.float32).tiny)
+        tau = losses.table_temperature * max(median_gap(rest, codewords), torch.finfo(torch.float32).tiny)
         temperatures.append(tau)
-        gains.append(soft_gain(rest, codewords, tau))
+        gains.append(soft_gain(rest, codewords, tau, losses.table_top_k))
         rest = rest - codewords[codes[:, level]]
     return {"temperatures": temperatures, "gains": gains}
 

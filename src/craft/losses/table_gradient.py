@@ -99,40 +99,52 @@ class Soft:
         tables: the rows `[L, K, h]`.
         temperatures: τ of each level, in units of squared distance.
         gains: what each level's gradient is divided by; None is 1 (`soft_gain`).
+        top_k: the softmax is over this many nearest codewords; None: over all.
     """
 
     levels: Tensor
     tables: Tensor
     temperatures: Sequence[float]
     gains: Sequence[float] | None = None
+    top_k: int | None = None
 
     def __call__(self, features: Tensor, codes: Tensor, gradient: Tensor) -> Tensor:
         """The gradient at z, as every `TableGradient`."""
         total, rest = torch.zeros_like(features), features
         for level, (codewords, table) in enumerate(zip(self.levels, self.tables, strict=True)):
             tau, gain = self.temperatures[level], 1.0 if self.gains is None else self.gains[level]
-            for rows in _blocks(len(features), len(codewords)):
-                pull = _pull(rest[rows], gradient[rows], codewords, table, tau)
+            for rows in _blocks(len(features), self._scores()):
+                pull = self._pull(rest[rows], gradient[rows], codewords, table, tau)
                 total[rows] += (2 / (tau * gain * len(self.levels))) * pull
             rest = rest - codewords[codes[:, level].clamp(min=0)]
         return total
 
     def held_bytes(self, tokens: int) -> int:
         """Bytes of the rows, and of the scores of one block of the backward pass of some tokens."""
-        size = self.tables.shape[1]
-        scores = min(tokens, max(1, SCORES // size)) * size * torch.float32.itemsize
-        return self.tables.numel() * self.tables.element_size() + 3 * scores
+        if self.top_k is None:
+            most = 3 * self._scores()  # p, value and their product
+        else:  # the distances with a product, or the rows of the nearest with p, value and codes (int64)
+            most = max(2 * self.tables.shape[1], self._scores() + 4 * self.top_k)
+        block = min(tokens, max(1, SCORES // self._scores()))
+        return self.tables.nbytes + block * most * torch.float32.itemsize
+
+    def _scores(self) -> int:
+        """Numbers per token in the largest array: a score per code, or the rows of the nearest."""
+        size, width = self.tables.shape[1:]
+        return size if self.top_k is None else max(size, self.top_k * max(width, self.levels.shape[2]))
+
+    def _pull(self, rest: Tensor, gradient: Tensor, codewords: Tensor, table: Tensor, tau: float) -> Tensor:
+        """Σ_j p_j (g · T_j - Σ_k p_k g · T_k) c_j `[n, d]`; of scores `[n, K]`, three exist at once."""
+        p, near = _near(rest, codewords, tau, self.top_k)
+        if near is None:
+            value = gradient @ table.to(gradient).T  # g · T_j
+        else:
+            value = (table[near].to(gradient) @ gradient[:, :, None]).squeeze(2)
+        value -= (p * value).sum(dim=1, keepdim=True)
+        return _weighted(value.mul_(p), codewords, near)
 
 
-def _pull(rest: Tensor, gradient: Tensor, codewords: Tensor, table: Tensor, temperature: float) -> Tensor:
-    """Σ_j p_j (g · T_j - Σ_k p_k g · T_k) c_j `[n, d]`; of its scores `[n, K]`, three exist at once."""
-    p = _near(rest, codewords, temperature)
-    value = gradient @ table.to(gradient).T  # g · T_j
-    value -= (p * value).sum(dim=1, keepdim=True)
-    return value.mul_(p) @ codewords
-
-
-def soft_gain(rest: Tensor, codewords: Tensor, temperature: float) -> float:
+def soft_gain(rest: Tensor, codewords: Tensor, temperature: float, top_k: int | None = None) -> float:
     """The mean over tokens of `trace(J) / d`, where J is the Jacobian of the soft codeword `Σ_j p_j c_j`.
 
     A straight-through estimator has the Jacobian 1; a soft rule divided by this number has the same scale.
@@ -141,12 +153,14 @@ def soft_gain(rest: Tensor, codewords: Tensor, temperature: float) -> float:
         rest: r `[n, d]`, what earlier levels leave of z.
         codewords: `[K, d]` of this level.
         temperature: τ, in units of squared distance.
+        top_k: as in `Soft`.
     """
     total = 0.0
     squares = codewords.square().sum(dim=1)
-    for rows in _blocks(len(rest), len(codewords)):
-        p = _near(rest[rows], codewords, temperature)
-        variance = p @ squares - (p @ codewords).square().sum(dim=1)
+    for rows in _blocks(len(rest), max(len(codewords), (top_k or 0) * codewords.shape[1])):
+        p, near = _near(rest[rows], codewords, temperature, top_k)
+        mean_square = p @ squares if near is None else (p * squares[near]).sum(dim=1)
+        variance = mean_square - _weighted(p, codewords, near).square().sum(dim=1)
         total += float(variance.double().sum())
     return 2 / temperature * total / (len(rest) * rest.shape[1])
 
@@ -165,9 +179,19 @@ def median_gap(rest: Tensor, codewords: Tensor) -> float:
     return float(torch.cat(gaps).median())
 
 
-def _near(rest: Tensor, codewords: Tensor, temperature: float) -> Tensor:
-    """p float `[n, K]`: the softmax of `-|r - c_j|² / τ`."""
-    return (-_distances(rest, codewords) / temperature).softmax(dim=1)
+def _near(
+    rest: Tensor, codewords: Tensor, temperature: float, top_k: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """p float `[n, K]`: the softmax of `-|r - c_j|² / τ`; or `[n, k]` over the nearest, and their codes."""
+    distances, near = _distances(rest, codewords), None
+    if top_k is not None:
+        distances, near = distances.topk(top_k, dim=1, largest=False)
+    return (-distances / temperature).softmax(dim=1), near
+
+
+def _weighted(weights: Tensor, codewords: Tensor, near: Tensor | None) -> Tensor:
+    """Σ_j w_j c_j `[n, d]`, over all codes or over those in `near` `[n, k]`."""
+    return weights @ codewords if near is None else (weights[:, None] @ codewords[near]).squeeze(1)
 
 
 def _distances(rest: Tensor, codewords: Tensor) -> Tensor:

@@ -184,8 +184,8 @@ def rehearse(
 def _open(surrogate: ModelSource | None, data: DataSource | None, settings: AdaptConfig) -> tuple[LVLM, Data]:
     """The surrogate, whose τ of Eq. 4 gets its initial value if it trains, and the data."""
     lvlm, dataset = open_run(data, settings, Model(surrogate, settings))
-    lvlm.visual.need_codes("CRAFT's adaptation")
-    check_table_rule(lvlm.backbone, lvlm.visual.codebook.dim, settings.losses)
+    codebook = lvlm.visual.need_codes("CRAFT's adaptation")
+    check_table_rule(lvlm.backbone, codebook, settings.losses)
     temperature = settings.losses.contrastive.temperature
     if temperature is not None and settings.contrastive_weight(dataset.task) > 0:
         lvlm.visual.log_temperature.data.fill_(math.log(temperature))

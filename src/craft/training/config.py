@@ -134,6 +134,8 @@ class LossesConfig(Section):
             (`craft.losses.table_gradient`).
         table_temperature: the temperature of "soft", in units of the median gap between the squared distances
             to the nearest two codewords.
+        table_top_k: "soft" weighs only this many nearest codewords of each level, which costs less; null
+            weighs all.
     """
 
     sal: SalConfig = SalConfig()
@@ -142,6 +144,7 @@ class LossesConfig(Section):
     retention: RetentionConfig = RetentionConfig()
     table_gradient: Literal["affine", "soft", "identity"] = "affine"
     table_temperature: float = Field(default=3.0, gt=0)
+    table_top_k: int | None = Field(default=None, ge=1)
 
 
 class LoraConfig(Section):
