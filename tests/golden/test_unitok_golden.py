@@ -24,6 +24,7 @@ from craft.models.freezing import part_hashes
 from craft.models.lvlm import LVLM
 from craft.models.sequence_projector import SequenceProjector
 from craft.models.vitamin import VitaminTower
+from docs.reading import script
 
 GOLDEN = Path(__file__).parent / "unitok_small"
 IMAGES = sorted((GOLDEN / "images").glob("*.png"))
@@ -93,6 +94,33 @@ def test_levels_are_equals_so_nothing_is_pruned_by_the_first(lvlm: LVLM) -> None
     with pytest.raises(CraftError, match="no level comes first"):
         lvlm.answer(IMAGES, [QUESTION] * 2, keep_ratio=0.5)
     assert not craft.load("craft-tiny/qwen2", device="cpu").visual.need_codes("this test").is_product
+
+
+def test_stored_values_are_counted_with_the_stem() -> None:
+    tower: Any = load().visual.vision_tower.requires_grad_(True)
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        alive = tower(expected()["pixel_values.mllm"][:1])
+    weights = {parameter.untyped_storage().data_ptr() for parameter in tower.parameters()}
+    measured = sum(size for pointer, size in kept.items() if pointer not in weights)
+    assert alive and 4 * tower.stored_per_image(False) == pytest.approx(measured, rel=0.02)
+    assert tower.stored_per_image(True) < tower.stored_per_image("selective")
+
+
+def test_real_size_on_the_meta_device() -> None:
+    """Parameters are those of UniTok's own classes: encoder 332.3 M, quant_proj 3.25 M, codebooks 0.26 M."""
+    measure = script("measure_families")
+    lvlm = measure.unitok()
+    tower = lvlm.visual.vision_tower
+    sizes = [sum(p.numel() for p in part.parameters()) for part in (tower, tower.quant_proj)]
+    assert [round(size / 1e6, 2) for size in sizes] == [335.58, 3.25] and tower.grid == (16, 16)
+    assert measure.step(lvlm, 2) == (2, 3, 32000)
+    assert all(parameter.grad is not None for parameter in tower.parameters())
 
 
 # codes -> LLM

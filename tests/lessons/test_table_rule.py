@@ -107,7 +107,7 @@ def test_rules_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     check_table_rule(projector.backbone, codebook, LossesConfig())
     lvlm = load("a")
     for rule, top_k, message in (("affine", 4, "is for.*soft"), ("soft", 257, "more than the 256 codes")):
-        losses = LossesConfig(table_gradient=rule, table_top_k=top_k)
+        losses = LossesConfig.model_validate({"table_gradient": rule, "table_top_k": top_k})
         with pytest.raises(ConfigError, match=message):
             check_table_rule(lvlm.backbone, lvlm.visual.need_codes("this test"), losses)
 

@@ -48,7 +48,8 @@ def check_table_rule(backbone: Backbone, codebook: ResidualCodebook, losses: Los
     rule, top_k, dim = losses.table_gradient, losses.table_top_k, codebook.dim
     if top_k is not None and rule != "soft":
         raise ConfigError(
-            f"losses.table_top_k={top_k} is for losses.table_gradient=soft, and here it is {rule}; leave it out."
+            f"losses.table_top_k={top_k} is for losses.table_gradient=soft, and here it is {rule}; leave it "
+            "out."
         )
     if backbone.table is None:
         if rule != LossesConfig().table_gradient:
@@ -59,8 +60,8 @@ def check_table_rule(backbone: Backbone, codebook: ResidualCodebook, losses: Los
         return
     if top_k is not None and top_k > codebook.size:
         raise ConfigError(
-            f"losses.table_top_k={top_k} is more than the {codebook.size} codes of the codebook; leave it out "
-            "to use all."
+            f"losses.table_top_k={top_k} is more than the {codebook.size} codes of the codebook; leave it "
+            "out to use all."
         )
     width = backbone.embeddings.weight.shape[1]
     if rule == "identity" and width != dim:

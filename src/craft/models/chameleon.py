@@ -1,6 +1,5 @@
 """Chameleon's parts from transformers: VQ encoder as vision tower, and an output embedding for text."""
 
-import copy
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from transformers.models.chameleon.modeling_chameleon import (
     ChameleonVQVAEEncoderResnetBlock,
 )
 
+from craft.models.stored import stored_values
 from craft.models.vision_tower import VisionTower
 
 _BLOCKS = (ChameleonVQVAEEncoderResnetBlock, ChameleonVQVAEEncoderAttnBlock)
@@ -72,34 +72,8 @@ class ChameleonTower(VisionTower):
         return (values.float() - mean) / std
 
     def stored_per_image(self, recompute: bool | str) -> int:
-        """As `VisionTower.stored_per_image`: counted in one pass on the meta device."""
-        tower = copy.deepcopy(self).to("meta")
-        inputs = [0]
-        kept: dict[int, dict[int, int]] = {-1: {}}  # block -> tensor -> number of values
-        current = [-1]
-
-        def enter(block: nn.Module, values: tuple[Tensor, ...]) -> None:
-            current[0] = id(block)
-            kept[id(block)] = {}
-            inputs[0] += values[0].numel()
-
-        def leave(*_: object) -> None:
-            current[0] = -1
-
-        def pack(tensor: Tensor) -> Tensor:
-            kept[current[0]][tensor.untyped_storage()._cdata] = tensor.numel()
-            return tensor
-
-        for block in tower.layers:
-            block.register_forward_pre_hook(enter)
-            block.register_forward_hook(leave)
-        pixels = torch.zeros(1, 3, self.image_size, self.image_size, device="meta")
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            tower(pixels)
-        weights = {parameter.untyped_storage()._cdata for parameter in tower.parameters()}
-        sums = {key: sum(n for at, n in part.items() if at not in weights) for key, part in kept.items()}
-        outside = sums.pop(-1)  # kept by no block
-        return outside + (inputs[0] + max(sums.values()) if recompute else sum(sums.values()))
+        """As `VisionTower.stored_per_image`: counted by `stored_values`."""
+        return stored_values(self, bool(recompute))
 
 
 class TextHead(nn.Linear):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig
 
+from craft.models.stored import stored_values
 from craft.models.vision_tower import VisionTower
 
 EXPANSION = 4
@@ -67,6 +68,10 @@ class VitaminTower(VisionTower):
         features = self.quant_proj(self.norm(x))
         slices = features.unflatten(-1, (self.config["codebooks"], -1))
         return F.normalize(slices, dim=-1).flatten(-2), None
+
+    def stored_per_image(self, recompute: bool | str) -> int:
+        """As `VisionTower.stored_per_image`; with "selective", what is stored without recomputation."""
+        return stored_values(self, recompute is True)
 
 
 class ChannelNorm(nn.LayerNorm):
