@@ -124,6 +124,26 @@ def test_eval_scores_options_beside_written_answers(craft, family, pictures, tmp
     assert "likeliest options" in craft(*words, "--protocol", "options").out
 
 
+def test_scored_options_have_a_reliability_diagram(craft, encoder, pictures, family, tmp_path):
+    run, _ = encoder
+    words = ("eval", family / "qwen2", "--encoder", run, "--limit", "6", "--out", tmp_path / "out")
+    said = craft(*words, "--protocol", "options")
+    assert said.status == 0, said.err
+    path = tmp_path / "out" / "reliability-0.png"
+    assert f"reliability diagram: {path}" in said.out.replace("\n", "")
+    assert "with the encoder's temperature" in said.out and "negative log-likelihood" in said.out
+    drawn = path.read_bytes()
+    assert drawn.startswith(b"\x89PNG")
+    path.unlink()
+    assert craft(*words, "--protocol", "options", "--resume").status == 0
+    assert path.read_bytes() == drawn
+    alone = craft(*words)  # the folder's answers are others now, and have no probabilities
+    assert alone.status == 0 and "reliability" not in alone.out and not path.exists()
+    two = craft(*words, "--protocol", "options", "--seeds", "0", "1").out
+    assert all(f"reliability diagram, seed {seed}: " in two for seed in (0, 1))
+    assert (tmp_path / "out" / "reliability-1.png").is_file()
+
+
 def test_several_data_sets_make_a_row_of_table_1(craft, family, encoder, pictures, tmp_path):
     run, _ = encoder
     other = tmp_path / "things"

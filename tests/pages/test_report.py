@@ -19,6 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 from cli.conftest import run
 from craft.core.errors import CheckpointError, DataError
 from craft.core.text import table_row
+from craft.evaluation.report import Report
 from craft.pages.figure import draw_curves
 from craft.pages.report import report, sections_of
 
@@ -114,6 +115,37 @@ def test_a_page_of_a_run_an_evaluation_and_a_judging(encoder, evaluated, tmp_pat
     assert [one["class"] for one in pictures] == ["whole"] + ["small"] * 3
     assert all(f"{name}: " in pictures[0]["alt"] for name in ("loss", "sal", "commitment"))
     assert "Correctness and Presence only" in words
+
+
+def test_an_evaluation_with_probabilities_shows_their_reliability(evaluated, tmp_path):
+    shutil.copytree(evaluated / "eval", tmp_path / "eval")
+    path = tmp_path / "eval" / "report.json"
+    record = json.loads(path.read_text())
+    assert "<img" not in body(tmp_path / "eval")
+    calibration = Report.of(scored(), {}).calibration(2.0)
+    record["reports"][0]["calibration"] = calibration
+    path.write_text(json.dumps(record))
+    assert "seen classes, 40 questions: ECE" in body(tmp_path / "eval")
+    calibration["seen"]["before"]["bins"][0][2] = 10**12
+    path.write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match="a bin of 1000000000000 questions"):
+        body(tmp_path / "eval")
+
+
+def scored():
+    """Answers to questions about seen classes, with a score for each option."""
+    random = np.random.default_rng(0)
+    marks = {"strict": True, "lenient": True, "unparseable": False, "seen": True}
+    return [
+        {
+            **marks,
+            "id": str(n),
+            "choices": ["a", "b"],
+            "correct": "a",
+            "scores": random.normal(size=2).tolist(),
+        }
+        for n in range(40)
+    ]
 
 
 def test_the_folder_that_one_is_in_has_a_name(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from craft.cli.flags import config_of, takes
@@ -59,7 +60,7 @@ def evaluate(
     if len(row.reports) > 1:
         _show_row(row)
     else:
-        _show(next(iter(row.reports.values())))
+        _show(next(iter(row.reports.values())), config.out)
     if classes:
         for name, reports in row.reports.items():
             about = f": {name}" if len(row.reports) > 1 else ""
@@ -85,7 +86,7 @@ def _show_json(row: Any, classes: bool) -> None:
     show_json({"benchmarks": figures, "average": row.average(), "table_1": table})
 
 
-def _show(reports: list[Any]) -> None:
+def _show(reports: list[Any], out: str | Path | None) -> None:
     from craft.evaluation.metrics import ONE_SEED, SEVERAL_SEEDS
     from craft.evaluation.report import chance_of, interval_of, merge
 
@@ -116,7 +117,8 @@ def _show(reports: list[Any]) -> None:
     seeds = {report.settings["seed"] for report in reports}
     of_mean = f"; of the mean, {SEVERAL_SEEDS}" if len(seeds) > 1 else ""
     covers = f"{'of a row, ' if of_mean else ''}{ONE_SEED}{of_mean}"
-    _show_calibration(reports[0])
+    for report in reports:
+        _show_calibration(report, out, several=len(reports) > 1)
     both = f"; harmonic mean with seen ones: {spread(means['harmonic'])}" if means["harmonic"] else ""
     show_line(f"unseen classes: {listed(settings['held_out']) or 'none'}{both}; intervals: {covers}")
     _show_caveats({settings["data"]: reports})
@@ -131,14 +133,25 @@ def _show_caveats(reports: Mapping[str, list[Any]]) -> None:
             show_line(f"note: {name}: {caveat}")
 
 
-def _show_calibration(report: Any) -> None:
+def _show_calibration(report: Any, out: str | Path | None, several: bool) -> None:
     """How far the probabilities of options are from their accuracy, if options were scored."""
+    from craft.recipes.benchmarks import diagram_file
+
     calibration = report.calibration(report.settings.get("answer_temperature"))
-    for group in ("seen", "unseen") if calibration else ():
+    if calibration is None:
+        return
+    seed = f", seed {report.settings['seed']}" if several else ""
+    for group in ("seen", "unseen"):
         if group in calibration:
-            errors = {when: percent(calibration[group][when]["error"]) for when in calibration[group]}
-            after = f", {errors['after']} with the encoder's temperature" if "after" in errors else ""
-            show_line(f"expected calibration error, {group} classes: {errors['before']} points{after}")
+            before, after = calibration[group]["before"], calibration[group].get("after")
+            line = f"expected calibration error, {group} classes{seed}: {percent(before['error'])} points"
+            line += f", {percent(after['error'])} with the encoder's temperature" if after else ""
+            line += f"; negative log-likelihood: {before['nll']:.3f}" + (
+                f", {after['nll']:.3f}" if after else ""
+            )
+            show_line(line)
+    if out is not None:
+        show_line(f"reliability diagram{seed}: {diagram_file(Path(out), report.settings['seed'])}")
 
 
 def _show_row(row: Any) -> None:

@@ -25,6 +25,7 @@ from craft.judging.answers import read_rows
 from craft.judging.cases import BINARY, DIMENSIONS
 from craft.pages.figure import draw_curves
 from craft.pages.matrix import matrix_page
+from craft.pages.reliability import draw_reliability
 from craft.training.run_folder import RunFolder
 
 ANSWERS, EDGE = 40, 216  # judged answers that are listed; longest side of their images in pixels
@@ -154,7 +155,10 @@ def _demo(record: Record, path: Path) -> ReportSection:
 def _evaluation(record: Record, path: Path) -> ReportSection:
     settings = record["reports"][0]["settings"]
     title = f"{settings.get('backbone')} on {settings.get('data')}"
-    return ReportSection(title, "evaluation", VIEWS.evaluation(record, settings))
+    diagrams = [
+        _img(*draw_reliability(one["calibration"])) for one in record["reports"] if "calibration" in one
+    ]
+    return ReportSection(title, "evaluation", VIEWS.evaluation(record, settings, diagrams))
 
 
 def _judged(record: Record, path: Path) -> ReportSection:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from craft.core.errors import ConfigError, CraftError
-from craft.core.files import check_writable, write_json
+from craft.core.files import atomic_write_bytes, check_writable, write_json
 from craft.core.lock import locked
 from craft.core.progress import say
 from craft.core.store import RecordStore
@@ -34,6 +34,7 @@ from craft.formats.load import load_artefact
 from craft.models.freezing import answer_hashes
 from craft.models.llm_bits import bits_of
 from craft.models.lvlm import LVLM
+from craft.pages.reliability import draw_reliability
 from craft.recipes.arguments import model_name, surrogate_name, without_none
 from craft.recipes.evaluate import evaluate, load_backbone, questions_asked
 from craft.recipes.prior import chosen_prior
@@ -160,7 +161,8 @@ def evaluate_all(
         backbone: an LVLM, or the name of one; None is that of the config.
         config: a YAML file, dict or `EvalConfig`. In its `out` every benchmark's report and answers go to
             OUT/NAME as soon as they exist (to OUT itself if there is only one), with `lmms_eval.json` in the
-            form of lmms-eval; OUT/config.resolved.yaml has every setting.
+            form of lmms-eval and, if options were scored, reliability diagrams; OUT/config.resolved.yaml has
+            every setting.
         resume: reuse the results in `out` of benchmarks that the same weights were asked with the same
             settings, if questions and images are still the same.
         card: write the figures into the model cards of the encoders.
@@ -208,6 +210,8 @@ def _evaluate_all(backbone: str | Path | LVLM | None, config: EvalConfig, resume
                 save(case.folder, results, identity)
             if card and case.encoder is not None:
                 add_to_card(case.encoder.folder / "README.md", results)
+        if case.folder is not None:
+            draw(case.folder, results)
         key = case.label if config.data.name else str(results[0].settings["data"])  # the encoder's data
         reports.setdefault(key, []).extend(results)
     order = sorted(reports, key=lambda n: list(TABLE_1).index(n) if n in TABLE_1 else len(TABLE_1))
@@ -298,6 +302,22 @@ def save(folder: Path, reports: Sequence[Report], identity: dict[str, Any]) -> N
         report.save_samples(_samples_file(folder, report.settings["seed"]))
     write_json(folder / "lmms_eval.json", to_lmms({_task(report): report for report in reports}))
     _record_store(folder).put(LABEL, identity, summary(reports, classes=True))
+
+
+def draw(folder: Path, reports: Sequence[Report]) -> None:
+    """Write the reliability diagram of each report whose options were scored, and remove an older one."""
+    for report in reports:
+        path = diagram_file(folder, report.settings["seed"])
+        calibration = report.calibration(report.settings.get("answer_temperature"))
+        if calibration is None:
+            path.unlink(missing_ok=True)
+        else:
+            atomic_write_bytes(path, draw_reliability(calibration)[0])
+
+
+def diagram_file(folder: Path, seed: int) -> Path:
+    """The reliability diagram of a seed in the folder of its results."""
+    return folder / f"reliability-{seed}.png"
 
 
 def _task(report: Report) -> str:
