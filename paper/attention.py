@@ -94,7 +94,7 @@ def received_attention(
     implementation = llm.config._attn_implementation or "eager"
     llm.set_attn_implementation("eager")  # fused kernels return no weights
     try:
-        output = getattr(llm, llm.base_model_prefix)(**inputs, use_cache=False, output_attentions=True)
+        output = backbone.run(backbone.base_llm, inputs, use_cache=False, output_attentions=True)
     finally:
         llm.set_attn_implementation(implementation)
     weights = output.attentions[layer - 1][:, :, -1].float().mean(dim=1)  # [B, T]

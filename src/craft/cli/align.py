@@ -27,7 +27,7 @@ class AlignFlags:
         out: the run folder; by default runs/align- and the LLM's name.
         max_steps: optimiser steps of each stage; by default one pass.
         micro_batch: the largest number of rows in memory at once, or auto, which finds it; same result.
-        lora: the rank of LoRA, instead of training the whole LLM; merged when saved.
+        lora: the rank of LoRA, instead of training the whole LLM; it acts on prompts with an image only.
         splits, partial, overlap: as for `craft adapt`, for data that is not a table of conversations.
     """
 

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from craft.core.errors import CraftError
+from craft.models.image_lora import has_image_lora
+from craft.models.lvlm import LVLM
 from craft.models.sampling import End, Piece, Reason, Sampling, Token
 
 CONCURRENT = 64
@@ -24,6 +26,21 @@ CONCURRENT = 64
 
 CONNECT = 10.0
 """Seconds to wait for a connection."""
+
+
+def refuse_lora(lvlm: LVLM) -> None:
+    """Refuse an engine for a backbone whose LoRA is not in the weights of an LLM that the engine can serve.
+
+    Raises:
+        CraftError: it is such a backbone.
+    """
+    backbone = lvlm.backbone
+    if has_image_lora(backbone.llm) or (backbone.borrowed is not None and backbone.borrowed.lora):
+        raise CraftError(
+            f"The LLM of {lvlm.name} has LoRA beside its weights, which an engine that serves the LLM does "
+            "not have, so it would answer otherwise. Leave --engine out, or use a backbone of `craft align "
+            "--set lora.scope=all`, whose llm/ has LoRA merged in."
+        )
 
 
 class EngineError(CraftError):

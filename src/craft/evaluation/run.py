@@ -8,6 +8,7 @@ from craft.core.progress import say
 from craft.data import LETTERS, Sample
 from craft.evaluation.ask import Replies, ask
 from craft.evaluation.config import EvalConfig, EvalSettings, Protocol
+from craft.evaluation.engine import refuse_lora
 from craft.evaluation.lengths import announce_long_answers, check_questions
 from craft.evaluation.matching import (
     answered_by_letter,
@@ -58,6 +59,8 @@ def evaluate_lvlm(
     """
     config = EvalConfig.build(config, overrides)
     lvlm.check_keep_ratio(config.keep_ratio)
+    if config.engine is not None:
+        refuse_lora(lvlm)
     lvlm.backbone.check_positions(config.keep_positions)
     bare = next((sample for sample in samples if not sample.choices), None)
     if config.protocol == "options" and bare is not None:

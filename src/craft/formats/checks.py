@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from craft.core.errors import CheckpointError
 from craft.core.files import read_json
 from craft.core.records import Record, Size, check_record
+from craft.models.image_lora import ImageLora, Scope
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -61,6 +62,7 @@ class _Native(Record):
     prompt: str
     dtype: str
     llm: str | None = Field(default=None, min_length=1)
+    lora_scope: Scope = "all"
 
 
 class _Visual(Record):
@@ -210,8 +212,14 @@ def _check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], wh
 
 
 @torch.no_grad()
-def add_factors(llm: nn.Module, lora: dict[str, Tensor], where: Path) -> None:
-    """Change W to W + B A in place, for every linear map with factors in `lora`; float32, rounded once.
+def add_factors(llm: nn.Module, lora: Mapping[str, Tensor], where: Path, scope: Scope = "all") -> None:
+    """Add LoRA to every linear map with factors in `lora`.
+
+    Args:
+        llm: the LLM, which is changed.
+        lora: factors `M.A` `[r, in]` and `M.B` `[out, r]`.
+        where: their file, for messages.
+        scope: "all" changes W to W + B A (float32, rounded once); "image" keeps W (`ImageLora`).
 
     Raises:
         CheckpointError: a factor is missing, or of another shape than the LLM's weight.
@@ -219,7 +227,15 @@ def add_factors(llm: nn.Module, lora: dict[str, Tensor], where: Path) -> None:
     weights = dict(llm.named_parameters())
     for name in sorted({key.rpartition(".")[0] for key in lora}):
         weight, a, b = weights.get(f"{name}.weight"), lora.get(f"{name}.A"), lora.get(f"{name}.B")
-        fits = weight is not None and a is not None and b is not None and a.ndim == b.ndim == 2
-        if not fits or (b.shape[0], a.shape[1]) != weight.shape or b.shape[1] != a.shape[0]:  # type: ignore[union-attr]
+        module = llm.get_submodule(name) if weight is not None else None
+        if (
+            (weight is None or a is None or b is None or not a.ndim == b.ndim == 2)
+            or ((b.shape[0], a.shape[1]) != weight.shape or b.shape[1] != a.shape[0])
+            or not isinstance(module, nn.Linear)
+        ):
             raise CheckpointError(f"{where} does not fit the LLM at {name}; it is from another model.")
-        weight.copy_((weight.float() + b.float() @ a.float()).to(weight.dtype))  # type: ignore[union-attr]
+        if scope == "all":
+            weight.copy_((weight.float() + b.float() @ a.float()).to(weight.dtype))
+        else:
+            parent, _, child = name.rpartition(".")
+            setattr(llm.get_submodule(parent), child, ImageLora(module, a, b))

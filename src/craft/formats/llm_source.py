@@ -5,8 +5,9 @@ reads the LLM from where it is published:
 
     FAMILY/BACKBONE/{craft.json ("llm": NAME), projector/, lora/model.safetensors, README.md}
 
-`lora/model.safetensors` has factors `M.A` `[r, in]` and `M.B` `[out, r]` for linear maps M of the LLM, whose
-weight becomes W + B A. CRAFT adds them once, while it loads the backbone.
+`lora/model.safetensors` has factors `M.A` `[r, in]` and `M.B` `[out, r]` for linear maps M of the LLM. With
+"lora_scope": "image" in `craft.json`, the weight W of M acts as W + B A on prompts with an image. With "all",
+which a file without the entry means, W becomes W + B A while CRAFT loads the backbone.
 """
 
 import io
@@ -34,7 +35,11 @@ from craft.formats.checks import add_factors
 from craft.formats.names import hub_folder, is_hub_id, shipped, shipped_folder
 from craft.formats.weight_folder import WeightFolder
 from craft.models.backbone import Borrowed
+from craft.models.image_lora import Scope
 from craft.models.llm_bits import keep_packing, packing
+
+LORA = Path("lora", "model.safetensors")
+"""The file of LoRA factors in the folder of a backbone."""
 
 LoadedLLM: TypeAlias = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 _FAST = {None, "TokenizersBackend", "PreTrainedTokenizerFast"}  # classes that add nothing to tokenizer.json
@@ -212,21 +217,24 @@ def _with_end_token(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def load_borrowed(
-    folder: Path, name: str, dtype: torch.dtype
+    folder: Path, name: str, dtype: torch.dtype, scope: Scope = "all"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Borrowed]:
     """A named LLM with LoRA added, its text tokenizer, and the `Borrowed` record.
 
     Args:
+        folder: the backbone's folder; without `lora/` in it, the LLM is unchanged.
         name: the LLM's name, as for `find_llm`.
-        dtype: of its weights; W + B A is computed in float32 and rounded once.
+        dtype: of its weights; with the scope "all", W + B A is computed in float32 and rounded once.
+        scope: the prompts on which LoRA acts.
 
     Raises:
         CraftError: as `find_llm`, or the factors do not fit the LLM.
     """
-    path = folder / "lora" / "model.safetensors"
+    path = folder / LORA
     borrowed = Borrowed(name, load_tensors(path) if path.is_file() else {})
-    llm, tokenizer = open_llm(name, torch.float32, download=False)  # the name is from a manifest
-    add_factors(llm, borrowed.lora, path)
+    opened = torch.float32 if scope == "all" else dtype
+    llm, tokenizer = open_llm(name, opened, download=False)  # the name is from a manifest
+    add_factors(llm, borrowed.lora, path, scope)
     return in_dtype(llm, dtype), tokenizer, borrowed
 
 

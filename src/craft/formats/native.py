@@ -4,6 +4,8 @@
     FAMILY/BACKBONE/{craft.json, projector/, llm/, README.md}   (llm/ or what `craft.formats.llm_source` says;
                                                                  projector/ or `craft.formats.table_folder`)
 
+LoRA that acts on prompts with an image only is beside the LLM, in `lora/` ("lora_scope": "image", version 2).
+
 A backbone whose `craft.json` names a vision tower ("tower:…") instead of a codebook is a continuous LVLM: it
 reads the features of the family's tower without quantisation. A family with only such backbones needs no
 codebook (its visual tokenizer has 0 levels).
@@ -14,6 +16,7 @@ codebook is never rounded: it is saved in that dtype only if no value changes, e
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +27,16 @@ from craft.core.errors import CheckpointError, CodebookMismatchError, ConfigErro
 from craft.core.files import PathLike, atomic_directory, read_json, write_json
 from craft.core.records import check_record
 from craft.core.tensors import hash_tensors, load_tensors, save_tensors
-from craft.formats.checks import build_with, cast, dtype_named, read_manifest, stored_dtype, under
-from craft.formats.llm_source import load_borrowed, load_tokenizer, quiet, read_llm
+from craft.formats.checks import (
+    add_factors,
+    build_with,
+    cast,
+    dtype_named,
+    read_manifest,
+    stored_dtype,
+    under,
+)
+from craft.formats.llm_source import LORA, load_borrowed, load_tokenizer, quiet, read_llm
 from craft.formats.table_folder import load_table, save_table
 from craft.formats.visual_folder import (
     VISUAL_FORMAT,
@@ -37,6 +48,7 @@ from craft.formats.visual_folder import (
     write_card,
 )
 from craft.models.backbone import Backbone
+from craft.models.image_lora import has_image_lora, image_factors
 from craft.models.llm_bits import refuse_packed
 from craft.models.lvlm import LVLM
 from craft.models.projector import Projector, ProjectorConfig
@@ -48,6 +60,7 @@ from craft.quantize.continuous import TOWER
 __all__ = ["NATIVE_FORMAT", "load_native", "load_visual", "save_native", "save_visual"]
 
 NATIVE_FORMAT, VERSION = "craft-native", 1
+_SCOPED = 2  # the version of a backbone whose LoRA acts on prompts with an image only
 _TRANSIENT = ("is_local", "local_files_only", "name_or_path")  # these describe where it was read from
 
 
@@ -102,21 +115,25 @@ def load_native(
     Raises:
         CheckpointError: a file is missing, damaged, or does not fit the others.
         CodebookMismatchError: the backbone was made for another codebook than the family's.
-        ConfigError: `llm_bits` is set for a backbone that names its LLM instead of holding it.
+        ConfigError: `llm_bits` is set for a backbone that names its LLM, or has LoRA beside it.
     """
     folder, target = Path(folder), resolve_device(device)
     precision = resolve_dtype(dtype, target)
-    manifest = read_manifest(folder / "craft.json", NATIVE_FORMAT, VERSION, "a backbone")
+    manifest = read_backbone_manifest(folder)
     if manifest["prompt"] not in FORMATS:
         raise CheckpointError(
             f"{folder / 'craft.json'} names prompt format {manifest['prompt']!r}; "
             f"this version has {', '.join(FORMATS)}."
         )
-    if llm_bits is not None and "llm" in manifest:
+    scope = manifest.get("lora_scope", "all")
+    if llm_bits is not None and ("llm" in manifest or scope == "image"):
         raise ConfigError(
             f"llm_bits={llm_bits} packs an LLM while it is read from its folder, but the backbone in "
-            f"{folder} takes its LLM from {manifest['llm']} and adds LoRA; leave llm_bits out."
+            f"{folder} takes its LLM from {manifest.get('llm', folder / 'llm')} and adds LoRA; leave llm_bits "
+            "out."
         )
+    if scope == "image" and not (folder / LORA).is_file():
+        raise CheckpointError(f"{folder} lacks {LORA}, the LoRA of its LLM; copy the whole folder again.")
     visual = load_visual(folder / str(manifest["visual"]), "cpu")
     if str(manifest["codebook"]).startswith(TOWER) and not visual.continuous:
         visual = visual.unquantised()
@@ -130,10 +147,12 @@ def load_native(
         )
     borrowed = None
     if "llm" in manifest:
-        llm, tokenizer, borrowed = load_borrowed(folder, str(manifest["llm"]), precision)
+        llm, tokenizer, borrowed = load_borrowed(folder, str(manifest["llm"]), precision, scope)
     else:
         llm = read_llm(folder / "llm", precision, llm_bits, target if llm_bits else None)
         tokenizer = load_tokenizer(folder / "llm")
+        if scope == "image":
+            add_factors(llm, load_tensors(folder / LORA), folder / LORA, scope)
     if (folder / "table").is_dir():
         reader: Projector | TokenTable = load_table(folder / "table", llm)
     else:
@@ -143,6 +162,15 @@ def load_native(
     remember_dtype(backbone, manifest["dtype"], folder / "craft.json")
     resolved = folder.resolve()
     return LVLM(visual, backbone, f"{resolved.parent.name}/{resolved.name}", resolved).to(target).eval()
+
+
+def read_backbone_manifest(folder: Path) -> dict[str, Any]:
+    """The `craft.json` of a backbone's folder.
+
+    Raises:
+        CheckpointError: as `read_manifest`.
+    """
+    return read_manifest(folder / "craft.json", NATIVE_FORMAT, _SCOPED, "a backbone")
 
 
 def _check_sizes(folder: Path, reader: Projector | TokenTable, visual: VisualTokenizer, width: int) -> None:
@@ -182,18 +210,21 @@ def _same_visual(folder: Path, visual: VisualTokenizer, dtype: str | None) -> No
 
 
 def _save_backbone(target: Path, backbone: Backbone, dtype: str) -> None:
-    precision = dtype_named(dtype, target)
+    precision, scoped = dtype_named(dtype, target), has_image_lora(backbone.llm)
     manifest = {
         "format": NATIVE_FORMAT,
-        "version": VERSION,
+        "version": _SCOPED if scoped else VERSION,
         "visual": "../visual",
         "codebook": backbone.codebook_fingerprint,
         "prompt": backbone.prompt,
         "dtype": dtype,
     }
     borrowed = backbone.borrowed
+    lora = cast(image_factors(backbone.llm), precision) if borrowed is None else borrowed.lora
     if borrowed is not None:
         manifest["llm"] = borrowed.name
+    if lora:
+        manifest["lora_scope"] = "image" if scoped else "all"
     with atomic_directory(target) as building:
         write_json(building / "craft.json", manifest)
         if backbone.projector is None:
@@ -205,18 +236,19 @@ def _save_backbone(target: Path, backbone: Backbone, dtype: str) -> None:
         if borrowed is None:
             _save_llm(building / "llm", backbone.llm, precision)
             _save_tokenizer(building / "llm", backbone.tokenizer)
-        elif borrowed.lora:
-            save_tensors(building / "lora" / "model.safetensors", borrowed.lora)
+        if lora:
+            save_tensors(building / LORA, lora)
         write_card(target, building, _backbone_card(target, backbone))
 
 
 def _save_llm(folder: Path, llm: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Save config, generation config and weights by transformers; tied weights once."""
+    """Save config, generation config and weights by transformers, without LoRA; tied weights once."""
     state: dict[str, Tensor] = {}
+    apart = image_factors(llm)
     storages: set[tuple[int, torch.Size]] = set()
     for name, tensor in llm.state_dict().items():
         key = (tensor.data_ptr(), tensor.shape)
-        if key not in storages:
+        if key not in storages and name not in apart:
             state[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
         storages.add(key)
     with quiet():

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 from craft.core.errors import CheckpointError, CraftError
 from craft.core.tokens import VisionTokens
 from craft.losses.sal import IGNORED
+from craft.models.image_lora import acting_on, has_image_lora
 from craft.models.projector import Projector
 from craft.models.prompts import Prompt, build_prompt, end_of_answer
 from craft.models.sequence_projector import SequenceProjector
@@ -287,7 +288,8 @@ class Backbone(nn.Module):
             positions: per sample its position ids int64 `[T_i]`; None: consecutive from 0.
 
         Returns:
-            `inputs_embeds`, `attention_mask`, `position_ids` as in `inputs`.
+            `inputs_embeds`, `attention_mask`, `position_ids` as in `inputs`. If the LLM has LoRA that acts on
+            prompts with an image only, also `images`, bool `[B]` on the CPU: whether the row has embeddings.
         """
         table = self.embeddings
         text = [segment for row in rows for segment in row if not segment.is_floating_point()]
@@ -307,11 +309,14 @@ class Backbone(nn.Module):
             span = slice(width - length, width) if padding == "left" else slice(0, length)
             mask[index, span] = True
             position_ids[index, span] = torch.arange(length) if positions is None else positions[index]
-        return {
+        spliced = {
             "inputs_embeds": torch.stack(embeds),
             "attention_mask": mask.to(self.device),
             "position_ids": position_ids.to(self.device),
         }
+        if has_image_lora(self.llm):
+            spliced["images"] = torch.tensor([any(s.is_floating_point() for s in row) for row in rows])
+        return spliced
 
     def _labels(self, prompts: Sequence[Prompt], mask: Tensor, padding: Side) -> Tensor:
         """int64 `[B, T]`: the answer's ids at the end of every row, -100 elsewhere."""
@@ -327,13 +332,20 @@ class Backbone(nn.Module):
         Args:
             inputs: as `inputs` or `splice` returns them; labels are not used.
         """
-        output = self.base_llm(
-            inputs_embeds=inputs["inputs_embeds"],
-            attention_mask=inputs["attention_mask"],
-            position_ids=inputs["position_ids"],
-            use_cache=False,
-        )
-        return output.last_hidden_state
+        return self.run(self.base_llm, inputs, use_cache=False).last_hidden_state
+
+    def run(self, part: nn.Module, inputs: dict[str, Tensor], **settings: Any) -> Any:
+        """The output of the LLM or its `base_llm`. LoRA with the scope "image" acts on rows with an image.
+
+        Args:
+            part: `llm` or `base_llm`.
+            inputs: as `inputs` or `splice` returns them; labels are not used. Without `images`, all rows have
+                an image.
+            settings: further arguments of the part.
+        """
+        names = ("inputs_embeds", "attention_mask", "position_ids")
+        with acting_on(inputs.get("images")):
+            return part(**{name: inputs[name] for name in names}, **settings)
 
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
         """Logits `[B, T, V]` at every position, for tests and inspection; training needs only a few."""

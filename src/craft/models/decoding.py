@@ -37,12 +37,25 @@ class Reading:
         mask: bool `[B, T]`, False on padding.
         last: int64 `[B, 1]`, the position id of each prompt's last token.
         logits: float32 `[B, V]` that predict the token after each prompt.
+        images: as `Backbone.splice` returns it, for the tokens that follow; None if it returns none.
     """
 
     cache: Cache
     mask: Tensor
     last: Tensor
     logits: Tensor
+    images: Tensor | None = None
+
+    def following(self, embeds: Tensor, mask: Tensor, positions: Tensor) -> dict[str, Tensor]:
+        """The LLM's inputs for n tokens after the prompts.
+
+        Args:
+            embeds: `[B, n, h]`.
+            mask: of all positions, including those in the cache.
+            positions: int64 `[B, n]`.
+        """
+        inputs = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}
+        return inputs if self.images is None else {**inputs, "images": self.images}
 
 
 @torch.no_grad()
@@ -55,7 +68,8 @@ def prefill(backbone: Backbone, inputs: dict[str, Tensor], cache: Cache | None =
     """
     cache = DynamicCache() if cache is None else cache
     logits = _logits(backbone, inputs, cache)
-    return Reading(cache, inputs["attention_mask"], inputs["position_ids"][:, -1:], logits)
+    last = inputs["position_ids"][:, -1:]
+    return Reading(cache, inputs["attention_mask"], last, logits, inputs.get("images"))
 
 
 @torch.no_grad()
@@ -140,7 +154,7 @@ def read(
         [rows[i][:2] for i in chosen], "left", [positions[i][: split[i]] for i in chosen]
     )
     cache = DynamicCache()
-    backbone.base_llm(**fronts, past_key_values=cache, use_cache=True)
+    backbone.run(backbone.base_llm, fronts, past_key_values=cache, use_cache=True)
     order = {image: index for index, image in enumerate(first)}
     select = torch.tensor([order[image] for image in image_of or ()], device=backbone.device)
     cache.batch_select_indices(select)
@@ -148,6 +162,7 @@ def read(
         [row[2:] for row in rows], "left", [p[n:] for p, n in zip(positions, split, strict=True)]
     )
     inputs["attention_mask"] = torch.cat([fronts["attention_mask"][select], inputs["attention_mask"]], dim=1)
+    inputs.pop("images", None)  # it describes the text after the images
     return prefill(backbone, inputs, cache)
 
 
@@ -203,8 +218,7 @@ def write(
         last = last + 1 if context is None else (last + 1).clamp(max=context - 1)  # of rows that are done
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         embeds = backbone.embeddings(chosen[:, None])
-        inputs = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": last}
-        logits = _logits(backbone, inputs, reading.cache)
+        logits = _logits(backbone, reading.following(embeds, mask, last), reading.cache)
     return rows, margins
 
 
@@ -315,13 +329,9 @@ def _score_in_turn(
 
 def _hidden(backbone: Backbone, reading: Reading, embeds: Tensor, mask: Tensor, offsets: Tensor) -> Tensor:
     """Last hidden states `[B, n, h]` of tokens that follow the prompts."""
-    return backbone.base_llm(
-        inputs_embeds=embeds,
-        attention_mask=mask,
-        position_ids=reading.last + 1 + offsets.to(backbone.device),
-        past_key_values=reading.cache,
-        use_cache=True,
-    ).last_hidden_state
+    inputs = reading.following(embeds, mask, reading.last + 1 + offsets.to(backbone.device))
+    output = backbone.run(backbone.base_llm, inputs, past_key_values=reading.cache, use_cache=True)
+    return output.last_hidden_state
 
 
 def largest(logits: Tensor) -> Tensor:
@@ -409,5 +419,5 @@ def option_ids(
 
 def _logits(backbone: Backbone, inputs: dict[str, Tensor], cache: Cache) -> Tensor:
     """float32 `[B, V]` after the last token."""
-    output = backbone.llm(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    output = backbone.run(backbone.llm, inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return output.logits[:, -1].float()

@@ -168,11 +168,7 @@ def advance(backbone: Backbone, reading: Reading, tokens: Sequence[int]) -> Read
     """Read one more token per row; the key/value cache is shared with `reading` and grows in place."""
     chosen = torch.tensor(tokens, dtype=torch.long, device=backbone.device)
     mask = torch.cat([reading.mask, reading.mask.new_ones(len(tokens), 1)], dim=1)
-    inputs = {
-        "inputs_embeds": backbone.embeddings(chosen[:, None]),
-        "attention_mask": mask,
-        "position_ids": reading.last + 1,
-    }
+    inputs = reading.following(backbone.embeddings(chosen[:, None]), mask, reading.last + 1)
     return prefill(backbone, inputs, reading.cache)
 
 

@@ -20,21 +20,23 @@ from craft.core.progress import say
 from craft.core.seeding import generator
 from craft.core.tensors import load_tensors
 from craft.evaluation.language import INSTRUCTIONS, check_language
-from craft.formats.checks import load_strict
+from craft.formats.checks import add_factors, load_strict
 from craft.formats.code_cache import ImageCodes
 from craft.formats.llm_source import Borrowed, open_llm
 from craft.formats.load import load, load_visual_tokenizer
-from craft.formats.native import save_native
+from craft.formats.native import read_backbone_manifest, save_native
 from craft.lessons.align import alignment
 from craft.lessons.packing import PackedRow
 from craft.lessons.rehearsal import Rehearsal, rehearse_alignment, rehearse_sizes
 from craft.models import paper_sizes
 from craft.models.backbone import Backbone
+from craft.models.image_lora import Scope, has_image_lora
 from craft.models.lvlm import LVLM
 from craft.models.projector import Projector
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.recipes.align_data import (
     ConversationSource,
+    check_images,
     check_turns,
     encode_sets,
     leave_out_cut_off,
@@ -157,12 +159,15 @@ def align(
                 for name, rows in stages.items()
             }
 
-            # 4. The backbone: LoRA merged or separate, the LLM's language after, the model card.
-            factors = take_lora(lvlm.backbone.llm, merge=True)
+            # 4. The backbone: LoRA merged, or for prompts with an image; the LLM's language after; the card.
+            scope = _scope_of(settings)
+            factors = take_lora(lvlm.backbone.llm, merge=scope == "all")
+            half = {name: value.to(torch.bfloat16) for name, value in factors.items()}
+            if scope == "image":
+                add_factors(lvlm.backbone.llm, half, run.path, scope)
             after = _language(lvlm, settings, None)
             llm_unchanged = settings.stage == "1" or settings.lora.rank > 0  # except for LoRA
             if llm_unchanged and not settings.lora.merge:
-                half = {name: value.to(torch.bfloat16) for name, value in factors.items()}
                 lvlm.backbone.borrowed = Borrowed(_lasting_name(settings.llm), half)
             folder = on_main(lambda: save_native(run.path, BACKBONE, _unrounded(lvlm, settings, visual)))
             language = {"before": before, "after": after}
@@ -222,6 +227,8 @@ def _open(
 ) -> tuple[LVLM, dict[str, list[PackedRow]], ImageCodes | None]:
     """The LVLM, the rows of each stage, and the codes. The vision tower runs once per image."""
     sets = read_sets(settings, **sources)
+    if _with_lora(settings) and _scope_of(settings) == "image":
+        check_images(sets)
     if not isinstance(visual, VisualTokenizer):
         visual = load_visual_tokenizer(settings.visual, settings.device, settings.dtype)
     visual.need_codes("Aligning an LLM")
@@ -329,6 +336,16 @@ def _earlier_factors(llm: torch.nn.Module, settings: AlignConfig) -> dict[str, T
     return factors
 
 
+def _scope_of(settings: AlignConfig) -> Scope:
+    """The prompts on which the LoRA of an alignment acts: as set, as in the earlier result, or "image"."""
+    if settings.lora.scope is not None:
+        return settings.lora.scope
+    source = None if settings.start is None else _earlier_part(user_path(settings.start), "lora")
+    if source is None:
+        return "image"
+    return read_backbone_manifest(source.parent).get("lora_scope", "all")
+
+
 def _earlier_part(folder: Path, part: str) -> Path | None:
     """The folder of a part ("projector" or "lora") of an earlier result: a run folder or a backbone."""
     file = "config.json" if part == "projector" else "model.safetensors"
@@ -415,6 +432,8 @@ def _backbone_card(
     trained = "the projector" if settings.stage == "1" else "projector and LLM"
     if settings.stage != "1" and settings.lora.rank:
         trained = f"the projector, and the LLM by LoRA of rank {settings.lora.rank}"
+        if has_image_lora(lvlm.backbone.llm):
+            trained += ", which acts on prompts with an image only"
     kinds = [name for name in ("captions", "data", "text") if name not in unused(settings)]
     sources = [source for name in kinds for source in getattr(settings, name)]
     lines = [

@@ -85,6 +85,22 @@ def read_sets(
     return sets
 
 
+def check_images(sets: Sets) -> None:
+    """Check that all conversations of stage 2 have an image, as LoRA with the scope "image" needs.
+
+    Raises:
+        DataError: some have none.
+    """
+    without = [c.origin or c.id for name in ("data", "text") for c in sets[name] if c.image is None]
+    if without:
+        more = f" (as have {len(without) - 1} more)" if len(without) > 1 else ""
+        raise DataError(
+            f'{without[0]} has no image{more}, and LoRA with the scope "image" neither learns from such '
+            "conversations nor acts on them: the LLM answers as before. Leave them out, or set "
+            "lora.scope=all."
+        )
+
+
 def check_turns(sets: Sets, lvlm: LVLM) -> None:
     """Check, before training, that the prompt format can write conversations of several turns.
 

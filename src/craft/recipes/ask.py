@@ -21,7 +21,7 @@ from craft.data.readers.tables import read_rows
 from craft.evaluation.ask import ask as ask_all
 from craft.evaluation.calibration import probabilities
 from craft.evaluation.config import AskConfig
-from craft.evaluation.engine import write_all
+from craft.evaluation.engine import refuse_lora, write_all
 from craft.formats.artefact import Artefact
 from craft.formats.code_cache import CodeCache, ImageCodes
 from craft.formats.load import load, load_artefact
@@ -111,6 +111,8 @@ def ask(
     )
     lvlm = base if artefact is None else base.with_encoder(artefact)
     lvlm.check_keep_ratio(settings.keep_ratio)
+    if settings.engine is not None:
+        refuse_lora(lvlm)
     temperature = float((artefact.manifest if artefact else {}).get("answer_temperature") or 1.0)
     asker = Asker(lvlm, settings, temperature, stream if len(wanted) == 1 or settings.together else None)
     if settings.together:

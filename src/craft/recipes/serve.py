@@ -7,7 +7,7 @@ import torch
 
 from craft.core.errors import ConfigError
 from craft.core.progress import say
-from craft.evaluation.engine import Engine
+from craft.evaluation.engine import Engine, refuse_lora
 from craft.formats.load import load
 from craft.serving.codes import BoundedCodes
 from craft.serving.settings import ServeConfig, access_of, read_keys
@@ -81,6 +81,8 @@ def serve(config: ServeConfig) -> None:
     access, folders = access_of(config), config.folders()
     lvlm = load(config.model, config.device, config.dtype, llm_bits=config.llm_bits)
     lvlm.check_keep_ratio(config.keep_ratio)
+    if config.engine is not None:
+        refuse_lora(lvlm)
     towers = Towers(lvlm, folders, config.encoders, config.max_encoders)
     worker = Worker(
         towers.base,

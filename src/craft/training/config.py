@@ -308,11 +308,14 @@ class AlignLoraConfig(LoraConfig):
 
     Attributes:
         rank: the rank of the update; 0 trains the whole LLM, as §8 does.
-        merge: save the LLM with LoRA merged in; False saves LoRA separately, and only the name of an LLM that
-            is otherwise unchanged.
+        scope: the prompts on which LoRA acts: those with an "image", so that the LLM answers all others as
+            before; or "all". None is the scope of `start` if that has LoRA, otherwise "image".
+        merge: save the LLM, with LoRA merged in if it acts on all prompts; False saves only the name of an
+            LLM that is otherwise unchanged, and LoRA separately.
     """
 
     rank: int = Field(default=0, ge=0)
+    scope: Literal["image", "all"] | None = None
     merge: bool = True
 
 
