@@ -2,7 +2,8 @@
 
     python scripts/measure_calibration.py apparel digits --seeds 0 1 2 --out docs/results/calibration.json
 
-Each encoder is adapted with the default settings and asked on its test split by the likeliest option.
+Each encoder is adapted with the default settings and asked on its test split by the likeliest option. Beside
+the results lies reliability.png, the diagram of the first encoder.
 """
 
 import argparse
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import craft
-from craft.core.files import write_json
+from craft.core.files import atomic_write_bytes, write_json
 from craft.core.provenance import machine
+from craft.pages.reliability import draw_reliability
 
 MODEL = "craft-tiny/qwen2"
 
@@ -47,6 +49,9 @@ def main() -> None:
         calibrated(domain, seed, arguments.work) for domain in arguments.domains for seed in arguments.seeds
     ]
     write_json(arguments.out, {"model": MODEL, "runs": runs, "provenance": machine()})
+    atomic_write_bytes(
+        arguments.out.with_name("reliability.png"), draw_reliability(runs[0]["calibration"])[0]
+    )
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def test_scored_options_have_a_reliability_diagram(craft, encoder, pictures, fam
     assert path.read_bytes() == drawn
     alone = craft(*words)  # the folder's answers are others now, and have no probabilities
     assert alone.status == 0 and "reliability" not in alone.out and not path.exists()
-    two = craft(*words, "--protocol", "options", "--seeds", "0", "1").out
+    two = craft(*words, "--protocol", "options", "--seeds", "0,1").out
     assert all(f"reliability diagram, seed {seed}: " in two for seed in (0, 1))
     assert (tmp_path / "out" / "reliability-1.png").is_file()
 

@@ -114,8 +114,9 @@ class EvalConfig(SeededSettings):
         engine: the address of a vLLM server of the same LLM, started with --enable-prompt-embeds, which
             writes the answers.
         llm_bits: hold the LLM in 4 or 8 bits (bitsandbytes): less memory, somewhat different answers.
-        out: a folder for report.json, every answer (samples-SEED.jsonl) and config.resolved.yaml;
-            `craft compare` reads it. In `craft.evaluate` it is the file for the answers.
+        out: a folder for report.json, every answer (samples-SEED.jsonl), config.resolved.yaml and, if options
+            are scored, reliability-SEED.png; `craft compare` reads it. In `craft.evaluate` it is the file for
+            the answers.
         device, dtype: as for `craft.load`.
     """
 
