@@ -8,7 +8,7 @@ Routing compares codes under the base tower, so no encoder is trained: what an a
 from its training images' codes under that tower. Development images are the validation slices of the four
 domains, and test images their test splits, with the held-out classes. General images are the art that
 craft-tiny learned from, in fresh poses on fresh backgrounds; those of the test are Twemoji's drawings that
-its training left out. Every domain's images are also routed without its own encoder: then they belong
+its training left out, each in several poses. There are no photographs among them. Every domain's images are also routed without its own encoder: then they belong
 nowhere.
 
 The share is the smallest of `SHARES` at which 95 % of the development images of the five kinds, each kind
@@ -51,8 +51,8 @@ def codes_of(lvlm: LVLM, samples: list[Sample]) -> Tensor:
     return lvlm.encode([sample.image for sample in samples]).codes
 
 
-def general(lvlm: LVLM, sprites: Sprites, held_out: bool, seed: int) -> Tensor:
-    """Codes of general images: drawings of training, or those that it left out."""
+def general(lvlm: LVLM, sprites: Sprites, held_out: bool, seed: int) -> tuple[Tensor, int]:
+    """Codes of general images, of drawings of training or of those that it left out; how many drawings."""
     generator = torch.Generator().manual_seed(seed)
     if held_out:
         rows = sprites.held_out.nonzero().flatten()
@@ -63,7 +63,7 @@ def general(lvlm: LVLM, sprites: Sprites, held_out: bool, seed: int) -> Tensor:
     for part in rows.split(50):
         pixels = augment(sprites.pixels[part], sprites.upright[part], generator)
         codes.append(lvlm.encode(pixels).codes)
-    return torch.cat(codes)
+    return torch.cat(codes), len(rows.unique())
 
 
 def routed(images: dict[str, Tensor], domains: dict[str, Domain]) -> dict[str, dict[str, int]]:
@@ -108,7 +108,9 @@ def main() -> None:
         counts[name] = torch.stack([code_counts(trained[name][..., n:], size) for n in range(levels)])
         asked = data.validation if arguments.choose else data.test
         images[name] = codes_of(lvlm, asked[:LIMIT])
-    images["general"] = general(lvlm, sprites, held_out=not arguments.choose, seed=int(arguments.choose))
+    images["general"], drawings = general(
+        lvlm, sprites, held_out=not arguments.choose, seed=int(arguments.choose)
+    )
 
     def domains(share: float) -> dict[str, Domain]:
         return {
@@ -126,6 +128,7 @@ def main() -> None:
     else:
         result = measured(images, domains(TYPICAL))
         counted = {kind: len(codes) for kind, codes in images.items()}
+        counted["drawings of the general images"] = drawings
         record["test"] = {"share": TYPICAL, "images": counted, **result, "machine": machine()}
     print(json.dumps(record["development" if arguments.choose else "test"], indent=1))
     write_json(OUT, record)
