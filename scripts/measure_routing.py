@@ -8,8 +8,8 @@ Routing compares codes under the base tower, so no encoder is trained: what an a
 from its training images' codes under that tower. Development images are the validation slices of the four
 domains, and test images their test splits, with the held-out classes. General images are the art that
 craft-tiny learned from, in fresh poses on fresh backgrounds; those of the test are Twemoji's drawings that
-its training left out, each in several poses. There are no photographs among them. Every domain's images are also routed without its own encoder: then they belong
-nowhere.
+its training left out, each in several poses. There are no photographs among them. Every domain's images are
+also routed without its own encoder: then they belong nowhere.
 
 The share is the smallest of `SHARES` at which 95 % of the development images of the five kinds, each kind
 weighted equally, go to the right tower or to the base tower.
