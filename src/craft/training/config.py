@@ -282,8 +282,7 @@ class AdaptConfig(LoopConfig):
         own = super().build(config)
         if own.data.name in (built.data.name, DataConfig().name):
             return built
-        rest = own.model_copy(update={"data": own.data.model_copy(update={"root": None})})
-        return super().build(rest, overrides)
+        return super().build(config, {"data.root": None, **overrides})  # a root in overrides wins
 
     def contrastive_weight(self, task: str) -> float:
         """λ_con for "classification" or "vqa" (§4.1), unless the config names one."""
