@@ -13,6 +13,7 @@ from cli.conftest import FAST
 from craft.core.tensors import load_tensors
 from craft.data import EMBEDDED
 from craft.formats.load import load
+from craft.training.config import AdaptConfig
 
 FAST_MATRIX = tuple(word.replace("batch_size", "adapt.batch_size") for word in FAST)
 
@@ -41,6 +42,24 @@ def test_adapt_takes_settings_in_three_ways(craft, family, pictures, tmp_path):
     assert settings["losses"]["commitment"]["weight"] == 0.25
     assert settings["data"]["answer_with"] == "letter"
     assert said.json["metrics"]["steps"] == 1 and len(said.json["held_out"]) == 1
+
+
+def test_the_root_of_a_configs_data_is_not_that_of_other_data(craft, family, pictures, tmp_path):
+    config = tmp_path / "mine.yaml"
+    config.write_text("data: {name: stanford-dogs, root: data/stanford-dogs, answer_with: letter}\n")
+    words = ("adapt", family / "llama", "--config", config, "--out", tmp_path / "run", *FAST)
+    said = craft(*words, "--data", pictures)
+    assert said.status == 0, said.err
+    assert f"--data {pictures}\n" in said.out and "--root" not in said.out
+    saved = yaml.safe_load((tmp_path / "run" / "config.resolved.yaml").read_text())["data"]
+    assert (saved["name"], saved["root"], saved["answer_with"]) == (str(pictures), None, "letter")
+    kept = AdaptConfig.build(config, {"data.name": "stanford-dogs", "seed": 1}).data
+    assert kept.root == "data/stanford-dogs"
+    for name in ("data.root", "root"):
+        chosen = AdaptConfig.build(config, {"data.name": str(pictures), name: "data/stanford-dogs"}).data
+        assert chosen.root == "data/stanford-dogs"
+    mine = {"data.root": "photos"}  # names no data
+    assert AdaptConfig.build(mine, {"data.name": "mine.jsonl"}).data.root == "photos"
 
 
 def test_adapt_dry_run_writes_nothing(craft, family, pictures, tmp_path):

@@ -92,6 +92,7 @@ class Training:
         """
         named = _named(
             {
+                "data.name": self.data,
                 "data.root": self.root,
                 "micro_batch": self.micro_batch,
                 "data.overlap": self.overlap,

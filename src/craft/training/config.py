@@ -3,8 +3,9 @@
 The docstrings are the text of docs/reference.md (`python scripts/write_reference.py`).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
@@ -214,6 +215,9 @@ class LoopConfig(Settings):
         return self.max_steps or max(1, round(self.epochs * samples / self.batch_size))
 
 
+A = TypeVar("A", bound="AdaptConfig")
+
+
 class AdaptConfig(LoopConfig):
     """Everything `craft adapt` needs.
 
@@ -264,6 +268,21 @@ class AdaptConfig(LoopConfig):
     questions_per_image: int = Field(default=1, ge=1)
     llm_bits: Literal[4, 8] | None = None
     compile: bool = False
+
+    @classmethod
+    def build(
+        cls: type[A],
+        config: Settings | Mapping[str, Any] | str | Path | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> A:
+        """As `Settings.build`. If overrides name other data than the config, its `data.root` is not used."""
+        built = super().build(config, overrides)
+        if built.data.root is None or config is None or not overrides:
+            return built
+        own = super().build(config)
+        if own.data.name in (built.data.name, DataConfig().name):
+            return built
+        return super().build(config, {"data.root": None, **overrides})  # a root in overrides wins
 
     def contrastive_weight(self, task: str) -> float:
         """λ_con for "classification" or "vqa" (§4.1), unless the config names one."""
