@@ -1,4 +1,4 @@
-"""The scope of the LoRA of craft-tiny/smollm2, for "scope" in docs/results/smollm2.json (`make smollm2` first).
+"""The LoRA of craft-tiny/smollm2 by its scope: "scope" in docs/results/smollm2.json (needs `make smollm2`).
 
 python scripts/measure_lora_scope.py [--dtypes float32 bfloat16] [--questions 300] [--batch 16]
 
