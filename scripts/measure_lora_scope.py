@@ -92,7 +92,7 @@ def with_images(models: dict[str, LVLM], count: int, batch: int) -> dict[str, An
 
 
 def main() -> None:
-    """Measure, and write the file after each dtype."""
+    """Measure, and write the result of each dtype; those of others stay."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -100,14 +100,15 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=300)
     parser.add_argument("--batch", type=int, default=16)
     args = parser.parse_args()
-    record: dict[str, Any] = {"command": "python scripts/measure_lora_scope.py", **machine()}
     for dtype in args.dtypes:
         with tempfile.TemporaryDirectory() as folder:
             models = read_all(dtype, Path(folder))
-        record[dtype] = {"without_images": without_images(models)}
-        say(f"{dtype}: {json.dumps(record[dtype])}")
-        record[dtype]["with_images"] = with_images(models, args.questions, args.batch)
-        write_json(OUT, {**read_json(OUT), "scope": record})
+        record = {**machine(), "without_images": without_images(models)}
+        say(f"{dtype}: {json.dumps(record)}")
+        record["with_images"] = with_images(models, args.questions, args.batch)
+        results = read_json(OUT)
+        scope = {**results.get("scope", {}), "command": "python scripts/measure_lora_scope.py", dtype: record}
+        write_json(OUT, {**results, "scope": scope})
 
 
 if __name__ == "__main__":
