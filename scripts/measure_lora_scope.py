@@ -1,6 +1,6 @@
 """The LoRA of craft-tiny/smollm2 by its scope: "scope" in docs/results/smollm2.json (needs `make smollm2`).
 
-python scripts/measure_lora_scope.py [--dtypes float32 bfloat16] [--questions 300] [--batch 16]
+python scripts/measure_lora_scope.py [--dtypes float32 bfloat16] [--questions 300, or 0] [--batch 16]
 
 The same weights are read three times: the published LLM, LoRA on all prompts (as before), and LoRA on prompts
 with an image. Without images: perplexity of held-out text, and greedy answers. With images: training
@@ -105,7 +105,8 @@ def main() -> None:
             models = read_all(dtype, Path(folder))
         record = {**machine(), "without_images": without_images(models)}
         say(f"{dtype}: {json.dumps(record)}")
-        record["with_images"] = with_images(models, args.questions, args.batch)
+        if args.questions:
+            record["with_images"] = with_images(models, args.questions, args.batch)
         results = read_json(OUT)
         scope = {**results.get("scope", {}), "command": "python scripts/measure_lora_scope.py", dtype: record}
         write_json(OUT, {**results, "scope": scope})
