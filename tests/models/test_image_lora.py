@@ -12,6 +12,7 @@ from PIL import Image
 
 from builders import tiny_images, tiny_lvlm
 from craft.core.errors import CheckpointError, ConfigError, CraftError
+from craft.core.tensors import load_tensors
 from craft.evaluation.engine import refuse_lora
 from craft.evaluation.language import TEXTS, check_language
 from craft.evaluation.run import evaluate_lvlm
@@ -170,6 +171,9 @@ def test_a_saved_backbone_keeps_the_scope(tmp_path, borrowed):
     manifest = json.loads((folder / "craft.json").read_text())
     assert (manifest["version"], manifest["lora_scope"]) == (2, "image")  # an older CRAFT refuses it
     assert (folder / "llm").is_dir() is not borrowed
+    if not borrowed:  # LoRA is in lora/, not among the LLM's weights too
+        stored = load_tensors(folder / "llm/model.safetensors")
+        assert stored.keys() == load_tensors(tmp_path / "bare/llama/llm/model.safetensors").keys()
     loaded = load(folder, "cpu", "float32")
     assert part_hashes(loaded) == part_hashes(scoped) != part_hashes(bare)
     text = [m.backbone.logits(m.backbone.inputs(None, TEXTS[:2])) for m in (bare, loaded)]
