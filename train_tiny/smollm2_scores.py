@@ -131,7 +131,8 @@ and after the training. LoRA acted on all prompts in these measurements, as in t
 
 Now LoRA acts on prompts with an image only (`lora_scope` in `craft.json`). Without an image, the LLM answers
 as it is published, token for token; `"lora_scope": "all"` brings back what was trained. What follows is
-without an image, before the training and with LoRA: perplexity of held-out text {before} and {after}, and answers.
+without an image, before the training and with LoRA: perplexity of held-out text {before} and {after},
+and answers.
 
 {_line(["question", "before", "after"])}
 {_line(["---"] * 3)}
