@@ -1,6 +1,6 @@
-"""The scope of the LoRA of craft-tiny/smollm2, for "scope" in docs/results/smollm2.json (`make smollm2` first).
+"""The LoRA of craft-tiny/smollm2 by its scope: "scope" in docs/results/smollm2.json (needs `make smollm2`).
 
-python scripts/measure_lora_scope.py [--dtypes float32 bfloat16] [--questions 300] [--batch 16]
+python scripts/measure_lora_scope.py [--dtypes float32 bfloat16] [--questions 300, or 0] [--batch 16]
 
 The same weights are read three times: the published LLM, LoRA on all prompts (as before), and LoRA on prompts
 with an image. Without images: perplexity of held-out text, and greedy answers. With images: training
@@ -92,7 +92,7 @@ def with_images(models: dict[str, LVLM], count: int, batch: int) -> dict[str, An
 
 
 def main() -> None:
-    """Measure, and write the file after each dtype."""
+    """Measure, and write the result of each dtype; those of others stay."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -100,14 +100,16 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=300)
     parser.add_argument("--batch", type=int, default=16)
     args = parser.parse_args()
-    record: dict[str, Any] = {"command": "python scripts/measure_lora_scope.py", **machine()}
     for dtype in args.dtypes:
         with tempfile.TemporaryDirectory() as folder:
             models = read_all(dtype, Path(folder))
-        record[dtype] = {"without_images": without_images(models)}
-        say(f"{dtype}: {json.dumps(record[dtype])}")
-        record[dtype]["with_images"] = with_images(models, args.questions, args.batch)
-        write_json(OUT, {**read_json(OUT), "scope": record})
+        record = {**machine(), "without_images": without_images(models)}
+        say(f"{dtype}: {json.dumps(record)}")
+        if args.questions:
+            record["with_images"] = with_images(models, args.questions, args.batch)
+        results = read_json(OUT)
+        scope = {**results.get("scope", {}), "command": "python scripts/measure_lora_scope.py", dtype: record}
+        write_json(OUT, {**results, "scope": scope})
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from craft.core.files import write_json
 from craft.core.tensors import load_tensors
 from craft.formats.llm_source import load_tokenizer, read_llm
 from craft.formats.native import save_native, save_visual
@@ -43,11 +44,16 @@ def backbone(folder: Path, fingerprint: str) -> Backbone:
 
 
 def add_smollm2(folder: Path, out: Path, fingerprint: str) -> Path:
-    """Copy the result of `train_tiny.smollm2`: projector, LoRA, the LLM's name and the model card."""
+    """Copy the result of `train_tiny.smollm2`: projector, LoRA, the LLM's name and the model card.
+
+    LoRA then acts on prompts with an image only, so that without one the LLM answers as published.
+    """
     manifest = json.loads((folder / "backbone/craft.json").read_text())
     if manifest["codebook"] != fingerprint or manifest.get("llm") != "smollm2":
         raise SystemExit(f"{folder} is not a SmolLM2 backbone of codebook {fingerprint}")
-    return Path(shutil.copytree(folder / "backbone", out / "smollm2", dirs_exist_ok=True))
+    copied = Path(shutil.copytree(folder / "backbone", out / "smollm2", dirs_exist_ok=True))
+    write_json(copied / "craft.json", {**manifest, "version": 2, "lora_scope": "image"})
+    return copied
 
 
 def add_continuous(folder: Path, out: Path, visual: VisualTokenizer) -> Path:

@@ -309,6 +309,7 @@ def train(
         "checkpoint_every": 50,
         "learning_rate": args.learning_rate,
         "lora__merge": False,
+        "lora__scope": "all",  # it also trains on text; `assemble` sets the scope "image"
     }
     first, minutes = args.start or args.out / "first", 0.0
     if not args.start:

@@ -123,13 +123,16 @@ Greedy answers about {settings["test"]} images, shares that are correct word for
 with the option's text; naming; the option in front of a reason. Then the share of answers to "Justify your
 answer." that contain a reason (at least three words that are not in the question), and the words per answer
 when only the option is asked for. "Described in words": no image, a sentence says what it would show, before
-and after the training.
+and after the training. LoRA acted on all prompts in these measurements, as in training.
 
 {_line(["", *columns.values()])}
 {_line(["---"] * (len(columns) + 1))}
 {chr(10).join(rows)}
 
-Without images: perplexity of held-out text {before} before and {after} after the training. Instructions:
+Now LoRA acts on prompts with an image only (`lora_scope` in `craft.json`). Without an image, the LLM answers
+as it is published, token for token; `"lora_scope": "all"` brings back what was trained. What follows is
+without an image, before the training and with LoRA: perplexity of held-out text {before} and {after},
+and answers.
 
 {_line(["question", "before", "after"])}
 {_line(["---"] * 3)}

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from builders import tiny_codebook
 from craft.core.files import read_json
 from craft.core.tensors import load_tensors
-from craft.evaluation.language import INSTRUCTIONS
+from craft.evaluation.language import INSTRUCTIONS, TEXTS, perplexity
 from craft.formats import llm_source
 from craft.formats.artefact import save_artefact
 from craft.formats.checks import load_strict
@@ -58,6 +58,7 @@ def test_what_is_shipped_fits_the_llm():
     told = read_json(folder / "craft.json")
     family = read_json(shipped_folder("craft-tiny/qwen2") / "craft.json")
     assert (told["llm"], told["codebook"]) == ("smollm2", family["codebook"])
+    assert (told["lora_scope"], told["version"]) == ("image", 2)
     factors = load_tensors(folder / "lora/model.safetensors")
     with torch.device("meta"):
         llm = LlamaForCausalLM(SMOLLM2)
@@ -127,6 +128,24 @@ def test_the_shipped_backbone_answers():
     assert "Paris" in lvlm.answer(None, [QUESTION], 8)[0]
     tokens = lvlm.encode(torch.zeros(1, 3, lvlm.visual.image_size, lvlm.visual.image_size))
     assert lvlm.answer(tokens, ["What is shown in the image?"])[0]
+
+
+@installed
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_text_is_answered_by_the_published_llm_token_for_token(dtype):
+    """LoRA acts on prompts with an image only, so the rest is SmolLM2 as it is published."""
+    lvlm = load("craft-tiny/smollm2", "cpu", dtype)
+    llm, tokenizer = open_llm("smollm2", getattr(torch, dtype))
+    old = lvlm.backbone
+    bare = Backbone(old.reader, llm, tokenizer, old.prompt, old.codebook_fingerprint).eval()
+    with torch.no_grad():
+        for text in (*INSTRUCTIONS, *TEXTS):
+            logits = [one.logits(one.inputs(None, [text])) for one in (bare, old)]
+            assert torch.equal(*logits)
+    said = [generate(one, None, list(INSTRUCTIONS), 32) for one in (bare, old)]
+    assert said[0] == said[1]
+    if dtype == "float32":
+        assert perplexity(old, TEXTS) == perplexity(bare, TEXTS) < 32
 
 
 @installed

@@ -18,6 +18,7 @@ from craft.core.tensors import hash_tensors, load_tensors, save_tensors
 from craft.data.chats import Conversation
 from craft.formats.llm_source import open_llm
 from craft.formats.native import save_native
+from craft.models.image_lora import image_factors
 from craft.models.visual_tokenizer import VisualTokenizer
 from craft.recipes.align import align, rehearse
 from craft.recipes.align_data import read_sets
@@ -190,7 +191,59 @@ def test_lora_apart(family, chat, tmp_path):
         if path.name != "README.md":
             assert path.read_bytes() == (again / path.relative_to(result.backbone)).read_bytes()
     (tmp_path / "run/backbone/lora/model.safetensors").unlink()
-    assert weights(craft.load(result.out)) != weights(loaded)
+    with pytest.raises(CheckpointError, match=r"lacks lora/model\.safetensors, the LoRA of its LLM"):
+        craft.load(result.out)
+
+
+@pytest.mark.parametrize("merge", [True, False], ids=["held", "named"])
+def test_lora_acts_on_prompts_with_an_image_only(family, chat, tmp_path, merge):
+    """Without an image the aligned LLM is the LLM it was, to the last bit; with one it is not."""
+    settings = {**FAST, "lora.rank": 2, "lora.merge": merge, "dtype": "float32"}
+    result = align(family / "llama", family, chat / "chat.json", "2", tmp_path / "run", **settings)
+    assert result.language["before"] == result.language["after"]
+    assert (result.backbone / "llm").is_dir() is merge
+    assert json.loads((result.backbone / "craft.json").read_text())["lora_scope"] == "image"
+    assert "which acts on prompts with an image only" in (result.backbone / "README.md").read_text()
+    bare, image = craft.load(family / "llama"), Image.new("RGB", (32, 32), COLOURS["red"])
+    for lvlm in (result.lvlm, craft.load(result.out)):
+        if merge and lvlm is not result.lvlm:  # it is on disk in bfloat16, as every new backbone
+            for weight in bare.backbone.llm.parameters():
+                weight.data = weight.data.bfloat16().float()
+        prompts = [m.backbone.inputs(None, ["Say hello.", "Why?"]) for m in (bare, lvlm)]
+        logits = [m.backbone.logits(inputs) for m, inputs in zip((bare, lvlm), prompts, strict=True)]
+        assert torch.equal(*logits)
+        tokens = lvlm.encode([image])
+        inputs = lvlm.backbone.inputs(tokens, ["What colour?"])
+        with_lora = lvlm.backbone.logits(inputs)
+        for factor in image_factors(lvlm.backbone.llm).values():
+            factor.zero_()
+        assert (with_lora - lvlm.backbone.logits(inputs)).abs().max() > 1e-3
+
+
+def test_the_scope_of_lora(family, chat, tmp_path):
+    """As set, as in the result that a run starts from, or `image`; text cannot train LoRA that spares it."""
+    words, settings = (family / "llama", family, chat / "chat.json", "2"), {**FAST, "lora.rank": 2}
+    text = {"text": chat / "text.json", "text_share": 0.25}
+
+    def scope(name, **more):
+        result = align(*words, tmp_path / name, **{**settings, **more})
+        record = json.loads((result.backbone / "craft.json").read_text())
+        changed = result.language["before"]["perplexity"] != result.language["after"]["perplexity"]
+        assert changed is (record.get("lora_scope") != "image")
+        return record.get("lora_scope"), record["version"]
+
+    assert scope("merged", **text, **{"lora.scope": "all"}) == (None, 1)  # nothing is kept apart
+    apart = {"lora.scope": "all", "lora.merge": False}
+    assert scope("all", **apart) == ("all", 1)
+    assert scope("image") == ("image", 2)
+    for first, expected in (("all", "all"), ("image", "image")):
+        more = {"start": str(tmp_path / first), "lora.merge": False}
+        assert scope(f"again-{first}", **more)[0] == expected
+    assert scope("other", start=str(tmp_path / "all"), **{"lora.scope": "image"})[0] == "image"
+    for start in (align, rehearse):
+        with pytest.raises(DataError, match=r"text\.json.* has no image, and LoRA .*set lora\.scope=all"):
+            start(*words, tmp_path / "none", **settings, **text)
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_visual_tokenizer_is_written_as_the_family_has_it(family, chat, tmp_path):

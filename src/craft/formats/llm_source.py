@@ -232,10 +232,11 @@ def load_borrowed(
     """
     path = folder / LORA
     borrowed = Borrowed(name, load_tensors(path) if path.is_file() else {})
-    opened = torch.float32 if scope == "all" else dtype
+    merged = scope == "all"
+    opened = torch.float32 if merged else dtype
     llm, tokenizer = open_llm(name, opened, download=False)  # the name is from a manifest
     add_factors(llm, borrowed.lora, path, scope)
-    return in_dtype(llm, dtype), tokenizer, borrowed
+    return in_dtype(llm, dtype) if merged else llm, tokenizer, borrowed
 
 
 # An LLM and its text tokenizer from a transformers folder

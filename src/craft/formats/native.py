@@ -127,10 +127,10 @@ def load_native(
         )
     scope = manifest.get("lora_scope", "all")
     if llm_bits is not None and ("llm" in manifest or scope == "image"):
+        source = manifest.get("llm", folder / "llm")
         raise ConfigError(
             f"llm_bits={llm_bits} packs an LLM while it is read from its folder, but the backbone in "
-            f"{folder} takes its LLM from {manifest.get('llm', folder / 'llm')} and adds LoRA; leave llm_bits "
-            "out."
+            f"{folder} takes its LLM from {source} and adds LoRA; leave llm_bits out."
         )
     if scope == "image" and not (folder / LORA).is_file():
         raise CheckpointError(f"{folder} lacks {LORA}, the LoRA of its LLM; copy the whole folder again.")
