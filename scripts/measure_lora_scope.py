@@ -1,4 +1,4 @@
-"""The LoRA of craft-tiny/smollm2 by its scope: "scope" in docs/results/smollm2.json (needs `make smollm2`).
+"""The scope of the LoRA of craft-tiny/smollm2: "scope" in docs/results/smollm2.json (`make smollm2` first).
 
 python scripts/measure_lora_scope.py [--dtypes float32 bfloat16] [--questions 300, or 0] [--batch 16]
 
