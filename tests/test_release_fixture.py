@@ -71,7 +71,9 @@ def test_an_interrupted_adaptation_resumes_to_the_tower_of_the_unbroken_run(rele
         assert made.prior.tolist() == EXPECTED["prior"]
 
 
-@pytest.mark.skipif(not SAME_MACHINE, reason="the new projector is scaled by a sum, rounded otherwise here")
+@pytest.mark.skipif(
+    not SAME_MACHINE, reason="only the kind of machine that wrote the fixture rounds as it does"
+)
 def test_an_interrupted_alignment_resumes_to_the_projector_of_the_unbroken_run(release, capsys):
     assert main(["align", "--config", "align/config.resolved.yaml", "--resume"]) == 0
     assert "resuming after step 3 of 6" in capsys.readouterr().err

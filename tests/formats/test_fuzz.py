@@ -124,6 +124,8 @@ def test_the_crafted_manifests_of_the_issue(run, tmp_path):
         "vision_tower": 5,
         "version": 99,
         "config": ["surrogate"],
+        "departures": "abc",
+        "typical_score": "abc",
     }.items():
         path.write_text(json.dumps({**whole, field: value}))
         with pytest.raises(CheckpointError, match=rf"craft\.json.*{field}"):

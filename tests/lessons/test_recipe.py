@@ -7,9 +7,11 @@ from craft.core.errors import ConfigError
 from craft.data import load_data
 from craft.evaluation.config import TransferConfig
 from craft.lessons.recipe import departures, recipe_line
+from craft.quantize.search import Choice
 from craft.recipes.adapt import adapt
 from craft.recipes.baseline import tune
 from craft.training.config import AdaptConfig, BaselineConfig
+from craft.training.lesson import Settled
 from craft.training.run_folder import read_record
 
 PAPER = {
@@ -79,6 +81,12 @@ def test_departures_are_those_that_the_run_uses(digits):
     without_retention = departures(AdaptConfig.build({"losses.retention.weight": 0}), digits)
     assert without_retention["blend"] == 0.3  # few classes, by default
     assert not any("contrastive" in n or "retention" in n for n in departures(BaselineConfig(), digits))
+
+
+def test_a_resumed_run_of_a_version_without_retention_departs_as_it_trains(digits):
+    earlier = Settled(Choice("exact", ""), blend=0.3)
+    assert "losses.retention.weight" not in departures(AdaptConfig(), digits, earlier)
+    assert departures(AdaptConfig(), digits, earlier)["blend"] == 0.3
 
 
 def test_the_line_at_the_start():

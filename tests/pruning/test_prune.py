@@ -299,7 +299,7 @@ def test_padded_tokens_are_refused():
         prune_tokens(ragged, prior, 0.4)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @every_strategy
 def test_the_same_sets_on_a_gpu(strategy):
     codes = torch.randint(60, (32, 256), generator=torch.Generator().manual_seed(1)) // 3

@@ -88,6 +88,8 @@ class _Encoder(Record):
     seed: int | None = None
     made_with: dict[str, Any] | None = None
     answer_temperature: float | None = Field(default=None, gt=0, le=1000)
+    typical_score: float | None = Field(default=None, le=0, allow_inf_nan=False)
+    departures: dict[str, Any] | None = None
 
 
 class _Tuned(_Encoder):

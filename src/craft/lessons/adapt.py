@@ -123,10 +123,7 @@ def settle(
     Raises:
         ConfigError: the search cannot run here, or was removed.
     """
-    if earlier is not None and earlier.retention is None:
-        retention = 0.0
-    else:
-        retention = retention_weight(config.losses.retention.weight, samples)
+    retention = retention_weight(config.losses.retention.weight, samples, earlier)
     blend = kept_share(config.blend, samples, retention)
     search = chosen_search(lvlm, config, earlier)
     if config.search != "exact":

@@ -8,16 +8,18 @@ from craft.core.text import flat
 from craft.data import Data
 from craft.lessons.retention import kept_share, retention_weight
 from craft.training.config import PRESETS, AdaptConfig, BaselineConfig
+from craft.training.lesson import Settled
 
 
-def departures(config: AdaptConfig, data: Data) -> dict[str, Any]:
+def departures(config: AdaptConfig, data: Data, earlier: Settled | None = None) -> dict[str, Any]:
     """The settings that the paper's recipe has otherwise, by dotted name, as this run uses them.
 
     Args:
         config: all settings.
         data: decides what a weight of None is.
+        earlier: the choices of the run to resume.
     """
-    retention = retention_weight(config.losses.retention.weight, data.train)
+    retention = retention_weight(config.losses.retention.weight, data.train, earlier)
     used = flat(config.model_dump(mode="json")) | {
         "losses.retention.weight": retention,
         "blend": kept_share(config.blend, data.train, retention),

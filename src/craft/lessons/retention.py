@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from craft.core.seeding import rng
 from craft.data import Sample
 from craft.models.vision_tower import VisionTower, forward_of
-from craft.training.lesson import do_nothing
+from craft.training.lesson import Settled, do_nothing
 
 FEW = 30
 """The number of classes below which both remedies apply. With fewer, a tower learns to distinguish only these
@@ -43,15 +43,21 @@ def class_count(samples: Sequence[Sample]) -> int:
 # The retention loss
 
 
-def retention_weight(weight: float | None, samples: Sequence[Sample]) -> float:
+def retention_weight(
+    weight: float | None, samples: Sequence[Sample], earlier: Settled | None = None
+) -> float:
     """The weight of the retention loss.
 
     Args:
         weight: the setting; None is `RETENTION_OF_FEW` with fewer than `FEW` classes, else 0.
         samples: the training set.
+        earlier: the choices of the run to resume. A run that a version without this loss started continues
+            without it.
 
     The default was chosen on development images (`docs/results/development.md`).
     """
+    if earlier is not None and earlier.retention is None:
+        return 0.0
     if weight is not None:
         return weight
     return RETENTION_OF_FEW if class_count(samples) < FEW else 0.0

@@ -31,6 +31,7 @@ from craft.recipes.questions import describe, open_data, take
 from craft.training.config import AdaptConfig, LoopConfig
 from craft.training.engine import join_processes, loading_device, sharding_requested
 from craft.training.fit import FitResult
+from craft.training.lesson import Settled
 from craft.training.order import micro_batches
 from craft.training.run_folder import RunFolder
 
@@ -248,7 +249,7 @@ def begin(
         raise ConfigError(f"{data.name} is not the data that the run in {run.path} began with; restore it.")
     run.update(data=describe(data, settings.data), data_fingerprint=data.fingerprint, **facts)
     run.update(held_out=list(data.held_out), seed=settings.seed, surrogate=lvlm.name)
-    departing = departures(settings, data)
+    departing = departures(settings, data, Settled.of(run.record))
     run.update(departures=departing)
     say(recipe_line(departing, settings.preset))
 
